@@ -1,0 +1,211 @@
+"""Artifact: a folder with a model file and ``manifest.json``, which is written last.
+
+A folder without a manifest is not an artifact; one whose bytes differ from its manifest does not
+load.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit import outputs, schema
+from edgekit.errors import ArtifactError
+from edgekit.signature import Preprocessing, Signature
+from edgekit.version import __version__
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Format = Literal["keras", "tflite", "onnx"]
+Precision = Literal["float32", "float16", "int8"]
+FORMATS: tuple[str, ...] = ("keras", "tflite", "onnx")
+PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8")
+
+#: Packages whose version can change a result; those installed are recorded.
+_RECORDED_PACKAGES = (
+    "numpy",
+    "tensorflow",
+    "tf-keras",
+    "tensorflow-model-optimization",
+    "tf2onnx",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The float model that an artifact was made from.
+
+    Attributes:
+        path: Where it was, as given.
+        sha256: Of its model file.
+    """
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How the ranges of an int8 artifact were found.
+
+    Attributes:
+        data: Name of the calibration set.
+        sha256: Of the images, before preprocessing.
+        count: Number of images.
+        method: How a range was taken from the values.
+    """
+
+    data: str
+    sha256: str
+    count: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything needed to run an artifact and to tell where it came from.
+
+    Attributes:
+        model_id: Name that stays the same over formats and precisions.
+        files: SHA-256 of every other file in the folder; ``model_file`` is one of them.
+        runtime_options: Options which the runtime needs for the promised accuracy.
+        versions: Versions of the packages that had a part in it.
+        command: The command line that wrote it.
+        training: Free-form record of a training run: recipe, data, final metrics.
+        notes: What was done that a reader should know, a sentence each.
+    """
+
+    model_id: str
+    format: Format
+    precision: Precision
+    model_file: str
+    files: dict[str, str]
+    signature: Signature
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    source: Source | None = None
+    calibration: CalibrationRecord | None = None
+    runtime_options: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    training: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.model_file not in self.files:
+            raise ArtifactError(f"the manifest's model_file {self.model_file!r} is not among its files")
+        for name in self.files:
+            if name != Path(name).name or name in ("", ".", "..", MANIFEST):
+                raise ArtifactError(f"the manifest names a file outside its folder: {name!r}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that was checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as tables and gates call it."""
+        return self.path.resolve().name
+
+    @property
+    def model_path(self) -> Path:
+        """Path of the model file."""
+        return self.path / self.manifest.model_file
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file."""
+        return self.manifest.files[self.manifest.model_file]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model file."""
+        return self.model_path.stat().st_size
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artifact:
+        """Read the manifest and verify the SHA-256 of every file it names.
+
+        Raises:
+            ArtifactError: If the folder, the manifest or a file is missing, changed or unknown.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            problem = "is a file" if folder.exists() else "not found"
+            raise ArtifactError(
+                f"{folder} {problem}; expected an artifact folder, as `python -m edgekit.export` writes it"
+            )
+        if not (folder / MANIFEST).is_file():
+            raise ArtifactError(f"{folder} has no {MANIFEST}; it is not an artifact or was not finished")
+        manifest = schema.read_file(
+            Manifest,
+            folder / MANIFEST,
+            version=SCHEMA_VERSION,
+            error=ArtifactError,
+            what="an artifact manifest",
+        )
+        for name, expected in manifest.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise ArtifactError(f"{file} is missing; export the artifact again")
+            found = outputs.sha256_file(file)
+            if found != expected:
+                raise ArtifactError(
+                    f"{file} was changed: expected sha256 {expected[:12]}…, got {found[:12]}…; "
+                    f"export the artifact again"
+                )
+        return cls(folder, manifest)
+
+
+def write(
+    path: Path, files: Mapping[str, bytes | Path], manifest: dict[str, Any], *, force: bool
+) -> Artifact:
+    """Write an artifact folder: the files, then the manifest, then the rename.
+
+    Args:
+        path: The folder to make.
+        files: Content, or a file to copy, by name.
+        manifest: Arguments of :class:`Manifest` except ``files``; ``versions`` is filled in when
+            absent.
+        force: Replace a folder that is there.
+
+    Raises:
+        OutputExistsError: If ``path`` exists and ``force`` is false.
+    """
+    with outputs.new_folder(path, force=force) as folder:
+        for name, content in files.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, folder / name)
+            else:
+                (folder / name).write_bytes(content)
+        hashes = {name: outputs.sha256_file(folder / name) for name in files}
+        record = Manifest(**{"versions": package_versions(), **manifest, "files": hashes})
+        (folder / MANIFEST).write_text(schema.dumps(record) + "\n", encoding="utf-8")
+    return Artifact(path, record)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of edgekit, Python and the installed packages that can change a result."""
+    versions = {"edgekit": __version__, "python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,154 @@
+"""ImageSet: images, labels and their identity; and how a ``--data`` word becomes one."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidDataError, InvalidOptionError
+
+Split = Literal["train", "test", "calibration"]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images with labels, in memory or memory-mapped.
+
+    Attributes:
+        name: As tables call it.
+        images: uint8 ``[N, H, W, C]`` pixels, or float ``[N, ...]`` that is preprocessed already.
+        labels: int64 ``[N]`` class indices, or None for a calibration set without labels.
+        class_names: One a class; empty when unknown.
+        sha256: Of dtype, shape and bytes of images and labels.
+    """
+
+    name: str
+    images: npt.NDArray[Any]
+    labels: npt.NDArray[np.int64] | None
+    class_names: tuple[str, ...]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def head(self, limit: int | None) -> ImageSet:
+        """The first ``limit`` images; the identity changes with the content."""
+        if limit is None or limit >= len(self):
+            return self
+        labels = None if self.labels is None else self.labels[:limit]
+        return make(f"{self.name}[:{limit}]", self.images[:limit], labels, self.class_names)
+
+    def named(self, class_names: tuple[str, ...]) -> ImageSet:
+        """The same images with class names."""
+        return replace(self, class_names=class_names)
+
+
+def make(
+    name: str,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[Any] | None,
+    class_names: tuple[str, ...] = (),
+) -> ImageSet:
+    """Check arrays and give them an identity.
+
+    Raises:
+        InvalidDataError: If the arrays are empty, of a wrong dtype or rank, hold NaN or Inf, or
+            images and labels differ in number.
+    """
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise InvalidDataError(f"{name}: expected images as uint8 or float, got {images.dtype}")
+    if images.ndim < 2:
+        raise InvalidDataError(f"{name}: expected images [N, H, W, C], got shape {images.shape}")
+    if len(images) == 0:
+        raise InvalidDataError(f"{name}: the set is empty; expected at least one image")
+    if np.issubdtype(images.dtype, np.floating):
+        for start in range(0, len(images), 1024):
+            bad = ~np.isfinite(images[start : start + 1024])
+            if bad.any():
+                first = start + int(np.argwhere(bad)[0][0])
+                raise InvalidDataError(f"{name}: image {first} holds NaN or Inf; clean the data first")
+    if labels is not None:
+        labels = _checked_labels(name, labels, len(images))
+    return ImageSet(name, images, labels, class_names, _sha256(images, labels))
+
+
+def load(spec: str, split: Split) -> ImageSet:
+    """Turn a ``--data`` word into images.
+
+    Args:
+        spec: ``fashion_mnist``, or the path of an ``.npz`` with ``x`` and, unless for
+            calibration, ``y``.
+        split: Which part; an ``.npz`` is one part and serves any.
+
+    Raises:
+        InvalidOptionError: If the word is neither.
+        InvalidDataError: If the data is missing or broken.
+    """
+    if spec == "fashion_mnist":
+        from edgekit.data import fashion_mnist
+
+        return fashion_mnist.load(split)
+    if spec.endswith(".npz"):
+        return load_npz(Path(spec), labels=split != "calibration")
+    raise InvalidOptionError(f"expected --data to be fashion_mnist or a FILE.npz, got {spec!r}")
+
+
+def load_npz(path: Path, *, labels: bool) -> ImageSet:
+    """Read ``x`` (uint8 NHWC, or float that is preprocessed already) and ``y`` from an ``.npz``.
+
+    Args:
+        path: The file. Pickled arrays are refused.
+        labels: Whether ``y`` is required.
+
+    Raises:
+        InvalidDataError: If the file is missing or is not such an archive.
+    """
+    if not path.is_file():
+        raise InvalidDataError(f"{path} not found; expected an .npz with x (images) and y (labels)")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in ("x", *(["y"] if labels else [])) if key not in archive]
+            if missing:
+                raise InvalidDataError(
+                    f"{path} has no array {missing[0]!r} (it has {', '.join(archive.files) or 'none'}); "
+                    f"expected x (images) and y (labels)"
+                )
+            images = archive["x"]
+            classes = archive["y"] if "y" in archive else None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as exc:
+        if "allow_pickle" in str(exc):
+            reason = "it holds pickled objects, which are refused"
+        else:
+            reason = str(exc).splitlines()[0]
+        raise InvalidDataError(f"{path} is not a usable .npz: {reason}; save it with numpy.savez") from None
+    return make(path.name, images, classes)
+
+
+def _checked_labels(name: str, labels: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+        raise InvalidDataError(
+            f"{name}: expected labels as integers [N], got {labels.dtype} {labels.shape}"
+        )
+    if len(labels) != count:
+        raise InvalidDataError(f"{name}: {count} images but {len(labels)} labels")
+    if int(labels.min()) < 0:
+        raise InvalidDataError(f"{name}: label {int(labels.min())} is below 0")
+    return labels.astype(np.int64, copy=False)
+
+
+def _sha256(images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> str:
+    digest = hashlib.sha256()
+    for array in (images, labels):
+        if array is None:
+            digest.update(b"none")
+            continue
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        for start in range(0, len(array), 1024):
+            digest.update(np.ascontiguousarray(array[start : start + 1024]).tobytes())
+    return digest.hexdigest()

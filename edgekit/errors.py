@@ -1,0 +1,65 @@
+"""Every error edgekit raises for something its user can mend.
+
+::
+
+    EdgekitError                 exit status 2, one line, no traceback
+    ├── InvalidOptionError       an argument: unknown, out of range, contradicting another
+    ├── InvalidInputError        a file or array: not what it should be
+    │   ├── InvalidModelError    a model file that cannot be read or is not supported
+    │   ├── InvalidDataError     images, labels, calibration sets
+    │   ├── ArtifactError        an artifact folder: no manifest, changed byte, unknown schema
+    │   └── ReportError          a report or baseline: unreadable, unknown schema, other model
+    ├── OutputExistsError        the output is there already and --force was not given
+    ├── ExecutionError           a runtime did not run what it was asked to run
+    └── MissingDependencyError   a package of an extra is not installed
+
+Messages are one sentence in one line: expected, got, and the fix.
+"""
+
+from __future__ import annotations
+
+
+class EdgekitError(Exception):
+    """Base of all errors that a user can mend; printed as one line, exit status 2."""
+
+
+class InvalidOptionError(EdgekitError, ValueError):
+    """An option or argument is unknown, out of range or contradicts another."""
+
+
+class InvalidInputError(EdgekitError):
+    """A file or array that was given is not what it should be."""
+
+
+class InvalidModelError(InvalidInputError):
+    """A model file cannot be read, or holds something edgekit does not support."""
+
+
+class InvalidDataError(InvalidInputError):
+    """Images, labels or a calibration set cannot be used."""
+
+
+class ArtifactError(InvalidInputError):
+    """An artifact folder is incomplete, was changed, or has an unknown schema."""
+
+
+class ReportError(InvalidInputError):
+    """A report or baseline cannot be read or does not fit the other one."""
+
+
+class OutputExistsError(EdgekitError):
+    """The output path exists and may not be overwritten."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path} exists already; choose another path or pass --force to replace it")
+
+
+class ExecutionError(EdgekitError):
+    """A runtime did not run, or ran something other than what it was asked for."""
+
+
+class MissingDependencyError(EdgekitError, ImportError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; install it with: pip install 'edgekit[{extra}]'")

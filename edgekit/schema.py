@@ -1,0 +1,179 @@
+"""Strict JSON for frozen dataclasses: what is written is read back equal, all else is refused.
+
+Unknown keys, missing keys, wrong types and unknown schema versions are errors. NaN is an error
+both ways; infinities travel as the strings ``"Infinity"`` and ``"-Infinity"``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+from edgekit.errors import EdgekitError
+
+T = TypeVar("T")
+
+
+class SchemaError(ValueError):
+    """A JSON value does not have the form that its dataclass asks for."""
+
+
+def to_json(value: Any) -> Any:
+    """Turn dataclasses, tuples and mappings into what ``json`` can write.
+
+    Raises:
+        SchemaError: If a float is NaN, or a value has no JSON form.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float):
+        if math.isnan(value):
+            raise SchemaError("NaN is not a result")
+        if math.isinf(value):
+            return "Infinity" if value > 0 else "-Infinity"
+        return value
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    raise SchemaError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def from_json(cls: type[T], value: Any, where: str = "") -> T:
+    """Build ``cls`` from a parsed JSON value, checking every type on the way.
+
+    Raises:
+        SchemaError: If anything is missing, unknown, or of another type; names the place.
+    """
+    return typing.cast(T, _read(cls, value, where or cls.__name__))
+
+
+def read_file(
+    cls: type[T], path: Path, *, version: int, error: type[EdgekitError], what: str
+) -> T:
+    """Read one ``cls`` from a JSON file and refuse an unknown ``schema_version``.
+
+    Raises:
+        EdgekitError: The given ``error`` type, if the file is missing, is no JSON, or does not fit.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{path} not found; expected {what}") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder; expected {what}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path} is not a text file; expected {what}") from None
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise error(f"{path} is not valid JSON ({exc}); expected {what}") from None
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if found != version or isinstance(found, bool):
+        raise error(
+            f"{path} has schema_version {found!r}, this edgekit reads {version}; "
+            f"make it again with this version or install the one that wrote it"
+        )
+    try:
+        return from_json(cls, data)
+    except (SchemaError, EdgekitError) as exc:
+        raise error(f"{path} is not {what}: {exc}") from None
+
+
+def dumps(value: Any, *, indent: int | None = 2) -> str:
+    """Serialise with sorted-as-declared keys and no NaN."""
+    return json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _read_union(get_args(hint), value, where)
+    if origin is tuple:
+        return _read_tuple(get_args(hint), value, where)
+    if origin is list:
+        _expect(isinstance(value, list), "a list", value, where)
+        return [_read(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        _expect(isinstance(value, dict), "an object", value, where)
+        return {key: _read(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        _expect(value in get_args(hint), f"one of {list(get_args(hint))}", value, where)
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _read_dataclass(typing.cast(type, hint), value, where)
+    return _read_scalar(hint, value, where)
+
+
+def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    real = [option for option in options if option is not type(None)]
+    problem: SchemaError | None = None
+    for option in real:
+        try:
+            return _read(option, value, where)
+        except SchemaError as exc:
+            problem = problem or exc
+    raise problem or SchemaError(f"{where}: unexpected {value!r}")
+
+
+def _read_tuple(items: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    _expect(isinstance(value, list), "a list", value, where)
+    if len(items) == 2 and items[1] is Ellipsis:
+        return tuple(_read(items[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    _expect(len(value) == len(items), f"{len(items)} values", value, where)
+    return tuple(
+        _read(hint, item, f"{where}[{i}]")
+        for i, (hint, item) in enumerate(zip(items, value, strict=True))
+    )
+
+
+def _read_dataclass(cls: type, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), "an object", value, where)
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise SchemaError(f"{where}: unknown key {unknown[0]!r}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in value:
+            arguments[name] = _read(hints[name], value[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise SchemaError(f"{where}: missing key {name!r}")
+    return cls(**arguments)
+
+
+def _read_scalar(hint: Any, value: Any, where: str) -> Any:
+    if hint is float:
+        if value in ("Infinity", "-Infinity"):
+            return float(value)
+        _expect(isinstance(value, int | float) and not isinstance(value, bool), "a number", value, where)
+        try:
+            number = float(value)
+        except OverflowError:
+            raise SchemaError(f"{where}: expected a number, got one too large") from None
+        _expect(math.isfinite(number), "a finite number", value, where)
+        return number
+    if hint is int:
+        _expect(isinstance(value, int) and not isinstance(value, bool), "an integer", value, where)
+        return value
+    _expect(isinstance(value, hint), f"a {hint.__name__}", value, where)
+    return value
+
+
+def _expect(condition: bool, expected: str, value: Any, where: str) -> None:
+    if not condition:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        raise SchemaError(f"{where}: expected {expected}, got {shown}")

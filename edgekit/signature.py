@@ -1,0 +1,163 @@
+"""What goes into a model and what comes out: names, shapes, dtypes, scales, preprocessing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import schema
+from edgekit.errors import InvalidDataError, InvalidInputError, InvalidOptionError
+
+DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a model.
+
+    Attributes:
+        name: Name in the model file, as its runtime knows it.
+        shape: Sizes; -1 where any size is accepted (the batch axis).
+        dtype: A numpy dtype name.
+        scale: Real value of one step, for integer tensors; else None.
+        zero_point: Integer that stands for 0.0, for integer tensors; else None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise InvalidInputError(f"expected dtype of {self.name} to be one of {DTYPES}, got {self.dtype!r}")
+        if (self.scale is None) != (self.zero_point is None):
+            raise InvalidInputError(f"tensor {self.name} needs both scale and zero_point, or neither")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise InvalidInputError(f"expected scale of {self.name} > 0, got {self.scale}")
+
+    def quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """Real values to this tensor's dtype: ``round(x / scale) + zero_point``, saturated.
+
+        Rounds half to even, as both the ONNX QuantizeLinear and numpy do. Float tensors only
+        get a cast.
+        """
+        if self.scale is None or self.zero_point is None:
+            return values.astype(self.dtype, copy=False)
+        info = np.iinfo(self.dtype)
+        steps = np.rint(values / np.float32(self.scale)) + self.zero_point
+        return np.clip(steps, info.min, info.max).astype(self.dtype)
+
+    def dequantize(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """This tensor's values to real ones: ``(q - zero_point) * scale``, float32."""
+        if self.scale is None or self.zero_point is None:
+            return values.astype(np.float32, copy=False)
+        return (values.astype(np.int32) - self.zero_point).astype(np.float32) * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a model, in the order of its file."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def single_input(self) -> TensorSpec:
+        """The one input, for callers that serve image classifiers only.
+
+        Raises:
+            InvalidInputError: If the model has more inputs than one.
+        """
+        if len(self.inputs) != 1 or len(self.outputs) != 1:
+            raise InvalidInputError(
+                f"expected a model with one input and one output, "
+                f"got {len(self.inputs)} inputs and {len(self.outputs)} outputs"
+            )
+        return self.inputs[0]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From uint8 pixels to the float input of a model: ``pixel * scale + offset``.
+
+    Attributes:
+        name: How it is called in tables and on the command line.
+        scale: Factor a channel, or one for all channels.
+        offset: Summand a channel, or one for all channels.
+    """
+
+    name: str
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for field in ("scale", "offset"):
+            values = getattr(self, field)
+            if not values or not all(math.isfinite(v) for v in values):
+                raise InvalidInputError(f"expected finite preprocessing {field}, got {values}")
+        if 0.0 in self.scale:
+            raise InvalidInputError("expected a preprocessing scale other than 0")
+
+    def apply(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """uint8 ``[N, ..., C]`` to the model's float32 input; float arrays pass as they are.
+
+        Float arrays are taken as preprocessed already.
+
+        Raises:
+            InvalidDataError: If the dtype is neither uint8 nor floating, or the channels differ.
+        """
+        if np.issubdtype(images.dtype, np.floating):
+            return images.astype(np.float32, copy=False)
+        if images.dtype != np.uint8:
+            raise InvalidDataError(f"expected uint8 or float images, got {images.dtype}")
+        for field in (self.scale, self.offset):
+            if len(field) not in (1, images.shape[-1]):
+                raise InvalidDataError(
+                    f"preprocessing {self.name!r} is for {len(field)} channels, "
+                    f"the images have {images.shape[-1]}"
+                )
+        return images.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+
+
+_NAMED = {
+    "unit": Preprocessing("unit", (1 / 255,), (0.0,)),
+    "symmetric": Preprocessing("symmetric", (1 / 127.5,), (-1.0,)),
+    "none": Preprocessing("none", (1.0,), (0.0,)),
+    "imagenet-rgb": Preprocessing(
+        "imagenet-rgb",
+        (1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225)),
+        (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225),
+    ),
+}
+PREPROCESSING_NAMES = tuple(_NAMED)
+
+
+def preprocessing(spec: str) -> Preprocessing:
+    """Look up a named preprocessing, or read one from a JSON file.
+
+    Args:
+        spec: One of ``unit`` ([0, 1]), ``symmetric`` ([-1, 1]), ``none`` ([0, 255]),
+            ``imagenet-rgb`` (mean and standard deviation), or the path of a JSON file with
+            ``name``, ``scale`` and ``offset``.
+
+    Raises:
+        InvalidOptionError: If it is neither.
+    """
+    if spec in _NAMED:
+        return _NAMED[spec]
+    path = Path(spec)
+    if path.suffix != ".json" or not path.is_file():
+        raise InvalidOptionError(
+            f"expected --preprocessing to be one of {', '.join(_NAMED)} or a JSON file, got {spec!r}"
+        )
+    try:
+        return schema.from_json(Preprocessing, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, InvalidInputError) as exc:
+        raise InvalidOptionError(f"{path} is not a preprocessing file: {exc}") from None

@@ -1,0 +1,3 @@
+"""The version, one string."""
+
+__version__ = "0.1.0"
