@@ -1,0 +1,189 @@
+"""Report: what the measurers write and the readers judge. Framework-free.
+
+A report holds measurements of one or more artifacts against one reference, on one data set, on
+one machine. A baseline is an accepted report.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import schema
+from edgekit.errors import ReportError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure with what is needed to trust it.
+
+    Attributes:
+        value: The figure. May be infinite (SQNR of identical outputs), never NaN.
+        unit: ``%``, ``ms``, ``bytes``, ``dB``, ``nats``, ``x`` (ratio) or ``p``.
+        count: Number of samples it was taken from.
+        low: Lower end of the interval, or None where none is given.
+        high: Upper end of the interval.
+        interval: How the interval was made, e.g. ``wilson 95 %``.
+    """
+
+    value: float
+    unit: str
+    count: int
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.value):
+            raise ReportError("a measurement is NaN; measure again")
+        if self.count < 0:
+            raise ReportError(f"expected a sample count >= 0, got {self.count}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The evaluation set.
+
+    Attributes:
+        sha256: Of images and labels, after ``--limit``.
+    """
+
+    name: str
+    sha256: str
+    count: int
+    class_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine a report was made on.
+
+    Attributes:
+        machine_class: CPU model and ISA in one string; latencies compare within it only.
+        isa: Instruction sets that matter for inference, e.g. ``avx2``, ``avx512_vnni``.
+    """
+
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    memory_bytes: int
+    system: str
+    versions: dict[str, str]
+    machine_class: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What really executed a model.
+
+    Attributes:
+        name: ``litert``, ``ort`` or ``keras``.
+        provider: The execution provider or delegate that ran, as the runtime reports it.
+        threads: Threads it was given.
+        options: Runtime options that were set.
+        notes: What a reader should know, a sentence each.
+    """
+
+    name: str
+    provider: str
+    threads: int
+    options: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArtifactResult:
+    """All that was measured of one artifact.
+
+    Attributes:
+        name: Folder name of the artifact; the key by which a gate finds it.
+        metrics: Figures by name: ``top1 top5 agreement mcnemar_p kl sqnr size peak_memory
+            load_time latency_p50 latency_p90 latency_p99 latency_ratio``.
+        correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
+        latency_ms: Raw samples at batch 1, in the order taken.
+        latency_rounds: Samples a round; rounds of all artifacts were interleaved.
+    """
+
+    name: str
+    path: str
+    format: str
+    precision: str
+    sha256: str
+    runtime: Runtime
+    metrics: dict[str, Measurement]
+    correct: str = ""
+    latency_ms: tuple[float, ...] = ()
+    latency_rounds: int = 0
+
+    def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
+        """Unpack ``correct`` to bool ``[count]``.
+
+        Raises:
+            ReportError: If it does not hold ``count`` bits.
+        """
+        try:
+            packed = np.frombuffer(base64.b64decode(self.correct, validate=True), np.uint8)
+        except ValueError as exc:
+            raise ReportError(f"{self.name}: the per-image record is not base64 ({exc})") from None
+        if len(packed) != (count + 7) // 8:
+            raise ReportError(
+                f"{self.name}: expected a per-image record of {count} bits, got {8 * len(packed)}"
+            )
+        return np.unpackbits(packed, count=count).astype(np.bool_)
+
+
+def pack_bits(correct: npt.NDArray[np.bool_]) -> str:
+    """Bool ``[N]`` to the text form of :attr:`ArtifactResult.correct`."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A comparison, ready to be judged or drawn.
+
+    Attributes:
+        model_id: The model all artifacts were made from.
+        reference: The float model that answers were compared with.
+        created: UTC, ISO 8601.
+        settings: Options of the run, e.g. threads and rounds.
+        warnings: What makes a figure less sure, a sentence each.
+    """
+
+    model_id: str
+    data: Data
+    environment: Environment
+    reference: ArtifactResult
+    artifacts: tuple[ArtifactResult, ...]
+    created: str
+    command: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        names = [result.name for result in self.artifacts]
+        if len(set(names)) != len(names):
+            raise ReportError(f"two artifacts in the report share a name: {sorted(names)}")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a report.
+
+        Raises:
+            ReportError: If it cannot be read, holds NaN, or has another schema version.
+        """
+        return schema.read_file(
+            cls, path, version=SCHEMA_VERSION, error=ReportError, what="an edgekit report"
+        )
+
+    def dumps(self) -> str:
+        """The report as JSON text."""
+        return schema.dumps(self) + "\n"

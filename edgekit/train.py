@@ -1,0 +1,624 @@
+"""``python -m edgekit.train``: train MobileNetV2 and write the float model as a Keras artifact.
+
+SGD with momentum, as the original repository trained; cosine or exponential decay after a linear
+warm-up; L2 weight decay on convolution and dense kernels only (not on depthwise kernels, biases
+and batch normalisation, as TF-slim does); label smoothing; an exponential moving average of the
+weights, which is what gets written; random shift, flip and erasing.
+
+A step splits its batch over *towers*, one a core, inside one graph: each tower computes on one
+thread, which uses small cores better than many threads a layer. Training continues from its last
+checkpoint when the same command is given again with ``--resume``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import artifact, cli, data, outputs
+from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.formats import keras as keras_format
+from edgekit.signature import Preprocessing, preprocessing
+
+Schedule = Literal["cosine", "exponential"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a run; all of them are recorded in the manifest.
+
+    Attributes:
+        epochs: Passes over the training images.
+        batch: Images a step, over all towers.
+        learning_rate: Peak, after the warm-up.
+        schedule: ``cosine`` to zero, or ``exponential`` with ``decay`` every epoch.
+        decay: Factor an epoch of the exponential schedule.
+        warmup_epochs: Linear rise from zero.
+        momentum: Of SGD.
+        weight_decay: Factor of ``w`` added to the gradient of convolution and dense kernels.
+        label_smoothing: Probability mass spread over all classes.
+        ema: Decay of the moving average of the weights; starts lower, as
+            ``min(ema, (1 + step) / (10 + step))``.
+        shift: Random translation in pixels, each way.
+        flip: Mirror left-right at random.
+        erase: Probability of erasing a random rectangle (Zhong et al. 2017, "Random Erasing").
+        seed: Of initialisation, order and augmentation.
+    """
+
+    epochs: int = 30
+    batch: int = 128
+    learning_rate: float = 0.1
+    schedule: Schedule = "cosine"
+    decay: float = 0.98
+    warmup_epochs: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.1
+    ema: float = 0.999
+    shift: int = 2
+    flip: bool = True
+    erase: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges: dict[str, tuple[float, float]] = {
+            "epochs": (1, 1e6),
+            "batch": (1, 1e6),
+            "learning_rate": (1e-9, 1e3),
+            "decay": (1e-9, 1),
+            "warmup_epochs": (0, 1e6),
+            "momentum": (0, 0.99999),
+            "weight_decay": (0, 1),
+            "label_smoothing": (0, 0.99),
+            "ema": (0, 0.999999),
+            "shift": (0, 1e4),
+            "erase": (0, 1),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
+        if self.schedule not in ("cosine", "exponential"):
+            raise InvalidOptionError(
+                f"expected schedule cosine or exponential, got {self.schedule!r}"
+            )
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        warmup = self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return self.learning_rate * (step + 1) / max(warmup, 1)
+        if self.schedule == "exponential":
+            return float(self.learning_rate * self.decay ** (step // steps_per_epoch))
+        total = self.epochs * steps_per_epoch
+        part = (step - warmup) / max(total - warmup, 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def configure_threads(towers: int) -> None:
+    """One thread an operation, ``towers`` operations at once; before TensorFlow's first use.
+
+    Raises:
+        InvalidOptionError: If TensorFlow runs already with other threads.
+    """
+    threading = keras_format.tensorflow().config.threading
+    try:
+        threading.set_intra_op_parallelism_threads(1)
+        threading.set_inter_op_parallelism_threads(max(towers, 1))
+    except RuntimeError:
+        if (threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()) != (1, max(towers, 1)):
+            raise InvalidOptionError(
+                "TensorFlow was used in this process before; train in a fresh process"
+            ) from None
+
+
+class Trainer:
+    """One model, its optimiser state and moving average, stepped over arrays of images.
+
+    Args:
+        model: Functional tf_keras model with a layer ``logits`` before its softmax.
+        recipe: Hyper-parameters.
+        images: uint8 or float ``[N, H, W, C]``, kept in memory.
+        labels: int64 ``[N]``.
+        prepare: From pixels to model input.
+        towers: Parts a batch is split into.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        *,
+        images: npt.NDArray[Any],
+        labels: npt.NDArray[np.int64],
+        prepare: Preprocessing,
+        towers: int,
+    ) -> None:
+        tf = keras_format.tensorflow()
+        keras = keras_format.tf_keras()
+        if recipe.batch % towers:
+            raise InvalidOptionError(
+                f"expected --batch to be a multiple of the {towers} towers, got {recipe.batch}"
+            )
+        if len(images) < recipe.batch:
+            raise InvalidDataError(
+                f"expected at least one batch of {recipe.batch} training images, got {len(images)}"
+            )
+        self.model = model
+        self.recipe = recipe
+        self.towers = towers
+        self.steps_per_epoch = len(images) // recipe.batch
+        self.classes = int(model.output_shape[-1])
+        self._prepare = prepare
+        with tf.device("/CPU:0"):
+            self._images = tf.constant(images)
+            self._labels = tf.constant(labels)
+        self._logits = keras.Model(model.input, model.get_layer("logits").output)
+        self._variables = model.trainable_variables
+        self._decayed = {id(v) for v in decayed_variables(model)}
+        self._momenta = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._variables]
+        self._averages = [tf.Variable(v, trainable=False) for v in model.variables]
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self.checkpoint = tf.train.Checkpoint(
+            model=model, momenta=self._momenta, averages=self._averages, step=self.step
+        )
+        self._run = tf.function(self._steps, reduce_retracing=True)
+
+    def run_epoch_part(
+        self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
+    ) -> tuple[float, float]:
+        """Run some steps in one graph call.
+
+        Args:
+            indices: int64 ``[steps, batch]`` image numbers.
+            rates: float32 ``[steps]`` learning rates.
+
+        Returns:
+            Mean loss and the share of right answers on the augmented images.
+        """
+        tf = keras_format.tensorflow()
+        loss, right = self._run(tf.constant(indices), tf.constant(rates))
+        return float(loss), float(right)
+
+    def averaged_weights(self) -> list[npt.NDArray[Any]]:
+        """The moving averages, in the order of ``model.variables``."""
+        return [average.numpy() for average in self._averages]
+
+    def _steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
+        tf = keras_format.tensorflow()
+        loss = tf.constant(0.0)
+        right = tf.constant(0.0)
+        count = tf.shape(indices)[0]
+        for i in tf.range(count):
+            step_loss, step_right = self._one_step(indices[i], rates[i])
+            loss += step_loss
+            right += step_right
+        steps = tf.cast(count, tf.float32)
+        return loss / steps, right / steps
+
+    def _one_step(self, indices: Any, rate: Any) -> tuple[Any, Any]:
+        tf = keras_format.tensorflow()
+        x, y = self._batch(indices)
+        part = self.recipe.batch // self.towers
+        losses, rights, gradients = [], [], []
+        for tower in range(self.towers):
+            tower_x, tower_y = x[tower * part : (tower + 1) * part], y[tower * part : (tower + 1) * part]
+            with tf.GradientTape() as tape:
+                logits = tf.cast(self._logits(tower_x, training=True), tf.float32)
+                targets = tf.one_hot(
+                    tower_y,
+                    self.classes,
+                    on_value=1 - self.recipe.label_smoothing * (1 - 1 / self.classes),
+                    off_value=self.recipe.label_smoothing / self.classes,
+                )
+                loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            gradients.append(tape.gradient(loss, self._variables))
+            losses.append(loss)
+            hits = tf.equal(tf.argmax(logits, -1), tower_y)
+            rights.append(tf.reduce_mean(tf.cast(hits, tf.float32)))
+        self._apply([tf.add_n(list(g)) / self.towers for g in zip(*gradients, strict=True)], rate)
+        return tf.add_n(losses) / self.towers, tf.add_n(rights) / self.towers
+
+    def _apply(self, gradients: list[Any], rate: Any) -> None:
+        """SGD with momentum, then the moving average (Polyak and Juditsky 1992)."""
+        tf = keras_format.tensorflow()
+        for variable, momentum, gradient in zip(
+            self._variables, self._momenta, gradients, strict=True
+        ):
+            if id(variable) in self._decayed:
+                gradient = gradient + self.recipe.weight_decay * variable
+            momentum.assign(self.recipe.momentum * momentum + gradient)
+            variable.assign_sub(rate * momentum)
+        self.step.assign_add(1)
+        step = tf.cast(self.step, tf.float32)
+        decay = tf.minimum(self.recipe.ema, (1.0 + step) / (10.0 + step))
+        for average, variable in zip(self._averages, self.model.variables, strict=True):
+            average.assign_sub((1 - decay) * (average - variable))
+
+    def _batch(self, indices: Any) -> tuple[Any, Any]:
+        tf = keras_format.tensorflow()
+        x = tf.gather(self._images, indices)
+        y = tf.gather(self._labels, indices)
+        x = tf.cast(x, tf.float32)
+        if self._images.dtype == tf.uint8:
+            x = x * tf.constant(self._prepare.scale) + tf.constant(self._prepare.offset)
+        return augment(x, self.recipe, self.step), y
+
+
+def augment(x: Any, recipe: Recipe, step: Any) -> Any:
+    """Shift, flip and erase a batch; the same for the same seed and step.
+
+    Args:
+        x: float32 ``[N, H, W, C]``.
+        recipe: Gives ``shift``, ``flip``, ``erase`` and ``seed``.
+        step: Scalar int64 tensor.
+    """
+    tf = keras_format.tensorflow()
+    n, height, width = tf.shape(x)[0], x.shape[1], x.shape[2]
+
+    def uniform(stream: int, low: int, high: int) -> Any:
+        seed = tf.stack([tf.constant(recipe.seed * 16 + stream, tf.int64), step])
+        return tf.random.stateless_uniform([n], seed, low, high, tf.int32)
+
+    rows = tf.range(height)[None, :]
+    columns = tf.range(width)[None, :]
+    s = recipe.shift
+    if s:
+        x = tf.pad(x, [[0, 0], [s, s], [s, s], [0, 0]])
+        x = tf.gather(x, rows + uniform(0, 0, 2 * s + 1)[:, None], batch_dims=1)
+        columns = columns + uniform(1, 0, 2 * s + 1)[:, None]
+    else:
+        columns = tf.tile(columns, [n, 1])
+    if recipe.flip:
+        mirrored = uniform(2, 0, 2)[:, None] == 1
+        columns = tf.where(mirrored, columns[:, ::-1], columns)
+    x = tf.transpose(tf.gather(tf.transpose(x, [0, 2, 1, 3]), columns, batch_dims=1), [0, 2, 1, 3])
+    if recipe.erase:
+        high = uniform(3, height // 8, height // 2)[:, None]
+        wide = uniform(4, width // 8, width // 2)[:, None]
+        top = uniform(5, 0, height)[:, None]
+        left = uniform(6, 0, width)[:, None]
+        chosen = uniform(7, 0, 1_000_000)[:, None] < int(recipe.erase * 1_000_000)
+        in_rows = (rows >= top - high // 2) & (rows < top + high // 2) & chosen
+        in_columns = (tf.range(width)[None, :] >= left - wide // 2) & (
+            tf.range(width)[None, :] < left + wide // 2
+        )
+        erased = in_rows[:, :, None] & in_columns[:, None, :]
+        x = tf.where(erased[..., None], tf.reduce_mean(x), x)
+    return x
+
+
+def decayed_variables(model: Any) -> list[Any]:
+    """Kernels of convolutions and dense layers; not depthwise, biases, batch normalisation."""
+    layers = keras_format.tf_keras().layers
+    return [
+        layer.kernel
+        for layer in model.layers
+        if isinstance(layer, layers.Conv2D | layers.Dense)
+        and not isinstance(layer, layers.DepthwiseConv2D)
+    ]
+
+
+def train(
+    *,
+    out: Path,
+    dataset: str = "fashion_mnist",
+    width: float = 0.35,
+    lowered_strides: int = 2,
+    recipe: Recipe | None = None,
+    prepare: str = "unit",
+    towers: int | None = None,
+    checkpoints: Path | None = None,
+    tensorboard: Path | None = None,
+    resume: bool = False,
+    limit: int | None = None,
+    force: bool = False,
+    command: str = "",
+) -> artifact.Artifact:
+    """Train MobileNetV2 and write the averaged weights as a Keras artifact.
+
+    Args:
+        out: Folder of the artifact; its name is the model id.
+        dataset: ``fashion_mnist`` or an ``.npz`` with ``x`` and ``y``.
+        width: Multiplier of the channels.
+        lowered_strides: See :func:`edgekit.models.mobilenet_v2.mobilenet_v2`.
+        recipe: Hyper-parameters; the default is for small data.
+        prepare: Preprocessing name or file.
+        towers: Parts of a batch that run side by side; default one a core.
+        checkpoints: Folder for resuming; default a sibling of ``out``.
+        tensorboard: Folder for TensorBoard logs; none when absent.
+        resume: Continue from the last checkpoint.
+        limit: Use only the first images of the training set.
+        force: Replace ``out`` if it exists.
+        command: Recorded in the manifest.
+
+    Raises:
+        EdgekitError: On a bad option, data, or an output that exists.
+    """
+    from edgekit.models.mobilenet_v2 import mobilenet_v2
+
+    recipe = recipe or Recipe()
+    outputs.check_free(out, force=force)
+    checkpoints = checkpoints or out.with_name(f"{out.name}.checkpoints")
+    if checkpoints.exists() and not resume:
+        raise InvalidOptionError(
+            f"{checkpoints} holds an earlier run; pass --resume to continue it, or delete it"
+        )
+    prepared = preprocessing(prepare)
+    training = data.load(dataset, "train").head(limit)
+    testing = data.load(dataset, "test") if dataset == "fashion_mnist" else training
+    if training.labels is None or testing.labels is None:
+        raise InvalidDataError(f"{dataset}: training needs labels")
+    classes = len(training.class_names) or int(training.labels.max()) + 1
+    names = training.class_names or tuple(str(i) for i in range(classes))
+    towers = towers or os.cpu_count() or 1
+
+    configure_threads(towers)
+    tf = keras_format.tensorflow()
+    tf.random.set_seed(recipe.seed)
+    model = mobilenet_v2(
+        width=width,
+        input_shape=tuple(training.images.shape[1:]),
+        classes=classes,
+        lowered_strides=lowered_strides,
+        seed=recipe.seed,
+    )
+    trainer = Trainer(
+        model,
+        recipe,
+        images=training.images,
+        labels=training.labels,
+        prepare=prepared,
+        towers=towers,
+    )
+    log = _fit(trainer, checkpoints, tensorboard, testing, resume)
+    for variable, average in zip(model.variables, trainer.averaged_weights(), strict=True):
+        variable.assign(average)
+    top1, top5 = accuracy(model, testing, prepared)
+    measured_on = "test" if dataset == "fashion_mnist" else "train"
+    cli.console.print(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
+    written = artifact.write(
+        out,
+        {"model.keras": _keras_bytes(model), "training.jsonl": _log_bytes(log)},
+        {
+            "model_id": out.name,
+            "format": "keras",
+            "precision": "float32",
+            "model_file": "model.keras",
+            "signature": keras_format.signature(model),
+            "preprocessing": prepared,
+            "class_names": names,
+            "command": command,
+            "training": {
+                "architecture": "mobilenet_v2",
+                "width": width,
+                "lowered_strides": lowered_strides,
+                "recipe": asdict(recipe),
+                "towers": towers,
+                "data": training.name,
+                "data_sha256": training.sha256,
+                "images": len(training),
+                "parameters": model.count_params(),
+                f"{measured_on}_top1": top1,
+                f"{measured_on}_top5": top5,
+            },
+        },
+        force=force,
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return written
+
+
+def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple[float, float]:
+    """Top-1 and top-5 in percent."""
+    tf = keras_format.tensorflow()
+    forward = tf.function(lambda x: model(x, training=False))
+    top1 = top5 = 0
+    assert images.labels is not None
+    for start in range(0, len(images), 500):
+        part = slice(start, start + 500)
+        answers = forward(tf.constant(prepare.apply(images.images[part]))).numpy()
+        if not np.isfinite(answers).all():
+            raise InvalidDataError("the model answers NaN; lower --learning-rate")
+        labels = images.labels[part]
+        order = np.argsort(-answers, axis=1)[:, :5]
+        top1 += int((order[:, 0] == labels).sum())
+        top5 += int((order == labels[:, None]).any(axis=1).sum())
+    return 100 * top1 / len(images), 100 * top5 / len(images)
+
+
+def _fit(
+    trainer: Trainer,
+    checkpoints: Path,
+    tensorboard: Path | None,
+    testing: data.ImageSet,
+    resume: bool,
+) -> list[dict[str, float]]:
+    tf = keras_format.tensorflow()
+    recipe, per_epoch = trainer.recipe, trainer.steps_per_epoch
+    manager = tf.train.CheckpointManager(trainer.checkpoint, str(checkpoints), max_to_keep=2)
+    log_path = checkpoints / "log.jsonl"
+    log: list[dict[str, float]] = []
+    if resume and manager.latest_checkpoint:
+        trainer.checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
+        log = [json.loads(line) for line in log_path.read_text().splitlines()]
+        log = [entry for entry in log if entry["step"] <= int(trainer.step.numpy())]
+        cli.console.print(f"resumed at step {int(trainer.step.numpy())}")
+    elif resume:
+        cli.console.print(f"no checkpoint in {checkpoints}: starting from the beginning")
+    writer = tf.summary.create_file_writer(str(tensorboard)) if tensorboard else None
+    fused = min(per_epoch, 20)
+    with cli.progress("steps") as bar:
+        task = bar.add_task("training", total=recipe.epochs * per_epoch, note="")
+        for epoch in range(int(trainer.step.numpy()) // per_epoch, recipe.epochs):
+            order = np.random.default_rng([recipe.seed, epoch]).permutation(
+                len(trainer._labels)
+            )[: per_epoch * recipe.batch].reshape(per_epoch, recipe.batch)
+            started = time.perf_counter()
+            losses, rights, weights = [], [], []
+            done = int(trainer.step.numpy()) - epoch * per_epoch
+            for first in range(done, per_epoch, fused):
+                chunk = order[first : first + fused]
+                steps = range(epoch * per_epoch + first, epoch * per_epoch + first + len(chunk))
+                rates = np.array([recipe.rate(s, per_epoch) for s in steps], np.float32)
+                loss, right = trainer.run_epoch_part(chunk, rates)
+                if not math.isfinite(loss):
+                    raise InvalidDataError(
+                        f"the loss became {loss} at step {steps[-1]}; lower --learning-rate"
+                    )
+                losses.append(loss)
+                rights.append(right)
+                weights.append(len(chunk))
+                seen = sum(weights) * recipe.batch
+                speed = seen / (time.perf_counter() - started)
+                bar.update(
+                    task, completed=steps[-1] + 1, note=f"loss {loss:.3f}  {speed:.0f} images/s"
+                )
+            entry = {
+                "epoch": epoch + 1,
+                "step": int(trainer.step.numpy()),
+                "loss": float(np.average(losses, weights=weights)),
+                "augmented_top1": 100 * float(np.average(rights, weights=weights)),
+                "learning_rate": float(rates[-1]),
+                "images_per_second": round(speed, 1),
+            }
+            log.append(entry)
+            _summarize(writer, entry)
+            manager.save()
+            outputs.write_bytes(log_path, _log_bytes(log), force=True)
+            cli.console.print(
+                f"epoch {epoch + 1}/{recipe.epochs}  loss {entry['loss']:.4f}  "
+                f"top-1 {entry['augmented_top1']:.2f} % (augmented)  {speed:.0f} images/s"
+            )
+    return log
+
+
+def _summarize(writer: Any, entry: dict[str, float]) -> None:
+    if writer is None:
+        return
+    tf = keras_format.tensorflow()
+    with writer.as_default(step=int(entry["step"])):
+        for name in ("loss", "augmented_top1", "learning_rate", "images_per_second"):
+            tf.summary.scalar(name, entry[name])
+    writer.flush()
+
+
+def _log_bytes(log: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    for entry in log:
+        text.write(json.dumps(entry) + "\n")
+    return text.getvalue().encode()
+
+
+def _keras_bytes(model: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return path.read_bytes()
+
+
+def parser() -> cli.Parser:
+    """Options of ``python -m edgekit.train``."""
+    result = cli.Parser(
+        "train",
+        description="Train MobileNetV2 on a data set and write the float model as an artifact.",
+        examples="""
+python -m edgekit.train --out exports/mine                     # Fashion-MNIST, width 0.35
+python -m edgekit.train --out exports/mine --resume            # after a kill
+python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,C], y [N]
+""",
+    )
+    default = Recipe()
+    add = result.add_argument
+    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz (default: %(default)s)")
+    add("--out", type=Path, required=True, help="artifact folder to write; its name is the model id")
+    add("--width", type=float, default=0.35, help="channel multiplier (default: %(default)s)")
+    add(
+        "--lowered-strides",
+        type=int,
+        default=2,
+        help="how many stride-2 layers, from the input on, run with stride 1 (default: %(default)s)",
+    )
+    add("--preprocessing", default="unit", help="unit, symmetric, … or FILE.json (default: unit)")
+    add("--epochs", type=cli.positive_int, default=default.epochs)
+    add("--batch", type=cli.positive_int, default=default.batch)
+    add("--learning-rate", type=float, default=default.learning_rate)
+    add("--schedule", choices=("cosine", "exponential"), default=default.schedule)
+    add("--decay", type=float, default=default.decay, help="factor an epoch, exponential schedule")
+    add("--warmup-epochs", type=float, default=default.warmup_epochs)
+    add("--momentum", type=float, default=default.momentum)
+    add("--weight-decay", type=float, default=default.weight_decay)
+    add("--label-smoothing", type=float, default=default.label_smoothing)
+    add("--ema", type=float, default=default.ema, help="decay of the weights' moving average")
+    add("--shift", type=int, default=default.shift, help="augmentation: pixels each way")
+    add("--no-flip", action="store_true", help="augmentation: no mirroring")
+    add("--erase", type=float, default=default.erase, help="augmentation: probability of erasing")
+    add("--seed", type=int, default=default.seed)
+    add("--towers", type=cli.positive_int, help="batch parts side by side (default: one a core)")
+    add("--limit", type=cli.positive_int, help="use the first N training images only")
+    add("--checkpoints", type=Path, help="folder for resuming (default: OUT.checkpoints)")
+    add("--tensorboard", type=Path, help="folder for TensorBoard logs")
+    add("--resume", action="store_true", help="continue from the last checkpoint")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    return result
+
+
+def _act(options: argparse.Namespace) -> cli.Outcome:
+    recipe = Recipe(
+        epochs=options.epochs,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        schedule=options.schedule,
+        decay=options.decay,
+        warmup_epochs=options.warmup_epochs,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+        label_smoothing=options.label_smoothing,
+        ema=options.ema,
+        shift=options.shift,
+        flip=not options.no_flip,
+        erase=options.erase,
+        seed=options.seed,
+    )
+    written = train(
+        out=options.out,
+        dataset=options.data,
+        width=options.width,
+        lowered_strides=options.lowered_strides,
+        recipe=recipe,
+        prepare=options.preprocessing,
+        towers=options.towers,
+        checkpoints=options.checkpoints,
+        tensorboard=options.tensorboard,
+        resume=options.resume,
+        limit=options.limit,
+        force=options.force,
+        command=cli.command_line(),
+    )
+    return 0, {
+        "artifact": str(written.path),
+        "sha256": written.sha256,
+        "training": written.manifest.training,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    return cli.run(parser(), _act, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
