@@ -105,7 +105,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.model_file not in self.files:
-            raise ArtifactError(f"the manifest's model_file {self.model_file!r} is not among its files")
+            raise ArtifactError(
+                f"the manifest's model_file {self.model_file!r} is not among its files"
+            )
         for name in self.files:
             if name != Path(name).name or name in ("", ".", "..", MANIFEST):
                 raise ArtifactError(f"the manifest names a file outside its folder: {name!r}")
@@ -149,10 +151,13 @@ class Artifact:
         if not folder.is_dir():
             problem = "is a file" if folder.exists() else "not found"
             raise ArtifactError(
-                f"{folder} {problem}; expected an artifact folder, as `python -m edgekit.export` writes it"
+                f"{folder} {problem}; "
+                f"expected an artifact folder, as `python -m edgekit.export` writes it"
             )
         if not (folder / MANIFEST).is_file():
-            raise ArtifactError(f"{folder} has no {MANIFEST}; it is not an artifact or was not finished")
+            raise ArtifactError(
+                f"{folder} has no {MANIFEST}; it is not an artifact or was not finished"
+            )
         manifest = schema.read_file(
             Manifest,
             folder / MANIFEST,

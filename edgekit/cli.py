@@ -35,7 +35,7 @@ VERBS: dict[str, str] = {
     "train": "train MobileNetV2 on a data set; writes a float Keras artifact",
     "calibrate": "run a calibration set through the float model; writes a calibration table",
     "export": "turn a float model into a TFLite or ONNX artifact",
-    "compare": "accuracy, agreement and latency of artifacts against the float model; writes a report",
+    "compare": "accuracy, agreement, latency of artifacts against the float model; writes a report",
     "benchmark": "latency, memory and operators of one artifact on one runtime",
     "gate": "judge a report against a baseline; exit status 1 on a regression",
     "report": "turn a report into one self-contained HTML page",
@@ -187,7 +187,7 @@ def _overview() -> str:
     lines = [f"  {verb:{width}}  {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [
-            "usage: python -m edgekit VERB ...   (or: edgekit VERB ..., python -m edgekit.VERB ...)",
+            "usage: python -m edgekit VERB ...  (or: edgekit VERB ..., python -m edgekit.VERB ...)",
             "",
             *lines,
             "",

@@ -51,7 +51,9 @@ class OutputExistsError(EdgekitError):
     """The output path exists and may not be overwritten."""
 
     def __init__(self, path: object) -> None:
-        super().__init__(f"{path} exists already; choose another path or pass --force to replace it")
+        super().__init__(
+            f"{path} exists already; choose another path or pass --force to replace it"
+        )
 
 
 class ExecutionError(EdgekitError):
@@ -62,4 +64,6 @@ class MissingDependencyError(EdgekitError, ImportError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; install it with: pip install 'edgekit[{extra}]'")
+        super().__init__(
+            f"{package} is not installed; install it with: pip install 'edgekit[{extra}]'"
+        )

@@ -35,7 +35,9 @@ def check_free(path: Path, *, force: bool) -> None:
         if parent.is_dir():
             return
         if parent.exists():
-            raise InvalidOptionError(f"{parent} is a file; expected a folder to write {path.name} into")
+            raise InvalidOptionError(
+                f"{parent} is a file; expected a folder to write {path.name} into"
+            )
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:

@@ -55,9 +55,7 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
     return typing.cast(T, _read(cls, value, where or cls.__name__))
 
 
-def read_file(
-    cls: type[T], path: Path, *, version: int, error: type[EdgekitError], what: str
-) -> T:
+def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitError], what: str) -> T:
     """Read one ``cls`` from a JSON file and refuse an unknown ``schema_version``.
 
     Raises:
@@ -105,7 +103,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
         return [_read(get_args(hint)[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict:
         _expect(isinstance(value, dict), "an object", value, where)
-        return {key: _read(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            key: _read(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()
+        }
     if origin is typing.Literal:
         _expect(value in get_args(hint), f"one of {list(get_args(hint))}", value, where)
         return value
@@ -158,7 +158,9 @@ def _read_scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float:
         if value in ("Infinity", "-Infinity"):
             return float(value)
-        _expect(isinstance(value, int | float) and not isinstance(value, bool), "a number", value, where)
+        _expect(
+            isinstance(value, int | float) and not isinstance(value, bool), "a number", value, where
+        )
         try:
             number = float(value)
         except OverflowError:

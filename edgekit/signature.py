@@ -37,9 +37,13 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise InvalidInputError(f"expected dtype of {self.name} to be one of {DTYPES}, got {self.dtype!r}")
+            raise InvalidInputError(
+                f"expected dtype of {self.name} to be one of {DTYPES}, got {self.dtype!r}"
+            )
         if (self.scale is None) != (self.zero_point is None):
-            raise InvalidInputError(f"tensor {self.name} needs both scale and zero_point, or neither")
+            raise InvalidInputError(
+                f"tensor {self.name} needs both scale and zero_point, or neither"
+            )
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise InvalidInputError(f"expected scale of {self.name} > 0, got {self.scale}")
 
@@ -53,13 +57,15 @@ class TensorSpec:
             return values.astype(self.dtype, copy=False)
         info = np.iinfo(self.dtype)
         steps = np.rint(values / np.float32(self.scale)) + self.zero_point
-        return np.clip(steps, info.min, info.max).astype(self.dtype)
+        return np.asarray(np.clip(steps, info.min, info.max), self.dtype)
 
     def dequantize(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """This tensor's values to real ones: ``(q - zero_point) * scale``, float32."""
         if self.scale is None or self.zero_point is None:
             return values.astype(np.float32, copy=False)
-        return (values.astype(np.int32) - self.zero_point).astype(np.float32) * np.float32(self.scale)
+        return (values.astype(np.int32) - self.zero_point).astype(np.float32) * np.float32(
+            self.scale
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ class Preprocessing:
                     f"preprocessing {self.name!r} is for {len(field)} channels, "
                     f"the images have {images.shape[-1]}"
                 )
-        return images.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+        scale = np.asarray(self.scale, np.float32)
+        return images.astype(np.float32) * scale + np.asarray(self.offset, np.float32)
 
 
 _NAMED = {
@@ -155,7 +162,7 @@ def preprocessing(spec: str) -> Preprocessing:
     path = Path(spec)
     if path.suffix != ".json" or not path.is_file():
         raise InvalidOptionError(
-            f"expected --preprocessing to be one of {', '.join(_NAMED)} or a JSON file, got {spec!r}"
+            f"expected --preprocessing as {', '.join(_NAMED)} or a JSON file, got {spec!r}"
         )
     try:
         return schema.from_json(Preprocessing, json.loads(path.read_text(encoding="utf-8")))

@@ -119,7 +119,10 @@ def configure_threads(towers: int) -> None:
         threading.set_intra_op_parallelism_threads(1)
         threading.set_inter_op_parallelism_threads(max(towers, 1))
     except RuntimeError:
-        if (threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads()) != (1, max(towers, 1)):
+        if (
+            threading.get_intra_op_parallelism_threads(),
+            threading.get_inter_op_parallelism_threads(),
+        ) != (1, max(towers, 1)):
             raise InvalidOptionError(
                 "TensorFlow was used in this process before; train in a fresh process"
             ) from None
@@ -215,7 +218,10 @@ class Trainer:
         part = self.recipe.batch // self.towers
         losses, rights, gradients = [], [], []
         for tower in range(self.towers):
-            tower_x, tower_y = x[tower * part : (tower + 1) * part], y[tower * part : (tower + 1) * part]
+            tower_x, tower_y = (
+                x[tower * part : (tower + 1) * part],
+                y[tower * part : (tower + 1) * part],
+            )
             with tf.GradientTape() as tape:
                 logits = tf.cast(self._logits(tower_x, training=True), tf.float32)
                 targets = tf.one_hot(
@@ -464,9 +470,11 @@ def _fit(
     with cli.progress("steps") as bar:
         task = bar.add_task("training", total=recipe.epochs * per_epoch, note="")
         for epoch in range(int(trainer.step.numpy()) // per_epoch, recipe.epochs):
-            order = np.random.default_rng([recipe.seed, epoch]).permutation(
-                len(trainer._labels)
-            )[: per_epoch * recipe.batch].reshape(per_epoch, recipe.batch)
+            order = (
+                np.random.default_rng([recipe.seed, epoch])
+                .permutation(len(trainer._labels))[: per_epoch * recipe.batch]
+                .reshape(per_epoch, recipe.batch)
+            )
             started = time.perf_counter()
             losses, rights, weights = [], [], []
             done = int(trainer.step.numpy()) - epoch * per_epoch
@@ -544,13 +552,15 @@ python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,
     default = Recipe()
     add = result.add_argument
     add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz (default: %(default)s)")
-    add("--out", type=Path, required=True, help="artifact folder to write; its name is the model id")
+    add(
+        "--out", type=Path, required=True, help="artifact folder to write; its name is the model id"
+    )
     add("--width", type=float, default=0.35, help="channel multiplier (default: %(default)s)")
     add(
         "--lowered-strides",
         type=int,
         default=2,
-        help="how many stride-2 layers, from the input on, run with stride 1 (default: %(default)s)",
+        help="stride-2 layers, from the input on, that run with stride 1 (default: %(default)s)",
     )
     add("--preprocessing", default="unit", help="unit, symmetric, … or FILE.json (default: unit)")
     add("--epochs", type=cli.positive_int, default=default.epochs)

@@ -92,9 +92,13 @@ def _shipped_folder() -> Path:
 
 def _load_calibration(path: Path) -> images.ImageSet:
     if not path.is_file():
-        raise InvalidDataError(f"{path} not found; run from a checkout of the repository or pass --calibration FILE.npz")
+        raise InvalidDataError(
+            f"{path} not found; run from a checkout of the repository or pass --calibration FILE.npz"
+        )
     if outputs.sha256_file(path) != CALIBRATION_SHA256:
-        raise InvalidDataError(f"{path} was changed: its sha256 is not the recorded one; restore it from git")
+        raise InvalidDataError(
+            f"{path} was changed (its sha256 is not the recorded one); restore it"
+        )
     loaded = images.load_npz(path, labels=True)
     return images.make("fashion_mnist/calibration", loaded.images, loaded.labels, CLASS_NAMES)
 
@@ -129,7 +133,9 @@ def _checked(name: str, packed: bytes, where: str) -> bytes:
     try:
         content = gzip.decompress(packed)
     except (OSError, EOFError, zlib.error) as exc:
-        raise InvalidDataError(f"{where}: {name} is not a whole gzip file ({exc}); {_WAYS}") from None
+        raise InvalidDataError(
+            f"{where}: {name} is not a whole gzip file ({exc}); {_WAYS}"
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[name]:
         raise InvalidDataError(

@@ -72,7 +72,9 @@ def make(
             bad = ~np.isfinite(images[start : start + 1024])
             if bad.any():
                 first = start + int(np.argwhere(bad)[0][0])
-                raise InvalidDataError(f"{name}: image {first} holds NaN or Inf; clean the data first")
+                raise InvalidDataError(
+                    f"{name}: image {first} holds NaN or Inf; clean the data first"
+                )
     if labels is not None:
         labels = _checked_labels(name, labels, len(images))
     return ImageSet(name, images, labels, class_names, _sha256(images, labels))
@@ -116,7 +118,7 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
             missing = [key for key in ("x", *(["y"] if labels else [])) if key not in archive]
             if missing:
                 raise InvalidDataError(
-                    f"{path} has no array {missing[0]!r} (it has {', '.join(archive.files) or 'none'}); "
+                    f"{path} has no array {missing[0]!r}, only {', '.join(archive.files) or 'none'}; "
                     f"expected x (images) and y (labels)"
                 )
             images = archive["x"]
@@ -126,7 +128,9 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
             reason = "it holds pickled objects, which are refused"
         else:
             reason = str(exc).splitlines()[0]
-        raise InvalidDataError(f"{path} is not a usable .npz: {reason}; save it with numpy.savez") from None
+        raise InvalidDataError(
+            f"{path} is not a usable .npz: {reason}; save it with numpy.savez"
+        ) from None
     return make(path.name, images, classes)
 
 

@@ -61,7 +61,8 @@ def load(path: Path) -> Any:
         raise InvalidModelError(f"{path} {problem}; expected a .keras file written by tf_keras")
     if not zipfile.is_zipfile(path):
         raise InvalidModelError(
-            f"{path} is not a .keras file (no zip archive, or cut short); save the model with model.save('NAME.keras')"
+            f"{path} is not a .keras file (no zip archive, or cut short); "
+            f"save the model with model.save('NAME.keras')"
         )
     try:
         return tf_keras().models.load_model(path, compile=False, safe_mode=True)

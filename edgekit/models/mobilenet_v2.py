@@ -86,9 +86,7 @@ def mobilenet_v2(
         )(x)
 
     def normalized(x: Any, name: str) -> Any:
-        return layers.BatchNormalization(
-            epsilon=1e-3, momentum=bn_momentum, name=f"{name}_bn"
-        )(x)
+        return layers.BatchNormalization(epsilon=1e-3, momentum=bn_momentum, name=f"{name}_bn")(x)
 
     def relu6(x: Any, name: str) -> Any:
         return layers.ReLU(max_value=6.0, name=f"{name}_relu6")(x)
@@ -104,7 +102,15 @@ def mobilenet_v2(
         for repeat in range(n):
             stride = strides.next(s) if repeat == 0 else 1
             x = _bottleneck(
-                x, f"block{block}", t, channels, out_channels, stride, conv, normalized, relu6,
+                x,
+                f"block{block}",
+                t,
+                channels,
+                out_channels,
+                stride,
+                conv,
+                normalized,
+                relu6,
                 initializer,
             )
             channels = out_channels
@@ -178,7 +184,9 @@ def _check(
     dropout: float,
 ) -> None:
     if not 0 < width <= 10:
-        raise InvalidOptionError(f"expected 0 < width <= 10, got {width}; MobileNetV2 uses 0.35-1.4")
+        raise InvalidOptionError(
+            f"expected 0 < width <= 10, got {width}; MobileNetV2 uses 0.35-1.4"
+        )
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise InvalidOptionError(
             f"expected input_shape (height, width, channels), all >= 1, got {input_shape}"

@@ -1,0 +1,31 @@
+# `make demo` and `make test` need Python >= 3.11, pip and make; nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= build/demo
+
+.PHONY: demo test check lock clean
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(VENV)/installed  ## export, compare, report and gate on the shipped model
+	$(BIN)/python examples/demo.py $(DEMO)
+
+test: $(VENV)/installed  ## the test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock:  ## write requirements.lock again from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --quiet --output-file requirements.lock
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,54 @@
+"""Parameters and multiply-adds of a functional model, counted layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgekit.errors import InvalidModelError
+from edgekit.formats.keras import tf_keras
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Size of a model.
+
+    Attributes:
+        parameters: Kernels and biases of convolutions and dense layers. Batch normalisation is
+            left out, as in the published tables: deployed, it is folded away.
+        multiply_adds: Products of one forward pass at batch 1, convolutions and dense layers.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+def count(model: Any) -> Counts:
+    """Count a model made of convolutions, dense layers and layers without products.
+
+    Raises:
+        InvalidModelError: If the model holds another layer with weights.
+    """
+    layers = tf_keras().layers
+    parameters = multiply_adds = 0
+    for layer in model.layers:
+        if not isinstance(layer, layers.BatchNormalization):
+            parameters += layer.count_params()
+        if isinstance(layer, layers.DepthwiseConv2D):
+            height, width, channels = layer.output_shape[1:]
+            kernel = layer.kernel_size[0] * layer.kernel_size[1]
+            multiply_adds += height * width * channels * kernel
+        elif isinstance(layer, layers.Conv2D):
+            height, width, channels = layer.output_shape[1:]
+            kernel = layer.kernel_size[0] * layer.kernel_size[1]
+            multiply_adds += (
+                height * width * channels * kernel * layer.input_shape[-1] // layer.groups
+            )
+        elif isinstance(layer, layers.Dense):
+            multiply_adds += layer.input_shape[-1] * layer.units
+        elif layer.weights and not isinstance(layer, layers.BatchNormalization):
+            raise InvalidModelError(
+                f"cannot count layer {layer.name} ({type(layer).__name__}); "
+                f"expected convolutions, dense layers and batch normalisation"
+            )
+    return Counts(parameters, multiply_adds)
