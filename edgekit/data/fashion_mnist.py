@@ -93,7 +93,7 @@ def _shipped_folder() -> Path:
 def _load_calibration(path: Path) -> images.ImageSet:
     if not path.is_file():
         raise InvalidDataError(
-            f"{path} not found; run from a checkout of the repository or pass --calibration FILE.npz"
+            f"{path} not found; run from a checkout or pass --calibration FILE.npz"
         )
     if outputs.sha256_file(path) != CALIBRATION_SHA256:
         raise InvalidDataError(

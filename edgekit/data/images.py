@@ -118,7 +118,7 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
             missing = [key for key in ("x", *(["y"] if labels else [])) if key not in archive]
             if missing:
                 raise InvalidDataError(
-                    f"{path} has no array {missing[0]!r}, only {', '.join(archive.files) or 'none'}; "
+                    f"{path} has {', '.join(archive.files) or 'nothing'}, no array {missing[0]!r}; "
                     f"expected x (images) and y (labels)"
                 )
             images = archive["x"]
