@@ -1,0 +1,90 @@
+"""FloatModel: the one float Keras model that everything is made from, shipped or the user's."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit import outputs, signature
+from edgekit.artifact import Artifact, Source
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.formats import keras
+
+#: The model that ships with the repository.
+SHIPPED = Path(__file__).resolve().parents[2] / "exports" / "fashion_mnist_mobilenet_v2_035"
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A loaded float model and what belongs to it.
+
+    Attributes:
+        model: The tf_keras model.
+        model_id: Name that its deployables share.
+    """
+
+    model: Any
+    model_id: str
+    source: Source
+    preprocessing: signature.Preprocessing
+    class_names: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The MODEL and ``--preprocessing`` arguments of the makers."""
+    parser.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="MODEL",
+        help="a Keras artifact folder or a .keras file of tf_keras (default: the shipped model)",
+    )
+    parser.add_argument(
+        "--preprocessing",
+        help=f"for a .keras file: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json",
+    )
+
+
+def load(path: Path | None, *, preprocessing: str | None = None) -> FloatModel:
+    """Load a Keras artifact, or a ``.keras`` file with the name of its preprocessing.
+
+    Raises:
+        EdgekitError: If it cannot be read, or the preprocessing is missing or given twice.
+    """
+    path = path or SHIPPED
+    if path.is_dir():
+        found = Artifact.load(path)
+        manifest = found.manifest
+        if manifest.format != "keras":
+            raise InvalidModelError(
+                f"{path} is a {manifest.format} artifact; expected the Keras model it came from"
+            )
+        if preprocessing is not None:
+            raise InvalidOptionError(
+                f"{path} brings its preprocessing; give --preprocessing only with a .keras file"
+            )
+        return FloatModel(
+            model=keras.load(found.model_path),
+            model_id=manifest.model_id,
+            source=Source(str(path), found.sha256),
+            preprocessing=manifest.preprocessing,
+            class_names=manifest.class_names,
+        )
+    if path.exists() and preprocessing is None:
+        raise InvalidOptionError(
+            f"{path} does not say how its input is made; "
+            f"pass --preprocessing {'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
+        )
+    prepared = signature.preprocessing(preprocessing) if preprocessing else None
+    model = keras.load(path)
+    assert prepared is not None  # keras.load has refused a path that does not exist
+    classes = int(model.outputs[0].shape[-1])
+    return FloatModel(
+        model=model,
+        model_id=path.stem,
+        source=Source(str(path), outputs.sha256_file(path)),
+        preprocessing=prepared,
+        class_names=tuple(str(i) for i in range(classes)),
+    )

@@ -1,0 +1,204 @@
+"""TFLite files: the canonical float graph, its float16 twin, int8 with given ranges, signatures.
+
+The canonical float graph is the float32 flatbuffer: batch normalisation folded, tensor names kept,
+one signature. All other deployables are made from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import InvalidModelError, MissingDependencyError
+from edgekit.formats.keras import tensorflow
+from edgekit.signature import Signature, TensorSpec
+
+SIGNATURE_KEY = "serving_default"
+
+
+def from_keras(model: Any, *, float16: bool = False) -> bytes:
+    """Convert a functional tf_keras model to a float flatbuffer with batch size 1.
+
+    Freezes the forward pass first and converts a SavedModel of constants, which gives the same
+    flatbuffer as ``TFLiteConverter.from_keras_model`` in a fraction of its time.
+
+    Args:
+        model: One or more inputs, one or more outputs.
+        float16: Store weights as float16 (computed in float32 where the CPU has no float16).
+
+    Returns:
+        The flatbuffer.
+    """
+    tf = tensorflow()
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    names = [tensor.name.split("/")[0].split(":")[0] for tensor in model.inputs]
+    specs = [
+        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
+        for name, tensor in zip(names, model.inputs, strict=True)
+    ]
+    outputs = [tensor.name.split("/")[0].split(":")[0] for tensor in model.outputs]
+
+    def forward(*inputs: Any) -> list[Any]:
+        found = model(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
+        return list(found) if isinstance(found, list | tuple) else [found]
+
+    frozen = convert_variables_to_constants_v2(tf.function(forward).get_concrete_function(*specs))
+    module = tf.Module()
+
+    @tf.function(input_signature=specs)  # type: ignore[untyped-decorator]
+    def serve(*inputs: Any) -> dict[str, Any]:
+        return dict(zip(outputs, frozen(*inputs), strict=True))
+
+    module.serve = serve
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        tf.saved_model.save(module, folder, signatures={SIGNATURE_KEY: serve})
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if float16:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            return bytes(converter.convert())
+        except Exception as exc:  # the converter raises its own, private types
+            reason = " ".join(str(exc).split())[:200]
+            raise InvalidModelError(f"the model cannot be converted to TFLite: {reason}") from None
+
+
+def quantize(canonical: bytes, ranges: Mapping[str, tuple[float, float]]) -> bytes:
+    """Full-integer int8 twin of the canonical graph: weights per channel, int8 in and out.
+
+    Args:
+        canonical: Float flatbuffer.
+        ranges: (min, max) of every activation tensor by name.
+
+    Raises:
+        InvalidModelError: If a tensor of the graph has no range.
+    """
+    try:
+        from ai_edge_quantizer import quantizer, recipe
+    except ImportError:
+        raise MissingDependencyError("ai-edge-quantizer", "convert") from None
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "float.tflite"
+        path.write_bytes(canonical)
+        writer = quantizer.Quantizer(str(path))
+        writer.load_quantization_recipe(recipe.static_wi8_ai8())
+        statistics = {
+            name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
+            for name, (low, high) in ranges.items()
+        }
+        try:
+            return bytes(writer.quantize(statistics).quantized_model)
+        except (ValueError, KeyError, RuntimeError) as exc:
+            reason = " ".join(str(exc).split())[:200]
+            raise InvalidModelError(f"the graph cannot be quantized to int8: {reason}") from None
+
+
+def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any:
+    """Open an allocated LiteRT interpreter.
+
+    Raises:
+        InvalidModelError: If the file is missing or is no whole TFLite model.
+        MissingDependencyError: If ai-edge-litert is not installed.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise MissingDependencyError("ai-edge-litert", "runtime") from None
+
+    if isinstance(model, Path):
+        if not model.is_file():
+            raise InvalidModelError(f"{model} not found; expected a .tflite file")
+        name, content = str(model), model.read_bytes()
+    else:
+        name, content = "the model", model
+    if content[4:8] != b"TFL3":
+        raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            found = Interpreter(model_content=content, num_threads=threads, **options)
+            found.allocate_tensors()
+    except (ValueError, RuntimeError) as exc:
+        reason = " ".join(str(exc).split())[:200]
+        raise InvalidModelError(
+            f"{name} cannot be read (cut short?): {reason}; export it again"
+        ) from None
+    return found
+
+
+def signature(model: Path | bytes) -> Signature:
+    """Names (of the signature), shapes, dtypes, scales of inputs and outputs."""
+    opened = interpreter(model)
+    runner = opened.get_signature_runner(SIGNATURE_KEY)
+
+    def specs(details: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+        found = []
+        for name, detail in details.items():
+            dtype = np.dtype(detail["dtype"]).name
+            scale, zero_point = detail["quantization"]
+            quantized = dtype in ("int8", "uint8", "int16") and scale > 0
+            found.append(
+                TensorSpec(
+                    name=name,
+                    shape=tuple(int(size) for size in detail["shape"]),
+                    dtype=dtype,
+                    scale=float(scale) if quantized else None,
+                    zero_point=int(zero_point) if quantized else None,
+                )
+            )
+        return tuple(found)
+
+    return Signature(
+        inputs=specs(runner.get_input_details()), outputs=specs(runner.get_output_details())
+    )
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor of a graph that is computed, not stored.
+
+    Attributes:
+        index: Number in the flatbuffer's subgraph.
+        name: As the flatbuffer calls it.
+    """
+
+    index: int
+    name: str
+
+
+def activations(opened: Any) -> tuple[Activation, ...]:
+    """Inputs and every operator's float outputs, in order of execution."""
+    details = {detail["index"]: detail for detail in opened.get_tensor_details()}
+    order = [detail["index"] for detail in opened.get_input_details()]
+    for operator in opened._get_ops_details():
+        order += [int(index) for index in operator["outputs"]]
+    seen = dict.fromkeys(index for index in order if index in details)
+    return tuple(
+        Activation(index, details[index]["name"])
+        for index in seen
+        if details[index]["dtype"] is np.float32 and details[index]["name"]
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Keep converters' prints off stdout and their warnings off stderr."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,1 @@
+"""From observed ranges to the numbers in the files: calibration tables and encodings."""
