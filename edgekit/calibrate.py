@@ -76,7 +76,7 @@ def parser() -> cli.Parser:
     """Options of ``python -m edgekit.calibrate``."""
     result = cli.Parser(
         "calibrate",
-        description="Run a calibration set through the float model; write the range of each tensor.",
+        description="Run a calibration set through the float model; write each tensor's range.",
         examples="""
 python -m edgekit.calibrate --out table.json                       # the shipped model and set
 python -m edgekit.calibrate mine.keras --preprocessing unit --data images.npz --out table.json

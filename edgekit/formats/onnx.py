@@ -88,12 +88,7 @@ def to_float16(model: Any) -> Any:
             )
     with quiet():
         half = convert_float_to_float16(model, keep_io_types=True)
-    # The converter appends the casts of the inputs at the end; the standard wants them sorted.
-    inputs = {value.name for value in half.graph.input}
-    casts = [n for n in half.graph.node if n.op_type == "Cast" and n.input[0] in inputs]
-    for cast in casts:
-        half.graph.node.remove(cast)
-        half.graph.node.insert(0, cast)
+    _sort(half)
     onnx.checker.check_model(half)
     return half
 
@@ -154,6 +149,7 @@ def quantize(model: Any, encodings: Encodings) -> Any:
         )
         writer.quantize_model()
     quantized = writer.model.model
+    _sort(quantized)
     onnx.checker.check_model(quantized)
     return quantized
 
@@ -210,7 +206,7 @@ def session(
     except Exception as exc:  # onnxruntime raises its own types
         reason = " ".join(str(exc).split())[:200]
         raise InvalidModelError(
-            f"{content if isinstance(content, str) else 'the model'} is no usable ONNX model: {reason}"
+            f"{content if isinstance(content, str) else 'the model'} is no usable ONNX: {reason}"
         ) from None
     if found.get_providers()[0] != "CPUExecutionProvider":
         raise ExecutionError(f"expected CPUExecutionProvider, got {found.get_providers()[0]}")
@@ -322,6 +318,13 @@ def _free_batch(model: Any) -> None:
         model.graph.initializer.remove(tensor)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _sort(model: Any) -> None:
+    """Put nodes in order of execution; onnxruntime's writers append theirs at the end."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
+    ONNXModel(model).topological_sort()
 
 
 def _constants(model: Any) -> dict[str, Any]:
