@@ -2,6 +2,7 @@
 
 from edgekit.artifact import Artifact, Manifest
 from edgekit.errors import EdgekitError
+from edgekit.results import Measurement, Report
 from edgekit.signature import Preprocessing, Signature, TensorSpec
 from edgekit.version import __version__
 
@@ -9,7 +10,9 @@ __all__ = [
     "Artifact",
     "EdgekitError",
     "Manifest",
+    "Measurement",
     "Preprocessing",
+    "Report",
     "Signature",
     "TensorSpec",
     "__version__",

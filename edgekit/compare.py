@@ -1,0 +1,432 @@
+"""``python -m edgekit.compare``: are these deployables still the float model, and how fast?
+
+The float Keras model is the reference. Every model runs in a process of its own; evaluation is
+spread over the cores; latency is taken at batch 1 in rounds that go through all models in turn, so
+that a change of the machine's speed meets all of them. Writes a Report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from rich.markup import escape
+from rich.table import Table
+
+from edgekit import cli, data, environment, outputs, stats
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.formats.float_model import SHIPPED
+from edgekit.results import ArtifactResult, Data, Environment, Measurement, Report, pack_bits
+from edgekit.runtimes.worker import Job, Worker
+
+SHARD = 250
+SAMPLES = 20
+WARM_UP = 10
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model to be measured."""
+
+    job: Job
+    path: Path
+    precision: str
+    sha256: str
+    size: int
+
+
+@dataclass
+class _Measured:
+    """What the workers said of one subject."""
+
+    answers: npt.NDArray[np.float32]
+    worker: Worker
+    latency: list[list[float]]
+
+
+def compare(
+    artifacts: Sequence[Path],
+    *,
+    dataset: str = "fashion_mnist",
+    limit: int | None = None,
+    threads: int = 1,
+    rounds: int = 10,
+    reference: Path | None = None,
+    command: str = "",
+) -> Report:
+    """Measure artifacts against the float model they came from.
+
+    Args:
+        artifacts: Folders, all made from one float model.
+        dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x`` and ``y``.
+        limit: Use the first images only.
+        threads: Threads inside an operator, for latency; evaluation uses one a process.
+        rounds: Latency rounds; each takes 20 samples of every model.
+        reference: The float model, an artifact or ``.keras`` file; default the shipped one or
+            where the manifests say.
+        command: Recorded in the report.
+
+    Raises:
+        EdgekitError: If models, data or options do not fit together, or a runtime fails.
+    """
+    if not artifacts:
+        raise InvalidOptionError("expected at least one artifact to compare")
+    loaded = [Artifact.load(path) for path in artifacts]
+    _check_one_source(loaded)
+    base = _reference(loaded, reference, threads)
+    subjects = [base, *(_subject(artifact, threads) for artifact in loaded)]
+    images = data.load(dataset, "test").head(limit)
+    classes = len(loaded[0].manifest.class_names)
+    labels = _labels(images, classes)
+    machine = environment.describe()
+    with contextlib.ExitStack() as stack, cli.progress() as bar:
+        task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
+        measured = []
+        for subject in subjects:
+            bar.update(task, note=subject.job.name)
+            worker = stack.enter_context(Worker(subject.job))
+            if worker.loaded.input_shape != images.images.shape[1:]:
+                raise InvalidDataError(
+                    f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
+                    f"{subject.job.name} takes, got {list(images.images.shape[1:])}"
+                )
+            answers = _evaluate(
+                worker, images.images, machine.cores, lambda n: bar.advance(task, n)
+            )
+            if answers.ndim != 2 or answers.shape[1] != classes:
+                raise InvalidModelError(
+                    f"{subject.job.name}: expected answers for {classes} classes, "
+                    f"got shape {list(answers.shape[1:])}"
+                )
+            measured.append(_Measured(answers, worker, []))
+        _time(measured, images.images[:1], rounds)
+        return _report(
+            subjects,
+            measured,
+            images,
+            labels,
+            machine,
+            model_id=loaded[0].manifest.model_id,
+            command=command,
+            settings={
+                "threads": threads,
+                "rounds": rounds,
+                "samples_per_round": SAMPLES,
+                "limit": limit,
+            },
+        )
+
+
+def _check_one_source(artifacts: list[Artifact]) -> None:
+    first = artifacts[0]
+    for artifact in artifacts:
+        if artifact.manifest.source is None:
+            raise InvalidModelError(
+                f"{artifact.path} is a float model; it is the reference, pass what was exported"
+            )
+        assert first.manifest.source is not None
+        if artifact.manifest.source.sha256 != first.manifest.source.sha256:
+            raise InvalidModelError(
+                f"{artifact.path} and {first.path} were made from different float models; "
+                f"compare them one by one"
+            )
+    names = [artifact.name for artifact in artifacts]
+    if len(set(names)) != len(names):
+        raise InvalidOptionError(f"two artifacts share a folder name: {', '.join(sorted(names))}")
+
+
+def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _Subject:
+    """The float model whose sha256 the manifests name."""
+    manifest = artifacts[0].manifest
+    assert manifest.source is not None
+    places = [given] if given else [Path(manifest.source.path), SHIPPED]
+    for place in places:
+        if place.is_dir():
+            artifact = Artifact.load(place)
+            model, sha256 = artifact.model_path, artifact.sha256
+        elif place.is_file():
+            model, sha256 = place, outputs.sha256_file(place)
+        else:
+            continue
+        if sha256 == manifest.source.sha256:
+            name = artifact.name if place.is_dir() else place.stem
+            job = Job(f"{name} (keras)", model, "keras", manifest.preprocessing, threads, {})
+            return _Subject(job, place, "float32", sha256, model.stat().st_size)
+        if given:
+            raise InvalidModelError(
+                f"{given} is not the model that {artifacts[0].path} was made from "
+                f"(sha256 {sha256[:12]}…, expected {manifest.source.sha256[:12]}…)"
+            )
+    raise InvalidModelError(
+        f"the float model of {artifacts[0].path} ({manifest.source.path}) was not found; "
+        f"pass --reference"
+    )
+
+
+def _subject(artifact: Artifact, threads: int) -> _Subject:
+    manifest = artifact.manifest
+    job = Job(
+        artifact.name,
+        artifact.model_path,
+        manifest.format,
+        manifest.preprocessing,
+        threads,
+        manifest.runtime_options,
+    )
+    return _Subject(job, artifact.path, manifest.precision, artifact.sha256, artifact.size)
+
+
+def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
+    if images.labels is None:
+        raise InvalidDataError(f"{images.name}: comparing needs labels; add y to the .npz")
+    largest = int(images.labels.max())
+    if largest >= classes:
+        raise InvalidDataError(
+            f"{images.name}: label {largest} is outside the model's {classes} classes (0 to "
+            f"{classes - 1})"
+        )
+    return images.labels
+
+
+def _evaluate(
+    worker: Worker, images: npt.NDArray[Any], cores: int, advance: Any
+) -> npt.NDArray[np.float32]:
+    """Answers to all images; shards go to one worker a core, as each becomes free."""
+    starts = list(range(0, len(images), SHARD))
+    answers: dict[int, npt.NDArray[np.float32]] = {}
+    failures: list[BaseException] = []
+    lock = threading.Lock()
+
+    def work(through: Worker) -> None:
+        try:
+            while not failures:
+                with lock:
+                    if not starts:
+                        return
+                    start = starts.pop(0)
+                answers[start] = through.outputs(images[start : start + SHARD])
+                with lock:
+                    advance(len(answers[start]))
+        except BaseException as exc:
+            failures.append(exc)
+
+    with contextlib.ExitStack() as stack:
+        more = min(cores, len(starts)) - 1
+        others = [stack.enter_context(Worker(worker.job)) for _ in range(more)]
+        threads = [threading.Thread(target=work, args=(other,), daemon=True) for other in others]
+        for thread in threads:
+            thread.start()
+        work(worker)
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+    return np.concatenate([answers[start] for start in sorted(answers)])
+
+
+def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> None:
+    """Interleaved latency rounds at batch 1, after a warm-up that is thrown away."""
+    with cli.progress("rounds") as bar:
+        task = bar.add_task("timing", total=rounds, note="")
+        for each in measured:
+            each.worker.latencies(image, WARM_UP)
+        for _ in range(rounds):
+            for each in measured:
+                each.latency.append(each.worker.latencies(image, SAMPLES))
+            bar.advance(task)
+
+
+def _report(
+    subjects: list[_Subject],
+    measured: list[_Measured],
+    images: data.ImageSet,
+    labels: npt.NDArray[np.int64],
+    machine: Environment,
+    *,
+    model_id: str,
+    command: str,
+    settings: dict[str, Any],
+) -> Report:
+    base = measured[0]
+    float32 = {
+        subject.job.format: np.array(each.latency)
+        for subject, each in zip(subjects, measured, strict=True)
+        if subject.precision == "float32"
+    }
+    results = []
+    for subject, each in zip(subjects, measured, strict=True):
+        results.append(_result(subject, each, base, labels, float32.get(subject.job.format)))
+    return Report(
+        model_id=model_id,
+        data=Data(images.name, images.sha256, len(images), images.class_names),
+        environment=machine,
+        reference=results[0],
+        artifacts=tuple(results[1:]),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        settings=settings,
+        warnings=tuple(_warnings(results[1:], machine)),
+    )
+
+
+def _result(
+    subject: _Subject,
+    each: _Measured,
+    base: _Measured,
+    labels: npt.NDArray[np.int64],
+    float32: npt.NDArray[np.float64] | None,
+) -> ArtifactResult:
+    count = len(labels)
+    # A stable order, so that equal probabilities rank the same in every model.
+    order = np.argsort(-each.answers, axis=1, kind="stable")
+    right = order[:, 0] == labels
+    base_choice = np.argsort(-base.answers, axis=1, kind="stable")[:, 0]
+    top5 = (order[:, :5] == labels[:, None]).any(axis=1)
+    latency = np.array(each.latency)
+    metrics = {
+        "top1": stats.proportion(int(right.sum()), count),
+        "top5": stats.proportion(int(top5.sum()), count),
+        "agreement": stats.proportion(int((order[:, 0] == base_choice).sum()), count),
+        "mcnemar_p": stats.mcnemar(base_choice == labels, right),
+        "kl": stats.divergence(base.answers, each.answers),
+        "sqnr": stats.sqnr(base.answers, each.answers),
+        "size": Measurement(subject.size, "bytes", 1),
+        "peak_memory": Measurement(each.worker.peak_memory(), "bytes", 1),
+        "load_time": Measurement(each.worker.loaded.load_ms, "ms", 1),
+    }
+    for percent in (50, 90, 99):
+        value = float(np.percentile(latency, percent))
+        metrics[f"latency_p{percent}"] = Measurement(value, "ms", latency.size)
+    if float32 is not None:
+        metrics["latency_ratio"] = stats.latency_ratio(latency, float32)
+    return ArtifactResult(
+        name=subject.job.name,
+        path=str(subject.path),
+        format=subject.job.format,
+        precision=subject.precision,
+        sha256=subject.sha256,
+        runtime=each.worker.loaded.runtime,
+        metrics=metrics,
+        correct=pack_bits(right),
+        latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
+        latency_rounds=len(latency),
+    )
+
+
+def _warnings(results: list[ArtifactResult], machine: Environment) -> list[str]:
+    found = []
+    for result in results:
+        ratio = result.metrics.get("latency_ratio")
+        if result.precision == "int8" and ratio is not None and ratio.value > 1:
+            found.append(
+                f"{result.name}: int8 takes {ratio.value:.2f}x the time of float32 on this CPU"
+            )
+        if (
+            result.precision == "int8"
+            and result.format == "onnx"
+            and environment.saturates(machine)
+            and result.runtime.options.get("session.x64quantprecision") != "1"
+        ):
+            found.append(
+                f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
+                f"can saturate here, and its accuracy is not that of other CPUs"
+            )
+        samples = np.array(result.latency_ms).reshape(result.latency_rounds, -1)
+        rounds = np.median(samples, axis=1)
+        spread = float((rounds.max() - rounds.min()) / np.median(rounds))
+        if spread > 0.2:
+            found.append(
+                f"{result.name}: latency is unstable, round medians spread over "
+                f"{100 * spread:.0f} % of their median; close other programs and measure again"
+            )
+    return found
+
+
+def _print(report: Report) -> None:
+    table = Table(
+        title=f"{report.model_id} on {report.data.name}, {report.data.count:,} images",
+        caption=escape(
+            f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
+        ),
+    )
+    for column in ("artifact", "top-1 %", "agrees %", "p", "SQNR dB", "MB", "p50 ms", "x"):
+        justify: Literal["left", "right"] = "left" if column == "artifact" else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
+    for result in (report.reference, *report.artifacts):
+        m = result.metrics
+        top1 = m["top1"]
+        table.add_row(
+            escape(result.name.removeprefix(f"{report.model_id}-")),
+            f"{top1.value:.2f} ±{((top1.high or 0) - (top1.low or 0)) / 2:.2f}",
+            f"{m['agreement'].value:.2f}",
+            f"{m['mcnemar_p'].value:.3f}",
+            "exact" if np.isinf(m["sqnr"].value) else f"{m['sqnr'].value:.1f}",
+            f"{m['size'].value / 1e6:.2f}",
+            f"{m['latency_p50'].value:.3f}",
+            f"{m['latency_ratio'].value:.2f}" if "latency_ratio" in m else "-",
+        )
+    cli.console.print(table)
+    for warning in report.warnings:
+        cli.console.print(f"warning: {warning}")
+
+
+def parser() -> cli.Parser:
+    """Options of ``python -m edgekit.compare``."""
+    result = cli.Parser(
+        "compare",
+        description="Measure accuracy, agreement and latency of artifacts against the float model.",
+        examples="""
+python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
+python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
+""",
+    )
+    add = result.add_argument
+    add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
+    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz with x and y")
+    add("--limit", type=cli.positive_int, help="use the first N images only")
+    add("--threads", type=cli.positive_int, default=1, help="threads inside an operator, latency")
+    add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
+    add("--reference", type=Path, help="the float model (default: where the manifests say)")
+    add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    return result
+
+
+def _act(options: argparse.Namespace) -> cli.Outcome:
+    outputs.check_free(options.out, force=options.force)
+    report = compare(
+        options.artifacts,
+        dataset=options.data,
+        limit=options.limit,
+        threads=options.threads,
+        rounds=options.rounds,
+        reference=options.reference,
+        command=cli.command_line(),
+    )
+    outputs.write_text(options.out, report.dumps(), force=options.force)
+    _print(report)
+    return 0, {
+        "report": str(options.out),
+        "artifacts": {
+            result.name: {name: metric.value for name, metric in result.metrics.items()}
+            for result in report.artifacts
+        },
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    return cli.run(parser(), _act, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""The seam for runtimes: a Runner answers feeds and says what really ran. It owns no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy.typing as npt
+
+from edgekit.errors import InvalidOptionError
+from edgekit.results import Runtime
+from edgekit.signature import Signature
+
+Feed = Mapping[str, npt.NDArray[Any]]
+
+#: Runtime by model format.
+RUNTIMES = {"tflite": "litert", "onnx": "ort", "keras": "keras"}
+
+
+class Runner(Protocol):
+    """One loaded model on one runtime.
+
+    Attributes:
+        signature: Inputs and outputs as the model file has them.
+        batch: Images that one run may hold at the most.
+    """
+
+    signature: Signature
+    batch: int
+
+    def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """Answer one feed; arrays by name, in the model's own dtypes."""
+
+    def describe(self) -> Runtime:
+        """What really ran: provider, threads, options."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def open_runner(
+    model: Path,
+    *,
+    format: str,
+    threads: int,
+    options: Mapping[str, str] | None = None,
+    batch: int | None = None,
+) -> Runner:
+    """Load a model on the runtime of its format.
+
+    Args:
+        model: The model file.
+        format: ``tflite``, ``onnx`` or ``keras``.
+        threads: Threads inside an operator.
+        options: Runtime options of the manifest.
+        batch: Images a run; default what the runtime does best.
+
+    Raises:
+        InvalidModelError: If the file cannot be loaded.
+        InvalidOptionError: If the format is unknown, or the runtime knows no options.
+    """
+    if options and format != "onnx":
+        raise InvalidOptionError(f"runtime {RUNTIMES.get(format)} takes no options, got {options}")
+    if format == "tflite":
+        from edgekit.runtimes.litert import LiteRtRunner
+
+        return LiteRtRunner(model, threads=threads, batch=batch or 1)
+    if format == "onnx":
+        from edgekit.runtimes.ort import OrtRunner
+
+        return OrtRunner(model, threads=threads, options=options or {}, batch=batch)
+    if format == "keras":
+        from edgekit.runtimes.keras import KerasRunner
+
+        return KerasRunner(model, threads=threads, batch=batch or 250)
+    raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, got {format!r}")

@@ -1,0 +1,50 @@
+"""tf_keras on the CPU: the float reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy.typing as npt
+
+from edgekit.formats import keras as keras_format
+from edgekit.results import Runtime
+from edgekit.runtimes import Feed
+
+
+class KerasRunner:
+    """A ``.keras`` file as a traced function."""
+
+    def __init__(self, model: Path, *, threads: int, batch: int) -> None:
+        tf = keras_format.tensorflow()
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        loaded = keras_format.load(model)
+        self.signature = keras_format.signature(loaded)
+        self.batch = batch
+        self._threads = threads
+        self._constant = tf.constant
+        self._forward = tf.function(lambda x: loaded(x, training=False), reduce_retracing=True)
+
+    def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """Answer one feed of any batch size."""
+        values = [self._constant(feed[spec.name]) for spec in self.signature.inputs]
+        found = self._forward(values if len(values) > 1 else values[0])
+        found = found if isinstance(found, list | tuple) else [found]
+        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
+
+    def describe(self) -> Runtime:
+        """TensorFlow on the CPU."""
+        return Runtime("keras", "TensorFlow CPU", self._threads)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._forward

@@ -1,0 +1,74 @@
+"""onnxruntime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy.typing as npt
+
+from edgekit.errors import InvalidOptionError
+from edgekit.formats import onnx
+from edgekit.results import Runtime
+from edgekit.runtimes import Feed
+from edgekit.signature import Signature, TensorSpec
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+}
+
+
+class OrtRunner:
+    """An ``.onnx`` file in a session on the CPU provider."""
+
+    def __init__(
+        self, model: Path, *, threads: int, options: Mapping[str, str], batch: int | None = None
+    ) -> None:
+        self._session = onnx.session(model, threads=threads, options=options)
+        self._threads = threads
+        self._options = dict(options)
+        self.signature = Signature(
+            inputs=_specs(self._session.get_inputs()), outputs=_specs(self._session.get_outputs())
+        )
+        fixed = self.signature.inputs[0].shape[0]
+        if batch is not None and fixed not in (-1, batch):
+            raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
+        self.batch = batch or (50 if fixed == -1 else fixed)
+
+    def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
+        """Answer one feed of up to ``batch`` images."""
+        names = [spec.name for spec in self.signature.outputs]
+        return dict(zip(names, self._session.run(names, dict(feed)), strict=True))
+
+    def describe(self) -> Runtime:
+        """The provider that the session says it uses."""
+        return Runtime("ort", self._session.get_providers()[0], self._threads, self._options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        del self._session
+
+
+def _specs(ends: Any) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            end.name,
+            tuple(size if isinstance(size, int) else -1 for size in end.shape),
+            _DTYPES[end.type],
+        )
+        for end in ends
+    )

@@ -1,0 +1,216 @@
+"""A runner in a process of its own: runtimes do not meet, and memory is one model's.
+
+The parent stays free of frameworks. Workers ignore Ctrl-C, which reaches the whole terminal
+group; the parent ends them.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import EdgekitError, ExecutionError
+from edgekit.results import Runtime
+from edgekit.runtimes import open_runner
+from edgekit.signature import Preprocessing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker loads.
+
+    Attributes:
+        name: For error messages.
+        batch: Images a run; None for what the runtime does best.
+    """
+
+    name: str
+    model: Path
+    format: str
+    preprocessing: Preprocessing
+    threads: int
+    options: Mapping[str, str]
+    batch: int | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker says after loading.
+
+    Attributes:
+        load_ms: From the file to a model that can run, without imports.
+        input_shape: Of one image.
+    """
+
+    load_ms: float
+    runtime: Runtime
+    input_shape: tuple[int, ...]
+
+
+class Worker:
+    """Parent's end of a worker process; a context manager.
+
+    Raises:
+        EdgekitError: What the worker raised while loading, with its message.
+        ExecutionError: If the process died.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._pipe: Connection[Any, Any] = ours
+        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            self.loaded = cast(Loaded, self._receive())
+        except BaseException:
+            self._end()
+            raise
+
+    def send(self, command: str, *arguments: Any) -> None:
+        """Start a command; :meth:`receive` has its answer."""
+        try:
+            self._pipe.send((command, *arguments))
+        except OSError:
+            raise self._death() from None
+
+    def receive(self) -> Any:
+        """Wait for the answer of the last command."""
+        return self._receive()
+
+    def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
+        self.send("outputs", images)
+        return cast("npt.NDArray[np.float32]", self._receive())
+
+    def latencies(self, image: npt.NDArray[Any], count: int) -> list[float]:
+        """Milliseconds of ``count`` runs on one feed, prepared beforehand."""
+        self.send("latencies", image, count)
+        return cast("list[float]", self._receive())
+
+    def peak_memory(self) -> int:
+        """Largest resident size of the process so far, in bytes."""
+        self.send("peak_memory")
+        return int(self._receive())
+
+    def _receive(self) -> Any:
+        try:
+            kind, value = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._death() from None
+        if kind == "error":
+            raise value
+        return value
+
+    def _death(self) -> ExecutionError:
+        self._process.join(5)
+        return ExecutionError(
+            f"{self.job.name}: the runtime's process ended with code {self._process.exitcode}; "
+            f"out of memory, or a crash in the runtime"
+        )
+
+    def _end(self) -> None:
+        self._pipe.close()
+        self._process.join(0.5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end()
+
+
+def _serve(pipe: Connection[Any, Any], job: Job) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Runtimes write notes to stderr as they load; stderr is for the user.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    try:
+        _import_runtime(job.format)
+        started = time.perf_counter()
+        runner = open_runner(
+            job.model,
+            format=job.format,
+            threads=job.threads,
+            options=job.options,
+            batch=job.batch,
+        )
+        load_ms = 1e3 * (time.perf_counter() - started)
+        spec = runner.signature.single_input()
+        pipe.send(("done", Loaded(load_ms, runner.describe(), spec.shape[1:])))
+        commands: dict[str, Callable[..., Any]] = {
+            "outputs": _outputs,
+            "latencies": _latencies,
+            "peak_memory": _peak_memory,
+        }
+        while True:
+            command, *arguments = pipe.recv()
+            pipe.send(("done", commands[command](runner, job, *arguments)))
+    except EOFError:
+        return
+    except EdgekitError as exc:
+        pipe.send(("error", ExecutionError(f"{job.name}: {exc}")))
+    except Exception as exc:  # whatever a runtime raises has to reach the parent as one line
+        reason = " ".join(str(exc).split())[:300]
+        pipe.send(("error", ExecutionError(f"{job.name}: {type(exc).__name__}: {reason}")))
+
+
+def _import_runtime(format: str) -> None:
+    if format == "keras":
+        from edgekit.formats.keras import tf_keras
+
+        tf_keras()
+    elif format == "onnx":
+        import onnxruntime  # noqa: F401
+    else:
+        import ai_edge_litert.interpreter  # noqa: F401
+
+
+def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
+    feed = entry.quantize(job.preprocessing.apply(images))
+    answers = [
+        end.dequantize(runner.run({entry.name: feed[start : start + runner.batch]})[end.name])
+        for start in range(0, len(feed), runner.batch)
+    ]
+    found = np.concatenate(answers)
+    if not np.isfinite(found).all():
+        first = int(np.argwhere(~np.isfinite(found))[0][0])
+        raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
+    return found
+
+
+def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
+    entry = runner.signature.inputs[0]
+    feed = {entry.name: entry.quantize(job.preprocessing.apply(images))}
+    samples = []
+    for _ in range(count):
+        started = time.perf_counter_ns()
+        runner.run(feed)
+        samples.append((time.perf_counter_ns() - started) / 1e6)
+    return samples
+
+
+def _peak_memory(runner: Any, job: Job) -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,81 @@
+"""Intervals and tests that the measurers quote. scipy does the statistics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import MissingDependencyError
+from edgekit.results import Measurement
+
+
+def proportion(right: int, count: int) -> Measurement:
+    """A share in percent with its Wilson 95 % interval (Wilson 1927)."""
+    interval = _stats().binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return Measurement(
+        value=100 * right / count,
+        unit="%",
+        count=count,
+        low=100 * float(interval.low),
+        high=100 * float(interval.high),
+        interval="wilson 95 %",
+    )
+
+
+def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Measurement:
+    """Exact p of "both are right equally often", from the images where they differ.
+
+    McNemar 1947; the exact form is a two-sided binomial test of the discordant pairs.
+    """
+    gained, lost = int((~first & second).sum()), int((first & ~second).sum())
+    p = 1.0 if gained + lost == 0 else float(_stats().binomtest(gained, gained + lost).pvalue)
+    return Measurement(value=p, unit="p", count=len(first))
+
+
+def divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
+    """Mean Kullback-Leibler divergence KL(reference || other) in nats.
+
+    Both are probabilities ``[N, classes]``. int8 outputs have steps of 1/256 and answer 0 for
+    what is small: values are raised to half a step, 1/512, and rows are scaled to sum 1 again.
+    """
+    floor = 1 / 512
+    p, q = (np.maximum(values.astype(np.float64), floor) for values in (reference, other))
+    p /= p.sum(axis=1, keepdims=True)
+    q /= q.sum(axis=1, keepdims=True)
+    return Measurement(float((p * np.log(p / q)).sum(axis=1).mean()), "nats", len(p))
+
+
+def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
+    """Signal to quantization noise ratio: 10 log10(sum r^2 / sum (r - o)^2), in dB."""
+    signal = float((reference.astype(np.float64) ** 2).sum())
+    noise = float(((reference.astype(np.float64) - other) ** 2).sum())
+    value = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
+    return Measurement(value, "dB", len(reference))
+
+
+def latency_ratio(
+    samples: npt.NDArray[np.float64], base: npt.NDArray[np.float64], *, seed: int = 0
+) -> Measurement:
+    """Ratio of medians with a percentile bootstrap 95 % interval over rounds.
+
+    Args:
+        samples: Milliseconds ``[rounds, samples]``.
+        base: The same of what it is divided by, from the same rounds.
+        seed: Of the 2,000 resamples (Efron 1979).
+    """
+    ratio = float(np.median(samples) / np.median(base))
+    rounds = len(samples)
+    picks = np.random.default_rng(seed).integers(0, rounds, (2000, rounds))
+    resampled = [np.median(samples[pick]) / np.median(base[pick]) for pick in picks]
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return Measurement(ratio, "x", samples.size, float(low), float(high), "bootstrap 95 %")
+
+
+def _stats() -> Any:
+    try:
+        import scipy.stats
+    except ImportError:
+        raise MissingDependencyError("scipy", "report") from None
+    return scipy.stats
