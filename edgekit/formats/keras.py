@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import InvalidModelError, MissingDependencyError
+from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
 
@@ -27,7 +28,10 @@ def tensorflow() -> Any:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("GLOG_minloglevel", "2")
     try:
-        import tensorflow as tf
+        with quiet():
+            import tensorflow as tf
+
+            tf.config.list_physical_devices()  # looks for GPUs, and says so when there is none
     except ImportError:
         raise MissingDependencyError("tensorflow", "train") from None
     tf.get_logger().setLevel("ERROR")
@@ -42,7 +46,8 @@ def tf_keras() -> Any:
     """
     tensorflow()
     try:
-        import tf_keras as keras
+        with quiet():
+            import tf_keras as keras
     except ImportError:
         raise MissingDependencyError("tf-keras", "train") from None
     return keras

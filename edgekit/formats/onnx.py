@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError
-from edgekit.formats.tflite import quiet
-from edgekit.quant.encodings import Encodings
+from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
 OPSET = 18
+_FLOATS = (1, 10)
 _DTYPES = {
     1: "float32",
     10: "float16",
@@ -93,13 +93,17 @@ def to_float16(model: Any) -> Any:
     return half
 
 
-def quantize(model: Any, encodings: Encodings) -> Any:
+def quantize(model: Any, encodings: Mapping[str, tuple[float, int]]) -> tuple[Any, tuple[str, ...]]:
     """QDQ int8: uint8 activations, int8 weights per channel, float32 in and out.
 
     Args:
         model: Float ``onnx.ModelProto`` from :func:`from_tflite`.
-        encodings: Activations by tensor name; int8 zero_point ``z`` is written as uint8
-            ``z + 128``, which is the same number.
+        encodings: (scale, int8 zero_point) of activations by tensor name; zero_point ``z`` is
+            written as uint8 ``z + 128``, which is the same number.
+
+    Returns:
+        The quantized ``onnx.ModelProto``, and the kinds of operators that stay float because the
+        canonical graph has no tensor for them (parts of an operator that ONNX lacks).
     """
     onnx = _onnx()
     try:
@@ -111,6 +115,7 @@ def quantize(model: Any, encodings: Encodings) -> Any:
         raise MissingDependencyError("onnxruntime", "convert") from None
 
     activations = _activation_encodings(model, encodings)
+    left = _without_encodings(model, activations)
     overrides = {
         name: [
             {
@@ -139,7 +144,7 @@ def quantize(model: Any, encodings: Encodings) -> Any:
             activation_qType=QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=[],
-            nodes_to_exclude=[],
+            nodes_to_exclude=[node.name for node in left],
             op_types_to_quantize=list(QDQRegistry),
             extra_options={
                 "TensorQuantOverrides": overrides,
@@ -151,11 +156,19 @@ def quantize(model: Any, encodings: Encodings) -> Any:
     quantized = writer.model.model
     _sort(quantized)
     onnx.checker.check_model(quantized)
-    return quantized
+    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    floats = {n.op_type for n in left if kinds.get(n.output[0], onnx.TensorProto.FLOAT) in _FLOATS}
+    return quantized, tuple(sorted(floats))
 
 
 def signature(model: Any) -> Signature:
-    """Signature of a ``ModelProto``, free axes as -1."""
+    """Signature of a file or ``ModelProto``, free axes as -1.
+
+    Raises:
+        InvalidModelError: If the file is missing or no whole ONNX model.
+    """
+    if isinstance(model, Path):
+        model = load(model)
 
     def spec(value: Any) -> TensorSpec:
         kind = value.type.tensor_type
@@ -170,6 +183,26 @@ def signature(model: Any) -> Signature:
         inputs=tuple(spec(v) for v in model.graph.input if v.name not in weights),
         outputs=tuple(spec(v) for v in model.graph.output),
     )
+
+
+def load(path: Path) -> Any:
+    """Read and check a ``.onnx`` file; returns an ``onnx.ModelProto``.
+
+    Raises:
+        InvalidModelError: If the file is missing or no whole ONNX model.
+    """
+    onnx = _onnx()
+    if not path.is_file():
+        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as exc:  # protobuf's and the checker's own types
+        reason = " ".join(str(exc).split())[:200]
+        raise InvalidModelError(
+            f"{path} cannot be read as ONNX (cut short?): {reason}; export it again"
+        ) from None
+    return model
 
 
 def session(
@@ -229,7 +262,9 @@ def rename_ends(model: Any, names: Signature) -> None:
                 ends[i] = renamed.get(name, name)
 
 
-def _activation_encodings(model: Any, encodings: Encodings) -> dict[str, tuple[float, int]]:
+def _activation_encodings(
+    model: Any, encodings: Mapping[str, tuple[float, int]]
+) -> dict[str, tuple[float, int]]:
     """(scale, uint8 zero_point) of each activation of the ONNX graph.
 
     A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip), and a tensor
@@ -238,9 +273,9 @@ def _activation_encodings(model: Any, encodings: Encodings) -> dict[str, tuple[f
     in_graph = {value.name for value in model.graph.input}
     in_graph.update(output for node in model.graph.node for output in node.output)
     found = {
-        name: (encoding.scale[0], encoding.zero_point[0] + 128)
-        for name, encoding in encodings.tensors.items()
-        if encoding.dtype == "int8" and encoding.axis is None and name in in_graph
+        name: (scale, zero_point + 128)
+        for name, (scale, zero_point) in encodings.items()
+        if name in in_graph
     }
     for node in model.graph.node:
         if node.op_type in ("Clip", "Relu", "Transpose", "Reshape", "Flatten", "Squeeze"):
@@ -248,10 +283,18 @@ def _activation_encodings(model: Any, encodings: Encodings) -> dict[str, tuple[f
                 found.setdefault(node.output[0], found[node.input[0]])
             elif node.output[0] in found:
                 found[node.input[0]] = found[node.output[0]]
-    missing = sorted(node.output[0] for node in model.graph.node if node.output[0] not in found)
-    if missing:
-        raise InvalidModelError(f"tensor {missing[0]} has no encoding; it cannot be quantized")
     return found
+
+
+def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]]) -> list[Any]:
+    """Nodes that read or write a tensor without encodings, constants apart."""
+    stored = {tensor.name for tensor in model.graph.initializer} | {""}
+    return [
+        node
+        for node in model.graph.node
+        if any(name not in activations for name in node.output)
+        or any(name not in activations and name not in stored for name in node.input)
+    ]
 
 
 def _pool_instead_of_mean(model: Any) -> None:

@@ -6,10 +6,7 @@ one signature. All other deployables are made from it.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 
 from edgekit.errors import InvalidModelError, MissingDependencyError
 from edgekit.formats.keras import tensorflow
+from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
 SIGNATURE_KEY = "serving_default"
@@ -36,6 +34,9 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
 
     Returns:
         The flatbuffer.
+
+    Raises:
+        InvalidModelError: If an input has no fixed size, or the converter refuses the model.
     """
     tf = tensorflow()
     from tensorflow.python.framework.convert_to_constants import (
@@ -47,6 +48,12 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
         tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
         for name, tensor in zip(names, model.inputs, strict=True)
     ]
+    for spec in specs:
+        if not spec.shape.is_fully_defined():
+            raise InvalidModelError(
+                f"expected a fixed size of input {spec.name}, got {list(spec.shape)[1:]}; "
+                f"build the model with the size that it will run at"
+            )
     outputs = [tensor.name.split("/")[0].split(":")[0] for tensor in model.outputs]
 
     def forward(*inputs: Any) -> list[Any]:
@@ -62,12 +69,12 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
 
     module.serve = serve
     with tempfile.TemporaryDirectory() as folder, quiet():
-        tf.saved_model.save(module, folder, signatures={SIGNATURE_KEY: serve})
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if float16:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.target_spec.supported_types = [tf.float16]
         try:
+            tf.saved_model.save(module, folder, signatures={SIGNATURE_KEY: serve})
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+            if float16:
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+                converter.target_spec.supported_types = [tf.float16]
             return bytes(converter.convert())
         except Exception as exc:  # the converter raises its own, private types
             reason = " ".join(str(exc).split())[:200]
@@ -82,7 +89,7 @@ def quantize(canonical: bytes, ranges: Mapping[str, tuple[float, float]]) -> byt
         ranges: (min, max) of every activation tensor by name.
 
     Raises:
-        InvalidModelError: If a tensor of the graph has no range.
+        InvalidModelError: If a tensor of the graph has no range or an operator no int8 form.
     """
     try:
         from ai_edge_quantizer import quantizer, recipe
@@ -126,8 +133,7 @@ def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any
     if content[4:8] != b"TFL3":
         raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+        with quiet():
             found = Interpreter(model_content=content, num_threads=threads, **options)
             found.allocate_tensors()
     except (ValueError, RuntimeError) as exc:
@@ -192,13 +198,16 @@ def activations(opened: Any) -> tuple[Activation, ...]:
     )
 
 
-@contextlib.contextmanager
-def quiet() -> Any:
-    """Keep converters' prints off stdout and their warnings off stderr."""
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        yield
+def float_operators(model: bytes) -> tuple[str, ...]:
+    """Names of the operators that still compute in float, sorted."""
+    from ai_edge_litert.interpreter import OpResolverType
+
+    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    opened = interpreter(model, experimental_op_resolver_type=plain)
+    kinds = {detail["index"]: detail["dtype"] for detail in opened.get_tensor_details()}
+    found = {
+        operator["op_name"]
+        for operator in opened._get_ops_details()
+        if any(kinds.get(int(index)) in (np.float32, np.float16) for index in operator["outputs"])
+    }
+    return tuple(sorted(found))
