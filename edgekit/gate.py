@@ -215,25 +215,16 @@ def _print(checks: Sequence[Check], model_id: str) -> None:
 
     colours = {"PASS": "green", "FAIL": "bold red", "STALE": "yellow", "NEW": "cyan"}
     table = Table(title=f"gate of {escape(model_id)}")
-    for column in (
-        "verdict",
-        "artifact",
-        "metric",
-        "now",
-        "baseline",
-        "drop",
-        "allowed",
-        "because",
-    ):
-        table.add_column(column)
+    for column in ("verdict", "artifact", "metric", "now", "was", "may drop", "because"):
+        table.add_column(column, no_wrap=column in ("verdict", "artifact", "metric"))
     for check in checks:
         table.add_row(
             f"[{colours[check.verdict]}]{check.verdict}[/]",
             escape(check.artifact.removeprefix(f"{model_id}-")),
             check.metric,
             *(
-                "-" if v is None else f"{v:.4g}"
-                for v in (check.current, check.baseline, check.drop)
+                "-" if value is None else f"{value:.4g}"
+                for value in (check.current, check.baseline)
             ),
             f"{check.bound:g}",
             escape(check.reason),
