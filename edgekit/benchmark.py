@@ -1,0 +1,293 @@
+"""``python -m edgekit.benchmark``: one artifact on one runtime, in detail.
+
+Cold start, latency percentiles, throughput, memory, and for onnxruntime its own profile: the
+operators by time, and whether an int8 model computed in float anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from edgekit import cli, environment
+from edgekit.artifact import Artifact
+from edgekit.errors import ExecutionError, InvalidOptionError
+from edgekit.results import Environment, Measurement, Runtime
+from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.worker import Job, Worker
+
+WARM_UP = 10
+PROFILED_RUNS = 30
+#: onnxruntime operators that compute in float; what is left of them in an int8 model is named.
+#: Moving data (Transpose, Reshape) is no computation.
+FLOAT_OPERATORS = frozenset(
+    "Conv FusedConv Gemm FusedGemm MatMul FusedMatMul Add Mul Sub Div Relu Clip Sigmoid HardSigmoid "
+    "HardSwish Softmax GlobalAveragePool AveragePool MaxPool ReduceMean BatchNormalization "
+    "Concat Pad Resize LeakyRelu PRelu Tanh Exp Sqrt".split()
+)
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Time of one kind of operator in the runtime's profile.
+
+    Attributes:
+        share: Of all operator time, in percent.
+        count: Nodes of that kind.
+    """
+
+    name: str
+    ms_per_run: float
+    share: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured of one artifact.
+
+    Attributes:
+        metrics: ``cold_start load_time latency_p50 latency_p90 latency_p99 throughput
+            peak_memory``.
+        latency_ms: Raw samples.
+        operators: By time, most first; empty where the runtime has no profile.
+        float_operators: Names of nodes of an int8 model that computed in float; None where the
+            runtime has no profile.
+    """
+
+    name: str
+    format: str
+    precision: str
+    batch: int
+    runtime: Runtime
+    environment: Environment
+    metrics: dict[str, Measurement]
+    latency_ms: tuple[float, ...]
+    operators: tuple[Operator, ...]
+    float_operators: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
+def benchmark(
+    artifact: Artifact,
+    *,
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 5.0,
+) -> Benchmark:
+    """Measure one artifact.
+
+    Args:
+        artifact: What to measure.
+        runtime: ``ort``, ``litert`` or ``keras``; has to fit the format.
+        threads: Threads inside an operator.
+        batch: Images a run.
+        seconds: How long to sample latency.
+
+    Raises:
+        InvalidOptionError: If the runtime does not run this format.
+        EdgekitError: If the model cannot be loaded or run.
+    """
+    manifest = artifact.manifest
+    fitting = RUNTIMES[manifest.format]
+    if runtime not in (None, fitting):
+        raise InvalidOptionError(
+            f"runtime {runtime} does not run {manifest.format} models; pass --runtime {fitting}"
+        )
+    if not 0 < seconds < 1e6:
+        raise InvalidOptionError(f"expected --seconds > 0, got {seconds}")
+    job = Job(
+        artifact.name,
+        artifact.model_path,
+        manifest.format,
+        manifest.preprocessing,
+        threads,
+        manifest.runtime_options,
+        batch,
+    )
+    started = time.perf_counter()
+    with Worker(job) as worker:
+        shape = (batch, *worker.loaded.input_shape)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        worker.outputs(images)
+        cold_start = 1e3 * (time.perf_counter() - started)
+        worker.latencies(images, WARM_UP)
+        samples: list[float] = []
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            samples += worker.latencies(images, 20)
+        loaded, memory = worker.loaded, worker.peak_memory()
+    operators, in_float, notes = _profile(artifact, threads, images)
+    times = np.array(samples)
+    metrics = {
+        "cold_start": Measurement(cold_start, "ms", 1),
+        "load_time": Measurement(loaded.load_ms, "ms", 1),
+        **{
+            f"latency_p{percent}": Measurement(
+                float(np.percentile(times, percent)), "ms", len(times)
+            )
+            for percent in (50, 90, 99)
+        },
+        "throughput": Measurement(
+            1e3 * batch * len(times) / float(times.sum()), "images/s", len(times)
+        ),
+        "peak_memory": Measurement(memory, "bytes", 1),
+    }
+    return Benchmark(
+        name=artifact.name,
+        format=manifest.format,
+        precision=manifest.precision,
+        batch=batch,
+        runtime=loaded.runtime,
+        environment=environment.describe(),
+        metrics=metrics,
+        latency_ms=tuple(round(value, 6) for value in samples),
+        operators=operators,
+        float_operators=in_float,
+        notes=notes,
+    )
+
+
+def _profile(
+    artifact: Artifact, threads: int, images: Any
+) -> tuple[tuple[Operator, ...], tuple[str, ...] | None, tuple[str, ...]]:
+    """onnxruntime's profile of some runs; other runtimes offer none to Python."""
+    manifest = artifact.manifest
+    if manifest.format != "onnx":
+        note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
+        return (), None, (note,)
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = threads
+        settings.log_severity_level = 3
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(folder) / "profile")
+        for key, value in manifest.runtime_options.items():
+            settings.add_session_config_entry(key, value)
+        session = onnxruntime.InferenceSession(
+            str(artifact.model_path), settings, providers=["CPUExecutionProvider"]
+        )
+        entry = manifest.signature.single_input()
+        feed = {entry.name: entry.quantize(manifest.preprocessing.apply(images))}
+        for _ in range(PROFILED_RUNS):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    total: dict[str, float] = collections.defaultdict(float)
+    nodes: dict[str, set[str]] = collections.defaultdict(set)
+    providers = set()
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        kind = event["args"]["op_name"]
+        total[kind] += event["dur"] / 1e3
+        nodes[kind].add(event["name"].removesuffix("_kernel_time"))
+        providers.add(event["args"].get("provider", ""))
+    if providers != {"CPUExecutionProvider"}:
+        raise ExecutionError(
+            f"{artifact.name}: expected CPUExecutionProvider everywhere, got {sorted(providers)}"
+        )
+    everything = sum(total.values())
+    operators = tuple(
+        Operator(kind, ms / PROFILED_RUNS, 100 * ms / everything, len(nodes[kind]))
+        for kind, ms in sorted(total.items(), key=lambda item: -item[1])
+    )
+    in_float = None
+    if manifest.precision == "int8":
+        in_float = tuple(
+            f"{kind}: {name}"
+            for kind in sorted(FLOAT_OPERATORS & set(nodes))
+            for name in sorted(nodes[kind])
+        )
+    return operators, in_float, ()
+
+
+def _print(found: Benchmark) -> None:
+    console = cli.console
+    console.print(
+        escape(
+            f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
+            f"batch {found.batch}, {found.runtime.threads} thread(s), {found.environment.machine_class}"
+        )
+    )
+    table = Table()
+    for column in ("metric", "value", "samples"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, metric in found.metrics.items():
+        scaled = metric.unit == "bytes"
+        value = f"{metric.value / 1e6:.1f} MB" if scaled else f"{metric.value:.3f} {metric.unit}"
+        table.add_row(name, value, str(metric.count))
+    console.print(table)
+    if found.operators:
+        table = Table(title="operators by time")
+        for column in ("operator", "nodes", "ms a run", "%"):
+            table.add_column(column, justify="left" if column == "operator" else "right")
+        for operator in found.operators[:10]:
+            table.add_row(
+                operator.name,
+                str(operator.count),
+                f"{operator.ms_per_run:.4f}",
+                f"{operator.share:.1f}",
+            )
+        console.print(table)
+    if found.float_operators:
+        console.print(f"computed in float in this int8 model: {len(found.float_operators)} nodes")
+        for name in found.float_operators:
+            console.print(escape(f"  {name}"))
+    elif found.float_operators is not None:
+        console.print("every computing operator ran as an integer kernel")
+    for note in found.notes:
+        console.print(f"note: {note}")
+
+
+def parser() -> cli.Parser:
+    """Options of ``python -m edgekit.benchmark``."""
+    result = cli.Parser(
+        "benchmark",
+        description="Measure one artifact on its runtime: cold start, latency, memory, operators.",
+        examples="""
+python -m edgekit.benchmark exports/fashion_mnist_mobilenet_v2_035-onnx-int8
+python -m edgekit.benchmark build/mine --runtime litert --threads 2 --batch 8
+""",
+    )
+    add = result.add_argument
+    add("artifact", type=Path, metavar="ARTIFACT", help="artifact folder")
+    add("--runtime", choices=sorted(RUNTIMES.values()), help="default: what runs the format")
+    add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
+    add("--batch", type=cli.positive_int, default=1, help="images a run")
+    add("--seconds", type=float, default=5.0, help="how long to sample (default: %(default)s)")
+    return result
+
+
+def _act(options: argparse.Namespace) -> cli.Outcome:
+    found = benchmark(
+        Artifact.load(options.artifact),
+        runtime=options.runtime,
+        threads=options.threads,
+        batch=options.batch,
+        seconds=options.seconds,
+    )
+    _print(found)
+    return 0, found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    return cli.run(parser(), _act, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
