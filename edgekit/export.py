@@ -12,13 +12,20 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit import artifact, cli, data, outputs
 from edgekit.artifact import Artifact, CalibrationRecord
-from edgekit.calibrate import calibrate
-from edgekit.errors import ExecutionError, InvalidDataError, InvalidOptionError
+from edgekit.calibrate import observe
+from edgekit.errors import (
+    ExecutionError,
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+)
 from edgekit.formats import float_model, keras, onnx, tflite
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import encodings
@@ -26,6 +33,11 @@ from edgekit.quant.table import CalibrationTable
 from edgekit.signature import Signature
 
 TARGETS = ("tflite", "onnx")
+#: What is exported when no model is named.
+DEFAULT_MODEL = float_model.SHIPPED
+#: Largest difference from the float answers, as a part of their largest value.
+_TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
+_CHECKED_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class _Written:
 
     content: bytes
     signature: Signature
+    canonical: bytes
     encodings: encodings.Encodings | None = None
     table: CalibrationTable | None = None
     notes: tuple[str, ...] = ()
@@ -74,18 +87,25 @@ def export(
         )
     if calibration is not None and precision != "int8":
         raise InvalidOptionError(f"--calibration is for int8; {precision} has no ranges")
-    if calibration is None and precision == "int8" and model not in (None, float_model.SHIPPED):
-        if not _is_shipped(model):
+    if precision == "int8" and calibration is None:
+        if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
-                "int8 needs --calibration: FILE.npz with x, or a table of `edgekit calibrate`"
+                "int8 of your own model needs --calibration: fashion_mnist, a FILE.npz with x, "
+                "or a TABLE.json of `python -m edgekit.calibrate`"
             )
+        calibration = "fashion_mnist"
     if out is not None:
         outputs.check_free(out, force=force)
     source = float_model.load(model, preprocessing=preprocessing)
     out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
     outputs.check_free(out, force=force)
-    written = _make(source, target, precision, calibration or "fashion_mnist")
-    _check_answers(written, source, target)
+    written = _make(source, target, precision, calibration)
+    difference = _check_answers(written, source, target, precision)
+    notes = (
+        *written.notes,
+        f"answers to {_CHECKED_IMAGES} random images differ from float32 by {difference:.2g} "
+        f"at most",
+    )
     model_file = f"model.{target}"
     files: dict[str, bytes | Path] = {model_file: written.content}
     if written.encodings is not None:
@@ -107,50 +127,60 @@ def export(
             if table is None
             else CalibrationRecord(table.data, table.data_sha256, table.count, table.method),
             "command": command,
-            "notes": written.notes,
+            "notes": notes,
         },
         force=force,
     )
 
 
-def _is_shipped(model: Path | None) -> bool:
-    return model is None or model.resolve() == float_model.SHIPPED
-
-
-def _make(source: FloatModel, target: str, precision: str, calibration: str) -> _Written:
-    names = keras.signature(source.model)
-    if target == "tflite" and precision == "float16":
-        half = tflite.from_keras(source.model, float16=True)
-        return _Written(half, tflite.signature(half))
+def _make(source: FloatModel, target: str, precision: str, calibration: str | None) -> _Written:
     canonical = tflite.from_keras(source.model)
-    if precision != "int8":
-        if target == "tflite":
-            return _Written(canonical, tflite.signature(canonical))
-        model = onnx.from_tflite(canonical)
-        onnx.rename_ends(model, names)
-        if precision == "float16":
-            model = onnx.to_float16(model)
-        return _Written(model.SerializeToString(), onnx.signature(model))
-    table = _table(calibration, canonical, source)
+    if precision == "int8":
+        assert calibration is not None  # export() has seen to it
+        return _make_int8(source, target, canonical, _table(calibration, canonical, source))
+    if target == "tflite":
+        content = tflite.from_keras(source.model, float16=True) if precision == "float16" else None
+        content = content or canonical
+        return _Written(content, tflite.signature(content), canonical)
+    model = onnx.from_tflite(canonical)
+    onnx.rename_ends(model, keras.signature(source.model))
+    if precision == "float16":
+        model = onnx.to_float16(model)
+    return _Written(model.SerializeToString(), onnx.signature(model), canonical)
+
+
+def _make_int8(
+    source: FloatModel, target: str, canonical: bytes, table: CalibrationTable
+) -> _Written:
     quantized = tflite.quantize(
         canonical, {name: (found.min, found.max) for name, found in table.ranges.items()}
     )
     found = encodings.read_tflite(quantized, table.graph_sha256)
     if target == "tflite":
-        return _Written(quantized, tflite.signature(quantized), found, table)
-    model = onnx.quantize(onnx.from_tflite(canonical), found)
-    onnx.rename_ends(model, names)
-    note = (
-        "uint8 activations with int8 weights: on x86 without VNNI the kernels of onnxruntime add "
-        "pairs of products in 16 bits and can saturate"
+        floats = tflite.float_operators(quantized)
+        if floats:
+            raise InvalidModelError(
+                f"expected operators that have an int8 form in TFLite, got {', '.join(floats)}; "
+                f"replace them, or export --target onnx, where they can stay float"
+            )
+        return _Written(quantized, tflite.signature(quantized), canonical, found, table)
+    model, floats = onnx.quantize(onnx.from_tflite(canonical), found.activations())
+    onnx.rename_ends(model, keras.signature(source.model))
+    notes = [
+        "uint8 activations with int8 weights: on x86 without VNNI onnxruntime's kernels add pairs "
+        "of products in saturating 16 bits; there set session.x64quantprecision=1, slower but exact"
+    ]
+    if floats:
+        notes.append(f"operators that stay float: {', '.join(floats)}")
+    return _Written(
+        model.SerializeToString(), onnx.signature(model), canonical, found, table, tuple(notes)
     )
-    return _Written(model.SerializeToString(), onnx.signature(model), found, table, (note,))
 
 
 def _table(calibration: str, canonical: bytes, source: FloatModel) -> CalibrationTable:
     if not calibration.endswith(".json"):
         images = data.load(calibration, "calibration")
-        return calibrate(canonical, images, prepare=source.preprocessing)
+        return observe(canonical, images, prepare=source.preprocessing)
     table = CalibrationTable.load(Path(calibration))
     graph = hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
@@ -158,25 +188,63 @@ def _table(calibration: str, canonical: bytes, source: FloatModel) -> Calibratio
             f"{calibration} was made from another graph (sha256 {table.graph_sha256[:12]}…, this "
             f"model has {graph[:12]}…); calibrate this model"
         )
+    if table.preprocessing != source.preprocessing:
+        raise InvalidDataError(
+            f"{calibration} was made with preprocessing {table.preprocessing.name!r}, this model "
+            f"has {source.preprocessing.name!r}; calibrate again"
+        )
     return table
 
 
-def _check_answers(written: _Written, source: FloatModel, target: str) -> None:
-    """Run what will be written once, on a fixed random input; its answer has to be finite."""
+def _check_answers(written: _Written, source: FloatModel, target: str, precision: str) -> float:
+    """Run what will be written, on fixed random images, beside the canonical float graph.
+
+    Returns:
+        The largest difference between their answers.
+
+    Raises:
+        ExecutionError: If an answer is NaN or infinite, or differs by more than the precision
+            explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
+    """
     spec = written.signature.single_input()
-    shape = (1, *spec.shape[1:])
-    values = np.random.default_rng(0).random(shape, np.float32)
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (_CHECKED_IMAGES, *spec.shape[1:]), dtype=np.uint8
+    )
+    values = source.preprocessing.apply(pixels)
+    expected = _answers_tflite(written.canonical, values)
     feed = spec.quantize(values)
     if target == "tflite":
-        opened = tflite.interpreter(written.content)
-        opened.set_tensor(opened.get_input_details()[0]["index"], feed)
-        opened.invoke()
-        answer = opened.get_tensor(opened.get_output_details()[0]["index"])
+        answers = _answers_tflite(written.content, feed)
     else:
-        answer = onnx.session(written.content).run(None, {spec.name: feed})[0]
-    real = written.signature.outputs[0].dequantize(answer)
-    if not np.isfinite(real).all():
-        raise ExecutionError(f"the exported {target} model of {source.model_id} answers NaN or Inf")
+        run = onnx.session(written.content).run
+        each = [feed] if spec.shape[0] == -1 else [feed[i : i + 1] for i in range(len(feed))]
+        answers = np.concatenate([run(None, {spec.name: images})[0] for images in each])
+    found = written.signature.outputs[0].dequantize(answers)
+    if not np.isfinite(found).all():
+        raise ExecutionError(
+            f"the {target} {precision} model of {source.model_id} answers NaN or infinity; "
+            f"export it in float32"
+        )
+    difference = float(np.abs(found - expected).max(initial=0))
+    allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(expected).max(initial=0)))
+    if difference > allowed:
+        raise ExecutionError(
+            f"the {target} {precision} model of {source.model_id} differs from the float model by "
+            f"{difference:.3g}, expected {allowed:.3g} at most; please report the model"
+        )
+    return difference
+
+
+def _answers_tflite(content: bytes, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    opened = tflite.interpreter(content)
+    entry = opened.get_input_details()[0]["index"]
+    end = opened.get_output_details()[0]["index"]
+    answers = []
+    for i in range(len(values)):
+        opened.set_tensor(entry, values[i : i + 1])
+        opened.invoke()
+        answers.append(opened.get_tensor(end))
+    return np.concatenate(answers)
 
 
 def parser() -> cli.Parser:
@@ -213,7 +281,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         command=cli.command_line(),
     )
     for note in written.manifest.notes:
-        cli.console.print(f"note: {note}")
+        cli.console.print(f"note: {note}", soft_wrap=True)
     cli.console.print(f"{written.model_path}  {written.size:,} bytes")
     return 0, {
         "artifact": str(written.path),

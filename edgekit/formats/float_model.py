@@ -68,7 +68,7 @@ def load(path: Path | None, *, preprocessing: str | None = None) -> FloatModel:
         return FloatModel(
             model=keras.load(found.model_path),
             model_id=manifest.model_id,
-            source=Source(str(path), found.sha256),
+            source=Source(_from_here(path), found.sha256),
             preprocessing=manifest.preprocessing,
             class_names=manifest.class_names,
         )
@@ -84,7 +84,13 @@ def load(path: Path | None, *, preprocessing: str | None = None) -> FloatModel:
     return FloatModel(
         model=model,
         model_id=path.stem,
-        source=Source(str(path), outputs.sha256_file(path)),
+        source=Source(_from_here(path), outputs.sha256_file(path)),
         preprocessing=prepared,
         class_names=tuple(str(i) for i in range(classes)),
     )
+
+
+def _from_here(path: Path) -> str:
+    """Relative to the current folder where it lies below it, so that other clones find it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -110,7 +110,7 @@ def quantize(model: Any, encodings: Mapping[str, tuple[float, int]]) -> tuple[An
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
         from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.registry import QDQRegistry
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
 
@@ -145,7 +145,7 @@ def quantize(model: Any, encodings: Mapping[str, tuple[float, int]]) -> tuple[An
             tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=[],
             nodes_to_exclude=[node.name for node in left],
-            op_types_to_quantize=list(QDQRegistry),
+            op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
             extra_options={
                 "TensorQuantOverrides": overrides,
                 "WeightSymmetric": True,
