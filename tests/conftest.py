@@ -53,3 +53,17 @@ def edgekit() -> Callable[..., Done]:
         return Done(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The shipped model as TFLite and ONNX in float32 and int8, by ``TARGET-PRECISION``."""
+    from edgekit.export import export
+
+    folder = tmp_path_factory.mktemp("artifacts")
+    made = {}
+    for target in ("tflite", "onnx"):
+        for precision in ("float32", "int8"):
+            name = f"{target}-{precision}"
+            made[name] = export(target=target, precision=precision, out=folder / name).path
+    return made

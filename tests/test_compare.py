@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Done
+
+from edgekit import data, stats
+from edgekit.artifact import Artifact
+from edgekit.compare import compare
+from edgekit.errors import ExecutionError
+from edgekit.results import Report
+from edgekit.runtimes.worker import Job, Worker
+
+LIMIT = 600
+
+
+@pytest.fixture(scope="module")
+def report(artifacts: dict[str, Path]) -> Report:
+    return compare(list(artifacts.values()), limit=LIMIT, rounds=3)
+
+
+def npz(path: Path, **changes: np.ndarray) -> Path:
+    test = data.load("fashion_mnist", "test").head(40)
+    np.savez(path, **{"x": test.images, "y": test.labels, **changes})
+    return path
+
+
+def test_float32_deployables_are_the_float_model(report: Report) -> None:
+    for name in ("tflite-float32", "onnx-float32"):
+        (result,) = [r for r in report.artifacts if r.name == name]
+        assert result.metrics["agreement"].value == 100
+        assert result.metrics["mcnemar_p"].value == 1
+        assert result.metrics["sqnr"].value > 80
+        assert result.correct == report.reference.correct
+
+
+def test_int8_deployables_stay_near(report: Report) -> None:
+    for name in ("tflite-int8", "onnx-int8"):
+        (result,) = [r for r in report.artifacts if r.name == name]
+        assert result.metrics["agreement"].value > 97
+        assert 10 < result.metrics["sqnr"].value < 60
+        assert result.metrics["size"].value < 0.5 * 1.6e6
+
+
+def test_accuracy_is_counted_from_the_same_bits(report: Report) -> None:
+    for result in (report.reference, *report.artifacts):
+        bits = result.correct_bits(LIMIT)
+        assert result.metrics["top1"].value == pytest.approx(100 * bits.mean())
+        assert result.metrics["top1"].low < result.metrics["top1"].value  # type: ignore[operator]
+
+
+def test_latencies_are_kept_raw_and_in_rounds(report: Report) -> None:
+    for result in (report.reference, *report.artifacts):
+        assert result.latency_rounds == 3
+        assert len(result.latency_ms) == 60
+        assert min(result.latency_ms) > 0
+        p50, p90 = (result.metrics[f"latency_p{p}"].value for p in (50, 90))
+        assert p50 <= p90
+    ratios = {r.name: r.metrics["latency_ratio"].value for r in report.artifacts}
+    assert ratios["tflite-float32"] == ratios["onnx-float32"] == 1
+
+
+def test_what_ran_is_said(report: Report) -> None:
+    ran = {r.name: (r.runtime.name, r.runtime.provider) for r in report.artifacts}
+    assert ran["onnx-int8"] == ("ort", "CPUExecutionProvider")
+    assert ran["tflite-int8"] == ("litert", "XNNPACK")
+    assert report.environment.versions["numpy"] == np.__version__
+
+
+def test_a_report_is_read_back_equal(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(report.dumps())
+    assert Report.load(tmp_path / "r.json") == report
+
+
+def test_the_command(
+    artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    out = tmp_path / "r.json"
+    arguments = (artifacts["onnx-int8"], "--data", npz(tmp_path / "d.npz"), "--rounds", "1")
+    done = edgekit("compare", *arguments, "--out", out)
+    assert done.status == 0, done.stderr
+    assert done.document["artifacts"]["onnx-int8"]["agreement"] > 90
+    assert Report.load(out).data.count == 40
+    before = out.read_bytes()
+    assert "exists already" in edgekit("compare", *arguments, "--out", out).error
+    assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y": np.full(40, 10)}, "label 10 is outside the model's 10 classes"),
+        ({"x": np.zeros((40, 14, 14, 1), np.uint8)}, r"expected images [28, 28, 1]"),
+        ({"x": np.full((40, 28, 28, 1), np.inf, np.float32)}, "NaN or Inf"),
+    ],
+)
+def test_bad_data(
+    changes: dict[str, np.ndarray],
+    message: str,
+    artifacts: dict[str, Path],
+    tmp_path: Path,
+    edgekit: Callable[..., Done],
+) -> None:
+    path = npz(tmp_path / "d.npz", **changes)
+    out = tmp_path / "r.json"
+    done = edgekit("compare", artifacts["onnx-int8"], "--data", path, "--out", out)
+    assert done.status == 2
+    assert message in done.error
+    assert not out.exists()
+
+
+def broken(source: Path, folder: Path, keep: int, *, rehash: bool) -> Path:
+    """A copy of an artifact with a model file cut after ``keep`` bytes."""
+    copy = folder / "broken"
+    shutil.copytree(source, copy)
+    artifact = Artifact.load(copy)
+    artifact.model_path.write_bytes(artifact.model_path.read_bytes()[:keep])
+    if rehash:
+        from edgekit.outputs import sha256_file
+
+        manifest = json.loads((copy / "manifest.json").read_text())
+        manifest["files"][artifact.manifest.model_file] = sha256_file(artifact.model_path)
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+@pytest.mark.parametrize("name", ["tflite-int8", "onnx-int8"])
+@pytest.mark.parametrize("keep", [0, 100, 100_000])
+def test_truncated_models(
+    name: str, keep: int, artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    out = tmp_path / "r.json"
+    changed = broken(artifacts[name], tmp_path, keep, rehash=False)
+    assert "was changed" in edgekit("compare", changed, "--out", out).error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["tflite-int8", "onnx-int8"])
+def test_a_model_that_cannot_be_loaded_is_one_line(
+    name: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    path = broken(artifacts[name], tmp_path, 100_000, rehash=True)
+    manifest = Artifact.load(path).manifest
+    model = path / manifest.model_file
+    job = Job(name, model, manifest.format, manifest.preprocessing, 1, {})
+    with pytest.raises(ExecutionError, match=name):
+        Worker(job).__enter__()
+
+
+def test_a_worker_that_dies_is_said(artifacts: dict[str, Path]) -> None:
+    artifact = Artifact.load(artifacts["onnx-int8"])
+    manifest = artifact.manifest
+    job = Job("victim", artifact.model_path, "onnx", manifest.preprocessing, 1, {})
+    with Worker(job) as worker:
+        assert worker._process.pid is not None
+        os.kill(worker._process.pid, signal.SIGKILL)
+        with pytest.raises(ExecutionError, match="victim.*ended with code -9"):
+            worker.outputs(np.zeros((1, 28, 28, 1), np.uint8))
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    running = subprocess.Popen(
+        [sys.executable, "-m", "edgekit.compare", str(artifacts["onnx-int8"]), "--out", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(3)
+    os.killpg(running.pid, signal.SIGINT)
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert not out.exists()
+
+
+def test_the_reference_has_to_be_the_source(
+    artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    other = tmp_path / "other.keras"
+    other.write_bytes(b"another model")
+    done = edgekit("compare", artifacts["onnx-int8"], "--reference", other, "--out", tmp_path / "r")
+    assert "is not the model" in done.error
+
+
+def test_statistics_against_known_values() -> None:
+    share = stats.proportion(94, 100)
+    assert (share.low, share.high) == (
+        pytest.approx(87.52, abs=0.01),
+        pytest.approx(97.22, abs=0.01),
+    )
+    first, second = np.array([1, 1, 1, 1, 1, 0], bool), np.array([0, 0, 0, 0, 0, 1], bool)
+    assert stats.mcnemar(first, second).value == pytest.approx(0.21875)
+    ones = np.ones((1, 4), np.float32)
+    assert stats.sqnr(ones, ones * np.float32(0.9)).value == pytest.approx(20, abs=1e-4)
+    assert stats.sqnr(ones, ones).value == float("inf")
+    p, q = np.array([[0.5, 0.5]], np.float32), np.array([[0.25, 0.75]], np.float32)
+    assert stats.divergence(p, q).value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+    ratio = stats.latency_ratio(np.full((5, 4), 2.0), np.full((5, 4), 4.0))
+    assert (ratio.value, ratio.low, ratio.high) == (0.5, 0.5, 0.5)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Done
+from scipy.stats import binomtest
+
+from edgekit.errors import InvalidOptionError, ReportError
+from edgekit.gate import gate, mcnemar_exact
+from edgekit.results import (
+    ArtifactResult,
+    Data,
+    Environment,
+    Measurement,
+    Report,
+    Runtime,
+    pack_bits,
+)
+
+COUNT = 1000
+
+
+def artifact(name: str, wrong: int, **metrics: Measurement) -> ArtifactResult:
+    """A result in which the first ``wrong`` images are wrong."""
+    right = np.arange(COUNT) >= wrong
+    top1 = 100 * float(right.mean())
+    return ArtifactResult(
+        name=name,
+        path=name,
+        format="onnx",
+        precision="int8",
+        sha256="00",
+        runtime=Runtime("ort", "CPUExecutionProvider", 1),
+        metrics={"top1": Measurement(top1, "%", COUNT, top1 - 1, top1 + 1, "wilson"), **metrics},
+        correct=pack_bits(right),
+    )
+
+
+def make(*artifacts: ArtifactResult, **changes: Any) -> Report:
+    report = Report(
+        model_id="m",
+        data=Data("d", "da7a", COUNT),
+        environment=Environment("cpu", ("avx2",), 2, 1, "Linux", {}, "cpu [avx2]"),
+        reference=artifact("m", 50),
+        artifacts=artifacts,
+        created="2026-01-01T00:00:00+00:00",
+        command="python -m edgekit.compare",
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def verdicts(now: Report, before: Report, **bounds: float) -> list[str]:
+    return [c.verdict for c in gate(now, baseline=before, max_drop=bounds or None)]
+
+
+def test_the_same_report_passes() -> None:
+    report = make(artifact("a", 60))
+    assert verdicts(report, report) == ["PASS"]
+
+
+def test_a_drop_beyond_the_bound_fails_and_says_its_significance() -> None:
+    before = make(artifact("a", 60))
+    (check,) = gate(make(artifact("a", 66)), baseline=before)
+    assert check.verdict == "FAIL"
+    assert "6 lost, 0 gained, p = 0.0312: significant" in check.reason
+    (check,) = gate(make(artifact("a", 64)), baseline=before, max_drop={"top1": 0.3})
+    assert check.verdict == "FAIL"
+    assert "not significant" in check.reason
+    assert verdicts(make(artifact("a", 65)), before) == ["PASS"]
+
+
+def test_an_improvement_is_a_stale_baseline() -> None:
+    assert verdicts(make(artifact("a", 40)), make(artifact("a", 60))) == ["STALE"]
+
+
+def test_what_is_missing_fails_and_what_is_new_is_named() -> None:
+    before = make(artifact("a", 60))
+    assert verdicts(make(artifact("b", 60)), before) == ["FAIL", "NEW"]
+    assert verdicts(make(artifact("a", 60)), before, sqnr=1) == ["FAIL"]
+
+
+def test_lower_is_better_for_size() -> None:
+    small, large = (
+        make(artifact("a", 60, size=Measurement(size, "bytes", 1))) for size in (1e6, 2e6)
+    )
+    assert verdicts(large, small, size=1000) == ["FAIL"]
+    assert verdicts(small, large, size=1000) == ["STALE"]
+
+
+def test_infinite_sqnr_equals_itself() -> None:
+    report = make(artifact("a", 60, sqnr=Measurement(float("inf"), "dB", COUNT)))
+    assert verdicts(report, report, sqnr=1) == ["PASS"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_id": "other"}, "model 'other'"),
+        ({"data": Data("d2", "0dd", COUNT)}, "use the same data"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ReportError, match=message):
+        gate(make(artifact("a", 60), **changes), baseline=make(artifact("a", 60)))
+
+
+def test_latency_is_refused_on_another_machine() -> None:
+    report = make(artifact("a", 60, latency_p50=Measurement(1, "ms", 1)))
+    other = dataclasses.replace(report.environment, machine_class="other [avx]")
+    with pytest.raises(ReportError, match="machine class"):
+        verdicts(dataclasses.replace(report, environment=other), report, latency_p50=1)
+    assert verdicts(report, report, latency_p50=1) == ["PASS"]
+
+
+@pytest.mark.parametrize("bounds", [{"speed": 1.0}, {"top1": -1.0}, {"top1": float("nan")}])
+def test_bad_bounds_are_refused(bounds: dict[str, float]) -> None:
+    report = make(artifact("a", 60))
+    with pytest.raises(InvalidOptionError):
+        gate(report, baseline=report, max_drop=bounds)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (3, 9), (40, 40), (700, 650)])
+def test_the_exact_test_is_scipys(lost: int, gained: int) -> None:
+    expected = binomtest(lost, lost + gained).pvalue if lost + gained else 1.0
+    assert mcnemar_exact(lost, gained) == pytest.approx(expected)
+
+
+def write(path: Path, report: Report) -> Path:
+    path.write_text(report.dumps())
+    return path
+
+
+def test_the_command(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
+    good, bad = make(artifact("a", 60)), make(artifact("a", 80))
+    report, baseline = write(tmp_path / "now.json", good), tmp_path / "base.json"
+    assert "not found" in edgekit("gate", report, "--baseline", baseline).error
+    assert edgekit("gate", report, "--baseline", baseline, "--update").status == 0
+    assert Report.load(baseline) == good
+    passed = edgekit("gate", report, "--baseline", baseline, "--max-drop", "top1=0.5")
+    assert (passed.status, passed.document["passed"]) == (0, True)
+    failed = edgekit("gate", write(tmp_path / "bad.json", bad), "--baseline", baseline)
+    assert (failed.status, failed.document["passed"]) == (1, False)
+    assert "FAIL" in failed.stderr
+    assert edgekit("gate", report, "--baseline", baseline, "--max-drop", "top1").status == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "schema_version"),
+        ('{"schema_version": 99}', "schema_version 99"),
+        ('{"schema_version": 1}', "missing key"),
+        ("NaN", "schema_version"),
+    ],
+)
+def test_broken_reports_are_refused(
+    text: str, message: str, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    good = write(tmp_path / "good.json", make(artifact("a", 60)))
+    broken = tmp_path / "broken.json"
+    broken.write_text(text)
+    for arguments in ((broken, "--baseline", good), (good, "--baseline", broken)):
+        done = edgekit("gate", *arguments)
+        assert done.status == 2
+        assert message in done.error
+
+
+def test_nan_is_refused(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
+    report = json.loads(make(artifact("a", 60)).dumps())
+    report["artifacts"][0]["metrics"]["top1"]["value"] = float("nan")
+    broken = tmp_path / "nan.json"
+    broken.write_text(json.dumps(report))
+    good = write(tmp_path / "good.json", make(artifact("a", 60)))
+    done = edgekit("gate", broken, "--baseline", good)
+    assert done.status == 2
+    assert "finite" in done.error
+
+
+def test_gate_and_report_import_no_framework() -> None:
+    code = (
+        "import sys, edgekit.gate, edgekit.report; "
+        "print([m for m in ('tensorflow', 'tf_keras', 'onnx', 'onnxruntime', 'ai_edge_litert', "
+        "'scipy', 'matplotlib', 'jinja2') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
