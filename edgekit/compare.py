@@ -158,8 +158,7 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
         else:
             continue
         if sha256 == manifest.source.sha256:
-            name = artifact.name if place.is_dir() else place.stem
-            job = Job(f"{name} (keras)", model, "keras", manifest.preprocessing, threads, {})
+            job = Job("keras-float32", model, "keras", manifest.preprocessing, threads, {})
             return _Subject(job, place, "float32", sha256, model.stat().st_size)
         if given:
             raise InvalidModelError(
@@ -358,7 +357,7 @@ def _print(report: Report) -> None:
             f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
         ),
     )
-    for column in ("artifact", "top-1 %", "agrees %", "p", "SQNR dB", "MB", "p50 ms", "x"):
+    for column in ("artifact", "top-1 %", "agrees", "p", "dB", "MB", "ms", "x"):
         justify: Literal["left", "right"] = "left" if column == "artifact" else "right"
         table.add_column(column, justify=justify, no_wrap=True)
     for result in (report.reference, *report.artifacts):
@@ -375,6 +374,10 @@ def _print(report: Report) -> None:
             f"{m['latency_ratio'].value:.2f}" if "latency_ratio" in m else "-",
         )
     cli.console.print(table)
+    cli.console.print(
+        "[dim]agrees: % same answers as the float model; p: McNemar; dB: SQNR of the outputs; "
+        "ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
+    )
     for warning in report.warnings:
         cli.console.print(f"warning: {warning}")
 

@@ -61,6 +61,7 @@ def from_tflite(canonical: bytes) -> Any:
     del model.opset_import[1:]
     _pool_instead_of_mean(model)
     _gemm_instead_of_matmul(model)
+    _restore_gemm_names(model)
     _free_batch(model)
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(model)
@@ -342,6 +343,19 @@ def _gemm_instead_of_matmul(model: Any) -> None:
         model.graph.node.insert(position, gemm)
         if add is not None:
             model.graph.node.remove(add)
+
+
+def _restore_gemm_names(model: Any) -> None:
+    """tf2onnx gives a dense layer it fuses a name of its own; give back the canonical tensor's."""
+    for node in model.graph.node:
+        canonical, suffix, _ = node.output[0].partition("_Gemm__")
+        if node.op_type != "Gemm" or not suffix:
+            continue
+        for other in model.graph.node:
+            for i, name in enumerate(other.input):
+                if name == node.output[0]:
+                    other.input[i] = canonical
+        node.output[0] = canonical
 
 
 def _free_batch(model: Any) -> None:
