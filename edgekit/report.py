@@ -130,7 +130,7 @@ def _plot(source: Report, metric: str, axis: str, factor: float) -> str:
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.ticker import NullFormatter, ScalarFormatter
+        from matplotlib.ticker import ScalarFormatter
     except ImportError:
         raise MissingDependencyError("matplotlib", "report") from None
 
@@ -174,7 +174,7 @@ def _plot(source: Report, metric: str, axis: str, factor: float) -> str:
         )
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(ScalarFormatter() if metric == "size" else NullFormatter())
+        axes.xaxis.set_minor_formatter(ScalarFormatter())
         axes.margins(x=0.25, y=0.15)
         axes.set_xlabel(axis)
         axes.set_ylabel("top-1, %")
