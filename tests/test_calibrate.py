@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Done
+
+from edgekit.calibrate import observe
+from edgekit.data import images as image_sets
+from edgekit.errors import InvalidDataError
+from edgekit.formats import tflite
+from edgekit.formats.keras import tf_keras
+from edgekit.quant.table import CalibrationTable, Range
+from edgekit.signature import preprocessing
+
+UNIT = preprocessing("unit")
+
+
+def _pixels(count: int, shape: tuple[int, ...] = (6, 6, 1)) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    keras = tf_keras()
+    keras.utils.set_random_seed(3)
+    image = keras.Input((6, 6, 1), name="image")
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(image)
+    x = keras.layers.Flatten()(x)
+    x = keras.layers.Dense(3, activation="softmax", name="answers")(x)
+    path = tmp_path_factory.mktemp("small") / "small.keras"
+    keras.Model(image, x).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def canonical(small: Path) -> bytes:
+    return tflite.from_keras(tf_keras().models.load_model(small))
+
+
+def test_ranges_are_the_extremes_of_keras_own_layers(small: Path, canonical: bytes) -> None:
+    keras = tf_keras()
+    pixels = _pixels(20)
+    table = observe(canonical, image_sets.make("set", pixels, None), prepare=UNIT)
+    model = keras.models.load_model(small)
+    layer = keras.Model(model.input, model.get_layer("conv").output)
+    expected = layer.predict(UNIT.apply(pixels), verbose=0)
+    found = next(found for name, found in table.ranges.items() if "conv" in name.lower())
+    assert found.min == pytest.approx(expected.min(), abs=1e-6)
+    assert found.max == pytest.approx(expected.max(), rel=1e-5)
+    assert (table.count, table.method) == (20, "minmax")
+    assert len(table.ranges) == len(tflite.activations(tflite.interpreter(canonical)))
+
+
+def test_table_survives_its_file(canonical: bytes, tmp_path: Path) -> None:
+    table = observe(canonical, image_sets.make("set", _pixels(3), None), prepare=UNIT)
+    path = tmp_path / "table.json"
+    path.write_text(table.dumps())
+    assert CalibrationTable.load(path) == table
+    path.write_text(table.dumps().replace('"schema_version": 1', '"schema_version": 9'))
+    with pytest.raises(InvalidDataError, match="schema_version 9"):
+        CalibrationTable.load(path)
+
+
+@pytest.mark.parametrize("low, high", [(1.0, 0.0), (float("nan"), 1.0), (0.0, float("inf"))])
+def test_a_range_is_finite_and_in_order(low: float, high: float) -> None:
+    with pytest.raises(InvalidDataError):
+        Range(low, high)
+
+
+def test_an_image_that_overflows_inside_the_model_is_named(canonical: bytes) -> None:
+    images = np.zeros((2, 6, 6, 1), np.float32)
+    images[1] = 3e38
+    with pytest.raises(InvalidDataError, match="image 1 makes .* NaN or infinite"):
+        observe(canonical, image_sets.make("set", images, None), prepare=UNIT)
+
+
+def test_images_of_another_size_are_refused(canonical: bytes) -> None:
+    with pytest.raises(InvalidDataError, match=r"expected images \[6, 6, 1\].*got \[7, 7, 1\]"):
+        observe(canonical, image_sets.make("set", _pixels(2, (7, 7, 1)), None), prepare=UNIT)
+
+
+def test_the_verb_writes_a_table_and_keeps_what_is_there(
+    small: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    np.savez(tmp_path / "set.npz", x=_pixels(8))
+    command = [
+        "calibrate", small, "--preprocessing", "unit", "--data", tmp_path / "set.npz",
+        "--limit", "5", "--out", tmp_path / "t.json",
+    ]  # fmt: skip
+    done = edgekit(*command)
+    assert done.status == 0, done.stderr
+    assert done.document["count"] == 5
+    assert CalibrationTable.load(tmp_path / "t.json").count == 5
+    assert json.loads((tmp_path / "t.json").read_text())["preprocessing"]["name"] == "unit"
+    again = edgekit(*command)
+    assert again.status == 2
+    assert "--force" in again.error
+    assert "examples:" in edgekit("calibrate", "--help").stdout

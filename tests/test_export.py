@@ -1,0 +1,430 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, Done
+
+from edgekit.artifact import Artifact
+from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.export import export
+from edgekit.export import main as export_main
+from edgekit.formats import onnx, tflite
+from edgekit.formats.keras import tf_keras
+from edgekit.models.mobilenet_v2 import mobilenet_v2
+
+WAYS = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8")]
+
+
+def _pixels(count: int, shape: tuple[int, ...] = (28, 28, 1)) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """net.keras: MobileNetV2 whose random layers answer differently image by image; set.npz."""
+    folder = tmp_path_factory.mktemp("export")
+    keras = tf_keras()
+    keras.utils.set_random_seed(5)
+    model = mobilenet_v2(width=0.35, input_shape=(28, 28, 1), classes=10, lowered_strides=2)
+    pixels = _pixels(16)
+    for layer in model.layers:  # batch statistics as training would have left them
+        if isinstance(layer, keras.layers.BatchNormalization):
+            before = keras.Model(model.input, layer.input)(pixels / np.float32(255))
+            gamma, beta, _, _ = layer.get_weights()
+            mean = np.mean(before, (0, 1, 2))
+            layer.set_weights([gamma, beta, mean, np.var(before, (0, 1, 2)) + 1e-3])
+    model.save(folder / "net.keras")
+    np.savez(folder / "set.npz", x=pixels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(place: Path) -> dict[tuple[str, str], Artifact]:
+    found = {}
+    for target, precision in WAYS:
+        found[target, precision] = export(
+            place / "net.keras",
+            target=target,
+            precision=precision,
+            calibration=str(place / "set.npz") if precision == "int8" else None,
+            preprocessing="unit",
+            out=place / f"{target}-{precision}",
+        )
+    return found
+
+
+def _run(written: Artifact, pixels: np.ndarray) -> np.ndarray:
+    """Probabilities of an artifact, through its own signature."""
+    manifest = written.manifest
+    spec = manifest.signature.single_input()
+    feed = spec.quantize(manifest.preprocessing.apply(pixels))
+    if manifest.format == "onnx":
+        answer = onnx.session(written.model_path).run(None, {spec.name: feed})[0]
+    else:
+        opened = tflite.interpreter(written.model_path)
+        runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
+        name = manifest.signature.outputs[0].name
+        answer = np.concatenate([runner(**{spec.name: f[None]})[name] for f in feed])
+    return manifest.signature.outputs[0].dequantize(answer)
+
+
+@pytest.mark.parametrize("target, precision", WAYS)
+def test_an_artifact_answers_as_keras_does(
+    exported: dict[tuple[str, str], Artifact], place: Path, target: str, precision: str
+) -> None:
+    pixels = _pixels(16)
+    expected = np.asarray(
+        tf_keras().models.load_model(place / "net.keras")(pixels / np.float32(255))
+    )
+    assert np.ptp(expected, 0).max() > 0.1  # the answers differ, so agreement means something
+    found = _run(exported[target, precision], pixels)
+    bound = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}[precision]
+    assert np.abs(found - expected).max() < bound
+
+
+@pytest.mark.parametrize("target, precision", WAYS)
+def test_the_manifest_describes_the_file(
+    exported: dict[tuple[str, str], Artifact], target: str, precision: str
+) -> None:
+    written = Artifact.load(exported[target, precision].path)
+    manifest = written.manifest
+    spec, answer = manifest.signature.inputs[0], manifest.signature.outputs[0]
+    assert (spec.name, answer.name) == ("image", "probabilities")
+    integer = (target, precision) == ("tflite", "int8")
+    assert spec.dtype == answer.dtype == ("int8" if integer else "float32")
+    assert spec.shape == (-1 if target == "onnx" else 1, 28, 28, 1)
+    assert (spec.scale is not None) == integer
+    assert manifest.model_id == "net"
+    assert manifest.preprocessing.name == "unit"
+    assert len(manifest.class_names) == 10
+    assert manifest.source is not None and manifest.source.path.endswith("net.keras")
+    assert (manifest.calibration is not None) == (precision == "int8")
+    if manifest.calibration is not None:
+        assert (manifest.calibration.count, manifest.calibration.method) == (16, "minmax")
+        assert "encodings.json" in manifest.files
+
+
+def test_sizes_shrink_with_the_precision(exported: dict[tuple[str, str], Artifact]) -> None:
+    for target in ("tflite", "onnx"):
+        sizes = [exported[target, p].size for p in ("float32", "float16", "int8")]
+        assert sizes[1] < 0.6 * sizes[0]
+        assert sizes[2] < 0.45 * sizes[0]
+
+
+def test_int8_onnx_runs_on_integer_kernels(
+    exported: dict[tuple[str, str], Artifact], tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    settings.log_severity_level = 3
+    onnxruntime.InferenceSession(
+        str(exported["onnx", "int8"].model_path), settings, providers=["CPUExecutionProvider"]
+    )
+    kinds = [node.op_type for node in _graph(tmp_path / "optimized.onnx").node]
+    assert kinds.count("QLinearConv") == 52
+    assert kinds.count("QLinearAdd") == 10 or kinds.count("QLinearAdd") == 11
+    assert not {"Conv", "Add", "Gemm", "MatMul", "Softmax", "GlobalAveragePool"} & set(kinds)
+    assert (kinds.count("QuantizeLinear"), kinds.count("DequantizeLinear")) == (1, 1)
+
+
+def test_both_int8_files_hold_the_same_integers(
+    exported: dict[tuple[str, str], Artifact],
+) -> None:
+    """Weights, activation scales and zero points, layer by layer in order of execution."""
+    from onnx import numpy_helper
+
+    graph = _graph(exported["onnx", "int8"].model_path)
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    maker = {name: node for node in graph.node for name in node.output}
+    user = {name: node for node in graph.node for name in node.input}
+    opened = tflite.interpreter(
+        exported["tflite", "int8"].model_path, experimental_op_resolver_type=_plain()
+    )
+    details = {d["index"]: d for d in opened.get_tensor_details()}
+    layers = [o for o in opened._get_ops_details() if o["op_name"].endswith("CONV_2D")]
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(layers) == len(convolutions) == 52
+    for layer, node in zip(layers, convolutions, strict=True):
+        weights = stored[maker[node.input[1]].input[0]]
+        there = opened.get_tensor(layer["inputs"][1])
+        depthwise = layer["op_name"].startswith("DEPTHWISE")
+        there = there.transpose(3, 0, 1, 2) if depthwise else there.transpose(0, 3, 1, 2)
+        np.testing.assert_array_equal(weights, there)
+        assert weights.min() >= -127
+        assert len(stored[maker[node.input[1]].input[1]]) == len(weights)  # one scale a channel
+        bias = stored[maker[node.input[2]].input[0]]
+        np.testing.assert_array_equal(bias, opened.get_tensor(layer["inputs"][2]))
+        scale, zero_point = details[int(layer["outputs"][0])]["quantization"]
+        quantize = user[node.output[0]]
+        assert quantize.op_type == "QuantizeLinear"
+        assert stored[quantize.input[1]] == np.float32(scale)
+        assert stored[quantize.input[2]] == zero_point + 128
+
+
+def test_a_table_replaces_images_and_fits_one_graph_only(
+    place: Path, exported: dict[tuple[str, str], Artifact], edgekit: Callable[..., Done]
+) -> None:
+    table = place / "table.json"
+    done = edgekit(
+        "calibrate", place / "net.keras", "--preprocessing", "unit", "--data", place / "set.npz",
+        "--out", table,
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    again = export(
+        place / "net.keras",
+        target="tflite",
+        precision="int8",
+        calibration=str(table),
+        preprocessing="unit",
+        out=place / "from-table",
+    )
+    assert again.sha256 == exported["tflite", "int8"].sha256
+    table.write_text(table.read_text().replace(done.document["graph_sha256"], "0" * 64))
+    options: dict[str, Any] = {"target": "tflite", "precision": "int8", "preprocessing": "unit"}
+    with pytest.raises(InvalidDataError, match="another graph"):
+        export(place / "net.keras", calibration=str(table), out=place / "no", **options)
+    assert not (place / "no").exists()
+
+
+def _head(keras: Any, x: Any) -> Any:
+    return keras.layers.Dense(3, activation="softmax", name="answers")(keras.layers.Flatten()(x))
+
+
+def _plain_net(keras: Any) -> Any:
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3), name="image"),
+            layers.Conv2D(8, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dense(4, activation="relu"),
+            layers.Dense(3, name="answers"),
+        ]
+    )
+
+
+def _branched_net(keras: Any) -> Any:
+    layers = keras.layers
+    image = keras.Input((8, 8, 3), name="image")
+    a = layers.Conv2D(8, 3, padding="same", activation="swish")(image)
+    b = layers.Conv2D(8, 5, padding="same", strides=1, activation="sigmoid")(image)
+    x = layers.AveragePooling2D()(layers.Concatenate()([a, layers.Multiply()([a, b])]))
+    return keras.Model(image, _head(keras, layers.LeakyReLU()(layers.Conv2D(8, 1)(x))))
+
+
+def _dead_net(keras: Any) -> Any:
+    image = keras.Input((8, 8, 3), name="image")
+    dead = keras.layers.Conv2D(4, 3, kernel_initializer="zeros", activation="relu")(image)
+    return keras.Model(image, _head(keras, dead))
+
+
+@pytest.mark.parametrize("build", [_plain_net, _branched_net, _dead_net])
+def test_other_nets_than_ours(build: Callable[[Any], Any], tmp_path: Path) -> None:
+    keras = tf_keras()
+    keras.utils.set_random_seed(0)
+    model = build(keras)
+    model.save(tmp_path / "mine.keras")
+    pixels = _pixels(32, (8, 8, 3))
+    np.savez(tmp_path / "set.npz", x=pixels)
+    expected = np.asarray(model(pixels / np.float32(127.5) - 1))
+    for target in ("tflite", "onnx"):
+        written = export(
+            tmp_path / "mine.keras",
+            target=target,
+            precision="int8",
+            calibration=str(tmp_path / "set.npz"),
+            preprocessing="symmetric",
+            out=tmp_path / target,
+        )
+        assert np.abs(_run(written, pixels) - expected).max() < 0.05 * np.ptp(expected) + 0.02
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "missing model": (["none.keras"], "none.keras not found"),
+    "not a model": (["text.keras"], "is not a .keras file"),
+    "truncated model": (["short.keras"], "is not a .keras file"),
+    "no preprocessing": (["net.keras"], "pass --preprocessing"),
+    "unknown preprocessing": (["net.keras", "--preprocessing", "odd"], "expected --preprocessing"),
+    "unknown target": (["net.keras", "--target", "tvm"], "invalid choice: 'tvm'"),
+    "unknown precision": (["net.keras", "--precision", "int3"], "invalid choice: 'int3'"),
+    "unknown option": (["net.keras", "--speed", "9"], "unrecognized arguments"),
+    "no calibration": (["net.keras", *"--preprocessing unit".split()], "needs --calibration"),
+    "calibration of float": (
+        [*"net.keras --preprocessing unit --precision float16 --calibration set.npz".split()],
+        "--calibration is for int8",
+    ),
+    **{
+        name: (["net.keras", "--preprocessing", "unit", "--calibration", file], message)
+        for name, file, message in [
+            ("missing calibration", "none.npz", "none.npz not found"),
+            ("no such word", "cifar", "to be fashion_mnist or a FILE.npz"),
+            ("empty calibration", "empty.npz", "the set is empty"),
+            ("wrong shape", "shape.npz", "expected images [28, 28, 1]"),
+            ("NaN", "nan.npz", "image 1 holds NaN or Inf"),
+            ("Inf", "inf.npz", "image 0 holds NaN or Inf"),
+            ("pickle", "pickle.npz", "pickled objects, which are refused"),
+            ("truncated", "short.npz", "not a usable .npz"),
+            ("not a table", "text.json", "is not valid JSON"),
+        ]
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    whole = (place / "net.keras").read_bytes()
+    (folder / "net.keras").write_bytes(whole)
+    (folder / "short.keras").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.keras").write_text("not a model")
+    (folder / "text.json").write_text("not a table")
+    floats = np.zeros((2, 28, 28, 1), np.float32)
+    nan, inf = floats.copy(), floats.copy()
+    nan[1, 0, 0, 0], inf[0, 5, 5, 0] = np.nan, np.inf
+    np.savez(folder / "set.npz", x=_pixels(4))
+    np.savez(folder / "empty.npz", x=floats[:0])
+    np.savez(folder / "shape.npz", x=_pixels(2, (32, 32, 3)))
+    np.savez(folder / "nan.npz", x=nan)
+    np.savez(folder / "inf.npz", x=inf)
+    np.savez(folder / "pickle.npz", x=np.array([{}], object))
+    (folder / "short.npz").write_bytes((folder / "set.npz").read_bytes()[:900])
+    return folder
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(
+    name: str,
+    bad_place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    arguments, message = BAD[name]
+    monkeypatch.chdir(bad_place)
+    before = sorted(bad_place.iterdir())
+    defaults = ["--target", "tflite", "--precision", "int8", "--out", "out"]
+    assert export_main([*defaults, *arguments]) == 2
+    streams = capfd.readouterr()
+    assert streams.out == ""
+    assert streams.err.count("\n") == 1, streams.err
+    assert streams.err.startswith("edgekit export: error: ")
+    assert message in streams.err
+    assert sorted(bad_place.iterdir()) == before
+
+
+def test_an_output_that_exists_is_kept(
+    exported: dict[tuple[str, str], Artifact], place: Path, edgekit: Callable[..., Done]
+) -> None:
+    command = [
+        "export", place / "net.keras", "--preprocessing", "unit", "--target", "tflite",
+        "--precision", "float32", "--out", place / "tflite-float32",
+    ]  # fmt: skip
+    before = (place / "tflite-float32" / "manifest.json").read_bytes()
+    refused = edgekit(*command)
+    assert refused.status == 2
+    assert "exists already" in refused.error
+    assert (place / "tflite-float32" / "manifest.json").read_bytes() == before
+    replaced = edgekit(*command, "--force")
+    assert replaced.status == 0, replaced.stderr
+    assert replaced.document["sha256"] == exported["tflite", "float32"].sha256
+    assert replaced.stdout.count("\n") == 1
+    manifest = json.loads((place / "tflite-float32" / "manifest.json").read_text())
+    assert manifest["command"].startswith("python -m edgekit.export ")
+
+
+def test_ctrl_c_writes_nothing(place: Path, tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [
+            sys.executable, "-m", "edgekit.export", str(place / "net.keras"),
+            "--preprocessing", "unit", "--target", "onnx", "--precision", "float32",
+            "--out", str(tmp_path / "out"),
+        ],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(2)
+    os.kill(running.pid, signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert errors == "edgekit export: error: interrupted; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", [0, 6, 100, 0.5, 0.99])
+def test_truncated_files_do_not_load(
+    exported: dict[tuple[str, str], Artifact], tmp_path: Path, part: float
+) -> None:
+    for target, read in (("tflite", tflite.signature), ("onnx", onnx.session)):
+        whole = exported[target, "int8"].model_path.read_bytes()
+        cut = tmp_path / f"cut.{target}"
+        cut.write_bytes(whole[: int(part if part >= 1 else part * len(whole))])
+        with pytest.raises(InvalidModelError):
+            read(cut)
+    with pytest.raises(InvalidModelError):
+        onnx.signature(tmp_path / "cut.onnx")
+
+
+def test_a_weight_beyond_float16_is_refused(tmp_path: Path) -> None:
+    keras = tf_keras()
+    image = keras.Input((4, 4, 1), name="image")
+    huge = keras.initializers.Constant(1e5)
+    x = keras.layers.Conv2D(2, 3, kernel_initializer=huge)(image)
+    keras.Model(image, _head(keras, x)).save(tmp_path / "huge.keras")
+    for target in ("onnx", "tflite"):
+        with pytest.raises(EdgekitError, match="float32"):
+            export(
+                tmp_path / "huge.keras",
+                target=target,
+                precision="float16",
+                preprocessing="unit",
+                out=tmp_path / "out",
+            )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_a_fixed_size_is_refused(tmp_path: Path) -> None:
+    keras = tf_keras()
+    image = keras.Input((None, None, 3), name="image")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+    keras.Model(image, keras.layers.Dense(2)(x)).save(tmp_path / "any.keras")
+    with pytest.raises(InvalidModelError, match="fixed size of input image"):
+        export(
+            tmp_path / "any.keras", target="onnx", precision="float32", preprocessing="unit",
+            out=tmp_path / "out",
+        )  # fmt: skip
+
+
+def test_the_api_names_what_it_expects(place: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="expected target tflite or onnx, got 'tvm'"):
+        export(place / "net.keras", target="tvm", precision="int8", preprocessing="unit")
+    with pytest.raises(InvalidOptionError, match="expected precision .*got 'int3'"):
+        export(place / "net.keras", target="onnx", precision="int3", preprocessing="unit")
+
+
+def test_help_has_examples(edgekit: Callable[..., Done]) -> None:
+    done = edgekit("export", "--help")
+    assert done.status == 0
+    assert "examples:" in done.stdout
+
+
+def _graph(path: Path) -> Any:
+    import onnx as library
+
+    return library.load(path).graph
+
+
+def _plain() -> Any:
+    from ai_edge_litert.interpreter import OpResolverType
+
+    return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
