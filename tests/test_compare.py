@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done
 
-from edgekit import data, stats
+from edgekit import data, environment, stats
 from edgekit.artifact import Artifact
 from edgekit.compare import compare
 from edgekit.errors import ExecutionError
@@ -47,7 +47,10 @@ def test_float32_deployables_are_the_float_model(report: Report) -> None:
 def test_int8_deployables_stay_near(report: Report) -> None:
     for name in ("tflite-int8", "onnx-int8"):
         (result,) = [r for r in report.artifacts if r.name == name]
-        assert result.metrics["agreement"].value > 97
+        # Without VNNI the kernels of onnxruntime saturate; compare warns of it then.
+        saturates = name.startswith("onnx") and environment.saturates(report.environment)
+        assert any(name in warning for warning in report.warnings) or not saturates
+        assert result.metrics["agreement"].value > (90 if saturates else 97)
         assert 10 < result.metrics["sqnr"].value < 60
         assert result.metrics["size"].value < 0.5 * 1.6e6
 
