@@ -87,19 +87,20 @@ def export(
         )
     if calibration is not None and precision != "int8":
         raise InvalidOptionError(f"--calibration is for int8; {precision} has no ranges")
-    if precision == "int8" and calibration is None:
+    if out is not None:
+        outputs.check_free(out, force=force)
+    images = _read_calibration(calibration) if calibration is not None else None
+    source = float_model.load(model, preprocessing=preprocessing)
+    if precision == "int8" and images is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
                 "int8 of your own model needs --calibration: fashion_mnist, a FILE.npz with x, "
                 "or a TABLE.json of `python -m edgekit.calibrate`"
             )
-        calibration = "fashion_mnist"
-    if out is not None:
-        outputs.check_free(out, force=force)
-    source = float_model.load(model, preprocessing=preprocessing)
+        images = _read_calibration("fashion_mnist")
     out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
     outputs.check_free(out, force=force)
-    written = _make(source, target, precision, calibration)
+    written = _make(source, target, precision, images)
     difference = _check_answers(written, source, target, precision)
     notes = (
         *written.notes,
@@ -133,14 +134,33 @@ def export(
     )
 
 
-def _make(source: FloatModel, target: str, precision: str, calibration: str | None) -> _Written:
+def _read_calibration(word: str) -> data.ImageSet | CalibrationTable:
+    """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
+    if word.endswith(".json"):
+        return CalibrationTable.load(Path(word))
+    return data.load(word, "calibration")
+
+
+def _make(
+    source: FloatModel,
+    target: str,
+    precision: str,
+    calibration: data.ImageSet | CalibrationTable | None,
+) -> _Written:
     canonical = tflite.from_keras(source.model)
     if precision == "int8":
         assert calibration is not None  # export() has seen to it
         return _make_int8(source, target, canonical, _table(calibration, canonical, source))
+    if precision == "float16":
+        name, size = tflite.largest_weight(canonical)
+        if size > float(np.finfo(np.float16).max):
+            raise InvalidModelError(
+                f"expected weights that float16 can hold, up to 65504, got {size:.3g} in {name}; "
+                f"export it in float32"
+            )
     if target == "tflite":
-        content = tflite.from_keras(source.model, float16=True) if precision == "float16" else None
-        content = content or canonical
+        half = precision == "float16"
+        content = tflite.from_keras(source.model, float16=True) if half else canonical
         return _Written(content, tflite.signature(content), canonical)
     model = onnx.from_tflite(canonical)
     onnx.rename_ends(model, keras.signature(source.model))
@@ -177,21 +197,21 @@ def _make_int8(
     )
 
 
-def _table(calibration: str, canonical: bytes, source: FloatModel) -> CalibrationTable:
-    if not calibration.endswith(".json"):
-        images = data.load(calibration, "calibration")
-        return observe(canonical, images, prepare=source.preprocessing)
-    table = CalibrationTable.load(Path(calibration))
-    graph = hashlib.sha256(canonical).hexdigest()
+def _table(
+    found: data.ImageSet | CalibrationTable, canonical: bytes, source: FloatModel
+) -> CalibrationTable:
+    if isinstance(found, data.ImageSet):
+        return observe(canonical, found, prepare=source.preprocessing)
+    table, graph = found, hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
         raise InvalidDataError(
-            f"{calibration} was made from another graph (sha256 {table.graph_sha256[:12]}…, this "
-            f"model has {graph[:12]}…); calibrate this model"
+            f"the calibration table was made from another graph (sha256 "
+            f"{table.graph_sha256[:12]}…, this model has {graph[:12]}…); calibrate this model"
         )
     if table.preprocessing != source.preprocessing:
         raise InvalidDataError(
-            f"{calibration} was made with preprocessing {table.preprocessing.name!r}, this model "
-            f"has {source.preprocessing.name!r}; calibrate again"
+            f"the calibration table was made with preprocessing {table.preprocessing.name!r}, "
+            f"this model has {source.preprocessing.name!r}; calibrate again"
         )
     return table
 

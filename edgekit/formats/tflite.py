@@ -70,7 +70,9 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
     module.serve = serve
     with tempfile.TemporaryDirectory() as folder, quiet():
         try:
-            tf.saved_model.save(module, folder, signatures={SIGNATURE_KEY: serve})
+            # swish and others carry gradients that refer to the variables frozen away
+            settings = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+            tf.saved_model.save(module, folder, {SIGNATURE_KEY: serve}, settings)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             if float16:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -211,3 +213,22 @@ def float_operators(model: bytes) -> tuple[str, ...]:
         if any(kinds.get(int(index)) in (np.float32, np.float16) for index in operator["outputs"])
     }
     return tuple(sorted(found))
+
+
+def largest_weight(model: bytes) -> tuple[str, float]:
+    """(name, magnitude) of the largest float constant; (``""``, 0.0) without any."""
+    opened = interpreter(model)
+    computed = {activation.index for activation in activations(opened)}
+    found = ("", 0.0)
+    for detail in opened.get_tensor_details():
+        if detail["dtype"] is np.float32 and detail["index"] not in computed and detail["name"]:
+            try:
+                values = opened.get_tensor(detail["index"])
+            except ValueError:  # a delegate's own scratch tensor has no data
+                continue
+            found = max(found, (detail["name"], float(np.abs(values).max(initial=0))), key=_second)
+    return found
+
+
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]
