@@ -27,9 +27,7 @@ def plain(steps: int) -> float:
     from edgekit.models.mobilenet_v2 import mobilenet_v2
 
     model = mobilenet_v2(width=0.35, input_shape=SHAPE, classes=10, lowered_strides=2)
-    model.compile(
-        tf_keras().optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy"
-    )
+    model.compile(tf_keras().optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy")
     x, y = images(steps)
     model.fit(x[: 4 * BATCH] / 255, y[: 4 * BATCH], batch_size=BATCH, verbose=0)
     x = (x / 255).astype(np.float32)
