@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgekit import outputs
+from edgekit.artifact import Artifact
+from edgekit.errors import ArtifactError, InvalidOptionError, OutputExistsError
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from edgekit import artifact, outputs
+from edgekit.signature import Signature, TensorSpec, preprocessing
+
+class Slow(dict):
+    def items(self):
+        for name, content in super().items():
+            yield name, content
+            print("wrote", flush=True)
+            time.sleep(60)
+
+spec = TensorSpec("x", (-1, 1), "float32")
+artifact.write(
+    Path(sys.argv[1]),
+    Slow({"model.onnx": b"weights"}),
+    dict(model_id="m", format="onnx", precision="float32", model_file="model.onnx",
+         signature=Signature((spec,), (spec,)), preprocessing=preprocessing("unit"),
+         class_names=("a", "b")),
+    force=False,
+)
+"""
+
+LIMITED = """
+import resource, signal, sys
+from edgekit.{verb} import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+def test_a_kill_leaves_no_folder_that_loads(tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    running = subprocess.Popen([sys.executable, "-c", WRITER, str(out)], stdout=subprocess.PIPE)
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"wrote\n"
+    time.sleep(0.05)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not out.exists()
+    for left in tmp_path.iterdir():
+        with pytest.raises(ArtifactError):
+            Artifact.load(left)
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), outputs.new_folder(tmp_path / "a", force=False) as folder:
+        (folder / "file").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+def test_force_replaces_whole_folders(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        with outputs.new_folder(tmp_path / "a", force=True) as folder:
+            (folder / name).write_text(name)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_an_error_under_force_keeps_the_old(tmp_path: Path) -> None:
+    with outputs.new_folder(tmp_path / "a", force=False) as folder:
+        (folder / "old").write_text("old")
+    with pytest.raises(RuntimeError), outputs.new_folder(tmp_path / "a", force=True):
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["old"]
+
+
+def test_files_are_not_overwritten(tmp_path: Path) -> None:
+    outputs.write_text(tmp_path / "f", "one", force=False)
+    with pytest.raises(OutputExistsError):
+        outputs.write_text(tmp_path / "f", "two", force=False)
+    assert (tmp_path / "f").read_text() == "one"
+    outputs.write_text(tmp_path / "f", "two", force=True)
+    assert (tmp_path / "f").read_text() == "two"
+
+
+def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(InvalidOptionError, match="is a file"):
+        outputs.check_free(tmp_path / "f" / "out", force=False)
+
+
+@pytest.mark.parametrize("verb", ["export", "compare", "report", "calibrate"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    verb: str, artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk: writing fails midway."""
+    root = Path(__file__).resolve().parents[1]
+    arguments = {
+        "export": ["--target", "tflite", "--precision", "float32"],
+        "compare": [artifacts["onnx-int8"], "--limit", "20", "--rounds", "1"],
+        "report": [root / "exports" / "baseline.json"],
+        "calibrate": ["--limit", "2"],
+    }[verb]
+    out = tmp_path / "out" / "x"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(verb=verb), *map(str, arguments), "--out", str(out)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "error" in done.stderr
+    assert not out.exists()
+    assert not out.parent.exists() or not list(out.parent.iterdir())
