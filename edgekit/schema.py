@@ -1,7 +1,7 @@
 """Strict JSON for frozen dataclasses: what is written is read back equal, all else is refused.
 
-Unknown keys, missing keys, wrong types and unknown schema versions are errors. NaN is an error
-both ways; infinities travel as the strings ``"Infinity"`` and ``"-Infinity"``.
+Unknown, missing and doubled keys, wrong types and unknown schema versions are errors. NaN is an
+error both ways; infinities travel as the strings ``"Infinity"`` and ``"-Infinity"``.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitErro
     except UnicodeDecodeError:
         raise error(f"{path} is not a text file; expected {what}") from None
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as exc:
+        data = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as exc:  # ValueError: also an integer of 4,301 digits
         raise error(f"{path} is not valid JSON ({exc}); expected {what}") from None
     found = data.get("schema_version") if isinstance(data, dict) else None
     if found != version or isinstance(found, bool):
@@ -88,6 +88,15 @@ def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitErro
 def dumps(value: Any, *, indent: int | None = 2) -> str:
     """Serialise with sorted-as-declared keys and no NaN."""
     return json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise SchemaError(f"the key {doubled!r} is there twice")
+    return found
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
@@ -171,7 +180,17 @@ def _read_scalar(hint: Any, value: Any, where: str) -> Any:
         _expect(isinstance(value, int) and not isinstance(value, bool), "an integer", value, where)
         return value
     _expect(isinstance(value, hint), f"a {hint.__name__}", value, where)
+    if isinstance(value, str):  # JSON can escape half a character; nothing could write it again
+        _expect(value.isascii() or _is_text(value), "Unicode text", value, where)
     return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _expect(condition: bool, expected: str, value: Any, where: str) -> None:

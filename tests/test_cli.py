@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -59,3 +60,17 @@ def test_public_names() -> None:
         "TensorSpec",
         "__version__",
     ]
+
+
+@pytest.mark.parametrize("verb", ["gate", "report"])
+def test_readers_import_no_framework(verb: str) -> None:
+    """What they cost to start is printed; what is imported is what decides it."""
+    code = (
+        f"import sys, edgekit.{verb} as verb; status = verb.main(['--help']); "
+        "print([m for m in ('tensorflow', 'tf_keras', 'onnx', 'onnxruntime', 'ai_edge_litert', "
+        "'scipy', 'matplotlib', 'jinja2') if m in sys.modules])"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    print(f"{verb} --help: {time.perf_counter() - started:.2f} s")
+    assert done.stdout.splitlines()[-1] == "[]"
