@@ -29,9 +29,9 @@ from edgekit.runtimes.worker import Job, Worker
 
 WARM_UP = 10
 PROFILED_RUNS = 30
-#: onnxruntime operators that compute in float; what is left of them in an int8 model is named.
+#: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
 #: Moving data (Transpose, Reshape) is no computation.
-FLOAT_OPERATORS = frozenset(
+COMPUTING = frozenset(
     "Conv FusedConv Gemm FusedGemm MatMul FusedMatMul Add Mul Sub Div Relu Clip Sigmoid "
     "HardSigmoid HardSwish Softmax GlobalAveragePool AveragePool MaxPool ReduceMean "
     "BatchNormalization "
@@ -60,7 +60,7 @@ class Benchmark:
 
     Attributes:
         metrics: ``cold_start load_time latency_p50 latency_p90 latency_p99 throughput
-            peak_memory``.
+            peak_memory baseline_memory``; the last is the process before the model is loaded.
         latency_ms: Raw samples.
         operators: By time, most first; empty where the runtime has no profile.
         float_operators: Names of nodes of an int8 model that computed in float; None where the
@@ -145,6 +145,7 @@ def benchmark(
             1e3 * batch * len(times) / float(times.sum()), "images/s", len(times)
         ),
         "peak_memory": Measurement(memory, "bytes", 1),
+        "baseline_memory": Measurement(loaded.baseline_memory, "bytes", 1),
     }
     return Benchmark(
         name=artifact.name,
@@ -189,13 +190,18 @@ def _profile(
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     total: dict[str, float] = collections.defaultdict(float)
     nodes: dict[str, set[str]] = collections.defaultdict(set)
+    floats: set[tuple[str, str]] = set()
     providers = set()
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
             continue
         kind = event["args"]["op_name"]
         total[kind] += event["dur"] / 1e3
-        nodes[kind].add(event["name"].removesuffix("_kernel_time"))
+        name = event["name"].removesuffix("_kernel_time")
+        nodes[kind].add(name)
+        answers = {dtype for shape in event["args"]["output_type_shape"] for dtype in shape}
+        if kind in COMPUTING and answers & {"float", "float16"}:
+            floats.add((kind, name))
         providers.add(event["args"].get("provider", ""))
     if providers != {"CPUExecutionProvider"}:
         raise ExecutionError(
@@ -208,11 +214,7 @@ def _profile(
     )
     in_float = None
     if manifest.precision == "int8":
-        in_float = tuple(
-            f"{kind}: {name}"
-            for kind in sorted(FLOAT_OPERATORS & set(nodes))
-            for name in sorted(nodes[kind])
-        )
+        in_float = tuple(f"{kind}: {name}" for kind, name in sorted(floats))
     return operators, in_float, ()
 
 

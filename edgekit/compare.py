@@ -49,6 +49,7 @@ class _Measured:
     """What the workers said of one subject."""
 
     answers: npt.NDArray[np.float32]
+    memory: int
     worker: Worker
     latency: list[list[float]]
 
@@ -69,7 +70,8 @@ def compare(
         artifacts: Folders, all made from one float model.
         dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x`` and ``y``.
         limit: Use the first images only.
-        threads: Threads inside an operator, for latency; evaluation uses one a process.
+        threads: Threads inside an operator; evaluation takes as many processes as then fit on
+            the cores.
         rounds: Latency rounds; each takes 20 samples of every model.
         reference: The float model, an artifact or ``.keras`` file; default the shipped one or
             where the manifests say.
@@ -90,7 +92,7 @@ def compare(
     machine = environment.describe()
     with contextlib.ExitStack() as stack, cli.progress() as bar:
         task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
-        measured = []
+        measured: list[_Measured] = []
         for subject in subjects:
             bar.update(task, note=subject.job.name)
             worker = stack.enter_context(Worker(subject.job))
@@ -99,15 +101,19 @@ def compare(
                     f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
                     f"{subject.job.name} takes, got {list(images.images.shape[1:])}"
                 )
-            answers = _evaluate(
-                worker, images.images, machine.cores, lambda n: bar.advance(task, n)
-            )
+            # Evaluation runs in batches that differ between runtimes; memory is taken at batch 1.
+            worker.latencies(images.images[:1], WARM_UP)
+            memory = worker.peak_memory()
+            processes = max(1, machine.cores // threads)
+            answers = _evaluate(worker, images.images, processes, lambda n: bar.advance(task, n))
             if answers.ndim != 2 or answers.shape[1] != classes:
                 raise InvalidModelError(
                     f"{subject.job.name}: expected answers for {classes} classes, "
                     f"got shape {list(answers.shape[1:])}"
                 )
-            measured.append(_Measured(answers, worker, []))
+            if not measured:
+                _expect_probabilities(subject.job.name, answers)
+            measured.append(_Measured(answers, memory, worker, []))
         _time(measured, images.images[:1], rounds)
         return _report(
             subjects,
@@ -196,10 +202,20 @@ def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
     return images.labels
 
 
+def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
+    """KL needs them; of logits it would be a number without meaning."""
+    sums = answers.sum(axis=1)
+    if answers.min() < 0 or np.abs(sums - 1).max() > 0.01:
+        raise InvalidModelError(
+            f"{name}: expected probabilities that sum to 1, got values from {answers.min():.3g} "
+            f"to {answers.max():.3g}; end the model with a softmax and export it again"
+        )
+
+
 def _evaluate(
-    worker: Worker, images: npt.NDArray[Any], cores: int, advance: Any
+    worker: Worker, images: npt.NDArray[Any], processes: int, advance: Any
 ) -> npt.NDArray[np.float32]:
-    """Answers to all images; shards go to one worker a core, as each becomes free."""
+    """Answers to all images; shards go to the processes, as each becomes free."""
     starts = list(range(0, len(images), SHARD))
     answers: dict[int, npt.NDArray[np.float32]] = {}
     failures: list[BaseException] = []
@@ -219,7 +235,7 @@ def _evaluate(
             failures.append(exc)
 
     with contextlib.ExitStack() as stack:
-        more = min(cores, len(starts)) - 1
+        more = min(processes, len(starts)) - 1
         others = [stack.enter_context(Worker(worker.job)) for _ in range(more)]
         threads = [threading.Thread(target=work, args=(other,), daemon=True) for other in others]
         for thread in threads:
@@ -299,7 +315,7 @@ def _result(
         "kl": stats.divergence(base.answers, each.answers),
         "sqnr": stats.sqnr(base.answers, each.answers),
         "size": Measurement(subject.size, "bytes", 1),
-        "peak_memory": Measurement(each.worker.peak_memory(), "bytes", 1),
+        "peak_memory": Measurement(each.memory, "bytes", 1),
         "load_time": Measurement(each.worker.loaded.load_ms, "ms", 1),
     }
     for percent in (50, 90, 99):
@@ -396,7 +412,7 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras --li
     add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
     add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz with x and y")
     add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--threads", type=cli.positive_int, default=1, help="threads inside an operator, latency")
+    add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
     add("--reference", type=Path, help="the float model (default: where the manifests say)")
     add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")

@@ -17,7 +17,7 @@ from conftest import ROOT, Done
 from edgekit import data, environment, stats
 from edgekit.artifact import Artifact
 from edgekit.compare import compare
-from edgekit.errors import ExecutionError
+from edgekit.errors import ExecutionError, InvalidModelError
 from edgekit.results import Report
 from edgekit.runtimes.worker import Job, Worker
 
@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(
     manifest = Artifact.load(path).manifest
     model = path / manifest.model_file
     job = Job(name, model, manifest.format, manifest.preprocessing, 1, {})
-    with pytest.raises(ExecutionError, match=name):
+    with pytest.raises(InvalidModelError, match=name):
         Worker(job).__enter__()
 
 

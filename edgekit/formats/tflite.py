@@ -148,7 +148,11 @@ def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any
 
 def signature(model: Path | bytes) -> Signature:
     """Names (of the signature), shapes, dtypes, scales of inputs and outputs."""
-    opened = interpreter(model)
+    return signature_of(interpreter(model))
+
+
+def signature_of(opened: Any) -> Signature:
+    """The same of an interpreter that is open already."""
     runner = opened.get_signature_runner(SIGNATURE_KEY)
 
     def specs(details: Mapping[str, Any]) -> tuple[TensorSpec, ...]:

@@ -60,19 +60,20 @@ def open_runner(
         model: The model file.
         format: ``tflite``, ``onnx`` or ``keras``.
         threads: Threads inside an operator.
-        options: Runtime options of the manifest.
+        options: Runtime options of the manifest: session config entries of onnxruntime, or
+            ``kernels`` of LiteRT.
         batch: Images a run; default what the runtime does best.
 
     Raises:
         InvalidModelError: If the file cannot be loaded.
         InvalidOptionError: If the format is unknown, or the runtime knows no options.
     """
-    if options and format != "onnx":
-        raise InvalidOptionError(f"runtime {RUNTIMES.get(format)} takes no options, got {options}")
+    if options and format == "keras":
+        raise InvalidOptionError(f"runtime keras takes no options, got {dict(options)}")
     if format == "tflite":
         from edgekit.runtimes.litert import LiteRtRunner
 
-        return LiteRtRunner(model, threads=threads, batch=batch or 1)
+        return LiteRtRunner(model, threads=threads, batch=batch or 1, options=options)
     if format == "onnx":
         from edgekit.runtimes.ort import OrtRunner
 
@@ -80,5 +81,5 @@ def open_runner(
     if format == "keras":
         from edgekit.runtimes.keras import KerasRunner
 
-        return KerasRunner(model, threads=threads, batch=batch or 250)
+        return KerasRunner(model, threads=threads, batch=batch)
     raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, got {format!r}")

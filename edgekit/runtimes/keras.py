@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from edgekit.errors import InvalidOptionError
 from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed
@@ -16,13 +17,16 @@ from edgekit.runtimes import Feed
 class KerasRunner:
     """A ``.keras`` file as a traced function."""
 
-    def __init__(self, model: Path, *, threads: int, batch: int) -> None:
+    def __init__(self, model: Path, *, threads: int, batch: int | None = None) -> None:
         tf = keras_format.tensorflow()
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         loaded = keras_format.load(model)
         self.signature = keras_format.signature(loaded)
-        self.batch = batch
+        fixed = self.signature.inputs[0].shape[0]
+        if batch is not None and fixed not in (-1, batch):
+            raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
+        self.batch = batch or (250 if fixed == -1 else fixed)
         self._threads = threads
         self._constant = tf.constant
         self._forward = tf.function(lambda x: loaded(x, training=False), reduce_retracing=True)

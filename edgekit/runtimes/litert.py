@@ -1,36 +1,54 @@
-"""LiteRT (the TFLite interpreter) on the CPU, with XNNPACK."""
+"""LiteRT (the TFLite interpreter) on the CPU, with XNNPACK or its reference kernels."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy.typing as npt
 
+from edgekit.errors import InvalidOptionError
 from edgekit.formats import tflite
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed
 
+KERNELS = ("xnnpack", "reference")
+
 
 class LiteRtRunner:
-    """A ``.tflite`` file in an interpreter."""
+    """A ``.tflite`` file in an interpreter.
 
-    def __init__(self, model: Path, *, threads: int, batch: int = 1) -> None:
-        self.signature = tflite.signature(model)
+    The option ``kernels`` is ``xnnpack`` (default) or ``reference``, which are slow and plain.
+
+    Raises:
+        InvalidOptionError: If an option or its value is unknown.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        threads: int,
+        batch: int = 1,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
         self.batch = batch
         self._threads = threads
-        self._interpreter = tflite.interpreter(model, threads=threads)
+        self._options = dict(options or {})
+        self._interpreter = tflite.interpreter(
+            model, threads=threads, **_interpreter_options(self._options)
+        )
+        self.signature = tflite.signature_of(self._interpreter)
         if batch != 1:
             for detail in self._interpreter.get_input_details():
                 shape = [batch, *detail["shape"][1:]]
                 self._interpreter.resize_tensor_input(detail["index"], shape)
             self._interpreter.allocate_tensors()
-        runner = self._interpreter.get_signature_list()[tflite.SIGNATURE_KEY]
-        inputs = self._interpreter.get_input_details()
-        outputs = self._interpreter.get_output_details()
-        self._inputs = dict(zip(runner["inputs"], (d["index"] for d in inputs), strict=True))
-        self._outputs = dict(zip(runner["outputs"], (d["index"] for d in outputs), strict=True))
+        runner = self._interpreter.get_signature_runner(tflite.SIGNATURE_KEY)
+        self._inputs = {n: d["index"] for n, d in runner.get_input_details().items()}
+        self._outputs = {n: d["index"] for n, d in runner.get_output_details().items()}
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Answer one feed of exactly ``batch`` images."""
@@ -42,8 +60,9 @@ class LiteRtRunner:
     def describe(self) -> Runtime:
         """XNNPACK takes what it can when the interpreter is made; LiteRT names the rest its own."""
         delegated = any(op["op_name"] == "DELEGATE" for op in self._interpreter._get_ops_details())
-        provider = "XNNPACK" if delegated else "builtin kernels"
-        return Runtime("litert", provider, self._threads)
+        plain = "reference" if self._options.get("kernels") == "reference" else "builtin"
+        provider = "XNNPACK" if delegated else f"{plain} kernels"
+        return Runtime("litert", provider, self._threads, self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -55,3 +74,17 @@ class LiteRtRunner:
         trace: TracebackType | None,
     ) -> None:
         del self._interpreter
+
+
+def _interpreter_options(options: Mapping[str, str]) -> dict[str, Any]:
+    unknown = sorted(set(options) - {"kernels"})
+    if unknown:
+        raise InvalidOptionError(f"litert knows the option kernels, got {unknown[0]!r}")
+    kernels = options.get("kernels", "xnnpack")
+    if kernels not in KERNELS:
+        raise InvalidOptionError(f"expected kernels as {' or '.join(KERNELS)}, got {kernels!r}")
+    if kernels == "xnnpack":
+        return {}
+    from ai_edge_litert.interpreter import OpResolverType
+
+    return {"experimental_op_resolver_type": OpResolverType.BUILTIN_REF}

@@ -6,12 +6,16 @@ group; the parent ends them.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import resource
 import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +25,13 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import EdgekitError, ExecutionError
+from edgekit.errors import (
+    EdgekitError,
+    ExecutionError,
+    InvalidInputError,
+    InvalidOptionError,
+    MissingDependencyError,
+)
 from edgekit.results import Runtime
 from edgekit.runtimes import open_runner
 from edgekit.signature import Preprocessing
@@ -51,10 +61,12 @@ class Loaded:
 
     Attributes:
         load_ms: From the file to a model that can run, without imports.
+        baseline_memory: Largest resident size before loading, in bytes: Python and the runtime.
         input_shape: Of one image.
     """
 
     load_ms: float
+    baseline_memory: int
     runtime: Runtime
     input_shape: tuple[int, ...]
 
@@ -63,8 +75,9 @@ class Worker:
     """Parent's end of a worker process; a context manager.
 
     Raises:
-        EdgekitError: What the worker raised while loading, with its message.
-        ExecutionError: If the process died.
+        InvalidInputError: If the worker cannot use the model; the type that it raised.
+        InvalidOptionError: If the runtime cannot take an option.
+        ExecutionError: If the runtime failed, or its process died.
     """
 
     def __init__(self, job: Job) -> None:
@@ -73,9 +86,10 @@ class Worker:
         ours, theirs = context.Pipe()
         self._pipe: Connection[Any, Any] = ours
         self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
-        self._process.start()
-        theirs.close()
         try:
+            with _deaf_to_ctrl_c():
+                self._process.start()
+            theirs.close()
             self.loaded = cast(Loaded, self._receive())
         except BaseException:
             self._end()
@@ -125,6 +139,8 @@ class Worker:
 
     def _end(self) -> None:
         self._pipe.close()
+        if self._process.pid is None:  # not even started
+            return
         self._process.join(0.5)
         if self._process.is_alive():
             self._process.kill()
@@ -142,12 +158,36 @@ class Worker:
         self._end()
 
 
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process started here never sees Ctrl-C, not even while Python boots in it.
+
+    The child inherits the signal mask. Python's resource tracker is started before: it would lift
+    the block. Here, Ctrl-C waits until the child has got all it needs to boot; the mask alone does
+    not see to that, since the threads of a library have masks of their own.
+    """
+    multiprocessing.resource_tracker.ensure_running()
+    held: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: held.append(number)) if main else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+    if held and callable(handler):
+        handler(signal.SIGINT, None)
+
+
 def _serve(pipe: Connection[Any, Any], job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Runtimes write notes to stderr as they load; stderr is for the user.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         _import_runtime(job.format)
+        baseline = _largest_resident()
         started = time.perf_counter()
         runner = open_runner(
             job.model,
@@ -158,7 +198,7 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
         )
         load_ms = 1e3 * (time.perf_counter() - started)
         spec = runner.signature.single_input()
-        pipe.send(("done", Loaded(load_ms, runner.describe(), spec.shape[1:])))
+        pipe.send(("done", Loaded(load_ms, baseline, runner.describe(), spec.shape[1:])))
         commands: dict[str, Callable[..., Any]] = {
             "outputs": _outputs,
             "latencies": _latencies,
@@ -169,6 +209,8 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             pipe.send(("done", commands[command](runner, job, *arguments)))
     except EOFError:
         return
+    except (InvalidInputError, InvalidOptionError) as exc:
+        pipe.send(("error", type(exc)(f"{job.name}: {exc}")))
     except EdgekitError as exc:
         pipe.send(("error", ExecutionError(f"{job.name}: {exc}")))
     except Exception as exc:  # whatever a runtime raises has to reach the parent as one line
@@ -182,19 +224,28 @@ def _import_runtime(format: str) -> None:
 
         tf_keras()
     elif format == "onnx":
-        import onnxruntime  # noqa: F401
+        try:
+            import onnxruntime  # noqa: F401
+        except ImportError:
+            raise MissingDependencyError("onnxruntime", "runtime") from None
     else:
-        import ai_edge_litert.interpreter  # noqa: F401
+        try:
+            import ai_edge_litert.interpreter  # noqa: F401
+        except ImportError:
+            raise MissingDependencyError("ai-edge-litert", "runtime") from None
 
 
 def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
     feed = entry.quantize(job.preprocessing.apply(images))
+    missing = -len(feed) % runner.batch if entry.shape[0] != -1 else 0
+    if missing:  # a model of a fixed batch: its last run is filled up with the last image
+        feed = np.concatenate([feed, np.repeat(feed[-1:], missing, axis=0)])
     answers = [
         end.dequantize(runner.run({entry.name: feed[start : start + runner.batch]})[end.name])
         for start in range(0, len(feed), runner.batch)
     ]
-    found = np.concatenate(answers)
+    found = np.concatenate(answers)[: len(images)]
     if not np.isfinite(found).all():
         first = int(np.argwhere(~np.isfinite(found))[0][0])
         raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
@@ -213,4 +264,19 @@ def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> l
 
 
 def _peak_memory(runner: Any, job: Job) -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return _largest_resident()
+
+
+def _largest_resident() -> int:
+    """Bytes, from the kernel's high-water mark of this program.
+
+    ``ru_maxrss`` is no substitute on Linux: it survives exec, so that a process started by a large
+    one would report the size of its parent.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest
