@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import html
 import io
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,13 +36,38 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
 }
 SIGNIFICANT = 0.05
+#: Points of top-1. A wider doubt than this is no proof that nothing was lost.
+RESOLUTION = 1.0
+
+_VERDICTS = {
+    "same": "same accuracy",
+    "better": "more accurate",
+    "worse": "less accurate",
+    "unclear": "too few images to tell",
+    "unknown": "not measured",
+}
+#: Drawn in these colours, which the page then replaces by its own, light or dark.
+_INK, _LINE = "#010203", "#040506"
+_COLOURS = {"float32": "#0a0b01", "float16": "#0a0b02", "int8": "#0a0b03"}
+_OTHER_COLOUR = "#0a0b04"
+_MARKERS = {"tflite": "o", "onnx": "s", "keras": "D"}
+_PAGE_COLOURS = {
+    _INK: "var(--ink)",
+    _LINE: "var(--line)",
+    **{colour: f"var(--{precision})" for precision, colour in _COLOURS.items()},
+    _OTHER_COLOUR: "var(--soft)",
+}
+
+#: Left, bottom, right, top in points.
+Box = tuple[float, float, float, float]
 
 
 def report(source: Report) -> str:
-    """The page as text.
+    """The page as text; the same report gives the same text.
 
     Raises:
         MissingDependencyError: If jinja2 or matplotlib are not installed.
+        ReportError: If an image by image record in the report does not fit its data.
     """
     try:
         import jinja2
@@ -55,17 +81,27 @@ def report(source: Report) -> str:
     )
     lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
-    plots = [
-        {"label": label, "svg": markupsafe.Markup(_plot(source, metric, axis, factor))}
-        for metric, axis, factor, label in (
-            ("latency_p50", "latency p50, ms (log scale)", 1.0, "Top-1 against latency"),
-            ("size", "size, MB (log scale)", 1e-6, "Top-1 against size"),
-        )
-    ]
+    plots = []
+    for metric, axis, unit, factor, title in (
+        ("latency_p50", "latency p50 at batch 1, ms (log scale)", "ms", 1.0, "latency"),
+        ("size", "size, MB (log scale)", "MB", 1e-6, "size"),
+    ):
+        drawn = [result for result in source.artifacts if _drawable(result, metric)]
+        if drawn:
+            svg = _plot(source, drawn, metric, axis, factor)
+            plots.append(
+                {
+                    "label": _alt(drawn, source, metric, unit, factor, title),
+                    "svg": markupsafe.Markup(svg),
+                    "missing": [_short(r, source) for r in source.artifacts if r not in drawn],
+                }
+            )
     return environment.get_template("report.html.j2").render(
         report=source,
         reference=source.reference,
+        reference_top1=_cell("top1", source.reference.metrics.get("top1")),
         headline=_headline(lines),
+        summary=_summary(lines, source),
         lines=lines,
         plots=plots,
         columns=[{"title": title, "unit": unit} for title, unit, _, _ in _COLUMNS.values()],
@@ -76,28 +112,92 @@ def report(source: Report) -> str:
 
 
 def _headline(lines: list[dict[str, Any]]) -> str:
-    moved = [line["name"] for line in lines if not line["same"]]
-    if not moved:
-        return f"All {len(lines)} deployables answer as well as the float model"
-    return (
-        f"{len(moved)} of {len(lines)} deployables differ from the float model: {', '.join(moved)}"
-    )
+    def named(*verdicts: str) -> list[str]:
+        return [line["name"] for line in lines if line["verdict"] in verdicts]
+
+    if not lines:
+        return "No deployable was measured"
+    worse, open_ = named("worse"), named("unclear", "unknown")
+    if worse:
+        return (
+            f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
+            f"less accurate than the float model: {', '.join(worse)}"
+        )
+    if open_:
+        return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
+    if len(lines) == 1:
+        return f"{lines[0]['name']} answers as well as the float model"
+    return f"All {len(lines)} deployables answer as well as the float model"
+
+
+def _summary(lines: list[dict[str, Any]], source: Report) -> list[str]:
+    """What someone who decides asks next: how far off at most, which is fastest, smallest."""
+    found = []
+    changes = [(line["change"], line["name"]) for line in lines if line["change"] is not None]
+    if changes:
+        change, name = min(changes)
+        found.append(f"Lowest top-1: {_signed(change)} points ({name})")
+    for title, metric in (
+        ("Fewest same answers", "agreement"),
+        ("Fastest", "latency_p50"),
+        ("Smallest", "size"),
+    ):
+        having = [result for result in source.artifacts if metric in result.metrics]
+        if having:
+            least = min(having, key=lambda result: result.metrics[metric].value)
+            unit = _COLUMNS[metric][1]
+            value = _cell(metric, least.metrics[metric])["value"]
+            found.append(f"{title}: {value} {unit} ({_short(least, source)})")
+    return found
 
 
 def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
-    delta = result.metrics["top1"].value - source.reference.metrics["top1"].value
-    p = result.metrics["mcnemar_p"].value
-    verdict = "no accuracy change seen"
-    if p < SIGNIFICANT:
-        verdict = "less accurate" if delta < 0 else "more accurate"
+    top1, base = result.metrics.get("top1"), source.reference.metrics.get("top1")
+    change = None if top1 is None or base is None else top1.value - base.value
+    interval = _change_interval(result, source)
+    p = result.metrics.get("mcnemar_p")
+    verdict = "same"
+    if change is None or p is None:
+        verdict = "unknown"
+    elif p.value < SIGNIFICANT:
+        verdict = "worse" if change < 0 else "better"
+    elif interval is None or interval[0] < -RESOLUTION:
+        verdict = "unclear"
     return {
         "name": _short(result, source),
-        "same": p >= SIGNIFICANT or delta > 0,
         "verdict": verdict,
-        "delta": f"{delta:+.2f}",
-        "p": f"{p:.3f}",
-        "agreement": f"{result.metrics['agreement'].value:.2f}",
+        "words": _VERDICTS[verdict],
+        "change": change,
+        "shown": "–" if change is None else _signed(change),
+        "interval": "" if interval is None else " to ".join(map(_signed, interval)),
+        "cells": [
+            _cell(name, result.metrics.get(name))["value"]
+            for name in ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
+        ],
     }
+
+
+def _change_interval(result: ArtifactResult, source: Report) -> tuple[float, float] | None:
+    """95 % interval of the change of top-1 in points, from the images of both.
+
+    Adjusted Wald interval for a difference of paired proportions (Agresti and Min 2005): half an
+    image is added to each of the four cells right/wrong x right/wrong.
+    """
+    if not (result.correct and source.reference.correct):
+        return None
+    count = source.data.count
+    now, before = result.correct_bits(count), source.reference.correct_bits(count)
+    gained, lost = int((now & ~before).sum()) + 0.5, int((before & ~now).sum()) + 0.5
+    total = count + 2
+    change = (gained - lost) / total
+    deviation = math.sqrt((gained + lost) / total - change**2) / math.sqrt(total)
+    return 100 * (change - 1.96 * deviation), 100 * (change + 1.96 * deviation)
+
+
+def _signed(points: float) -> str:
+    """Two places and a sign; nought has none."""
+    shown = f"{points:+.2f}"
+    return "0.00" if float(shown) == 0 else shown.replace("-", "−")
 
 
 def _short(result: ArtifactResult, source: Report) -> str:
@@ -116,69 +216,150 @@ def _cell(name: str, found: Measurement | None) -> dict[str, str]:
     if found is None:
         return {"value": "–", "interval": ""}
     _, _, form, factor = _COLUMNS[name]
-    if found.value == float("inf"):
-        return {"value": "exact", "interval": ""}
+    if math.isinf(found.value):
+        exact = name == "sqnr" and found.value > 0
+        return {"value": "exact" if exact else f"{found.value:+}", "interval": ""}
     interval = ""
     if found.low is not None and found.high is not None:
         interval = f"{found.low * factor:{form}} – {found.high * factor:{form}}"
-    return {"value": f"{found.value * factor:{form}}", "interval": interval}
+    value = f"{found.value * factor:{form}}"
+    if name == "kl" and found.value == 0:
+        value = "0"
+    if name == "mcnemar_p" and found.value < 0.001:
+        value = "< 0.001"
+    return {"value": value, "interval": interval}
 
 
-def _plot(source: Report, metric: str, axis: str, factor: float) -> str:
-    """One scatter as SVG text: a point an artifact, bars for the interval of top-1."""
+def _alt(
+    drawn: Sequence[ArtifactResult],
+    source: Report,
+    metric: str,
+    unit: str,
+    factor: float,
+    title: str,
+) -> str:
+    points = "; ".join(
+        f"{_short(result, source)} {result.metrics['top1'].value:.2f} % "
+        f"at {result.metrics[metric].value * factor:.3g} {unit}"
+        for result in drawn
+    )
+    return f"Top-1 against {title}: {points}"
+
+
+def _drawable(result: ArtifactResult, metric: str) -> bool:
+    top1, other = result.metrics.get("top1"), result.metrics.get(metric)
+    return (
+        top1 is not None
+        and other is not None
+        and math.isfinite(top1.value)
+        and 0 < other.value < math.inf
+    )
+
+
+def _plot(
+    source: Report, drawn: Sequence[ArtifactResult], metric: str, axis: str, factor: float
+) -> str:
+    """One scatter as SVG text: a point an artifact, bars for the intervals."""
     try:
         import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-        from matplotlib.ticker import ScalarFormatter
+        from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
     except ImportError:
         raise MissingDependencyError("matplotlib", "report") from None
 
-    colours = {"float32": "#0969da", "float16": "#8250df", "int8": "#bf3989"}
-    markers = {"tflite": "o", "onnx": "s", "keras": "D"}
-    # Text stays text: smaller, selectable; file names in it are escaped by the SVG writer.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgekit"}):
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        FigureCanvasSVG(figure)
+    style = {
+        "svg.fonttype": "none",  # text stays text: smaller, selectable, escaped by the writer
+        "svg.hashsalt": "edgekit",
+        "text.parse_math": False,
+        "font.size": 9,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "axes.edgecolor": _INK,
+        "axes.labelcolor": _INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "text.color": _INK,
+        "grid.color": _LINE,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(6, 4), dpi=72, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        by_x = sorted(source.artifacts, key=lambda result: result.metrics[metric].value)
-        for number, result in enumerate(by_x):
-            top1, other = result.metrics["top1"], result.metrics[metric]
-            x = other.value * factor
-            error = [
-                [top1.value - (top1.low or top1.value)],
-                [(top1.high or top1.value) - top1.value],
-            ]
-            colour = colours.get(result.precision, "#57606a")
-            axes.errorbar(
-                x, top1.value, error, color=colour, fmt=markers[result.format], alpha=0.8, capsize=3
-            )
-            axes.annotate(
-                f"{result.format} {result.precision}",
-                (x, top1.value),
-                # Neighbours on the axis get their labels at different heights.
-                xytext=(7, (9, -14, 22, -27)[number % 4]),
-                textcoords="offset points",
-                fontsize=9,
-                color=colour,
-            )
-        base = source.reference.metrics["top1"].value
-        axes.axhline(base, color="#57606a", linewidth=1, linestyle="--")
-        axes.text(
-            0.01,
-            base,
-            " float model",
-            transform=axes.get_yaxis_transform(),
-            va="bottom",
-            fontsize=9,
-        )
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(ScalarFormatter())
-        axes.margins(x=0.25, y=0.15)
+        axes.grid(True)
+        axes.set_axisbelow(True)
+        bars: list[tuple[float, float, float, float]] = []
+        for result in drawn:
+            top1, other = result.metrics["top1"], result.metrics[metric]
+            x, (left, right) = other.value * factor, _ends(other, factor)
+            low, high = _ends(top1, 1)
+            axes.errorbar(
+                x,
+                top1.value,
+                xerr=[[x - left], [right - x]],
+                yerr=[[top1.value - low], [high - top1.value]],
+                color=_colour(result),
+                fmt=_MARKERS.get(result.format, "^"),
+                markersize=7,
+                markeredgewidth=0,
+                elinewidth=1,
+                capsize=3,
+                capthick=1,
+                alpha=0.85,
+            )
+            bars.append((left, low, right, high))
+        base = source.reference.metrics.get("top1")
+        if base is not None:
+            axes.axhline(base.value, color=_INK, linewidth=0.8, linestyle="--")
+        low_x, high_x = min(bar[0] for bar in bars), max(bar[2] for bar in bars)
+        margin = (high_x / low_x) ** 0.3 if high_x > low_x else 2
+        axes.set_xlim(low_x / margin, high_x * margin)
+        axes.margins(y=0.2)
+        axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(axis)
         axes.set_ylabel("top-1, %")
-        axes.grid(alpha=0.25)
+        canvas.draw()
+
+        points: list[tuple[float, float]] = []
+        obstacles: list[Box] = []
+        for result, bar in zip(drawn, bars, strict=True):
+            at = (result.metrics[metric].value * factor, result.metrics["top1"].value)
+            x, y = (float(value) for value in axes.transData.transform(at))
+            left, bottom = (float(v) for v in axes.transData.transform(bar[:2]))
+            right, top = (float(v) for v in axes.transData.transform(bar[2:]))
+            points.append((x, y))
+            obstacles.append((x - 3, bottom - 1, x + 3, top + 1))
+            obstacles.append((left - 1, y - 4, right + 1, y + 4))
+            obstacles.append((x - 5, y - 5, x + 5, y + 5))
+        texts = [axes.text(0, 0, _label(result), color=_colour(result)) for result in drawn]
+        area = axes.get_window_extent()
+        frame = (area.x0 + 2, area.y0 + 2, area.x1 - 2, area.y1 - 2)
+        if base is not None:
+            y = float(axes.transData.transform((low_x, base.value))[1])
+            obstacles.append((frame[0], y - 1, frame[2], y + 1))
+            texts.append(axes.text(0, 0, "float model", color=_INK, style="italic"))
+            points.append((frame[0] - 4, y))
+        renderer = canvas.get_renderer()
+        # Browsers may draw with a font that is a little wider than the one measured here.
+        sizes = [
+            (1.08 * extent.width, extent.height)
+            for extent in (text.get_window_extent(renderer) for text in texts)
+        ]
+        places = place_labels(points, sizes, obstacles=obstacles, frame=frame)
+        for text, point, size, (x, y) in zip(texts, points, sizes, places, strict=True):
+            text.set_in_layout(False)
+            text.set_position(axes.transData.inverted().transform((x, y)))
+            text.set_verticalalignment("bottom")
+            end = (min(max(point[0], x), x + size[0]), min(max(point[1], y), y + size[1]))
+            if math.dist(point, end) > 14 and text.get_text() != "float model":
+                ends = axes.transData.inverted().transform((point, end))
+                axes.plot(*ends.T, color=text.get_color(), linewidth=0.6, in_layout=False)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
@@ -186,7 +367,89 @@ def _plot(source: Report, metric: str, axis: str, factor: float) -> str:
     svg = re.sub(
         r'(id="|url\(#|href="#)', rf"\g<1>{html.escape(metric)}-", svg[svg.index("<svg") :]
     )
+    for drawn_in, shown_in in _PAGE_COLOURS.items():
+        svg = svg.replace(drawn_in, shown_in)
     return svg
+
+
+def _label(result: ArtifactResult) -> str:
+    return f"{result.format} {result.precision}"
+
+
+def _colour(result: ArtifactResult) -> str:
+    return _COLOURS.get(result.precision, _OTHER_COLOUR)
+
+
+def _ends(found: Measurement, factor: float) -> tuple[float, float]:
+    """The interval around the value, which it may not leave out; the value where there is none."""
+    low = found.value if found.low is None else min(found.low, found.value)
+    high = found.value if found.high is None else max(found.high, found.value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        low = high = found.value
+    return low * factor, high * factor
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a log axis from ``low`` to ``high``, few enough to be read."""
+    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
+    if high / low < 15:
+        steps = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
+    if high / low > 1000:
+        steps = (1.0,)
+    if high / low < 2:
+        steps = tuple(1 + i / 10 for i in range(90))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return inside[:: math.ceil(len(inside) / 9) or 1]
+
+
+def place_labels(
+    points: Sequence[tuple[float, float]],
+    sizes: Sequence[tuple[float, float]],
+    *,
+    obstacles: Sequence[Box],
+    frame: Box,
+) -> list[tuple[float, float]]:
+    """Where labels go so that they cover neither each other nor what is drawn.
+
+    Greedy: each label in turn takes the free place nearest to its point.
+
+    Args:
+        points: What is labelled, x and y in points.
+        sizes: Width and height of the labels, in points.
+        obstacles: Boxes to keep clear of.
+        frame: The box to stay in.
+
+    Returns:
+        Left and bottom of each label. Where no place is free, the one that covers least.
+    """
+    taken = list(obstacles)
+    places = []
+    for (x, y), (width, height) in zip(points, sizes, strict=True):
+        candidates = []
+        for row in range(-24, 25):
+            bottom = y - height / 2 + row * height / 2
+            for left in (x + 7, x - 7 - width, x - width / 2, x + 30, x - 30 - width):
+                box = (left, bottom, left + width, bottom + height)
+                inside = box[0] >= frame[0] and box[2] <= frame[2]
+                if inside and box[1] >= frame[1] and box[3] <= frame[3]:
+                    away = math.hypot(max(box[0] - x, x - box[2], 0), bottom + height / 2 - y)
+                    covered = sum(_overlap(box, other) for other in taken)
+                    candidates.append((covered, away, box))
+        if candidates:
+            _, _, best = min(candidates)
+        else:  # a label larger than the frame
+            best = (frame[0], y, frame[0] + width, y + height)
+        taken.append(best)
+        places.append(best[:2])
+    return places
+
+
+def _overlap(first: Box, second: Box) -> float:
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def parser() -> cli.Parser:

@@ -2,16 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
+import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import Done
+from conftest import ROOT, Done
 from test_gate import artifact, make, write
 
+from edgekit.report import _change_interval, place_labels
 from edgekit.report import report as page_of
-from edgekit.results import Measurement, Report
+from edgekit.results import Data, Measurement, Report, pack_bits
 
 NAMES = ("m-tflite-int8", "m-onnx-int8")
 
@@ -75,8 +80,9 @@ def test_a_worse_deployable_is_in_the_headline(measured: Report) -> None:
         },
     )
     page = page_of(dataclasses.replace(measured, artifacts=(measured.artifacts[0], worse)))
-    assert "1 of 2 deployables differ from the float model: onnx-int8" in page
-    assert "less accurate" in page
+    assert "1 of 2 deployables is less accurate than the float model: onnx-int8" in page
+    assert 'class="worse">less accurate' in page
+    assert "−34.00" in page
 
 
 def test_hostile_names_are_escaped(measured: Report) -> None:
@@ -90,6 +96,111 @@ def test_hostile_names_are_escaped(measured: Report) -> None:
     page = page_of(report)
     assert "<script" not in page
     assert re.search("&lt;script", page)
+
+
+def test_hostile_words_in_the_plots_are_escaped(measured: Report) -> None:
+    hostile = dataclasses.replace(
+        measured.artifacts[0], format="<script>alert(1)</script>", precision="$\\frac{$ ]]>"
+    )
+    page = page_of(dataclasses.replace(measured, artifacts=(hostile,)))
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; $\\frac{$ ]]&gt;</text>" in page
+
+
+def test_few_images_prove_nothing(measured: Report) -> None:
+    """Eight images, all right: no change is significant, and nothing is proved either."""
+    bits = pack_bits(np.ones(8, bool))
+    few = [
+        dataclasses.replace(result, correct=bits)
+        for result in (measured.reference, measured.artifacts[0])
+    ]
+    page = page_of(
+        dataclasses.replace(measured, data=Data("d", "0", 8), reference=few[0], artifacts=(few[1],))
+    )
+    assert "No proof for 1 of 1 deployables: tflite-int8" in page
+    assert "too few images to tell" in page
+
+
+def test_the_interval_of_a_paired_change_covers_it(measured: Report) -> None:
+    """95 of 100 samples of the same net change hold the true one: seeded simulation."""
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        draw = random.choice(3, 1000, p=(0.03, 0.01, 0.96))  # lost, gained, alike
+        before, now = draw != 1, draw != 0
+        reference = dataclasses.replace(measured.reference, correct=pack_bits(before))
+        result = dataclasses.replace(measured.artifacts[0], correct=pack_bits(now))
+        found = _change_interval(result, dataclasses.replace(measured, reference=reference))
+        assert found is not None
+        hits += found[0] <= -2.0 <= found[1]
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_missing_and_infinite_figures_are_shown_as_such(measured: Report) -> None:
+    bare = dataclasses.replace(measured.artifacts[0], metrics={}, correct="")
+    endless = dataclasses.replace(
+        measured.artifacts[1],
+        metrics={**measured.artifacts[1].metrics, "latency_p50": Measurement(math.inf, "ms", 1)},
+    )
+    page = page_of(dataclasses.replace(measured, artifacts=(bare, endless)))
+    assert "No proof for 1 of 2 deployables: tflite-int8" in page
+    assert "not measured" in page
+    assert page.count("<svg") == 1  # nothing has a finite latency
+    assert "Not drawn, a figure is missing: tflite-int8" in page
+    assert "No deployable was measured" in page_of(dataclasses.replace(measured, artifacts=()))
+
+
+def test_plots_have_words_for_those_who_do_not_see_them(measured: Report) -> None:
+    page = page_of(measured)
+    assert "Top-1 against latency: tflite-int8 94.00 % at 0.5 ms; onnx-int8 93.90 %" in page
+
+
+def test_plots_have_no_colours_of_their_own(measured: Report) -> None:
+    """Light and dark are the page's choice: whatever is drawn takes its variables."""
+    for svg in re.findall("<svg.*?</svg>", page_of(measured), re.DOTALL):
+        assert not re.findall(r"#[0-9a-f]{6}\b", svg)
+        assert "var(--ink)" in svg
+        assert "var(--int8)" in svg
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_cover_nothing(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    points = [(60 + 40 * float(x), 100 + 20 * float(y)) for x, y in random.random((7, 2)) * 8]
+    points[1] = points[0]
+    bars = [(x - 3, y - 30, x + 3, y + 30) for x, y in points]
+    sizes = [(60.0, 10.0)] * len(points)
+    frame = (40.0, 40.0, 460.0, 320.0)
+    places = place_labels(points, sizes, obstacles=bars, frame=frame)
+    boxes = [(x, y, x + 60, y + 10) for x, y in places]
+    for i, (left, bottom, right, top) in enumerate(boxes):
+        assert frame[0] <= left < right <= frame[2] and frame[1] <= bottom < top <= frame[3]
+        for other in (*bars, *boxes[:i]):
+            apart = left >= other[2] or other[0] >= right or bottom >= other[3] or other[1] >= top
+            assert apart, (i, other)
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_names_its_extra(package: str, measured: Report, tmp_path: Path) -> None:
+    source, out = write(tmp_path / "r.json", measured), tmp_path / "r.html"
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from edgekit.report import main; "
+        "raise SystemExit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source), "--out", str(out)], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"{package} is not installed; install it with: pip install 'edgekit[report]'" in (
+        done.stderr
+    )
+    assert not out.exists()
+
+
+def test_the_committed_baseline_is_a_page() -> None:
+    page = page_of(Report.load(ROOT / "exports" / "baseline.json"))
+    assert "<h1>" in page
+    assert page.count("<svg") == 2
 
 
 def test_the_same_report_gives_the_same_page(measured: Report) -> None:
