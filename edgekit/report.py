@@ -306,8 +306,6 @@ def _plot(
                 markersize=7,
                 markeredgewidth=0,
                 elinewidth=1,
-                capsize=3,
-                capthick=1,
                 alpha=0.85,
             )
             bars.append((left, low, right, high))
@@ -337,7 +335,7 @@ def _plot(
             obstacles.append((x - 3, bottom - 1, x + 3, top + 1))
             obstacles.append((left - 1, y - 4, right + 1, y + 4))
             obstacles.append((x - 5, y - 5, x + 5, y + 5))
-        texts = [axes.text(0, 0, _label(result), color=_colour(result)) for result in drawn]
+        texts = [axes.text(0, 0, _label(result, source), color=_colour(result)) for result in drawn]
         area = axes.get_window_extent()
         frame = (area.x0 + 2, area.y0 + 2, area.x1 - 2, area.y1 - 2)
         if base is not None:
@@ -372,8 +370,9 @@ def _plot(
     return svg
 
 
-def _label(result: ArtifactResult) -> str:
-    return f"{result.format} {result.precision}"
+def _label(result: ArtifactResult, source: Report) -> str:
+    name = _short(result, source)
+    return name if len(name) <= 28 else f"{name[:27]}…"
 
 
 def _colour(result: ArtifactResult) -> str:

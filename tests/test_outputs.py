@@ -122,3 +122,60 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert "error" in done.stderr
     assert not out.exists()
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_a_kill_while_a_file_is_replaced_keeps_it_whole(tmp_path: Path) -> None:
+    size = 64_000_000
+    code = (
+        "import sys; from pathlib import Path; from edgekit import outputs; "
+        f"outputs.write_bytes(Path(sys.argv[1]), b'n' * {size}, force=True)"
+    )
+    file = tmp_path / "baseline.json"
+    file.write_bytes(b"old")
+    running = subprocess.Popen([sys.executable, "-c", code, str(file)])
+    while running.poll() is None and not list(tmp_path.glob(".*.part")):
+        time.sleep(0.001)
+    running.kill()
+    running.wait()
+    content = file.read_bytes()
+    assert content == b"old" or len(content) == size
+    left = [path for path in tmp_path.iterdir() if path != file]
+    assert all(path.name.startswith(".") and path.suffix == ".part" for path in left)
+
+
+def test_a_full_disk_keeps_the_baseline(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    report = root / "exports" / "baseline.json"
+    baseline = tmp_path / "baseline.json"
+    baseline.write_bytes(report.read_bytes())
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED.format(verb="gate"), str(report)]
+        + ["--baseline", str(baseline), "--update"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert baseline.read_bytes() == report.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["baseline.json"]
+
+
+@pytest.mark.parametrize("verb", ["gate", "report"])
+def test_an_interrupt_of_a_reader_is_one_line(verb: str, tmp_path: Path) -> None:
+    """The report comes through a pipe that nobody fills, so the verb waits and can be met."""
+    pipe, out = tmp_path / "report.json", tmp_path / "out"
+    os.mkfifo(pipe)
+    options = {"gate": ["--baseline", str(out)], "report": ["--out", str(out)]}[verb]
+    running = subprocess.Popen(
+        [sys.executable, "-m", f"edgekit.{verb}", str(pipe), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with pipe.open("w"):  # opens once the verb reads
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert stderr.strip() == f"edgekit {verb}: error: interrupted; nothing was written"
+    assert stdout == ""
+    assert not out.exists()

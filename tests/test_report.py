@@ -98,13 +98,13 @@ def test_hostile_names_are_escaped(measured: Report) -> None:
     assert re.search("&lt;script", page)
 
 
-def test_hostile_words_in_the_plots_are_escaped(measured: Report) -> None:
+def test_hostile_names_in_the_plots_are_escaped(measured: Report) -> None:
     hostile = dataclasses.replace(
-        measured.artifacts[0], format="<script>alert(1)</script>", precision="$\\frac{$ ]]>"
+        measured.artifacts[0], name="<script> $\\frac{$ ]]> &amp;", format="<b>", precision="<i>"
     )
     page = page_of(dataclasses.replace(measured, artifacts=(hostile,)))
-    assert "<script" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; $\\frac{$ ]]&gt;</text>" in page
+    assert "<script" not in page and "<b>" not in page and "<i>" not in page
+    assert page.count("&lt;script&gt; $\\frac{$ ]]&gt; &amp;amp;</text>") == 2
 
 
 def test_few_images_prove_nothing(measured: Report) -> None:
