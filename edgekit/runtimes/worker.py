@@ -242,10 +242,10 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
     if missing:  # a model of a fixed batch: its last run is filled up with the last image
         feed = np.concatenate([feed, np.repeat(feed[-1:], missing, axis=0)])
     answers = [
-        end.dequantize(runner.run({entry.name: feed[start : start + runner.batch]})[end.name])
+        runner.run({entry.name: feed[start : start + runner.batch]})[end.name]
         for start in range(0, len(feed), runner.batch)
     ]
-    found = np.concatenate(answers)[: len(images)]
+    found = end.dequantize(np.concatenate(answers)[: len(images)])
     if not np.isfinite(found).all():
         first = int(np.argwhere(~np.isfinite(found))[0][0])
         raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
