@@ -245,7 +245,7 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
         runner.run({entry.name: feed[start : start + runner.batch]})[end.name]
         for start in range(0, len(feed), runner.batch)
     ]
-    found = end.dequantize(np.concatenate(answers)[: len(images)])
+    found: npt.NDArray[np.float32] = end.dequantize(np.concatenate(answers)[: len(images)])
     if not np.isfinite(found).all():
         first = int(np.argwhere(~np.isfinite(found))[0][0])
         raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
