@@ -178,7 +178,14 @@ class Trainer:
         self.checkpoint = tf.train.Checkpoint(
             model=model, momenta=self._momenta, averages=self._averages, step=self.step
         )
-        self._run = tf.function(self._steps, reduce_retracing=True)
+        # One trace for any number of fused steps.
+        self._run = tf.function(
+            self._steps,
+            input_signature=[
+                tf.TensorSpec([None, recipe.batch], tf.int64),
+                tf.TensorSpec([None], tf.float32),
+            ],
+        )
 
     def run_epoch_part(
         self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
