@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,3 +118,21 @@ def test_unknown_words(tmp_path: Path) -> None:
         data.load("mnist", "test")
     with pytest.raises(InvalidDataError, match="not found"):
         data.load(str(tmp_path / "none.npz"), "test")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_is_mapped_not_loaded(save: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    save(path, x=np.arange(60, dtype=np.uint8).reshape(3, 4, 5, 1), y=LABELS[:3])
+    loaded = data.load(str(path), "test")
+    assert isinstance(loaded.images, np.memmap)
+    assert loaded.images.ravel().tolist() == list(range(60))
+
+
+def test_a_changed_byte_in_an_npz(tmp_path: Path) -> None:
+    path = Path(save(tmp_path / "a.npz", x=IMAGES, y=LABELS))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"NUMPY") + 200] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InvalidDataError, match="CRC"):
+        data.load(str(path), "test")

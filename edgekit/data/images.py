@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -114,24 +117,61 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
     if not path.is_file():
         raise InvalidDataError(f"{path} not found; expected an .npz with x (images) and y (labels)")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in ("x", *(["y"] if labels else [])) if key not in archive]
+        with zipfile.ZipFile(path) as archive:
+            arrays = [name.removesuffix(".npy") for name in archive.namelist()]
+            missing = [key for key in ("x", *(["y"] if labels else [])) if key not in arrays]
             if missing:
                 raise InvalidDataError(
-                    f"{path} has {', '.join(archive.files) or 'nothing'}, no array {missing[0]!r}; "
+                    f"{path} has {', '.join(arrays) or 'nothing'}, no array {missing[0]!r}; "
                     f"expected x (images) and y (labels)"
                 )
-            images = archive["x"]
-            classes = archive["y"] if "y" in archive else None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as exc:
-        if "allow_pickle" in str(exc):
-            reason = "it holds pickled objects, which are refused"
-        else:
-            reason = str(exc).splitlines()[0]
+            images = _mapped(archive, "x.npy")
+            classes = np.array(_mapped(archive, "y.npy")) if "y" in arrays else None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        KeyError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as exc:
+        reason = (str(exc) or type(exc).__name__).splitlines()[0]
         raise InvalidDataError(
             f"{path} is not a usable .npz: {reason}; save it with numpy.savez"
         ) from None
     return make(path.name, images, classes)
+
+
+def _mapped(archive: zipfile.ZipFile, member: str) -> npt.NDArray[Any]:
+    """Map one array of an archive, so that memory does not grow with the number of images.
+
+    The member is unpacked to a temporary file, which lives as long as the array; on the way its
+    CRC is checked.
+
+    Raises:
+        ValueError: If it is no array, or one of pickled objects.
+    """
+    with tempfile.TemporaryFile() as file:
+        with archive.open(member) as packed:
+            shutil.copyfileobj(packed, file, 1 << 20)
+        file.seek(0)
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{member} has the unknown array format {version}")
+        shape, fortran_order, dtype = _HEADERS[version](file)
+        if dtype.hasobject:
+            raise ValueError(f"{member} holds pickled objects, which are refused")
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        order: Literal["F", "C"] = "F" if fortran_order else "C"
+        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape, order=order)
+
+
+_HEADERS: dict[tuple[int, int], Any] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def _checked_labels(name: str, labels: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
