@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -74,3 +75,18 @@ def test_readers_import_no_framework(verb: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     print(f"{verb} --help: {time.perf_counter() - started:.2f} s")
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_in_models_is_one_line() -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "edgekit.models"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(3)
+    running.send_signal(signal.SIGINT)
+    stdout, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    assert stdout == ""
+    assert "Traceback" not in stderr
