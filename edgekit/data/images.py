@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.errors import InvalidDataError
 
 Split = Literal["train", "test", "calibration"]
 
@@ -81,27 +81,6 @@ def make(
     if labels is not None:
         labels = _checked_labels(name, labels, len(images))
     return ImageSet(name, images, labels, class_names, _sha256(images, labels))
-
-
-def load(spec: str, split: Split) -> ImageSet:
-    """Turn a ``--data`` word into images.
-
-    Args:
-        spec: ``fashion_mnist``, or the path of an ``.npz`` with ``x`` and, unless for
-            calibration, ``y``.
-        split: Which part; an ``.npz`` is one part and serves any.
-
-    Raises:
-        InvalidOptionError: If the word is neither.
-        InvalidDataError: If the data is missing or broken.
-    """
-    if spec == "fashion_mnist":
-        from edgekit.data import fashion_mnist
-
-        return fashion_mnist.load(split)
-    if spec.endswith(".npz"):
-        return load_npz(Path(spec), labels=split != "calibration")
-    raise InvalidOptionError(f"expected --data to be fashion_mnist or a FILE.npz, got {spec!r}")
 
 
 def load_npz(path: Path, *, labels: bool) -> ImageSet:

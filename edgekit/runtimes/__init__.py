@@ -20,7 +20,7 @@ RUNTIMES = {"tflite": "litert", "onnx": "ort", "keras": "keras"}
 
 
 class Runner(Protocol):
-    """One loaded model on one runtime.
+    """One loaded model on one runtime; a context manager.
 
     Attributes:
         signature: Inputs and outputs as the model file has them.
@@ -36,14 +36,19 @@ class Runner(Protocol):
     def describe(self) -> Runtime:
         """What really ran: provider, threads, options."""
 
-    def __enter__(self) -> Self: ...
+    def close(self) -> None:
+        """Let go of the model; the runner answers no more."""
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 def open_runner(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
-from edgekit.runtimes import Feed
+from edgekit.runtimes import Feed, Runner
 
 
-class KerasRunner:
+class KerasRunner(Runner):
     """A ``.keras`` file as a traced function."""
 
     def __init__(self, model: Path, *, threads: int, batch: int | None = None) -> None:
@@ -42,13 +41,6 @@ class KerasRunner:
         """TensorFlow on the CPU."""
         return Runtime("keras", "TensorFlow CPU", self._threads)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the model."""
         del self._forward

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import tflite
 from edgekit.results import Runtime
-from edgekit.runtimes import Feed
+from edgekit.runtimes import Feed, Runner
 
 KERNELS = ("xnnpack", "reference")
 
 
-class LiteRtRunner:
+class LiteRtRunner(Runner):
     """A ``.tflite`` file in an interpreter.
 
     The option ``kernels`` is ``xnnpack`` (default) or ``reference``, which are slow and plain.
@@ -64,15 +63,8 @@ class LiteRtRunner:
         provider = "XNNPACK" if delegated else f"{plain} kernels"
         return Runtime("litert", provider, self._threads, self._options)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the model."""
         del self._interpreter
 
 

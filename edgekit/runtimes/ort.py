@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
 from edgekit.results import Runtime
-from edgekit.runtimes import Feed
+from edgekit.runtimes import Feed, Runner
 from edgekit.signature import Signature, TensorSpec
 
 _DTYPES = {
@@ -25,7 +24,7 @@ _DTYPES = {
 }
 
 
-class OrtRunner:
+class OrtRunner(Runner):
     """An ``.onnx`` file in a session on the CPU provider."""
 
     def __init__(
@@ -51,15 +50,8 @@ class OrtRunner:
         """The provider that the session says it uses."""
         return Runtime("ort", self._session.get_providers()[0], self._threads, self._options)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the model."""
         del self._session
 
 
