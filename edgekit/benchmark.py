@@ -23,6 +23,7 @@ from rich.table import Table
 from edgekit import cli, environment
 from edgekit.artifact import Artifact
 from edgekit.errors import ExecutionError, InvalidOptionError
+from edgekit.formats import onnx
 from edgekit.results import Environment, Measurement, Runtime
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.worker import Job, Worker
@@ -109,17 +110,8 @@ def benchmark(
         )
     if not 0 < seconds < 1e6:
         raise InvalidOptionError(f"expected --seconds > 0, got {seconds}")
-    job = Job(
-        artifact.name,
-        artifact.model_path,
-        manifest.format,
-        manifest.preprocessing,
-        threads,
-        manifest.runtime_options,
-        batch,
-    )
     started = time.perf_counter()
-    with Worker(job) as worker:
+    with Worker(Job.of(artifact, threads=threads, batch=batch)) as worker:
         shape = (batch, *worker.loaded.input_shape)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         worker.outputs(images)
@@ -170,18 +162,12 @@ def _profile(
     if manifest.format != "onnx":
         note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
         return (), None, (note,)
-    import onnxruntime
-
     with tempfile.TemporaryDirectory() as folder:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        settings.log_severity_level = 3
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(Path(folder) / "profile")
-        for key, value in manifest.runtime_options.items():
-            settings.add_session_config_entry(key, value)
-        session = onnxruntime.InferenceSession(
-            str(artifact.model_path), settings, providers=["CPUExecutionProvider"]
+        session = onnx.session(
+            artifact.model_path,
+            threads=threads,
+            options=manifest.runtime_options,
+            profile=Path(folder) / "profile",
         )
         entry = manifest.signature.single_input()
         feed = {entry.name: entry.quantize(manifest.preprocessing.apply(images))}

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, outputs
+from edgekit import cli, data, environment, outputs
 from edgekit.errors import InvalidDataError
 from edgekit.formats import float_model, tflite
 from edgekit.formats.float_model import FloatModel
@@ -61,8 +60,10 @@ def observe(canonical: bytes, images: data.ImageSet, *, prepare: Preprocessing) 
     Raises:
         InvalidDataError: If the images do not fit the input, or a tensor becomes NaN or infinite.
     """
-    opened = tflite.interpreter(canonical, threads=_cores(), experimental_preserve_all_tensors=True)
-    spec = tflite.signature(canonical).single_input()
+    opened = tflite.interpreter(
+        canonical, threads=environment.cores(), experimental_preserve_all_tensors=True
+    )
+    spec = tflite.signature_of(opened).single_input()
     if images.images.shape[1:] != spec.shape[1:]:
         raise InvalidDataError(
             f"{images.name}: expected images {list(spec.shape[1:])} as the model's input, "
@@ -116,10 +117,6 @@ class _MinMax:
 
 def _calibrate(source: FloatModel, images: data.ImageSet) -> CalibrationTable:
     return observe(tflite.from_keras(source.model), images, prepare=source.preprocessing)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parser() -> cli.Parser:

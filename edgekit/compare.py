@@ -154,6 +154,10 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
     """The float model whose sha256 the manifests name."""
     manifest = artifacts[0].manifest
     assert manifest.source is not None
+    if given and not given.exists():
+        raise InvalidModelError(
+            f"{given} not found; expected the float model that {artifacts[0].path} was made from"
+        )
     places = [given] if given else [Path(manifest.source.path), SHIPPED]
     for place in places:
         if place.is_dir():
@@ -178,16 +182,13 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
 
 
 def _subject(artifact: Artifact, threads: int) -> _Subject:
-    manifest = artifact.manifest
-    job = Job(
-        artifact.name,
-        artifact.model_path,
-        manifest.format,
-        manifest.preprocessing,
-        threads,
-        manifest.runtime_options,
+    return _Subject(
+        Job.of(artifact, threads=threads),
+        artifact.path,
+        artifact.manifest.precision,
+        artifact.sha256,
+        artifact.size,
     )
-    return _Subject(job, artifact.path, manifest.precision, artifact.sha256, artifact.size)
 
 
 def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
@@ -271,7 +272,8 @@ def _report(
     command: str,
     settings: dict[str, Any],
 ) -> Report:
-    base = measured[0]
+    base = measured[0].answers
+    base_choice = _ranking(base)[:, 0]
     float32 = {
         subject.job.format: np.array(each.latency)
         for subject, each in zip(subjects, measured, strict=True)
@@ -279,7 +281,8 @@ def _report(
     }
     results = []
     for subject, each in zip(subjects, measured, strict=True):
-        results.append(_result(subject, each, base, labels, float32.get(subject.job.format)))
+        unquantized = float32.get(subject.job.format)
+        results.append(_result(subject, each, base, base_choice, labels, unquantized))
     return Report(
         model_id=model_id,
         data=Data(images.name, images.sha256, len(images), images.class_names),
@@ -293,18 +296,22 @@ def _report(
     )
 
 
+def _ranking(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Classes by probability; in a stable order, so that equal ones rank the same in all models."""
+    return np.argsort(-answers, axis=1, kind="stable")
+
+
 def _result(
     subject: _Subject,
     each: _Measured,
-    base: _Measured,
+    base: npt.NDArray[np.float32],
+    base_choice: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64],
     float32: npt.NDArray[np.float64] | None,
 ) -> ArtifactResult:
     count = len(labels)
-    # A stable order, so that equal probabilities rank the same in every model.
-    order = np.argsort(-each.answers, axis=1, kind="stable")
+    order = _ranking(each.answers)
     right = order[:, 0] == labels
-    base_choice = np.argsort(-base.answers, axis=1, kind="stable")[:, 0]
     top5 = (order[:, :5] == labels[:, None]).any(axis=1)
     latency = np.array(each.latency)
     metrics = {
@@ -312,8 +319,8 @@ def _result(
         "top5": stats.proportion(int(top5.sum()), count),
         "agreement": stats.proportion(int((order[:, 0] == base_choice).sum()), count),
         "mcnemar_p": stats.mcnemar(base_choice == labels, right),
-        "kl": stats.divergence(base.answers, each.answers),
-        "sqnr": stats.sqnr(base.answers, each.answers),
+        "kl": stats.divergence(base, each.answers),
+        "sqnr": stats.sqnr(base, each.answers),
         "size": Measurement(subject.size, "bytes", 1),
         "peak_memory": Measurement(each.memory, "bytes", 1),
         "load_time": Measurement(each.worker.loaded.load_ms, "ms", 1),

@@ -39,7 +39,7 @@ def describe() -> Environment:
     return Environment(
         cpu=cpu,
         isa=isa,
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cores(),
+        cores=cores(),
         memory_bytes=pages * page,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions=artifact.package_versions(),
@@ -52,8 +52,9 @@ def saturates(environment: Environment) -> bool:
     return "avx2" in environment.isa and not any(flag in environment.isa for flag in VNNI)
 
 
-def _cores() -> int:
-    return os.cpu_count() or 1
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu() -> tuple[str, frozenset[str]]:

@@ -19,6 +19,11 @@ Messages are one sentence in one line: expected, got, and the fix.
 from __future__ import annotations
 
 
+def reason(error: BaseException) -> str:
+    """What another library's exception says, in one line short enough to quote."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 class EdgekitError(Exception):
     """Base of all errors that a user can mend; printed as one line, exit status 2."""
 

@@ -24,6 +24,7 @@ from typing import Literal
 from edgekit import cli, outputs
 from edgekit.errors import InvalidOptionError, ReportError
 from edgekit.results import ArtifactResult, Measurement, Report
+from edgekit.stats import SIGNIFICANT, discordant, mcnemar_exact
 
 HIGHER_IS_BETTER = ("top1", "top5", "agreement", "sqnr")
 LOWER_IS_BETTER = (
@@ -47,7 +48,6 @@ _OF_THE_MACHINE = (
     "latency_ratio",
 )
 DEFAULT_MAX_DROP = {"top1": 0.5}
-SIGNIFICANT = 0.05
 
 Verdict = Literal["PASS", "FAIL", "STALE", "NEW"]
 
@@ -254,8 +254,7 @@ def _significance(
     count: int,
 ) -> tuple[str, bool | None, float | None]:
     if metric == "top1" and now.correct and before.correct:
-        is_right, was_right = now.correct_bits(count), before.correct_bits(count)
-        lost, gained = int((was_right & ~is_right).sum()), int((is_right & ~was_right).sum())
+        lost, gained = discordant(before.correct_bits(count), now.correct_bits(count))
         p = mcnemar_exact(lost, gained)
         size = "significant" if p < SIGNIFICANT else "not significant"
         return f"{lost} lost, {gained} gained, p = {p:.3g}: {size}", p < SIGNIFICANT, p
@@ -263,19 +262,6 @@ def _significance(
         return "no interval, so significance unknown", None, None
     apart = new.low > old.high or new.high < old.low
     return ("intervals apart: significant" if apart else "intervals overlap"), apart, None
-
-
-def mcnemar_exact(lost: int, gained: int) -> float:
-    """Two-sided exact p of ``lost`` against ``gained`` discordant pairs (McNemar 1947).
-
-    Twice the smaller tail of the binomial with probability 1/2, in integers.
-    """
-    n, k = lost + gained, min(lost, gained)
-    term, tail = 1, 1
-    for i in range(k):
-        term = term * (n - i) // (i + 1)
-        tail += term
-    return min(1.0, 2 * tail / (1 << n)) if n else 1.0
 
 
 def _print(checks: Sequence[Check], model_id: str) -> None:

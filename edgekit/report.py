@@ -18,6 +18,7 @@ from typing import Any
 from edgekit import cli, outputs
 from edgekit.errors import MissingDependencyError
 from edgekit.results import ArtifactResult, Measurement, Report
+from edgekit.stats import SIGNIFICANT, discordant
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -35,7 +36,6 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_p99": ("p99", "ms", ".3f", 1),
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
 }
-SIGNIFICANT = 0.05
 #: Points of top-1. A wider doubt than this is no proof that nothing was lost.
 RESOLUTION = 1.0
 
@@ -186,11 +186,10 @@ def _change_interval(result: ArtifactResult, source: Report) -> tuple[float, flo
     if not (result.correct and source.reference.correct):
         return None
     count = source.data.count
-    now, before = result.correct_bits(count), source.reference.correct_bits(count)
-    gained, lost = int((now & ~before).sum()) + 0.5, int((before & ~now).sum()) + 0.5
+    lost, gained = discordant(source.reference.correct_bits(count), result.correct_bits(count))
     total = count + 2
     change = (gained - lost) / total
-    deviation = math.sqrt((gained + lost) / total - change**2) / math.sqrt(total)
+    deviation = math.sqrt((gained + lost + 1) / total - change**2) / math.sqrt(total)
     return 100 * (change - 1.96 * deviation), 100 * (change + 1.96 * deviation)
 
 

@@ -1,4 +1,7 @@
-"""Intervals and tests that the measurers quote. scipy does the statistics."""
+"""Intervals and tests that reports, pages and gates quote.
+
+scipy is imported only where it is used: the gate needs none of it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ import numpy.typing as npt
 
 from edgekit.errors import MissingDependencyError
 from edgekit.results import Measurement
+
+#: A p below this is more than chance.
+SIGNIFICANT = 0.05
 
 
 def proportion(right: int, count: int) -> Measurement:
@@ -24,14 +30,27 @@ def proportion(right: int, count: int) -> Measurement:
     )
 
 
-def mcnemar(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> Measurement:
-    """Exact p of "both are right equally often", from the images where they differ.
+def discordant(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> tuple[int, int]:
+    """(lost, gained): images right only before, and right only after; both are bool ``[N]``."""
+    return int((before & ~after).sum()), int((after & ~before).sum())
 
-    McNemar 1947; the exact form is a two-sided binomial test of the discordant pairs.
+
+def mcnemar(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Measurement:
+    """Exact p of "both are right equally often", from the images where they differ."""
+    return Measurement(mcnemar_exact(*discordant(before, after)), unit="p", count=len(before))
+
+
+def mcnemar_exact(lost: int, gained: int) -> float:
+    """Two-sided exact p of ``lost`` against ``gained`` discordant pairs (McNemar 1947).
+
+    Twice the smaller tail of the binomial with probability 1/2, in integers.
     """
-    gained, lost = int((~first & second).sum()), int((first & ~second).sum())
-    p = 1.0 if gained + lost == 0 else float(_stats().binomtest(gained, gained + lost).pvalue)
-    return Measurement(value=p, unit="p", count=len(first))
+    n, k = lost + gained, min(lost, gained)
+    term, tail = 1, 1
+    for i in range(k):
+        term = term * (n - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / (1 << n)) if n else 1.0
 
 
 def divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:

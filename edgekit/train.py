@@ -397,7 +397,7 @@ def train(
         prepare=prepared,
         towers=towers,
     )
-    log = _fit(trainer, checkpoints, tensorboard, testing, resume)
+    log = _fit(trainer, checkpoints, tensorboard, resume)
     for variable, average in zip(model.variables, trainer.averaged_weights(), strict=True):
         variable.assign(average)
     top1, top5 = accuracy(model, testing, prepared)
@@ -457,7 +457,6 @@ def _fit(
     trainer: Trainer,
     checkpoints: Path,
     tensorboard: Path | None,
-    testing: data.ImageSet,
     resume: bool,
 ) -> list[dict[str, float]]:
     tf = keras_format.tensorflow()

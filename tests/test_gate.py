@@ -13,7 +13,7 @@ from conftest import Done
 from scipy.stats import binomtest
 
 from edgekit.errors import InvalidOptionError, ReportError
-from edgekit.gate import gate, mcnemar_exact
+from edgekit.gate import gate
 from edgekit.results import (
     ArtifactResult,
     Data,
@@ -23,6 +23,7 @@ from edgekit.results import (
     Runtime,
     pack_bits,
 )
+from edgekit.stats import mcnemar_exact
 
 COUNT = 1000
 

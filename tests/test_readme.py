@@ -44,3 +44,4 @@ def test_the_figures_of_the_shipped_model_are_the_manifests() -> None:
     training = Artifact.load(ROOT / "exports" / "fashion_mnist_mobilenet_v2_035").manifest.training
     assert training is not None
     assert f"{training['test_top1']:.2f} % of the 10,000 test images right" in README
+    assert f"{training['parameters']:,} parameters" in README

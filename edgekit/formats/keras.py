@@ -81,13 +81,18 @@ def load(path: Path) -> Any:
         ) from None
 
 
+def tensor_name(tensor: Any) -> str:
+    """Name of the layer that a model's input or output belongs to."""
+    return str(tensor.name).split("/")[0].split(":")[0]
+
+
 def signature(model: Any) -> Signature:
     """The signature of a functional model, batch axis -1."""
 
     def specs(tensors: Any) -> tuple[TensorSpec, ...]:
         return tuple(
             TensorSpec(
-                name=tensor.name.split("/")[0].split(":")[0],
+                name=tensor_name(tensor),
                 shape=tuple(-1 if size is None else int(size) for size in tensor.shape),
                 dtype=tensor.dtype.name,
             )

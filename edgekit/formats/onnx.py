@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError
+from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -53,8 +53,9 @@ def from_tflite(canonical: bytes) -> Any:
         try:
             model, _ = tf2onnx.convert.from_tflite(str(path), opset=OPSET)
         except Exception as exc:  # tf2onnx raises many types
-            reason = " ".join(str(exc).split())[:200]
-            raise InvalidModelError(f"the graph cannot be converted to ONNX: {reason}") from None
+            raise InvalidModelError(
+                f"the graph cannot be converted to ONNX: {reason(exc)}"
+            ) from None
     foreign = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")})
     if foreign:
         raise InvalidModelError(f"operators without an ONNX form remain: {', '.join(foreign)}")
@@ -191,15 +192,18 @@ def load(path: Path) -> Any:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except Exception as exc:  # protobuf's and the checker's own types
-        reason = " ".join(str(exc).split())[:200]
         raise InvalidModelError(
-            f"{path} cannot be read as ONNX (cut short?): {reason}; export it again"
+            f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
         ) from None
     return model
 
 
 def session(
-    model: Path | bytes, *, threads: int = 1, options: Mapping[str, str] | None = None
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    options: Mapping[str, str] | None = None,
+    profile: Path | None = None,
 ) -> Any:
     """Open an onnxruntime session on the CPU.
 
@@ -207,6 +211,7 @@ def session(
         model: File or serialised model.
         threads: Threads inside an operator.
         options: Session config entries, e.g. ``session.x64quantprecision``.
+        profile: Path whose name begins that of the profile, which ``end_profiling`` writes.
 
     Raises:
         InvalidModelError: If the file is missing or no whole ONNX model.
@@ -226,13 +231,16 @@ def session(
     settings.log_severity_level = 3
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
+    if profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
     content = str(model) if isinstance(model, Path) else model
     try:
         found = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
     except Exception as exc:  # onnxruntime raises its own types
-        reason = " ".join(str(exc).split())[:200]
         raise InvalidModelError(
-            f"{content if isinstance(content, str) else 'the model'} is no usable ONNX: {reason}"
+            f"{content if isinstance(content, str) else 'the model'} is no usable ONNX: "
+            f"{reason(exc)}"
         ) from None
     if found.get_providers()[0] != "CPUExecutionProvider":
         raise ExecutionError(f"expected CPUExecutionProvider, got {found.get_providers()[0]}")

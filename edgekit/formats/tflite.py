@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import InvalidModelError, MissingDependencyError
-from edgekit.formats.keras import tensorflow
+from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.formats.keras import tensor_name, tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -43,7 +43,7 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
         convert_variables_to_constants_v2,
     )
 
-    names = [tensor.name.split("/")[0].split(":")[0] for tensor in model.inputs]
+    names = [tensor_name(tensor) for tensor in model.inputs]
     specs = [
         tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
         for name, tensor in zip(names, model.inputs, strict=True)
@@ -54,7 +54,7 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
                 f"expected a fixed size of input {spec.name}, got {list(spec.shape)[1:]}; "
                 f"build the model with the size that it will run at"
             )
-    outputs = [tensor.name.split("/")[0].split(":")[0] for tensor in model.outputs]
+    outputs = [tensor_name(tensor) for tensor in model.outputs]
 
     def forward(*inputs: Any) -> list[Any]:
         found = model(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
@@ -79,8 +79,9 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
                 converter.target_spec.supported_types = [tf.float16]
             return bytes(converter.convert())
         except Exception as exc:  # the converter raises its own, private types
-            reason = " ".join(str(exc).split())[:200]
-            raise InvalidModelError(f"the model cannot be converted to TFLite: {reason}") from None
+            raise InvalidModelError(
+                f"the model cannot be converted to TFLite: {reason(exc)}"
+            ) from None
 
 
 def quantize(canonical: bytes, ranges: Mapping[str, tuple[float, float]]) -> bytes:
@@ -110,8 +111,9 @@ def quantize(canonical: bytes, ranges: Mapping[str, tuple[float, float]]) -> byt
         try:
             return bytes(writer.quantize(statistics).quantized_model)
         except (ValueError, KeyError, RuntimeError) as exc:
-            reason = " ".join(str(exc).split())[:200]
-            raise InvalidModelError(f"the graph cannot be quantized to int8: {reason}") from None
+            raise InvalidModelError(
+                f"the graph cannot be quantized to int8: {reason(exc)}"
+            ) from None
 
 
 def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any:
@@ -139,9 +141,8 @@ def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any
             found = Interpreter(model_content=content, num_threads=threads, **options)
             found.allocate_tensors()
     except (ValueError, RuntimeError) as exc:
-        reason = " ".join(str(exc).split())[:200]
         raise InvalidModelError(
-            f"{name} cannot be read (cut short?): {reason}; export it again"
+            f"{name} cannot be read (cut short?): {reason(exc)}; export it again"
         ) from None
     return found
 

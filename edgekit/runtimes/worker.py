@@ -25,12 +25,14 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.artifact import Artifact
 from edgekit.errors import (
     EdgekitError,
     ExecutionError,
     InvalidInputError,
     InvalidOptionError,
     MissingDependencyError,
+    reason,
 )
 from edgekit.results import Runtime
 from edgekit.runtimes import open_runner
@@ -53,6 +55,20 @@ class Job:
     threads: int
     options: Mapping[str, str]
     batch: int | None = None
+
+    @classmethod
+    def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
+        """The job that runs an artifact as its manifest says."""
+        manifest = artifact.manifest
+        return cls(
+            artifact.name,
+            artifact.model_path,
+            manifest.format,
+            manifest.preprocessing,
+            threads,
+            manifest.runtime_options,
+            batch,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,31 +111,24 @@ class Worker:
             self._end()
             raise
 
-    def send(self, command: str, *arguments: Any) -> None:
-        """Start a command; :meth:`receive` has its answer."""
+    def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
+        return cast("npt.NDArray[np.float32]", self._ask("outputs", images))
+
+    def latencies(self, image: npt.NDArray[Any], count: int) -> list[float]:
+        """Milliseconds of ``count`` runs on one feed, prepared beforehand."""
+        return cast("list[float]", self._ask("latencies", image, count))
+
+    def peak_memory(self) -> int:
+        """Largest resident size of the process so far, in bytes."""
+        return int(self._ask("peak_memory"))
+
+    def _ask(self, command: str, *arguments: Any) -> Any:
         try:
             self._pipe.send((command, *arguments))
         except OSError:
             raise self._death() from None
-
-    def receive(self) -> Any:
-        """Wait for the answer of the last command."""
         return self._receive()
-
-    def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
-        self.send("outputs", images)
-        return cast("npt.NDArray[np.float32]", self._receive())
-
-    def latencies(self, image: npt.NDArray[Any], count: int) -> list[float]:
-        """Milliseconds of ``count`` runs on one feed, prepared beforehand."""
-        self.send("latencies", image, count)
-        return cast("list[float]", self._receive())
-
-    def peak_memory(self) -> int:
-        """Largest resident size of the process so far, in bytes."""
-        self.send("peak_memory")
-        return int(self._receive())
 
     def _receive(self) -> Any:
         try:
@@ -214,8 +223,7 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
     except EdgekitError as exc:
         pipe.send(("error", ExecutionError(f"{job.name}: {exc}")))
     except Exception as exc:  # whatever a runtime raises has to reach the parent as one line
-        reason = " ".join(str(exc).split())[:300]
-        pipe.send(("error", ExecutionError(f"{job.name}: {type(exc).__name__}: {reason}")))
+        pipe.send(("error", ExecutionError(f"{job.name}: {type(exc).__name__}: {reason(exc)}")))
 
 
 def _import_runtime(format: str) -> None:
