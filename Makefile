@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check peers lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -23,9 +23,19 @@ check: $(VENV)/installed  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-lock:  ## write requirements.lock again from pyproject.toml (needs uv)
+$(VENV)/installed-peers: $(VENV)/installed requirements-peers.lock
+	$(BIN)/pip install --quiet --require-hashes -r requirements-peers.lock
+	touch $@
+
+peers: $(VENV)/installed-peers  ## edgekit's int8 beside other quantizers; PEERS='--hard-case' etc.
+	$(BIN)/python benchmarks/peers.py $(PEERS)
+
+lock:  ## write the lock files again from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra all --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --quiet --output-file requirements.lock
+	uv pip compile pyproject.toml --extra peers --constraint requirements.lock --universal \
+		--python-version 3.11 --generate-hashes --no-header --quiet \
+		--output-file requirements-peers.lock
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
