@@ -1,0 +1,164 @@
+"""Run a command as on a CPU with AVX2 but without AVX-512 and VNNI.
+
+    python benchmarks/as_avx2.py python -m edgekit.compare ARTIFACT… --out report.json
+
+onnxruntime, LiteRT and OpenVINO ask the CPU (instruction CPUID) which kernels to take, and offer no
+switch. Here their libraries are copied with each CPUID replaced by an invalid instruction of the
+same length, and a preloaded handler answers in its place, with the flags of AVX-512, VNNI and AMX
+taken out. So the kernels of an AVX2 CPU really run, with this CPU's clock and caches: answers are
+those of such a CPU, and latency ratios are close to it. Linux on x86-64, with cc and objdump.
+
+The copies lie in build/as-avx2 and are made again when a library changes. EDGEKIT_HIDDEN_ISA names
+the hidden flags, so that every figure made this way says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+HIDDEN = (
+    "avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 avx_vnni amx_int8 amx_bf16 amx_tile"
+).split()
+PACKAGES = {"onnxruntime": "*.so*", "ai_edge_litert": "*.so", "openvino": "*.so*"}
+FOLDER = Path(__file__).resolve().parents[1] / "build" / "as-avx2"
+
+HANDLER = r"""
+#define _GNU_SOURCE
+#include <cpuid.h>
+#include <signal.h>
+#include <ucontext.h>
+
+static struct sigaction before;
+
+static void answer(int number, siginfo_t *about, void *context) {
+    greg_t *at = ((ucontext_t *)context)->uc_mcontext.gregs;
+    const unsigned char *code = (const unsigned char *)at[REG_RIP];
+    if (code[0] != 0x0f || code[1] != 0x0b) { sigaction(SIGILL, &before, 0); return; }
+    unsigned leaf = at[REG_RAX], sub = at[REG_RCX], a, b, c, d;
+    __cpuid_count(leaf, sub, a, b, c, d);
+    if (leaf == 7 && sub == 0) {
+        /* F DQ IFMA PF ER CD BW VL */
+        b &= ~((1u << 16) | (1u << 17) | (1u << 21) | (1u << 26) | (1u << 27) | (1u << 28)
+               | (1u << 30) | (1u << 31));
+        /* VBMI VBMI2 VNNI BITALG VPOPCNTDQ */
+        c &= ~((1u << 1) | (1u << 6) | (1u << 11) | (1u << 12) | (1u << 14));
+        /* 4VNNIW 4FMAPS VP2INTERSECT AMX-BF16 FP16 AMX-TILE AMX-INT8 */
+        d &= ~((1u << 2) | (1u << 3) | (1u << 8) | (1u << 22) | (1u << 23) | (1u << 24)
+               | (1u << 25));
+    } else if (leaf == 7 && sub == 1) {
+        a &= ~((1u << 4) | (1u << 5) | (1u << 21)); /* AVX-VNNI AVX512-BF16 AMX-FP16 */
+        d &= ~((1u << 4) | (1u << 5) | (1u << 8) | (1u << 10) | (1u << 19)); /* INT8 … AVX10 */
+    }
+    at[REG_RAX] = a; at[REG_RBX] = b; at[REG_RCX] = c; at[REG_RDX] = d;
+    at[REG_RIP] += 2;
+}
+
+__attribute__((constructor)) static void install(void) {
+    struct sigaction act = {0};
+    act.sa_sigaction = answer;
+    act.sa_flags = SA_SIGINFO | SA_NODEFER;
+    sigaction(SIGILL, &act, &before);
+}
+"""
+
+
+def prepare() -> Path:
+    """Make or refresh the copies; returns the folder for PYTHONPATH."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    source = FOLDER / "answer.c"
+    source.write_text(HANDLER)
+    subprocess.run(
+        ["cc", "-O1", "-shared", "-fPIC", "-o", FOLDER / "answer.so", source], check=True
+    )
+    for package, pattern in PACKAGES.items():
+        try:
+            origin = Path(str(metadata.distribution(_name(package)).locate_file(package)))
+        except metadata.PackageNotFoundError:
+            continue
+        stamp = FOLDER / f"{package}.stamp"
+        libraries = sorted(
+            p for p in origin.rglob(pattern) if not p.is_symlink() and "cuda" not in p.name
+        )
+        state = hashlib.sha256(
+            repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in libraries]).encode()
+        ).hexdigest()
+        if stamp.is_file() and stamp.read_text() == state:
+            continue
+        copy = FOLDER / package
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(
+            origin, copy, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*_cuda.so")
+        )
+        for library in libraries:
+            count = patch(copy / library.relative_to(origin))
+            if count:
+                print(f"{package}/{library.name}: {count} CPUID instructions", file=sys.stderr)
+        stamp.write_text(state)
+    return FOLDER
+
+
+def patch(library: Path) -> int:
+    """Replace each CPUID of a library by UD2, in place; returns their number."""
+    sections = subprocess.run(
+        ["objdump", "-h", "-w", library], capture_output=True, text=True, check=True
+    ).stdout
+    offsets = {
+        name: int(file, 16) - int(address, 16)
+        for name, address, file in re.findall(
+            r"^\s*\d+ (\S+)\s+[0-9a-f]+\s+([0-9a-f]+)\s+[0-9a-f]+\s+([0-9a-f]+)", sections, re.M
+        )
+    }
+    listing = subprocess.Popen(
+        ["objdump", "-d", "-w", "--no-show-raw-insn", library], stdout=subprocess.PIPE, text=True
+    )
+    assert listing.stdout is not None
+    section, places = "", []
+    for line in listing.stdout:
+        if line.startswith("Disassembly of section "):
+            section = line.split()[-1].rstrip(":")
+        elif line.rstrip().endswith("\tcpuid"):
+            places.append(int(line.split(":")[0], 16) + offsets[section])
+    if listing.wait() or not places:
+        return 0
+    content = bytearray(library.read_bytes())
+    for place in places:
+        assert content[place : place + 2] == b"\x0f\xa2", hex(place)
+        content[place : place + 2] = b"\x0f\x0b"
+    library.write_bytes(content)
+    return len(places)
+
+
+def _name(package: str) -> str:
+    names = metadata.packages_distributions().get(package)
+    if not names:
+        raise metadata.PackageNotFoundError(package)
+    return names[0]
+
+
+def main() -> None:
+    """Replace this process by the command."""
+    command = sys.argv[1:]
+    if not command or command[0] in ("-h", "--help"):
+        print(__doc__)
+        raise SystemExit(0 if command else 2)
+    folder = prepare()
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    settings = {
+        "LD_PRELOAD": str(folder / "answer.so"),
+        "PYTHONPATH": os.pathsep.join(paths),
+        "EDGEKIT_HIDDEN_ISA": " ".join(HIDDEN),
+    }
+    if command[0] == "python":
+        command[0] = sys.executable
+    os.execvpe(command[0], command, os.environ | settings)
+
+
+if __name__ == "__main__":
+    main()

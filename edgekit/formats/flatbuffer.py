@@ -1,0 +1,266 @@
+"""The canonical graph as data: operators, constants and quantization of a TFLite flatbuffer.
+
+Reads and writes the file's own numbers; it runs nothing. Only the first subgraph is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+
+_WEIGHTED = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+_ACTIVATIONS = {0: "none", 1: "relu", 2: "relu_n1_to_1", 3: "relu6", 4: "tanh", 5: "sign"}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator.
+
+    Attributes:
+        kind: TFLite's name, e.g. ``CONV_2D``.
+        inputs: Names of tensors, constants too; an input left out is ``""``.
+        outputs: Names of tensors.
+    """
+
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An operator with weights.
+
+    Attributes:
+        kind: ``conv``, ``depthwise`` or ``dense``.
+        input: Name of the activation that it reads.
+        weights: Name of its constant: ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
+        bias: Name of its constant ``[O]``, or None.
+        output: Name of the activation that it writes.
+        activation: What is fused behind it: ``none``, ``relu``, ``relu6``, …
+        strides: Height and width.
+        dilation: Height and width.
+        same: Whether borders are padded with zeros.
+    """
+
+    kind: str
+    input: str
+    weights: str
+    bias: str | None
+    output: str
+    activation: str
+    strides: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    same: bool = False
+
+    @property
+    def axis(self) -> int:
+        """Axis of the output channels in the weights."""
+        return 3 if self.kind == "depthwise" else 0
+
+    @property
+    def short(self) -> str:
+        """The output's name without what the converter put before the last ``;`` and ``/``."""
+        return short_name(self.output)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """scale and zero_point as a file has them.
+
+    Attributes:
+        scale: float32 ``[1]``, or one a channel.
+        zero_point: int64, as many.
+        axis: Channel axis; 0 and without meaning when there is one scale.
+    """
+
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.int64]
+    axis: int = 0
+
+
+class Graph:
+    """A flatbuffer that can be read, changed and written again.
+
+    Raises:
+        InvalidModelError: If the bytes are no TFLite model, or two tensors share a name.
+        MissingDependencyError: If ai-edge-litert is not installed.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        try:
+            from ai_edge_litert import schema_py_generated as schema
+        except ImportError:
+            raise MissingDependencyError("ai-edge-litert", "convert") from None
+        if content[4:8] != b"TFL3":
+            raise InvalidModelError("not a TFLite model; expected the flatbuffer id TFL3")
+        try:
+            self._model = schema.ModelT.InitFromPackedBuf(content, 0)
+            self._subgraph = self._model.subgraphs[0]
+        except Exception as exc:  # flatbuffers raises struct.error, IndexError, TypeError, ...
+            raise InvalidModelError(
+                f"the TFLite model cannot be read (cut short?): {reason(exc)}"
+            ) from None
+        self._schema = schema
+        self._kinds = _names(schema.BuiltinOperator)
+        self._dtypes = {
+            schema.TensorType.FLOAT32: np.dtype(np.float32),
+            schema.TensorType.FLOAT16: np.dtype(np.float16),
+            schema.TensorType.INT8: np.dtype(np.int8),
+            schema.TensorType.INT16: np.dtype(np.int16),
+            schema.TensorType.INT32: np.dtype(np.int32),
+            schema.TensorType.INT64: np.dtype(np.int64),
+            schema.TensorType.UINT8: np.dtype(np.uint8),
+            schema.TensorType.BOOL: np.dtype(np.bool_),
+        }
+        self._tensors: dict[str, Any] = {}
+        for tensor in self._subgraph.tensors:
+            name = tensor.name.decode(errors="replace")
+            if name in self._tensors:
+                raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
+            self._tensors[name] = tensor
+        self._order = list(self._tensors)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs."""
+        return tuple(self._order[i] for i in self._subgraph.inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return tuple(self._order[i] for i in self._subgraph.outputs)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors, constants too."""
+        return tuple(self._order)
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """Operators in order of execution."""
+        return tuple(self._operator(found) for found in self._subgraph.operators)
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Operators with constant weights, in order of execution."""
+        found = []
+        for raw in self._subgraph.operators:
+            operator = self._operator(raw)
+            if operator.kind not in _WEIGHTED or not self.is_constant(operator.inputs[1]):
+                continue
+            options = raw.builtinOptions
+            bias = operator.inputs[2] if len(operator.inputs) > 2 else ""
+            spatial = operator.kind != "FULLY_CONNECTED"
+            found.append(
+                Layer(
+                    kind=_WEIGHTED[operator.kind],
+                    input=operator.inputs[0],
+                    weights=operator.inputs[1],
+                    bias=bias or None,
+                    output=operator.outputs[0],
+                    activation=_ACTIVATIONS[options.fusedActivationFunction],
+                    strides=(options.strideH, options.strideW) if spatial else (1, 1),
+                    dilation=(
+                        (options.dilationHFactor, options.dilationWFactor) if spatial else (1, 1)
+                    ),
+                    same=spatial and options.padding == self._schema.Padding.SAME,
+                )
+            )
+        return tuple(found)
+
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is stored in the file."""
+        if name not in self._tensors:
+            return False
+        data = self._model.buffers[self._tensors[name].buffer].data
+        return data is not None and len(data) > 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; batch is 1."""
+        shape = self._tensors[name].shape
+        return () if shape is None else tuple(int(size) for size in shape)
+
+    def dtype(self, name: str) -> np.dtype[Any] | None:
+        """dtype of a tensor, or None for one that numpy has not."""
+        return self._dtypes.get(self._tensors[name].type)
+
+    def constant(self, name: str) -> npt.NDArray[Any]:
+        """A stored tensor, as a copy."""
+        tensor = self._tensors[name]
+        data = np.asarray(self._model.buffers[tensor.buffer].data, np.uint8)
+        return data.view(self._dtypes[tensor.type]).reshape(self.shape(name)).copy()
+
+    def quantization(self, name: str) -> Quantization | None:
+        """scale and zero_point of a tensor, or None without."""
+        found = self._tensors[name].quantization
+        if found is None or found.scale is None or not len(found.scale):
+            return None
+        zero_point = [0] * len(found.scale) if found.zeroPoint is None else found.zeroPoint
+        return Quantization(
+            np.asarray(found.scale, np.float32),
+            np.asarray(zero_point, np.int64),
+            int(found.quantizedDimension),
+        )
+
+    def set_constant(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Replace a stored tensor by one of the same shape and dtype.
+
+        A buffer that several tensors share becomes this tensor's own.
+        """
+        tensor = self._tensors[name]
+        expected = self.constant(name)
+        if values.shape != expected.shape or values.dtype != expected.dtype:
+            raise ValueError(
+                f"{name}: expected {expected.dtype} {expected.shape}, "
+                f"got {values.dtype} {values.shape}"
+            )
+        sharing = [other for other in self._subgraph.tensors if other.buffer == tensor.buffer]
+        if len(sharing) > 1:
+            tensor.buffer = len(self._model.buffers)
+            self._model.buffers.append(self._schema.BufferT())
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self._model.buffers[tensor.buffer].data = raw
+
+    def set_quantization(self, name: str, found: Quantization) -> None:
+        """Replace scale and zero_point of a tensor that has them."""
+        parameters = self._tensors[name].quantization
+        parameters.scale = np.asarray(found.scale, np.float32)
+        parameters.zeroPoint = np.asarray(found.zero_point, np.int64)
+        parameters.quantizedDimension = found.axis
+
+    def serialize(self) -> bytes:
+        """The flatbuffer with all changes."""
+        import flatbuffers
+
+        builder = flatbuffers.Builder(1 << 20)
+        builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+    def _operator(self, raw: Any) -> Operator:
+        code = self._model.operatorCodes[raw.opcodeIndex]
+        number = max(code.builtinCode, code.deprecatedBuiltinCode)
+        inputs = [] if raw.inputs is None else raw.inputs
+        return Operator(
+            self._kinds.get(number, f"operator {number}"),
+            tuple(self._order[i] if i >= 0 else "" for i in inputs),
+            tuple(self._order[i] for i in raw.outputs),
+        )
+
+
+def short_name(name: str) -> str:
+    """What a reader needs of a converter's tensor name, e.g. ``block1_expand/Conv2D``."""
+    last = name.split(";")[-1]
+    parts = last.split("/")
+    return "/".join(parts[-2:]) if len(parts) > 1 else last
+
+
+def _names(enumeration: Any) -> dict[int, str]:
+    return {
+        value: name for name, value in vars(enumeration).items() if not name.startswith("_")
+    }
