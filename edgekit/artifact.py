@@ -73,12 +73,48 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class QuantizationRecord:
+    """How the integers of an int8 artifact were found.
+
+    Attributes:
+        way: What was done to the weights.
+        tried: SQNR in dB of the outputs on held-out calibration images, by way; empty if unjudged.
+    """
+
+    way: str
+    tried: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What ran when the file was loaded after it was written.
+
+    Attributes:
+        provider: Execution provider or delegate.
+        isa: Instruction sets of the CPU it ran on.
+        kernels: How many operators ran, by kind.
+        floats: Operators of an int8 model that computed in float, as ``KIND NAME``.
+        numbers: Scales, zero points, weights and biases that were read back from the file and are
+            those of the encodings, every one; 0 for float models.
+        note: Why it could not be run here, if so.
+    """
+
+    provider: str
+    isa: tuple[str, ...]
+    kernels: dict[str, int]
+    floats: tuple[str, ...] = ()
+    numbers: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything needed to run an artifact and to tell where it came from.
 
     Attributes:
         model_id: Name that stays the same over formats and precisions.
         files: SHA-256 of every other file in the folder; ``model_file`` is one of them.
+        device: Device profile that it was made for.
         runtime_options: Options which the runtime needs for the promised accuracy.
         versions: Versions of the packages that had a part in it.
         command: The command line that wrote it.
@@ -96,6 +132,9 @@ class Manifest:
     class_names: tuple[str, ...]
     source: Source | None = None
     calibration: CalibrationRecord | None = None
+    device: str = ""
+    quantization: QuantizationRecord | None = None
+    execution: Execution | None = None
     runtime_options: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     command: str = ""

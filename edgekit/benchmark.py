@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import collections
-import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from rich.table import Table
 
 from edgekit import cli, environment
 from edgekit.artifact import Artifact
-from edgekit.errors import ExecutionError, InvalidOptionError
+from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
 from edgekit.results import Environment, Measurement, Runtime
 from edgekit.runtimes import RUNTIMES
@@ -30,14 +28,6 @@ from edgekit.runtimes.worker import Job, Worker
 
 WARM_UP = 10
 PROFILED_RUNS = 30
-#: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
-#: Moving data (Transpose, Reshape) is no computation.
-COMPUTING = frozenset(
-    "Conv FusedConv Gemm FusedGemm MatMul FusedMatMul Add Mul Sub Div Relu Clip Sigmoid "
-    "HardSigmoid HardSwish Softmax GlobalAveragePool AveragePool MaxPool ReduceMean "
-    "BatchNormalization "
-    "Concat Pad Resize LeakyRelu PRelu Tanh Exp Sqrt".split()
-)
 
 
 @dataclass(frozen=True)
@@ -162,45 +152,26 @@ def _profile(
     if manifest.format != "onnx":
         note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
         return (), None, (note,)
-    with tempfile.TemporaryDirectory() as folder:
-        session = onnx.session(
-            artifact.model_path,
-            threads=threads,
-            options=manifest.runtime_options,
-            profile=Path(folder) / "profile",
-        )
-        entry = manifest.signature.single_input()
-        feed = {entry.name: entry.quantize(manifest.preprocessing.apply(images))}
-        for _ in range(PROFILED_RUNS):
-            session.run(None, feed)
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    entry = manifest.signature.single_input()
+    ran = onnx.executed(
+        artifact.model_path,
+        {entry.name: entry.quantize(manifest.preprocessing.apply(images))},
+        threads=threads,
+        options=manifest.runtime_options,
+        runs=PROFILED_RUNS,
+    )
     total: dict[str, float] = collections.defaultdict(float)
-    nodes: dict[str, set[str]] = collections.defaultdict(set)
-    floats: set[tuple[str, str]] = set()
-    providers = set()
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
-            continue
-        kind = event["args"]["op_name"]
-        total[kind] += event["dur"] / 1e3
-        name = event["name"].removesuffix("_kernel_time")
-        nodes[kind].add(name)
-        answers = {dtype for shape in event["args"]["output_type_shape"] for dtype in shape}
-        if kind in COMPUTING and answers & {"float", "float16"}:
-            floats.add((kind, name))
-        providers.add(event["args"].get("provider", ""))
-    if providers != {"CPUExecutionProvider"}:
-        raise ExecutionError(
-            f"{artifact.name}: expected CPUExecutionProvider, got {sorted(providers)}"
-        )
+    for node in ran:
+        total[node.kind] += node.ms
+    counts = collections.Counter(node.kind for node in ran)
     everything = sum(total.values())
     operators = tuple(
-        Operator(kind, ms / PROFILED_RUNS, 100 * ms / everything, len(nodes[kind]))
+        Operator(kind, ms / PROFILED_RUNS, 100 * ms / everything, counts[kind])
         for kind, ms in sorted(total.items(), key=lambda item: -item[1])
     )
     in_float = None
     if manifest.precision == "int8":
-        in_float = tuple(f"{kind}: {name}" for kind, name in sorted(floats))
+        in_float = tuple(sorted(f"{n.kind}: {n.name}" for n in ran if n.computes_in_float))
     return operators, in_float, ()
 
 

@@ -11,7 +11,7 @@ import argparse
 import contextlib
 import datetime
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from edgekit import cli, data, environment, outputs, stats
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats.float_model import SHIPPED
+from edgekit.quant.profiles import PROFILES
 from edgekit.results import ArtifactResult, Data, Environment, Measurement, Report, pack_bits
 from edgekit.runtimes.worker import Job, Worker
 
@@ -122,6 +123,7 @@ def compare(
             labels,
             machine,
             model_id=loaded[0].manifest.model_id,
+            safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
             command=command,
             settings={
                 "threads": threads,
@@ -189,6 +191,12 @@ def _subject(artifact: Artifact, threads: int) -> _Subject:
         artifact.sha256,
         artifact.size,
     )
+
+
+def _cannot_saturate(artifact: Artifact) -> bool:
+    """Whether its weights keep sums of products within 16 bits."""
+    found = PROFILES.get(artifact.manifest.device)
+    return found is not None and found.pair_bound
 
 
 def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
@@ -269,6 +277,7 @@ def _report(
     machine: Environment,
     *,
     model_id: str,
+    safe: Collection[str],
     command: str,
     settings: dict[str, Any],
 ) -> Report:
@@ -292,7 +301,7 @@ def _report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         settings=settings,
-        warnings=tuple(_warnings(results[1:], machine)),
+        warnings=tuple(_warnings(results[1:], machine, safe)),
     )
 
 
@@ -344,7 +353,9 @@ def _result(
     )
 
 
-def _warnings(results: list[ArtifactResult], machine: Environment) -> list[str]:
+def _warnings(
+    results: list[ArtifactResult], machine: Environment, safe: Collection[str]
+) -> list[str]:
     found = []
     for result in results:
         ratio = result.metrics.get("latency_ratio")
@@ -356,6 +367,7 @@ def _warnings(results: list[ArtifactResult], machine: Environment) -> list[str]:
             result.precision == "int8"
             and result.format == "onnx"
             and environment.saturates(machine)
+            and result.name not in safe
             and result.runtime.options.get("session.x64quantprecision") != "1"
         ):
             found.append(

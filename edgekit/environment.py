@@ -28,13 +28,18 @@ _ISA = (
     "i8mm",
     "sve",
 )
+#: Names flags that a wrapper hides from the runtimes: figures are then those of a lesser CPU.
+HIDDEN = "EDGEKIT_HIDDEN_ISA"
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
 def describe() -> Environment:
     """Read CPU, ISA flags, memory and versions of this machine."""
     cpu, flags = _cpu()
-    isa = tuple(flag for flag in _ISA if flag in flags)
+    hidden = os.environ.get(HIDDEN, "").split()
+    isa = tuple(flag for flag in _ISA if flag in flags and flag not in hidden)
+    if hidden:
+        cpu += " without " + " ".join(flag for flag in _ISA if flag in flags and flag in hidden)
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Environment(
         cpu=cpu,

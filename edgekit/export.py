@@ -2,7 +2,10 @@
 
 All targets come from one canonical float graph, the float TFLite flatbuffer, so that tensor names
 and folded weights are the same everywhere. int8 is full integer: in TFLite inputs and outputs too,
-in ONNX as QuantizeLinear/DequantizeLinear pairs with float32 ends, both with the same encodings.
+in ONNX as QuantizeLinear/DequantizeLinear pairs with float32 ends. Both hold the same encodings and
+the same integers (edgekit.quant), made for the device that ``--device`` names. What was written is
+read back, loaded and run before it becomes an artifact: every number is the one that was decided,
+and the manifest says which kernels ran.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.markup import escape
 
-from edgekit import artifact, cli, data, outputs
-from edgekit.artifact import Artifact, CalibrationRecord
-from edgekit.calibrate import observe
+from edgekit import artifact, cli, data, encodings, environment, outputs
+from edgekit.artifact import Artifact, CalibrationRecord, Execution, QuantizationRecord
+from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
+from edgekit.encodings import Stored, differences
 from edgekit.errors import (
     ExecutionError,
     InvalidDataError,
@@ -27,9 +32,13 @@ from edgekit.errors import (
     InvalidOptionError,
 )
 from edgekit.formats import float_model, keras, onnx, tflite
+from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
-from edgekit.quant import encodings
-from edgekit.quant.table import CalibrationTable
+from edgekit.quant import decisions, profiles
+from edgekit.quant.profiles import DeviceProfile
+from edgekit.quant.quantize import CORRECTIONS, Correction, Quantized, quantize
+from edgekit.quant.reconstruct import images_that_fit
+from edgekit.quant.table import METHODS, CalibrationTable
 from edgekit.signature import Signature
 
 TARGETS = ("tflite", "onnx")
@@ -38,6 +47,8 @@ DEFAULT_MODEL = float_model.SHIPPED
 #: Largest difference from the float answers, as a part of their largest value.
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
 _CHECKED_IMAGES = 4
+#: Calibration images that layers are fitted to, at the most.
+MOST_IMAGES = 1024
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,25 @@ class _Written:
     content: bytes
     signature: Signature
     canonical: bytes
-    encodings: encodings.Encodings | None = None
+    quantized: Quantized | None = None
     table: CalibrationTable | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """What ranges are taken from.
+
+    Attributes:
+        images: The images, or None when only their table is at hand.
+        table: A table that was given.
+        word: How the images were named.
+    """
+
+    images: data.ImageSet | None
+    table: CalibrationTable | None
+    word: str
+    method: str
 
 
 def export(
@@ -58,6 +85,11 @@ def export(
     target: str,
     precision: str,
     calibration: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    device: str = profiles.DEFAULT,
+    correction: Correction = "auto",
+    strict: bool = False,
     preprocessing: str | None = None,
     out: Path | None = None,
     force: bool = False,
@@ -71,6 +103,12 @@ def export(
         precision: ``float32``, ``float16`` or ``int8``.
         calibration: For int8: ``fashion_mnist``, an ``.npz`` with ``x``, or a table of
             ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
+        dataset: The images of a calibration table, where they are not where the table says.
+        method: How a range is taken from the values; default ``minmax``, or the table's.
+        device: A device profile, or ``auto`` for that of this machine's CPU.
+        correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
+            takes what is best on held-out calibration images; ``none`` rounds to nearest.
+        strict: Refuse an int8 model in which an operator stays float.
         preprocessing: For a ``.keras`` file: name or JSON file.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
@@ -85,22 +123,49 @@ def export(
         raise InvalidOptionError(
             f"expected precision {', '.join(artifact.PRECISIONS)}, got {precision!r}"
         )
-    if calibration is not None and precision != "int8":
-        raise InvalidOptionError(f"--calibration is for int8; {precision} has no ranges")
+    if correction not in CORRECTIONS:
+        raise InvalidOptionError(
+            f"expected correction {' or '.join(CORRECTIONS)}, got {correction!r}"
+        )
+    if method is not None and method not in METHODS:
+        raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
+    profile = profiles.profile(device)
+    if precision not in profile.precisions.get(target, ()):
+        can = "; ".join(f"{key} in {', '.join(names)}" for key, names in profile.precisions.items())
+        raise InvalidOptionError(
+            f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
+        )
+    for option, given in (
+        ("--calibration", calibration),
+        ("--data", dataset),
+        ("--method", method),
+        ("--strict", strict or None),
+        ("--correction", correction if correction != "auto" else None),
+    ):
+        if given is not None and precision != "int8":
+            raise InvalidOptionError(f"{option} is for int8; {precision} has no ranges")
     if out is not None:
         outputs.check_free(out, force=force)
-    images = _read_calibration(calibration) if calibration is not None else None
+    found = _read_calibration(calibration, dataset, method) if calibration is not None else None
     source = float_model.load(model, preprocessing=preprocessing)
-    if precision == "int8" and images is None:
+    if precision == "int8" and found is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
                 "int8 of your own model needs --calibration: fashion_mnist, a FILE.npz with x, "
                 "or a TABLE.json of `python -m edgekit.calibrate`"
             )
-        images = _read_calibration("fashion_mnist")
+        found = _read_calibration("fashion_mnist", dataset, method)
     out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
     outputs.check_free(out, force=force)
-    written = _make(source, target, precision, images)
+    written = _make(source, target, precision, found, profile, correction)
+    options = dict(profile.runtime_options.get(target, {}))
+    execution = _execution(written, source, target, precision, profile)
+    if strict and execution.floats:
+        raise ExecutionError(
+            f"--strict: {len(execution.floats)} operators of the {target} int8 model compute in "
+            f"float: {', '.join(execution.floats)}; replace them in the model, or export without "
+            f"--strict"
+        )
     difference = _check_answers(written, source, target, precision)
     notes = (
         *written.notes,
@@ -109,9 +174,9 @@ def export(
     )
     model_file = f"model.{target}"
     files: dict[str, bytes | Path] = {model_file: written.content}
-    if written.encodings is not None:
-        files["encodings.json"] = written.encodings.dumps().encode()
-    table = written.table
+    quantized, table = written.quantized, written.table
+    if quantized is not None:
+        files[encodings.FILE] = quantized.encodings.dumps().encode()
     return artifact.write(
         out,
         files,
@@ -124,9 +189,17 @@ def export(
             "preprocessing": source.preprocessing,
             "class_names": source.class_names,
             "source": source.source,
+            "device": profile.name,
             "calibration": None
             if table is None
             else CalibrationRecord(table.data, table.data_sha256, table.count, table.method),
+            "quantization": None
+            if quantized is None
+            else QuantizationRecord(
+                quantized.way, {trial.way: trial.sqnr for trial in quantized.trials}
+            ),
+            "execution": execution,
+            "runtime_options": options,
             "command": command,
             "notes": notes,
         },
@@ -134,23 +207,43 @@ def export(
     )
 
 
-def _read_calibration(word: str) -> data.ImageSet | CalibrationTable:
+def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Calibration:
     """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
-    if word.endswith(".json"):
-        return CalibrationTable.load(Path(word))
-    return data.load(word, "calibration")
+    if not word.endswith(".json"):
+        if dataset is not None:
+            raise InvalidOptionError(
+                f"--data names the images of a calibration table; --calibration {word} is images "
+                f"already"
+            )
+        images = data.load(word, "calibration")
+        return _Calibration(images, None, word, method or DEFAULT_METHOD)
+    table = CalibrationTable.load(Path(word))
+    place = dataset or table.data
+    if dataset is None and place.endswith(".npz") and not Path(place).is_file():
+        return _Calibration(None, table, place, method or table.method)
+    images = data.load(place, "calibration").head(table.count)
+    if images.sha256 != table.data_sha256:
+        raise InvalidDataError(
+            f"{word} was made from other images than {place} (sha256 {table.data_sha256[:12]}…, "
+            f"these have {images.sha256[:12]}…); calibrate again, or name its images with --data"
+        )
+    return _Calibration(images, table, place, method or table.method)
 
 
 def _make(
     source: FloatModel,
     target: str,
     precision: str,
-    calibration: data.ImageSet | CalibrationTable | None,
+    calibration: _Calibration | None,
+    profile: DeviceProfile,
+    correction: Correction,
 ) -> _Written:
     canonical = tflite.from_keras(source.model)
     if precision == "int8":
         assert calibration is not None  # export() has seen to it
-        return _make_int8(source, target, canonical, _table(calibration, canonical, source))
+        table = _table(calibration, canonical, source)
+        quantized = _decide(canonical, table, calibration, source, profile, correction)
+        return _make_int8(source, target, canonical, table, quantized, profile)
     if precision == "float16":
         name, size = tflite.largest_weight(canonical)
         if size > float(np.finfo(np.float16).max):
@@ -169,40 +262,17 @@ def _make(
     return _Written(model.SerializeToString(), onnx.signature(model), canonical)
 
 
-def _make_int8(
-    source: FloatModel, target: str, canonical: bytes, table: CalibrationTable
-) -> _Written:
-    quantized = tflite.quantize(
-        canonical, {name: (found.min, found.max) for name, found in table.ranges.items()}
-    )
-    found = encodings.read_tflite(quantized, table.graph_sha256)
-    if target == "tflite":
-        floats = tflite.float_operators(quantized)
-        if floats:
-            raise InvalidModelError(
-                f"expected operators that have an int8 form in TFLite, got {', '.join(floats)}; "
-                f"replace them, or export --target onnx, where they can stay float"
-            )
-        return _Written(quantized, tflite.signature(quantized), canonical, found, table)
-    model, floats = onnx.quantize(onnx.from_tflite(canonical), found.activations())
-    onnx.rename_ends(model, keras.signature(source.model))
-    notes = [
-        "uint8 activations with int8 weights: on x86 without VNNI onnxruntime's kernels add pairs "
-        "of products in saturating 16 bits; there set session.x64quantprecision=1, slower but exact"
-    ]
-    if floats:
-        notes.append(f"operators that stay float: {', '.join(floats)}")
-    return _Written(
-        model.SerializeToString(), onnx.signature(model), canonical, found, table, tuple(notes)
-    )
-
-
-def _table(
-    found: data.ImageSet | CalibrationTable, canonical: bytes, source: FloatModel
-) -> CalibrationTable:
-    if isinstance(found, data.ImageSet):
-        return observe(canonical, found, prepare=source.preprocessing)
-    table, graph = found, hashlib.sha256(canonical).hexdigest()
+def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
+    if found.table is None:
+        assert found.images is not None
+        return cached(
+            canonical,
+            found.images,
+            prepare=source.preprocessing,
+            method=found.method,
+            word=found.word,
+        )
+    table, graph = found.table, hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
         raise InvalidDataError(
             f"the calibration table was made from another graph (sha256 "
@@ -211,9 +281,164 @@ def _table(
     if table.preprocessing != source.preprocessing:
         raise InvalidDataError(
             f"the calibration table was made with preprocessing {table.preprocessing.name!r}, "
-            f"this model has {source.preprocessing.name!r}; calibrate again"
+            f"the model has {source.preprocessing.name!r}; calibrate this model"
         )
-    return table
+    return table if found.method == table.method else choose(table, found.method)
+
+
+def _decide(
+    canonical: bytes,
+    table: CalibrationTable,
+    calibration: _Calibration,
+    source: FloatModel,
+    profile: DeviceProfile,
+    correction: Correction,
+) -> Quantized:
+    """Every number of the int8 model; a decision that was made before is taken again."""
+    images = calibration.images
+    key = decisions.key(
+        canonical,
+        table,
+        profile,
+        images=images is not None,
+        correction=correction,
+        versions=artifact.package_versions(),
+    )
+    path = cache_folder() / f"{key}.npz"
+    found = decisions.load(path) if path.is_file() else None
+    if found is not None:
+        cli.console.print(f"[dim]encodings and integers: {path}[/]", soft_wrap=True)
+        return found
+    feed = observe_again = None
+    graph = Graph(canonical)
+    if images is not None:
+        count = min(MOST_IMAGES, images_that_fit(graph, len(images)))
+        places = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+        feed = {graph.inputs[0]: source.preprocessing.apply(images.images[places])}
+
+        def observe_again(changed: bytes) -> CalibrationTable:
+            return observe(
+                changed,
+                images,
+                prepare=source.preprocessing,
+                method=table.method,
+                word=calibration.word,
+            )
+
+    with cli.progress("operators") as bar:
+        task = bar.add_task("fitting", total=len(graph.operators), note="")
+        found = quantize(
+            canonical,
+            table,
+            profile=profile,
+            feed=feed,
+            observe=observe_again,
+            correction=correction,
+            advance=lambda _: bar.advance(task),
+        )
+    try:
+        decisions.save(path, found)
+    except OSError as exc:
+        cli.console.print(f"warning: encodings and integers were not cached: {exc}")
+    return found
+
+
+def _make_int8(
+    source: FloatModel,
+    target: str,
+    canonical: bytes,
+    table: CalibrationTable,
+    quantized: Quantized,
+    profile: DeviceProfile,
+) -> _Written:
+    notes = [_way(quantized)]
+    if profile.pair_bound and quantized.saturating:
+        notes.append(
+            f"{len(quantized.saturating)} layers would saturate on x86 without VNNI with weights "
+            f"rounded to nearest; theirs were chosen so that no pair of products can"
+        )
+    notes += quantized.notes
+    if target == "tflite":
+        content = tflite.quantize(quantized.graph, quantized.stored)
+        floats = tflite.float_operators(content)
+        if floats:
+            raise InvalidModelError(
+                f"expected operators that have an int8 form in TFLite, got {', '.join(floats)}; "
+                f"replace them, or export --target onnx, where they can stay float"
+            )
+        _check_stored(target, tflite.read_stored(content), quantized.stored)
+        return _Written(
+            content, tflite.signature(content), canonical, quantized, table, tuple(notes)
+        )
+    model, floats = onnx.quantize(
+        onnx.from_tflite(quantized.graph),
+        quantized.stored,
+        activation_dtype=profile.onnx_activations,
+        quantize_bias=profile.onnx_bias,
+    )
+    onnx.rename_ends(model, keras.signature(source.model))
+    read = onnx.read_stored(model, Graph(quantized.graph))
+    _check_stored(target, read, quantized.stored, biases=profile.onnx_bias)
+    if floats:
+        notes.append(f"operators that stay float: {', '.join(floats)}")
+    if not profile.pair_bound and profile.onnx_activations == "uint8":
+        notes.append(
+            f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "
+            f"these weights; export --device generic, or set session.x64quantprecision=1 there"
+        )
+    return _Written(
+        model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
+    )
+
+
+def _way(found: Quantized) -> str:
+    if not found.trials:
+        return f"weights: {found.way}"
+    tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
+    return f"weights: {found.way}; on held-out calibration images: {tried}"
+
+
+def _check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
+    """The file holds what was decided, number for number.
+
+    Raises:
+        ExecutionError: If it does not.
+    """
+    found = differences(read, decided if biases else decided.without_biases())
+    if found:
+        first = found[0]
+        raise ExecutionError(
+            f"the {target} file differs from the encodings in {len(found)} places, first "
+            f"{first.what} of {short_name(first.tensor)} ({first.count} numbers, up to "
+            f"{first.largest:.3g}); please report the model"
+        )
+
+
+def _execution(
+    written: _Written, source: FloatModel, target: str, precision: str, profile: DeviceProfile
+) -> Execution:
+    """Load and run what will be written; say which kernels did it."""
+    isa = environment.describe().isa
+    stored = written.quantized.stored if written.quantized is not None else None
+    numbers = 0 if stored is None else stored.numbers()
+    if target == "tflite":
+        kernels = tflite.kernels(written.content)
+        return Execution("XNNPACK", isa, kernels, (), numbers)
+    if profile.provider != "CPUExecutionProvider":
+        note = f"not run: {profile.provider} is not on this machine"
+        return Execution(profile.provider, isa, {}, (), numbers, note)
+    spec = written.signature.single_input()
+    pixels = np.zeros((1, *spec.shape[1:]), np.uint8)
+    feed = {spec.name: spec.quantize(source.preprocessing.apply(pixels))}
+    options = dict(profile.runtime_options.get(target, {}))
+    nodes = onnx.executed(written.content, feed, options=options)
+    kernels: dict[str, int] = {}
+    for node in nodes:
+        kernels[node.kind] = kernels.get(node.kind, 0) + 1
+    floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
+    return Execution(
+        "CPUExecutionProvider", isa, kernels, floats if precision == "int8" else (), numbers
+    )
 
 
 def _check_answers(written: _Written, source: FloatModel, target: str, precision: str) -> float:
@@ -275,6 +500,7 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.export --target tflite --precision int8      # the shipped model
 python -m edgekit.export --target onnx --precision float16 --out build/half
+python -m edgekit.export --target onnx --precision int8 --device auto --strict --out build/here
 python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --precision int8 \\
     --calibration images.npz --out build/mine
 """,
@@ -284,22 +510,51 @@ python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --
     add("--target", required=True, choices=TARGETS)
     add("--precision", required=True, choices=artifact.PRECISIONS)
     add("--calibration", help="for int8: fashion_mnist, FILE.npz with x, or TABLE.json")
+    add("--data", help="the images of TABLE.json, where they are not where it says")
+    add("--method", choices=METHODS, help="how ranges are taken (default: minmax, or the table's)")
+    add(
+        "--device",
+        default=profiles.DEFAULT,
+        choices=profiles.NAMES,
+        help="device profile; auto: of this machine's CPU (default: %(default)s)",
+    )
+    add(
+        "--correction",
+        default="auto",
+        choices=CORRECTIONS,
+        help="for int8: what is best on held-out calibration images, or nearest rounding",
+    )
+    add("--strict", action="store_true", help="for int8: refuse operators that stay float")
     add("--out", type=Path, help="folder (default: exports/MODEL_ID-TARGET-PRECISION)")
     add("--force", action="store_true", help="replace OUT if it exists")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
+    profile = profiles.profile(options.device)
+    if options.device == "auto":
+        cli.console.print(f"device: {profile.name}, {profile.about}")
     written = export(
         options.model,
         target=options.target,
         precision=options.precision,
         calibration=options.calibration,
+        dataset=options.data,
+        method=options.method,
+        device=profile.name,
+        correction=options.correction,
+        strict=options.strict,
         preprocessing=options.preprocessing,
         out=options.out,
         force=options.force,
         command=cli.command_line(),
     )
+    execution = written.manifest.execution
+    if options.precision == "int8" and execution is not None:
+        kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
+        cli.console.print(f"ran on {execution.provider}: {kernels}", soft_wrap=True)
+        for name in execution.floats:
+            cli.console.print(f"computes in float: {escape(name)}", soft_wrap=True)
     for note in written.manifest.notes:
         cli.console.print(f"note: {note}", soft_wrap=True)
     cli.console.print(f"{written.model_path}  {written.size:,} bytes")
@@ -308,6 +563,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         "model": str(written.model_path),
         "sha256": written.sha256,
         "bytes": written.size,
+        "device": written.manifest.device,
+        "quantization": written.manifest.quantization,
+        "execution": execution,
     }
 
 

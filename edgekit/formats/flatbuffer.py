@@ -5,6 +5,8 @@ Reads and writes the file's own numbers; it runs nothing. Only the first subgrap
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +109,10 @@ class Graph:
                 f"the TFLite model cannot be read (cut short?): {reason(exc)}"
             ) from None
         self._schema = schema
+        for buffer in self._model.buffers:
+            if buffer.offset > 1:  # what is too large for a flatbuffer lies behind it
+                data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+                buffer.data, buffer.offset, buffer.size = data, 0, 0
         self._kinds = _names(schema.BuiltinOperator)
         self._dtypes = {
             schema.TensorType.FLOAT32: np.dtype(np.float32),
@@ -220,8 +226,7 @@ class Graph:
                 f"{name}: expected {expected.dtype} {expected.shape}, "
                 f"got {values.dtype} {values.shape}"
             )
-        sharing = [other for other in self._subgraph.tensors if other.buffer == tensor.buffer]
-        if len(sharing) > 1:
+        if sum(other.buffer == tensor.buffer for other in self._subgraph.tensors) > 1:
             tensor.buffer = len(self._model.buffers)
             self._model.buffers.append(self._schema.BufferT())
         raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
@@ -234,13 +239,55 @@ class Graph:
         parameters.zeroPoint = np.asarray(found.zero_point, np.int64)
         parameters.quantizedDimension = found.axis
 
+    def single(self, position: int, *, activation: bool = True) -> bytes:
+        """A flatbuffer of one operator; its constants come along, what it computes on is fed.
+
+        Args:
+            position: Place in :attr:`operators`.
+            activation: Keep the activation that is fused behind it.
+        """
+        schema, raw = self._schema, self._subgraph.operators[position]
+        operator = copy.copy(raw)
+        if not activation:
+            operator.builtinOptions = copy.copy(raw.builtinOptions)
+            operator.builtinOptions.fusedActivationFunction = 0
+        buffers, tensors, places = [schema.BufferT()], [], {-1: -1}
+        for index in dict.fromkeys([*raw.inputs, *raw.outputs]):
+            if index < 0:
+                continue
+            tensor = copy.copy(self._subgraph.tensors[index])
+            data = self._model.buffers[tensor.buffer].data
+            tensor.buffer = 0
+            if data is not None and len(data):
+                tensor.buffer = len(buffers)
+                buffers.append(schema.BufferT())
+                buffers[-1].data = data
+            places[int(index)] = len(tensors)
+            tensors.append(tensor)
+        operator.opcodeIndex = 0
+        operator.inputs = [places[int(index)] for index in raw.inputs]
+        operator.outputs = [places[int(index)] for index in raw.outputs]
+        subgraph = schema.SubGraphT()
+        subgraph.tensors, subgraph.operators = tensors, [operator]
+        fed = (int(i) for i in raw.inputs if i >= 0 and not self.is_constant(self._order[i]))
+        subgraph.inputs = [places[index] for index in dict.fromkeys(fed)]
+        subgraph.outputs = operator.outputs
+        model = schema.ModelT()
+        model.version, model.buffers = 3, buffers
+        model.operatorCodes = [self._model.operatorCodes[raw.opcodeIndex]]
+        model.subgraphs = [subgraph]
+        return _pack(model)
+
+    def with_outputs(self, names: Sequence[str]) -> bytes:
+        """The flatbuffer with other tensors as its outputs and no signature."""
+        model, subgraph = copy.copy(self._model), copy.copy(self._subgraph)
+        subgraph.outputs = [self._order.index(name) for name in names]
+        model.subgraphs, model.signatureDefs = [subgraph], None
+        return _pack(model)
+
     def serialize(self) -> bytes:
         """The flatbuffer with all changes."""
-        import flatbuffers
-
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        return _pack(self._model)
 
     def _operator(self, raw: Any) -> Operator:
         code = self._model.operatorCodes[raw.opcodeIndex]
@@ -253,6 +300,34 @@ class Graph:
         )
 
 
+def _pack(model: Any) -> bytes:
+    """Write a model whose constants are aligned to 16 bytes, as the format's schema asks for."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    class Aligned:
+        def __init__(self, data: Any) -> None:
+            self.data = b"" if data is None else np.asarray(data, np.uint8).tobytes()
+
+        def Pack(self, builder: Any) -> int:  # noqa: N802 -- the generated code calls it
+            vector = 0
+            if self.data:
+                builder.StartVector(1, len(self.data), 16)
+                builder.head -= len(self.data)
+                builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
+                vector = builder.EndVector()
+            schema.BufferStart(builder)
+            if vector:
+                schema.BufferAddData(builder, vector)
+            return int(schema.BufferEnd(builder))
+
+    model = copy.copy(model)
+    model.buffers = [Aligned(buffer.data) for buffer in model.buffers]
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
 def short_name(name: str) -> str:
     """What a reader needs of a converter's tensor name, e.g. ``block1_expand/Conv2D``."""
     last = name.split(";")[-1]
@@ -261,6 +336,4 @@ def short_name(name: str) -> str:
 
 
 def _names(enumeration: Any) -> dict[int, str]:
-    return {
-        value: name for name, value in vars(enumeration).items() if not name.startswith("_")
-    }
+    return {value: name for name, value in vars(enumeration).items() if not name.startswith("_")}

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
+from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
 OPSET = 18
+#: Ends the name of a mean over height and width before it is flattened.
+POOLED = "__pooled"
 _FLOATS = (1, 10)
+_FLOAT_NAMES = frozenset(("float", "float16"))
+#: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
+#: Moving data (Transpose, Reshape) is no computation.
+COMPUTING = frozenset(
+    "Conv FusedConv Gemm FusedGemm MatMul FusedMatMul Add Mul Sub Div Relu Clip Sigmoid "
+    "HardSigmoid HardSwish Softmax GlobalAveragePool AveragePool MaxPool ReduceMean "
+    "BatchNormalization "
+    "Concat Pad Resize LeakyRelu PRelu Tanh Exp Sqrt".split()
+)
 _DTYPES = {
     1: "float32",
     10: "float16",
@@ -63,6 +78,7 @@ def from_tflite(canonical: bytes) -> Any:
     _pool_instead_of_mean(model)
     _gemm_instead_of_matmul(model)
     _restore_gemm_names(model)
+    _name_activations(model, Graph(canonical))
     _free_batch(model)
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(model)
@@ -87,17 +103,29 @@ def to_float16(model: Any) -> Any:
     return half
 
 
-def quantize(model: Any, encodings: Mapping[str, tuple[float, int]]) -> tuple[Any, tuple[str, ...]]:
-    """QDQ int8: uint8 activations, int8 weights per channel, float32 in and out.
+def quantize(
+    model: Any,
+    stored: Stored,
+    *,
+    activation_dtype: str = "uint8",
+    quantize_bias: bool = True,
+) -> tuple[Any, tuple[str, ...]]:
+    """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
+
+    onnxruntime's quantizer writes the graph; every scale, zero_point, weight and bias in it is the
+    one that was given.
 
     Args:
-        model: Float ``onnx.ModelProto`` from :func:`from_tflite`.
-        encodings: (scale, int8 zero_point) of activations by tensor name; zero_point ``z`` is
-            written as uint8 ``z + 128``, which is the same number.
+        model: Float ``onnx.ModelProto`` from :func:`from_tflite`, with the float constants that
+            ``stored`` stands for.
+        stored: Of all activations and layers of the canonical graph.
+        activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
+            ``int8``.
+        quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
 
     Returns:
-        The quantized ``onnx.ModelProto``, and the kinds of operators that stay float because the
-        canonical graph has no tensor for them (parts of an operator that ONNX lacks).
+        The quantized ``onnx.ModelProto``, and the operators that stay float because the canonical
+        graph has no tensor for them (parts of an operator that ONNX lacks), as ``KIND NAME``.
     """
     onnx = _onnx()
     try:
@@ -108,34 +136,38 @@ def quantize(model: Any, encodings: Mapping[str, tuple[float, int]]) -> tuple[An
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
 
-    activations = _activation_encodings(model, encodings)
-    left = _without_encodings(model, activations)
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    _drop_clips(copied, stored.activations)
+    activations = _activation_encodings(copied, stored.activations)
+    left = _without_encodings(copied, activations)
+    unsigned = activation_dtype == "uint8"
+    dtype, kind = (np.uint8, QuantType.QUInt8) if unsigned else (np.int8, QuantType.QInt8)
+    shift = 128 if unsigned else 0
     overrides = {
         name: [
             {
-                "quant_type": QuantType.QUInt8,
+                "quant_type": kind,
                 "scale": np.array(scale, np.float32),
-                "zero_point": np.array(zero_point, np.uint8),
+                "zero_point": np.array(zero_point + shift, dtype),
             }
         ]
         for name, (scale, zero_point) in activations.items()
     }
     ranges = {
         name: TensorData(
-            lowest=np.array(-zero_point * scale, np.float32),
-            highest=np.array((255 - zero_point) * scale, np.float32),
+            lowest=np.array((-128 - zero_point) * scale, np.float32),
+            highest=np.array((127 - zero_point) * scale, np.float32),
         )
         for name, (scale, zero_point) in activations.items()
     }
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
     with quiet():
         writer = QDQQuantizer(
             copied,
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QUInt8,
+            activation_qType=kind,
             tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
             nodes_to_quantize=[],
             nodes_to_exclude=[node.name for node in left],
@@ -143,16 +175,73 @@ def quantize(model: Any, encodings: Mapping[str, tuple[float, int]]) -> tuple[An
             extra_options={
                 "TensorQuantOverrides": overrides,
                 "WeightSymmetric": True,
+                "ActivationSymmetric": all(z == 0 for _, z in activations.values()),
+                "QuantizeBias": quantize_bias,
                 "QDQDisableWeightAdjustForInt32Bias": True,
             },
         )
         writer.quantize_model()
     quantized = writer.model.model
+    _put_integers(quantized, stored, quantize_bias=quantize_bias)
     _sort(quantized)
     onnx.checker.check_model(quantized)
     kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    floats = {n.op_type for n in left if kinds.get(n.output[0], onnx.TensorProto.FLOAT) in _FLOATS}
+    floats = {
+        f"{node.op_type} {short_name(node.output[0])}"
+        for node in left
+        if kinds.get(node.output[0], onnx.TensorProto.FLOAT) in _FLOATS
+    }
     return quantized, tuple(sorted(floats))
+
+
+def read_stored(model: Any, graph: Graph) -> Stored:
+    """The integers and scales of an int8 file, in the canonical graph's words.
+
+    Args:
+        model: Quantized ``onnx.ModelProto``.
+        graph: Any flatbuffer of the same model, for its tensors' names.
+    """
+    constants = _constants(model)
+    ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True))
+    ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    makers = {output: node for node in model.graph.node for output in node.output}
+
+    def origin(name: str) -> str:
+        """The tensor behind a pair of QuantizeLinear and DequantizeLinear."""
+        while name in makers and makers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
+            name = makers[name].input[0]
+        name = name.removesuffix("_QuantizeLinear_Input")
+        return ends.get(name, name)
+
+    found: dict[str, tuple[float, int]] = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero_point = constants[node.input[2]]
+            shift = 128 if zero_point.dtype == np.uint8 else 0
+            number = float(constants[node.input[1]]), int(zero_point) - shift
+            found[origin(node.input[0])] = number
+    for node in model.graph.node:  # what is only moved may be rounded before or behind it
+        if node.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze"):
+            one, other = origin(node.input[0]), origin(node.output[0])
+            if one in found:
+                found.setdefault(other, found[one])
+            elif other in found:
+                found[one] = found[other]
+    names = set(graph.tensors)
+    activations = {name: number for name, number in found.items() if name in names}
+    layers = {}
+    for node, place in _layer_nodes(model):
+        weights = _dequantized(model, node.input[1], constants)
+        if weights is None:
+            continue
+        bias = _dequantized(model, node.input[2], constants) if len(node.input) > 2 else None
+        layers[ends.get(place, place)] = LayerIntegers(
+            weights=_to_canonical(node, weights[0]),
+            weight_scale=np.atleast_1d(weights[1]),
+            bias=None if bias is None else bias[0],
+            bias_scale=None if bias is None else np.atleast_1d(bias[1]),
+        )
+    return Stored(activations, layers)
 
 
 def signature(model: Any) -> Signature:
@@ -247,6 +336,55 @@ def session(
     return found
 
 
+@dataclass(frozen=True)
+class Node:
+    """A node that ran.
+
+    Attributes:
+        kind: Operator.
+        name: Name in the graph that was run, after onnxruntime fused it.
+        ms: Time of all runs together.
+        computes_in_float: Whether it is a computing operator that answered in float.
+    """
+
+    kind: str
+    name: str
+    ms: float
+    computes_in_float: bool
+
+
+def executed(
+    model: Path | bytes,
+    feed: Mapping[str, Any],
+    *,
+    threads: int = 1,
+    options: Mapping[str, str] | None = None,
+    runs: int = 1,
+) -> tuple[Node, ...]:
+    """Run a model under onnxruntime's profiler; the nodes that ran, in order.
+
+    Raises:
+        ExecutionError: If a node ran on another provider than the CPU's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        opened = session(model, threads=threads, options=options, profile=Path(folder) / "profile")
+        for _ in range(runs):
+            opened.run(None, dict(feed))
+        events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+    found: dict[str, Node] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
+            continue
+        provider = event["args"].get("provider", "")
+        if provider != "CPUExecutionProvider":
+            raise ExecutionError(f"expected CPUExecutionProvider, got {provider or 'none'}")
+        kind, name = event["args"]["op_name"], event["name"].removesuffix("_kernel_time")
+        answers = {dtype for shape in event["args"]["output_type_shape"] for dtype in shape}
+        ms = event["dur"] / 1e3 + (found[name].ms if name in found else 0.0)
+        found[name] = Node(kind, name, ms, kind in COMPUTING and bool(answers & _FLOAT_NAMES))
+    return tuple(found.values())
+
+
 def rename_ends(model: Any, names: Signature) -> None:
     """Give inputs and outputs the names of the Keras model, in place."""
     renamed = {}
@@ -263,21 +401,49 @@ def rename_ends(model: Any, names: Signature) -> None:
                 ends[i] = renamed.get(name, name)
 
 
+def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
+    """Take out each Clip or Relu that the integer range behind it does by itself, in place.
+
+    A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip). What writes the
+    first then writes the second, under the canonical name.
+    """
+    constants = _constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in list(model.graph.node):
+        if node.op_type not in ("Clip", "Relu") or node.output[0] not in encodings:
+            continue
+        source = node.input[0]
+        users = [other for other in model.graph.node if source in other.input]
+        if len(users) != 1 or source not in makers or source in encodings:
+            continue
+        scale, zero_point = encodings[node.output[0]]
+        low = high = None
+        if node.op_type == "Relu":
+            low = 0.0
+        else:
+            ends = [constants.get(name) if name else None for name in node.input[1:3]]
+            low, high = (None if end is None else float(end) for end in [*ends, None][:2])
+        tolerance = scale / 2
+        if low is not None and (-128 - zero_point) * scale < low - tolerance:
+            continue
+        if high is not None and (127 - zero_point) * scale > high + tolerance:
+            continue
+        maker = makers[source]
+        maker.output[list(maker.output).index(source)] = node.output[0]
+        model.graph.node.remove(node)
+
+
 def _activation_encodings(
     model: Any, encodings: Mapping[str, tuple[float, int]]
 ) -> dict[str, tuple[float, int]]:
-    """(scale, uint8 zero_point) of each activation of the ONNX graph.
+    """(scale, int8 zero_point) of each activation of the ONNX graph.
 
-    A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip), and a tensor
-    that is only moved (Transpose, Reshape, Flatten) keeps its numbers: both get their input's.
+    A tensor that is only moved (Transpose, Reshape, Flatten) keeps its numbers, and a Clip that is
+    left has one encoding on both of its sides.
     """
     in_graph = {value.name for value in model.graph.input}
     in_graph.update(output for node in model.graph.node for output in node.output)
-    found = {
-        name: (scale, zero_point + 128)
-        for name, (scale, zero_point) in encodings.items()
-        if name in in_graph
-    }
+    found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
     for node in model.graph.node:
         if node.op_type in ("Clip", "Relu", "Transpose", "Reshape", "Flatten", "Squeeze"):
             if node.input[0] in found:
@@ -285,6 +451,99 @@ def _activation_encodings(
             elif node.output[0] in found:
                 found[node.input[0]] = found[node.output[0]]
     return found
+
+
+def _layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
+    """(node, tensor that it writes in the canonical graph) of convolutions and dense layers."""
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        name = node.output[0]
+        while True:  # an activation that is an operator of its own is part of the layer
+            users = readers.get(name, [])
+            if len(users) != 1:
+                break
+            if users[0].op_type in ("Clip", "Relu"):
+                name = users[0].output[0]
+            elif users[0].op_type == "QuantizeLinear":
+                back = readers.get(users[0].output[0], [])
+                users = readers.get(back[0].output[0], []) if len(back) == 1 else []
+                if len(users) != 1 or users[0].op_type not in ("Clip", "Relu"):
+                    break
+                name = users[0].output[0]
+            else:
+                break
+        yield node, name.removesuffix("_QuantizeLinear_Input")
+
+
+def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
+    """Write given integers and scales where onnxruntime's quantizer put its own, in place."""
+    makers = {node.output[0]: node for node in model.graph.node}
+    for number, (node, place) in enumerate(_layer_nodes(model)):
+        layer = stored.layers.get(place)
+        if layer is None:
+            continue
+        weights = _from_canonical(node, layer.weights)
+        _replace(model, makers[node.input[1]], f"weights_{number}", weights, layer.weight_scale)
+        if layer.bias is not None and quantize_bias and len(node.input) > 2:
+            assert layer.bias_scale is not None
+            _replace(model, makers[node.input[2]], f"bias_{number}", layer.bias, layer.bias_scale)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
+    """Give a DequantizeLinear constants of its own."""
+    onnx = _onnx()
+    old = _constants(model)[dequantize.input[0]]
+    if old.shape != values.shape or old.dtype != values.dtype:
+        raise ExecutionError(
+            f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "
+            f"{values.shape}; please report the model"
+        )
+    for place, (suffix, array) in enumerate(
+        (
+            ("", values),
+            ("_scale", scale.astype(np.float32)),
+            ("_zero_point", np.zeros(len(scale), values.dtype)),
+        )
+    ):
+        tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{name}{suffix}")
+        model.graph.initializer.append(tensor)
+        if place < len(dequantize.input):
+            dequantize.input[place] = tensor.name
+        else:
+            dequantize.input.append(tensor.name)
+
+
+def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """(integers, scale) of a constant behind a DequantizeLinear, or None."""
+    for node in model.graph.node:
+        if node.output[0] == name and node.op_type == "DequantizeLinear":
+            if node.input[0] in constants:
+                return constants[node.input[0]], constants[node.input[1]]
+    return None
+
+
+def _to_canonical(node: Any, weights: Any) -> Any:
+    """Weights of a node in TFLite's layout."""
+    if node.op_type == "Conv":
+        depthwise = _attribute(node, "group", 1) > 1 and weights.shape[1] == 1
+        return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
+    return weights if _attribute(node, "transB", 0) else weights.T
+
+
+def _from_canonical(node: Any, weights: Any) -> Any:
+    """Weights in TFLite's layout as a node takes them."""
+    if node.op_type == "Conv":
+        depthwise = _attribute(node, "group", 1) > 1 and weights.shape[0] == 1
+        return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
+    return weights if _attribute(node, "transB", 0) else weights.T
 
 
 def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]]) -> list[Any]:
@@ -312,7 +571,7 @@ def _pool_instead_of_mean(model: Any) -> None:
             continue
         if before.op_type != "Transpose" or list(_attribute(before, "perm", [])) != [0, 2, 3, 1]:
             continue
-        pooled = f"{node.output[0]}__pooled"
+        pooled = node.output[0] + POOLED
         pool = helper.make_node("GlobalAveragePool", [before.input[0]], [pooled], name=pooled)
         flat = helper.make_node("Flatten", [pooled], [node.output[0]], name=node.name, axis=1)
         model.graph.node.remove(node)
@@ -356,6 +615,27 @@ def _restore_gemm_names(model: Any) -> None:
                 if name == node.output[0]:
                     other.input[i] = canonical
         node.output[0] = canonical
+
+
+def _name_activations(model: Any, graph: Graph) -> None:
+    """Give the canonical name to what a fused activation answers, not to what goes into it.
+
+    tf2onnx calls the convolution's output as TFLite calls that of convolution and ReLU together.
+    """
+    fused = {layer.output for layer in graph.layers if layer.activation != "none"}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Clip", "Relu") or node.input[0] not in fused:
+            continue
+        canonical, before = node.input[0], f"{node.input[0]}__linear"
+        users = [other for other in model.graph.node if canonical in other.input]
+        if len(users) != 1 or canonical not in makers:
+            continue
+        renamed = {canonical: before, node.output[0]: canonical}
+        for other in model.graph.node:
+            for ends in (other.input, other.output):
+                for i, name in enumerate(ends):
+                    ends[i] = renamed.get(name, name)
 
 
 def _free_batch(model: Any) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.formats.flatbuffer import Graph, Quantization, short_name
 from edgekit.formats.keras import tensor_name, tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
@@ -84,36 +86,95 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
             ) from None
 
 
-def quantize(canonical: bytes, ranges: Mapping[str, tuple[float, float]]) -> bytes:
-    """Full-integer int8 twin of the canonical graph: weights per channel, int8 in and out.
+def quantize(canonical: bytes, stored: Stored) -> bytes:
+    """Full-integer int8 twin of the canonical graph with given numbers: int8 in and out.
+
+    ai-edge-quantizer writes the file; every scale, zero_point, weight and bias in it is the one
+    that was given.
 
     Args:
-        canonical: Float flatbuffer.
-        ranges: (min, max) of every activation tensor by name.
+        canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
+        stored: Of all activations and layers.
 
     Raises:
-        InvalidModelError: If a tensor of the graph has no range or an operator no int8 form.
+        InvalidModelError: If an operator has no int8 form, or the file needs a number that was not
+            given.
     """
     try:
         from ai_edge_quantizer import quantizer, recipe
     except ImportError:
         raise MissingDependencyError("ai-edge-quantizer", "convert") from None
 
+    statistics = {
+        name: {
+            "min": np.array((-128 - zero_point) * scale, np.float32),
+            "max": np.array((127 - zero_point) * scale, np.float32),
+        }
+        for name, (scale, zero_point) in stored.activations.items()
+    }
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "float.tflite"
         path.write_bytes(canonical)
         writer = quantizer.Quantizer(str(path))
         writer.load_quantization_recipe(recipe.static_wi8_ai8())
-        statistics = {
-            name: {"min": np.array(low, np.float32), "max": np.array(high, np.float32)}
-            for name, (low, high) in ranges.items()
-        }
         try:
-            return bytes(writer.quantize(statistics).quantized_model)
+            content = bytes(writer.quantize(statistics).quantized_model)
         except (ValueError, KeyError, RuntimeError) as exc:
             raise InvalidModelError(
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
+    return _put_integers(content, stored)
+
+
+def _put_integers(content: bytes, stored: Stored) -> bytes:
+    """Write given integers and scales where ai-edge-quantizer put its own."""
+    graph = Graph(content)
+    for name in graph.tensors:
+        if graph.dtype(name) != np.int8 or graph.is_constant(name):
+            continue
+        if name not in stored.activations:
+            raise InvalidModelError(
+                f"ai-edge-quantizer added the tensor {short_name(name)}, for which there is no "
+                f"encoding; please report the model"
+            )
+        scale, zero_point = stored.activations[name]
+        graph.set_quantization(
+            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
+        )
+    for layer in graph.layers:
+        given = stored.layers.get(layer.output)
+        if given is None:
+            raise InvalidModelError(f"there are no weights for the layer {layer.short}")
+        graph.set_constant(layer.weights, given.weights)
+        zeros = np.zeros(len(given.weight_scale), np.int64)
+        graph.set_quantization(layer.weights, Quantization(given.weight_scale, zeros, layer.axis))
+        if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
+            graph.set_constant(layer.bias, given.bias)
+            graph.set_quantization(layer.bias, Quantization(given.bias_scale, zeros))
+    return graph.serialize()
+
+
+def read_stored(content: bytes) -> Stored:
+    """The integers and scales of an int8 file."""
+    graph = Graph(content)
+    activations = {}
+    for name in graph.tensors:
+        found = graph.quantization(name)
+        if found is not None and graph.dtype(name) == np.int8 and not graph.is_constant(name):
+            activations[name] = (float(found.scale[0]), int(found.zero_point[0]))
+    layers = {}
+    for layer in graph.layers:
+        weights = graph.quantization(layer.weights)
+        if weights is None:
+            continue
+        bias = graph.quantization(layer.bias) if layer.bias else None
+        layers[layer.output] = LayerIntegers(
+            weights=graph.constant(layer.weights),
+            weight_scale=weights.scale,
+            bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
+            bias_scale=None if bias is None else bias.scale,
+        )
+    return Stored(activations, layers)
 
 
 def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any:
@@ -218,6 +279,16 @@ def float_operators(model: bytes) -> tuple[str, ...]:
         if any(kinds.get(int(index)) in (np.float32, np.float16) for index in operator["outputs"])
     }
     return tuple(sorted(found))
+
+
+def kernels(model: bytes) -> dict[str, int]:
+    """How many operators of each kind a file has, with the dtype of what they write."""
+    graph = Graph(model)
+    found: dict[str, int] = {}
+    for operator in graph.operators:
+        kind = f"{operator.kind} {graph.dtype(operator.outputs[0])}"
+        found[kind] = found.get(kind, 0) + 1
+    return found
 
 
 def largest_weight(model: bytes) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""CalibrationTable: the ranges that a calibration set produced in the canonical float graph."""
+"""CalibrationTable: what a calibration set did in the canonical float graph, and the ranges."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from pathlib import Path
 
 from edgekit import schema
 from edgekit.errors import InvalidDataError
+from edgekit.quant.histogram import Histogram
 from edgekit.signature import Preprocessing
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Smallest and largest value of a tensor over the calibration set."""
+    """The real values that a tensor's integers have to reach."""
 
     min: float
     max: float
@@ -28,15 +30,50 @@ class Range:
 
 
 @dataclass(frozen=True)
+class TensorStatistics:
+    """What was seen of one tensor.
+
+    Attributes:
+        min: Smallest value over all images, exact.
+        max: Largest value over all images, exact.
+        average_min: Moving average of the images' smallest values.
+        average_max: Moving average of the images' largest values.
+        histogram: Of a sample of the values, the same number from every image.
+        channel_min: Smallest value of each channel (last axis) in that sample.
+        channel_max: Largest value of each channel in that sample.
+        channel_mean: Mean value of each channel in that sample.
+    """
+
+    min: float
+    max: float
+    average_min: float
+    average_max: float
+    histogram: Histogram
+    channel_min: tuple[float, ...]
+    channel_max: tuple[float, ...]
+    channel_mean: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        Range(self.min, self.max)
+        if not self.min <= self.average_min <= self.average_max <= self.max:
+            raise InvalidDataError(
+                f"expected averages within [{self.min}, {self.max}], got {self.average_min}, "
+                f"{self.average_max}"
+            )
+        if not len(self.channel_min) == len(self.channel_max) == len(self.channel_mean) > 0:
+            raise InvalidDataError("expected as many channel minima as maxima and means")
+
+
+@dataclass(frozen=True)
 class CalibrationTable:
-    """Ranges by tensor name, and what they were taken from.
+    """Statistics and ranges by tensor name, and what they were taken from.
 
     Attributes:
         graph_sha256: Of the canonical float flatbuffer.
-        data: Name of the image set.
+        data: The image set, as ``--data`` takes it.
         data_sha256: Of its images and labels.
         count: Images seen.
-        method: ``minmax``: extremes over all images.
+        method: Of :data:`METHODS`, by which the ranges were found.
     """
 
     graph_sha256: str
@@ -46,7 +83,14 @@ class CalibrationTable:
     preprocessing: Preprocessing
     method: str
     ranges: dict[str, Range]
+    statistics: dict[str, TensorStatistics]
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidDataError(f"expected method {', '.join(METHODS)}, got {self.method!r}")
+        if set(self.ranges) != set(self.statistics):
+            raise InvalidDataError("expected a range of each tensor that has statistics")
 
     @classmethod
     def load(cls, path: Path) -> CalibrationTable:
@@ -65,4 +109,4 @@ class CalibrationTable:
 
     def dumps(self) -> str:
         """The table as JSON text."""
-        return schema.dumps(self) + "\n"
+        return schema.dumps(self, indent=None) + "\n"

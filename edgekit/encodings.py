@@ -1,0 +1,191 @@
+"""Encodings: how the real numbers of one model are stored as integers, the same in every format.
+
+The words are the canonical float graph's: its tensor names, its layout of weights, int8. A format
+that stores uint8 adds 128 to value and zero_point, which is the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import schema
+from edgekit.errors import ArtifactError, InvalidModelError
+
+SCHEMA_VERSION = 1
+FILE = "encodings.json"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """``q = round(x / scale) + zero_point``.
+
+    Attributes:
+        dtype: ``int8``, or ``int32`` of a bias.
+        scale: Real value of a step; one value, or one a channel.
+        zero_point: Integer that stands for 0.0; 0 where there is a channel axis.
+        axis: The channel axis, or None when one scale serves the tensor.
+    """
+
+    dtype: str
+    scale: tuple[float, ...]
+    zero_point: int = 0
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("int8", "int32"):
+            raise InvalidModelError(f"expected an encoding as int8 or int32, got {self.dtype!r}")
+        if not self.scale or not all(np.isfinite(s) and s > 0 for s in self.scale):
+            raise InvalidModelError(f"expected finite scales > 0, got {self.scale[:3]}")
+
+    def fake_quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Real values to the nearest that can be stored; one scale only, rounding half to even."""
+        scale = np.float32(self.scale[0])
+        steps = np.rint(values / scale) + np.float32(self.zero_point)
+        np.clip(steps, -128, 127, out=steps)
+        steps -= np.float32(self.zero_point)
+        return np.asarray(steps * scale, np.float32)
+
+
+@dataclass(frozen=True)
+class Encodings:
+    """Every quantized tensor's encoding, by name in the canonical graph.
+
+    Attributes:
+        graph_sha256: Of the canonical float flatbuffer.
+        device: Name of the device profile that they were made for.
+        tensors: Activations, weights and biases.
+        factors: What equalization multiplied the channels of a tensor with, against the canonical
+            graph; a tensor that is not named was left as it is.
+    """
+
+    graph_sha256: str
+    device: str
+    tensors: dict[str, Encoding]
+    factors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def load(cls, path: Path) -> Encodings:
+        """Read the encodings of an artifact.
+
+        Raises:
+            ArtifactError: If the file cannot be read or has another schema version.
+        """
+        return schema.read_file(
+            cls,
+            path,
+            version=SCHEMA_VERSION,
+            error=ArtifactError,
+            what="encodings, as `python -m edgekit.export` writes them into an int8 artifact",
+        )
+
+    def dumps(self) -> str:
+        """The encodings as JSON text."""
+        return schema.dumps(self, indent=None) + "\n"
+
+
+@dataclass(frozen=True)
+class LayerIntegers:
+    """What is stored of one layer.
+
+    Attributes:
+        weights: int8 in the canonical layout, ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
+        weight_scale: float32 ``[O]``.
+        bias: int32 ``[O]``, or None without a bias.
+        bias_scale: float32 ``[O]``, or None without a bias.
+    """
+
+    weights: npt.NDArray[np.int8]
+    weight_scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.int32] | None
+    bias_scale: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All integers and scales of an int8 model file, in the canonical graph's words.
+
+    Attributes:
+        activations: (float32 scale, int8 zero_point) by tensor name.
+        layers: By name of the tensor that a layer writes.
+    """
+
+    activations: Mapping[str, tuple[float, int]]
+    layers: Mapping[str, LayerIntegers]
+
+    def numbers(self) -> int:
+        """How many scales, zero points, weights and biases there are."""
+        found = 2 * len(self.activations)
+        for layer in self.layers.values():
+            parts = (layer.weights, layer.weight_scale, layer.bias, layer.bias_scale)
+            found += sum(part.size for part in parts if part is not None)
+        return found
+
+    def without_biases(self) -> Stored:
+        """The same without biases, for a device that wants them in float."""
+        layers = {
+            name: replace(layer, bias=None, bias_scale=None) for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One place in which two files store different numbers.
+
+    Attributes:
+        tensor: Name in the canonical graph.
+        what: ``scale``, ``zero_point``, ``weights``, ``weight scale``, ``bias``, ``bias scale`` or
+            ``missing``.
+        count: How many numbers differ.
+        largest: The largest difference between two of them.
+    """
+
+    tensor: str
+    what: str
+    count: int
+    largest: float
+
+
+def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
+    """Every number that two files of one model store differently; empty if they are the same.
+
+    Scales are compared as float32, bit for bit.
+    """
+    found: list[Difference] = []
+    for name in sorted({*left.activations, *right.activations}):
+        pair = left.activations.get(name), right.activations.get(name)
+        if pair[0] is None or pair[1] is None:
+            found.append(Difference(name, "missing", 1, 0.0))
+            continue
+        (scale, zero_point), (other_scale, other_zero_point) = pair
+        found += _compare(name, "scale", np.float32(scale), np.float32(other_scale))
+        found += _compare(name, "zero_point", np.int64(zero_point), np.int64(other_zero_point))
+    for name in sorted({*left.layers, *right.layers}):
+        ours, theirs = left.layers.get(name), right.layers.get(name)
+        if ours is None or theirs is None:
+            found.append(Difference(name, "missing", 1, 0.0))
+            continue
+        for what in ("weights", "weight_scale", "bias", "bias_scale"):
+            a, b = getattr(ours, what), getattr(theirs, what)
+            if (a is None) != (b is None):
+                found.append(Difference(name, "missing", 1, 0.0))
+            elif a is not None:
+                found += _compare(name, what.replace("_", " "), a, b)
+    return tuple(found)
+
+
+def _compare(name: str, what: str, left: npt.ArrayLike, right: npt.ArrayLike) -> list[Difference]:
+    a, b = np.atleast_1d(left), np.atleast_1d(right)
+    if a.shape != b.shape:
+        return [Difference(name, f"shape of {what}", a.size, 0.0)]
+    other = a != b
+    if not other.any():
+        return []
+    largest = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+    return [Difference(name, what, int(other.sum()), float(largest))]

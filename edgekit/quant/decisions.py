@@ -1,0 +1,113 @@
+"""Decisions kept on disk, so that TFLite and ONNX get the same integers, and the second at once.
+
+A decision is found again by the sha256 of all that it was made from. On another machine float sums
+may end in another last digit and so in other integers; the artifacts' encodings and
+``python -m edgekit.parity`` would show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit import outputs, schema
+from edgekit.encodings import Encodings, LayerIntegers, Stored
+from edgekit.errors import EdgekitError
+from edgekit.quant import quantize
+from edgekit.quant.profiles import DeviceProfile
+from edgekit.quant.quantize import Quantized, Trial
+from edgekit.quant.saturation import Prediction
+from edgekit.quant.table import CalibrationTable
+
+
+@dataclass(frozen=True)
+class _Document:
+    encodings: Encodings
+    layers: tuple[str, ...]
+    way: str
+    trials: tuple[Trial, ...]
+    saturating: tuple[Prediction, ...]
+    notes: tuple[str, ...]
+
+
+def key(
+    canonical: bytes,
+    table: CalibrationTable,
+    profile: DeviceProfile,
+    *,
+    images: bool,
+    correction: str,
+    versions: dict[str, str],
+) -> str:
+    """Hex sha256 of everything that a decision depends on."""
+    numbers = (profile.symmetric, profile.pair_bound, profile.name)
+    parts = (quantize.VERSION, numbers, images, correction, table.dumps(), sorted(versions.items()))
+    return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
+
+
+def load(path: Path) -> Quantized | None:
+    """A decision, or None if there is none that can be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {
+                name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()
+            }
+        document = schema.from_json(_Document, json.loads(arrays["document"].tobytes()))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EdgekitError):
+        return None
+    layers = {}
+    for i, name in enumerate(document.layers):
+        layers[name] = LayerIntegers(
+            arrays[f"weights-{i}"],
+            arrays[f"weight_scale-{i}"],
+            arrays.get(f"bias-{i}"),
+            arrays.get(f"bias_scale-{i}"),
+        )
+    computed = {
+        name: (found.scale[0], found.zero_point)
+        for name, found in document.encodings.tensors.items()
+        if found.axis is None
+    }
+    return Quantized(
+        arrays["graph"].tobytes(),
+        document.encodings,
+        Stored(computed, layers),
+        document.way,
+        document.trials,
+        document.saturating,
+        document.notes,
+    )
+
+
+def save(path: Path, found: Quantized) -> None:
+    """Write a decision."""
+    document = _Document(
+        found.encodings,
+        tuple(found.stored.layers),
+        found.way,
+        found.trials,
+        found.saturating,
+        found.notes,
+    )
+    arrays: dict[str, Any] = {
+        "graph": np.frombuffer(found.graph, np.uint8),
+        "document": np.frombuffer(schema.dumps(document).encode(), np.uint8),
+    }
+    for i, layer in enumerate(found.stored.layers.values()):
+        for field in ("weights", "weight_scale", "bias", "bias_scale"):
+            if getattr(layer, field) is not None:
+                arrays[f"{field}-{i}"] = getattr(layer, field)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    outputs.write_bytes(path, stream.getvalue(), force=True)
+
+
+def _array(content: bytes) -> Any:
+    return np.load(io.BytesIO(content), allow_pickle=False)

@@ -1,0 +1,128 @@
+"""From ranges to encodings of activations, with the operators that must share a scale.
+
+This is the only place that knows such rules; every writer takes what is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.encodings import Encoding
+from edgekit.errors import InvalidDataError
+from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.quant.profiles import DeviceProfile
+from edgekit.quant.table import Range
+
+#: Operators whose output holds values of their input: one scale for both.
+_MOVING = frozenset(
+    "RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2 MIRROR_PAD MAX_POOL_2D AVERAGE_POOL_2D SLICE "
+    "STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V UNPACK TILE REVERSE_V2 RESIZE_BILINEAR "
+    "RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
+    "BROADCAST_TO".split()
+)
+#: Operators whose inputs all share the output's scale.
+_JOINING = frozenset(("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
+#: Outputs whose scale and zero_point TensorFlow's "LiteRT 8-bit quantization specification" fixes.
+_FIXED = {
+    "SOFTMAX": (1 / 256, -128),
+    "LOGISTIC": (1 / 256, -128),
+    "TANH": (1 / 128, 0),
+    "L2_NORMALIZATION": (1 / 128, 0),
+    "LOG_SOFTMAX": (16 / 256, 127),
+}
+
+
+def activations(
+    graph: Graph, ranges: Mapping[str, Range], profile: DeviceProfile
+) -> dict[str, Encoding]:
+    """The encoding of every activation.
+
+    Args:
+        graph: Float.
+        ranges: By tensor name, of every float tensor that is computed.
+        profile: Says whether zero_point has to be 0.
+
+    Raises:
+        InvalidDataError: If a tensor has no range, or one of width 0.
+    """
+    groups = _Groups()
+    fixed: dict[str, tuple[float, int]] = {}
+    for operator in graph.operators:
+        fed = [name for name in operator.inputs if name and not graph.is_constant(name)]
+        fed = [name for name in fed if graph.dtype(name) == np.float32]
+        written = [name for name in operator.outputs if graph.dtype(name) == np.float32]
+        if operator.kind in _MOVING:
+            # what is gathered or sliced comes first; other inputs are indices
+            for name in written:
+                groups.join(fed[0], name)
+        elif operator.kind in _JOINING:
+            for name in (*fed, *written[1:]):
+                groups.join(written[0], name)
+        elif operator.kind in _FIXED:
+            for name in written:
+                fixed[name] = _FIXED[operator.kind]
+    names = [name for name in _computed(graph)]
+    shared: dict[str, Range] = {}
+    for name in names:
+        if name not in ranges:
+            raise InvalidDataError(
+                f"{short_name(name)} has no range in the calibration table; calibrate this model"
+            )
+        root, found = groups.root(name), ranges[name]
+        before = shared.get(root, found)
+        shared[root] = Range(min(before.min, found.min), max(before.max, found.max))
+    fixed_roots = {groups.root(name): value for name, value in fixed.items()}
+    encodings = {}
+    for name in names:
+        root = groups.root(name)
+        if root in fixed_roots and not profile.symmetric:
+            scale, zero_point = fixed_roots[root]
+        else:
+            scale, zero_point = _place(name, shared[root], profile)
+        encodings[name] = Encoding("int8", (stored(scale),), zero_point)
+    return encodings
+
+
+def stored(scale: float) -> float:
+    """A scale as float32 holds it, as the shortest decimal that gives it back."""
+    return float(str(np.float32(scale)))
+
+
+def _place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:
+    low, high = min(found.min, 0.0), max(found.max, 0.0)  # 0.0 lies on a step
+    if high - low <= 0 or not np.float32((high - low) / 255) > 0:
+        raise InvalidDataError(
+            f"{short_name(name)} is 0 for every calibration image: a range of width 0 has no "
+            f"scale; calibrate with images that use it, or take the dead branch out of the model"
+        )
+    if profile.symmetric:
+        return max(-low, high) / 127, 0
+    scale = float(np.float32((high - low) / 255))
+    return scale, int(np.clip(np.rint(-128 - low / scale), -128, 127))
+
+
+def _computed(graph: Graph) -> list[str]:
+    """Float tensors that are fed or computed, in order of execution."""
+    order = [*graph.inputs]
+    for operator in graph.operators:
+        order += operator.outputs
+    return [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+
+
+class _Groups:
+    """Tensors that share a scale."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        while name in self._parent:
+            name = self._parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        first, second = self.root(one), self.root(other)
+        if first != second:
+            self._parent[second] = first

@@ -1,0 +1,354 @@
+"""Integers of every layer: nearest, with corrected biases, or fitted to what the layer sees.
+
+``fitted`` walks the float model and the model as the device will compute it side by side. Each
+layer is fitted to give the float answer from inputs that carry all errors made so far, and then
+rounded so that its answer, not its weights, moves least (edgekit.quant.rounding).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encodings import Encoding, LayerIntegers
+from edgekit.errors import InvalidModelError
+from edgekit.formats.flatbuffer import Graph, Layer
+from edgekit.quant import rounding, walk
+from edgekit.quant.rounding import Floats
+from edgekit.quant.table import TensorStatistics
+
+#: A bias keeps this far from the ends of int32, so that the products fit beside it.
+_LARGEST_BIAS = float(1 << 30)
+_ROWS = 4096
+_MOST_ROWS = 16384
+#: Two models' worth of one layer's input and output, in bytes, while walking.
+_WALK_BYTES = 3 << 29
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Integers of one layer, and the float constants that they stand for.
+
+    Attributes:
+        integers: As the files store them.
+        weights: ``weights * weight_scale``, float32 in the canonical layout.
+        bias: ``bias * bias_scale``, float32, or None.
+        raised: Whether weight scales were raised to let the bias fit in int32.
+    """
+
+    integers: LayerIntegers
+    weights: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None
+    raised: bool
+
+
+Layers = dict[str, Rounded]
+
+
+def nearest(
+    graph: Graph,
+    encodings: Mapping[str, Encoding],
+    *,
+    pair_bound: bool,
+    statistics: Mapping[str, TensorStatistics] | None = None,
+) -> Layers:
+    """Every weight to its nearest step.
+
+    Args:
+        graph: Float.
+        encodings: Of activations.
+        pair_bound: Keep pairs of products within int16 (edgekit.quant.saturation).
+        statistics: If given, biases are corrected by the mean error that the rounding causes,
+            from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
+            are taken as if they were not there.
+    """
+    found = {}
+    for layer in graph.layers:
+        rows, bias = _rows(graph, layer)
+        scale = rounding.scales(rows)
+        bound = pair_bound and layer.kind != "depthwise"
+        if bound:
+            scale = rounding.pair_scales(rows, scale)
+        steps = rounding.nearest(rows, scale, pair_bound=bound)
+        if statistics is not None:
+            error = rows - steps * scale[:, None]
+            bias = bias + _mean_answer(layer, error, statistics[layer.input].channel_mean)
+        found[layer.output] = _finish(graph, layer, steps, scale, bias, encodings)
+    return found
+
+
+def fitted(
+    graph: Graph,
+    encodings: Mapping[str, Encoding],
+    feed: walk.Values,
+    *,
+    pair_bound: bool,
+    threads: int,
+    advance: Callable[[str], None] = lambda name: None,
+    seed: int = 0,
+) -> Layers:
+    """Fit and round every layer to what it sees of the given images.
+
+    Args:
+        graph: Float.
+        encodings: Of activations.
+        feed: Preprocessed images ``[N, ...]`` by input name.
+        pair_bound: Keep pairs of products within int16 (edgekit.quant.saturation).
+        threads: Of the float operators.
+        advance: Called with each operator's output.
+        seed: Of the sample of positions.
+    """
+    rng = np.random.default_rng(seed)
+    layers = {layer.output: layer for layer in graph.layers}
+    plain = dict(feed)
+    device = {name: _stored(name, values, encodings) for name, values in feed.items()}
+    changed = Graph(graph.serialize())
+    found: Layers = {}
+    ends = walk.last_readers(graph)
+    for position, operator in enumerate(graph.operators):
+        answers = walk.Step(graph, position, threads=threads).run(plain)
+        layer = layers.get(operator.outputs[0])
+        if layer is not None:
+            rounded = _fit(
+                graph,
+                layer,
+                plain[layer.input],
+                device[layer.input],
+                encodings,
+                pair_bound=pair_bound and layer.kind != "depthwise",
+                rng=rng,
+            )
+            found[layer.output] = rounded
+            put(changed, layer, rounded)
+        seen = walk.Step(changed, position, threads=threads).run(device)
+        for name, exact, noisy in zip(operator.outputs, answers, seen, strict=True):
+            plain[name] = exact
+            device[name] = _stored(name, noisy, encodings)
+        for name in [name for name in plain if ends.get(name, position + 1) <= position]:
+            del plain[name], device[name]
+        advance(operator.outputs[0])
+    return found
+
+
+def put(graph: Graph, layer: Layer, rounded: Rounded) -> None:
+    """Replace a layer's float constants by those that its integers stand for, in place."""
+    graph.set_constant(layer.weights, rounded.weights)
+    if layer.bias and rounded.bias is not None:
+        graph.set_constant(layer.bias, rounded.bias)
+
+
+def images_that_fit(graph: Graph, count: int) -> int:
+    """How many images can be walked at once in 1.5 GiB, at least 32."""
+    largest = 1
+    for operator in graph.operators:
+        names = (*walk.fed(graph, operator), *operator.outputs)
+        largest = max(largest, sum(int(np.prod(graph.shape(name))) for name in names))
+    return min(count, max(32, _WALK_BYTES // (8 * largest)))
+
+
+def score(
+    graph: Graph,
+    layers: Layers,
+    encodings: Mapping[str, Encoding],
+    feed: walk.Values,
+    expected: walk.Values,
+    *,
+    threads: int,
+) -> float:
+    """SQNR in dB of the outputs, as the device will compute them.
+
+    Args:
+        graph: Float, of which ``layers`` were rounded.
+        layers: Rounded.
+        encodings: Of activations.
+        feed: Preprocessed images by input name.
+        expected: The float model's outputs, by name.
+        threads: Of the float operators.
+    """
+    changed = Graph(graph.serialize())
+    for layer in changed.layers:
+        put(changed, layer, layers[layer.output])
+    answers = walk.outputs(
+        changed, feed, threads=threads, change=lambda name, values: _stored(name, values, encodings)
+    )
+    signal = sum(float((expected[name].astype(np.float64) ** 2).sum()) for name in expected)
+    noise = sum(
+        float(((expected[name].astype(np.float64) - answers[name]) ** 2).sum()) for name in expected
+    )
+    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
+
+
+def _stored(
+    name: str, values: npt.NDArray[np.float32], encodings: Mapping[str, Encoding]
+) -> npt.NDArray[np.float32]:
+    encoding = encodings.get(name)
+    return values if encoding is None else encoding.fake_quantize(values)
+
+
+def _fit(
+    graph: Graph,
+    layer: Layer,
+    plain: npt.NDArray[np.float32],
+    device: npt.NDArray[np.float32],
+    encodings: Mapping[str, Encoding],
+    *,
+    pair_bound: bool,
+    rng: np.random.Generator,
+) -> Rounded:
+    rows, bias = _rows(graph, layer)
+    exact, seen = _sample(graph, layer, plain, device, rows.shape[1], rng)
+    count = len(seen)
+    ones = np.ones((count, 1, *seen.shape[2:]), np.float32)
+    inputs = np.concatenate([seen, ones], axis=1)
+    single = rows.astype(np.float32)
+    if layer.kind == "depthwise":  # [N, K, C]: every channel has inputs of its own
+        channels = np.ascontiguousarray(inputs.transpose(2, 0, 1))
+        moments = (channels.transpose(0, 2, 1) @ channels).astype(np.float64) / count
+        error = np.einsum("nkc,ck->cn", exact - seen, single)
+        cross = np.einsum("cn,cnk->ck", error, channels).astype(np.float64) / count
+    else:
+        moments = (inputs.T @ inputs).astype(np.float64) / count
+        error = (exact - seen) @ single.T
+        cross = (error.T @ inputs).astype(np.float64) / count
+    wanted, wanted_bias = rounding.fit(rows, bias, moments, cross)
+    scale = rounding.scales(wanted)
+    if pair_bound:
+        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
+    steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
+    return _finish(graph, layer, steps, scale, bias, encodings)
+
+
+def _sample(
+    graph: Graph,
+    layer: Layer,
+    plain: npt.NDArray[np.float32],
+    device: npt.NDArray[np.float32],
+    length: int,
+    rng: np.random.Generator,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """What a layer's dot products read at a sample of places, float and on the device.
+
+    Returns:
+        Two arrays ``[N, K]``, or ``[N, K, C]`` of a depthwise layer.
+    """
+    if layer.kind == "dense":
+        return plain.reshape(-1, length), device.reshape(-1, length)
+    height, width = graph.shape(layer.weights)[1:3]
+    wanted = _ROWS if layer.kind == "depthwise" else min(_MOST_ROWS, max(_ROWS, 8 * length))
+    images, rows, columns, channels = plain.shape
+    (high, top), (wide, left) = (
+        _grid(size, kernel, stride, dilation, same=layer.same)
+        for size, kernel, stride, dilation in zip(
+            (rows, columns), (height, width), layer.strides, layer.dilation, strict=True
+        )
+    )
+    total = images * high * wide
+    picked = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, False))
+    image, place = np.divmod(picked, high * wide)
+    y, x = np.divmod(place, wide)
+    y, x = y * layer.strides[0] - top, x * layer.strides[1] - left
+    found = []
+    for values in (plain, device):
+        taken = np.zeros((len(picked), height * width, channels), np.float32)
+        for i in range(height):
+            for j in range(width):
+                down, across = y + i * layer.dilation[0], x + j * layer.dilation[1]
+                inside = (down >= 0) & (down < rows) & (across >= 0) & (across < columns)
+                taken[inside, i * width + j] = values[image[inside], down[inside], across[inside]]
+        found.append(taken if layer.kind == "depthwise" else taken.reshape(len(picked), -1))
+    return found[0], found[1]
+
+
+def _grid(size: int, kernel: int, stride: int, dilation: int, *, same: bool) -> tuple[int, int]:
+    """(number of places, zeros in front) along one axis, as TensorFlow pads."""
+    reach = (kernel - 1) * dilation + 1
+    if not same:
+        return (size - reach) // stride + 1, 0
+    places = -(-size // stride)
+    return places, max(0, (places - 1) * stride + reach - size) // 2
+
+
+def _rows(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
+    """Weights ``[O, K]`` in the order of the dot product, and biases ``[O]``, float64."""
+    weights = graph.constant(layer.weights).astype(np.float64)
+    if not np.isfinite(weights).all():
+        raise InvalidModelError(f"the weights of {layer.short} hold NaN or infinity")
+    if layer.kind == "depthwise":
+        rows = weights.reshape(-1, weights.shape[3]).T
+    else:
+        rows = weights.reshape(len(weights), -1)
+    if layer.bias is None:
+        return rows, np.zeros(len(rows))
+    bias = graph.constant(layer.bias).astype(np.float64)
+    if not np.isfinite(bias).all():
+        raise InvalidModelError(f"the bias of {layer.short} holds NaN or infinity")
+    if len(bias) != len(rows):
+        raise InvalidModelError(
+            f"{layer.short}: expected a bias for each of {len(rows)} output channels, got "
+            f"{len(bias)}"
+        )
+    return rows, bias
+
+
+def _mean_answer(layer: Layer, error: Floats, means: tuple[float, ...]) -> Floats:
+    """What weights ``[O, K]`` answer to each channel's mean."""
+    mean = np.asarray(means)
+    if layer.kind == "depthwise":
+        multiplier = len(error) // len(mean)
+        return np.asarray(error.sum(axis=1) * np.repeat(mean, multiplier))
+    if error.shape[1] % len(mean):
+        raise InvalidModelError(
+            f"{layer.short}: expected means of {error.shape[1]} input channels, got {len(mean)}"
+        )
+    return np.asarray(error @ np.tile(mean, error.shape[1] // len(mean)))
+
+
+def _finish(
+    graph: Graph,
+    layer: Layer,
+    steps: Floats,
+    scale: Floats,
+    bias: Floats,
+    encodings: Mapping[str, Encoding],
+) -> Rounded:
+    """Integers and the numbers that they stand for."""
+    entry = np.float32(encodings[layer.input].scale[0])
+    weight_scale = scale.astype(np.float32)
+    raised = False
+    if layer.bias is not None:
+        bias_scale = (entry * weight_scale).astype(np.float32)
+        with np.errstate(divide="ignore", over="ignore"):
+            over = np.abs(bias) / bias_scale > _LARGEST_BIAS
+        if over.any():
+            # weights that are this small beside their bias do not need all of their steps
+            wanted = np.abs(bias) / _LARGEST_BIAS / float(entry) * (1 + 1e-6)
+            larger = np.where(over, wanted, weight_scale).astype(np.float32)
+            if not np.isfinite(larger).all():
+                raise InvalidModelError(
+                    f"the bias of {layer.short} does not fit in int32 at any weight scale"
+                )
+            steps = np.where(
+                over[:, None], np.rint(steps * weight_scale[:, None] / larger[:, None]), steps
+            )
+            weight_scale, raised = larger, True
+            bias_scale = (entry * weight_scale).astype(np.float32)
+        stored_bias = np.rint(bias / bias_scale).astype(np.int32)
+        real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
+    else:
+        bias_scale = stored_bias = real_bias = None
+    shape = graph.shape(layer.weights)
+    whole = steps.astype(np.int8)
+    real = (whole * weight_scale[:, None]).astype(np.float32)
+    if layer.kind == "depthwise":
+        whole, real = whole.T, real.T
+    return Rounded(
+        LayerIntegers(
+            np.ascontiguousarray(whole).reshape(shape), weight_scale, stored_bias, bias_scale
+        ),
+        np.ascontiguousarray(real).reshape(shape),
+        real_bias,
+        raised,
+    )

@@ -1,0 +1,150 @@
+"""Rounding of weights that is chosen, not nearest: what one weight loses, the others make up for.
+
+``round_rows`` is the column-wise solution of Frantar et al. 2022 ("GPTQ", section 3; after Hassibi
+and Stork 1993) to the problem that Nagel et al. 2020 ("Up or Down?", section 3) pose: least squared
+error of the layer's answer, not of its weights. The bias is one more weight, whose input is always
+1 and which needs no rounding; it comes last and takes what is left of the mean error, so that bias
+correction (Nagel et al. 2019, section 4.2) is part of the solution.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.quant import saturation
+
+Floats = npt.NDArray[np.float64]
+
+LARGEST = 127  # int8 weights are narrow range, [-127, 127]
+_BLOCK = 96
+#: Of the mean second moment, added to the diagonal: keeps the solution near the given weights where
+#: the inputs say little. Larger for rounding, as GPTQ has it, than for the fit before it.
+DAMPING = 0.01
+#: How far a pair-bound layer's scales are raised to see what costs least.
+_RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
+
+
+def scales(rows: Floats) -> Floats:
+    """Largest magnitude of each row over 127, float64 ``[O]``; 1 for a row of zeros."""
+    largest = np.abs(rows).max(axis=1)
+    return np.where(largest > 0, largest / LARGEST, 1.0)
+
+
+def nearest(rows: Floats, scale: Floats, *, pair_bound: bool) -> Floats:
+    """Each weight to its nearest step; pairs that could saturate step back towards 0.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        scale: ``[O]``.
+        pair_bound: Keep pairs within :data:`edgekit.quant.saturation.LIMIT`.
+
+    Returns:
+        Whole steps ``[O, K]``.
+    """
+    values = rows / scale[:, None]
+    steps = np.clip(np.rint(values), -LARGEST, LARGEST)
+    return saturation.shrink(steps, values) if pair_bound else steps
+
+
+def pair_scales(rows: Floats, scale: Floats, importance: Floats | None = None) -> Floats:
+    """Scales that cost least under the pair bound.
+
+    A larger scale brings more pairs within the bound, and makes all steps coarser.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        scale: ``[O]`` without the bound.
+        importance: Second moment of each input, ``[K]``; default all the same.
+    """
+    weight = np.ones(rows.shape[1]) if importance is None else importance
+    best, found = np.full(len(rows), np.inf), scale.copy()
+    for factor in _RAISES:
+        tried = scale * factor
+        error = (rows - nearest(rows, tried, pair_bound=True) * tried[:, None]) ** 2 @ weight
+        better = error < best * (1 - 1e-9)
+        best, found = np.where(better, error, best), np.where(better, tried, found)
+    return found
+
+
+def fit(rows: Floats, bias: Floats, moments: Floats, cross: Floats) -> tuple[Floats, Floats]:
+    """Weights and biases that give the float answer best from the inputs as the device has them.
+
+    Ridge regression of the error that is there already, in all layers before, on those inputs.
+
+    Args:
+        rows: ``[O, K]``.
+        bias: ``[O]``.
+        moments: E[x x'] of the device's inputs, the last of which is 1: ``[K + 1, K + 1]``, or one
+            a row, ``[O, K + 1, K + 1]``.
+        cross: E[error x'], ``[O, K + 1]``.
+
+    Returns:
+        Changed (rows, bias).
+    """
+    damped = _damped(moments)
+    if moments.ndim == 2:
+        delta = np.linalg.solve(damped, cross.T).T
+    else:
+        delta = np.linalg.solve(damped, cross[..., None])[..., 0]
+    return rows + delta[:, :-1], bias + delta[:, -1]
+
+
+def round_rows(
+    rows: Floats, bias: Floats, moments: Floats, scale: Floats, *, pair_bound: bool
+) -> tuple[Floats, Floats]:
+    """Round one weight after another; each error goes to the weights that are still free.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        bias: ``[O]``.
+        moments: E[x x'] with a last input of 1: ``[K + 1, K + 1]``, or one a row.
+        scale: ``[O]``.
+        pair_bound: Keep pairs within :data:`edgekit.quant.saturation.LIMIT`.
+
+    Returns:
+        Whole steps ``[O, K]``, and the biases that go with them ``[O]``, real.
+    """
+    count = rows.shape[1]
+    order = np.arange(count + 1)
+    if moments.ndim == 2:  # the strongest inputs first: most is left then to make up for them
+        order[:count] = np.argsort(-np.diag(moments)[:count], kind="stable")
+    damped = _damped(moments)[..., order[:, None], order]
+    inverse = np.linalg.inv(damped)
+    factor = np.linalg.cholesky((inverse + np.swapaxes(inverse, -1, -2)) / 2)
+    factor = np.swapaxes(factor, -1, -2)  # upper: the inverse of what is still free, row by row
+    if factor.ndim == 2:
+        factor = factor[None]
+    free = np.concatenate([rows, bias[:, None]], axis=1)[:, order]
+    steps = np.zeros((len(rows), count))
+    done = np.zeros(count, bool)
+    for begin in range(0, count, _BLOCK):
+        end = min(begin + _BLOCK, count)
+        errors = np.zeros((len(rows), end - begin))
+        for i in range(begin, end):
+            place, partner = order[i], order[i] ^ 1
+            step = np.clip(np.rint(free[:, i] / scale), -LARGEST, LARGEST)
+            if pair_bound and partner < count and done[partner]:
+                other = steps[:, partner]
+                bound = np.where(step * other > 0, saturation.LIMIT - np.abs(other), LARGEST)
+                step = np.clip(step, -bound, bound)
+            steps[:, place], done[place] = step, True
+            errors[:, i - begin] = (free[:, i] - step * scale) / factor[:, i, i]
+            free[:, i + 1 : end] -= errors[:, i - begin, None] * factor[:, i, i + 1 : end]
+        rest = factor[:, begin:end, end:]
+        if len(rest) == 1:
+            free[:, end:] -= errors @ rest[0]
+        else:
+            free[:, end:] -= np.einsum("ob,obk->ok", errors, rest)
+    return steps, free[:, count]
+
+
+def _damped(moments: Floats) -> Floats:
+    count = moments.shape[-1] - 1
+    diagonal = np.diagonal(moments, axis1=-2, axis2=-1)[..., :count]
+    added = DAMPING * diagonal.mean(axis=-1) + 1e-12
+    found = moments.copy()
+    places = np.arange(count)
+    found[..., places, places] += np.asarray(added)[..., None]
+    found[..., count, count] += 1e-9
+    return found

@@ -1,0 +1,138 @@
+"""Saturation of 16-bit sums: which weights allow it, what avoids it, and the instruction itself.
+
+x86 CPUs with AVX2 and without VNNI multiply uint8 activations by int8 weights with ``vpmaddubsw``:
+two products are added into a signed 16-bit integer, and what does not fit is cut off. onnxruntime's
+matrix and convolution kernels put weights that are neighbours along the dot product into such a
+pair: in the canonical layout ``[O, H, W, I]``, flattened behind O, elements 0 and 1, 2 and 3, …
+Depthwise kernels widen before they multiply and cannot saturate; no kernel of TFLite's does it.
+
+A pair cannot saturate, whatever the activations, if the magnitudes of two weights of the same sign
+sum to 128 at the most: 255 x 128 = 32,640 <= 32,767. Weights of opposite signs are safe by
+themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+LIMIT = 128
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What can saturate in one layer.
+
+    Attributes:
+        layer: The tensor that it writes.
+        pairs: Pairs of weights that can saturate for some activation.
+        channels: Output channels with such a pair.
+        of_pairs: All pairs.
+        of_channels: All output channels.
+        largest: The largest sum of two magnitudes; up to :data:`LIMIT` is safe.
+    """
+
+    layer: str
+    pairs: int
+    channels: int
+    of_pairs: int
+    of_channels: int
+    largest: int
+
+
+def pair_sums(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:
+    """Sum of magnitudes of each pair of one sign, else the larger magnitude.
+
+    Args:
+        rows: Integer weights ``[O, K]`` in the order of the dot product.
+
+    Returns:
+        int32 ``[O, ceil(K / 2)]``.
+    """
+    wide = rows.astype(np.int32)
+    if wide.shape[1] % 2:
+        wide = np.pad(wide, ((0, 0), (0, 1)))
+    first, second = wide[:, 0::2], wide[:, 1::2]
+    alike = first * second > 0
+    magnitudes = np.abs(first), np.abs(second)
+    return np.where(alike, magnitudes[0] + magnitudes[1], np.maximum(*magnitudes))
+
+
+def predict(layer: str, rows: npt.NDArray[np.integer]) -> Prediction:
+    """What can saturate in a layer, from its weights ``[O, K]`` alone."""
+    sums = pair_sums(rows)
+    over = sums > LIMIT
+    return Prediction(
+        layer,
+        int(over.sum()),
+        int(over.any(axis=1).sum()),
+        over.size,
+        len(rows),
+        int(sums.max(initial=0)),
+    )
+
+
+def shrink(
+    steps: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Bring pairs within the limit, each time by the step that moves a value least from its own.
+
+    Args:
+        steps: Rounded weights ``[O, K]``.
+        values: The same before rounding, in steps.
+    """
+    found = steps.copy()
+    pairs = found.shape[1] // 2 * 2
+    first, second = found[:, 0:pairs:2], found[:, 1:pairs:2]
+    over = (first * second > 0) & (np.abs(first) + np.abs(second) > LIMIT)
+    if not over.any():
+        return found
+    sizes = np.abs(np.stack([first[over], second[over]]))
+    goals = np.abs(np.stack([values[:, 0:pairs:2][over], values[:, 1:pairs:2][over]]))
+    while True:
+        open_ = sizes.sum(axis=0) > LIMIT
+        if not open_.any():
+            break
+        by_first = sizes[0] - goals[0] >= sizes[1] - goals[1]
+        sizes[0] -= open_ & by_first
+        sizes[1] -= open_ & ~by_first
+    first[over] = np.sign(first[over]) * sizes[0]
+    second[over] = np.sign(second[over]) * sizes[1]
+    return found
+
+
+def vpmaddubsw(
+    activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]
+) -> npt.NDArray[np.int16]:
+    """The instruction, bit for bit: products of neighbours, summed with saturation to int16.
+
+    Args:
+        activations: uint8 ``[..., K]``, K even.
+        weights: int8 ``[..., K]``.
+
+    Returns:
+        int16 ``[..., K / 2]`` (Intel, "Intrinsics Guide", ``_mm256_maddubs_epi16``).
+    """
+    products = activations.astype(np.int32) * weights.astype(np.int32)
+    sums = products[..., 0::2] + products[..., 1::2]
+    return np.clip(sums, _INT16.min, _INT16.max).astype(np.int16)
+
+
+def dot(activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
+    """Matrix product as a CPU with AVX2 and without VNNI computes it.
+
+    Args:
+        activations: uint8 ``[N, K]``.
+        weights: int8 ``[O, K]``.
+
+    Returns:
+        int32 ``[N, O]``.
+    """
+    if activations.shape[1] % 2:
+        activations = np.pad(activations, ((0, 0), (0, 1)))
+        weights = np.pad(weights, ((0, 0), (0, 1)))
+    found = [vpmaddubsw(activations, row[None]).astype(np.int32).sum(axis=1) for row in weights]
+    return np.stack(found, axis=1)

@@ -1,0 +1,118 @@
+"""Walk a float graph operator by operator over many images at once, with a say in between.
+
+Every operator becomes a flatbuffer of its own, so whatever LiteRT can compute can be walked, and
+each answer can be changed, e.g. rounded as a device will round it, before the next one sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidModelError
+from edgekit.formats import tflite
+from edgekit.formats.flatbuffer import Graph, Operator
+
+Values = dict[str, npt.NDArray[np.float32]]
+_RUN_BYTES = 64 << 20  # of one run's input and output
+
+
+class Step:
+    """One operator, ready to run on any number of images."""
+
+    def __init__(self, graph: Graph, position: int, *, threads: int) -> None:
+        self.operator = graph.operators[position]
+        self.fed = fed(graph, self.operator)
+        self._opened = tflite.interpreter(graph.single(position), threads=threads)
+        self._entries = [detail["index"] for detail in self._opened.get_input_details()]
+        self._ends = [detail["index"] for detail in self._opened.get_output_details()]
+        self._whole = True
+        self._size = 1
+
+    def run(self, values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
+        """The operator's outputs ``[N, ...]`` for inputs ``[N, ...]`` by name."""
+        inputs = [values[name] for name in self.fed]
+        count = len(inputs[0])
+        one = sum(array[:1].nbytes for array in inputs) + 1
+        batch = max(1, min(count, _RUN_BYTES // one))
+        found: list[list[npt.NDArray[np.float32]]] = []
+        start = 0
+        while start < count:
+            size = min(batch, count - start) if self._whole else 1
+            if not self._resize(inputs, size):
+                self._whole = False
+                continue
+            for entry, array in zip(self._entries, inputs, strict=True):
+                self._opened.set_tensor(entry, array[start : start + size])
+            self._opened.invoke()
+            ends = [self._opened.get_tensor(end) for end in self._ends]
+            if size > 1 and any(len(end) != size for end in ends):
+                self._whole = False  # batch 1 is written into the operator: image by image
+                continue
+            found.append(ends)
+            start += size
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+    def _resize(self, inputs: list[npt.NDArray[Any]], size: int) -> bool:
+        if size == self._size:
+            return True
+        try:
+            for entry, array in zip(self._entries, inputs, strict=True):
+                self._opened.resize_tensor_input(entry, (size, *array.shape[1:]))
+            self._opened.allocate_tensors()
+        except (RuntimeError, ValueError) as exc:
+            if size == 1:
+                raise InvalidModelError(
+                    f"{self.operator.kind} cannot be run alone: {exc}"
+                ) from None
+            return False
+        self._size = size
+        return True
+
+
+def fed(graph: Graph, operator: Operator) -> tuple[str, ...]:
+    """What an operator computes on: its inputs that are not constants, each once."""
+    names = dict.fromkeys(name for name in operator.inputs if name)
+    return tuple(name for name in names if not graph.is_constant(name))
+
+
+def last_readers(graph: Graph) -> dict[str, int]:
+    """Position of the operator after which a tensor is not needed any more; outputs are kept."""
+    found: dict[str, int] = {}
+    for position, operator in enumerate(graph.operators):
+        for name in (*operator.inputs, *operator.outputs):
+            found[name] = position
+    return {name: end for name, end in found.items() if name not in graph.outputs}
+
+
+def outputs(
+    graph: Graph,
+    feed: Values,
+    *,
+    threads: int,
+    change: Callable[[str, npt.NDArray[np.float32]], npt.NDArray[np.float32]] | None = None,
+) -> Values:
+    """Walk the whole graph.
+
+    Args:
+        graph: Float.
+        feed: Inputs ``[N, ...]`` by name.
+        threads: Of each operator.
+        change: (name, values) to the values that later operators see; for inputs too.
+
+    Returns:
+        The graph's outputs ``[N, ...]`` by name.
+    """
+    change = change or (lambda _, values: values)
+    values = {name: change(name, array) for name, array in feed.items()}
+    ends = last_readers(graph)
+    for position, operator in enumerate(graph.operators):
+        found = Step(graph, position, threads=threads).run(values)
+        for name, array in zip(operator.outputs, found, strict=True):
+            values[name] = change(name, array)
+        for name in [name for name in values if ends.get(name, position + 1) <= position]:
+            del values[name]
+    return {name: values[name] for name in graph.outputs}
