@@ -229,6 +229,9 @@ class _Observer:
         self._pending: list[npt.NDArray[np.float32]] = []
         self._size = 0
         self._rows = 0
+        self._least: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._most: npt.NDArray[np.float32] = np.zeros(0, np.float32)
+        self._total: npt.NDArray[np.float64] = np.zeros(0, np.float64)
 
     def add(self, values: npt.NDArray[np.float32], first: int, count: int) -> int | None:
         """Take a run of ``count`` images in; the first of them that holds NaN or Inf, or None."""

@@ -36,6 +36,7 @@ VERBS: dict[str, str] = {
     "calibrate": "run a calibration set through the float model; writes a calibration table",
     "export": "turn a float model into a TFLite or ONNX artifact",
     "compare": "accuracy, agreement, latency of artifacts against the float model; writes a report",
+    "parity": "prove that a TFLite and an ONNX int8 file hold the same numbers",
     "benchmark": "latency, memory and operators of one artifact on one runtime",
     "gate": "judge a report against a baseline; exit status 1 on a regression",
     "report": "turn a report into one self-contained HTML page",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import itertools
 import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,13 +26,27 @@ from edgekit import cli, data, environment, outputs, stats
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats.float_model import SHIPPED
+from edgekit.parity import numbers
 from edgekit.quant.profiles import PROFILES
-from edgekit.results import ArtifactResult, Data, Environment, Measurement, Report, pack_bits
+from edgekit.results import (
+    ArtifactResult,
+    Data,
+    Environment,
+    Measurement,
+    Parity,
+    ParityPair,
+    Report,
+    pack_bits,
+)
 from edgekit.runtimes.worker import Job, Worker
 
 SHARD = 250
 SAMPLES = 20
 WARM_UP = 10
+#: onnxruntime's option for int8 kernels on x86 that do not saturate.
+PRECISE = "session.x64quantprecision"
+#: Differences of two answers are counted up to this many steps.
+LSB_BINS = 16
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,7 @@ def compare(
     threads: int = 1,
     rounds: int = 10,
     reference: Path | None = None,
+    parity: bool = False,
     command: str = "",
 ) -> Report:
     """Measure artifacts against the float model they came from.
@@ -76,6 +92,8 @@ def compare(
         rounds: Latency rounds; each takes 20 samples of every model.
         reference: The float model, an artifact or ``.keras`` file; default the shipped one or
             where the manifests say.
+        parity: Also hold the one int8 TFLite and the one int8 ONNX artifact against each other, in
+            numbers and in answers, with TFLite's reference kernels as a third.
         command: Recorded in the report.
 
     Raises:
@@ -87,6 +105,7 @@ def compare(
     _check_one_source(loaded)
     base = _reference(loaded, reference, threads)
     subjects = [base, *(_subject(artifact, threads) for artifact in loaded)]
+    pair = _parity_pair(loaded) if parity else None
     images = data.load(dataset, "test").head(limit)
     classes = len(loaded[0].manifest.class_names)
     labels = _labels(images, classes)
@@ -116,6 +135,13 @@ def compare(
                 _expect_probabilities(subject.job.name, answers)
             measured.append(_Measured(answers, memory, worker, []))
         _time(measured, images.images[:1], rounds)
+        found = None
+        if pair is not None:
+            answers = {
+                subject.job.name: each.answers
+                for subject, each in zip(subjects, measured, strict=True)
+            }
+            found = _parity(pair, answers, images.images, machine, threads)
         return _report(
             subjects,
             measured,
@@ -123,6 +149,7 @@ def compare(
             labels,
             machine,
             model_id=loaded[0].manifest.model_id,
+            parity=found,
             safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
             command=command,
             settings={
@@ -278,6 +305,7 @@ def _report(
     *,
     model_id: str,
     safe: Collection[str],
+    parity: Parity | None,
     command: str,
     settings: dict[str, Any],
 ) -> Report:
@@ -302,6 +330,82 @@ def _report(
         command=command,
         settings=settings,
         warnings=tuple(_warnings(results[1:], machine, safe)),
+        parity=parity,
+    )
+
+
+def _parity_pair(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
+    """The int8 TFLite and the int8 ONNX artifact.
+
+    Raises:
+        InvalidOptionError: If there is not one of each.
+    """
+    found = []
+    for kind in ("tflite", "onnx"):
+        fitting = [
+            a for a in artifacts if (a.manifest.format, a.manifest.precision) == (kind, "int8")
+        ]
+        if len(fitting) != 1:
+            raise InvalidOptionError(f"--parity needs one int8 {kind} artifact, got {len(fitting)}")
+        found.append(fitting[0])
+    return found[0], found[1]
+
+
+def _parity(
+    pair: tuple[Artifact, Artifact],
+    answers: Mapping[str, npt.NDArray[np.float32]],
+    images: npt.NDArray[Any],
+    machine: Environment,
+    threads: int,
+) -> Parity:
+    """Three ways to run the same integers, two at a time, on kernels that do not saturate."""
+    stored = numbers(*pair)
+    ours, theirs = pair
+    processes = max(1, machine.cores // threads)
+
+    def run(job: Job) -> npt.NDArray[np.float32]:
+        with Worker(job) as worker, cli.progress() as bar:
+            task = bar.add_task("parity", total=len(images), note=job.name)
+            return _evaluate(worker, images, processes, lambda n: bar.advance(task, n))
+
+    plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
+    ways = {
+        "TFLite, XNNPACK": answers[ours.name],
+        "TFLite, reference kernels": run(replace(plain, name=f"{ours.name}, reference kernels")),
+    }
+    if environment.saturates(machine) and not _cannot_saturate(theirs):
+        job = Job.of(theirs, threads=threads)
+        options = {**job.options, PRECISE: "1"}
+        ways["onnxruntime, precise"] = run(replace(job, options=options))
+    else:
+        ways["onnxruntime"] = answers[theirs.name]
+    scale = ours.manifest.signature.outputs[0].scale or 1.0
+    return Parity(
+        stored.compared,
+        sum(each.count for each in stored.differences),
+        tuple(
+            _pair(one, ways[one], other, ways[other], scale)
+            for one, other in itertools.combinations(ways, 2)
+        ),
+    )
+
+
+def _pair(
+    left: str,
+    ours: npt.NDArray[np.float32],
+    right: str,
+    theirs: npt.NDArray[np.float32],
+    scale: float,
+) -> ParityPair:
+    same = int((_ranking(ours)[:, 0] == _ranking(theirs)[:, 0]).sum())
+    steps = np.abs(ours.astype(np.float64) - theirs) / scale
+    counts = np.bincount(np.minimum(np.rint(steps).astype(int).ravel(), LSB_BINS - 1))
+    return ParityPair(
+        left,
+        right,
+        stats.proportion(same, len(ours)),
+        Measurement(float(steps.mean()), "LSB", steps.size),
+        tuple(int(count) for count in np.pad(counts, (0, LSB_BINS - len(counts)))),
     )
 
 
@@ -368,7 +472,7 @@ def _warnings(
             and result.format == "onnx"
             and environment.saturates(machine)
             and result.name not in safe
-            and result.runtime.options.get("session.x64quantprecision") != "1"
+            and result.runtime.options.get(PRECISE) != "1"
         ):
             found.append(
                 f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
@@ -413,8 +517,31 @@ def _print(report: Report) -> None:
         "[dim]agrees: % same answers as the float model; p: McNemar; dB: SQNR of the outputs; "
         "ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
     )
+    if report.parity is not None:
+        _print_parity(report.parity)
     for warning in report.warnings:
         cli.console.print(f"warning: {warning}")
+
+
+def _print_parity(parity: Parity) -> None:
+    table = Table(
+        title="the same integers, run in three ways",
+        caption=f"{parity.differing:,} of {parity.numbers:,} stored numbers differ",
+    )
+    table.add_column("pair")
+    for column in ("agree %", "mean LSB", "0", "1", "2", "3+"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pair in parity.pairs:
+        total = sum(pair.histogram)
+        shares = [*pair.histogram[:3], sum(pair.histogram[3:])]
+        table.add_row(
+            f"{pair.left} : {pair.right}",
+            f"{pair.agreement.value:.2f}",
+            f"{pair.mean_lsb.value:.4f}",
+            *(f"{100 * share / total:.2f}" for share in shares),
+        )
+    cli.console.print(table)
+    cli.console.print("[dim]0, 1, 2, 3+: % of output numbers that differ by so many steps[/]")
 
 
 def parser() -> cli.Parser:
@@ -434,6 +561,7 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras --li
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
     add("--reference", type=Path, help="the float model (default: where the manifests say)")
+    add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
     add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")
     add("--force", action="store_true", help="replace OUT if it exists")
     return result
@@ -448,6 +576,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         threads=options.threads,
         rounds=options.rounds,
         reference=options.reference,
+        parity=options.parity,
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)

@@ -159,11 +159,11 @@ def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
     """
     found: list[Difference] = []
     for name in sorted({*left.activations, *right.activations}):
-        pair = left.activations.get(name), right.activations.get(name)
-        if pair[0] is None or pair[1] is None:
+        one, other = left.activations.get(name), right.activations.get(name)
+        if one is None or other is None:
             found.append(Difference(name, "missing", 1, 0.0))
             continue
-        (scale, zero_point), (other_scale, other_zero_point) = pair
+        (scale, zero_point), (other_scale, other_zero_point) = one, other
         found += _compare(name, "scale", np.float32(scale), np.float32(other_scale))
         found += _compare(name, "zero_point", np.int64(zero_point), np.int64(other_zero_point))
     for name in sorted({*left.layers, *right.layers}):

@@ -27,7 +27,7 @@ class Measurement:
 
     Attributes:
         value: The figure. May be infinite (SQNR of identical outputs), never NaN.
-        unit: ``%``, ``ms``, ``bytes``, ``dB``, ``nats``, ``x`` (ratio) or ``p``.
+        unit: ``%``, ``ms``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``x`` (ratio) or ``p``.
         count: Number of samples it was taken from.
         low: Lower end of the interval, or None where none is given.
         high: Upper end of the interval.
@@ -146,6 +146,40 @@ def pack_bits(correct: npt.NDArray[np.bool_]) -> str:
 
 
 @dataclass(frozen=True)
+class ParityPair:
+    """Answers of two ways to run the same integers.
+
+    Attributes:
+        left: Artifact and kernels.
+        right: Artifact and kernels.
+        agreement: Same top-1, in %.
+        mean_lsb: Mean difference of an output number, in steps of the TFLite output.
+        histogram: Output numbers that differ by 0, 1, 2, … steps; the last counts all above too.
+    """
+
+    left: str
+    right: str
+    agreement: Measurement
+    mean_lsb: Measurement
+    histogram: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Whether int8 TFLite and int8 ONNX are the same model, in numbers and in answers.
+
+    Attributes:
+        numbers: Scales, zero points, weights and biases compared.
+        differing: Those stored differently.
+        pairs: XNNPACK with TFLite's reference kernels, and each with onnxruntime.
+    """
+
+    numbers: int
+    differing: int
+    pairs: tuple[ParityPair, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """A comparison, ready to be judged or drawn.
 
@@ -155,6 +189,7 @@ class Report:
         created: UTC, ISO 8601.
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a figure less sure, a sentence each.
+        parity: Of the int8 files, where it was asked for.
     """
 
     model_id: str
@@ -166,6 +201,7 @@ class Report:
     command: str
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    parity: Parity | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -114,7 +114,7 @@ class Graph:
                 data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
                 buffer.data, buffer.offset, buffer.size = data, 0, 0
         self._kinds = _names(schema.BuiltinOperator)
-        self._dtypes = {
+        self._dtypes: dict[int, np.dtype[Any]] = {
             schema.TensorType.FLOAT32: np.dtype(np.float32),
             schema.TensorType.FLOAT16: np.dtype(np.float16),
             schema.TensorType.INT8: np.dtype(np.int8),
@@ -251,7 +251,8 @@ class Graph:
         if not activation:
             operator.builtinOptions = copy.copy(raw.builtinOptions)
             operator.builtinOptions.fusedActivationFunction = 0
-        buffers, tensors, places = [schema.BufferT()], [], {-1: -1}
+        buffers, places = [schema.BufferT()], {-1: -1}
+        tensors: list[Any] = []
         for index in dict.fromkeys([*raw.inputs, *raw.outputs]):
             if index < 0:
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         while name in makers and makers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
             name = makers[name].input[0]
         name = name.removesuffix("_QuantizeLinear_Input")
-        return ends.get(name, name)
+        return str(ends.get(name, name))
 
     found: dict[str, tuple[float, int]] = {}
     for node in model.graph.node:

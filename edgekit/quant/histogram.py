@@ -37,7 +37,7 @@ class Histogram:
 
     def centers(self) -> npt.NDArray[np.float64]:
         """The middle of each bin, float64 ``[bins]``."""
-        return (self.start + np.arange(len(self.counts)) + 0.5) * self.width
+        return np.asarray((self.start + np.arange(len(self.counts)) + 0.5) * self.width)
 
     def array(self) -> npt.NDArray[np.float64]:
         """Counts as float64 ``[bins]``."""

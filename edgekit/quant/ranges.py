@@ -79,7 +79,7 @@ def magnitudes(histogram: Histogram) -> tuple[npt.NDArray[np.float64], float]:
     counts, start = histogram.array(), histogram.start
     places = start + np.arange(len(counts))
     places = np.where(places < 0, -1 - places, places)
-    return np.bincount(places, counts), histogram.width
+    return np.asarray(np.bincount(places, counts), np.float64), histogram.width
 
 
 def entropy(counts: npt.NDArray[np.float64], width: float, *, levels: int = 128) -> float:

@@ -318,6 +318,9 @@ def _finish(
     entry = np.float32(encodings[layer.input].scale[0])
     weight_scale = scale.astype(np.float32)
     raised = False
+    bias_scale: npt.NDArray[np.float32] | None = None
+    stored_bias: npt.NDArray[np.int32] | None = None
+    real_bias: npt.NDArray[np.float32] | None = None
     if layer.bias is not None:
         bias_scale = (entry * weight_scale).astype(np.float32)
         with np.errstate(divide="ignore", over="ignore"):
@@ -337,8 +340,6 @@ def _finish(
             bias_scale = (entry * weight_scale).astype(np.float32)
         stored_bias = np.rint(bias / bias_scale).astype(np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
-    else:
-        bias_scale = stored_bias = real_bias = None
     shape = graph.shape(layer.weights)
     whole = steps.astype(np.int8)
     real = (whole * weight_scale[:, None]).astype(np.float32)

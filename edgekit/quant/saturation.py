@@ -118,7 +118,7 @@ def vpmaddubsw(
     """
     products = activations.astype(np.int32) * weights.astype(np.int32)
     sums = products[..., 0::2] + products[..., 1::2]
-    return np.clip(sums, _INT16.min, _INT16.max).astype(np.int16)
+    return np.asarray(np.clip(sums, _INT16.min, _INT16.max), np.int16)
 
 
 def dot(activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> npt.NDArray[np.int32]:
