@@ -137,11 +137,11 @@ def compare(
         _time(measured, images.images[:1], rounds)
         found = None
         if pair is not None:
-            answers = {
+            known = {
                 subject.job.name: each.answers
                 for subject, each in zip(subjects, measured, strict=True)
             }
-            found = _parity(pair, answers, images.images, machine, threads)
+            found = _parity(pair, known, images.images, machine, threads)
         return _report(
             subjects,
             measured,
@@ -342,9 +342,8 @@ def _parity_pair(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
     """
     found = []
     for kind in ("tflite", "onnx"):
-        fitting = [
-            a for a in artifacts if (a.manifest.format, a.manifest.precision) == (kind, "int8")
-        ]
+        int8 = [artifact for artifact in artifacts if artifact.manifest.precision == "int8"]
+        fitting = [artifact for artifact in int8 if artifact.manifest.format == kind]
         if len(fitting) != 1:
             raise InvalidOptionError(f"--parity needs one int8 {kind} artifact, got {len(fitting)}")
         found.append(fitting[0])

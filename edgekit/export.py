@@ -422,8 +422,7 @@ def _execution(
     stored = written.quantized.stored if written.quantized is not None else None
     numbers = 0 if stored is None else stored.numbers()
     if target == "tflite":
-        kernels = tflite.kernels(written.content)
-        return Execution("XNNPACK", isa, kernels, (), numbers)
+        return Execution("XNNPACK", isa, tflite.kernels(written.content), (), numbers)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from edgekit import cli, encodings
 from edgekit.artifact import Artifact
-from edgekit.encodings import Difference, Encodings, Stored
+from edgekit.encodings import Difference, Encodings
 from edgekit.errors import InvalidModelError
 from edgekit.formats import onnx, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
@@ -78,11 +78,8 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
             f"TFLite was made for {devices['tflite']}, ONNX for {devices['onnx']}: their profiles "
             f"may ask for other numbers"
         )
-    return Numbers(_common(ours, theirs), encodings.differences(ours, theirs), tuple(expected))
-
-
-def _common(left: Stored, right: Stored) -> int:
-    return max(left.numbers(), right.numbers())
+    compared = max(ours.numbers(), theirs.numbers())
+    return Numbers(compared, encodings.differences(ours, theirs), tuple(expected))
 
 
 def parser() -> cli.Parser:
@@ -103,10 +100,10 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     found = numbers(Artifact.load(options.left), Artifact.load(options.right))
     if found.differences:
         table = Table(title=f"{len(found.differences)} differences")
-        for column in ("tensor", "what", "numbers", "largest"):
-            table.add_column(
-                column, justify="right" if column in ("numbers", "largest") else "left"
-            )
+        for column in ("tensor", "what"):
+            table.add_column(column)
+        for column in ("numbers", "largest"):
+            table.add_column(column, justify="right")
         for each in found.differences[:_SHOWN]:
             name = escape(short_name(each.tensor))
             table.add_row(name, each.what, str(each.count), f"{each.largest:.4g}")
