@@ -360,12 +360,6 @@ def _make_int8(
     notes += quantized.notes
     if target == "tflite":
         content = tflite.quantize(quantized.graph, quantized.stored)
-        floats = tflite.float_operators(content)
-        if floats:
-            raise InvalidModelError(
-                f"expected operators that have an int8 form in TFLite, got {', '.join(floats)}; "
-                f"replace them, or export --target onnx, where they can stay float"
-            )
         _check_stored(target, tflite.read_stored(content), quantized.stored)
         return _Written(
             content, tflite.signature(content), canonical, quantized, table, tuple(notes)

@@ -60,7 +60,7 @@ def test_table_survives_its_file(canonical: bytes, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(table.dumps())
     assert CalibrationTable.load(path) == table
-    path.write_text(table.dumps().replace('"schema_version": 1', '"schema_version": 9'))
+    path.write_text(table.dumps().replace('"schema_version": 2', '"schema_version": 9'))
     with pytest.raises(InvalidDataError, match="schema_version 9"):
         CalibrationTable.load(path)
 

@@ -123,6 +123,12 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
             raise InvalidModelError(
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
+    floats = float_operators(content)
+    if floats:
+        raise InvalidModelError(
+            f"expected operators that have an int8 form in TFLite, got {', '.join(floats)}; "
+            f"replace them, or export --target onnx, where they can stay float"
+        )
     return _put_integers(content, stored)
 
 

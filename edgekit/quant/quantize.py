@@ -201,10 +201,7 @@ def _result(
             tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
         if rounded.raised:
             notes.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
-    stored = Stored(
-        {name: (found.scale[0], found.zero_point) for name, found in encodings.items()},
-        {name: rounded.integers for name, rounded in layers.items()},
-    )
+    stored = reconstruct.stored(encodings, layers)
     sha256 = hashlib.sha256(canonical).hexdigest()
     made = Encodings(sha256, profile.name, tensors, factors)
     return Quantized(

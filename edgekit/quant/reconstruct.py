@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encodings import Encoding, LayerIntegers
+from edgekit.encodings import Encoding, LayerIntegers, Stored
 from edgekit.errors import InvalidModelError
 from edgekit.formats.flatbuffer import Graph, Layer
 from edgekit.quant import rounding, walk
@@ -54,6 +54,7 @@ def nearest(
     *,
     pair_bound: bool,
     statistics: Mapping[str, TensorStatistics] | None = None,
+    bits: int = 8,
 ) -> Layers:
     """Every weight to its nearest step.
 
@@ -64,11 +65,12 @@ def nearest(
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
             are taken as if they were not there.
+        bits: Of the weights, 2 to 8; they are stored in 8.
     """
     found = {}
     for layer in graph.layers:
         rows, bias = _rows(graph, layer)
-        scale = rounding.scales(rows)
+        scale = rounding.scales(rows, bits=bits)
         bound = pair_bound and layer.kind != "depthwise"
         if bound:
             scale = rounding.pair_scales(rows, scale)
@@ -138,6 +140,14 @@ def put(graph: Graph, layer: Layer, rounded: Rounded) -> None:
     graph.set_constant(layer.weights, rounded.weights)
     if layer.bias and rounded.bias is not None:
         graph.set_constant(layer.bias, rounded.bias)
+
+
+def stored(encodings: Mapping[str, Encoding], layers: Layers) -> Stored:
+    """What a file of these encodings and layers holds."""
+    return Stored(
+        {name: (found.scale[0], found.zero_point) for name, found in encodings.items()},
+        {name: rounded.integers for name, rounded in layers.items()},
+    )
 
 
 def images_that_fit(graph: Graph, count: int) -> int:

@@ -25,10 +25,10 @@ DAMPING = 0.01
 _RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
 
 
-def scales(rows: Floats) -> Floats:
-    """Largest magnitude of each row over 127, float64 ``[O]``; 1 for a row of zeros."""
+def scales(rows: Floats, *, bits: int = 8) -> Floats:
+    """Largest magnitude of each row over 127 (of 8 bits), float64 ``[O]``; 1 for a row of zeros."""
     largest = np.abs(rows).max(axis=1)
-    return np.where(largest > 0, largest / LARGEST, 1.0)
+    return np.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
 
 
 def nearest(rows: Floats, scale: Floats, *, pair_bound: bool) -> Floats:

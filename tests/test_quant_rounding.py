@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edgekit.quant import rounding, saturation
+from edgekit.quant.rounding import DAMPING, LARGEST, Floats
+
+
+def correlated(count: int, length: int, seed: int = 0) -> Floats:
+    """Inputs ``[N, K + 1]`` that move together, of uneven strength; the last is 1."""
+    rng = np.random.default_rng(seed)
+    common = rng.normal(size=(count, 3)) @ rng.normal(size=(3, length))
+    inputs = (common + 0.3 * rng.normal(size=(count, length))) * rng.uniform(0.2, 2, length)
+    return np.concatenate([np.abs(inputs), np.ones((count, 1))], axis=1)
+
+
+def second_moments(inputs: Floats) -> Floats:
+    return inputs.T @ inputs / len(inputs)
+
+
+def layer(rows: int, length: int, seed: int = 1) -> tuple[Floats, Floats]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(rows, length)), rng.normal(size=rows)
+
+
+def answers(inputs: Floats, rows: Floats, bias: Floats) -> Floats:
+    return inputs[:, :-1] @ rows.T + bias
+
+
+def damped(moments: Floats) -> Floats:
+    found = moments.copy()
+    length = len(moments) - 1
+    found[range(length), range(length)] += DAMPING * np.diag(moments)[:length].mean()
+    return found
+
+
+def pairs_over(steps: Floats) -> int:
+    return saturation.predict("layer", steps.astype(np.int8)).pairs
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("length", [12, 130])
+def test_rounding_by_answers_beats_nearest(length: int, seed: int) -> None:
+    inputs = correlated(2000, length, seed)
+    rows, bias = layer(6, length, seed + 10)
+    scale = rounding.scales(rows) * 8  # coarse, as 4 bits are
+    expected = answers(inputs, rows, bias)
+    plain = rounding.nearest(rows, scale, pair_bound=False) * scale[:, None]
+    steps, given = rounding.round_rows(rows, bias, second_moments(inputs), scale, pair_bound=False)
+    nearest_error = (expected - answers(inputs, plain, bias)) ** 2
+    error = (expected - answers(inputs, steps * scale[:, None], given)) ** 2
+    assert error.sum() < 0.5 * nearest_error.sum()
+    assert (error.sum(axis=0) < nearest_error.sum(axis=0)).all()
+
+
+@pytest.mark.parametrize("length", [7, 100])
+def test_each_rounding_is_made_up_for_by_the_best_of_what_is_free(length: int) -> None:
+    moments = second_moments(correlated(500, length))
+    rows, bias = layer(3, length)
+    scale = rounding.scales(rows) * 4
+    steps, given = rounding.round_rows(rows, bias, moments, scale, pair_bound=False)
+    hessian = damped(moments)
+    order = np.argsort(-np.diag(moments)[:length], kind="stable")
+    for row in range(3):
+        wanted = np.append(rows[row], bias[row])
+        free = wanted.copy()
+        fixed: list[int] = []
+        for place in order:
+            step = np.clip(np.rint(free[place] / scale[row]), -LARGEST, LARGEST)
+            assert step == steps[row, place]
+            free[place] = step * scale[row]
+            fixed.append(place)
+            others = np.setdiff1d(np.arange(length + 1), fixed)
+            moved = hessian[np.ix_(others, fixed)] @ (wanted - free)[fixed]
+            free[others] = wanted[others] + np.linalg.solve(hessian[np.ix_(others, others)], moved)
+        assert given[row] == pytest.approx(free[length], rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("pair_bound", [False, True])
+def test_independent_inputs_make_it_nearest(pair_bound: bool) -> None:
+    rng = np.random.default_rng(3)
+    whole = rng.integers(-60, 61, (5, 11)) + rng.uniform(-0.4, 0.4, (5, 11))
+    scale = rng.uniform(0.01, 1, 5)
+    bias = rng.normal(size=5)
+    steps, given = rounding.round_rows(
+        whole * scale[:, None], bias, np.eye(12), scale, pair_bound=pair_bound
+    )
+    np.testing.assert_array_equal(steps, np.rint(whole))
+    np.testing.assert_allclose(given, bias, atol=1e-12)
+
+
+def test_steps_stay_within_narrow_int8() -> None:
+    rows, bias = layer(6, 40)
+    scale = rounding.scales(rows) / 2  # half of what reaches the largest weight
+    moments = second_moments(correlated(500, 40))
+    for pair_bound in (False, True):
+        steps, _ = rounding.round_rows(rows, bias, moments, scale, pair_bound=pair_bound)
+        assert (steps == np.rint(steps)).all()
+        assert np.abs(steps).max() == LARGEST
+        assert np.abs(rounding.nearest(rows, scale, pair_bound=pair_bound)).max() == LARGEST
+
+
+@pytest.mark.parametrize("length", [7, 8, 195, 200])
+def test_pairs_stay_within_their_limit(length: int) -> None:
+    rng = np.random.default_rng(length)
+    rows = rng.uniform(0.5, 1, (8, length)) * rng.choice([-1, 1], (8, 1))
+    bias = rng.normal(size=8)
+    scale = rounding.scales(rows)
+    moments = second_moments(correlated(1000, length))
+    free, _ = rounding.round_rows(rows, bias, moments, scale, pair_bound=False)
+    bound, _ = rounding.round_rows(rows, bias, moments, scale, pair_bound=True)
+    assert pairs_over(free) > 0
+    assert pairs_over(bound) == 0
+    assert np.abs(bound).max() <= LARGEST
+    if length % 2:
+        assert np.abs(bound[:, -1]).max() > saturation.LIMIT // 2  # a last one has no partner
+    plain = rounding.nearest(rows, scale, pair_bound=False)
+    assert pairs_over(plain) > 0
+    assert pairs_over(rounding.nearest(rows, scale, pair_bound=True)) == 0
+
+
+@pytest.mark.parametrize("length", [9, 120])
+@pytest.mark.parametrize("pair_bound", [False, True])
+def test_moments_of_each_row_give_what_each_row_alone_gives(length: int, pair_bound: bool) -> None:
+    stacked = []
+    for seed in range(4):
+        inputs = correlated(400, length, seed)
+        strongest_first = np.argsort(-(inputs[:, :-1] ** 2).sum(axis=0))
+        stacked.append(second_moments(inputs[:, [*strongest_first, length]]))
+    moments = np.stack(stacked)
+    rows, bias = layer(4, length)
+    scale = rounding.scales(rows)
+    steps, given = rounding.round_rows(rows, bias, moments, scale, pair_bound=pair_bound)
+    for i in range(4):
+        one = slice(i, i + 1)
+        alone, alone_bias = rounding.round_rows(
+            rows[one], bias[one], moments[i], scale[one], pair_bound=pair_bound
+        )
+        np.testing.assert_array_equal(steps[one], alone)
+        np.testing.assert_allclose(given[one], alone_bias, rtol=1e-6, atol=1e-9)
+    others = np.roll(moments, 1, axis=0)
+    changed, _ = rounding.round_rows(rows, bias, others, scale, pair_bound=pair_bound)
+    assert (changed != steps).any()
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_the_bias_takes_up_the_mean_error(stacked: bool) -> None:
+    inputs = correlated(800, 20)
+    rows, bias = layer(5, 20)
+    scale = rounding.scales(rows) * 6
+    moments = second_moments(inputs)
+    given_moments = np.stack([moments] * 5) if stacked else moments
+    steps, given = rounding.round_rows(rows, bias, given_moments, scale, pair_bound=True)
+    expected = answers(inputs, rows, bias)
+    error = expected - answers(inputs, steps * scale[:, None], given)
+    uncorrected = expected - answers(inputs, steps * scale[:, None], bias)
+    np.testing.assert_allclose(error.mean(axis=0), 0, atol=1e-6)
+    assert np.abs(uncorrected.mean(axis=0)).max() > 1e-3
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_fit_finds_a_linear_error_that_was_planted(stacked: bool) -> None:
+    rng = np.random.default_rng(8)
+    inputs = np.concatenate([rng.normal(0.3, 1, (4000, 6)), np.ones((4000, 1))], axis=1)
+    rows, bias = layer(3, 6)
+    planted = rng.normal(size=(3, 7))
+    error = inputs @ planted.T
+    moments, cross = second_moments(inputs), error.T @ inputs / len(inputs)
+    given = np.stack([moments] * 3) if stacked else moments
+    changed, changed_bias = rounding.fit(rows, bias, given, cross)
+    np.testing.assert_allclose(changed, rows + planted[:, :-1], atol=0.05)
+    np.testing.assert_allclose(changed_bias, bias + planted[:, -1], atol=0.05)
+    left = answers(inputs, rows, bias) + error - answers(inputs, changed, changed_bias)
+    assert (left**2).sum() < 0.001 * (error**2).sum()
+    np.testing.assert_allclose(left.mean(axis=0), 0, atol=1e-6)
+
+
+def test_fit_leaves_a_layer_without_error_alone() -> None:
+    rows, bias = layer(3, 6)
+    moments = second_moments(correlated(100, 6))
+    changed, changed_bias = rounding.fit(rows, bias, moments, np.zeros((3, 7)))
+    np.testing.assert_array_equal(changed, rows)
+    np.testing.assert_array_equal(changed_bias, bias)
+
+
+def test_scales_reach_the_largest_weight_with_the_last_step() -> None:
+    rows = np.array([[0.5, -2.54], [0.0, 0.0], [1.27, 1.0]])
+    np.testing.assert_allclose(rounding.scales(rows), [0.02, 1.0, 0.01])
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_raised_scales_never_cost_more(weighted: bool) -> None:
+    rng = np.random.default_rng(6)
+    importance = rng.uniform(0, 4, 10) if weighted else None
+    one_sign = rng.uniform(0.7, 1, (40, 10))
+    rows = np.concatenate([one_sign, rng.normal(size=(40, 10)), rng.normal(size=(40, 10)) ** 3])
+    scale = rounding.scales(rows)
+    found = rounding.pair_scales(rows, scale, importance)
+
+    def error(of: Floats) -> Floats:
+        rounded = rounding.nearest(rows, of, pair_bound=True) * of[:, None]
+        weights = np.ones(10) if importance is None else importance
+        return ((rows - rounded) ** 2 * weights).sum(axis=1)
+
+    assert (found >= scale).all()
+    assert (error(found) <= error(scale) * (1 + 1e-9)).all()
+    assert (found[:40] > 1.2 * scale[:40]).all()
+    assert (error(found)[:40] < 0.9 * error(scale)[:40]).all()
+    assert (found == scale).any()
+
+
+def test_scales_are_not_raised_where_no_pair_is_over() -> None:
+    rows = np.array([[1.0, -1.0, 0.5, 0.5], [0.5, 0.5, -1.0, 1.0]])
+    scale = rounding.scales(rows)
+    np.testing.assert_array_equal(rounding.pair_scales(rows * 0.999, scale * 0.999), scale * 0.999)
