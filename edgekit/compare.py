@@ -369,8 +369,8 @@ def _parity(
 
     plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
     ways = {
-        "TFLite, XNNPACK": answers[ours.name],
-        "TFLite, reference kernels": run(replace(plain, name=f"{ours.name}, reference kernels")),
+        "XNNPACK": answers[ours.name],
+        "TFLite reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
     }
     if environment.saturates(machine) and not _cannot_saturate(theirs):
         job = Job.of(theirs, threads=threads)

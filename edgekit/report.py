@@ -17,7 +17,7 @@ from typing import Any
 
 from edgekit import cli, outputs
 from edgekit.errors import MissingDependencyError
-from edgekit.results import ArtifactResult, Measurement, Report
+from edgekit.results import ArtifactResult, Measurement, Parity, Report
 from edgekit.stats import SIGNIFICANT, discordant
 
 #: Metric: column title, unit, format, factor.
@@ -107,8 +107,31 @@ def report(source: Report) -> str:
         columns=[{"title": title, "unit": unit} for title, unit, _, _ in _COLUMNS.values()],
         rows=[_row(result, source) for result in results],
         results=results,
+        parity=_parity(source.parity),
         samples=len(source.reference.latency_ms),
     )
+
+
+def _parity(found: Parity | None) -> dict[str, Any] | None:
+    """Pairs of ways to run the same integers, with the share of output numbers by distance."""
+    if found is None:
+        return None
+    last = 4
+    pairs = []
+    for pair in found.pairs:
+        total = max(1, sum(pair.histogram))
+        counts = [*pair.histogram[:last], sum(pair.histogram[last:])]
+        shares = [100 * count / total for count in counts]
+        pairs.append(
+            {
+                "left": pair.left,
+                "right": pair.right,
+                "agreement": _cell("agreement", pair.agreement),
+                "mean": f"{pair.mean_lsb.value:.4f}",
+                "shares": [{"text": f"{share:.2f}", "width": f"{share:.1f}"} for share in shares],
+            }
+        )
+    return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
 
 
 def _headline(lines: list[dict[str, Any]]) -> str:

@@ -3,7 +3,8 @@
     python examples/demo.py [OUT]      (default build/demo)
 
 Exports TFLite and ONNX in float32, float16 and int8, compares all six with the float model on the
-10,000 test images, writes the report page, and holds the result against the committed baseline.
+10,000 test images and the two int8 files with each other, writes the report page, and holds the
+result against the committed baseline.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main() -> int:
             path = out / f"{MODEL.name}-{target}-{precision}"
             edgekit("export", MODEL, "--target", target, "--precision", precision, "--out", path)
             artifacts.append(path)
-    edgekit("compare", *artifacts, "--out", out / "report.json")
+    edgekit("compare", *artifacts, "--parity", "--out", out / "report.json")
     edgekit("report", out / "report.json", "--out", out / "report.html")
     status = edgekit("gate", out / "report.json", "--baseline", BASELINE, good=(0, 1))
     print(f"\n{time.monotonic() - started:.0f} s. Where each thing lies:")

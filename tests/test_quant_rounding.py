@@ -208,9 +208,3 @@ def test_raised_scales_never_cost_more(weighted: bool) -> None:
     assert (found[:40] > 1.2 * scale[:40]).all()
     assert (error(found)[:40] < 0.9 * error(scale)[:40]).all()
     assert (found == scale).any()
-
-
-def test_scales_are_not_raised_where_no_pair_is_over() -> None:
-    rows = np.array([[1.0, -1.0, 0.5, 0.5], [0.5, 0.5, -1.0, 1.0]])
-    scale = rounding.scales(rows)
-    np.testing.assert_array_equal(rounding.pair_scales(rows * 0.999, scale * 0.999), scale * 0.999)
