@@ -67,3 +67,29 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             name = f"{target}-{precision}"
             made[name] = export(target=target, precision=precision, out=folder / name).path
     return made
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """small.keras, a net with every kind of layer, and set.npz with 40 images for it."""
+    import numpy as np
+
+    from edgekit.formats.keras import tf_keras
+
+    keras = tf_keras()
+    layers = keras.layers
+    keras.utils.set_random_seed(3)
+    image = keras.Input((12, 12, 3), name="image")
+    x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(image)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    left = layers.Conv2D(8, 1, activation="relu")(x)
+    y = layers.DepthwiseConv2D(3, padding="same")(left)
+    y = layers.Conv2D(8, 1)(layers.ReLU(6.0)(y))
+    x = layers.Concatenate()([layers.Add()([x, y]), layers.Conv2D(4, 1)(y)])
+    x = layers.GlobalAveragePooling2D()(layers.MaxPooling2D(2)(x))
+    model = keras.Model(image, layers.Dense(5, activation="softmax")(x))
+    folder = tmp_path_factory.mktemp("small")
+    model.save(folder / "small.keras")
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+    np.savez(folder / "set.npz", x=pixels)
+    return folder

@@ -14,13 +14,23 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done
 
+from edgekit import data, environment, signature
 from edgekit.artifact import Artifact
+from edgekit.calibrate import calibrate, observe
 from edgekit.data import fashion_mnist
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.errors import (
+    EdgekitError,
+    ExecutionError,
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+)
 from edgekit.export import DEFAULT_MODEL, export
 from edgekit.export import main as export_main
 from edgekit.formats import onnx, tflite
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.keras import tf_keras
+from edgekit.quant.quantize import predict
 
 WAYS = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8")]
 
@@ -269,19 +279,19 @@ def test_an_operator_without_int8_form_is_refused_in_tflite_and_stays_float_in_o
 ) -> None:
     keras = tf_keras()
     image = keras.Input((8, 8, 3), name="image")
-    leaky = keras.layers.LeakyReLU()(keras.layers.Conv2D(4, 3)(image))
-    keras.Model(image, _head(keras, leaky)).save(tmp_path / "leaky.keras")
+    divided = keras.layers.Conv2D(4, 3, activation="softsign")(image)
+    keras.Model(image, _head(keras, divided)).save(tmp_path / "softsign.keras")
     np.savez(tmp_path / "set.npz", x=_pixels(8, (8, 8, 3)))
     options: dict[str, Any] = {
         "precision": "int8",
         "calibration": str(tmp_path / "set.npz"),
         "preprocessing": "unit",
     }
-    with pytest.raises(InvalidModelError, match="LEAKY_RELU"):
-        export(tmp_path / "leaky.keras", target="tflite", out=tmp_path / "t", **options)
+    with pytest.raises(InvalidModelError, match="DIV"):
+        export(tmp_path / "softsign.keras", target="tflite", out=tmp_path / "t", **options)
     assert not (tmp_path / "t").exists()
-    written = export(tmp_path / "leaky.keras", target="onnx", out=tmp_path / "o", **options)
-    assert any("stay float: LeakyRelu" in note for note in written.manifest.notes)
+    written = export(tmp_path / "softsign.keras", target="onnx", out=tmp_path / "o", **options)
+    assert any("stay float: " in note and "Div" in note for note in written.manifest.notes)
 
 
 UNIT = ("--preprocessing", "unit")
@@ -311,8 +321,41 @@ BAD: dict[str, tuple[list[str], str]] = {
             ("pickle", "pickle.npz", "pickled objects, which are refused"),
             ("truncated", "short.npz", "not a usable .npz"),
             ("not a table", "text.json", "is not valid JSON"),
+            ("single image", "one.npz", "expected at least 2 images to calibrate with, got 1"),
+            ("dead tensor", "dead.json", "block4_add/add has no range in the calibration table"),
+            ("width 0", "flat.json", "block4_add/add is 0 for every calibration image"),
+            ("infinite range", "infinite.json", "expected a finite range"),
+            ("NaN range", "nan.json", "expected a number"),
+            ("range in the wrong order", "order.json", "expected a finite range min <= max"),
+            ("table of other data", "other.json", "was made from other images than set.npz"),
+            ("table of another graph", "graph.json", "was made from another graph"),
+            ("table of another preprocessing", "symmetric.json", "made with preprocessing"),
+            ("old table", "old.json", "has schema_version 1"),
         ]
     },
+    "data without a table": (
+        ["net.keras", *UNIT, *"--calibration set.npz --data set.npz".split()],
+        "--data names the images of a calibration table",
+    ),
+    "unknown device": (["net.keras", *UNIT, "--device", "tpu"], "invalid choice: 'tpu'"),
+    "device without int8": (
+        ["net.keras", *UNIT, *"--device cuda --target onnx --calibration set.npz".split()],
+        "device cuda takes onnx in float32, float16, got onnx in int8",
+    ),
+    "device without TFLite": (
+        ["net.keras", *UNIT, *"--device tensorrt --calibration set.npz".split()],
+        "device tensorrt takes onnx",
+    ),
+    "unknown method": (["net.keras", *UNIT, "--method", "max"], "invalid choice: 'max'"),
+    "unknown correction": (["net.keras", *UNIT, "--correction", "all"], "invalid choice: 'all'"),
+    "method of float": (
+        ["net.keras", *UNIT, *"--precision float32 --method mse".split()],
+        "--method is for int8",
+    ),
+    "strict float": (
+        ["net.keras", *UNIT, *"--precision float32 --strict".split()],
+        "--strict is for int8",
+    ),
 }
 
 
@@ -333,8 +376,43 @@ def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "nan.npz", x=nan)
     np.savez(folder / "inf.npz", x=inf)
     np.savez(folder / "pickle.npz", x=np.array([{}], object))
+    np.savez(folder / "one.npz", x=_pixels(1))
+    _write_tables(folder)
     (folder / "short.npz").write_bytes((folder / "set.npz").read_bytes()[:900])
     return folder
+
+
+def _write_tables(folder: Path) -> None:
+    """A table of net.keras and set.npz, and one for each way to break it."""
+    canonical = tflite.from_keras(tf_keras().models.load_model(folder / "net.keras"))
+    images = data.load(str(folder / "set.npz"), "calibration")
+    prepare = signature.preprocessing("unit")
+    table = json.loads(observe(canonical, images, prepare=prepare, word="set.npz").dumps())
+    name = next(name for name in table["ranges"] if name.endswith("block4_add/add"))
+
+    def write(file: str, change: Callable[[Any], None]) -> None:
+        changed = json.loads(json.dumps(table))
+        change(changed)
+        (folder / file).write_text(json.dumps(changed))
+
+    def put(low: Any, high: Any) -> Callable[[Any], None]:
+        return lambda found: found["ranges"][name].update(min=low, max=high)
+
+    def without(found: Any) -> None:
+        del found["ranges"][name], found["statistics"][name]
+
+    write("dead.json", without)
+    write("flat.json", put(0.0, 0.0))
+    write("infinite.json", put(0.0, "Infinity"))
+    write("nan.json", put("NaN", 1.0))
+    write("order.json", put(1.0, -1.0))
+    write("other.json", lambda found: found.update(data_sha256="0" * 64))
+    write("graph.json", lambda found: found.update(graph_sha256="0" * 64))
+    write(
+        "symmetric.json",
+        lambda found: found["preprocessing"].update(name="symmetric", offset=[-1.0]),
+    )
+    write("old.json", lambda found: found.update(schema_version=1))
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -461,3 +539,102 @@ def _plain() -> Any:
     from ai_edge_litert.interpreter import OpResolverType
 
     return OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+
+def test_strict_refuses_what_stays_float(tmp_path: Path) -> None:
+    keras = tf_keras()
+    image = keras.Input((8, 8, 3), name="image")
+    divided = keras.layers.Conv2D(4, 3, activation="softsign")(image)
+    keras.Model(image, _head(keras, divided)).save(tmp_path / "softsign.keras")
+    np.savez(tmp_path / "set.npz", x=_pixels(8, (8, 8, 3)))
+    options: dict[str, Any] = {
+        "target": "onnx",
+        "precision": "int8",
+        "calibration": str(tmp_path / "set.npz"),
+        "preprocessing": "unit",
+    }
+    with pytest.raises(ExecutionError, match="compute in float: .*Div"):
+        export(tmp_path / "softsign.keras", strict=True, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    written = export(tmp_path / "softsign.keras", out=tmp_path / "out", **options)
+    assert written.manifest.execution is not None
+    assert any(name.startswith("Div") for name in written.manifest.execution.floats)
+
+
+def test_strict_takes_an_integer_model(small: Path, tmp_path: Path) -> None:
+    for target in ("tflite", "onnx"):
+        written = export(
+            small / "small.keras",
+            target=target,
+            precision="int8",
+            calibration=str(small / "set.npz"),
+            preprocessing="unit",
+            strict=True,
+            out=tmp_path / target,
+        )
+        execution = written.manifest.execution
+        assert execution is not None
+        assert execution.floats == ()
+        assert execution.isa == environment.describe().isa
+        assert execution.provider == ("XNNPACK" if target == "tflite" else "CPUExecutionProvider")
+
+
+def test_a_table_without_its_images_corrects_biases_and_says_so(
+    small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "set.npz").write_bytes((small / "set.npz").read_bytes())
+    table = calibrate(
+        small / "small.keras", dataset=str(tmp_path / "set.npz"), preprocessing="unit"
+    )
+    (tmp_path / "table.json").write_text(table.dumps())
+    (tmp_path / "set.npz").unlink()
+    options: dict[str, Any] = {
+        "target": "tflite",
+        "precision": "int8",
+        "calibration": str(tmp_path / "table.json"),
+        "preprocessing": "unit",
+    }
+    alone = export(small / "small.keras", out=tmp_path / "alone", **options)
+    assert alone.manifest.quantization is not None
+    assert "without images to judge by" in alone.manifest.quantization.way
+    assert alone.manifest.quantization.tried == {}
+    judged = export(
+        small / "small.keras", dataset=str(small / "set.npz"), out=tmp_path / "judged", **options
+    )
+    assert judged.manifest.quantization is not None
+    assert "nearest rounding" in judged.manifest.quantization.tried
+
+
+def test_correction_none_rounds_to_nearest(small: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "target": "tflite",
+        "precision": "int8",
+        "calibration": str(small / "set.npz"),
+        "preprocessing": "unit",
+        "device": "x86-vnni",
+    }
+    written = export(small / "small.keras", correction="none", out=tmp_path / "nearest", **options)
+    assert written.manifest.quantization is not None
+    assert written.manifest.quantization.way == "nearest rounding"
+    canonical = Graph(tflite.from_keras(tf_keras().models.load_model(small / "small.keras")))
+    stored = tflite.read_stored(written.model_path.read_bytes())
+    for layer in canonical.layers:
+        found = stored.layers[layer.output]
+        shape = [1] * found.weights.ndim
+        shape[layer.axis] = -1
+        exact = canonical.constant(layer.weights) / found.weight_scale.reshape(shape)
+        assert np.abs(exact - found.weights).max() <= 0.5 + 1e-4
+
+
+def test_weights_of_the_default_device_cannot_saturate(
+    exported: dict[tuple[str, str], Artifact], place: Path
+) -> None:
+    for target in ("tflite", "onnx"):
+        written = exported[target, "int8"]
+        assert written.manifest.device == "generic"
+        assert any("would saturate" in note for note in written.manifest.notes)
+    content = exported["tflite", "int8"].model_path.read_bytes()
+    stored = tflite.read_stored(content)
+    for layer in Graph(content).layers:
+        if layer.kind != "depthwise":
+            assert predict(layer.output, stored.layers[layer.output]).pairs == 0

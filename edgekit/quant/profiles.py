@@ -70,6 +70,8 @@ PROFILES: dict[str, DeviceProfile] = {
             "64-bit ARM: int8 activations in ONNX too, as its kernels prefer",
             _CPU,
             onnx_activations="int8",
+            # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
+            runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},
         ),
         DeviceProfile(
             "cuda",
