@@ -13,7 +13,7 @@ from edgekit.data import images as image_sets
 from edgekit.errors import InvalidDataError
 from edgekit.formats import tflite
 from edgekit.formats.keras import tf_keras
-from edgekit.quant.table import CalibrationTable, Range
+from edgekit.quant.table import METHODS, CalibrationTable, Range
 from edgekit.signature import preprocessing
 
 UNIT = preprocessing("unit")
@@ -24,28 +24,28 @@ def _pixels(count: int, shape: tuple[int, ...] = (6, 6, 1)) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras = tf_keras()
     keras.utils.set_random_seed(3)
     image = keras.Input((6, 6, 1), name="image")
     x = keras.layers.Conv2D(4, 3, activation="relu", name="conv")(image)
     x = keras.layers.Flatten()(x)
     x = keras.layers.Dense(3, activation="softmax", name="answers")(x)
-    path = tmp_path_factory.mktemp("small") / "small.keras"
+    path = tmp_path_factory.mktemp("tiny") / "small.keras"
     keras.Model(image, x).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def canonical(small: Path) -> bytes:
-    return tflite.from_keras(tf_keras().models.load_model(small))
+def canonical(tiny: Path) -> bytes:
+    return tflite.from_keras(tf_keras().models.load_model(tiny))
 
 
-def test_ranges_are_the_extremes_of_keras_own_layers(small: Path, canonical: bytes) -> None:
+def test_ranges_are_the_extremes_of_keras_own_layers(tiny: Path, canonical: bytes) -> None:
     keras = tf_keras()
     pixels = _pixels(20)
     table = observe(canonical, image_sets.make("set", pixels, None), prepare=UNIT)
-    model = keras.models.load_model(small)
+    model = keras.models.load_model(tiny)
     layer = keras.Model(model.input, model.get_layer("conv").output)
     expected = layer.predict(UNIT.apply(pixels), verbose=0)
     found = next(found for name, found in table.ranges.items() if "conv" in name.lower())
@@ -88,11 +88,11 @@ def test_images_of_another_size_are_refused(canonical: bytes) -> None:
 
 
 def test_the_verb_writes_a_table_and_keeps_what_is_there(
-    small: Path, tmp_path: Path, edgekit: Callable[..., Done]
+    tiny: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:
     np.savez(tmp_path / "set.npz", x=_pixels(8))
     command = [
-        "calibrate", small, "--preprocessing", "unit", "--data", tmp_path / "set.npz",
+        "calibrate", tiny, "--preprocessing", "unit", "--data", tmp_path / "set.npz",
         "--limit", "5", "--out", tmp_path / "t.json",
     ]  # fmt: skip
     done = edgekit(*command)
@@ -104,3 +104,67 @@ def test_the_verb_writes_a_table_and_keeps_what_is_there(
     assert again.status == 2
     assert "--force" in again.error
     assert "examples:" in edgekit("calibrate", "--help").stdout
+
+
+def test_images_run_once_for_all_methods(
+    small: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    tables = {}
+    for method in METHODS:
+        done = edgekit(
+            "calibrate", small / "small.keras", "--preprocessing", "unit",
+            "--data", small / "set.npz", "--method", method, "--out", tmp_path / f"{method}.json",
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+        )  # fmt: skip
+        assert done.status == 0, done.stderr
+        assert done.document["method"] == method
+        assert ("calibration statistics of 40 images" in done.stderr) == (method != METHODS[0])
+        tables[method] = CalibrationTable.load(tmp_path / f"{method}.json")
+    first = tables["minmax"]
+    for table in tables.values():
+        assert table.statistics == first.statistics
+        assert table.data == str(small / "set.npz")
+        for name, found in table.ranges.items():
+            assert first.ranges[name].min <= found.min <= found.max <= first.ranges[name].max
+    assert len({tuple(table.ranges.items()) for table in tables.values()}) == len(METHODS)
+    assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
+def test_a_broken_cache_is_said_and_made_again(
+    small: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    def run(out: str) -> Done:
+        return edgekit(
+            "calibrate", small / "small.keras", "--preprocessing", "unit",
+            "--data", small / "set.npz", "--out", tmp_path / out,
+            XDG_CACHE_HOME=str(tmp_path / "cache"),
+        )  # fmt: skip
+
+    assert run("one.json").status == 0
+    (cached,) = (tmp_path / "cache").rglob("*.json")
+    cached.write_text(cached.read_text()[:1000])
+    again = run("two.json")
+    assert again.status == 0
+    assert "is not valid JSON" in again.stderr and "calibrating again" in again.stderr
+    assert (tmp_path / "one.json").read_text() == (tmp_path / "two.json").read_text()
+
+
+def test_statistics_are_those_of_all_values(canonical: bytes) -> None:
+    images = image_sets.make("set", _pixels(6), None)
+    table = observe(canonical, images, prepare=UNIT)
+    opened = tflite.interpreter(canonical, experimental_preserve_all_tensors=True)
+    entry = opened.get_input_details()[0]["index"]
+    values: dict[str, list[np.ndarray]] = {name: [] for name in table.ranges}
+    for i in range(6):
+        opened.set_tensor(entry, UNIT.apply(images.images[i : i + 1]))
+        opened.invoke()
+        for tensor in tflite.activations(opened):
+            values[tensor.name].append(opened.get_tensor(tensor.index))
+    for name, found in table.statistics.items():
+        whole = np.concatenate(values[name])
+        assert (np.float32(found.min), np.float32(found.max)) == (whole.min(), whole.max())
+        # so few values that the sample is all of them
+        assert sum(found.histogram.counts) == whole.size
+        flat = whole.reshape(-1, whole.shape[-1])
+        np.testing.assert_allclose(found.channel_mean, flat.mean(axis=0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.channel_max, flat.max(axis=0), rtol=1e-5)

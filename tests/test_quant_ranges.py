@@ -176,6 +176,14 @@ def steps_back(value: float, low: float, high: float) -> float:
     return (min(max(round(value / scale) + zero_point, 0), 255) - zero_point) * scale
 
 
+@pytest.mark.parametrize("low, high", [(-1.0, 3.0), (0.0, 2.0), (-5.0, 0.0), (-0.7, 0.1), (0, 0)])
+def test_256_steps_give_values_back(low: float, high: float) -> None:
+    values = np.random.default_rng(9).uniform(low - 1, high + 1, 200)
+    np.testing.assert_allclose(
+        ranges.quantized(values, low, high), [steps_back(value, low, high) for value in values]
+    )
+
+
 @pytest.mark.parametrize("low, high", [(-1.0, 3.0), (0.0, 2.0), (-5.0, 0.0)])
 def test_mse_takes_the_least_error_of_all_on_its_grid(low: float, high: float) -> None:
     rng = np.random.default_rng(5)

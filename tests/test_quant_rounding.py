@@ -120,6 +120,19 @@ def test_pairs_stay_within_their_limit(length: int) -> None:
     assert pairs_over(rounding.nearest(rows, scale, pair_bound=True)) == 0
 
 
+def test_pairs_of_opposite_signs_keep_all_their_steps() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.uniform(0.5, 1, (6, 20)) * np.tile([1, -1], 10)
+    bias, scale = rng.normal(size=6), rounding.scales(rows)
+    moments = second_moments(np.abs(rng.normal(size=(500, 21))))
+    steps = [
+        rounding.round_rows(rows, bias, moments, scale, pair_bound=pair_bound)[0]
+        for pair_bound in (False, True)
+    ]
+    assert np.abs(steps[0]).max() > 120
+    np.testing.assert_array_equal(*steps)
+
+
 @pytest.mark.parametrize("length", [9, 120])
 @pytest.mark.parametrize("pair_bound", [False, True])
 def test_moments_of_each_row_give_what_each_row_alone_gives(length: int, pair_bound: bool) -> None:
