@@ -53,14 +53,19 @@ class Case:
         return quantize.quantize(self.canonical, self.observe(), **given)
 
 
-def case(build: Callable[[Any, Any], Any], *, size: int = 8, count: int = 40) -> Case:
-    """Convert what ``build(layers, image)`` returns; biases are no zeros if asked for."""
+def converted(build: Callable[[Any, Any], Any], *, size: int = 8) -> bytes:
+    """The canonical graph of what ``build(layers, image)`` returns."""
     keras = tf_keras()
     keras.utils.set_random_seed(7)
     image = keras.Input((size, size, 2), name="image")
-    canonical = tflite.from_keras(keras.Model(image, build(keras.layers, image)))
+    return tflite.from_keras(keras.Model(image, build(keras.layers, image)))
+
+
+def case(build: Callable[[Any, Any], Any], *, size: int = 8, count: int = 40) -> Case:
+    """The same with random images."""
     values = np.random.default_rng(1).random((count, size, size, 2), np.float32)
-    return Case(canonical, image_sets.make("set", values, None))
+    images = image_sets.make("set", values, None)
+    return Case(converted(build, size=size), images)
 
 
 BIAS = {"bias_initializer": "random_normal"}
@@ -321,12 +326,10 @@ def test_an_operator_that_moves_values_keeps_their_scale(kind: str) -> None:
         }
         return layers.Activation("softmax")(moving[kind](layers.Softmax(axis=1)(image)))
 
-    keras = tf_keras()
-    image = keras.Input((8, 8, 2), name="image")
-    graph = Graph(tflite.from_keras(keras.Model(image, build(keras.layers, image))))
+    graph = Graph(converted(build))
     (operator,) = [each for each in graph.operators if each.kind == kind]
     before, after = operator.inputs[0], operator.outputs[0]
-    ranges = dict.fromkeys((*graph.inputs, *graph.tensors), Range(0.0, 1.0))
+    ranges = dict.fromkeys(graph.tensors, Range(0.0, 1.0))
     ranges[after] = Range(-1.0, 3.0)
     found = encode.activations(graph, ranges, PROFILES["tensorrt"])
     assert found[before] == found[after]
@@ -336,6 +339,21 @@ def test_an_operator_that_moves_values_keeps_their_scale(kind: str) -> None:
 def test_what_softmax_writes_has_the_fixed_scale(zoo: Case) -> None:
     found = encode.activations(zoo.graph, zoo.observe().ranges, GENERIC)
     assert found[kinds(zoo.graph)["SOFTMAX"][0]] == Encoding("int8", (1 / 256,), -128)
+
+
+@pytest.mark.parametrize(
+    "name, kind, scale, zero_point",
+    [("sigmoid", "LOGISTIC", 1 / 256, -128), ("tanh", "TANH", 1 / 128, 0)],
+)
+def test_bounded_functions_have_fixed_scales(
+    name: str, kind: str, scale: float, zero_point: int
+) -> None:
+    graph = Graph(converted(lambda layers, image: layers.Activation(name)(image)))
+    ranges = dict.fromkeys(graph.tensors, Range(0.0, 0.1))
+    found = encode.activations(graph, ranges, GENERIC)
+    assert found[kinds(graph)[kind][0]] == Encoding("int8", (scale,), zero_point)
+    symmetric = encode.activations(graph, ranges, PROFILES["tensorrt"])
+    assert {each.zero_point for each in symmetric.values()} == {0}
 
 
 def test_every_computed_tensor_is_covered_by_its_encoding(zoo: Case) -> None:
@@ -553,17 +571,27 @@ def test_fitted_layers_answer_better_than_nearest(uneven: Case) -> None:
             assert not sum(p.pairs for p in quantize.predictions(uneven.graph, fitted))
 
 
-@pytest.mark.parametrize("pair_bound", [False, True])
-def test_a_fitted_layer_makes_up_for_the_layer_before(uneven: Case, pair_bound: bool) -> None:
-    encodings = encode.activations(uneven.graph, uneven.observe().ranges, GENERIC)
-    cut = layer_ending(uneven.graph, "wide").output
-    (scale,) = encodings[cut].scale
-    encodings[cut] = replace(encodings[cut], scale=(0.4 * scale,))  # large answers are cut off
-    plain = reconstruct.nearest(uneven.graph, encodings, pair_bound=pair_bound)
-    fitted = reconstruct.fitted(
-        uneven.graph, encodings, uneven.feed, pair_bound=pair_bound, threads=1
-    )
-    assert scored(uneven, fitted, encodings) > scored(uneven, plain, encodings) + 3
+@pytest.mark.parametrize("kind", ["depthwise", "conv", "dense"])
+def test_a_fitted_layer_makes_up_for_the_layer_before(kind: str) -> None:
+    def build(layers: Any, image: Any) -> Any:
+        x = layers.Conv2D(6, 3, name="first", **RELU)(image)
+        behind = {
+            "depthwise": layers.DepthwiseConv2D(3, name="last", **BIAS),
+            "conv": layers.Conv2D(4, 3, name="last", **BIAS),
+            "dense": layers.Dense(4, name="last", **BIAS),
+        }
+        return behind[kind](x)
+
+    found = case(build)
+    first, last = found.graph.layers
+    assert last.kind == kind
+    encodings = encode.activations(found.graph, found.observe().ranges, GENERIC)
+    (scale,) = encodings[first.output].scale
+    # large answers are cut off before the last layer reads them
+    encodings[first.output] = replace(encodings[first.output], scale=(0.4 * scale,))
+    plain = reconstruct.nearest(found.graph, encodings, pair_bound=True)
+    fitted = reconstruct.fitted(found.graph, encodings, found.feed, pair_bound=True, threads=1)
+    assert scored(found, fitted, encodings) > scored(found, plain, encodings) + 3
 
 
 def test_a_sample_holds_what_dot_products_read() -> None:
