@@ -131,6 +131,32 @@ class Graph:
                 raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
             self._tensors[name] = tensor
         self._order = list(self._tensors)
+        self._separate()
+
+    def _separate(self) -> None:
+        """Give every layer weights and biases of its own.
+
+        The converter keeps constants of the same content once, e.g. the zeros of all layers without
+        a bias, and a layer that is called twice has one kernel; each use gets integers of its own.
+        """
+        seen: set[int] = set()
+        for position, operator in enumerate(self._subgraph.operators):
+            inputs = [] if operator.inputs is None else [int(index) for index in operator.inputs]
+            weighted = self._operator(operator).kind in _WEIGHTED
+            for place, index in enumerate(inputs):
+                name = self._order[index] if index >= 0 else ""
+                if not weighted or place == 0 or not self.is_constant(name):
+                    continue
+                if index in seen:
+                    copied = copy.copy(self._tensors[name])
+                    fresh = f"{name}__{position}"
+                    copied.name = fresh.encode()
+                    inputs[place] = len(self._order)
+                    self._subgraph.tensors.append(copied)
+                    self._tensors[fresh] = copied
+                    self._order.append(fresh)
+                seen.add(index)
+            operator.inputs = inputs
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -331,9 +357,9 @@ def _pack(model: Any) -> bytes:
 
 def short_name(name: str) -> str:
     """What a reader needs of a converter's tensor name, e.g. ``block1_expand/Conv2D``."""
-    last = name.split(";")[-1]
-    parts = last.split("/")
-    return "/".join(parts[-2:]) if len(parts) > 1 else last
+    pieces = [piece for piece in name.split(";") if "ReadVariableOp" not in piece]
+    parts = (pieces[-1] if pieces else name).split("/")
+    return "/".join(parts[-2:]) if len(parts) > 1 else parts[0]
 
 
 def _names(enumeration: Any) -> dict[int, str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgekit.encodings import Encoding
-from edgekit.errors import InvalidDataError
+from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.table import Range
@@ -46,6 +46,7 @@ def activations(
 
     Raises:
         InvalidDataError: If a tensor has no range, or one of width 0.
+        InvalidModelError: If a fixed scale is joined with values that do not fit it.
     """
     groups = _Groups()
     fixed: dict[str, tuple[float, int]] = {}
@@ -55,7 +56,7 @@ def activations(
         written = [name for name in operator.outputs if graph.dtype(name) == np.float32]
         if operator.kind in _MOVING:
             # what is gathered or sliced comes first; other inputs are indices
-            for name in written:
+            for name in written if fed else ():
                 groups.join(fed[0], name)
         elif operator.kind in _JOINING:
             for name in (*fed, *written[1:]):
@@ -79,6 +80,8 @@ def activations(
         root = groups.root(name)
         if root in fixed_roots and not profile.symmetric:
             scale, zero_point = fixed_roots[root]
+            if name not in fixed:
+                _check_fixed(name, scale, zero_point, ranges[name])
         else:
             scale, zero_point = _place(name, shared[root], profile)
         encodings[name] = Encoding("int8", (stored(scale),), zero_point)
@@ -88,6 +91,16 @@ def activations(
 def stored(scale: float) -> float:
     """A scale as float32 holds it, as the shortest decimal that gives it back."""
     return float(str(np.float32(scale)))
+
+
+def _check_fixed(name: str, scale: float, zero_point: int, found: Range) -> None:
+    low, high = (-129 - zero_point) * scale, (128 - zero_point) * scale  # a step of grace
+    if found.min < low or found.max > high:
+        raise InvalidModelError(
+            f"{short_name(name)} shares its scale with a softmax, sigmoid or tanh, whose int8 "
+            f"scale is fixed, but its values from {found.min:.3g} to {found.max:.3g} do not fit it; join "
+            f"them in another way than {', '.join(sorted(_JOINING))}"
+        )
 
 
 def _place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:

@@ -48,8 +48,8 @@ def equalize(
         if behind is None or readers[layer.output] != 1 or layer.output in graph.outputs:
             continue
         found = _factors(layer.activation, statistics[layer.output])
-        if found is None:
-            continue
+        if found is None or graph.shape(behind.weights)[-1] != len(found):
+            continue  # groups or a multiplier: no channel of the weights for each of these
         if behind.kind != "depthwise":
             found = found**PART
         found = np.clip(found, 1 / _LARGEST, _LARGEST).astype(np.float32)

@@ -53,16 +53,17 @@ class StreamingHistogram:
     """
 
     def __init__(self) -> None:
-        self._exponent = -1074
+        self._exponent = -120
         self._start = 0
         self._counts: npt.NDArray[np.int64] = np.zeros(0, np.int64)
 
     def add(self, values: npt.NDArray[np.float32]) -> None:
         """Take values in, any shape; they have to be finite."""
         low, high = float(values.min()), float(values.max())
-        if not len(self._counts):
-            largest = max(abs(low), abs(high), 2.0**-100)
-            self._exponent = max(-120, math.frexp(largest)[1] - 12)
+        # the least width that 2,048 bins from 0 on can have, whatever comes first
+        largest = max(abs(low), abs(high), 2.0**-100)
+        while self._exponent < math.frexp(largest)[1] - 11:
+            self._widen()
         while not self._fits(low, high):
             self._widen()
         width = 2.0**self._exponent
@@ -75,8 +76,8 @@ class StreamingHistogram:
         else:
             self._start = first
             self._counts = np.zeros(last + 1 - first, np.int64)
-        # exact in float32: a power of two changes the exponent only
-        bins = np.floor(values.ravel() * np.float32(1 / width)).astype(np.int64) - self._start
+        # exact: in float64 a power of two changes the exponent only
+        bins = np.floor(values.ravel() * np.float64(1 / width)).astype(np.int64) - self._start
         self._counts += np.bincount(bins, minlength=len(self._counts))
 
     def result(self) -> Histogram:

@@ -77,7 +77,9 @@ def nearest(
         steps = rounding.nearest(rows, scale, pair_bound=bound)
         if statistics is not None:
             error = rows - steps * scale[:, None]
-            bias = bias + _mean_answer(layer, error, statistics[layer.input].channel_mean)
+            bias = bias + _mean_answer(
+                layer, graph.shape(layer.weights), error, statistics[layer.input].channel_mean
+            )
         found[layer.output] = _finish(graph, layer, steps, scale, bias, encodings)
     return found
 
@@ -210,11 +212,48 @@ def _fit(
 ) -> Rounded:
     rows, bias = _rows(graph, layer)
     exact, seen = _sample(graph, layer, plain, device, rows.shape[1], rng)
+    channels = seen.shape[-1]
+    if layer.kind == "depthwise":
+        wide = len(rows) // channels  # the depth multiplier
+        exact, seen = np.repeat(exact, wide, axis=2), np.repeat(seen, wide, axis=2)
+    if layer.kind != "conv" or channels == rows.shape[1]:
+        steps, scale, bias = _solve(rows, bias, exact, seen, pair_bound=pair_bound)
+        return _finish(graph, layer, steps, scale, bias, encodings)
+    # a grouped convolution: each group has rows and channels of its own
+    taps = int(np.prod(graph.shape(layer.weights)[1:3]))
+    own = rows.shape[1] // taps
+    groups = channels // (taps * own)
+    parts = []
+    for number, chosen in enumerate(np.split(np.arange(len(rows)), groups)):
+        taken = slice(number * own, (number + 1) * own)
+        exact_part, seen_part = (
+            values.reshape(len(values), taps, -1)[..., taken].reshape(len(values), -1)
+            for values in (exact, seen)
+        )
+        parts.append(
+            _solve(rows[chosen], bias[chosen], exact_part, seen_part, pair_bound=pair_bound)
+        )
+    steps, scale, bias = (np.concatenate(found) for found in zip(*parts, strict=True))
+    return _finish(graph, layer, steps, scale, bias, encodings)
+
+
+def _solve(
+    rows: Floats,
+    bias: Floats,
+    exact: npt.NDArray[np.float32],
+    seen: npt.NDArray[np.float32],
+    *,
+    pair_bound: bool,
+) -> tuple[Floats, Floats, Floats]:
+    """(steps ``[O, K]``, scale ``[O]``, bias ``[O]``) from what the dot products read.
+
+    ``exact`` and ``seen`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of its own.
+    """
     count = len(seen)
     ones = np.ones((count, 1, *seen.shape[2:]), np.float32)
     inputs = np.concatenate([seen, ones], axis=1)
     single = rows.astype(np.float32)
-    if layer.kind == "depthwise":  # [N, K, C]: every channel has inputs of its own
+    if seen.ndim == 3:
         channels = np.ascontiguousarray(inputs.transpose(2, 0, 1))
         moments = (channels.transpose(0, 2, 1) @ channels).astype(np.float64) / count
         error = np.einsum("nkc,ck->cn", exact - seen, single)
@@ -228,7 +267,7 @@ def _fit(
     if pair_bound:
         scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
     steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
-    return _finish(graph, layer, steps, scale, bias, encodings)
+    return steps, scale, bias
 
 
 def _sample(
@@ -303,17 +342,22 @@ def _rows(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
     return rows, bias
 
 
-def _mean_answer(layer: Layer, error: Floats, means: tuple[float, ...]) -> Floats:
-    """What weights ``[O, K]`` answer to each channel's mean."""
+def _mean_answer(
+    layer: Layer, shape: tuple[int, ...], error: Floats, means: tuple[float, ...]
+) -> Floats:
+    """What weights ``[O, K]``, of ``shape`` in the graph, answer to each channel's mean."""
     mean = np.asarray(means)
     if layer.kind == "depthwise":
         multiplier = len(error) // len(mean)
         return np.asarray(error.sum(axis=1) * np.repeat(mean, multiplier))
-    if error.shape[1] % len(mean):
+    own = len(mean) if layer.kind == "dense" else shape[-1]
+    if layer.kind == "dense" and error.shape[1] % own or len(mean) % own:
         raise InvalidModelError(
-            f"{layer.short}: expected means of {error.shape[1]} input channels, got {len(mean)}"
+            f"{layer.short}: expected means of {own} input channels, got {len(mean)}"
         )
-    return np.asarray(error @ np.tile(mean, error.shape[1] // len(mean)))
+    groups = len(mean) // own
+    taps = error.reshape(groups, len(error) // groups, -1, own).sum(axis=2)
+    return np.asarray(np.einsum("goc,gc->go", taps, mean.reshape(groups, own)).reshape(-1))
 
 
 def _finish(

@@ -18,17 +18,18 @@ Floats = npt.NDArray[np.float64]
 
 LARGEST = 127  # int8 weights are narrow range, [-127, 127]
 _BLOCK = 96
+_TINY = 1e-30  # weights that float32 can hardly hold are as good as 0
 #: Of the mean second moment, added to the diagonal: keeps the solution near the given weights where
-#: the inputs say little. Larger for rounding, as GPTQ has it, than for the fit before it.
+#: the inputs say little (Frantar et al. 2022, section 3, step 3).
 DAMPING = 0.01
 #: How far a pair-bound layer's scales are raised to see what costs least.
 _RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
 
 
 def scales(rows: Floats, *, bits: int = 8) -> Floats:
-    """Largest magnitude of each row over 127 (of 8 bits), float64 ``[O]``; 1 for a row of zeros."""
+    """Largest magnitude of each row over 127 (of 8 bits), float64 ``[O]``; 1 for zeros."""
     largest = np.abs(rows).max(axis=1)
-    return np.where(largest > 0, largest / (2 ** (bits - 1) - 1), 1.0)
+    return np.where(largest > _TINY, largest / (2 ** (bits - 1) - 1), 1.0)
 
 
 def nearest(rows: Floats, scale: Floats, *, pair_bound: bool) -> Floats:

@@ -64,6 +64,7 @@ class Step:
                 self._opened.resize_tensor_input(entry, (size, *array.shape[1:]))
             self._opened.allocate_tensors()
         except (RuntimeError, ValueError) as exc:
+            self._size = 0  # the inputs are resized, the rest is not
             if size == 1:
                 raise InvalidModelError(
                     f"{self.operator.kind} cannot be run alone: {exc}"
