@@ -35,7 +35,8 @@ def make(way: str, folder: Path) -> dict[str, Any]:
     result = folder / f"{way}.json"
     done = subprocess.run(
         [sys.executable, __file__, way, str(folder)],
-        env=os.environ | NO_TELEMETRY,
+        # no way profits from what another has left in a cache
+        env=os.environ | NO_TELEMETRY | {"XDG_CACHE_HOME": str(folder / f"{way}-cache")},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
