@@ -1,8 +1,9 @@
 """``python -m edgekit.calibrate``: run a calibration set through the canonical float graph.
 
 One streaming pass takes what all methods need: each tensor's extremes, their moving average, a
-histogram, and the mean and extremes of each channel. Memory does not grow with the number of
-images. The statistics are cached under the sha256 of graph, data and preprocessing, so that another
+histogram, and the mean and extremes of each channel. An activation that has reached an end of its
+own, 0 of a ReLU or 6 of a ReLU6, is not searched for that end again, and later images are taken to
+reach it too. Memory does not grow with the number of images. The statistics are cached under the sha256 of graph, data and preprocessing, so that another
 method, or ``python -m edgekit.export``, does not run the images again. Writes a CalibrationTable
 for ``python -m edgekit.export --calibration``.
 """
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from edgekit import cli, data, environment, outputs
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.formats import float_model, tflite
+from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import ranges
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
@@ -36,7 +38,8 @@ SAMPLE = 1 << 17
 #: Share of an image in the moving average of extremes (Jacob et al. 2018: "close to 1" for the
 #: rest; 0.01 is what PyTorch's MovingAverageMinMaxObserver has).
 SHARE = 0.01
-_BATCH_BYTES = 24 << 20  # of all activations in one run, where a model is small enough for several
+_BATCH_BYTES = 64 << 20  # of all activations in one run, where a model is small enough for several
+_ANY = (-math.inf, math.inf)
 _CHUNK = 1 << 16  # values that stay in a core's cache between minimum and maximum
 _PENDING = 1 << 16
 
@@ -152,7 +155,9 @@ def observe(
         )
     tensors = tflite.activations(opened)
     batch = _batch(opened, tensors, len(images))
-    observers = [_Observer(max(64, SAMPLE // len(images))) for _ in tensors]
+    bounds = Graph(canonical).bounds()
+    sample = max(64, SAMPLE // len(images))
+    observers = [_Observer(sample, bounds.get(tensor.name, _ANY)) for tensor in tensors]
     with cli.progress() as bar:
         task = bar.add_task("calibrating", total=len(images), note="")
         for start in range(0, len(images), batch):
@@ -221,8 +226,9 @@ def _leading(detail: dict[str, Any]) -> int:
 class _Observer:
     """Statistics of one tensor."""
 
-    def __init__(self, sample: int) -> None:
+    def __init__(self, sample: int, bounds: tuple[float, float]) -> None:
         self._sample = sample
+        self._bounds = bounds
         self._low, self._high = math.inf, -math.inf
         self._average: list[float] | None = None
         self._histogram = StreamingHistogram()
@@ -235,14 +241,7 @@ class _Observer:
 
     def add(self, values: npt.NDArray[np.float32], first: int, count: int) -> int | None:
         """Take a run of ``count`` images in; the first of them that holds NaN or Inf, or None."""
-        if count == 1:
-            flat = values.reshape(-1)
-            parts = [flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK)]
-            ends = np.array([(part.min(), part.max()) for part in parts])  # a NaN stays NaN
-            lows, highs = [float(ends[:, 0].min())], [float(ends[:, 1].max())]
-        else:
-            images = values.reshape(count, -1)
-            lows, highs = images.min(axis=1).tolist(), images.max(axis=1).tolist()
+        lows, highs = self._extremes(values, count)
         for number, (low, high) in enumerate(zip(lows, highs, strict=True)):
             if not (math.isfinite(low) and math.isfinite(high)):
                 return number
@@ -260,6 +259,27 @@ class _Observer:
         if self._size >= _PENDING:
             self._flush()
         return None
+
+    def _extremes(
+        self, values: npt.NDArray[np.float32], count: int
+    ) -> tuple[list[float], list[float]]:
+        """Each image's smallest and largest value; an end that was reached is not looked for."""
+        lows = [self._bounds[0]] * count if self._low <= self._bounds[0] else None
+        highs = [self._bounds[1]] * count if self._high >= self._bounds[1] else None
+        if lows is not None and highs is not None:
+            return lows, highs
+        if count > 1:
+            images = values.reshape(count, -1)
+            return lows or images.min(axis=1).tolist(), highs or images.max(axis=1).tolist()
+        flat = values.reshape(-1)
+        parts = [flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK)]
+        # numpy's own, not Python's: a NaN stays NaN
+        if lows is not None:
+            return lows, [float(np.max([part.max() for part in parts]))]
+        if highs is not None:
+            return [float(np.min([part.min() for part in parts]))], highs
+        ends = np.array([(part.min(), part.max()) for part in parts])
+        return [float(ends[:, 0].min())], [float(ends[:, 1].max())]
 
     def _flush(self) -> None:
         if not self._pending:

@@ -6,6 +6,7 @@ Reads and writes the file's own numbers; it runs nothing. Only the first subgrap
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,11 @@ import numpy.typing as npt
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 
 _WEIGHTED = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+_ENDS = {
+    "RELU": (0.0, math.inf),
+    "RELU6": (0.0, 6.0),
+    "RELU_N1_TO_1": (-1.0, 1.0),
+}
 _ACTIVATIONS = {0: "none", 1: "relu", 2: "relu_n1_to_1", 3: "relu6", 4: "tanh", 5: "sign"}
 
 
@@ -205,6 +211,20 @@ class Graph:
                 )
             )
         return tuple(found)
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Ends that an operator or the activation behind it sets to its values, by tensor name."""
+        found = {
+            operator.outputs[0]: _ENDS[operator.kind]
+            for operator in self.operators
+            if operator.kind in _ENDS
+        }
+        for raw in self._subgraph.operators:
+            activation = getattr(raw.builtinOptions, "fusedActivationFunction", 0)
+            kind = _ACTIVATIONS.get(activation, "none").upper()
+            if kind in _ENDS:
+                found[self._order[raw.outputs[0]]] = _ENDS[kind]
+        return found
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor is stored in the file."""
