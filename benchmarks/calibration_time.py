@@ -2,9 +2,10 @@
 
     python benchmarks/calibration_time.py [--rounds N]
 
-For the shipped model with 1,000 images and for MobileNetV2 1.0/224 with 125: `observe`, which is
-what `python -m edgekit.calibrate` times, against the same passes without looking at a value, once
-with all tensors kept and once with them fused away as deployment does it. Rounds are interleaved.
+For the shipped model with 1,000 images and for MobileNetV2 1.0/224 (random weights) with 125 and
+1,000: `observe`, the pass of `python -m edgekit.calibrate`, against the same passes without looking
+at a value, once with all tensors kept and once with them fused away as deployment does it. Rounds
+are interleaved.
 Then peak memory with 125 and with 1,000 images at 224 px, each in a process of its own.
 """
 
@@ -37,14 +38,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-def bare(canonical: bytes, values: Any, *, keep: bool) -> float:
-    """Seconds of the passes, with opening the interpreter."""
+def bare(canonical: bytes, images: Any, prepare: Any, *, keep: bool) -> float:
+    """Seconds of the passes, with preprocessing and opening the interpreter."""
     started = time.perf_counter()
     options = {"experimental_preserve_all_tensors": True} if keep else {}
     opened = tflite.interpreter(canonical, threads=environment.cores(), **options)
     entry = opened.get_input_details()[0]["index"]
-    for i in range(len(values)):
-        opened.set_tensor(entry, values[i : i + 1])
+    for i in range(len(images)):
+        opened.set_tensor(entry, prepare.apply(images[i : i + 1]))
         opened.invoke()
     return time.perf_counter() - started
 
@@ -60,6 +61,7 @@ def main() -> None:
     calibration = data.load("fashion_mnist", "calibration")
     pixels = np.random.default_rng(0).integers(0, 256, (125, 224, 224, 3), dtype=np.uint8)
     random = data.images.make("random", pixels, None)
+    many = data.images.make("random", np.tile(pixels, (8, 1, 1, 1)), None)
     symmetric = signature.preprocessing("symmetric")
     large = tflite.from_keras(mobilenet_v2())
     document = {}
@@ -71,15 +73,15 @@ def main() -> None:
             shipped.preprocessing,
         ),
         ("1.0/224, 125 images", large, random, symmetric),
+        ("1.0/224, 1,000 images", large, many, symmetric),
     ):
-        values = prepare.apply(images.images)
         times: dict[str, list[float]] = {"observe": [], "kept": [], "fused": []}
         for _ in range(rounds):
             started = time.perf_counter()
             observe(canonical, images, prepare=prepare)
             times["observe"].append(time.perf_counter() - started)
-            times["kept"].append(bare(canonical, values, keep=True))
-            times["fused"].append(bare(canonical, values, keep=False))
+            times["kept"].append(bare(canonical, images.images, prepare, keep=True))
+            times["fused"].append(bare(canonical, images.images, prepare, keep=False))
         median = {key: float(np.median(taken)) for key, taken in times.items()}
         print(
             f"{name}: calibration {median['observe']:.3f} s, bare passes {median['kept']:.3f} s "

@@ -1,9 +1,9 @@
 """``python -m edgekit.calibrate``: run a calibration set through the canonical float graph.
 
 One streaming pass takes what all methods need: each tensor's extremes, their moving average, a
-histogram, and the mean and extremes of each channel. An activation that has reached an end of its
-own, 0 of a ReLU or 6 of a ReLU6, is not searched for that end again, and later images are taken to
-reach it too. Memory does not grow with the number of images. The statistics are cached under the sha256 of graph, data and preprocessing, so that another
+histogram, and the mean and extremes of each channel. The smallest value of what is behind a ReLU is
+taken to be 0. Memory does not grow with the number of images. The statistics are cached under the
+sha256 of graph, data and preprocessing, so that another
 method, or ``python -m edgekit.export``, does not run the images again. Writes a CalibrationTable
 for ``python -m edgekit.export --calibration``.
 """
@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgekit import cli, data, environment, outputs
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.formats import float_model, tflite
-from edgekit.formats.flatbuffer import Graph
+from edgekit.formats.probe import Place, Probe, probe
 from edgekit.quant import ranges
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
@@ -34,14 +34,14 @@ from edgekit.signature import Preprocessing
 DEFAULT_METHOD = "minmax"
 #: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
 #: large set 64 an image.
-SAMPLE = 1 << 17
+SAMPLE = 1 << 16
 #: Share of an image in the moving average of extremes (Jacob et al. 2018: "close to 1" for the
 #: rest; 0.01 is what PyTorch's MovingAverageMinMaxObserver has).
 SHARE = 0.01
-_BATCH_BYTES = 64 << 20  # of all activations in one run, where a model is small enough for several
-_ANY = (-math.inf, math.inf)
-_CHUNK = 1 << 16  # values that stay in a core's cache between minimum and maximum
-_PENDING = 1 << 16
+_BATCH_BYTES = 16 << 20  # of all activations in one run, where a model is small enough for several
+_PENDING = 1 << 22  # sampled values that wait for their histograms
+
+Floats = npt.NDArray[np.float32]
 
 
 def calibrate(
@@ -125,8 +125,8 @@ def observe(
 ) -> CalibrationTable:
     """Run images through a canonical float graph and keep statistics of each tensor.
 
-    No value is copied out of the runtime but a sample of fixed size: memory beyond the images
-    themselves does not depend on their number.
+    Extremes and a sample are taken inside the runtime (edgekit.formats.probe): memory beyond the
+    images themselves does not depend on their number.
 
     Args:
         canonical: Float flatbuffer with one input.
@@ -144,20 +144,19 @@ def observe(
             f"{images.name}: expected at least 2 images to calibrate with, got {len(images)}; "
             f"the ranges of one image do not hold for others"
         )
-    opened = tflite.interpreter(
-        canonical, threads=environment.cores(), experimental_preserve_all_tensors=True
-    )
-    spec = tflite.signature_of(opened).single_input()
+    sample = max(64, SAMPLE // len(images))
+    probed = probe(canonical, sample=sample)
+    threads = environment.cores()
+    spec = tflite.signature(canonical).single_input()
     if images.images.shape[1:] != spec.shape[1:]:
         raise InvalidDataError(
             f"{images.name}: expected images {list(spec.shape[1:])} as the model's input, "
             f"got {list(images.images.shape[1:])}"
         )
-    tensors = tflite.activations(opened)
-    batch = _batch(opened, tensors, len(images))
-    bounds = Graph(canonical).bounds()
-    sample = max(64, SAMPLE // len(images))
-    observers = [_Observer(sample, bounds.get(tensor.name, _ANY)) for tensor in tensors]
+    opened = tflite.interpreter(probed.content, threads=threads)
+    batch = _batch(opened, probed, len(images))
+    observer = _Observer(probed.places, len(images))
+    ends = [detail["index"] for detail in opened.get_output_details()]
     with cli.progress() as bar:
         task = bar.add_task("calibrating", total=len(images), note="")
         for start in range(0, len(images), batch):
@@ -167,17 +166,15 @@ def observe(
                 _resize(opened, size)
             opened.set_tensor(entry["index"], prepare.apply(images.images[start : start + size]))
             opened.invoke()
-            for tensor, observer in zip(tensors, observers, strict=True):
-                bad = observer.add(opened.tensor(tensor.index)(), start, size)
-                if bad is not None:
-                    raise InvalidDataError(
-                        f"{images.name}: image {start + bad} makes {tensor.name} NaN or infinite; "
-                        f"check the model and the preprocessing"
-                    )
+            bad = observer.add(*(opened.get_tensor(end) for end in ends))
+            if bad is not None:
+                number, name = bad
+                raise InvalidDataError(
+                    f"{images.name}: image {start + number} makes {name} NaN or infinite; "
+                    f"check the model and the preprocessing"
+                )
             bar.advance(task, size)
-    statistics = {
-        tensor.name: observer.result() for tensor, observer in zip(tensors, observers, strict=True)
-    }
+    statistics = observer.result()
     table = CalibrationTable(
         graph_sha256=hashlib.sha256(canonical).hexdigest(),
         data=word or images.name,
@@ -191,20 +188,19 @@ def observe(
     return table if method == DEFAULT_METHOD else choose(table, method)
 
 
-def _batch(opened: Any, tensors: Sequence[tflite.Activation], count: int) -> int:
+def _batch(opened: Any, probed: Probe, count: int) -> int:
     """Images a run: several where a model is small, one where its graph does not let them be more.
 
     The interpreter is left resized.
     """
-    details = {detail["index"]: detail for detail in opened.get_tensor_details()}
-    one = sum(4 * int(np.prod(details[tensor.index]["shape"])) for tensor in tensors)
+    details = opened.get_tensor_details()
+    one = sum(4 * int(np.prod(detail["shape"])) for detail in details)
     batch = max(1, min(count, _BATCH_BYTES // max(one, 1)))
-    if batch == 1:
+    if batch == 1 or not probed.batches:
         return 1
     try:
         _resize(opened, batch)
-        details = {detail["index"]: detail for detail in opened.get_tensor_details()}
-        if all(_leading(details[tensor.index]) == batch for tensor in tensors):
+        if all(detail["shape"][0] == batch for detail in opened.get_output_details()):
             return batch
     except (RuntimeError, ValueError):
         pass  # a graph with its batch written into it, e.g. in a Reshape: image by image then
@@ -218,101 +214,108 @@ def _resize(opened: Any, batch: int) -> None:
     opened.allocate_tensors()
 
 
-def _leading(detail: dict[str, Any]) -> int:
-    shape = detail["shape"]
-    return int(shape[0]) if len(shape) else 0
-
-
 class _Observer:
-    """Statistics of one tensor."""
+    """Statistics of all tensors from what a probe reports."""
 
-    def __init__(self, sample: int, bounds: tuple[float, float]) -> None:
-        self._sample = sample
-        self._bounds = bounds
-        self._low, self._high = math.inf, -math.inf
-        self._average: list[float] | None = None
-        self._histogram = StreamingHistogram()
-        self._pending: list[npt.NDArray[np.float32]] = []
-        self._size = 0
-        self._rows = 0
-        self._least: npt.NDArray[np.float32] = np.zeros(0, np.float32)
-        self._most: npt.NDArray[np.float32] = np.zeros(0, np.float32)
-        self._total: npt.NDArray[np.float64] = np.zeros(0, np.float64)
+    def __init__(self, places: Sequence[Place], images: int) -> None:
+        self._places = places
+        self._seen = 0
+        self._low: Floats = np.zeros(0, np.float32)
+        self._high: Floats = np.zeros(0, np.float32)
+        self._average: npt.NDArray[np.float64] | None = None
+        self._pending: list[Floats] = []
+        self._histograms = [StreamingHistogram() for _ in places]
+        self._totals = [np.zeros(place.channels) for place in places]
+        self._rows = [0] * len(places)
+        # of a tensor with many channels a grid is more than its share: not of every image then
+        self._every = [
+            max(1, (place.sample.stop - place.sample.start) * images // SAMPLE) for place in places
+        ]
+        self._low_starts = [place.low.start for place in places if place.low is not None]
+        self._high_starts = [place.high.start for place in places]
 
-    def add(self, values: npt.NDArray[np.float32], first: int, count: int) -> int | None:
-        """Take a run of ``count`` images in; the first of them that holds NaN or Inf, or None."""
-        lows, highs = self._extremes(values, count)
-        for number, (low, high) in enumerate(zip(lows, highs, strict=True)):
-            if not (math.isfinite(low) and math.isfinite(high)):
-                return number
-            self._low, self._high = min(self._low, low), max(self._high, high)
+    def add(self, low: Floats, high: Floats, sample: Floats) -> tuple[int, str] | None:
+        """Take a run in; (image of the run, tensor) of the first NaN or Inf, if any."""
+        for values, side in ((high, "high"), (low, "low"), (sample, "sample")):
+            if not math.isfinite(float(values.sum(dtype=np.float64))):
+                found = self._bad(values, side)
+                if found is not None:
+                    return found
+        lowest, highest = low.min(axis=0), high.max(axis=0)
+        if self._seen:
+            lowest, highest = np.minimum(lowest, self._low), np.maximum(highest, self._high)
+        self._low, self._high = lowest, highest
+        lows = np.minimum.reduceat(low, self._low_starts, axis=1)
+        highs = np.maximum.reduceat(high, self._high_starts, axis=1)
+        for one in np.concatenate([lows, highs], axis=1).astype(np.float64):
             if self._average is None:
-                self._average = [low, high]
-            self._average[0] += SHARE * (low - self._average[0])
-            self._average[1] += SHARE * (high - self._average[1])
-        rows = values.reshape(-1, values.shape[-1]) if values.ndim else values.reshape(1, 1)
-        step = max(1, rows.size // (self._sample * count))
-        step += step > 1 and step % 2 == 0  # odd: no column of the image is left out
-        taken = rows[first * 7919 % step :: step].copy()
-        self._pending.append(taken)
-        self._size += taken.size
-        if self._size >= _PENDING:
+                self._average = one.copy()
+            self._average += SHARE * (one - self._average)
+        self._pending.append(sample)
+        self._seen += len(sample)
+        if sum(map(len, self._pending)) * sample.shape[1] > _PENDING:
             self._flush()
         return None
 
-    def _extremes(
-        self, values: npt.NDArray[np.float32], count: int
-    ) -> tuple[list[float], list[float]]:
-        """Each image's smallest and largest value; an end that was reached is not looked for."""
-        lows = [self._bounds[0]] * count if self._low <= self._bounds[0] else None
-        highs = [self._bounds[1]] * count if self._high >= self._bounds[1] else None
-        if lows is not None and highs is not None:
-            return lows, highs
-        if count > 1:
-            images = values.reshape(count, -1)
-            return lows or images.min(axis=1).tolist(), highs or images.max(axis=1).tolist()
-        flat = values.reshape(-1)
-        parts = [flat[i : i + _CHUNK] for i in range(0, len(flat), _CHUNK)]
-        # numpy's own, not Python's: a NaN stays NaN
-        if lows is not None:
-            return lows, [float(np.max([part.max() for part in parts]))]
-        if highs is not None:
-            return [float(np.min([part.min() for part in parts]))], highs
-        ends = np.array([(part.min(), part.max()) for part in parts])
-        return [float(ends[:, 0].min())], [float(ends[:, 1].max())]
+    def _bad(self, values: Floats, side: str) -> tuple[int, str] | None:
+        for number, row in enumerate(values):
+            for place in self._places:
+                columns = getattr(place, side)
+                if columns is not None and not np.isfinite(row[columns]).all():
+                    return number, place.name
+        return None
 
     def _flush(self) -> None:
         if not self._pending:
             return
         rows = np.concatenate(self._pending)
-        self._pending, self._size = [], 0
-        self._histogram.add(rows)
-        low, high, total = rows.min(axis=0), rows.max(axis=0), rows.sum(axis=0, dtype=np.float64)
-        if self._rows:
-            low, high = np.minimum(low, self._least), np.maximum(high, self._most)
-            total += self._total
-        self._least, self._most, self._total = low, high, total
-        self._rows += len(rows)
+        first = self._seen - len(rows)
+        self._pending = []
+        for i, (place, every) in enumerate(zip(self._places, self._every, strict=True)):
+            values = np.ascontiguousarray(rows[-first % every :: every, place.sample])
+            if not values.size:
+                continue
+            self._histograms[i].add(values)
+            by_channel = values.reshape(-1, place.channels)
+            self._totals[i] += by_channel.sum(axis=0, dtype=np.float64)
+            self._rows[i] += len(by_channel)
 
-    def result(self) -> TensorStatistics:
+    def result(self) -> dict[str, TensorStatistics]:
+        """By tensor name."""
         self._flush()
         assert self._average is not None
-        low, high = self._low, self._high
-        return TensorStatistics(
-            min=low,
-            max=high,
-            average_min=min(max(self._average[0], low), high),
-            average_max=min(max(self._average[1], low), high),
-            histogram=self._histogram.result(),
-            channel_min=_short(self._least),
-            channel_max=_short(self._most),
-            channel_mean=_short(self._total / self._rows),
-        )
+        averages = self._average.tolist()
+        average_lows = iter(averages[: len(self._low_starts)])
+        average_highs = averages[len(self._low_starts) :]
+        found = {}
+        for i, place in enumerate(self._places):
+            high = self._high[place.high]
+            if place.low is None:
+                low = np.full_like(high, place.ends[0])
+                average_low = place.ends[0]
+            else:
+                low, average_low = self._low[place.low], next(average_lows)
+            least, most = float(low.min()), float(high.max())
+            found[place.name] = TensorStatistics(
+                min=least,
+                max=most,
+                average_min=min(max(average_low, least), most),
+                average_max=min(max(average_highs[i], least), most),
+                histogram=self._histograms[i].result(),
+                channel_min=_short(low),
+                channel_max=_short(high),
+                channel_mean=_short(self._totals[i] / self._rows[i]),
+            )
+        return found
 
 
 def _short(values: npt.NDArray[Any]) -> tuple[float, ...]:
-    """Six digits are enough of what is sampled, and keep the table small."""
-    return tuple(float(f"{value:.6g}") for value in values)
+    """Six digits keep the table small, and say more than a sample knows."""
+    exact = values.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        digits = 5 - np.floor(np.log10(np.abs(exact)))
+    unit = 10.0 ** np.where(np.isfinite(digits), np.clip(digits, -300, 300), 0)
+    return tuple((np.rint(exact * unit) / unit).tolist())
 
 
 def parser() -> cli.Parser:

@@ -325,6 +325,94 @@ class Graph:
         model.subgraphs = [subgraph]
         return _pack(model)
 
+    def add_reduce(self, kind: str, name: str, axes: Sequence[int]) -> str:
+        """Append REDUCE_MIN or REDUCE_MAX over axes; the new tensor has no more of them."""
+        options = self._schema.ReducerOptionsT()
+        options.keepDims = False
+        kept = tuple(n for i, n in enumerate(self.shape(name)) if i not in axes)
+        over = self._add_constant(np.asarray(axes, np.int32))
+        return self._add(f"REDUCE_{kind}", (name, over), kept, "ReducerOptions", options, version=2)
+
+    def add_reshape(self, name: str, shape: tuple[int, ...]) -> str:
+        """Append RESHAPE; a size of -1 takes what is left."""
+        options = self._schema.ReshapeOptionsT()
+        options.newShape = np.asarray(shape, np.int32)
+        given = self._add_constant(options.newShape)
+        whole = int(np.prod(self.shape(name)))
+        known = int(np.prod([size for size in shape if size != -1]))
+        now = tuple(whole // known if size == -1 else size for size in shape)
+        return self._add("RESHAPE", (name, given), now, "ReshapeOptions", options)
+
+    def add_stride(self, name: str, stride: int) -> str:
+        """Append a depthwise convolution with ones: every ``stride``-th row and column."""
+        _, height, width, channels = self.shape(name)
+        options = self._schema.DepthwiseConv2DOptionsT()
+        options.strideH = options.strideW = stride
+        options.depthMultiplier = options.dilationHFactor = options.dilationWFactor = 1
+        ones = self._add_constant(np.ones((1, 1, 1, channels), np.float32))
+        zeros = self._add_constant(np.zeros(channels, np.float32))
+        shape = (1, -(-height // stride), -(-width // stride), channels)
+        return self._add(
+            "DEPTHWISE_CONV_2D", (name, ones, zeros), shape, "DepthwiseConv2DOptions", options
+        )
+
+    def add_concatenation(self, names: Sequence[str], size: int) -> str:
+        """Append CONCATENATION of tensors ``[1, …]`` to one ``[1, size]``."""
+        options = self._schema.ConcatenationOptionsT()
+        options.axis = 1
+        return self._add("CONCATENATION", names, (1, size), "ConcatenationOptions", options)
+
+    def _add(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        shape: tuple[int, ...],
+        options_kind: str,
+        options: Any,
+        *,
+        version: int = 1,
+    ) -> str:
+        """Append an operator with one float output; returns that tensor's name."""
+        schema = self._schema
+        number = getattr(schema.BuiltinOperator, kind)
+        codes = self._model.operatorCodes
+        known = [(max(c.builtinCode, c.deprecatedBuiltinCode), c.version) for c in codes]
+        if (number, version) not in known:
+            code = schema.OperatorCodeT()
+            code.builtinCode, code.version = number, version
+            code.deprecatedBuiltinCode = min(number, 127)
+            codes.append(code)
+            known.append((number, version))
+        place = known.index((number, version))
+        operator = schema.OperatorT()
+        operator.opcodeIndex = place
+        operator.inputs = [self._order.index(name) for name in inputs]
+        operator.builtinOptionsType = getattr(schema.BuiltinOptions, options_kind)
+        operator.builtinOptions = options
+        name = self._add_tensor(shape, schema.TensorType.FLOAT32)
+        operator.outputs = [self._order.index(name)]
+        self._subgraph.operators.append(operator)
+        return name
+
+    def _add_constant(self, values: npt.NDArray[Any]) -> str:
+        kinds = {dtype: number for number, dtype in self._dtypes.items()}
+        name = self._add_tensor(values.shape, kinds[values.dtype])
+        buffer = self._schema.BufferT()
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        self._tensors[name].buffer = len(self._model.buffers)
+        self._model.buffers.append(buffer)
+        return name
+
+    def _add_tensor(self, shape: tuple[int, ...], kind: int) -> str:
+        tensor = self._schema.TensorT()
+        name = f"added {len(self._order)}"
+        tensor.name, tensor.type, tensor.buffer = name.encode(), kind, 0
+        tensor.shape = np.asarray(shape, np.int32)
+        self._subgraph.tensors.append(tensor)
+        self._tensors[name] = tensor
+        self._order.append(name)
+        return name
+
     def with_outputs(self, names: Sequence[str]) -> bytes:
         """The flatbuffer with other tensors as its outputs and no signature."""
         model, subgraph = copy.copy(self._model), copy.copy(self._subgraph)

@@ -82,9 +82,7 @@ class StreamingHistogram:
 
     def result(self) -> Histogram:
         """The histogram of all that was added."""
-        return Histogram(
-            2.0**self._exponent, self._start, tuple(int(count) for count in self._counts)
-        )
+        return Histogram(2.0**self._exponent, self._start, tuple(self._counts.tolist()))
 
     def _fits(self, low: float, high: float) -> bool:
         width = 2.0**self._exponent

@@ -34,14 +34,14 @@ class TensorStatistics:
     """What was seen of one tensor.
 
     Attributes:
-        min: Smallest value over all images, exact.
+        min: Smallest value over all images, exact; 0 of what is behind a ReLU.
         max: Largest value over all images, exact.
         average_min: Moving average of the images' smallest values.
         average_max: Moving average of the images' largest values.
-        histogram: Of a sample of the values, the same number from every image.
-        channel_min: Smallest value of each channel (last axis) in that sample.
-        channel_max: Largest value of each channel in that sample.
-        channel_mean: Mean value of each channel in that sample.
+        histogram: Of a sample of the values, on a grid over the tensor.
+        channel_min: Smallest value of each channel (last axis); 0 of what is behind a ReLU.
+        channel_max: Largest value of each channel.
+        channel_mean: Mean value of each channel in the sample.
     """
 
     min: float
