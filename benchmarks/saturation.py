@@ -197,14 +197,14 @@ def act(options: argparse.Namespace) -> cli.Outcome:
             f"{figures['p'].value:.3f}",
             f"{figures['same'].value:.2f}",
             f"{p50:.3f}",
-            f"{ratio.value:.2f} {ratio.low:.2f}-{ratio.high:.2f}",
+            f"{ratio.value:.2f}",
         )
         document.append({"weights": row.name, "pairs": row.pairs, "p50_ms": p50, **figures})
     cli.console.print(table)
     cli.console.print(f"edgekit chose: {found[-1].way}")
     cli.console.print(
         f"[dim]pairs: of weights that can saturate; p: McNemar against float32; same: % answers of "
-        f"float32; x: time against float32, bootstrap 95 %[/]\n{escape(machine.machine_class)}, "
+        f"float32; x: time against float32[/]\n{escape(machine.machine_class)}, "
         f"1 thread, {options.rounds} rounds of {SAMPLES} runs"
     )
     return 0, {"model": name, "machine": machine.machine_class, "rows": document}

@@ -79,10 +79,13 @@ class QuantizationRecord:
     Attributes:
         way: What was done to the weights.
         tried: SQNR in dB of the outputs on held-out calibration images, by way; empty if unjudged.
+        saturating: How many pairs of weights could saturate on x86 without VNNI, by layer, if they
+            were rounded to nearest.
     """
 
     way: str
     tried: dict[str, float]
+    saturating: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

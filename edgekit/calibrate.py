@@ -93,7 +93,9 @@ def cached(
         except EdgekitError as exc:
             cli.console.print(f"warning: {exc}; calibrating again", soft_wrap=True)
         else:
-            cli.console.print(f"[dim]calibration statistics of {found.count} images: {path}[/]")
+            cli.console.print(
+                f"[dim]calibration statistics of {found.count} images: {path}[/]", soft_wrap=True
+            )
             return choose(replace(found, data=word), method)
     table = observe(canonical, images, prepare=prepare, method=method, word=word)
     try:

@@ -370,7 +370,7 @@ def _parity(
     plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
     ways = {
         "XNNPACK": answers[ours.name],
-        "TFLite reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
+        "reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
     }
     if environment.saturates(machine) and not _cannot_saturate(theirs):
         job = Job.of(theirs, threads=threads)
@@ -527,7 +527,7 @@ def _print_parity(parity: Parity) -> None:
         title="the same integers, run in three ways",
         caption=f"{parity.differing:,} of {parity.numbers:,} stored numbers differ",
     )
-    table.add_column("pair")
+    table.add_column("pair", no_wrap=True)
     for column in ("agree %", "mean LSB", "0", "1", "2", "3+"):
         table.add_column(column, justify="right", no_wrap=True)
     for pair in parity.pairs:
@@ -540,7 +540,10 @@ def _print_parity(parity: Parity) -> None:
             *(f"{100 * share / total:.2f}" for share in shares),
         )
     cli.console.print(table)
-    cli.console.print("[dim]0, 1, 2, 3+: % of output numbers that differ by so many steps[/]")
+    cli.console.print(
+        "[dim]reference: TFLite's own plain kernels; 0, 1, 2, 3+: % of output numbers that "
+        "differ by so many steps[/]"
+    )
 
 
 def parser() -> cli.Parser:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
+from rich.table import Table
 
 from edgekit import artifact, cli, data, encodings, environment, outputs
 from edgekit.artifact import Artifact, CalibrationRecord, Execution, QuantizationRecord
@@ -196,7 +197,9 @@ def export(
             "quantization": None
             if quantized is None
             else QuantizationRecord(
-                quantized.way, {trial.way: trial.sqnr for trial in quantized.trials}
+                quantized.way,
+                {trial.way: trial.sqnr for trial in quantized.trials},
+                {found.layer: found.pairs for found in quantized.saturating},
             ),
             "execution": execution,
             "runtime_options": options,
@@ -542,6 +545,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         force=options.force,
         command=cli.command_line(),
     )
+    record = written.manifest.quantization
+    if record is not None and profile.name == "x86-avx2":
+        _print_saturating(record)
     execution = written.manifest.execution
     if options.precision == "int8" and execution is not None:
         kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
@@ -560,6 +566,19 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         "quantization": written.manifest.quantization,
         "execution": execution,
     }
+
+
+def _print_saturating(record: QuantizationRecord) -> None:
+    """Which layers would have saturated; what was done stands in the notes."""
+    if not record.saturating:
+        cli.console.print("no layer would saturate with weights rounded to nearest")
+        return
+    table = Table(title="would saturate with weights rounded to nearest")
+    table.add_column("layer")
+    table.add_column("pairs of weights", justify="right")
+    for name, pairs in record.saturating.items():
+        table.add_row(escape(name), f"{pairs:,}")
+    cli.console.print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -638,3 +638,20 @@ def test_weights_of_the_default_device_cannot_saturate(
     for layer in Graph(content).layers:
         if layer.kind != "depthwise":
             assert predict(layer.output, stored.layers[layer.output]).pairs == 0
+
+
+def test_export_for_avx2_names_the_layers_that_would_saturate(
+    place: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    done = edgekit(
+        "export", place / "net.keras", "--preprocessing", "unit", "--target", "onnx",
+        "--precision", "int8", "--calibration", place / "set.npz", "--device", "x86-avx2",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    found = done.document["quantization"]["saturating"]
+    assert len(found) > 20 and all(pairs > 0 for pairs in found.values())
+    for layer, pairs in found.items():
+        assert any(layer in line and f"{pairs:,}" in line for line in done.stderr.splitlines())
+    assert not any("depthwise" in layer for layer in found)
+    assert "so that no pair of products can" in " ".join(done.stderr.split())
