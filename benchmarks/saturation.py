@@ -82,7 +82,7 @@ def rows(canonical: bytes, images: data.ImageSet, prepare: Any) -> list[Row]:
         feed=feed,
         observe=lambda other: observe(other, images, prepare=prepare),
     )
-    written, _ = onnx.quantize(onnx.from_tflite(best.graph), best.stored)
+    written = onnx.quantize(onnx.from_tflite(best.graph), best.stored)
     auto = Row("edgekit", written.SerializeToString(), {}, way=best.way)
     return [
         Row("float32", onnx.from_tflite(canonical).SerializeToString(), {}),
@@ -112,7 +112,7 @@ def file(name: str, graph: Graph, given: Mapping[str, Encoding], layers: Layers)
     for layer in changed.layers:
         reconstruct.put(changed, layer, layers[layer.output])
     model = onnx.from_tflite(changed.serialize())
-    written, _ = onnx.quantize(model, reconstruct.stored(given, layers))
+    written = onnx.quantize(model, reconstruct.stored(given, layers))
     pairs = sum(found.pairs for found in quantize.predictions(graph, layers))
     return Row(name, written.SerializeToString(), {}, pairs)
 

@@ -168,8 +168,10 @@ def export(
             f"--strict"
         )
     difference = _check_answers(written, source, target, precision)
+    computed = f"operators that compute in float: {', '.join(execution.floats)}"
     notes = (
         *written.notes,
+        *([computed] if execution.floats else []),
         f"answers to {_CHECKED_IMAGES} random images differ from float32 by {difference:.2g} "
         f"at most",
     )
@@ -367,7 +369,7 @@ def _make_int8(
         return _Written(
             content, tflite.signature(content), canonical, quantized, table, tuple(notes)
         )
-    model, floats = onnx.quantize(
+    model = onnx.quantize(
         onnx.from_tflite(quantized.graph),
         quantized.stored,
         activation_dtype=profile.onnx_activations,
@@ -376,8 +378,6 @@ def _make_int8(
     onnx.rename_ends(model, keras.signature(source.model))
     read = onnx.read_stored(model, Graph(quantized.graph))
     _check_stored(target, read, quantized.stored, biases=profile.onnx_bias)
-    if floats:
-        notes.append(f"operators that stay float: {', '.join(floats)}")
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "

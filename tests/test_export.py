@@ -291,7 +291,7 @@ def test_an_operator_without_int8_form_is_refused_in_tflite_and_stays_float_in_o
         export(tmp_path / "softsign.keras", target="tflite", out=tmp_path / "t", **options)
     assert not (tmp_path / "t").exists()
     written = export(tmp_path / "softsign.keras", target="onnx", out=tmp_path / "o", **options)
-    assert any("stay float: " in note and "Div" in note for note in written.manifest.notes)
+    assert any("compute in float: " in note and "Div" in note for note in written.manifest.notes)
 
 
 UNIT = ("--preprocessing", "unit")

@@ -13,14 +13,13 @@ import numpy as np
 
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
-from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
 OPSET = 18
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
-_FLOATS = (1, 10)
 _FLOAT_NAMES = frozenset(("float", "float16"))
 #: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
 #: Moving data (Transpose, Reshape) is no computation.
@@ -109,7 +108,7 @@ def quantize(
     *,
     activation_dtype: str = "uint8",
     quantize_bias: bool = True,
-) -> tuple[Any, tuple[str, ...]]:
+) -> Any:
     """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
 
     onnxruntime's quantizer writes the graph; every scale, zero_point, weight and bias in it is the
@@ -124,8 +123,8 @@ def quantize(
         quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
 
     Returns:
-        The quantized ``onnx.ModelProto``, and the operators that stay float because the canonical
-        graph has no tensor for them (parts of an operator that ONNX lacks), as ``KIND NAME``.
+        The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
+        in the canonical graph (parts of an operator that ONNX lacks), stays float.
     """
     onnx = _onnx()
     try:
@@ -185,13 +184,7 @@ def quantize(
     _put_integers(quantized, stored, quantize_bias=quantize_bias)
     _sort(quantized)
     onnx.checker.check_model(quantized)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
-    floats = {
-        f"{node.op_type} {short_name(node.output[0])}"
-        for node in left
-        if kinds.get(node.output[0], onnx.TensorProto.FLOAT) in _FLOATS
-    }
-    return quantized, tuple(sorted(floats))
+    return quantized
 
 
 def read_stored(model: Any, graph: Graph) -> Stored:
