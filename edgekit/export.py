@@ -314,6 +314,8 @@ def _decide(
     if found is not None:
         cli.console.print(f"[dim]encodings and integers: {path}[/]", soft_wrap=True)
         return found
+    if path.is_file():
+        cli.console.print(f"warning: {path} cannot be read; deciding again", soft_wrap=True)
     feed = observe_again = None
     graph = Graph(canonical)
     if images is not None:

@@ -92,7 +92,8 @@ def quantize(
         canonical: Float flatbuffer.
         table: Its calibration table.
         profile: The device.
-        feed: The calibration images, preprocessed, ``[N, ...]`` by input name; None when only
+        feed: Calibration images, preprocessed, ``[N, ...]`` by input name, as many as can be walked
+            at once (edgekit.quant.reconstruct.images_that_fit); None when only
             their table is at hand, then biases are corrected from its channel means, unjudged.
         observe: Makes the table of a changed graph, from the same images and by the same method.
         correction: ``auto``, or ``none`` for nearest rounding.
@@ -119,8 +120,7 @@ def quantize(
     elif correction == "auto":
         assert feed is not None
         threads = environment.cores()
-        count = reconstruct.images_that_fit(graph, _count(feed))
-        fit, held = _split(feed, count)
+        fit, held = _split(feed)
         judge = _before_softmax(graph)
         expected = walk.outputs(Graph(judge), held, threads=threads)
 
@@ -210,16 +210,16 @@ def _result(
 
 
 def _short(scales: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(str(scale)) for scale in scales.astype(np.float32))
+    return tuple(encode.stored(scale) for scale in scales)
 
 
 def _count(feed: walk.Values) -> int:
     return len(next(iter(feed.values())))
 
 
-def _split(feed: walk.Values, count: int) -> tuple[walk.Values, walk.Values]:
+def _split(feed: walk.Values) -> tuple[walk.Values, walk.Values]:
     """(images to fit to, images to judge by), spread evenly over the set."""
-    places = np.unique(np.linspace(0, _count(feed) - 1, count).astype(int))
+    places = np.arange(_count(feed))
     judging = places[_HELD_OUT - 1 :: _HELD_OUT][:_LARGEST_HELD_OUT]
     fitting = np.setdiff1d(places, judging)
     return (
