@@ -39,7 +39,7 @@ SAMPLE = 1 << 16
 #: rest; 0.01 is what PyTorch's MovingAverageMinMaxObserver has).
 SHARE = 0.01
 _BATCH_BYTES = 16 << 20  # of all activations in one run, where a model is small enough for several
-_PENDING = 1 << 22  # sampled values that wait for their histograms
+_PENDING = 1 << 22  # reported values that wait for their statistics: numpy's calls cost less so
 
 Floats = npt.NDArray[np.float32]
 
@@ -157,24 +157,18 @@ def observe(
         )
     opened = tflite.interpreter(probed.content, threads=threads)
     batch = _batch(opened, probed, len(images))
-    observer = _Observer(probed.places, len(images))
+    observer = _Observer(probed.places, images.name, len(images))
+    entry = opened.get_input_details()[0]["index"]
     ends = [detail["index"] for detail in opened.get_output_details()]
     with cli.progress() as bar:
         task = bar.add_task("calibrating", total=len(images), note="")
         for start in range(0, len(images), batch):
             size = min(batch, len(images) - start)
-            entry = opened.get_input_details()[0]
-            if entry["shape"][0] != size:
+            if size != batch:
                 _resize(opened, size)
-            opened.set_tensor(entry["index"], prepare.apply(images.images[start : start + size]))
+            opened.set_tensor(entry, prepare.apply(images.images[start : start + size]))
             opened.invoke()
-            bad = observer.add(*(opened.get_tensor(end) for end in ends))
-            if bad is not None:
-                number, name = bad
-                raise InvalidDataError(
-                    f"{images.name}: image {start + number} makes {name} NaN or infinite; "
-                    f"check the model and the preprocessing"
-                )
+            observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
     statistics = observer.result()
     table = CalibrationTable(
@@ -219,13 +213,14 @@ def _resize(opened: Any, batch: int) -> None:
 class _Observer:
     """Statistics of all tensors from what a probe reports."""
 
-    def __init__(self, places: Sequence[Place], images: int) -> None:
+    def __init__(self, places: Sequence[Place], name: str, images: int) -> None:
         self._places = places
+        self._name = name
         self._seen = 0
         self._low: Floats = np.zeros(0, np.float32)
         self._high: Floats = np.zeros(0, np.float32)
         self._average: npt.NDArray[np.float64] | None = None
-        self._pending: list[Floats] = []
+        self._pending: list[tuple[Floats, Floats, Floats]] = []
         self._histograms = [StreamingHistogram() for _ in places]
         self._totals = [np.zeros(place.channels) for place in places]
         self._rows = [0] * len(places)
@@ -236,13 +231,24 @@ class _Observer:
         self._low_starts = [place.low.start for place in places if place.low is not None]
         self._high_starts = [place.high.start for place in places]
 
-    def add(self, low: Floats, high: Floats, sample: Floats) -> tuple[int, str] | None:
-        """Take a run in; (image of the run, tensor) of the first NaN or Inf, if any."""
+    def add(self, low: Floats, high: Floats, sample: Floats) -> None:
+        """Take a run in.
+
+        Raises:
+            InvalidDataError: At a NaN or Inf, or some runs later.
+        """
+        self._pending.append((low, high, sample))
+        if len(self._pending) * (low.size + high.size + sample.size) > _PENDING:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        low, high, sample = map(np.concatenate, zip(*self._pending, strict=True))
+        self._pending = []
         for values, side in ((high, "high"), (low, "low"), (sample, "sample")):
             if not math.isfinite(float(values.sum(dtype=np.float64))):
-                found = self._bad(values, side)
-                if found is not None:
-                    return found
+                self._refuse_bad(values, side)
         lowest, highest = low.min(axis=0), high.max(axis=0)
         if self._seen:
             lowest, highest = np.minimum(lowest, self._low), np.maximum(highest, self._high)
@@ -253,34 +259,26 @@ class _Observer:
             if self._average is None:
                 self._average = one.copy()
             self._average += SHARE * (one - self._average)
-        self._pending.append(sample)
+        first = self._seen
         self._seen += len(sample)
-        if sum(map(len, self._pending)) * sample.shape[1] > _PENDING:
-            self._flush()
-        return None
-
-    def _bad(self, values: Floats, side: str) -> tuple[int, str] | None:
-        for number, row in enumerate(values):
-            for place in self._places:
-                columns = getattr(place, side)
-                if columns is not None and not np.isfinite(row[columns]).all():
-                    return number, place.name
-        return None
-
-    def _flush(self) -> None:
-        if not self._pending:
-            return
-        rows = np.concatenate(self._pending)
-        first = self._seen - len(rows)
-        self._pending = []
         for i, (place, every) in enumerate(zip(self._places, self._every, strict=True)):
-            values = np.ascontiguousarray(rows[-first % every :: every, place.sample])
+            values = np.ascontiguousarray(sample[-first % every :: every, place.sample])
             if not values.size:
                 continue
             self._histograms[i].add(values)
             by_channel = values.reshape(-1, place.channels)
             self._totals[i] += by_channel.sum(axis=0, dtype=np.float64)
             self._rows[i] += len(by_channel)
+
+    def _refuse_bad(self, values: Floats, side: str) -> None:
+        for number, row in enumerate(values):
+            for place in self._places:
+                columns = getattr(place, side)
+                if columns is not None and not np.isfinite(row[columns]).all():
+                    raise InvalidDataError(
+                        f"{self._name}: image {self._seen + number} makes {place.name} NaN or "
+                        f"infinite; check the model and the preprocessing"
+                    )
 
     def result(self) -> dict[str, TensorStatistics]:
         """By tensor name."""

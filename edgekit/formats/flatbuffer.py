@@ -137,6 +137,7 @@ class Graph:
                 raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
             self._tensors[name] = tensor
         self._order = list(self._tensors)
+        self._original = len(self._subgraph.operators)
         self._separate()
 
     def _separate(self) -> None:
@@ -414,8 +415,21 @@ class Graph:
         return name
 
     def with_outputs(self, names: Sequence[str]) -> bytes:
-        """The flatbuffer with other tensors as its outputs and no signature."""
+        """The flatbuffer with other tensors as its outputs and no signature.
+
+        What was added runs right after the operator that makes its input: at the end of the graph
+        it would keep that tensor alive until then and read it when it has left the cache.
+        """
         model, subgraph = copy.copy(self._model), copy.copy(self._subgraph)
+        made: dict[int, int] = {}
+        places = []
+        for i, operator in enumerate(subgraph.operators):
+            added = i >= self._original
+            place = max(made.get(tensor, -1) for tensor in operator.inputs) if added else i
+            made.update(dict.fromkeys(operator.outputs, place))
+            places.append(place)
+        order = sorted(range(len(places)), key=places.__getitem__)  # stable
+        subgraph.operators = [subgraph.operators[i] for i in order]
         subgraph.outputs = [self._order.index(name) for name in names]
         model.subgraphs, model.signatureDefs = [subgraph], None
         return _pack(model)
