@@ -612,7 +612,7 @@ def test_a_sample_holds_what_dot_products_read() -> None:
         seen = {name: np.concatenate(each) for name, each in whole(found.canonical, values).items()}
         assert len(graph.layers) == 6
         for layer in graph.layers:
-            rows, bias = reconstruct._rows(graph, layer)
+            rows, bias = reconstruct.rows_of(graph, layer)
             sample, _ = reconstruct._sample(
                 graph, layer, seen[layer.input], values, rows.shape[1], np.random.default_rng(0)
             )

@@ -6,6 +6,7 @@ This is the only place that knows such rules; every writer takes what is decided
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,20 +35,24 @@ _FIXED = {
 }
 
 
-def activations(
-    graph: Graph, ranges: Mapping[str, Range], profile: DeviceProfile
-) -> dict[str, Encoding]:
-    """The encoding of every activation.
+@dataclass(frozen=True)
+class Sharing:
+    """Which activations have one scale.
 
-    Args:
-        graph: Float.
-        ranges: By tensor name, of every float tensor that is computed.
-        profile: Says whether zero_point has to be 0.
-
-    Raises:
-        InvalidDataError: If a tensor has no range, or one of width 0.
-        InvalidModelError: If a fixed scale is joined with values that do not fit it.
+    Attributes:
+        roots: By tensor name, one tensor that stands for all that share its scale; in order of
+            execution.
+        fixed: (scale, zero_point) that the specification sets, by root.
+        direct: Tensors whose own operator sets them.
     """
+
+    roots: dict[str, str]
+    fixed: dict[str, tuple[float, int]]
+    direct: frozenset[str]
+
+
+def sharing(graph: Graph) -> Sharing:
+    """Find the operators that must share a scale, and those whose scale is fixed."""
     groups = _Groups()
     fixed: dict[str, tuple[float, int]] = {}
     for operator in graph.operators:
@@ -64,23 +69,42 @@ def activations(
         elif operator.kind in _FIXED:
             for name in written:
                 fixed[name] = _FIXED[operator.kind]
-    names = [name for name in _computed(graph)]
+    return Sharing(
+        {name: groups.root(name) for name in _computed(graph)},
+        {groups.root(name): value for name, value in fixed.items()},
+        frozenset(fixed),
+    )
+
+
+def activations(
+    graph: Graph, ranges: Mapping[str, Range], profile: DeviceProfile
+) -> dict[str, Encoding]:
+    """The encoding of every activation.
+
+    Args:
+        graph: Float.
+        ranges: By tensor name, of every float tensor that is computed.
+        profile: Says whether zero_point has to be 0.
+
+    Raises:
+        InvalidDataError: If a tensor has no range, or one of width 0.
+        InvalidModelError: If a fixed scale is joined with values that do not fit it.
+    """
+    found = sharing(graph)
     shared: dict[str, Range] = {}
-    for name in names:
+    for name, root in found.roots.items():
         if name not in ranges:
             raise InvalidDataError(
                 f"{short_name(name)} has no range in the calibration table; calibrate this model"
             )
-        root, found = groups.root(name), ranges[name]
-        before = shared.get(root, found)
-        shared[root] = Range(min(before.min, found.min), max(before.max, found.max))
-    fixed_roots = {groups.root(name): value for name, value in fixed.items()}
+        own = ranges[name]
+        before = shared.get(root, own)
+        shared[root] = Range(min(before.min, own.min), max(before.max, own.max))
     encodings = {}
-    for name in names:
-        root = groups.root(name)
-        if root in fixed_roots and not profile.symmetric:
-            scale, zero_point = fixed_roots[root]
-            if name not in fixed:
+    for name, root in found.roots.items():
+        if root in found.fixed and not profile.symmetric:
+            scale, zero_point = found.fixed[root]
+            if name not in found.direct:
                 _check_fixed(name, scale, zero_point, ranges[name])
         else:
             scale, zero_point = _place(name, shared[root], profile)

@@ -7,7 +7,7 @@ rounded so that its answer, not its weights, moves least (edgekit.quant.rounding
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,7 @@ def nearest(
     pair_bound: bool,
     statistics: Mapping[str, TensorStatistics] | None = None,
     bits: int = 8,
+    only: Collection[str] | None = None,
 ) -> Layers:
     """Every weight to its nearest step.
 
@@ -66,10 +67,13 @@ def nearest(
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
             are taken as if they were not there.
         bits: Of the weights, 2 to 8; they are stored in 8.
+        only: Layers to do, by output; default all.
     """
     found = {}
     for layer in graph.layers:
-        rows, bias = _rows(graph, layer)
+        if only is not None and layer.output not in only:
+            continue
+        rows, bias = rows_of(graph, layer)
         scale = rounding.scales(rows, bits=bits)
         bound = pair_bound and layer.kind != "depthwise"
         if bound:
@@ -80,7 +84,7 @@ def nearest(
             bias = bias + _mean_answer(
                 layer, graph.shape(layer.weights), error, statistics[layer.input].channel_mean
             )
-        found[layer.output] = _finish(graph, layer, steps, scale, bias, encodings)
+        found[layer.output] = finish(graph, layer, steps, scale, bias, encodings)
     return found
 
 
@@ -210,7 +214,7 @@ def _fit(
     pair_bound: bool,
     rng: np.random.Generator,
 ) -> Rounded:
-    rows, bias = _rows(graph, layer)
+    rows, bias = rows_of(graph, layer)
     exact, seen = _sample(graph, layer, plain, device, rows.shape[1], rng)
     channels = seen.shape[-1]
     if layer.kind == "depthwise":
@@ -218,7 +222,7 @@ def _fit(
         exact, seen = np.repeat(exact, wide, axis=2), np.repeat(seen, wide, axis=2)
     if layer.kind != "conv" or channels == rows.shape[1]:
         steps, scale, bias = _solve(rows, bias, exact, seen, pair_bound=pair_bound)
-        return _finish(graph, layer, steps, scale, bias, encodings)
+        return finish(graph, layer, steps, scale, bias, encodings)
     # a grouped convolution: each group has rows and channels of its own
     taps = int(np.prod(graph.shape(layer.weights)[1:3]))
     own = rows.shape[1] // taps
@@ -234,7 +238,7 @@ def _fit(
             _solve(rows[chosen], bias[chosen], exact_part, seen_part, pair_bound=pair_bound)
         )
     steps, scale, bias = (np.concatenate(found) for found in zip(*parts, strict=True))
-    return _finish(graph, layer, steps, scale, bias, encodings)
+    return finish(graph, layer, steps, scale, bias, encodings)
 
 
 def _solve(
@@ -320,7 +324,7 @@ def _grid(size: int, kernel: int, stride: int, dilation: int, *, same: bool) -> 
     return places, max(0, (places - 1) * stride + reach - size) // 2
 
 
-def _rows(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
+def rows_of(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
     """Weights ``[O, K]`` in the order of the dot product, and biases ``[O]``, float64."""
     weights = graph.constant(layer.weights).astype(np.float64)
     if not np.isfinite(weights).all():
@@ -360,7 +364,7 @@ def _mean_answer(
     return np.asarray(np.einsum("goc,gc->go", taps, mean.reshape(groups, own)).reshape(-1))
 
 
-def _finish(
+def finish(
     graph: Graph,
     layer: Layer,
     steps: Floats,
@@ -368,7 +372,19 @@ def _finish(
     bias: Floats,
     encodings: Mapping[str, Encoding],
 ) -> Rounded:
-    """Integers and the numbers that they stand for."""
+    """Integers of a layer, and the numbers that they stand for.
+
+    Args:
+        graph: Float.
+        layer: Of the graph.
+        steps: Whole steps ``[O, K]`` in the order of the dot product.
+        scale: ``[O]``.
+        bias: Real ``[O]``.
+        encodings: Of activations; the input's gives the bias its scale.
+
+    Raises:
+        InvalidModelError: If the bias fits in int32 at no weight scale.
+    """
     entry = np.float32(encodings[layer.input].scale[0])
     weight_scale = scale.astype(np.float32)
     raised = False

@@ -1,0 +1,800 @@
+"""FakeQuantized: a Keras model that computes, in float and with gradients, what the device will.
+
+Where numbers are rounded is read from the canonical graph, not from the Keras layers: a tensor that
+the deployed file stores is found among the Keras tensors by its values, and only there stands a
+fake quantizer (Jacob et al. 2018, "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference", section 3). Kernels are rounded per output channel before batch
+normalisation, which folding multiplies into the channel's scale: the integers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encodings import Encoding, Stored
+from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
+from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.keras import tensorflow, tf_keras
+from edgekit.formats.quiet import quiet
+from edgekit.quant import encode, reconstruct, rounding, walk
+from edgekit.quant.profiles import DeviceProfile
+from edgekit.quant.rounding import Floats
+from edgekit.quant.saturation import LIMIT
+from edgekit.quant.table import Range
+
+tf = tensorflow()
+keras = tf_keras()
+try:
+    with quiet():
+        from tensorflow_model_optimization.quantization import keras as tfmot
+except ImportError:
+    raise MissingDependencyError("tensorflow-model-optimization", "train") from None
+
+RangeMode = Literal["moving-average", "learned"]
+RANGE_MODES: tuple[str, ...] = ("moving-average", "learned")
+
+#: The attribute that holds the kernel, by layer class.
+_WEIGHTED = {"Conv2D": "kernel", "DepthwiseConv2D": "depthwise_kernel", "Dense": "kernel"}
+_PLAIN = frozenset(
+    "InputLayer Add Concatenate MaxPooling2D AveragePooling2D GlobalAveragePooling2D "
+    "GlobalMaxPooling2D Flatten Reshape ZeroPadding2D Dropout SpatialDropout2D Softmax".split()
+)
+_DROPPING = frozenset(("Dropout", "SpatialDropout2D"))
+_ACTIVATIONS = frozenset(("linear", "relu", "relu6", "softmax"))
+_TINY = 1e-12
+#: Two tensors hold the same values if they differ by less, relative to the largest.
+_SAME = 1e-3
+#: Images by whose values tensors are found.
+IMAGES = 8
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One tensor of the rebuilt model.
+
+    Attributes:
+        key: The layer's name, with ``/activation`` where an activation was split off, and ``:N``
+            for later calls of a shared layer.
+        tensor: Keras tensor, before a fake quantizer.
+        layer: Name of the layer.
+        weighted: Name of the layer with weights that this tensor is the answer of: what lies
+            between is batch normalisation and activation.
+        softmax_of: Keras tensor that a softmax was taken of, or None.
+    """
+
+    key: str
+    tensor: Any
+    layer: str
+    weighted: str | None
+    softmax_of: Any = None
+
+
+@dataclass
+class _Built:
+    """A rebuilt model: its ends, all tensors, copies of layers and the kernels' variables."""
+
+    inputs: Any
+    outputs: Any
+    stages: list[_Stage]
+    layers: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, list[Any]] = field(default_factory=dict)
+    trainable: list[Any] = field(default_factory=list)
+    kernels: dict[str, Any] = field(default_factory=dict)
+    normalized: dict[str, str] = field(default_factory=dict)
+
+
+def check(model: Any, leave_float: Collection[str] = ()) -> None:
+    """Refuse, before any training, a model that cannot be fake-quantized.
+
+    Args:
+        model: tf_keras model.
+        leave_float: Names of layers to leave in float.
+
+    Raises:
+        InvalidModelError: If the model is not one flat functional graph, or a layer is of a kind
+            that is not known to compute in int8 as it trains.
+        InvalidOptionError: If ``leave_float`` names no layer.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise InvalidModelError(
+            f"{model.name} is no functional model; build it with tf_keras.Model(inputs, outputs)"
+        )
+    inner = [layer.name for layer in model.layers if isinstance(layer, keras.Model)]
+    if inner:
+        raise InvalidModelError(
+            f"{', '.join(inner)} is a model inside the model; training needs one flat graph: call "
+            f"the inner model's layers on your own tensors instead of the model, e.g. build it "
+            f"with input_tensor=x where its constructor takes that, then load the weights"
+        )
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise InvalidModelError(
+            f"expected one input and one output to train, got {len(model.inputs)} and "
+            f"{len(model.outputs)}"
+        )
+    names = {layer.name for layer in model.layers}
+    unknown = sorted(set(leave_float) - names)
+    if unknown:
+        raise InvalidOptionError(
+            f"--leave-float names no layer of {model.name}: {', '.join(unknown)}"
+        )
+    bad = [
+        f"{layer.name} ({why})"
+        for layer in model.layers
+        if layer.name not in leave_float and (why := _unsupported(layer))
+    ]
+    if bad:
+        choice = " ".join(f"--leave-float {entry.split(' ')[0]}" for entry in bad)
+        raise InvalidModelError(
+            f"{len(bad)} layers cannot be fake-quantized: {', '.join(bad)}; replace them, or train "
+            f"them in float, to be quantized only in the deployed file: {choice}"
+        )
+
+
+def _unsupported(layer: Any) -> str:
+    """Why a layer cannot be fake-quantized; empty if it can."""
+    kind = type(layer).__name__
+    if kind in _PLAIN:
+        return ""
+    if kind in _WEIGHTED or kind == "Activation":
+        name = _activation(layer)
+        return "" if name in _ACTIVATIONS else f"{kind} with activation {name}"
+    if kind == "ReLU":
+        plain = layer.max_value in (None, 6.0) and not layer.negative_slope and not layer.threshold
+        return "" if plain else "ReLU that is neither ReLU nor ReLU6"
+    if kind == "BatchNormalization":
+        before = layer.inbound_nodes[0].inbound_layers
+        alone = not isinstance(before, list) and len(before.outbound_nodes) == 1
+        folds = (
+            alone
+            and len(layer.inbound_nodes) == 1
+            and type(before).__name__ in _WEIGHTED
+            and _activation(before) == "linear"
+        )
+        return "" if folds else "BatchNormalization that is not right behind a layer with weights"
+    return kind
+
+
+def _activation(layer: Any) -> str:
+    return str(getattr(layer.activation, "__name__", layer.activation))
+
+
+class FakeQuantized:
+    """A model beside its canonical graph, trained with both in step.
+
+    Args:
+        model: Float tf_keras model; stays as it is.
+        canonical: Its canonical float flatbuffer.
+        ranges: By canonical tensor name, to start from (a calibration table's).
+        images: Preprocessed float32 ``[N, ...]``, by which tensors are found.
+        profile: The device.
+        leave_float: Names of layers to leave in float.
+        mode: ``moving-average`` or ``learned`` ranges.
+        bits: Of the weights, 2 to 8.
+        decay: Of the moving average, a step.
+        prior: How many steps' worth of images the starting ranges were taken from; they lose their
+            say as the average's bias correction (Kingma and Ba 2015, section 3) has it. Infinite:
+            no bias correction.
+
+    Attributes:
+        model: Fake-quantized tf_keras model with the same input and output.
+        logits: The same up to what its last softmax is taken of.
+        untrained: Canonical tensors that training does not see; they keep their given range.
+
+    Raises:
+        InvalidModelError: See :func:`check`; or if a layer is not found in the canonical graph.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        canonical: bytes,
+        ranges: Mapping[str, Range],
+        images: npt.NDArray[np.float32],
+        profile: DeviceProfile,
+        *,
+        leave_float: Collection[str] = (),
+        mode: RangeMode = "moving-average",
+        bits: int = 8,
+        decay: float = 0.99,
+        prior: float = 10.0,
+    ) -> None:
+        check(model, leave_float)
+        self.canonical = canonical
+        self.profile = profile
+        self.bits = bits
+        self._source = model
+        self._ranges = dict(ranges)
+        graph = Graph(canonical)
+        plain = _build(model)
+        self._key_of = _match(plain, graph, images[:IMAGES])
+        self._layer_of = _weighted(plain, graph, self._key_of, leave_float)
+        shares = encode.sharing(graph)
+        skipped = {stage.key for stage in plain.stages if stage.layer in leave_float}
+        trained: dict[str, list[str]] = {}
+        for name, root in shares.roots.items():
+            key = self._key_of.get(name)
+            if key is not None and key not in skipped:
+                trained.setdefault(root, []).append(name)
+        self.untrained = tuple(
+            name for name, root in shares.roots.items() if root not in trained
+        )
+        bounds = graph.bounds()
+        self._groups: dict[str, _Group] = {}
+        by_key: dict[str, tuple[_Group, str]] = {}
+        for root, names in trained.items():
+            together = [name for name, other in shares.roots.items() if other == root]
+            low = min(0.0, *(ranges[name].min for name in together))
+            high = max(0.0, *(ranges[name].max for name in together))
+            fixed = root in shares.fixed and not profile.symmetric
+            if fixed:
+                scale, zero_point = shares.fixed[root]
+                low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
+            group = _Group(
+                low,
+                high,
+                fixed=fixed or any(name in graph.inputs for name in together),
+                positive=all(bounds.get(name, (-1.0,))[0] >= 0 for name in together),
+                symmetric=profile.symmetric,
+                mode=mode,
+                members=list(dict.fromkeys(self._key_of[name] for name in names)),
+                decay=decay,
+                prior=prior,
+            )
+            self._groups[root] = group
+            for name in names:
+                by_key.setdefault(self._key_of[name], (group, root))
+        self._built = _build(
+            model,
+            kernel=_KernelQuantizer(bits, pair_bound=profile.pair_bound),
+            places={key: group for key, (group, _) in by_key.items()},
+            leave_float=leave_float,
+        )
+        last = self._built.stages[-1]
+        self.ends_in_softmax = last.softmax_of is not None
+        self.model = keras.Model(self._built.inputs, self._built.outputs, name=model.name)
+        self.logits = (
+            keras.Model(self._built.inputs, last.softmax_of, name=model.name)
+            if self.ends_in_softmax
+            else self.model
+        )
+
+    @property
+    def variables(self) -> list[Any]:
+        """All variables, in a fixed order: weights, statistics, ranges."""
+        found = [v for weights in self._built.weights.values() for v in weights]
+        return found + [v for group in self._groups.values() for v in group.variables]
+
+    @property
+    def trainable(self) -> list[Any]:
+        """Variables that have a gradient."""
+        return self._built.trainable + [v for group in self._groups.values() for v in group.trainable]
+
+    @property
+    def decayed(self) -> list[Any]:
+        """Kernels that weight decay is for: not depthwise."""
+        kinds = {layer.name: type(layer).__name__ for layer in self._source.layers}
+        return [v for name, v in self._built.kernels.items() if kinds[name] != "DepthwiseConv2D"]
+
+    def settle(self) -> None:
+        """Bring learned ranges back to where they mean something; after each step."""
+        for group in self._groups.values():
+            group.settle()
+
+    def ranges(self) -> dict[str, Range]:
+        """The present range of every canonical tensor."""
+        found = dict(self._ranges)
+        roots = encode.sharing(Graph(self.canonical)).roots
+        for name, root in roots.items():
+            if root in self._groups:
+                low, high = (float(end) for end in self._groups[root].plain_ends())
+                found[name] = Range(low, high)
+        return found
+
+    def activations(self) -> dict[str, tuple[float, int]]:
+        """(scale, zero_point) of every fake-quantized Keras tensor, by its key."""
+        encodings = encode.activations(Graph(self.canonical), self.ranges(), self.profile)
+        found: dict[str, tuple[float, int]] = {}
+        roots = encode.sharing(Graph(self.canonical)).roots
+        for name, encoding in encodings.items():
+            key = self._key_of.get(name)
+            if roots[name] in self._groups and key is not None:
+                found.setdefault(key, (encoding.scale[0], encoding.zero_point))
+        return found
+
+    def deployed(self) -> tuple[bytes, Stored, dict[str, Encoding]]:
+        """The int8 model as it now is, without asking a converter.
+
+        Returns:
+            Float flatbuffer with the numbers that the integers stand for, what both writers take,
+            and the encodings of all tensors.
+        """
+        graph = Graph(self.canonical)
+        encodings = encode.activations(graph, self.ranges(), self.profile)
+        layers = self._layers(graph, encodings)
+        for layer in graph.layers:
+            reconstruct.put(graph, layer, layers[layer.output])
+        tensors = dict(encodings)
+        for layer in graph.layers:
+            integers = layers[layer.output].integers
+            tensors[layer.weights] = Encoding(
+                "int8", tuple(encode.stored(s) for s in integers.weight_scale), 0, layer.axis
+            )
+        return graph.serialize(), reconstruct.stored(encodings, layers), tensors
+
+    def put_into(self, model: Any) -> None:
+        """Give the trained numbers to a model of the same architecture, kernels on their grid."""
+        graph = Graph(self.canonical)
+        encodings = encode.activations(graph, self.ranges(), self.profile)
+        layers = self._layers(graph, encodings)
+        for layer in model.layers:
+            layer.set_weights([v.numpy() for v in self._built.weights.get(layer.name, [])])
+        for layer in graph.layers:
+            name = self._layer_of[layer.output]
+            if name is None:
+                continue
+            factor, _ = self._fold(name)
+            integers = layers[layer.output].integers
+            shape = integers.weights.shape
+            whole = integers.weights.astype(np.float64)
+            rows = whole.reshape(-1, shape[3]).T if layer.kind == "depthwise" else whole
+            rows = rows.reshape(len(factor), -1) * integers.weight_scale[:, None]
+            safe = np.where(np.abs(factor) > _TINY, factor, 1.0)
+            kernel = getattr(model.get_layer(name), _WEIGHTED[_kind(self._source, name)])
+            kernel.assign((rows / safe[:, None]).T.reshape(kernel.shape))
+
+    def _layers(self, graph: Graph, encodings: Mapping[str, Encoding]) -> reconstruct.Layers:
+        """Integers of each layer of a graph, whose float constants are set on the way."""
+        found: reconstruct.Layers = {}
+        nearest = []
+        for layer in graph.layers:
+            name = self._layer_of[layer.output]
+            if name is None:
+                nearest.append(layer.output)
+                continue
+            factor, bias = self._fold(name)
+            variable = self._built.kernels.get(name)
+            if variable is None:  # left in float: what the deployed file makes of it
+                kind = _kind(self._source, name)
+                kernel = getattr(self._built.layers[name], _WEIGHTED[kind])
+                rows = _as_rows(kernel.numpy(), kind) * factor[:, None]
+                weights = rows.T if layer.kind == "depthwise" else rows
+                shape = graph.shape(layer.weights)
+                graph.set_constant(layer.weights, weights.reshape(shape).astype(np.float32))
+                if layer.bias is not None:
+                    graph.set_constant(layer.bias, bias.astype(np.float32))
+                nearest.append(layer.output)
+                continue
+            values, scale = (part.numpy().astype(np.float64) for part in self._grid(name))
+            kind = _kind(self._source, name)
+            steps = np.rint(_as_rows(values, kind) / scale[:, None]) * np.sign(factor)[:, None]
+            folded = scale * np.abs(factor)
+            silent = folded < _TINY
+            steps[silent], folded[silent] = 0.0, 1.0
+            found[layer.output] = reconstruct.finish(graph, layer, steps, folded, bias, encodings)
+        found.update(
+            reconstruct.nearest(
+                graph, encodings, pair_bound=self.profile.pair_bound, only=nearest, bits=self.bits
+            )
+        )
+        return found
+
+    def _grid(self, name: str) -> tuple[Any, Any]:
+        """(kernel on its grid, float32 ``[O]`` scale) of a layer."""
+        quantizer = _KernelQuantizer(self.bits, pair_bound=self.profile.pair_bound)
+        return quantizer.grid(self._built.kernels[name], _kind(self._source, name))
+
+    def _fold(self, name: str) -> tuple[Floats, Floats]:
+        """(what batch normalisation multiplies each output channel with, bias), float64 ``[O]``."""
+        layer, kind = self._built.layers[name], _kind(self._source, name)
+        kernel = self._built.kernels.get(name)
+        kernel = getattr(layer, _WEIGHTED[kind]) if kernel is None else kernel
+        size = _channels(kernel.shape, kind)
+        bias = np.zeros(size)
+        if layer.use_bias:
+            bias = layer.bias.numpy().astype(np.float64)
+        normal = self._built.normalized.get(name)
+        if normal is None:
+            return np.ones(size), bias
+        found = self._built.layers[normal]
+        factor = 1 / np.sqrt(found.moving_variance.numpy().astype(np.float64) + found.epsilon)
+        if found.scale:
+            factor = factor * found.gamma.numpy()
+        bias = (bias - found.moving_mean.numpy()) * factor
+        if found.center:
+            bias = bias + found.beta.numpy()
+        return factor, bias
+
+
+class _Group:
+    """The range of tensors that share a scale, as variables."""
+
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        *,
+        fixed: bool,
+        positive: bool,
+        symmetric: bool,
+        mode: RangeMode,
+        members: Sequence[str],
+        decay: float,
+        prior: float,
+    ) -> None:
+        self._fixed, self._symmetric = fixed, symmetric
+        self._learned = mode == "learned" and not fixed
+        self._positive = positive
+        self._decay = decay
+        averages = mode == "moving-average" and not fixed
+        own = members if averages else [""]
+
+        def variable(value: float, trainable: bool = False) -> Any:
+            return tf.Variable(value, trainable=trainable, dtype=tf.float32)
+
+        self._low = {key: variable(low, self._learned and not positive) for key in own}
+        self._high = {key: variable(high, self._learned) for key in own}
+        self._seen = {key: variable(prior) for key in own} if averages else {}
+
+    @property
+    def variables(self) -> list[Any]:
+        return [*self._low.values(), *self._high.values(), *self._seen.values()]
+
+    @property
+    def trainable(self) -> list[Any]:
+        return [v for v in (*self._low.values(), *self._high.values()) if v.trainable]
+
+    def plain_ends(self) -> tuple[Any, Any]:
+        low = tf.reduce_min([v.read_value() for v in self._low.values()])
+        high = tf.reduce_max([v.read_value() for v in self._high.values()])
+        return tf.minimum(low, 0.0), tf.maximum(high, 0.0)
+
+    def quantize(self, x: Any, key: str, training: bool) -> Any:
+        """Values to the nearest that can be stored."""
+        if training and key in self._seen:
+            self._update(x, key)
+        low, high = self.plain_ends()
+        if self._symmetric:
+            high = tf.maximum(-low, high)
+            low = -high * (128 / 127)
+        high = tf.maximum(high, low + 1e-6)
+        if training and self._learned:
+            return _learned(x, low, high)
+        return tf.quantization.fake_quant_with_min_max_vars(
+            x, tf.stop_gradient(low), tf.stop_gradient(high)
+        )
+
+    def settle(self) -> None:
+        if self._learned:
+            for v in self._low.values():
+                v.assign(tf.minimum(v, 0.0))
+            for v in self._high.values():
+                v.assign(tf.maximum(v, 1e-5))
+
+    def _update(self, x: Any, key: str) -> None:
+        seen = self._seen[key]
+        share = (1 - self._decay) / (1 - self._decay ** (seen + 1.0))
+        x = tf.stop_gradient(x)
+        for average, value in (
+            (self._low[key], tf.minimum(tf.reduce_min(x), 0.0)),
+            (self._high[key], tf.maximum(tf.reduce_max(x), 0.0)),
+        ):
+            average.assign_add(share * (value - average))
+        seen.assign_add(1.0)
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _learned(x: Any, low: Any, high: Any) -> Any:
+    """Fake quantization with the gradient of its ends from Esser et al. 2020 ("LSQ", section 2).
+
+    ``low`` and ``high`` move as their step size ``(high - low) / 255`` would there, scaled by
+    ``1 / sqrt(values * 255)``.
+    """
+    y = tf.quantization.fake_quant_with_min_max_vars(x, low, high)
+    count = tf.cast(tf.reduce_prod(tf.shape(x)[1:]), tf.float32)
+
+    def gradient(dy: Any) -> tuple[Any, Any, Any]:
+        dx, below, above = tf.quantization.fake_quant_with_min_max_vars_gradient(dy, x, low, high)
+        inside = tf.reduce_sum(dx * (y - x)) / (high - low)
+        scale = 255.0**2 / tf.sqrt(count * 255.0)
+        return dx, scale * (below - inside), scale * (above + inside)
+
+    return y, gradient
+
+
+class _KernelQuantizer(tfmot.quantizers.Quantizer):  # type: ignore[misc]
+    """Symmetric narrow range per output channel, depthwise too, from the kernel as it is."""
+
+    def __init__(self, bits: int, *, pair_bound: bool, kind: str = "Conv2D") -> None:
+        self.bits, self.pair_bound, self.kind = bits, pair_bound, kind
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        """Needs no variables."""
+        return {}
+
+    def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
+        return self.grid(inputs, self.kind)[0]
+
+    def grid(self, kernel: Any, kind: str) -> tuple[Any, Any]:
+        """(kernel on its grid, float32 ``[O]`` scale); the gradient passes straight through.
+
+        Where the device adds pairs of products in 16 bits, a channel's scale is large enough for
+        neighbours of one sign to stay within the bound (edgekit.quant.saturation).
+        """
+        depthwise = kind == "DepthwiseConv2D"
+        rows = tf.reshape(kernel, [-1, _channels(kernel.shape, kind)])
+        largest = 2 ** (self.bits - 1) - 1
+        scale = tf.reduce_max(tf.abs(rows), axis=0) / largest
+        if self.pair_bound and not depthwise and 2 * largest > LIMIT:
+            even = tf.pad(rows, [[0, rows.shape[0] % 2], [0, 0]])
+            first, second = even[0::2], even[1::2]
+            alike = tf.where(first * second > 0, tf.abs(first + second), 0.0)
+            # each of the two is rounded by half a step at the most
+            scale = tf.maximum(scale, tf.reduce_max(alike, axis=0) / (LIMIT - 1))
+        scale = tf.stop_gradient(tf.maximum(scale, _TINY))
+        levels = tf.clip_by_value(tf.round(rows / scale), -largest, largest)
+        found = rows + tf.stop_gradient(levels * scale - rows)
+        return tf.reshape(found, kernel.shape), scale
+
+    def get_config(self) -> dict[str, Any]:
+        """What rebuilds it."""
+        return {"bits": self.bits, "pair_bound": self.pair_bound, "kind": self.kind}
+
+
+class _KernelConfig(tfmot.QuantizeConfig):  # type: ignore[misc]
+    """Tells tfmot's wrapper which variable to round, and how."""
+
+    def __init__(self, attribute: str, quantizer: _KernelQuantizer) -> None:
+        self.attribute, self.quantizer = attribute, quantizer
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[Any]:
+        """The kernel."""
+        return [(getattr(layer, self.attribute), self.quantizer)]
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[Any]:
+        """None: activations stand on their own."""
+        return []
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence[Any]) -> None:
+        """Let the layer compute with the rounded kernel."""
+        setattr(layer, self.attribute, quantize_weights[0])
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: Sequence[Any]) -> None:
+        """Nothing to set."""
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        """None."""
+        return []
+
+    def get_config(self) -> dict[str, Any]:
+        """What rebuilds it."""
+        return {"attribute": self.attribute, "quantizer": self.quantizer}
+
+
+class _FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
+    """Rounds a tensor to what can be stored."""
+
+    def __init__(self, place: Callable[[Any, bool], Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._place = place
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Quantize; ranges follow while training."""
+        return self._place(inputs, bool(training))
+
+
+def with_activations(model: Any, found: Mapping[str, tuple[float, int]]) -> Any:
+    """A model that rounds the named tensors: with kernels on their grid, the fake-quantized one.
+
+    Args:
+        model: tf_keras model, as an artifact of ``python -m edgekit.qat`` holds it.
+        found: (scale, zero_point) by key, of :meth:`FakeQuantized.activations`.
+
+    Raises:
+        InvalidModelError: If a name is not one of the model's.
+    """
+    places = {}
+    for key, (scale, zero_point) in found.items():
+        low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
+        places[key] = _Group(
+            low,
+            high,
+            fixed=True,
+            positive=False,
+            symmetric=False,
+            mode="moving-average",
+            members=[key],
+            decay=0.0,
+            prior=0.0,
+        )
+    built = _build(model, places=places)
+    unknown = sorted(set(found) - {stage.key for stage in built.stages})
+    if unknown:
+        raise InvalidModelError(f"{model.name} has no tensor {', '.join(unknown)}")
+    return keras.Model(built.inputs, built.outputs, name=model.name)
+
+
+def _build(
+    model: Any,
+    *,
+    kernel: _KernelQuantizer | None = None,
+    places: Mapping[str, _Group] | None = None,
+    leave_float: Collection[str] = (),
+) -> _Built:
+    """Copy a flat functional model layer by layer, with activations as layers of their own.
+
+    Args:
+        kernel: Rounds kernels, if given.
+        places: Ranges of the tensors to round, by key.
+        leave_float: Layers whose kernels stay as they are.
+    """
+    places = places or {}
+    tensors: dict[int, Any] = {}
+    weighted: dict[int, str] = {}
+    softmaxed: dict[int, Any] = {}
+    calls: dict[str, int] = {}
+    wrapped: dict[str, Any] = {}
+    built = _Built(None, None, [])
+
+    def put(key: str, layer: str, tensor: Any, name: str | None, softmax_of: Any) -> Any:
+        built.stages.append(_Stage(key, tensor, layer, name, softmax_of))
+        if key in places:
+            label = "fake_quantize_" + key.replace("/", "_").replace(":", "_")
+            group = places[key]
+            tensor = _FakeQuantize(
+                lambda x, training: group.quantize(x, key, training), name=label
+            )(tensor)
+        return tensor
+
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            layer, kind = node.layer, type(node.layer).__name__
+            number = calls[layer.name] = calls.get(layer.name, -1) + 1
+            key = f"{layer.name}:{number}" if number else layer.name
+            if node.is_input:
+                built.inputs = keras.Input(batch_shape=node.outputs.shape, name=layer.name)
+                tensors[id(node.outputs)] = put(key, layer.name, built.inputs, None, None)
+                continue
+            came = node.keras_inputs
+            args, settings = tf.nest.map_structure(
+                lambda value: tensors.get(id(value), value), (node.call_args, node.call_kwargs)
+            )
+            activation = ""
+            if layer.name not in built.layers:
+                config = layer.get_config()
+                if kind in _WEIGHTED and layer.name not in leave_float:
+                    config["activation"] = "linear"
+                copied = type(layer).from_config(config)
+                copied.build(tf.nest.map_structure(lambda t: t.shape, args[0]))
+                copied.set_weights(layer.get_weights())
+                built.layers[layer.name] = wrapped[layer.name] = copied
+                # taken now: a wrapper puts a tensor in the kernel's place
+                built.weights[layer.name] = list(copied.weights)
+                built.trainable += copied.trainable_weights
+                if kind in _WEIGHTED and kernel is not None and layer.name not in leave_float:
+                    attribute = _WEIGHTED[kind]
+                    built.kernels[layer.name] = getattr(copied, attribute)
+                    quantizer = _KernelQuantizer(
+                        kernel.bits, pair_bound=kernel.pair_bound, kind=kind
+                    )
+                    wrapped[layer.name] = tfmot.QuantizeWrapperV2(
+                        copied, _KernelConfig(attribute, quantizer)
+                    )
+            if kind in _WEIGHTED and layer.name not in leave_float:
+                activation = _activation(layer)
+            answer = wrapped[layer.name](*args, **settings)
+            origin = None
+            if kind in _WEIGHTED:
+                origin = layer.name
+            elif kind in ("BatchNormalization", "ReLU", "Activation"):
+                origin = weighted.get(id(came[0]))
+                if kind == "BatchNormalization" and origin is not None:
+                    built.normalized[origin] = layer.name
+            softmax_of = None
+            if kind == "Softmax" or (kind == "Activation" and _activation(layer) == "softmax"):
+                softmax_of = args[0]
+            answer = put(key, layer.name, answer, origin, softmax_of)
+            if activation not in ("", "linear"):
+                before = answer
+                answer = keras.layers.Activation(
+                    activation, name=f"{layer.name}_{number}_{activation}"
+                )(before)
+                softmax_of = before if activation == "softmax" else None
+                answer = put(f"{key}/activation", layer.name, answer, origin, softmax_of)
+            if kind in _DROPPING:
+                softmax_of = softmaxed.get(id(came[0]))
+            tensors[id(node.outputs)] = answer
+            if origin is not None and (kind not in _WEIGHTED or activation in ("", "linear")):
+                weighted[id(node.outputs)] = origin
+            if softmax_of is not None:
+                softmaxed[id(node.outputs)] = softmax_of
+    end = model.outputs[0]
+    built.outputs = tensors[id(end)]
+    # the output's stage comes last, whatever branches lie beside it
+    place = next(i for i, s in enumerate(built.stages) if _is_end(s, built.outputs))
+    built.stages.append(built.stages.pop(place))
+    return built
+
+
+def _is_end(stage: _Stage, end: Any) -> bool:
+    if stage.tensor is end:
+        return True
+    history = end.node.keras_inputs
+    return isinstance(end.node.layer, _FakeQuantize) and history[0] is stage.tensor
+
+
+def _match(
+    built: _Built, graph: Graph, images: npt.NDArray[np.float32]
+) -> dict[str, str]:
+    """Key of the Keras tensor with the same values, by canonical tensor name."""
+    stages = [s for s in built.stages if _kind_of(built, s) not in _DROPPING]
+    answers = keras.Model(built.inputs, [s.tensor for s in stages])(images, training=False)
+    names = list(encode.sharing(graph).roots)
+    seen = walk.outputs(
+        Graph(graph.with_outputs([n for n in names if n not in graph.inputs])),
+        {graph.inputs[0]: images},
+        threads=1,
+    )
+    found = {graph.inputs[0]: stages[0].key}
+    flat = [(s.key, np.asarray(a)) for s, a in zip(stages, answers, strict=True)]
+    for name, values in seen.items():
+        size = float(np.abs(values).max()) + 1e-6
+        alike = [(key, other) for key, other in flat if other.size == values.size]
+        same = [
+            (other.shape == values.shape, key)
+            for key, other in alike
+            if float(np.abs(other.reshape(values.shape) - values).max()) <= _SAME * size
+        ]
+        # of the same shape if there is one; and the last of several: behind its activation
+        whole = [key for fits, key in same if fits] or [key for _, key in same]
+        if whole:
+            found[name] = whole[-1]
+    return found
+
+
+def _kind_of(built: _Built, stage: _Stage) -> str:
+    layer = built.layers.get(stage.layer)
+    return "InputLayer" if layer is None else type(layer).__name__
+
+
+def _weighted(
+    built: _Built, graph: Graph, key_of: Mapping[str, str], leave_float: Collection[str]
+) -> dict[str, str | None]:
+    """Name of the Keras layer of each canonical layer, by what that one writes."""
+    origin = {stage.key: stage.weighted for stage in built.stages}
+    found: dict[str, str | None] = {}
+    for layer in graph.layers:
+        key = key_of.get(layer.output)
+        found[layer.output] = origin.get(key) if key is not None else None
+    missing = [
+        name
+        for name, layer in built.layers.items()
+        if type(layer).__name__ in _WEIGHTED
+        and name not in found.values()
+        and name not in leave_float
+    ]
+    if missing:
+        have = ", ".join(short_name(layer.output) for layer in graph.layers)
+        raise InvalidModelError(
+            f"{', '.join(missing)} is not found in the converted graph (its layers: {have}); the "
+            f"converter merged it with others: replace it, or pass --leave-float {missing[0]}"
+        )
+    return found
+
+
+def _kind(model: Any, name: str) -> str:
+    return type(model.get_layer(name)).__name__
+
+
+def _channels(shape: Sequence[int], kind: str) -> int:
+    """Output channels of a Keras kernel."""
+    return int(shape[2] * shape[3] if kind == "DepthwiseConv2D" else shape[-1])
+
+
+def _as_rows(kernel: npt.NDArray[Any], kind: str) -> Floats:
+    """Keras kernel to ``[O, K]`` in the order of the dot product."""
+    return kernel.reshape(-1, _channels(kernel.shape, kind)).T.astype(np.float64)
