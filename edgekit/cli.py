@@ -33,6 +33,7 @@ from edgekit.version import __version__
 VERBS: dict[str, str] = {
     "models": "the architectures, and the paper's table of parameters and multiply-adds",
     "train": "train MobileNetV2 on a data set; writes a float Keras artifact",
+    "qat": "fine-tune with fake quantization; writes a Keras artifact for int8 export",
     "calibrate": "run a calibration set through the float model; writes a calibration table",
     "export": "turn a float model into a TFLite or ONNX artifact",
     "compare": "accuracy, agreement, latency of artifacts against the float model; writes a report",

@@ -18,6 +18,7 @@ from edgekit.errors import ArtifactError, InvalidModelError
 
 SCHEMA_VERSION = 1
 FILE = "encodings.json"
+FAKE_QUANT_FILE = "fake_quant.json"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,43 @@ class Encodings:
     def dumps(self) -> str:
         """The encodings as JSON text."""
         return schema.dumps(self, indent=None) + "\n"
+
+
+@dataclass(frozen=True)
+class FakeQuantRecipe:
+    """How a Keras model with kernels on their grid becomes the fake-quantized one again.
+
+    Attributes:
+        activations: (scale, int8 zero_point) by Keras tensor: a layer's name, with ``/activation``
+            for the answer of an activation that stands in the layer, and ``:N`` for its later
+            calls.
+        weight_bits: 2 to 8.
+        left_float: Layers that were trained in float.
+    """
+
+    activations: dict[str, tuple[float, int]]
+    weight_bits: int
+    left_float: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def load(cls, path: Path) -> FakeQuantRecipe:
+        """Read the recipe of an artifact.
+
+        Raises:
+            ArtifactError: If the file cannot be read or has another schema version.
+        """
+        return schema.read_file(
+            cls,
+            path,
+            version=SCHEMA_VERSION,
+            error=ArtifactError,
+            what="a recipe of fake quantization, as `python -m edgekit.qat` writes it",
+        )
+
+    def dumps(self) -> str:
+        """The recipe as JSON text."""
+        return schema.dumps(self) + "\n"
 
 
 @dataclass(frozen=True)

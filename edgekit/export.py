@@ -37,7 +37,7 @@ from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, profiles
 from edgekit.quant.profiles import DeviceProfile
-from edgekit.quant.quantize import CORRECTIONS, Correction, Quantized, quantize
+from edgekit.quant.quantize import CORRECTIONS, Correction, Quantized, quantize, trained
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
 from edgekit.signature import Signature
@@ -149,13 +149,25 @@ def export(
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
     source = float_model.load(model, preprocessing=preprocessing)
-    if precision == "int8" and found is None:
+    if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
                 "int8 of your own model needs --calibration: fashion_mnist, a FILE.npz with x, "
                 "or a TABLE.json of `python -m edgekit.calibrate`"
             )
         found = _read_calibration("fashion_mnist", dataset, method)
+    if source.encodings is not None and precision == "int8":
+        for option, given in (
+            ("--calibration", calibration),
+            ("--data", dataset),
+            ("--method", method),
+            ("--correction", correction if correction != "auto" else None),
+        ):
+            if given is not None:
+                raise InvalidOptionError(
+                    f"{option} is for float models; {model} brings the encodings it was trained "
+                    f"with"
+                )
     out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
     outputs.check_free(out, force=force)
     written = _make(source, target, precision, found, profile, correction)
@@ -244,6 +256,9 @@ def _make(
     correction: Correction,
 ) -> _Written:
     canonical = tflite.from_keras(source.model)
+    if precision == "int8" and source.encodings is not None:
+        quantized = trained(canonical, source.encodings, profile=profile)
+        return _make_int8(source, target, canonical, None, quantized, profile)
     if precision == "int8":
         assert calibration is not None  # export() has seen to it
         table = _table(calibration, canonical, source)
@@ -354,7 +369,7 @@ def _make_int8(
     source: FloatModel,
     target: str,
     canonical: bytes,
-    table: CalibrationTable,
+    table: CalibrationTable | None,
     quantized: Quantized,
     profile: DeviceProfile,
 ) -> _Written:

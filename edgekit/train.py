@@ -20,7 +20,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +151,6 @@ class Trainer:
         towers: int,
     ) -> None:
         tf = keras_format.tensorflow()
-        keras = keras_format.tf_keras()
         if recipe.batch % towers:
             raise InvalidOptionError(
                 f"expected --batch to be a multiple of the {towers} towers, got {recipe.batch}"
@@ -169,20 +168,34 @@ class Trainer:
         with tf.device("/CPU:0"):
             self._images = tf.constant(images)
             self._labels = tf.constant(labels)
-        self._logits = keras.Model(model.input, model.get_layer("logits").output)
-        self._variables = model.trainable_variables
-        self._decayed = {id(v) for v in decayed_variables(model)}
-        self._momenta = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self._variables]
-        self._averages = [tf.Variable(v, trainable=False) for v in model.variables]
+        self._set_up(model)
+        self._decayed = {id(v) for v in self.decayed}
+        self._momenta = [tf.Variable(tf.zeros_like(v), trainable=False) for v in self.trainable]
+        averaged = self.variables if recipe.ema else []
+        self._averages = [tf.Variable(v, trainable=False) for v in averaged]
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
         self.checkpoint = tf.train.Checkpoint(
-            model=model, momenta=self._momenta, averages=self._averages, step=self.step
+            variables=self.variables,
+            momenta=self._momenta,
+            averages=self._averages,
+            step=self.step,
         )
-        # One trace for any number of fused steps.
-        self._run = tf.function(
-            self._steps,
+        self._run = self._function(self._steps)
+
+    def _set_up(self, model: Any) -> None:
+        """Say what is trained, what is kept, and how logits are made."""
+        self.variables: list[Any] = model.variables
+        self.trainable: list[Any] = model.trainable_variables
+        self.decayed: list[Any] = decayed_variables(model)
+        self._logits = keras_format.tf_keras().Model(model.input, model.get_layer("logits").output)
+
+    def _function(self, steps: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+        """One trace for any number of fused steps."""
+        tf = keras_format.tensorflow()
+        return tf.function(
+            steps,
             input_signature=[
-                tf.TensorSpec([None, recipe.batch], tf.int64),
+                tf.TensorSpec([None, self.recipe.batch], tf.int64),
                 tf.TensorSpec([None], tf.float32),
             ],
         )
@@ -204,8 +217,8 @@ class Trainer:
         return float(loss), float(right)
 
     def averaged_weights(self) -> list[npt.NDArray[Any]]:
-        """The moving averages, in the order of ``model.variables``."""
-        return [average.numpy() for average in self._averages]
+        """The moving averages, in the order of :attr:`variables`."""
+        return [average.numpy() for average in self._averages or self.variables]
 
     def _steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()
@@ -230,27 +243,43 @@ class Trainer:
                 y[tower * part : (tower + 1) * part],
             )
             with tf.GradientTape() as tape:
-                logits = tf.cast(self._logits(tower_x, training=True), tf.float32)
-                targets = tf.one_hot(
-                    tower_y,
-                    self.classes,
-                    on_value=1 - self.recipe.label_smoothing * (1 - 1 / self.classes),
-                    off_value=self.recipe.label_smoothing / self.classes,
-                )
-                loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
-            gradients.append(tape.gradient(loss, self._variables))
+                loss, logits = self._loss(tower_x, tower_y)
+            gradients.append(tape.gradient(loss, self.trainable))
             losses.append(loss)
             hits = tf.equal(tf.argmax(logits, -1), tower_y)
             rights.append(tf.reduce_mean(tf.cast(hits, tf.float32)))
-        self._apply([tf.add_n(list(g)) / self.towers for g in zip(*gradients, strict=True)], rate)
+        summed = [
+            None if each[0] is None else tf.add_n(list(each)) / self.towers
+            for each in zip(*gradients, strict=True)
+        ]
+        self._apply(summed, rate)
         return tf.add_n(losses) / self.towers, tf.add_n(rights) / self.towers
+
+    def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """(mean loss, logits) of a part of a batch."""
+        tf = keras_format.tensorflow()
+        logits = tf.cast(self._logits(x, training=True), tf.float32)
+        return tf.reduce_mean(self.cross_entropy(logits, y)), logits
+
+    def cross_entropy(self, logits: Any, y: Any) -> Any:
+        """Of each image, with smoothed labels."""
+        tf = keras_format.tensorflow()
+        targets = tf.one_hot(
+            y,
+            self.classes,
+            on_value=1 - self.recipe.label_smoothing * (1 - 1 / self.classes),
+            off_value=self.recipe.label_smoothing / self.classes,
+        )
+        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
     def _apply(self, gradients: list[Any], rate: Any) -> None:
         """SGD with momentum, then the moving average (Polyak and Juditsky 1992)."""
         tf = keras_format.tensorflow()
         for variable, momentum, gradient in zip(
-            self._variables, self._momenta, gradients, strict=True
+            self.trainable, self._momenta, gradients, strict=True
         ):
+            if gradient is None:  # frozen at this stage
+                continue
             if id(variable) in self._decayed:
                 gradient = gradient + self.recipe.weight_decay * variable
             momentum.assign(self.recipe.momentum * momentum + gradient)
@@ -258,7 +287,7 @@ class Trainer:
         self.step.assign_add(1)
         step = tf.cast(self.step, tf.float32)
         decay = tf.minimum(self.recipe.ema, (1.0 + step) / (10.0 + step))
-        for average, variable in zip(self._averages, self.model.variables, strict=True):
+        for average, variable in zip(self._averages, self.variables, strict=bool(self._averages)):
             average.assign_sub((1 - decay) * (average - variable))
 
     def _batch(self, indices: Any) -> tuple[Any, Any]:
@@ -397,7 +426,7 @@ def train(
         prepare=prepared,
         towers=towers,
     )
-    log = _fit(trainer, checkpoints, tensorboard, resume)
+    log = fit(trainer, checkpoints, tensorboard, resume)
     for variable, average in zip(model.variables, trainer.averaged_weights(), strict=True):
         variable.assign(average)
     top1, top5 = accuracy(model, testing, prepared)
@@ -405,7 +434,7 @@ def train(
     cli.console.print(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
     written = artifact.write(
         out,
-        {"model.keras": _keras_bytes(model), "training.jsonl": _log_bytes(log)},
+        {"model.keras": keras_bytes(model), "training.jsonl": log_bytes(log)},
         {
             "model_id": out.name,
             "format": "keras",
@@ -453,12 +482,31 @@ def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple
     return 100 * top1 / len(images), 100 * top5 / len(images)
 
 
-def _fit(
+def fit(
     trainer: Trainer,
     checkpoints: Path,
     tensorboard: Path | None,
     resume: bool,
+    watch: Callable[[], dict[str, float]] | None = None,
+    every: int = 0,
 ) -> list[dict[str, float]]:
+    """Run all epochs that a recipe has, from the last checkpoint if resumed.
+
+    Args:
+        trainer: What to step.
+        checkpoints: Folder of checkpoints, one an epoch and look, and the log.
+        tensorboard: Folder for TensorBoard logs; none when absent.
+        resume: Continue from the last checkpoint.
+        watch: Looks at the model at every ``every``-th step, about, and at each epoch's end; what
+            it says is shown and logged.
+        every: Steps between two looks.
+
+    Returns:
+        The log, an entry an epoch or look.
+
+    Raises:
+        InvalidDataError: If the loss becomes NaN or infinite.
+    """
     tf = keras_format.tensorflow()
     recipe, per_epoch = trainer.recipe, trainer.steps_per_epoch
     manager = tf.train.CheckpointManager(trainer.checkpoint, str(checkpoints), max_to_keep=2)
@@ -473,6 +521,13 @@ def _fit(
         cli.console.print(f"no checkpoint in {checkpoints}: starting from the beginning")
     writer = tf.summary.create_file_writer(str(tensorboard)) if tensorboard else None
     fused = min(per_epoch, 20)
+
+    def keep(entry: dict[str, float]) -> None:
+        log.append(entry)
+        _summarize(writer, entry)
+        manager.save()
+        outputs.write_bytes(log_path, log_bytes(log), force=True)
+
     with cli.progress("steps") as bar:
         task = bar.add_task("training", total=recipe.epochs * per_epoch, note="")
         for epoch in range(int(trainer.step.numpy()) // per_epoch, recipe.epochs):
@@ -501,6 +556,11 @@ def _fit(
                 bar.update(
                     task, completed=steps[-1] + 1, note=f"loss {loss:.3f}  {speed:.0f} images/s"
                 )
+                looked = (
+                    watch is not None and every and steps[0] // every != (steps[-1] + 1) // every
+                )
+                if watch is not None and looked and steps[-1] + 1 < (epoch + 1) * per_epoch:
+                    keep({"step": steps[-1] + 1, **watch()})
             entry = {
                 "epoch": epoch + 1,
                 "step": int(trainer.step.numpy()),
@@ -509,14 +569,11 @@ def _fit(
                 "learning_rate": float(rates[-1]),
                 "images_per_second": round(speed, 1),
             }
-            log.append(entry)
-            _summarize(writer, entry)
-            manager.save()
-            outputs.write_bytes(log_path, _log_bytes(log), force=True)
             cli.console.print(
                 f"epoch {epoch + 1}/{recipe.epochs}  loss {entry['loss']:.4f}  "
                 f"top-1 {entry['augmented_top1']:.2f} % (augmented)  {speed:.0f} images/s"
             )
+            keep(entry | (watch() if watch is not None else {}))
     return log
 
 
@@ -525,19 +582,20 @@ def _summarize(writer: Any, entry: dict[str, float]) -> None:
         return
     tf = keras_format.tensorflow()
     with writer.as_default(step=int(entry["step"])):
-        for name in ("loss", "augmented_top1", "learning_rate", "images_per_second"):
-            tf.summary.scalar(name, entry[name])
+        for name, value in entry.items():
+            if name not in ("epoch", "step"):
+                tf.summary.scalar(name, value)
     writer.flush()
 
 
-def _log_bytes(log: list[dict[str, float]]) -> bytes:
+def log_bytes(log: list[dict[str, float]]) -> bytes:
     text = io.StringIO()
     for entry in log:
         text.write(json.dumps(entry) + "\n")
     return text.getvalue().encode()
 
 
-def _keras_bytes(model: Any) -> bytes:
+def keras_bytes(model: Any) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         model.save(path)

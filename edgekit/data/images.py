@@ -47,6 +47,16 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:limit]
         return make(f"{self.name}[:{limit}]", self.images[:limit], labels, self.class_names)
 
+    def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
+        """The images of these numbers, as a copy."""
+        labels = None if self.labels is None else self.labels[indices]
+        return make(
+            f"{self.name}[{len(indices)} of {len(self)}]",
+            self.images[indices],
+            labels,
+            self.class_names,
+        )
+
     def named(self, class_names: tuple[str, ...]) -> ImageSet:
         """The same images with class names."""
         return replace(self, class_names=class_names)

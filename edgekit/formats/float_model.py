@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekit import outputs, signature
 from edgekit.artifact import Artifact, Source
+from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import keras
 
@@ -23,6 +24,9 @@ class FloatModel:
     Attributes:
         model: The tf_keras model.
         model_id: Name that its deployables share.
+        source: The float model that everything comes from; of a trained int8 model the one it was
+            trained from.
+        encodings: Of a model of ``python -m edgekit.qat``, which deployables take over.
     """
 
     model: Any
@@ -30,6 +34,7 @@ class FloatModel:
     source: Source
     preprocessing: signature.Preprocessing
     class_names: tuple[str, ...]
+    encodings: Encodings | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,9 +73,10 @@ def load(path: Path | None, *, preprocessing: str | None = None) -> FloatModel:
         return FloatModel(
             model=keras.load(found.model_path),
             model_id=manifest.model_id,
-            source=Source(_from_here(path), found.sha256),
+            source=manifest.source or Source(_from_here(path), found.sha256),
             preprocessing=manifest.preprocessing,
             class_names=manifest.class_names,
+            encodings=Encodings.load(path / FILE) if manifest.precision == "int8" else None,
         )
     if path.exists() and preprocessing is None:
         raise InvalidOptionError(

@@ -21,7 +21,7 @@ from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDepende
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.formats.quiet import quiet
-from edgekit.quant import encode, reconstruct, rounding, walk
+from edgekit.quant import encode, reconstruct, walk
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.rounding import Floats
 from edgekit.quant.saturation import LIMIT
@@ -207,6 +207,7 @@ class FakeQuantized:
         self.canonical = canonical
         self.profile = profile
         self.bits = bits
+        self.left_float = tuple(leave_float)
         self._source = model
         self._ranges = dict(ranges)
         graph = Graph(canonical)
@@ -220,9 +221,7 @@ class FakeQuantized:
             key = self._key_of.get(name)
             if key is not None and key not in skipped:
                 trained.setdefault(root, []).append(name)
-        self.untrained = tuple(
-            name for name, root in shares.roots.items() if root not in trained
-        )
+        self.untrained = tuple(name for name, root in shares.roots.items() if root not in trained)
         bounds = graph.bounds()
         self._groups: dict[str, _Group] = {}
         by_key: dict[str, tuple[_Group, str]] = {}
@@ -272,7 +271,9 @@ class FakeQuantized:
     @property
     def trainable(self) -> list[Any]:
         """Variables that have a gradient."""
-        return self._built.trainable + [v for group in self._groups.values() for v in group.trainable]
+        return self._built.trainable + [
+            v for group in self._groups.values() for v in group.trainable
+        ]
 
     @property
     def decayed(self) -> list[Any]:
@@ -575,7 +576,7 @@ class _KernelConfig(tfmot.QuantizeConfig):  # type: ignore[misc]
         return {"attribute": self.attribute, "quantizer": self.quantizer}
 
 
-class _FakeQuantize(keras.layers.Layer):  # type: ignore[misc]
+class _FakeQuantize(keras.layers.Layer):  # type: ignore[misc, name-defined]
     """Rounds a tensor to what can be stored."""
 
     def __init__(self, place: Callable[[Any, bool], Any], **settings: Any) -> None:
@@ -727,9 +728,7 @@ def _is_end(stage: _Stage, end: Any) -> bool:
     return isinstance(end.node.layer, _FakeQuantize) and history[0] is stage.tensor
 
 
-def _match(
-    built: _Built, graph: Graph, images: npt.NDArray[np.float32]
-) -> dict[str, str]:
+def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict[str, str]:
     """Key of the Keras tensor with the same values, by canonical tensor name."""
     stages = [s for s in built.stages if _kind_of(built, s) not in _DROPPING]
     answers = keras.Model(built.inputs, [s.tensor for s in stages])(images, training=False)

@@ -17,6 +17,7 @@ import numpy as np
 
 from edgekit import environment
 from edgekit.encodings import Encoding, Encodings, LayerIntegers, Stored
+from edgekit.errors import InvalidModelError
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant import encode, equalize, reconstruct, saturation, walk
 from edgekit.quant.profiles import DeviceProfile
@@ -38,6 +39,9 @@ NEAREST = "nearest rounding"
 EQUALIZED = "equalized channels"
 CORRECTED = "corrected biases"
 FITTED = "fitted layers"
+TRAINED = "trained with fake quantization"
+#: How far a trained weight may lie from a whole step: what folding in float32 can move it.
+_OFF_GRID = 0.05
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,54 @@ def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
 def predict(name: str, integers: LayerIntegers) -> saturation.Prediction:
     """What can saturate in a convolution or dense layer."""
     return saturation.predict(short_name(name), integers.weights.reshape(len(integers.weights), -1))
+
+
+def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -> Quantized:
+    """The int8 model whose encodings were found in training; nothing is decided anew.
+
+    Args:
+        canonical: Float flatbuffer of the trained model.
+        encodings: Of its activations and weights.
+        profile: The device; what it asks of the numbers must hold already.
+
+    Raises:
+        InvalidModelError: If the graph is another than the encodings', a weight is not on its
+            grid, or the device asks for other numbers.
+    """
+    graph = Graph(canonical)
+    sha256 = hashlib.sha256(canonical).hexdigest()
+    if sha256 != encodings.graph_sha256:
+        raise InvalidModelError(
+            f"the converted graph (sha256 {sha256[:12]}…) is not the one that was trained "
+            f"({encodings.graph_sha256[:12]}…); export with the package versions that the "
+            f"manifest names, or train again"
+        )
+    computed = {name: e for name, e in encodings.tensors.items() if e.axis is None}
+    if profile.symmetric and any(e.zero_point for e in computed.values()):
+        raise InvalidModelError(
+            f"device {profile.name} takes zero_point 0 only, the model was trained for "
+            f"{encodings.device}; train it with --device {profile.name}"
+        )
+    layers: Layers = {}
+    for layer in graph.layers:
+        rows, bias = reconstruct.rows_of(graph, layer)
+        scale = np.asarray(encodings.tensors[layer.weights].scale, np.float64)
+        real = rows / scale[:, None]
+        steps = np.rint(real)
+        off = float(np.abs(real - steps).max(initial=0))
+        if off > _OFF_GRID or np.abs(steps).max(initial=0) > 127:
+            raise InvalidModelError(
+                f"the weights of {layer.short} are not on their int8 grid (off by {off:.2g} of a "
+                f"step); they were changed after training"
+            )
+        layers[layer.output] = reconstruct.finish(graph, layer, steps, scale, bias, computed)
+    saturating = tuple(p for p in predictions(graph, layers) if p.pairs)
+    if profile.pair_bound and saturating:
+        raise InvalidModelError(
+            f"{len(saturating)} layers would saturate on {profile.name}, the model was trained for "
+            f"{encodings.device}; train it with --device {profile.name}"
+        )
+    return _result(canonical, graph, computed, layers, {}, profile, TRAINED, [], ())
 
 
 def _result(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from edgekit import encodings
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
@@ -14,7 +15,11 @@ from edgekit.runtimes import Feed, Runner
 
 
 class KerasRunner(Runner):
-    """A ``.keras`` file as a traced function."""
+    """A ``.keras`` file as a traced function.
+
+    With a recipe of fake quantization beside it, as ``python -m edgekit.qat`` writes it, the model
+    computes as it was trained.
+    """
 
     def __init__(self, model: Path, *, threads: int, batch: int | None = None) -> None:
         tf = keras_format.tensorflow()
@@ -22,6 +27,13 @@ class KerasRunner(Runner):
         tf.config.threading.set_inter_op_parallelism_threads(1)
         loaded = keras_format.load(model)
         self.signature = keras_format.signature(loaded)
+        recipe = model.with_name(encodings.FAKE_QUANT_FILE)
+        self._fake = recipe.is_file()
+        if self._fake:
+            from edgekit.quant import fake
+
+            found = encodings.FakeQuantRecipe.load(recipe)
+            loaded = fake.with_activations(loaded, found.activations)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
@@ -39,7 +51,8 @@ class KerasRunner(Runner):
 
     def describe(self) -> Runtime:
         """TensorFlow on the CPU."""
-        return Runtime("keras", "TensorFlow CPU", self._threads)
+        kind = "TensorFlow CPU, fake-quantized" if self._fake else "TensorFlow CPU"
+        return Runtime("keras", kind, self._threads)
 
     def close(self) -> None:
         """Let go of the model."""

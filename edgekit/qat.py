@@ -1,0 +1,607 @@
+"""``python -m edgekit.qat``: fine-tune a float model so that it answers in int8 as it was trained.
+
+tensorflow-model-optimization rounds the kernels while they are trained, edgekit decides where and
+to what (edgekit.quant.fake): activations are rounded where the deployed graph stores them, kernels
+per output channel, as the device profile needs them. Ranges start from the calibration table and
+follow the batches; batch normalisation uses batch statistics first; in the last part both are
+frozen (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference",
+sections 3.2 and 3.3). The float model teaches: its answers are part of the loss (Hinton et al.
+2015; Mishra and Marr 2018, "Apprentice"). Every so many steps a real int8 file is made and run.
+
+Writes a Keras artifact: the weights on their grid in the model's own architecture, the recipe that
+makes it compute as trained, and the encodings, which ``python -m edgekit.export`` takes over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from edgekit import artifact, cli, data, outputs
+from edgekit.calibrate import cached
+from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.formats import float_model, tflite
+from edgekit.formats import keras as keras_format
+from edgekit.quant import profiles
+from edgekit.quant.table import CalibrationTable
+from edgekit.runtimes import open_runner
+from edgekit.train import Recipe, Trainer, configure_threads, fit, keras_bytes, log_bytes
+
+if TYPE_CHECKING:
+    from edgekit.quant.fake import FakeQuantized
+
+Floats = npt.NDArray[np.float32]
+
+RANGE_MODES = ("moving-average", "learned")
+#: Images of the training set that are kept from training, to look at the deployed model with.
+HELD = 1000
+#: Steps between two looks at the deployed model.
+EVERY = 200
+
+
+@dataclass(frozen=True)
+class QatRecipe(Recipe):
+    """Hyper-parameters of fine-tuning; those of training with other defaults, and more.
+
+    Attributes:
+        distill: Share of the float model's answers in the loss; the rest is the labels'.
+        temperature: Of both softmaxes in the teacher's part.
+        frozen: Last part of the steps, in which statistics and ranges stay.
+        ranges: ``moving-average`` or ``learned``.
+        range_decay: Of the moving average, a step of one tower.
+        weight_bits: 2 to 8; less than 8 bits are stored in 8.
+    """
+
+    epochs: int = 6
+    learning_rate: float = 0.01
+    warmup_epochs: float = 0.1
+    ema: float = 0.0
+    distill: float = 0.5
+    temperature: float = 2.0
+    frozen: float = 0.3
+    ranges: str = "moving-average"
+    range_decay: float = 0.99
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits: dict[str, tuple[float, float]] = {
+            "distill": (0, 1),
+            "temperature": (0.01, 100),
+            "frozen": (0, 1),
+            "range_decay": (0, 0.999999),
+            "weight_bits": (2, 8),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
+        if self.ranges not in RANGE_MODES:
+            raise InvalidOptionError(f"expected ranges {RANGE_MODES}, got {self.ranges!r}")
+
+
+class QatTrainer(Trainer):
+    """A fake-quantized model and its teacher, stepped over arrays of images.
+
+    Args:
+        fake: What is trained.
+        teacher: The float model; it stays as it is.
+        labelled: Whether labels mean something; without them the teacher alone is followed.
+        settings: Of :class:`edgekit.train.Trainer`.
+    """
+
+    def __init__(
+        self,
+        fake: FakeQuantized,
+        teacher: Any,
+        recipe: QatRecipe,
+        *,
+        labelled: bool = True,
+        **settings: Any,
+    ) -> None:
+        self._fake = fake
+        self._distill = recipe.distill if labelled else 1.0
+        self._frozen = False
+        super().__init__(teacher, recipe, **settings)
+        self._first_frozen = math.ceil(recipe.epochs * self.steps_per_epoch * (1 - recipe.frozen))
+        self._run_live, self._run_frozen = self._run, self._function(self._frozen_steps)
+
+    def _set_up(self, model: Any) -> None:
+        self.variables = self._fake.variables
+        self.trainable = self._fake.trainable
+        self.decayed = self._fake.decayed
+        self._teacher = model
+
+    def run_epoch_part(
+        self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
+    ) -> tuple[float, float]:
+        """See the class above; frozen when the last part has been reached."""
+        frozen = int(self.step.numpy()) >= self._first_frozen
+        self._run = self._run_frozen if frozen else self._run_live
+        return super().run_epoch_part(indices, rates)
+
+    def _frozen_steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
+        self._frozen = True  # while this is traced
+        found = self._steps(indices, rates)
+        self._frozen = False
+        return found
+
+    def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
+        tf = keras_format.tensorflow()
+        logits = self._fake.logits(x, training=not self._frozen)
+        loss = tf.constant(0.0)
+        if self._distill < 1:
+            loss += (1 - self._distill) * tf.reduce_mean(self.cross_entropy(logits, y))
+        if self._distill > 0:
+            loss += self._distill * self._to_teacher(x, logits)
+        return loss, logits
+
+    def _to_teacher(self, x: Any, logits: Any) -> Any:
+        """Mean KL divergence from the teacher's answers, times the squared temperature."""
+        tf = keras_format.tensorflow()
+        recipe = self.recipe
+        assert isinstance(recipe, QatRecipe)
+        answers = tf.stop_gradient(self._teacher(x, training=False))
+        # of probabilities the logarithm is as good as the logits were: softmax ignores a constant
+        given = tf.math.log(answers + 1e-12) if self._fake.ends_in_softmax else answers
+        wanted = tf.nn.log_softmax(given / recipe.temperature)
+        found = tf.nn.log_softmax(logits / recipe.temperature)
+        each = tf.reduce_sum(tf.exp(wanted) * (wanted - found), axis=-1)
+        return recipe.temperature**2 * tf.reduce_mean(each)
+
+    def _apply(self, gradients: list[Any], rate: Any) -> None:
+        super()._apply(gradients, rate)
+        self._fake.settle()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Answers of one form of the model.
+
+    Attributes:
+        top1: Percent right, or None without labels.
+        agreement: Percent of answers that are the fake-quantized model's.
+    """
+
+    top1: float | None
+    agreement: float
+
+
+def qat(
+    model: Path | None = None,
+    *,
+    out: Path,
+    dataset: str = "fashion_mnist",
+    calibration: str | None = None,
+    recipe: QatRecipe | None = None,
+    device: str = profiles.DEFAULT,
+    leave_float: Sequence[str] = (),
+    preprocessing: str | None = None,
+    towers: int | None = None,
+    checkpoints: Path | None = None,
+    tensorboard: Path | None = None,
+    every: int = EVERY,
+    resume: bool = False,
+    limit: int | None = None,
+    force: bool = False,
+    command: str = "",
+) -> tuple[artifact.Artifact, dict[str, Score]]:
+    """Fine-tune with fake quantization and write the trained model as a Keras artifact.
+
+    Args:
+        model: A float Keras artifact or ``.keras`` file; default the shipped model.
+        out: Folder of the artifact; its name is the model id.
+        dataset: ``fashion_mnist`` or an ``.npz`` with ``x``, and ``y`` unless ``distill`` is 1.
+        calibration: Images or table to take the first ranges from; default the first 1,000 of
+            the training images.
+        recipe: Hyper-parameters.
+        device: The device profile that the numbers are trained for, or ``auto``.
+        leave_float: Layers to train in float.
+        preprocessing: For a ``.keras`` file: name or JSON file.
+        towers: Parts of a batch that run side by side; default one a core.
+        checkpoints: Folder for resuming; default a sibling of ``out``.
+        tensorboard: Folder for TensorBoard logs; none when absent.
+        every: Steps between two looks at the deployed model.
+        resume: Continue from the last checkpoint.
+        limit: Use only the first images of the training set.
+        force: Replace ``out`` if it exists.
+        command: Recorded in the manifest.
+
+    Returns:
+        The artifact, and the scores on the test images (of your own data: those kept from
+        training) by form.
+
+    Raises:
+        EdgekitError: On a bad option, model, data, or an output that exists.
+    """
+    recipe = recipe or QatRecipe()
+    outputs.check_free(out, force=force)
+    checkpoints = checkpoints or out.with_name(f"{out.name}.checkpoints")
+    if checkpoints.exists() and not resume:
+        raise InvalidOptionError(
+            f"{checkpoints} holds an earlier run; pass --resume to continue it, or delete it"
+        )
+    profile = profiles.profile(device)
+    if "int8" not in profile.precisions.get("tflite", profile.precisions.get("onnx", ())):
+        raise InvalidOptionError(f"device {profile.name} takes no int8 ({profile.about})")
+    needs_labels = recipe.distill < 1 or dataset == "fashion_mnist"
+    images = data.load(dataset, "train" if needs_labels else "calibration").head(limit)
+    towers = towers or os.cpu_count() or 1
+    configure_threads(towers)
+    from edgekit.quant import fake as fake_quant
+
+    source = float_model.load(model, preprocessing=preprocessing)
+    if source.encodings is not None:
+        raise InvalidModelError(
+            f"{model} was trained with fake quantization already; pass the float model"
+        )
+    fake_quant.check(source.model, leave_float)
+    training, held = _split(images)
+    _check_data(training, source, recipe)
+    canonical = tflite.from_keras(source.model)
+    table = _table(canonical, calibration, training, source, dataset)
+    fake = fake_quant.FakeQuantized(
+        source.model,
+        canonical,
+        table.ranges,
+        source.preprocessing.apply(training.images[: fake_quant.IMAGES]),
+        profile,
+        leave_float=leave_float,
+        mode="learned" if recipe.ranges == "learned" else "moving-average",
+        bits=recipe.weight_bits,
+        decay=recipe.range_decay,
+        prior=table.count * towers / recipe.batch,
+    )
+    for name in fake.untrained:
+        cli.console.print(f"keeps its calibrated range, untrained: {name}", soft_wrap=True)
+    trainer = QatTrainer(
+        fake,
+        source.model,
+        recipe,
+        labelled=training.labels is not None,
+        images=training.images,
+        labels=_labels(training),
+        prepare=source.preprocessing,
+        towers=towers,
+    )
+
+    def watch() -> dict[str, float]:
+        return _look(fake, held, source.preprocessing.apply(held.images))
+
+    log = fit(trainer, checkpoints, tensorboard, resume, watch, every)
+    testing = data.load(dataset, "test") if dataset == "fashion_mnist" else held
+    values = source.preprocessing.apply(testing.images)
+    teacher = _predict(source.model, values)
+    fake.put_into(source.model)
+    files, manifest = _content(source, fake, log)
+    manifest |= {
+        "model_id": out.name,
+        "calibration": artifact.CalibrationRecord(
+            table.data, table.data_sha256, table.count, table.method
+        ),
+        "command": command,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        trial = artifact.write(Path(folder) / out.name, files, manifest, force=False)
+        scores = _scores(trial, fake, profile, testing.labels, values, teacher)
+    training_record = {
+        "recipe": asdict(recipe),
+        "towers": towers,
+        "data": images.name,
+        "data_sha256": images.sha256,
+        "images": len(training),
+        "tested_on": testing.name if testing is not held else f"{images.name}, kept from training",
+        "tested_images": len(testing),
+        "scores": {name: asdict(score) for name, score in scores.items()},
+    }
+    written = artifact.write(out, files, manifest | {"training": training_record}, force=force)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return written, scores
+
+
+def _split(images: data.ImageSet) -> tuple[data.ImageSet, data.ImageSet]:
+    """(to train on, to look with): evenly spread images are kept from training."""
+    count = min(HELD, len(images) // 10)
+    if count < 1:
+        raise InvalidDataError(
+            f"{images.name}: expected at least 10 images to train on, got {len(images)}"
+        )
+    held = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+    rest = np.setdiff1d(np.arange(len(images)), held)
+    return images.take(rest), images.take(held)
+
+
+def _check_data(images: data.ImageSet, source: float_model.FloatModel, recipe: QatRecipe) -> None:
+    expected = tuple(source.model.input_shape[1:])
+    if images.images.shape[1:] != expected:
+        raise InvalidDataError(
+            f"{images.name}: expected images {list(expected)} as the model's input, got "
+            f"{list(images.images.shape[1:])}"
+        )
+    classes = int(source.model.output_shape[-1])
+    if images.labels is None and recipe.distill < 1:
+        raise InvalidDataError(
+            f"{images.name}: has no labels; add y, or pass --distill 1 to follow the float model "
+            f"alone"
+        )
+    if images.labels is not None and int(images.labels.max()) >= classes:
+        raise InvalidDataError(
+            f"{images.name}: label {int(images.labels.max())} is outside the model's {classes} "
+            f"classes (0 to {classes - 1})"
+        )
+
+
+def _labels(images: data.ImageSet) -> npt.NDArray[np.int64]:
+    return np.zeros(len(images), np.int64) if images.labels is None else images.labels
+
+
+def _table(
+    canonical: bytes,
+    calibration: str | None,
+    training: data.ImageSet,
+    source: float_model.FloatModel,
+    dataset: str,
+) -> CalibrationTable:
+    """Where ranges start."""
+    if calibration is not None and calibration.endswith(".json"):
+        table = CalibrationTable.load(Path(calibration))
+        if table.graph_sha256 != hashlib.sha256(canonical).hexdigest():
+            raise InvalidDataError(
+                f"{calibration} was made from another graph; calibrate this model"
+            )
+        return table
+    if calibration is None and dataset != "fashion_mnist":
+        images, word = training.head(HELD), dataset
+    else:
+        word = calibration or dataset
+        images = data.load(word, "calibration")
+    return cached(canonical, images, prepare=source.preprocessing, method="minmax", word=word)
+
+
+def _look(fake: FakeQuantized, held: data.ImageSet, values: Floats) -> dict[str, float]:
+    """Make the int8 TFLite file as it would be now, run it, and hold it against the training."""
+    graph, stored, _ = fake.deployed()
+    answers = _answers(tflite.quantize(graph, stored), "tflite", values)
+    trained = _predict(fake.model, values)
+    score = _score(answers, trained, held.labels)
+    found = {"deployed_agreement": score.agreement}
+    said = f"deployed int8 answers as trained {score.agreement:.2f} %"
+    if held.labels is not None:
+        own = _score(trained, trained, held.labels).top1
+        assert score.top1 is not None and own is not None
+        found |= {"deployed_top1": score.top1, "trained_top1": own}
+        said += f", top-1 {score.top1:.2f} % (as trained {own:.2f} %)"
+    cli.console.print(f"  {said} of {len(held)} images kept from training", soft_wrap=True)
+    return found
+
+
+def _scores(
+    trial: artifact.Artifact,
+    fake: FakeQuantized,
+    profile: profiles.DeviceProfile,
+    labels: npt.NDArray[np.int64] | None,
+    values: Floats,
+    teacher: Floats,
+) -> dict[str, Score]:
+    """Export what was trained as a user would, and run it beside the float model."""
+    from edgekit.export import export
+
+    trained = _predict(fake.model, values)
+    found = {
+        "float32": _score(teacher, trained, labels),
+        "fake-quantized": _score(trained, trained, labels),
+    }
+    for target in ("tflite", "onnx"):
+        runs = profile.provider == "CPUExecutionProvider"
+        if not runs or "int8" not in profile.precisions.get(target, ()):
+            continue
+        made = export(
+            trial.path,
+            target=target,
+            precision="int8",
+            device=profile.name,
+            out=trial.path.with_name(target),
+        )
+        answers = _answers(made.model_path, target, values)
+        found[f"{target} int8"] = _score(answers, trained, labels)
+    return found
+
+
+def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | None) -> Score:
+    if not np.isfinite(answers).all():
+        raise InvalidModelError("the model answers NaN or infinity; lower --learning-rate")
+    chosen = answers.argmax(axis=1)
+    return Score(
+        None if labels is None else 100 * float((chosen == labels).mean()),
+        100 * float((chosen == trained.argmax(axis=1)).mean()),
+    )
+
+
+def _answers(model: bytes | Path, format: str, values: Floats) -> Floats:
+    """Real answers of a deployed file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = model if isinstance(model, Path) else Path(folder) / f"model.{format}"
+        if isinstance(model, bytes):
+            path.write_bytes(model)
+        with open_runner(path, format=format, threads=os.cpu_count() or 1) as runner:
+            entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
+            parts = []
+            for start in range(0, len(values), runner.batch):
+                feed = {entry.name: entry.quantize(values[start : start + runner.batch])}
+                parts.append(end.dequantize(runner.run(feed)[end.name]))
+    return np.concatenate(parts)
+
+
+def _predict(model: Any, values: Floats) -> Floats:
+    tf = keras_format.tensorflow()
+    forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    parts = [forward(tf.constant(values[i : i + 250])).numpy() for i in range(0, len(values), 250)]
+    return np.concatenate(parts)
+
+
+def _content(
+    source: float_model.FloatModel, fake: FakeQuantized, log: list[dict[str, float]]
+) -> tuple[dict[str, bytes | Path], dict[str, Any]]:
+    """(files, manifest) of the trained model, which ``source`` holds by now."""
+    _, _, tensors = fake.deployed()
+    sha256 = hashlib.sha256(tflite.from_keras(source.model)).hexdigest()
+    rebuild = FakeQuantRecipe(fake.activations(), fake.bits, fake.left_float)
+    return {
+        "model.keras": keras_bytes(source.model),
+        FILE: Encodings(sha256, fake.profile.name, tensors).dumps().encode(),
+        FAKE_QUANT_FILE: rebuild.dumps().encode(),
+        "training.jsonl": log_bytes(log),
+    }, {
+        "format": "keras",
+        "precision": "int8",
+        "model_file": "model.keras",
+        "signature": keras_format.signature(source.model),
+        "preprocessing": source.preprocessing,
+        "class_names": source.class_names,
+        "source": source.source,
+        "device": fake.profile.name,
+    }
+
+
+def parser() -> cli.Parser:
+    """Options of ``python -m edgekit.qat``."""
+    result = cli.Parser(
+        "qat",
+        description="Fine-tune a float model with fake quantization; write it for int8 export.",
+        examples="""
+python -m edgekit.qat --out build/trained                      # the shipped model, Fashion-MNIST
+python -m edgekit.qat --out build/trained --resume             # after a kill
+python -m edgekit.qat mine.keras --preprocessing unit --data images.npz --out build/mine-qat
+python -m edgekit.export build/mine-qat --target onnx --precision int8
+""",
+    )
+    default = QatRecipe()
+    float_model.add_arguments(result)
+    add = result.add_argument
+    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz (default: %(default)s)")
+    add(
+        "--calibration",
+        help="where ranges start: fashion_mnist, FILE.npz or TABLE.json (default: of --data)",
+    )
+    add("--out", type=Path, required=True, help="folder of the artifact")
+    add(
+        "--device",
+        default=profiles.DEFAULT,
+        choices=profiles.NAMES,
+        help="device profile that the numbers are trained for (default: %(default)s)",
+    )
+    add(
+        "--leave-float",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="train this layer in float; the deployed file rounds it afterwards; repeatable",
+    )
+    for name, kind, text in (
+        ("epochs", cli.positive_int, "passes over the images"),
+        ("batch", cli.positive_int, "images a step"),
+        ("learning-rate", float, "peak, falling as a cosine"),
+        ("warmup-epochs", float, "linear rise"),
+        ("weight-decay", float, "of convolution and dense kernels"),
+        ("label-smoothing", float, "mass spread over all classes"),
+        ("shift", int, "random translation in pixels"),
+        ("erase", float, "probability of erasing a rectangle"),
+        ("distill", float, "share of the float model's answers in the loss"),
+        ("temperature", float, "of the float model's answers"),
+        ("frozen", float, "last part of the steps, with statistics and ranges frozen"),
+        ("range-decay", float, "of the moving average of ranges"),
+        ("weight-bits", int, "bits of the weights, 2 to 8"),
+        ("seed", int, "of order and augmentation"),
+    ):
+        value = getattr(default, name.replace("-", "_"))
+        add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
+    add("--no-flip", action="store_true", help="do not mirror images")
+    add("--ranges", choices=RANGE_MODES, default=default.ranges, help="(default: %(default)s)")
+    add("--towers", type=cli.positive_int, help="parts of a batch side by side (default: cores)")
+    add("--every", type=cli.positive_int, default=EVERY, help="steps between two int8 checks")
+    add("--checkpoints", type=Path, help="folder for --resume (default: OUT.checkpoints)")
+    add("--tensorboard", type=Path, help="folder for TensorBoard logs")
+    add("--resume", action="store_true", help="continue from the last checkpoint")
+    add("--limit", type=cli.positive_int, help="use the first N images only")
+    add("--force", action="store_true", help="replace OUT if it exists")
+    return result
+
+
+def _act(options: argparse.Namespace) -> cli.Outcome:
+    recipe = QatRecipe(
+        epochs=options.epochs,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        warmup_epochs=options.warmup_epochs,
+        weight_decay=options.weight_decay,
+        label_smoothing=options.label_smoothing,
+        shift=options.shift,
+        flip=not options.no_flip,
+        erase=options.erase,
+        seed=options.seed,
+        distill=options.distill,
+        temperature=options.temperature,
+        frozen=options.frozen,
+        ranges=options.ranges,
+        range_decay=options.range_decay,
+        weight_bits=options.weight_bits,
+    )
+    profile = profiles.profile(options.device)
+    if options.device == "auto":
+        cli.console.print(f"device: {profile.name}, {profile.about}")
+    written, scores = qat(
+        options.model,
+        out=options.out,
+        dataset=options.data,
+        calibration=options.calibration,
+        recipe=recipe,
+        device=profile.name,
+        leave_float=options.leave_float,
+        preprocessing=options.preprocessing,
+        towers=options.towers,
+        checkpoints=options.checkpoints,
+        tensorboard=options.tensorboard,
+        every=options.every,
+        resume=options.resume,
+        limit=options.limit,
+        force=options.force,
+        command=cli.command_line(),
+    )
+    assert written.manifest.training is not None
+    table = Table(title=f"{written.manifest.training['tested_images']} images")
+    table.add_column("form")
+    table.add_column("top-1 %", justify="right")
+    table.add_column("answers as trained %", justify="right")
+    for name, score in scores.items():
+        top1 = "" if score.top1 is None else f"{score.top1:.2f}"
+        table.add_row(name, top1, f"{score.agreement:.2f}")
+    cli.console.print(table)
+    cli.console.print(f"{written.path}: export it with `python -m edgekit.export {written.path}`")
+    return 0, {
+        "artifact": str(written.path),
+        "sha256": written.sha256,
+        "scores": scores,
+        "training": written.manifest.training,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    return cli.run(parser(), _act, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
