@@ -296,7 +296,7 @@ def qat(
     }
     with tempfile.TemporaryDirectory() as folder:
         trial = artifact.write(Path(folder) / out.name, files, manifest, force=False)
-        scores = _scores(trial, fake, profile, testing.labels, values, teacher)
+        scores = _scores(trial, profile, testing.labels, values, teacher)
     training_record = {
         "recipe": asdict(recipe),
         "towers": towers,
@@ -390,16 +390,16 @@ def _look(fake: FakeQuantized, held: data.ImageSet, values: Floats) -> dict[str,
 
 def _scores(
     trial: artifact.Artifact,
-    fake: FakeQuantized,
     profile: profiles.DeviceProfile,
     labels: npt.NDArray[np.int64] | None,
     values: Floats,
     teacher: Floats,
 ) -> dict[str, Score]:
-    """Export what was trained as a user would, and run it beside the float model."""
+    """Rebuild and export what was written, as a user would, and run all beside the float model."""
     from edgekit.export import export
+    from edgekit.quant import fake
 
-    trained = _predict(fake.model, values)
+    trained = _predict(fake.load(trial.model_path), values)
     found = {
         "float32": _score(teacher, trained, labels),
         "fake-quantized": _score(trained, trained, labels),

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encodings import Encoding, Stored
+from edgekit.encodings import FAKE_QUANT_FILE, Encoding, FakeQuantRecipe, Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
 from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.keras import load as load_keras
 from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.formats.quiet import quiet
 from edgekit.quant import encode, reconstruct, walk
@@ -328,7 +330,11 @@ class FakeQuantized:
         return graph.serialize(), reconstruct.stored(encodings, layers), tensors
 
     def put_into(self, model: Any) -> None:
-        """Give the trained numbers to a model of the same architecture, kernels on their grid."""
+        """Give the trained numbers to a model of the same architecture.
+
+        Kernels are put on their grid, and what is added behind them (a bias, or batch
+        normalisation's beta or mean) where the deployed int32 bias lies.
+        """
         graph = Graph(self.canonical)
         encodings = encode.activations(graph, self.ranges(), self.profile)
         layers = self._layers(graph, encodings)
@@ -338,8 +344,11 @@ class FakeQuantized:
             name = self._layer_of[layer.output]
             if name is None:
                 continue
-            factor, _ = self._fold(name)
+            factor, bias = self._fold(name)
             integers = layers[layer.output].integers
+            if integers.bias is not None and integers.bias_scale is not None:
+                real = integers.bias.astype(np.float64) * integers.bias_scale
+                self._move_bias(model, name, real - bias, factor)
             shape = integers.weights.shape
             whole = integers.weights.astype(np.float64)
             rows = whole.reshape(-1, shape[3]).T if layer.kind == "depthwise" else whole
@@ -347,6 +356,21 @@ class FakeQuantized:
             safe = np.where(np.abs(factor) > _TINY, factor, 1.0)
             kernel = getattr(model.get_layer(name), _WEIGHTED[_kind(self._source, name)])
             kernel.assign((rows / safe[:, None]).T.reshape(kernel.shape))
+
+    def _move_bias(self, model: Any, name: str, move: Floats, factor: Floats) -> None:
+        """Add to a layer's answer where the layer, or what is behind it, has a number for it."""
+        layer = model.get_layer(name)
+        normal = self._built.normalized.get(name)
+        if normal is None:
+            if layer.use_bias:
+                layer.bias.assign_add(move.astype(np.float32))
+            return
+        found = model.get_layer(normal)
+        if found.center:
+            found.beta.assign_add(move.astype(np.float32))
+        else:
+            safe = np.where(np.abs(factor) > _TINY, factor, 1.0)
+            found.moving_mean.assign_sub((move / safe).astype(np.float32))
 
     def _layers(self, graph: Graph, encodings: Mapping[str, Encoding]) -> reconstruct.Layers:
         """Integers of each layer of a graph, whose float constants are set on the way."""
@@ -586,6 +610,20 @@ class _FakeQuantize(keras.layers.Layer):  # type: ignore[misc, name-defined]
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         """Quantize; ranges follow while training."""
         return self._place(inputs, bool(training))
+
+
+def load(path: Path) -> Any:
+    """The fake-quantized tf_keras model that ``python -m edgekit.qat`` wrote.
+
+    Args:
+        path: The model file, with its recipe beside it.
+
+    Raises:
+        ArtifactError: If the recipe cannot be read.
+        InvalidModelError: If the model cannot be read, or the recipe is another model's.
+    """
+    recipe = FakeQuantRecipe.load(path.with_name(FAKE_QUANT_FILE))
+    return with_activations(load_keras(path), recipe.activations)
 
 
 def with_activations(model: Any, found: Mapping[str, tuple[float, int]]) -> Any:

@@ -25,15 +25,14 @@ class KerasRunner(Runner):
         tf = keras_format.tensorflow()
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-        loaded = keras_format.load(model)
-        self.signature = keras_format.signature(loaded)
-        recipe = model.with_name(encodings.FAKE_QUANT_FILE)
-        self._fake = recipe.is_file()
+        self._fake = model.with_name(encodings.FAKE_QUANT_FILE).is_file()
         if self._fake:
             from edgekit.quant import fake
 
-            found = encodings.FakeQuantRecipe.load(recipe)
-            loaded = fake.with_activations(loaded, found.activations)
+            loaded = fake.load(model)
+        else:
+            loaded = keras_format.load(model)
+        self.signature = keras_format.signature(loaded)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
