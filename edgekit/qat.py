@@ -36,6 +36,7 @@ from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionErr
 from edgekit.formats import float_model, tflite
 from edgekit.formats import keras as keras_format
 from edgekit.quant import profiles
+from edgekit.quant.ranges import RANGE_MODES, RangeMode
 from edgekit.quant.table import CalibrationTable
 from edgekit.runtimes import open_runner
 from edgekit.train import Recipe, Trainer, configure_threads, fit, keras_bytes, log_bytes
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-RANGE_MODES = ("moving-average", "learned")
 #: Images of the training set that are kept from training, to look at the deployed model with.
 HELD = 1000
 #: Steps between two looks at the deployed model.
@@ -72,7 +72,7 @@ class QatRecipe(Recipe):
     distill: float = 0.5
     temperature: float = 2.0
     frozen: float = 0.3
-    ranges: str = "moving-average"
+    ranges: RangeMode = "moving-average"
     range_decay: float = 0.99
     weight_bits: int = 8
 
@@ -90,7 +90,9 @@ class QatRecipe(Recipe):
             if not low <= value <= high:
                 raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
         if self.ranges not in RANGE_MODES:
-            raise InvalidOptionError(f"expected ranges {RANGE_MODES}, got {self.ranges!r}")
+            raise InvalidOptionError(
+                f"expected ranges {' or '.join(RANGE_MODES)}, got {self.ranges!r}"
+            )
 
 
 class QatTrainer(Trainer):
@@ -260,7 +262,7 @@ def qat(
         source.preprocessing.apply(training.images[: fake_quant.IMAGES]),
         profile,
         leave_float=leave_float,
-        mode="learned" if recipe.ranges == "learned" else "moving-average",
+        mode=recipe.ranges,
         bits=recipe.weight_bits,
         decay=recipe.range_decay,
         prior=table.count * towers / recipe.batch,
@@ -284,7 +286,7 @@ def qat(
     log = fit(trainer, checkpoints, tensorboard, resume, watch, every)
     testing = data.load(dataset, "test") if dataset == "fashion_mnist" else held
     values = source.preprocessing.apply(testing.images)
-    teacher = _predict(source.model, values)
+    teacher = predict(source.model, values)
     fake.put_into(source.model)
     files, manifest = _content(source, fake, log)
     manifest |= {
@@ -374,8 +376,8 @@ def _table(
 def _look(fake: FakeQuantized, held: data.ImageSet, values: Floats) -> dict[str, float]:
     """Make the int8 TFLite file as it would be now, run it, and hold it against the training."""
     graph, stored, _ = fake.deployed()
-    answers = _answers(tflite.quantize(graph, stored), "tflite", values)
-    trained = _predict(fake.model, values)
+    answers = answers_of(tflite.quantize(graph, stored), "tflite", values)
+    trained = predict(fake.model, values)
     score = _score(answers, trained, held.labels)
     found = {"deployed_agreement": score.agreement}
     said = f"deployed int8 answers as trained {score.agreement:.2f} %"
@@ -399,7 +401,7 @@ def _scores(
     from edgekit.export import export
     from edgekit.quant import fake
 
-    trained = _predict(fake.load(trial.model_path), values)
+    trained = predict(fake.load(trial.model_path), values)
     found = {
         "float32": _score(teacher, trained, labels),
         "fake-quantized": _score(trained, trained, labels),
@@ -415,7 +417,7 @@ def _scores(
             device=profile.name,
             out=trial.path.with_name(target),
         )
-        answers = _answers(made.model_path, target, values)
+        answers = answers_of(made.model_path, target, values)
         found[f"{target} int8"] = _score(answers, trained, labels)
     return found
 
@@ -430,7 +432,7 @@ def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | Non
     )
 
 
-def _answers(model: bytes | Path, format: str, values: Floats) -> Floats:
+def answers_of(model: bytes | Path, format: str, values: Floats) -> Floats:
     """Real answers of a deployed file."""
     with tempfile.TemporaryDirectory() as folder:
         path = model if isinstance(model, Path) else Path(folder) / f"model.{format}"
@@ -445,7 +447,7 @@ def _answers(model: bytes | Path, format: str, values: Floats) -> Floats:
     return np.concatenate(parts)
 
 
-def _predict(model: Any, values: Floats) -> Floats:
+def predict(model: Any, values: Floats) -> Floats:
     tf = keras_format.tensorflow()
     forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
     parts = [forward(tf.constant(values[i : i + 250])).numpy() for i in range(0, len(values), 250)]

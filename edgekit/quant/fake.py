@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.formats.quiet import quiet
 from edgekit.quant import encode, reconstruct, walk
 from edgekit.quant.profiles import DeviceProfile
+from edgekit.quant.ranges import RangeMode
 from edgekit.quant.rounding import Floats
 from edgekit.quant.saturation import LIMIT
 from edgekit.quant.table import Range
@@ -36,9 +37,6 @@ try:
         from tensorflow_model_optimization.quantization import keras as tfmot
 except ImportError:
     raise MissingDependencyError("tensorflow-model-optimization", "train") from None
-
-RangeMode = Literal["moving-average", "learned"]
-RANGE_MODES: tuple[str, ...] = ("moving-average", "learned")
 
 #: The attribute that holds the kernel, by layer class.
 _WEIGHTED = {"Conv2D": "kernel", "DepthwiseConv2D": "depthwise_kernel", "Dense": "kernel"}

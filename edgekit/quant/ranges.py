@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ from edgekit.errors import InvalidOptionError
 from edgekit.quant.histogram import Histogram
 from edgekit.quant.table import METHODS, Range, TensorStatistics
 
+#: How a range follows the batches of fine-tuning (edgekit.quant.fake).
+RangeMode = Literal["moving-average", "learned"]
+RANGE_MODES: tuple[str, ...] = get_args(RangeMode)
 #: Percent of the values that ``percentile`` keeps, one that Wu et al. 2020, section 4.2, try.
 PERCENTILE = 99.99
 #: Steps of an int8 tensor.
