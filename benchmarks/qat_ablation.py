@@ -70,7 +70,7 @@ def tfmot_defaults(setting: Setting, recipe: QatRecipe, folder: Path) -> tuple[A
 
     tf = keras_format.tensorflow()
     model = quantize_model(setting.model)
-    fit(TfmotTrainer(model, recipe, **setting.training), folder, None, False)
+    fit(TfmotTrainer(model, recipe, **setting.training), folder, None, False, {})
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     return predict(model, setting.values), answers_of(converter.convert(), "tflite", setting.values)
@@ -94,7 +94,7 @@ def edgekit_arm(setting: Setting, recipe: QatRecipe, folder: Path, arm: str) -> 
         bits=recipe.weight_bits,
         **start,
     )
-    fit(QatTrainer(made, setting.model, recipe, **setting.training), folder, None, False)
+    fit(QatTrainer(made, setting.model, recipe, **setting.training), folder, None, False, {})
     graph, stored, _ = made.deployed()
     plain = keras_format.tf_keras().models.clone_model(setting.model)
     made.put_into(plain)

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from edgekit import artifact, cli, data, outputs
 from edgekit.calibrate import cached
-from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe
+from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats import float_model, tflite
 from edgekit.formats import keras as keras_format
@@ -283,7 +283,8 @@ def qat(
     def watch() -> dict[str, float]:
         return _look(fake, held, source.preprocessing.apply(held.images))
 
-    log = fit(trainer, checkpoints, tensorboard, resume, watch, every)
+    about = {"data": images.sha256, "model": source.source.sha256, "device": profile.name}
+    log = fit(trainer, checkpoints, tensorboard, resume, about, watch, every)
     testing = data.load(dataset, "test") if dataset == "fashion_mnist" else held
     values = source.preprocessing.apply(testing.images)
     teacher = predict(source.model, values)
@@ -458,12 +459,11 @@ def _content(
     source: float_model.FloatModel, fake: FakeQuantized, log: list[dict[str, float]]
 ) -> tuple[dict[str, bytes | Path], dict[str, Any]]:
     """(files, manifest) of the trained model, which ``source`` holds by now."""
-    _, _, tensors = fake.deployed()
-    sha256 = hashlib.sha256(tflite.from_keras(source.model)).hexdigest()
+    encodings = fake.encodings(tflite.from_keras(source.model))
     rebuild = FakeQuantRecipe(fake.activations(), fake.bits, fake.left_float)
     return {
         "model.keras": keras_bytes(source.model),
-        FILE: Encodings(sha256, fake.profile.name, tensors).dumps().encode(),
+        FILE: encodings.dumps().encode(),
         FAKE_QUANT_FILE: rebuild.dumps().encode(),
         "training.jsonl": log_bytes(log),
     }, {

@@ -426,7 +426,8 @@ def train(
         prepare=prepared,
         towers=towers,
     )
-    log = fit(trainer, checkpoints, tensorboard, resume)
+    about = {"data": training.sha256, "width": width, "lowered_strides": lowered_strides}
+    log = fit(trainer, checkpoints, tensorboard, resume, about)
     for variable, average in zip(model.variables, trainer.averaged_weights(), strict=True):
         variable.assign(average)
     top1, top5 = accuracy(model, testing, prepared)
@@ -487,6 +488,7 @@ def fit(
     checkpoints: Path,
     tensorboard: Path | None,
     resume: bool,
+    about: dict[str, Any],
     watch: Callable[[], dict[str, float]] | None = None,
     every: int = 0,
 ) -> list[dict[str, float]]:
@@ -497,6 +499,7 @@ def fit(
         checkpoints: Folder of checkpoints, one an epoch and look, and the log.
         tensorboard: Folder for TensorBoard logs; none when absent.
         resume: Continue from the last checkpoint.
+        about: What makes the run what it is; one that is resumed has to have the same.
         watch: Looks at the model at every ``every``-th step, about, and at each epoch's end; what
             it says is shown and logged.
         every: Steps between two looks.
@@ -506,8 +509,10 @@ def fit(
 
     Raises:
         InvalidDataError: If the loss becomes NaN or infinite.
+        InvalidOptionError: If another run is resumed than the one that was begun.
     """
     tf = keras_format.tensorflow()
+    _check_same_run(checkpoints / "run.json", {"recipe": asdict(trainer.recipe), **about}, resume)
     recipe, per_epoch = trainer.recipe, trainer.steps_per_epoch
     manager = tf.train.CheckpointManager(trainer.checkpoint, str(checkpoints), max_to_keep=2)
     log_path = checkpoints / "log.jsonl"
@@ -520,7 +525,7 @@ def fit(
     elif resume:
         cli.console.print(f"no checkpoint in {checkpoints}: starting from the beginning")
     writer = tf.summary.create_file_writer(str(tensorboard)) if tensorboard else None
-    fused = min(per_epoch, 20)
+    fused = min(per_epoch, 20, every or 20)
 
     def keep(entry: dict[str, float]) -> None:
         log.append(entry)
@@ -575,6 +580,26 @@ def fit(
             )
             keep(entry | (watch() if watch is not None else {}))
     return log
+
+
+def _check_same_run(path: Path, about: dict[str, Any], resume: bool) -> None:
+    """What was begun is what goes on; else say what differs."""
+    if resume and path.is_file():
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(about))
+        flat = [{**found.pop("recipe"), **found} for found in (begun, now)]
+        other = [
+            f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}"
+            for key in sorted({*flat[0], *flat[1]})
+            if flat[0].get(key) != flat[1].get(key)
+        ]
+        if other:
+            raise InvalidOptionError(
+                f"--resume: {path.parent} holds another run: {', '.join(other)}; give the same "
+                f"options, or delete it"
+            )
+        return
+    outputs.write_text(path, json.dumps(about) + "\n", force=True)
 
 
 def _summarize(writer: Any, entry: dict[str, float]) -> None:

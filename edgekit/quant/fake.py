@@ -9,6 +9,7 @@ normalisation, which folding multiplies into the channel's scale: the integers a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encodings import FAKE_QUANT_FILE, Encoding, FakeQuantRecipe, Stored
+from edgekit.encodings import FAKE_QUANT_FILE, Encoding, Encodings, FakeQuantRecipe, Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.keras import load as load_keras
@@ -327,6 +328,35 @@ class FakeQuantized:
             )
         return graph.serialize(), reconstruct.stored(encodings, layers), tensors
 
+    def encodings(self, final: bytes) -> Encodings:
+        """Of all activations and weights, in the names of the trained model's own graph.
+
+        Args:
+            final: Canonical flatbuffer of a model that :meth:`put_into` was given. The converter
+                may call its tensors by other names, never in another order.
+
+        Raises:
+            InvalidModelError: If the converter made other operators of it.
+        """
+        _, _, tensors = self.deployed()
+        before, after = Graph(self.canonical), Graph(final)
+        kinds = [[operator.kind for operator in graph.operators] for graph in (before, after)]
+        if kinds[0] != kinds[1]:
+            raise InvalidModelError(
+                f"the trained model converts to {len(kinds[1])} operators, the float one to "
+                f"{len(kinds[0])} or others of them; please report the model"
+            )
+        names = dict(zip(before.inputs, after.inputs, strict=True))
+        for old, new in zip(before.operators, after.operators, strict=True):
+            names.update(zip(old.outputs, new.outputs, strict=True))
+        for layer, other in zip(before.layers, after.layers, strict=True):
+            names[layer.weights] = other.weights
+        return Encodings(
+            hashlib.sha256(final).hexdigest(),
+            self.profile.name,
+            {names[name]: found for name, found in tensors.items()},
+        )
+
     def put_into(self, model: Any) -> None:
         """Give the trained numbers to a model of the same architecture.
 
@@ -400,9 +430,7 @@ class FakeQuantized:
             steps[silent], folded[silent] = 0.0, 1.0
             found[layer.output] = reconstruct.finish(graph, layer, steps, folded, bias, encodings)
         found.update(
-            reconstruct.nearest(
-                graph, encodings, pair_bound=self.profile.pair_bound, only=nearest, bits=self.bits
-            )
+            reconstruct.nearest(graph, encodings, pair_bound=self.profile.pair_bound, only=nearest)
         )
         return found
 

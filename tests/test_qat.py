@@ -1,0 +1,314 @@
+"""``python -m edgekit.qat``: from a float model to int8 files that answer as it trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Done
+
+from edgekit.artifact import Artifact
+from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe, differences
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats.flatbuffer import Graph
+from edgekit.qat import QatRecipe
+from edgekit.quant import profiles
+from edgekit.quant.quantize import trained as trained_integers
+
+PLAIN = ("--batch", "32", "--shift", "0", "--erase", "0", "--no-flip", "--towers", "1")
+UNIT = ("--preprocessing", "unit")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five classes, each with a bright corner or middle of its own, in 12x12 pixels."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 5
+    x = rng.integers(0, 120, (400, 12, 12, 3), dtype=np.uint8)
+    for i, label in enumerate(y):
+        top, left = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)][label]
+        x[i, top : top + 4, left : left + 4] += np.uint8(130)
+    path = tmp_path_factory.mktemp("images") / "set.npz"
+    np.savez(path, x=x, y=y.astype(np.int64))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(
+    small: Path,
+    images: Path,
+    edgekit: Callable[..., Done],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Done]:
+    out = tmp_path_factory.mktemp("qat") / "trained"
+    command = ("qat", small / "small.keras", *UNIT, "--data", images, "--out", out, *PLAIN)
+    done = edgekit(*command, "--epochs", 12, "--every", 5, "--learning-rate", "0.1", "--distill", 0)
+    assert done.status == 0, done.stderr
+    return out, done
+
+
+@pytest.fixture(scope="module")
+def exported(trained: tuple[Path, Done], edgekit: Callable[..., Done]) -> dict[str, Path]:
+    found = {}
+    for target in ("tflite", "onnx"):
+        out = trained[0].with_name(target)
+        done = edgekit(
+            "export", trained[0], "--target", target, "--precision", "int8", "--out", out
+        )
+        assert done.status == 0, done.stderr
+        found[target] = out
+    return found
+
+
+def test_both_files_answer_as_it_trained(trained: tuple[Path, Done]) -> None:
+    scores = trained[1].document["scores"]
+    assert set(scores) == {"float32", "fake-quantized", "tflite int8", "onnx int8"}
+    for target in ("tflite int8", "onnx int8"):
+        assert scores[target]["agreement"] >= 97.5  # of 40 images: one may differ
+    assert scores["fake-quantized"]["top1"] >= 80 > scores["float32"]["top1"]
+
+
+def test_the_grid_is_the_same_tensor_by_tensor(
+    trained: tuple[Path, Done], exported: dict[str, Path]
+) -> None:
+    """Kernels and ranges of the training against what both files store."""
+    file = Artifact.load(exported["tflite"]).model_path.read_bytes()
+    stored = tflite.read_stored(file)
+    source = float_model.load(trained[0])
+    canonical = tflite.from_keras(source.model)
+    model = onnx.load(Artifact.load(exported["onnx"]).model_path)
+    assert not differences(stored, onnx.read_stored(model, Graph(canonical)))
+
+    recipe = FakeQuantRecipe.load(trained[0] / FAKE_QUANT_FILE)
+    written = sorted(stored.activations.values())
+    for key, (scale, zero_point) in recipe.activations.items():
+        assert (np.float32(scale), zero_point) in [(np.float32(s), z) for s, z in written], key
+    assert len(recipe.activations) >= 10
+
+    assert source.encodings is not None
+    for layer in Graph(canonical).layers:
+        integers = stored.layers[layer.output]
+        encoding = source.encodings.tensors[layer.weights]
+        assert len(encoding.scale) == len(integers.weight_scale) > 1
+        shape = [1, 1, 1, 1][: integers.weights.ndim]
+        shape[layer.axis] = -1
+        real = Graph(canonical).constant(layer.weights) / integers.weight_scale.reshape(shape)
+        np.testing.assert_allclose(real, integers.weights, atol=2e-3)
+        bias = Graph(canonical).constant(layer.bias) if layer.bias else None
+        if bias is not None and integers.bias is not None and integers.bias_scale is not None:
+            steps = bias / integers.bias_scale.astype(np.float64)
+            # the handed-on biases lie on their steps too, as far as float32 can say
+            np.testing.assert_allclose(steps, integers.bias, rtol=1e-5, atol=0.6)
+
+
+def test_the_log_has_looks_at_the_deployed_file(trained: tuple[Path, Done]) -> None:
+    log = [json.loads(line) for line in (trained[0] / "training.jsonl").read_text().splitlines()]
+    looks = [entry for entry in log if "epoch" not in entry]
+    assert len(log) - len(looks) == 12 and len(looks) >= 20
+    assert all({"deployed_agreement", "deployed_top1", "trained_top1"} <= set(e) for e in log)
+    assert "deployed int8 answers as trained" in trained[1].stderr
+
+
+def test_the_manifest_says_what_was_done(trained: tuple[Path, Done]) -> None:
+    manifest = Artifact.load(trained[0]).manifest
+    assert (manifest.format, manifest.precision) == ("keras", "int8")
+    assert manifest.source is not None and manifest.source.path.endswith("small.keras")
+    assert manifest.training is not None
+    assert manifest.training["recipe"]["epochs"] == 12
+    assert manifest.training["tested_images"] == 40
+    assert {"model.keras", FILE, FAKE_QUANT_FILE, "training.jsonl"} == set(manifest.files)
+    assert manifest.versions["tensorflow-model-optimization"]
+    assert not trained[0].with_name("trained.checkpoints").exists()
+
+
+def test_the_model_file_is_plain_keras(trained: tuple[Path, Done], small: Path) -> None:
+    from edgekit.formats import keras
+
+    ours, given = keras.load(trained[0] / "model.keras"), keras.load(small / "small.keras")
+    assert [layer.name for layer in ours.layers] == [layer.name for layer in given.layers]
+
+
+def test_compare_runs_it_fake_quantized_beside_its_files(
+    trained: tuple[Path, Done],
+    exported: dict[str, Path],
+    images: Path,
+    small: Path,
+    edgekit: Callable[..., Done],
+    tmp_path: Path,
+) -> None:
+    done = edgekit(
+        *("compare", trained[0], *exported.values(), "--data", images, "--rounds", "2"),
+        *("--reference", small / "small.keras", "--out", tmp_path / "report.json"),
+    )
+    assert done.status == 0, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    found = {entry["name"]: entry for entry in report["artifacts"]}
+    assert "fake-quantized" in json.dumps(found["trained"])
+    assert found["trained"]["metrics"]["top1"]["value"] == pytest.approx(
+        found["tflite"]["metrics"]["top1"]["value"], abs=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--calibration", "fashion_mnist"), "--calibration is for float models"),
+        (("--method", "mse"), "--method is for float models"),
+        (("--correction", "none"), "--correction is for float models"),
+    ],
+)
+def test_export_takes_no_ranges_beside_the_trained_ones(
+    options: tuple[str, ...],
+    message: str,
+    trained: tuple[Path, Done],
+    edgekit: Callable[..., Done],
+    tmp_path: Path,
+) -> None:
+    command = ("export", trained[0], "--target", "tflite", "--precision", "int8")
+    done = edgekit(*command, "--out", tmp_path / "x", *options)
+    assert done.status == 2 and message in done.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_refuses_a_device_that_wants_other_numbers(trained: tuple[Path, Done]) -> None:
+    source = float_model.load(trained[0])
+    canonical = tflite.from_keras(source.model)
+    assert source.encodings is not None
+    with pytest.raises(InvalidModelError, match="zero_point 0 only.*--device tensorrt"):
+        trained_integers(canonical, source.encodings, profile=profiles.profile("tensorrt"))
+    vnni = trained_integers(canonical, source.encodings, profile=profiles.profile("x86-vnni"))
+    generic = trained_integers(canonical, source.encodings, profile=profiles.profile("generic"))
+    assert not differences(vnni.stored, generic.stored)
+
+
+def test_export_refuses_weights_that_were_changed(trained: tuple[Path, Done]) -> None:
+    source = float_model.load(trained[0])
+    assert source.encodings is not None
+    other = next(layer for layer in source.model.layers if layer.weights)
+    kernel, *rest = other.get_weights()
+    other.set_weights([kernel + 0.003, *rest])
+    canonical = tflite.from_keras(source.model)
+    profile = profiles.profile("generic")
+    with pytest.raises(InvalidModelError, match="not the one that was trained"):
+        trained_integers(canonical, source.encodings, profile=profile)
+    import hashlib
+
+    forged = Encodings(hashlib.sha256(canonical).hexdigest(), "generic", source.encodings.tensors)
+    with pytest.raises(InvalidModelError, match="not on their int8 grid"):
+        trained_integers(canonical, forged, profile=profile)
+
+
+def test_a_trained_model_is_not_trained_again(
+    trained: tuple[Path, Done], images: Path, edgekit: Callable[..., Done], tmp_path: Path
+) -> None:
+    done = edgekit("qat", trained[0], "--data", images, "--out", tmp_path / "x", *PLAIN)
+    assert done.status == 2 and "already" in done.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_is_resumed_to_the_same_end(
+    small: Path, images: Path, edgekit: Callable[..., Done], tmp_path: Path
+) -> None:
+    command = ["qat", small / "small.keras", *UNIT, "--data", images, *PLAIN, "--every", 3]
+    command += ["--epochs", 4]
+    whole = edgekit(*command, "--out", tmp_path / "whole")
+    assert whole.status == 0, whole.stderr
+    words = [*command, "--out", tmp_path / "part"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", f"edgekit.{words[0]}", *map(str, words[1:])],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = tmp_path / "part.checkpoints" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (tmp_path / "part").exists()
+    assert "--resume" in edgekit(*words).error
+    other = edgekit(*words, "--resume", "--learning-rate", "0.5")
+    assert other.status == 2 and "learning_rate was 0.01 and is 0.5" in other.error
+    done = edgekit(*words, "--resume")
+    assert done.status == 0, done.stderr
+    assert "resumed at step" in done.stderr
+    ends = [
+        [json.loads(line) for line in (tmp_path / name / "training.jsonl").open()]
+        for name in ("whole", "part")
+    ]
+    assert [e["step"] for e in ends[0]] == [e["step"] for e in ends[1]]
+    assert ends[1][-1]["loss"] == pytest.approx(ends[0][-1]["loss"], rel=0.05)
+
+
+def test_without_labels_the_float_model_is_followed(
+    small: Path, edgekit: Callable[..., Done], tmp_path: Path
+) -> None:
+    command = ("qat", small / "small.keras", *UNIT, "--data", small / "set.npz")
+    short = ("--epochs", 1, *PLAIN, "--out", tmp_path / "x")
+    refused = edgekit(*command, *short)
+    assert refused.status == 2 and "y" in refused.error
+    assert not list(tmp_path.iterdir())
+    done = edgekit(*command, *short, "--distill", "1")
+    assert done.status == 0, done.stderr
+    assert done.document["scores"]["tflite int8"]["top1"] is None
+
+
+def test_a_layer_left_float_still_deploys(
+    small: Path, images: Path, edgekit: Callable[..., Done], tmp_path: Path
+) -> None:
+    from edgekit.formats import keras
+
+    name = keras.load(small / "small.keras").layers[-1].name
+    done = edgekit(
+        *("qat", small / "small.keras", *UNIT, "--data", images, "--epochs", 1, *PLAIN),
+        *("--leave-float", name, "--out", tmp_path / "x"),
+    )
+    assert done.status == 0, done.stderr
+    assert "keeps its calibrated range" in done.stderr
+    assert done.document["scores"]["onnx int8"]["agreement"] >= 80  # of 40
+    assert FakeQuantRecipe.load(tmp_path / "x" / FAKE_QUANT_FILE).left_float == (name,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data", "none.npz"), "not found"),
+        (("--weight-bits", "9"), "weight_bits"),
+        (("--distill", "2"), "distill"),
+        (("--ranges", "guessed"), "invalid choice"),
+        (("--device", "cuda"), "takes no int8"),
+        (("--leave-float", "nobody"), "--leave-float names no layer"),
+        (("--colour", "red"), "unrecognized"),
+    ],
+)
+def test_bad_input(
+    options: tuple[str, ...],
+    message: str,
+    small: Path,
+    edgekit: Callable[..., Done],
+    tmp_path: Path,
+) -> None:
+    done = edgekit(
+        *("qat", small / "small.keras", *UNIT, "--distill", "1", "--data", small / "set.npz"),
+        *("--out", tmp_path / "x", *options),
+    )
+    assert done.status == 2
+    assert message in done.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes_out_of_range_are_refused() -> None:
+    with pytest.raises(InvalidOptionError, match="frozen"):
+        QatRecipe(frozen=1.5)
+    with pytest.raises(InvalidOptionError, match="ranges"):
+        QatRecipe(ranges="guessed")  # type: ignore[arg-type]
