@@ -92,8 +92,9 @@ def compare(
         rounds: Latency rounds; each takes 20 samples of every model.
         reference: The float model, an artifact or ``.keras`` file; default the shipped one or
             where the manifests say.
-        parity: Also hold the one int8 TFLite and the one int8 ONNX artifact against each other, in
-            numbers and in answers, with TFLite's reference kernels as a third.
+        parity: Also hold the int8 TFLite and the int8 ONNX artifact of the first model that has
+            one of each against each other, in numbers and in answers, with TFLite's reference
+            kernels as a third.
         command: Recorded in the report.
 
     Raises:
@@ -335,19 +336,27 @@ def _report(
 
 
 def _parity_pair(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
-    """The int8 TFLite and the int8 ONNX artifact.
+    """The int8 TFLite and the int8 ONNX artifact of the first model that has one of each.
 
     Raises:
-        InvalidOptionError: If there is not one of each.
+        InvalidOptionError: If none has.
     """
-    found = []
-    for kind in ("tflite", "onnx"):
-        int8 = [artifact for artifact in artifacts if artifact.manifest.precision == "int8"]
-        fitting = [artifact for artifact in int8 if artifact.manifest.format == kind]
-        if len(fitting) != 1:
-            raise InvalidOptionError(f"--parity needs one int8 {kind} artifact, got {len(fitting)}")
-        found.append(fitting[0])
-    return found[0], found[1]
+    int8 = [a for a in artifacts if a.manifest.precision == "int8" and a.manifest.format != "keras"]
+    models = dict.fromkeys(artifact.manifest.model_id for artifact in int8)
+    counts: list[tuple[int, int]] = []
+    for model in models:
+        of_model = [artifact for artifact in int8 if artifact.manifest.model_id == model]
+        ours, theirs = (
+            [artifact for artifact in of_model if artifact.manifest.format == kind]
+            for kind in ("tflite", "onnx")
+        )
+        if len(ours) == len(theirs) == 1:
+            return ours[0], theirs[0]
+        counts.append((len(ours), len(theirs)))
+    got = ", ".join(f"{one} and {other}" for one, other in counts) or "none"
+    raise InvalidOptionError(
+        f"--parity needs one int8 tflite artifact and one int8 onnx artifact of a model, got {got}"
+    )
 
 
 def _parity(
