@@ -530,7 +530,7 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     ):
         value = getattr(default, name.replace("-", "_"))
         add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
-    add("--no-flip", action="store_true", help="do not mirror images")
+    add("--no-flip", dest="flip", action="store_false", help="do not mirror images")
     add("--ranges", choices=RANGE_MODES, default=default.ranges, help="(default: %(default)s)")
     add("--towers", type=cli.positive_int, help="parts of a batch side by side (default: cores)")
     add("--every", type=cli.positive_int, default=EVERY, help="steps between two int8 checks")
@@ -543,24 +543,6 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    recipe = QatRecipe(
-        epochs=options.epochs,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        warmup_epochs=options.warmup_epochs,
-        weight_decay=options.weight_decay,
-        label_smoothing=options.label_smoothing,
-        shift=options.shift,
-        flip=not options.no_flip,
-        erase=options.erase,
-        seed=options.seed,
-        distill=options.distill,
-        temperature=options.temperature,
-        frozen=options.frozen,
-        ranges=options.ranges,
-        range_decay=options.range_decay,
-        weight_bits=options.weight_bits,
-    )
     profile = profiles.profile(options.device)
     if options.device == "auto":
         cli.console.print(f"device: {profile.name}, {profile.about}")
@@ -569,7 +551,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         out=options.out,
         dataset=options.data,
         calibration=options.calibration,
-        recipe=recipe,
+        recipe=QatRecipe.of(options),
         device=profile.name,
         leave_float=options.leave_float,
         preprocessing=options.preprocessing,

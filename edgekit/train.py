@@ -21,9 +21,9 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,12 @@ class Recipe:
             raise InvalidOptionError(
                 f"expected schedule cosine or exponential, got {self.schedule!r}"
             )
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Self:
+        """The recipe that a command line asks for."""
+        names = [entry.name for entry in fields(cls) if hasattr(options, entry.name)]
+        return cls(**{name: getattr(options, name) for name in names})
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -663,7 +669,7 @@ python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,
     add("--label-smoothing", type=float, default=default.label_smoothing)
     add("--ema", type=float, default=default.ema, help="decay of the weights' moving average")
     add("--shift", type=int, default=default.shift, help="augmentation: pixels each way")
-    add("--no-flip", action="store_true", help="augmentation: no mirroring")
+    add("--no-flip", dest="flip", action="store_false", help="augmentation: no mirroring")
     add("--erase", type=float, default=default.erase, help="augmentation: probability of erasing")
     add("--seed", type=int, default=default.seed)
     add("--towers", type=cli.positive_int, help="batch parts side by side (default: one a core)")
@@ -676,28 +682,12 @@ python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    recipe = Recipe(
-        epochs=options.epochs,
-        batch=options.batch,
-        learning_rate=options.learning_rate,
-        schedule=options.schedule,
-        decay=options.decay,
-        warmup_epochs=options.warmup_epochs,
-        momentum=options.momentum,
-        weight_decay=options.weight_decay,
-        label_smoothing=options.label_smoothing,
-        ema=options.ema,
-        shift=options.shift,
-        flip=not options.no_flip,
-        erase=options.erase,
-        seed=options.seed,
-    )
     written = train(
         out=options.out,
         dataset=options.data,
         width=options.width,
         lowered_strides=options.lowered_strides,
-        recipe=recipe,
+        recipe=Recipe.of(options),
         prepare=options.preprocessing,
         towers=options.towers,
         checkpoints=options.checkpoints,
