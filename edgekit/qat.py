@@ -31,10 +31,16 @@ from rich.table import Table
 
 from edgekit import artifact, cli, data, outputs
 from edgekit.calibrate import cached
-from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.formats import float_model, tflite
+from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
+from edgekit.errors import (
+    ExecutionError,
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+)
+from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats import keras as keras_format
+from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant import profiles
 from edgekit.quant.ranges import RANGE_MODES, RangeMode
 from edgekit.quant.table import CalibrationTable
@@ -300,6 +306,7 @@ def qat(
     with tempfile.TemporaryDirectory() as folder:
         trial = artifact.write(Path(folder) / out.name, files, manifest, force=False)
         scores = _scores(trial, profile, testing.labels, values, teacher)
+        grid = _check_grid(trial, fake, tflite.from_keras(source.model))
     training_record = {
         "recipe": asdict(recipe),
         "towers": towers,
@@ -309,6 +316,7 @@ def qat(
         "tested_on": testing.name if testing is not held else f"{images.name}, kept from training",
         "tested_images": len(testing),
         "scores": {name: asdict(score) for name, score in scores.items()},
+        "grid_numbers": grid,
     }
     written = artifact.write(out, files, manifest | {"training": training_record}, force=force)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -421,6 +429,34 @@ def _scores(
         answers = answers_of(made.model_path, target, values)
         found[f"{target} int8"] = _score(answers, trained, labels)
     return found
+
+
+def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> int:
+    """Hold what training rounded to against what the exported files store.
+
+    Returns:
+        How many integers, scales and zero points are equal in each file: all.
+
+    Raises:
+        ExecutionError: If one differs.
+    """
+    trained = fake.grid(final)
+    for target in ("tflite", "onnx"):
+        folder = trial.path.with_name(target)
+        if not folder.is_dir():
+            continue
+        path = artifact.Artifact.load(folder).model_path
+        if target == "tflite":
+            stored = tflite.read_stored(path.read_bytes())
+        else:
+            stored = onnx.read_stored(onnx.load(path), Graph(final))
+        found = differences(stored.without_biases(), trained)
+        if found:
+            raise ExecutionError(
+                f"the {target} file differs from the grid of training in {len(found)} places, "
+                f"first {found[0].what} of {short_name(found[0].tensor)}; please report the model"
+            )
+    return trained.numbers()
 
 
 def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | None) -> Score:
@@ -573,6 +609,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         top1 = "" if score.top1 is None else f"{score.top1:.2f}"
         table.add_row(name, top1, f"{score.agreement:.2f}")
     cli.console.print(table)
+    numbers = written.manifest.training["grid_numbers"]
+    cli.console.print(f"{numbers:,} integers, scales and zero points: in the files as in training")
     cli.console.print(f"{written.path}: export it with `python -m edgekit.export {written.path}`")
     return 0, {
         "artifact": str(written.path),

@@ -49,7 +49,7 @@ _DROPPING = frozenset(("Dropout", "SpatialDropout2D"))
 _ACTIVATIONS = frozenset(("linear", "relu", "relu6", "softmax"))
 _TINY = 1e-12
 #: Two tensors hold the same values if they differ by less, relative to the largest.
-_SAME = 1e-3
+_SAME = 1e-4
 #: Images by whose values tensors are found.
 IMAGES = 8
 
@@ -328,8 +328,8 @@ class FakeQuantized:
             )
         return graph.serialize(), reconstruct.stored(encodings, layers), tensors
 
-    def encodings(self, final: bytes) -> Encodings:
-        """Of all activations and weights, in the names of the trained model's own graph.
+    def names_in(self, final: bytes) -> dict[str, str]:
+        """Name in the trained model's own graph, by canonical name, of activations and weights.
 
         Args:
             final: Canonical flatbuffer of a model that :meth:`put_into` was given. The converter
@@ -338,7 +338,6 @@ class FakeQuantized:
         Raises:
             InvalidModelError: If the converter made other operators of it.
         """
-        _, _, tensors = self.deployed()
         before, after = Graph(self.canonical), Graph(final)
         kinds = [[operator.kind for operator in graph.operators] for graph in (before, after)]
         if kinds[0] != kinds[1]:
@@ -351,10 +350,31 @@ class FakeQuantized:
             names.update(zip(old.outputs, new.outputs, strict=True))
         for layer, other in zip(before.layers, after.layers, strict=True):
             names[layer.weights] = other.weights
+        return names
+
+    def encodings(self, final: bytes) -> Encodings:
+        """Of all activations and weights, in the names of the trained model's own graph.
+
+        Raises:
+            InvalidModelError: See :meth:`names_in`.
+        """
+        names = self.names_in(final)
         return Encodings(
             hashlib.sha256(final).hexdigest(),
             self.profile.name,
-            {names[name]: found for name, found in tensors.items()},
+            {names[name]: found for name, found in self.deployed()[2].items()},
+        )
+
+    def grid(self, final: bytes) -> Stored:
+        """What training rounded to, in the names of the trained model's graph; without biases.
+
+        Raises:
+            InvalidModelError: See :meth:`names_in`.
+        """
+        names, stored = self.names_in(final), self.deployed()[1].without_biases()
+        return Stored(
+            {names[name]: found for name, found in stored.activations.items()},
+            {names[name]: found for name, found in stored.layers.items()},
         )
 
     def put_into(self, model: Any) -> None:
@@ -806,16 +826,18 @@ def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict
     flat = [(s.key, np.asarray(a)) for s, a in zip(stages, answers, strict=True)]
     for name, values in seen.items():
         size = float(np.abs(values).max()) + 1e-6
-        alike = [(key, other) for key, other in flat if other.size == values.size]
-        same = [
-            (other.shape == values.shape, key)
-            for key, other in alike
-            if float(np.abs(other.reshape(values.shape) - values).max()) <= _SAME * size
-        ]
-        # of the same shape if there is one; and the last of several: behind its activation
-        whole = [key for fits, key in same if fits] or [key for _, key in same]
-        if whole:
-            found[name] = whole[-1]
+        off = {
+            key: float(np.abs(other.reshape(values.shape) - values).max())
+            for key, other in flat
+            if other.size == values.size
+        }
+        near = min(off.values(), default=np.inf)
+        if near > _SAME * size:
+            continue
+        # of several with these values the last: behind its activation; one of this shape first
+        shapes = {key: other.shape == values.shape for key, other in flat}
+        same = [key for key, distance in off.items() if distance <= 2 * near + 1e-7 * size]
+        found[name] = max(same, key=lambda key: (shapes[key], list(off).index(key)))
     return found
 
 
