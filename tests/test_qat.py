@@ -125,7 +125,7 @@ def test_the_manifest_says_what_was_done(trained: tuple[Path, Done]) -> None:
     assert manifest.training is not None
     assert manifest.training["recipe"]["epochs"] == 12
     assert manifest.training["tested_images"] == 40
-    assert manifest.training["grid_numbers"] > 1000
+    assert manifest.training["grid_numbers"] > 500
     assert {"model.keras", FILE, FAKE_QUANT_FILE, "training.jsonl"} == set(manifest.files)
     assert manifest.versions["tensorflow-model-optimization"]
     assert not trained[0].with_name("trained.checkpoints").exists()

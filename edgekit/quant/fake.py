@@ -215,43 +215,18 @@ class FakeQuantized:
         plain = _build(model)
         self._key_of = _match(plain, graph, images[:IMAGES])
         self._layer_of = _weighted(plain, graph, self._key_of, leave_float)
-        shares = encode.sharing(graph)
+        self._roots = encode.sharing(graph).roots
         skipped = {stage.key for stage in plain.stages if stage.layer in leave_float}
-        trained: dict[str, list[str]] = {}
-        for name, root in shares.roots.items():
-            key = self._key_of.get(name)
-            if key is not None and key not in skipped:
-                trained.setdefault(root, []).append(name)
-        self.untrained = tuple(name for name, root in shares.roots.items() if root not in trained)
-        bounds = graph.bounds()
-        self._groups: dict[str, _Group] = {}
-        by_key: dict[str, tuple[_Group, str]] = {}
-        for root, names in trained.items():
-            together = [name for name, other in shares.roots.items() if other == root]
-            low = min(0.0, *(ranges[name].min for name in together))
-            high = max(0.0, *(ranges[name].max for name in together))
-            fixed = root in shares.fixed and not profile.symmetric
-            if fixed:
-                scale, zero_point = shares.fixed[root]
-                low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
-            group = _Group(
-                low,
-                high,
-                fixed=fixed or any(name in graph.inputs for name in together),
-                positive=all(bounds.get(name, (-1.0,))[0] >= 0 for name in together),
-                symmetric=profile.symmetric,
-                mode=mode,
-                members=list(dict.fromkeys(self._key_of[name] for name in names)),
-                decay=decay,
-                prior=prior,
-            )
-            self._groups[root] = group
-            for name in names:
-                by_key.setdefault(self._key_of[name], (group, root))
+        keys = {name: key for name, key in self._key_of.items() if key not in skipped}
+        self._groups = _groups(graph, keys, ranges, profile, mode=mode, decay=decay, prior=prior)
+        self.untrained = tuple(n for n, root in self._roots.items() if root not in self._groups)
+        places: dict[str, _Group] = {}
+        for name, key in keys.items():
+            places.setdefault(key, self._groups[self._roots[name]])
         self._built = _build(
             model,
             kernel=_KernelQuantizer(bits, pair_bound=profile.pair_bound),
-            places={key: group for key, (group, _) in by_key.items()},
+            places=places,
             leave_float=leave_float,
         )
         last = self._built.stages[-1]
@@ -290,8 +265,7 @@ class FakeQuantized:
     def ranges(self) -> dict[str, Range]:
         """The present range of every canonical tensor."""
         found = dict(self._ranges)
-        roots = encode.sharing(Graph(self.canonical)).roots
-        for name, root in roots.items():
+        for name, root in self._roots.items():
             if root in self._groups:
                 low, high = (float(end) for end in self._groups[root].plain_ends())
                 found[name] = Range(low, high)
@@ -301,10 +275,9 @@ class FakeQuantized:
         """(scale, zero_point) of every fake-quantized Keras tensor, by its key."""
         encodings = encode.activations(Graph(self.canonical), self.ranges(), self.profile)
         found: dict[str, tuple[float, int]] = {}
-        roots = encode.sharing(Graph(self.canonical)).roots
         for name, encoding in encodings.items():
             key = self._key_of.get(name)
-            if roots[name] in self._groups and key is not None:
+            if self._roots[name] in self._groups and key is not None:
                 found.setdefault(key, (encoding.scale[0], encoding.zero_point))
         return found
 
@@ -556,6 +529,51 @@ class _Group:
         ):
             average.assign_add(share * (value - average))
         seen.assign_add(1.0)
+
+
+def _groups(
+    graph: Graph,
+    keys: Mapping[str, str],
+    ranges: Mapping[str, Range],
+    profile: DeviceProfile,
+    *,
+    mode: RangeMode,
+    decay: float,
+    prior: float,
+) -> dict[str, _Group]:
+    """A range for all tensors that share a scale, by the one that stands for them.
+
+    Args:
+        graph: Float.
+        keys: Of the Keras tensors to round, by canonical name.
+        ranges: To start from, by canonical name.
+        profile: The device.
+        mode: Of the ranges that are not fixed.
+        decay: Of the moving average.
+        prior: See :class:`FakeQuantized`.
+    """
+    shares, bounds = encode.sharing(graph), graph.bounds()
+    found = {}
+    for root in dict.fromkeys(shares.roots[name] for name in keys):
+        together = [name for name, other in shares.roots.items() if other == root]
+        low = min(0.0, *(ranges[name].min for name in together))
+        high = max(0.0, *(ranges[name].max for name in together))
+        fixed = root in shares.fixed and not profile.symmetric
+        if fixed:
+            scale, zero_point = shares.fixed[root]
+            low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
+        found[root] = _Group(
+            low,
+            high,
+            fixed=fixed or any(name in graph.inputs for name in together),
+            positive=all(bounds.get(name, (-1.0,))[0] >= 0 for name in together),
+            symmetric=profile.symmetric,
+            mode=mode,
+            members=list(dict.fromkeys(keys[name] for name in together if name in keys)),
+            decay=decay,
+            prior=prior,
+        )
+    return found
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
