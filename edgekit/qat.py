@@ -45,7 +45,7 @@ from edgekit.quant import profiles
 from edgekit.quant.ranges import RANGE_MODES, RangeMode
 from edgekit.quant.table import CalibrationTable
 from edgekit.runtimes import open_runner
-from edgekit.train import Recipe, Trainer, configure_threads, fit, keras_bytes, log_bytes
+from edgekit.train import Recipe, Trainer, configure_threads, fit, log_bytes
 
 if TYPE_CHECKING:
     from edgekit.quant.fake import FakeQuantized
@@ -498,7 +498,7 @@ def _content(
     encodings = fake.encodings(tflite.from_keras(source.model))
     rebuild = FakeQuantRecipe(fake.activations(), fake.bits, fake.left_float)
     return {
-        "model.keras": keras_bytes(source.model),
+        "model.keras": keras_format.to_bytes(source.model),
         FILE: encodings.dumps().encode(),
         FAKE_QUANT_FILE: rebuild.dumps().encode(),
         "training.jsonl": log_bytes(log),

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -441,7 +440,7 @@ def train(
     cli.console.print(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
     written = artifact.write(
         out,
-        {"model.keras": keras_bytes(model), "training.jsonl": log_bytes(log)},
+        {"model.keras": keras_format.to_bytes(model), "training.jsonl": log_bytes(log)},
         {
             "model_id": out.name,
             "format": "keras",
@@ -624,13 +623,6 @@ def log_bytes(log: list[dict[str, float]]) -> bytes:
     for entry in log:
         text.write(json.dumps(entry) + "\n")
     return text.getvalue().encode()
-
-
-def keras_bytes(model: Any) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        return path.read_bytes()
 
 
 def parser() -> cli.Parser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,14 @@ def load(path: Path) -> Any:
             f"{path} cannot be read as a tf_keras model: {reason[:200]}; "
             f"save it with tf_keras (Keras 2) as model.save('NAME.keras')"
         ) from None
+
+
+def to_bytes(model: Any) -> bytes:
+    """A model as the content of a ``.keras`` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return path.read_bytes()
 
 
 def tensor_name(tensor: Any) -> str:

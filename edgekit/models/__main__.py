@@ -2,6 +2,7 @@
 
 The published figures are those of the TensorFlow research repository's MobileNetV2 table (1,000
 classes, multiply-adds cut off to whole millions, parameters without batch normalisation).
+``python -m edgekit.models import-slim`` is edgekit.models.slim.
 
 The paper's Table 4 gives width 1.4 as 6.9M / 585M. No way of counting this network gives that: it
 has 6.06M parameters and 582M multiply-adds with channels made divisible by 8 (562M with them cut
@@ -12,6 +13,7 @@ classifier, a third of it, has one side that does not grow, the 1,000 classes.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -53,6 +55,7 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.models
 python -m edgekit.models --width 0.35 --width 1.0
+python -m edgekit.models import-slim --help                    # a TF-slim checkpoint to Keras
 """,
     )
     widths = sorted({width for width, _ in PUBLISHED})
@@ -97,8 +100,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the verb."""
-    return cli.run(parser(), _act, arguments)
+    """Run the verb, or the one that its first word names."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["import-slim"]:
+        from edgekit.models import slim
+
+        return slim.main(words[1:])
+    return cli.run(parser(), _act, words)
 
 
 if __name__ == "__main__":
