@@ -198,7 +198,7 @@ def once(bounds: Sequence[Bound]) -> tuple[Bound, ...]:
 
 
 def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
-    """What is asked of one artifact: later bounds win over earlier ones of the same kind.
+    """What is asked of one artifact, metric by metric; of one kind, the later bound wins.
 
     The default goes as soon as anything else is asked of its metric.
     """
@@ -206,10 +206,9 @@ def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
     for bound in bounds:
         if bound.artifact in (None, artifact):
             found[bound.kind, bound.metric] = bound
-    kept = [bound for bound in found.values() if bound != DEFAULT]
-    if DEFAULT in found.values() and all(bound.metric != DEFAULT.metric for bound in kept):
-        return (DEFAULT, *kept)
-    return tuple(kept)
+    others = {bound.metric for bound in found.values() if bound != DEFAULT}
+    kept = [b for b in found.values() if b != DEFAULT or b.metric not in others]
+    return tuple(sorted(kept, key=lambda b: (METRICS.index(b.metric), KINDS.index(b.kind))))
 
 
 def named(bounds: Sequence[Bound], artifacts: Sequence[str], model_id: str) -> tuple[Bound, ...]:

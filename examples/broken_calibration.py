@@ -37,8 +37,8 @@ def scale_twice(out: Path) -> Path:
     """Write the calibration images as [0, 1/255] where the model takes [0, 1]."""
     with np.load(ROOT / IMAGES) as stored:
         pixels = stored["x"]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out, x=(pixels / 255 / 255).astype(np.float32))
+    (ROOT / out).parent.mkdir(parents=True, exist_ok=True)
+    np.savez(ROOT / out, x=(pixels / 255 / 255).astype(np.float32))
     return out
 
 
@@ -63,8 +63,12 @@ def judge(good: Path, broken: Path, out: Path) -> None:
 
 def main() -> int:
     """Run the example from the start."""
-    out = (ROOT / (sys.argv[1] if len(sys.argv) > 1 else "build/broken_calibration")).resolve()
-    shutil.rmtree(out, ignore_errors=True)
+    out = Path("build/broken_calibration")
+    if len(sys.argv) > 1:
+        out = Path(sys.argv[1]).resolve()
+        if out.exists():
+            raise SystemExit(f"{out} exists already; choose another path")
+    shutil.rmtree(ROOT / out, ignore_errors=True)
     good = measure(out / "good")
     broken = measure(out / "broken", "--calibration", scale_twice(out / "scaled-twice.npz"))
     judge(good, broken, out)
