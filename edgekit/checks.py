@@ -64,7 +64,9 @@ class Check:
         unit = "points" if drop and self.unit == "%" else self.unit
         amount = "" if self.bound is None else f"{number(self.bound, self.unit)} {unit}".rstrip()
         if self.percent is not None:
-            amount = f"{self.percent:g} %" + (f" ({amount})" if amount else "")
+            amount = f"{self.percent:g} %"
+            if self.bound is not None:
+                amount += f" ({show(self.bound, '' if unit == 'points' else unit)} {unit})"
         return f"{self.kind} {amount}".rstrip()
 
 

@@ -161,6 +161,6 @@ def _reference(match: re.Match[str]) -> str:
         return sign
     if sign == "." and before.isdigit() and after.isdigit():
         return sign
-    if sign in "(),=+" or (sign in ".:;" and not after.strip()):
+    if sign in "(),=+%" or (sign in ".:;" and not after.strip()):
         return sign
     return f"&#{ord(sign)};" + ("&#8203;" if sign in "@#" else "")

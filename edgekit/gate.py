@@ -264,12 +264,24 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds)
     _print(checks, (grammar.DEFAULT, *bounds), report.model_id)
+    for word, given, file in (
+        ("report", options.report, path),
+        ("baseline", options.baseline, baseline_path),
+    ):
+        if given is None and file is not None:
+            _say(f"{word} from {config.path}: {file}")
     for file, make in written.items():
         outputs.write_text(file, make(checks, model_id=report.model_id), force=options.force)
     _tell_github(checks, report.model_id, forced=options.github)
     passed = all(check.verdict != "FAIL" for check in checks)
     config_path = None if config.path is None else str(config.path)
-    return (0 if passed else 1), {"passed": passed, "config": config_path, "checks": checks}
+    return (0 if passed else 1), {
+        "passed": passed,
+        "report": str(path),
+        "baseline": None if baseline_path is None else str(baseline_path),
+        "config": config_path,
+        "checks": checks,
+    }
 
 
 def _checked_update(options: argparse.Namespace, baseline: Path | None) -> Path:
@@ -290,17 +302,17 @@ def _outputs(
     options: argparse.Namespace, inputs: Sequence[Path | None]
 ) -> dict[Path, Callable[..., str]]:
     """The files to write and what makes their text; refused where one would hit another file."""
-    taken = {path.resolve() for path in inputs if path is not None}
+    taken = {os.path.realpath(path) for path in inputs if path is not None}
     found: dict[Path, Callable[..., str]] = {}
     for option, make in (("junit", ci.junit), ("markdown", ci.markdown)):
         path = getattr(options, option)
         if path is None:
             continue
-        if path.resolve() in taken:
+        if os.path.realpath(path) in taken:
             raise InvalidOptionError(
                 f"--{option} {path} is another file of this command; choose another path"
             )
-        taken.add(path.resolve())
+        taken.add(os.path.realpath(path))
         outputs.check_free(path, force=options.force)
         found[path] = make
     return found

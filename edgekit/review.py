@@ -65,7 +65,7 @@ def accept(
     They are kept in ``settings["accepted"]``.
     """
     earlier = baseline.settings.get(ACCEPTED) if baseline else None
-    reasons = [text for text in earlier if isinstance(text, str)] if earlier else []
+    reasons = [str(text) for text in earlier] if isinstance(earlier, list) else []
     if outside and reason:
         reasons.append(f"{reason} ({'; '.join(map(str, outside))})")
     if not reasons:

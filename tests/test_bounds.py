@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from edgekit.bounds import (
     DEFAULT,
     HIGHER_IS_BETTER,
     KINDS,
+    LOWER_IS_BETTER,
     METRICS,
     TIMES,
     Bound,
@@ -148,6 +150,22 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     given_path = tmp_path / "pyproject.toml"
     assert load(given_path).report == tmp_path / "build" / "report.json"
+
+
+def test_the_readmes_table(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    path = tmp_path / "pyproject.toml"
+    path.write_text(table)
+    assert list(map(str, load(path).bounds)) == [
+        "min agreement=99",
+        "max-drop top1=0.5",
+        "max-rise size=1 %",
+        "max-drop mine-tflite-int8:top1=1",
+    ]
+    words = " ".join(text.split())
+    assert f"Higher is better for `{' '.join(HIGHER_IS_BETTER)}`" in words
+    assert f"lower for `{' '.join(LOWER_IS_BETTER)}`" in words
 
 
 def test_the_nearest_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -465,6 +466,7 @@ def test_bounds_of_pyproject_and_of_the_command_line(
     assert done.document["config"] == str(config)
     text = f"bounds from {config}: min top1=93, max-drop top1=0.5, max-drop b:top1=2 %"
     assert text in done.stderr
+    assert f"baseline from {config}: {tmp_path / 'base.json'}" in done.stderr
     wins = edgekit("gate", "--config", config, "--max-drop", "top1=0.7", "--min", "a:top1=95")
     found = [(c["artifact"], c["bound"], c["source"]) for c in wins.document["checks"]]
     assert found == [
@@ -556,6 +558,25 @@ def test_hostile_names_and_narrow_terminals(
     assert done.status == 0, done.stderr
     assert "PASS" in done.stderr
     assert "[red]x" in done.stderr
+
+
+def test_hostile_names_in_all_that_ci_reads(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
+    name = "x\n::stop-commands::y\r<b>|@all\x1b[2J ]]>\u202e%0A"
+    report = write(tmp_path / "r.json", make(artifact(name, 80), model_id="::warning::m"))
+    xml, text = tmp_path / "gate.xml", tmp_path / "gate.md"
+    files = ("--junit", xml, "--markdown", text, "--github", "--min", "top1=93")
+    done = edgekit("gate", report, *files, COLUMNS="60")
+    assert done.status == 1, done.stderr
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    commands = [line for line in lines if line.lstrip().startswith("::")]
+    assert [line.partition(" ")[0] for line in commands] == ["::error", "::notice"]
+    assert "<b>" not in text.read_text()
+    assert "@all" not in text.read_text()
+    case = next(ElementTree.parse(xml).iter("testcase"))
+    assert case.get("classname") == "x ::stop-commands::y <b>|@all [2J ]]> %0A"
+    for each in (done.stdout, done.stderr, text.read_text(), xml.read_text()):
+        assert not set(each) & {"\x1b", "\r"}
+    assert "\u202e" not in text.read_text() + xml.read_text() + done.stderr
 
 
 @pytest.mark.parametrize(
