@@ -487,9 +487,8 @@ def _warnings(
                 f"can saturate here, and its accuracy is not that of other CPUs"
             )
         samples = np.array(result.latency_ms).reshape(result.latency_rounds, -1)
-        rounds = np.median(samples, axis=1)
-        spread = float((rounds.max() - rounds.min()) / np.median(rounds))
-        if spread > 0.2:
+        spread = stats.latency_spread(samples)
+        if spread > stats.UNSTABLE:
             found.append(
                 f"{result.name}: latency is unstable, round medians spread over "
                 f"{100 * spread:.0f} % of their median; close other programs and measure again"

@@ -1,13 +1,20 @@
-"""``python -m edgekit.gate``: judge a report against a baseline; exit status 1 on a regression.
+"""``python -m edgekit.gate``: judge a report by bounds; exit status 1 on a regression.
 
-A bound ``top1=0.5`` allows a drop of half a point from the baseline's value. A line fails when the
-drop is beyond its bound; it also says whether the drop is more than chance: for top-1 by the exact
-McNemar test on the images of both reports, else by whether the intervals overlap. An artifact or
-metric of the baseline that the report lacks fails as well. An improvement that is significant or
-beyond the bound is shown as STALE: the baseline is behind, run ``--update``.
+What a bound may be is in :mod:`edgekit.bounds`: limits (``min``, ``max``) on the report alone, and
+how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come from
+``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line, which
+wins. Without any on top-1, half a point is allowed.
 
-A report on other data or of another model is refused (exit status 2), and so are times of another
-machine class or thread count. NaN never gets as far as a verdict: the strict reader of reports
+A line fails when the value is beyond its bound; it also says whether the change is more than
+chance: for top-1 by the exact McNemar test on the images of both reports, else by whether the
+intervals overlap. An artifact or metric of the baseline that the report lacks fails as well. An
+improvement that is significant or beyond the bound is shown as STALE: the baseline is behind, run
+``--update``. It prints what changes, metric by metric, and which bound allows it; what is outside
+of a bound needs ``--accept REASON``, which the baseline keeps.
+
+A report on other data or of another model is refused (exit status 2). Times of two runs do not
+compare; latency_ratio does, within one machine class and thread count and where neither run is
+unstable, else it is refused. NaN never gets as far as a verdict: the strict reader of reports
 refuses the file, also with exit status 2, since a report with NaN is broken rather than worse.
 Imports no framework.
 """
@@ -15,392 +22,349 @@ Imports no framework.
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from edgekit import cli, outputs
+from edgekit import bounds as grammar
+from edgekit import checks as judged
+from edgekit import ci, cli, outputs, review
+from edgekit.bounds import Bound
+from edgekit.checks import Check
 from edgekit.errors import InvalidOptionError, ReportError
-from edgekit.results import ArtifactResult, Measurement, Report
-from edgekit.stats import SIGNIFICANT, discordant, mcnemar_exact
+from edgekit.results import Report
 
-HIGHER_IS_BETTER = ("top1", "top5", "agreement", "sqnr")
-LOWER_IS_BETTER = (
-    "kl",
-    "size",
-    "peak_memory",
-    "load_time",
-    "latency_p50",
-    "latency_p90",
-    "latency_p99",
-    "latency_ratio",
-)
-METRICS = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
-#: Figures that depend on the machine and the threads, and compare only where both are the same.
-_OF_THE_MACHINE = (
-    "peak_memory",
-    "load_time",
-    "latency_p50",
-    "latency_p90",
-    "latency_p99",
-    "latency_ratio",
-)
-DEFAULT_MAX_DROP = {"top1": 0.5}
-
-Verdict = Literal["PASS", "FAIL", "STALE", "NEW"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the gate.
-
-    Attributes:
-        current: The report's value; None where it is missing.
-        baseline: The baseline's value; None where it is missing.
-        unit: Of the values, the drop and the bound; drops of ``%`` are in points.
-        drop: How much worse than the baseline; negative is better.
-        bound: The drop that is allowed.
-        significant: Whether the change is more than chance; None where that cannot be said.
-        p: Exact McNemar p of the paired images; None for metrics without an image by image record.
-        reason: What a reader should know: significance, or why it failed.
-    """
-
-    artifact: str
-    metric: str
-    verdict: Verdict
-    current: float | None
-    baseline: float | None
-    unit: str
-    drop: float | None
-    bound: float
-    reason: str
-    significant: bool | None = None
-    p: float | None = None
+_COLOURS = {
+    "PASS": "green",
+    "FAIL": "bold red",
+    "STALE": "yellow",
+    "NEW": "cyan",
+    "REFUSED": "bold red",
+}
 
 
 def gate(
-    report: Report, *, baseline: Report, max_drop: Mapping[str, float] | None = None
+    report: Report,
+    *,
+    baseline: Report | None = None,
+    max_drop: Mapping[str, float | str] | None = None,
+    bounds: Sequence[Bound] = (),
 ) -> tuple[Check, ...]:
-    """Judge every artifact of the baseline by every bound.
+    """Judge every artifact of report and baseline by every bound.
 
     Args:
         report: What was measured now.
-        baseline: The accepted report.
-        max_drop: Allowed drop by metric: points for shares in percent, else the metric's unit.
-            Default: half a point of top-1.
+        baseline: The accepted report; bounds that look at the report alone need none.
+        max_drop: How much worse a metric may be: a number in its unit (points for shares), or text
+            as ``1 %`` of the baseline's value. Default: half a point of top-1, where there is a
+            baseline and ``bounds`` asks nothing of top-1.
+        bounds: More, of any kind; later ones win over earlier ones of the same kind and metric.
 
     Returns:
         The checks; the gate is passed when none has the verdict FAIL.
 
     Raises:
-        ReportError: If the two are not comparable (other model, data, machine or threads), or
-            the baseline has no artifacts.
-        InvalidOptionError: If a metric is unknown or a bound is no number >= 0.
+        ReportError: If the two are not comparable (other model, data, machine or threads, or an
+            unstable latency), or there are no artifacts.
+        InvalidOptionError: If a metric or artifact is unknown, a bound has no meaning, or one
+            needs a baseline and there is none.
     """
-    bounds = dict(DEFAULT_MAX_DROP if max_drop is None else max_drop)
-    _check_bounds(bounds)
-    _check_comparable(report, baseline, bounds)
-    current = {result.name: result for result in report.artifacts}
-    checks = [
-        _judge(current.get(before.name), before, metric, bound, report)
-        for before in baseline.artifacts
-        for metric, bound in bounds.items()
+    asked = list(bounds)
+    if max_drop is not None:
+        asked = [grammar.read("max-drop", *pair, source="max_drop") for pair in max_drop.items()]
+        asked += bounds
+    elif baseline is not None:
+        asked.insert(0, grammar.DEFAULT)
+    _check_answerable(asked, baseline is not None)
+    checks = judged.judge(report, baseline=baseline, bounds=asked)
+    for check in checks:
+        if check.verdict == "REFUSED":
+            raise ReportError(check.reason)
+    return checks
+
+
+def _check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
+    if not bounds:
+        raise InvalidOptionError(
+            "nothing to judge by; pass --baseline FILE, or a limit as --min top1=93"
+        )
+    for bound in bounds:
+        if bound.of_baseline and not has_baseline:
+            raise InvalidOptionError(f"{bound} ({bound.source}) needs a baseline; pass --baseline")
+
+
+def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str) -> None:
+    columns = ("verdict", "artifact", "metric", "now", "was", "change", "bound", "because")
+    rows = [
+        {
+            "verdict": f"[{_COLOURS[check.verdict]}]{check.verdict}[/]",
+            "artifact": _cell(check.artifact.removeprefix(f"{model_id}-")),
+            "metric": check.metric,
+            "now": judged.show(check.current, check.unit),
+            "was": judged.show(check.baseline, check.unit),
+            "change": judged.show(judged.change(check), check.unit, sign="+"),
+            "bound": _cell(check.rule),
+            "because": _cell(check.reason),
+        }
+        for check in checks
     ]
-    known = {before.name for before in baseline.artifacts}
-    for result in report.artifacts:
-        if result.name not in known:
-            for metric, bound in bounds.items():
-                new = result.metrics.get(metric)
-                checks.append(
-                    Check(
-                        artifact=result.name,
-                        metric=metric,
-                        verdict="NEW",
-                        current=_value(new),
-                        baseline=None,
-                        unit=new.unit if new else "",
-                        drop=None,
-                        bound=bound,
-                        reason="not in the baseline; --update takes it in",
-                    )
-                )
-    return tuple(checks)
+    _table(f"gate of {_cell(model_id)}", columns, rows, narrow=("was", "bound"))
+    _say(judged.headline(checks))
+    asked = {(check.kind, check.metric, check.source) for check in checks}
+    used = [bound for bound in bounds if (bound.kind, bound.metric, bound.source) in asked]
+    for source in dict.fromkeys(bound.source for bound in used):
+        _say(f"bounds from {source}: {', '.join(str(b) for b in used if b.source == source)}")
 
 
-def _check_bounds(bounds: Mapping[str, float]) -> None:
-    for metric, bound in bounds.items():
-        if metric not in METRICS:
-            raise InvalidOptionError(
-                f"unknown metric {metric!r} in --max-drop; expected one of {', '.join(METRICS)}"
-            )
-        if not (math.isfinite(bound) and bound >= 0):
-            raise InvalidOptionError(f"expected a finite --max-drop {metric} >= 0, got {bound}")
-
-
-def _check_comparable(report: Report, baseline: Report, bounds: Mapping[str, float]) -> None:
-    if report.model_id != baseline.model_id:
-        raise ReportError(
-            f"the report is of model {report.model_id!r}, the baseline of {baseline.model_id!r}; "
-            f"pass the baseline of this model, or write one to a new path with --update"
+def _print_changes(found: Sequence[review.Change], model_id: str) -> None:
+    columns = ("", "artifact", "metric", "was", "now", "change", "allowed because")
+    rows = []
+    for each in found:
+        both = each.before is not None and each.after is not None
+        difference = (each.after or 0.0) - (each.before or 0.0) if both else None
+        rows.append(
+            {
+                "": "[bold red]outside[/]" if each.outside else "",
+                "artifact": _cell(each.artifact.removeprefix(f"{model_id}-")),
+                "metric": _cell(each.metric),
+                "was": judged.show(each.before, each.unit),
+                "now": judged.show(each.after, each.unit),
+                "change": judged.show(difference, each.unit, sign="+"),
+                "allowed because": _cell(each.why),
+            }
         )
-    if report.data.sha256 != baseline.data.sha256:
-        raise ReportError(
-            f"the report was made on {report.data.name} (sha256 {report.data.sha256[:12]}…), the "
-            f"baseline on {baseline.data.name} ({baseline.data.sha256[:12]}…); use the same data, "
-            f"or write a baseline to a new path with --update"
-        )
-    if not baseline.artifacts:
-        raise ReportError(
-            "the baseline has no artifacts, so nothing can be judged; compare at least one"
-        )
-    ours, theirs = report.environment.machine_class, baseline.environment.machine_class
-    timed = [metric for metric in bounds if metric in _OF_THE_MACHINE]
-    if timed and ours != theirs:
-        raise ReportError(
-            f"{timed[0]} compares within one machine class only: the report has {ours!r}, the "
-            f"baseline {theirs!r}; drop that bound or measure the baseline here"
-        )
-    if timed:
-        threads = {result.name: result.runtime.threads for result in baseline.artifacts}
-        for result in report.artifacts:
-            before = threads.get(result.name, result.runtime.threads)
-            if before != result.runtime.threads:
-                raise ReportError(
-                    f"{timed[0]} compares with the same number of threads only: {result.name} "
-                    f"ran with {result.runtime.threads}, in the baseline with {before}; "
-                    f"compare with --threads {before}"
-                )
+    _table(f"changes to the baseline of {_cell(model_id)}", columns, rows, narrow=("change",))
 
 
-def _judge(
-    now: ArtifactResult | None,
-    before: ArtifactResult,
-    metric: str,
-    bound: float,
-    report: Report,
-) -> Check:
-    old = before.metrics.get(metric)
-    new = now.metrics.get(metric) if now else None
-    known = new or old
-    if now is None or new is None or old is None:
-        missing = "artifact" if now is None else "metric"
-        where = "baseline" if now is not None and new is not None else "report"
-        return Check(
-            artifact=before.name,
-            metric=metric,
-            verdict="FAIL",
-            current=_value(new),
-            baseline=_value(old),
-            unit=known.unit if known else "",
-            drop=None,
-            bound=bound,
-            reason=f"the {missing} is missing from the {where}",
-        )
-    if new.unit != old.unit:
-        raise ReportError(
-            f"{metric} of {before.name} is in {new.unit!r} in the report and in {old.unit!r} in "
-            f"the baseline; write both with one version"
-        )
-    drop = _drop(metric, old.value, new.value)
-    reason, significant, p = _significance(metric, now, before, new, old, report.data.count)
-    verdict: Verdict = "PASS"
-    if _exceeds(drop, bound, old.value, new.value):
-        verdict = "FAIL"
-    elif drop < 0 and (significant or _exceeds(-drop, bound, old.value, new.value)):
-        verdict, reason = "STALE", f"better, {reason}; baseline is stale, run --update"
-    return Check(
-        artifact=before.name,
-        metric=metric,
-        verdict=verdict,
-        current=new.value,
-        baseline=old.value,
-        unit=new.unit,
-        drop=drop,
-        bound=bound,
-        reason=reason,
-        significant=significant,
-        p=p,
-    )
-
-
-def _value(measurement: Measurement | None) -> float | None:
-    return None if measurement is None else measurement.value
-
-
-def _drop(metric: str, old: float, new: float) -> float:
-    if old == new:  # also when both are infinite
-        return 0.0
-    return old - new if metric in HIGHER_IS_BETTER else new - old
-
-
-def _exceeds(change: float, bound: float, old: float, new: float) -> bool:
-    """Whether a change is beyond its bound by more than the rounding of the two values.
-
-    50 of 10,000 images are 0.5 points, though the difference of two shares may come out as
-    0.5000000000000018.
-    """
-    rounding = 4 * math.ulp(max(abs(old), abs(new)))
-    return change > bound and not math.isclose(change, bound, rel_tol=0, abs_tol=rounding)
-
-
-def _significance(
-    metric: str,
-    now: ArtifactResult,
-    before: ArtifactResult,
-    new: Measurement,
-    old: Measurement,
-    count: int,
-) -> tuple[str, bool | None, float | None]:
-    if metric == "top1" and now.correct and before.correct:
-        lost, gained = discordant(before.correct_bits(count), now.correct_bits(count))
-        p = mcnemar_exact(lost, gained)
-        size = "significant" if p < SIGNIFICANT else "not significant"
-        return f"{lost} lost, {gained} gained, p = {p:.3g}: {size}", p < SIGNIFICANT, p
-    if new.low is None or new.high is None or old.low is None or old.high is None:
-        return "no interval, so significance unknown", None, None
-    apart = new.low > old.high or new.high < old.low
-    return ("intervals apart: significant" if apart else "intervals overlap"), apart, None
-
-
-def _print(checks: Sequence[Check], model_id: str) -> None:
+def _table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    *,
+    narrow: Sequence[str],
+) -> None:
+    """Print a table; a terminal of few columns leaves out those in ``narrow``."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    colours = {"PASS": "green", "FAIL": "bold red", "STALE": "yellow", "NEW": "cyan"}
     console = cli.console
     if not console.is_terminal:  # a log has no width; 80 columns would break every reason
         console = Console(file=console.file, width=160, highlight=False)
-    narrow = console.width < 110
-    table = Table(title=f"gate of {escape(model_id)}", box=SIMPLE_HEAD)
-    columns = ("verdict", "artifact", "metric", "now", "was", "change", "may drop", "because")
-    shown = [name for name in columns if not (narrow and name in ("was", "may drop"))]
+    table = Table(title=title, box=SIMPLE_HEAD)
+    shown = [name for name in columns if not (console.width < 110 and name in narrow)]
     for name in shown:
-        numeric = name in ("now", "was", "change", "may drop")
         table.add_column(
             name,
-            justify="right" if numeric else "left",
-            no_wrap=name not in ("artifact", "because"),
+            justify="right" if name in ("now", "was", "change") else "left",
+            no_wrap=name not in ("artifact", "bound", "because", "allowed because"),
         )
-    for check in checks:
-        change = None
-        if check.current is not None and check.baseline is not None:
-            change = 0.0 if check.drop == 0 else check.current - check.baseline
-        unit = "points" if check.unit == "%" else check.unit
-        cells = {
-            "verdict": f"[{colours[check.verdict]}]{check.verdict}[/]",
-            "artifact": escape(check.artifact.removeprefix(f"{model_id}-")),
-            "metric": check.metric,
-            "now": _show(check.current, check.unit),
-            "was": _show(check.baseline, check.unit),
-            "change": _show(change, check.unit, sign="+"),
-            "may drop": escape(f"{check.bound:g} {unit}".rstrip()),
-            "because": escape(check.reason),
-        }
-        table.add_row(*(cells[name] for name in shown))
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
     console.print(table)
 
 
-def _show(value: float | None, unit: str, *, sign: str = "") -> str:
-    if value is None:
-        return "-"
-    if unit == "bytes":
-        return f"{value:{sign},.0f}"
-    return f"{value:{sign}.2f}" if unit == "%" else f"{value:{sign}.4g}"
+def _cell(text: str) -> str:
+    """Text for a table: one line, no markup, and no ``::`` that GitHub takes for a command."""
+    from rich.markup import escape
+
+    return escape(ci.plain(text).replace("::", ": :"))
 
 
-def _max_drop(text: str) -> tuple[str, float]:
-    name, equals, value = text.partition("=")
-    try:
-        bound = float(value)
-    except ValueError:
-        equals = ""
-    if not equals:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE as top1=0.5, got {text!r}")
-    return name, bound
+def _say(text: str) -> None:
+    cli.console.print(ci.plain(text), markup=False, soft_wrap=True)
+
+
+def _bound(kind: grammar.Kind) -> Callable[[str], Bound]:
+    """argparse type: a bound of one kind."""
+
+    def read(text: str) -> Bound:
+        try:
+            return grammar.parse(kind, text)
+        except InvalidOptionError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+
+    return read
 
 
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.gate``."""
     result = cli.Parser(
         "gate",
-        description="Judge a report against a baseline. Exit: 0 good, 1 regression, 2 bad input.",
+        description="Judge a report by bounds and a baseline. "
+        "Exit: 0 good, 1 regression, 2 bad input.",
         examples="""
+python -m edgekit.gate                      (all from [tool.edgekit.gate] of pyproject.toml)
 python -m edgekit.gate report.json --baseline exports/baseline.json --max-drop top1=0.5
+python -m edgekit.gate report.json --min top1=93 --max size=700000
 python -m edgekit.gate report.json --baseline exports/baseline.json --max-drop agreement=1 \\
-    --max-drop size=10000
+    --max-rise 'size=1 %' --max-drop mine-tflite-int8:top1=1
+python -m edgekit.gate report.json --baseline exports/baseline.json --junit build/gate.xml \\
+    --markdown build/gate.md
 python -m edgekit.gate report.json --baseline exports/baseline.json --update
+python -m edgekit.gate report.json --baseline exports/baseline.json --update \\
+    --accept 'smaller model, 0.7 points of top-1 for half the size'
 """,
     )
     add = result.add_argument
-    add("report", type=Path, metavar="REPORT", help="report of `edgekit compare`")
-    add("--baseline", type=Path, required=True, help="accepted report")
+    add("report", type=Path, nargs="?", metavar="REPORT", help="report of `edgekit compare`")
+    add("--baseline", type=Path, metavar="FILE", help="accepted report")
     add(
-        "--max-drop",
-        type=_max_drop,
-        action="append",
-        metavar="NAME=VALUE",
-        help="how much worse a metric may be (default: top1=0.5 points); repeatable",
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file with [tool.edgekit.gate] (default: the nearest pyproject.toml with it)",
     )
+    kinds: dict[grammar.Kind, str] = {
+        "min": "least value of a metric, e.g. top1=93",
+        "max": "largest value of a metric, e.g. size=700000",
+        "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
+        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points)",
+        "max-rise": "the same for metrics where lower is better, e.g. size=20000",
+    }
+    for kind, text in kinds.items():
+        add(
+            f"--{kind}",
+            type=_bound(kind),
+            action="append",
+            dest="bounds",
+            metavar="[ARTIFACT:]NAME=VALUE",
+            help=f"{text}; repeatable",
+        )
+    add("--junit", type=Path, metavar="FILE", help="write JUnit XML")
+    add("--markdown", type=Path, metavar="FILE", help="write text for a pull-request comment")
+    add(
+        "--github",
+        action="store_true",
+        help="annotate as GitHub shows it (default where GITHUB_ACTIONS is true)",
+    )
+    add("--force", action="store_true", help="replace the files of --junit and --markdown")
     add("--update", action="store_true", help="write the report as the new baseline")
+    add("--accept", metavar="REASON", help="with --update: why to take what is outside of a bound")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    report = Report.load(options.report)
-    bounds = _bounds(options.max_drop)
-    if options.update and not options.baseline.exists():
-        if not report.artifacts:
-            raise ReportError(f"{options.report} has no artifacts; a baseline needs at least one")
-        outputs.write_text(options.baseline, report.dumps(), force=False)
-        cli.console.print(
-            f"{options.baseline}: new baseline of {len(report.artifacts)} artifacts", markup=False
+    config = grammar.load(options.config)
+    path = options.report or config.report
+    if path is None:
+        raise InvalidOptionError(
+            f"no report to judge; pass REPORT, or set report in [{grammar.TABLE}] of pyproject.toml"
         )
-        return 0, {"updated": str(options.baseline), "checks": []}
-    baseline = Report.load(options.baseline)
-    checks = gate(report, baseline=baseline, max_drop=bounds)
-    _print(checks, report.model_id)
-    failed = [check for check in checks if check.verdict == "FAIL"]
-    stale = [check for check in checks if check.verdict == "STALE"]
-    if options.update:
-        outputs.write_text(options.baseline, report.dumps(), force=True)
-        cli.console.print(
-            f"{options.baseline}: updated, {_changes(report, baseline)}; "
-            f"it accepts {len(failed)} failed checks; review the change in git",
-            markup=False,
+    baseline_path = options.baseline or config.baseline
+    bounds = (*config.bounds, *grammar.once(options.bounds or []))
+    if options.update or options.accept is not None:
+        target = _checked_update(options, baseline_path)
+        return _update(Report.load(path), target, (grammar.DEFAULT, *bounds), options.accept)
+    if baseline_path is None:
+        _check_answerable(bounds, False)
+    written = _outputs(options, [path, baseline_path, config.path])
+    report = Report.load(path)
+    baseline = None if baseline_path is None else Report.load(baseline_path)
+    checks = gate(report, baseline=baseline, bounds=bounds)
+    _print(checks, (grammar.DEFAULT, *bounds), report.model_id)
+    for word, given, file in (
+        ("report", options.report, path),
+        ("baseline", options.baseline, baseline_path),
+    ):
+        if given is None and file is not None:
+            _say(f"{word} from {config.path}: {file}")
+    for file, make in written.items():
+        outputs.write_text(file, make(checks, model_id=report.model_id), force=options.force)
+    _tell_github(checks, report.model_id, forced=options.github)
+    passed = all(check.verdict != "FAIL" for check in checks)
+    config_path = None if config.path is None else str(config.path)
+    return (0 if passed else 1), {
+        "passed": passed,
+        "report": str(path),
+        "baseline": None if baseline_path is None else str(baseline_path),
+        "config": config_path,
+        "checks": checks,
+    }
+
+
+def _checked_update(options: argparse.Namespace, baseline: Path | None) -> Path:
+    if not options.update:
+        raise InvalidOptionError("--accept is a reason for --update; pass both")
+    if baseline is None:
+        raise InvalidOptionError("--update writes a baseline; pass its path with --baseline FILE")
+    if options.accept is not None and not ci.plain(options.accept):
+        raise InvalidOptionError("--accept needs a reason that a reviewer can read, got none")
+    if options.junit or options.markdown:
+        raise InvalidOptionError(
+            "--update writes the baseline only; leave out --junit and --markdown"
         )
-        return 0, {"updated": str(options.baseline), "checks": checks}
-    counts = f"{len(checks)} checks, {len(failed) or 'none'} failed"
-    cli.console.print(
-        f"{counts}; {len(stale)} better than the baseline, which is stale" if stale else counts
-    )
-    return (1 if failed else 0), {"passed": not failed, "checks": checks}
+    return baseline
 
 
-def _bounds(pairs: list[tuple[str, float]] | None) -> dict[str, float] | None:
-    """The bounds of the command line, checked before any file is read for them."""
-    if pairs is None:
-        return None
-    bounds = dict(pairs)
-    if len(bounds) != len(pairs):
-        raise InvalidOptionError("--max-drop names a metric twice; give each one bound")
-    _check_bounds(bounds)
-    return bounds
+def _outputs(
+    options: argparse.Namespace, inputs: Sequence[Path | None]
+) -> dict[Path, Callable[..., str]]:
+    """The files to write and what makes their text; refused where one would hit another file."""
+    taken = {os.path.realpath(path) for path in inputs if path is not None}
+    found: dict[Path, Callable[..., str]] = {}
+    for option, make in (("junit", ci.junit), ("markdown", ci.markdown)):
+        path = getattr(options, option)
+        if path is None:
+            continue
+        if os.path.realpath(path) in taken:
+            raise InvalidOptionError(
+                f"--{option} {path} is another file of this command; choose another path"
+            )
+        taken.add(os.path.realpath(path))
+        outputs.check_free(path, force=options.force)
+        found[path] = make
+    return found
 
 
-def _changes(report: Report, baseline: Report) -> str:
-    """What an update does to the artifacts of the baseline, for people."""
-    now = {result.name: result for result in report.artifacts}
-    before = {result.name: result for result in baseline.artifacts}
-    changed = sum(now[name].metrics != before[name].metrics for name in now.keys() & before.keys())
-    parts = [f"{changed} artifacts measured anew"]
-    for word, names in (("added", now.keys() - before), ("removed", before.keys() - now)):
-        if names:
-            parts.append(f"{word} {', '.join(sorted(names))}")
-    return ", ".join(parts)
+def _tell_github(checks: Sequence[Check], model_id: str, *, forced: bool) -> None:
+    """Annotations to stdout, where GitHub reads them, and the Markdown to the step's summary."""
+    if forced or os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in ci.commands(checks, model_id=model_id):
+            print(line, flush=True)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        try:
+            ci.append(Path(summary), ci.markdown(checks, model_id=model_id))
+        except OSError as exc:  # the verdict is not to be lost for it
+            _say(f"warning: GITHUB_STEP_SUMMARY {summary}: {exc.strerror}; no summary was written")
+
+
+def _update(report: Report, path: Path, bounds: Sequence[Bound], reason: str | None) -> cli.Outcome:
+    """Show what the new baseline changes; write it where that is allowed."""
+    if not report.artifacts:
+        raise ReportError("the report has no artifacts; a baseline needs at least one")
+    exists = path.exists()
+    baseline = Report.load(path) if exists else None
+    checks = judged.judge(report, baseline=baseline, bounds=bounds)
+    found = review.changes(report, baseline, checks)
+    outside = [change for change in found if change.outside]
+    reason = None if reason is None else ci.plain(reason)
+    _print_changes(found, report.model_id)
+    document: dict[str, Any] = {
+        "changes": found,
+        "accepted": reason if outside else None,
+        "checks": checks,
+    }
+    if outside and reason is None:
+        _say(
+            f"{path}: not updated, {len(outside)} of {len(found)} changes are outside of their "
+            f"bounds; mend them, or pass --accept REASON"
+        )
+        return 1, {"passed": False, "updated": None, **document}
+    if outside:
+        _say(
+            f"{len(outside)} of {len(found)} changes are outside of their bounds; "
+            f"accepted: {reason}"
+        )
+    new = review.accept(report, baseline, outside, reason)
+    outputs.write_text(path, new.dumps(), force=exists)
+    if exists:
+        _say(f"{path}: updated, {len(found)} changes; review them in git")
+    else:
+        _say(f"{path}: new baseline of {len(report.artifacts)} artifacts")
+    return 0, {"passed": True, "updated": str(path), **document}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

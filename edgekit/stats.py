@@ -15,6 +15,8 @@ from edgekit.results import Measurement
 
 #: A p below this is more than chance.
 SIGNIFICANT = 0.05
+#: Latency is unstable when the medians of its rounds spread over more than this part of theirs.
+UNSTABLE = 0.2
 
 
 def proportion(right: int, count: int) -> Measurement:
@@ -72,6 +74,13 @@ def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> 
     noise = float(((reference.astype(np.float64) - other) ** 2).sum())
     value = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
     return Measurement(value, "dB", len(reference))
+
+
+def latency_spread(samples: npt.NDArray[np.float64]) -> float:
+    """Range of the medians of rounds, ``[rounds, samples]`` in ms, as a part of their median."""
+    rounds = np.median(samples, axis=1)
+    middle = float(np.median(rounds))
+    return float(rounds.max() - rounds.min()) / middle if middle > 0 else float("inf")
 
 
 def latency_ratio(

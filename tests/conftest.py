@@ -37,9 +37,11 @@ class Done:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tests' own cache: what they find there is what they put there."""
+    """The tests' own cache and no GitHub: what they find there is what they put there."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+            patch.delenv(name, raising=False)
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
 
