@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,10 @@ class FakeQuantized:
         self._key_of = _match(plain, graph, images[:IMAGES])
         self._layer_of = _weighted(plain, graph, self._key_of, leave_float)
         self._roots = encode.sharing(graph).roots
+        self._inputs_of: dict[str, set[str]] = {}
+        for layer in graph.layers:
+            if (found := self._layer_of[layer.output]) is not None:
+                self._inputs_of.setdefault(found, set()).add(layer.input)
         skipped = {stage.key for stage in plain.stages if stage.layer in leave_float}
         keys = {name: key for name, key in self._key_of.items() if key not in skipped}
         self._groups = _groups(graph, keys, ranges, profile, mode=mode, decay=decay, prior=prior)
@@ -228,6 +233,7 @@ class FakeQuantized:
             kernel=_KernelQuantizer(bits, pair_bound=profile.pair_bound),
             places=places,
             leave_float=leave_float,
+            shift=self._bias_shift,
         )
         last = self._built.stages[-1]
         self.ends_in_softmax = last.softmax_of is not None
@@ -393,6 +399,34 @@ class FakeQuantized:
             safe = np.where(np.abs(factor) > _TINY, factor, 1.0)
             found.moving_mean.assign_sub((move / safe).astype(np.float32))
 
+    def _bias_shift(self, built: _Built, name: str) -> Any:
+        """What rounding the folded bias to its int32 step adds to each channel, float32 ``[O]``.
+
+        Without a gradient. 0 for a layer that reads tensors of several scales.
+        """
+        read = {self._roots[entry] for entry in self._inputs_of.get(name, ())}
+        group = self._groups.get(next(iter(read))) if len(read) == 1 else None
+        if group is None:
+            return 0.0
+        low, high = group.ends()
+        kind = _kind(self._source, name)
+        quantizer = _KernelQuantizer(self.bits, pair_bound=self.profile.pair_bound)
+        _, scale = quantizer.grid(built.kernels[name], kind)
+        layer = built.layers[name]
+        bias = layer.bias if layer.use_bias else tf.zeros_like(scale)
+        normal = built.normalized.get(name)
+        if normal is not None:
+            found = built.layers[normal]
+            factor = tf.math.rsqrt(found.moving_variance + found.epsilon)
+            factor = factor * found.gamma if found.scale else factor
+            bias = (bias - found.moving_mean) * factor
+            bias = bias + found.beta if found.center else bias
+            scale = scale * tf.abs(factor)
+        step = scale * (high - low) / 255
+        safe = tf.maximum(step, _TINY)
+        rounded = tf.round(bias / safe) * safe
+        return tf.stop_gradient(tf.where(step > _TINY, rounded - bias, 0.0))
+
     def _layers(self, graph: Graph, encodings: Mapping[str, Encoding]) -> reconstruct.Layers:
         """Integers of each layer of a graph, whose float constants are set on the way."""
         found: reconstruct.Layers = {}
@@ -497,15 +531,19 @@ class _Group:
         high = tf.reduce_max([v.read_value() for v in self._high.values()])
         return tf.minimum(low, 0.0), tf.maximum(high, 0.0)
 
-    def quantize(self, x: Any, key: str, training: bool) -> Any:
-        """Values to the nearest that can be stored."""
-        if training and key in self._seen:
-            self._update(x, key)
+    def ends(self) -> tuple[Any, Any]:
+        """Real values of the first and the last of 256 steps."""
         low, high = self.plain_ends()
         if self._symmetric:
             high = tf.maximum(-low, high)
             low = -high * (128 / 127)
-        high = tf.maximum(high, low + 1e-6)
+        return low, tf.maximum(high, low + 1e-6)
+
+    def quantize(self, x: Any, key: str, training: bool) -> Any:
+        """Values to the nearest that can be stored."""
+        if training and key in self._seen:
+            self._update(x, key)
+        low, high = self.ends()
         if training and self._learned:
             return _learned(x, low, high)
         return tf.quantization.fake_quant_with_min_max_vars(
@@ -690,6 +728,18 @@ def load(path: Path) -> Any:
     return with_activations(load_keras(path), recipe.activations)
 
 
+class _BiasOnGrid(keras.layers.Layer):  # type: ignore[misc, name-defined]
+    """Adds to each channel what rounding its bias does."""
+
+    def __init__(self, shift: Callable[[], Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._shift = shift
+
+    def call(self, inputs: Any) -> Any:
+        """Values ``[..., O]`` as they are with the deployed bias."""
+        return inputs + self._shift()
+
+
 def with_activations(model: Any, found: Mapping[str, tuple[float, int]]) -> Any:
     """A model that rounds the named tensors: with kernels on their grid, the fake-quantized one.
 
@@ -727,6 +777,7 @@ def _build(
     kernel: _KernelQuantizer | None = None,
     places: Mapping[str, _Group] | None = None,
     leave_float: Collection[str] = (),
+    shift: Callable[[_Built, str], Any] | None = None,
 ) -> _Built:
     """Copy a flat functional model layer by layer, with activations as layers of their own.
 
@@ -734,6 +785,8 @@ def _build(
         kernel: Rounds kernels, if given.
         places: Ranges of the tensors to round, by key.
         leave_float: Layers whose kernels stay as they are.
+        shift: What is added to the answer of a layer with a rounded kernel, per channel, once its
+            batch normalisation is behind it.
     """
     places = places or {}
     tensors: dict[int, Any] = {}
@@ -797,6 +850,10 @@ def _build(
                 origin = weighted.get(id(came[0]))
                 if kind == "BatchNormalization" and origin is not None:
                     built.normalized[origin] = layer.name
+            ends = kind == "BatchNormalization" or kind in _WEIGHTED and not _normalized(layer)
+            if shift is not None and ends and origin in built.kernels:
+                label = f"bias_on_grid_{layer.name}_{number}"
+                answer = _BiasOnGrid(partial(shift, built, origin), name=label)(answer)
             softmax_of = None
             if kind == "Softmax" or (kind == "Activation" and _activation(layer) == "softmax"):
                 softmax_of = args[0]
@@ -821,6 +878,12 @@ def _build(
     place = next(i for i, s in enumerate(built.stages) if _is_end(s, built.outputs))
     built.stages.append(built.stages.pop(place))
     return built
+
+
+def _normalized(layer: Any) -> bool:
+    """Whether batch normalisation is right behind a layer."""
+    behind = [type(node.layer).__name__ for node in layer.outbound_nodes]
+    return behind == ["BatchNormalization"]
 
 
 def _is_end(stage: _Stage, end: Any) -> bool:
