@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 _FONT = 13.0
 #: Of the widest usual interface font, so that no label is wider than it was thought.
-_LETTER = 0.62 * _FONT
+_LETTER = 0.57 * _FONT
 _SHAPES = {"tflite": "circle", "onnx": "square", "keras": "diamond"}
 
 
@@ -98,7 +98,7 @@ def scatter(
     width, height = 640.0, 420.0
     left, top, right, bottom = 62.0, 14.0, width - 12, height - 52
     low_x, high_x = min(m.x_ends[0] for m in marks), max(m.x_ends[1] for m in marks)
-    margin = (high_x / low_x) ** 0.25 if high_x > low_x else 2.0
+    margin = (high_x / low_x) ** 0.3 if high_x > low_x else 2.0
     low_x, high_x = low_x / margin, high_x * margin
     levels = [] if level is None else [level]
     low_y = min([m.y_ends[0] for m in marks] + levels)
@@ -150,23 +150,13 @@ def scatter(
         if x1 > x0:
             ends += f"M{x0:.1f} {y:.1f}H{x1:.1f}M{x0:.1f} {y - 4:.1f}v8M{x1:.1f} {y - 4:.1f}v8"
         parts.append(f'<path class="interval {mark.group}" d="{ends}"/>')
-    names = [mark.name if len(mark.name) <= 28 else f"{mark.name[:27]}…" for mark in marks]
-    sizes = [(len(name) * _LETTER, _FONT + 3) for name in names]
-    places = place_labels(points, sizes, obstacles=obstacles, frame=(left, top, right, bottom))
-    for mark, name, (x, y), size, (label_x, label_y) in zip(
-        marks, names, points, sizes, places, strict=True
-    ):
-        # The estimate is wide; on its left side a label ends where it is anchored.
-        before = label_x + size[0] / 2 < x
-        text_x, anchor = (label_x + size[0], "end") if before else (label_x, "start")
-        end = (
-            min(max(x, label_x), label_x + size[0]),
-            min(max(y, label_y), label_y + size[1]),
-        )
-        if math.dist((x, y), end) > 14:
-            leader = f"M{x:.1f} {y:.1f}L{text_x if anchor == 'end' else end[0]:.1f} {end[1]:.1f}"
-            parts.append(f'<path class="leader {mark.group}" d="{leader}"/>')
-        parts.append(_text(text_x, label_y + _FONT, name, anchor, f"label {mark.group}"))
+    parts += _labels(
+        [mark.name if len(mark.name) <= 28 else f"{mark.name[:27]}…" for mark in marks],
+        [mark.group for mark in marks],
+        points,
+        obstacles,
+        (left, top, right, bottom),
+    )
     for i, (mark, (x, y)) in enumerate(zip(marks, points, strict=True)):
         parts.append(_mark(mark.words, mark.group, _SHAPES.get(mark.format, ""), x, y, i == 0, 12))
     return _svg(parts, width, height, ident, title, description)
@@ -218,22 +208,13 @@ def layers(
             words = f"{layer}: {shown}" + (f" ({each.name})" if each.name else "")
             drawn.append((value, layer, words, group, point))
     lowest = sorted(drawn, key=lambda each: each[0])[:5]
-    names = [layer if len(layer) <= 40 else f"…{layer[-39:]}" for _, layer, *_ in lowest]
-    sizes = [(len(name) * _LETTER, _FONT + 3) for name in names]
-    spots = [each[4] for each in lowest]
-    places = place_labels(spots, sizes, obstacles=obstacles, frame=(left, top, right, bottom))
-    for each, name, (x, y), size, (label_x, label_y) in zip(
-        lowest, names, spots, sizes, places, strict=True
-    ):
-        end = min(max(x, label_x), label_x + size[0]), min(max(y, label_y), label_y + size[1])
-        if math.dist((x, y), end) > 10:
-            leader = f"M{x:.1f} {y:.1f}L{end[0]:.1f} {end[1]:.1f}"
-            parts.append(f'<path class="leader {each[3]}" d="{leader}"/>')
-        before = label_x + size[0] / 2 < x
-        text_x = label_x + size[0] if before else label_x
-        parts.append(
-            _text(text_x, label_y + _FONT, name, "end" if before else "start", f"label {each[3]}")
-        )
+    parts += _labels(
+        [layer if len(layer) <= 40 else f"…{layer[-39:]}" for _, layer, *_ in lowest],
+        [group for *_, group, _ in lowest],
+        [point for *_, point in lowest],
+        obstacles,
+        (left, top, right, bottom),
+    )
     for i, (_, _, words, group, (x, y)) in enumerate(drawn):
         parts.append(_mark(words, group, "dot", x, y, i == 0, 7))
     return _svg(parts, width, height, ident, title, description)
@@ -274,6 +255,30 @@ def _frame(
         f'<text class="soft" x="{x:g}" y="{y:g}" text-anchor="middle" '
         f'transform="rotate(-90 {x:g} {y:g})">{html.escape(y_label)}</text></g>'
     )
+    return parts
+
+
+def _labels(
+    names: Sequence[str],
+    groups: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    obstacles: Sequence[Box],
+    frame: Box,
+) -> list[str]:
+    """Names where they cover nothing, with a line to the point where that is far."""
+    sizes = [(len(name) * _LETTER, _FONT + 3) for name in names]
+    places = place_labels(points, sizes, obstacles=obstacles, frame=frame)
+    parts = []
+    for name, group, (x, y), (width, height), (left, top) in zip(
+        names, groups, points, sizes, places, strict=True
+    ):
+        # The width is a guess on the wide side: a label starts or ends towards its point.
+        at, anchor = (left + width, "end") if left + width / 2 < x else (left, "start")
+        end = min(max(x, left), left + width), min(max(y, top), top + height)
+        if math.dist((x, y), end) > 14:
+            path = f"M{x:.1f} {y:.1f}L{end[0]:.1f} {end[1]:.1f}"
+            parts.append(f'<path class="leader {group}" d="{path}"/>')
+        parts.append(_text(at, top + _FONT, name, anchor, f"label {group}"))
     return parts
 
 

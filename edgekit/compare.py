@@ -326,7 +326,7 @@ def _report(
         for subject, each in zip(subjects, measured, strict=True)
         if subject.precision == "float32"
     }
-    results = []
+    results: list[ArtifactResult] = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.job.format)
         result = _result(subject, each, base, base_choice, labels, unquantized)

@@ -92,6 +92,24 @@ def latency_ratio(
     return Measurement(ratio, "x", samples.size, float(low), float(high), "bootstrap 95 %")
 
 
+def median_interval(
+    samples: npt.NDArray[np.float64], *, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile bootstrap 95 % interval of the median, over rounds; None of a single round.
+
+    Args:
+        samples: Milliseconds ``[rounds, samples]``.
+        seed: Of the 2,000 resamples.
+    """
+    rounds = len(samples)
+    if rounds < 2:
+        return None
+    picks = np.random.default_rng(seed).integers(0, rounds, (2000, rounds))
+    medians = np.median(samples[picks].reshape(2000, -1), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def _stats() -> Any:
     try:
         import scipy.stats
