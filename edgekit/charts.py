@@ -357,7 +357,7 @@ def place_labels(
         candidates = []
         for row in range(-24, 25):
             bottom = y - height / 2 + row * height / 2
-            for left in (x + 7, x - 7 - width, x - width / 2, x + 30, x - 30 - width):
+            for left in (x + 10, x - 10 - width, x - width / 2, x + 30, x - 30 - width):
                 box = (left, bottom, left + width, bottom + height)
                 inside = box[0] >= frame[0] and box[2] <= frame[2]
                 if inside and box[1] >= frame[1] and box[3] <= frame[3]:

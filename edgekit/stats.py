@@ -105,8 +105,9 @@ def median_interval(
     if rounds < 2:
         return None
     picks = np.random.default_rng(seed).integers(0, rounds, (2000, rounds))
-    medians = np.median(samples[picks].reshape(2000, -1), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
+    parts = np.array_split(picks, max(1, 2000 * samples.size // 1_000_000))  # 8 MB each
+    medians = [np.median(samples[part].reshape(len(part), -1), axis=1) for part in parts]
+    low, high = np.percentile(np.concatenate(medians), [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -1,4 +1,4 @@
-"""A headless Chromium that tests drive over its DevTools pipe, with nothing but the standard library.
+"""A headless Chromium that tests drive over its DevTools pipe; standard library only.
 
 ``--remote-debugging-pipe``: the browser reads commands on descriptor 3 and answers on 4, each one
 JSON document that ends with a zero byte.
@@ -12,11 +12,20 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+#: Puts the two descriptors where the browser looks for them, whatever their numbers.
+_LAUNCH = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for number, end in zip((3, 4), ends):
+    os.dup2(end, number)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 #: Debian's, Ubuntu's and Google's names of it.
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -155,11 +164,9 @@ def start(profile: Path) -> Iterator[Page]:
     assert program is not None
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
-    # The descriptors have to be 3 and 4 over there; a shell puts them there.
-    command = f'exec "$@" 3<&{to_read} 4>&{from_write}'
     process = subprocess.Popen(
         [
-            *("sh", "-c", command, "sh"),
+            *(sys.executable, "-c", _LAUNCH, str(to_read), str(from_write)),
             *(program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
             *("--remote-debugging-pipe", "--no-first-run", "--disable-dev-shm-usage"),
             *("--disable-background-networking", "--disable-component-update"),

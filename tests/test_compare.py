@@ -229,3 +229,5 @@ def test_statistics_against_known_values() -> None:
     assert stats.divergence(p, q).value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
     ratio = stats.latency_ratio(np.full((5, 4), 2.0), np.full((5, 4), 4.0))
     assert (ratio.value, ratio.low, ratio.high) == (0.5, 0.5, 0.5)
+    assert stats.median_interval(np.full((5, 4), 2.0)) == (2.0, 2.0)
+    assert stats.median_interval(np.full((1, 4), 2.0)) is None
