@@ -286,7 +286,7 @@ def test_latency_has_an_interval_where_samples_are_in_rounds(measured: Report) -
 
 
 def test_the_interval_of_a_median_covers_it() -> None:
-    """About 95 of 100 intervals hold the true median, drifting rounds and all: seeded simulation."""
+    """About 95 of 100 intervals hold the true median, also of drifting rounds: seeded."""
     random = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
