@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -197,6 +198,30 @@ def test_print_is_light_and_unfolded(tab: browser.Page, page: browser.Page, file
     page.run("dispatchEvent(new Event('afterprint'))")
     assert page.run(folded) > 0
     page.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_hostile_words_do_nothing(tab: browser.Page, tmp_path: Path) -> None:
+    """Nor in a tooltip, which takes its words from an attribute."""
+    hostile = """"><img src=x onerror="window.hit = 1"><script>window.hit = 2</script>"""
+    report = Report.load(ROOT / "exports" / "baseline.json")
+    first = dataclasses.replace(report.artifacts[2], name=hostile, precision=hostile)
+    names = (hostile,) * 10
+    report = dataclasses.replace(
+        report,
+        artifacts=(first,),
+        command=hostile,
+        data=dataclasses.replace(report.data, class_names=names),
+    )
+    path = tmp_path / "hostile.html"
+    path.write_text(page_of(report, layers=[Layer(hostile, 3.0)]), encoding="utf-8")
+    tab.open(path)
+    tab.run("for (const each of document.querySelectorAll('details')) each.open = true")
+    tab.run("document.querySelector('#plots .mark').focus()")
+    assert hostile in tab.run(f"{TIP}.textContent")
+    assert tab.run(f"{TIP}.children.length") == 0
+    assert tab.run("document.querySelectorAll('img:not(.gallery img)').length") == 0
+    assert tab.run("window.hit === undefined")
+    assert tab.problems == []
 
 
 @pytest.mark.skipif("EDGEKIT_AXE" not in os.environ, reason="EDGEKIT_AXE names no axe.min.js")
