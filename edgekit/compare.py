@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, data, environment, outputs, stats
+from edgekit import changes, cli, data, environment, outputs, stats
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats.float_model import SHIPPED
@@ -47,6 +47,8 @@ WARM_UP = 10
 PRECISE = "session.x64quantprecision"
 #: Differences of two answers are counted up to this many steps.
 LSB_BINS = 16
+#: Images that changed their answer, pictured in the report, of each artifact.
+PICTURES = 24
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def compare(
     rounds: int = 10,
     reference: Path | None = None,
     parity: bool = False,
+    pictures: int = PICTURES,
     command: str = "",
 ) -> Report:
     """Measure artifacts against the float model they came from.
@@ -95,6 +98,8 @@ def compare(
         parity: Also hold the int8 TFLite and the int8 ONNX artifact of the first model that has
             one of each against each other, in numbers and in answers, with TFLite's reference
             kernels as a third.
+        pictures: Of each artifact, how many of the images that changed their answer go into the
+            report as small pictures; what changed is counted for all.
         command: Recorded in the report.
 
     Raises:
@@ -102,6 +107,8 @@ def compare(
     """
     if not artifacts:
         raise InvalidOptionError("expected at least one artifact to compare")
+    if pictures < 0:
+        raise InvalidOptionError(f"expected a number of pictures >= 0, got {pictures}")
     loaded = [Artifact.load(path) for path in artifacts]
     _check_one_source(loaded)
     base = _reference(loaded, reference, threads)
@@ -151,6 +158,7 @@ def compare(
             machine,
             model_id=loaded[0].manifest.model_id,
             parity=found,
+            pictures=pictures,
             safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
             command=command,
             settings={
@@ -307,6 +315,7 @@ def _report(
     model_id: str,
     safe: Collection[str],
     parity: Parity | None,
+    pictures: int,
     command: str,
     settings: dict[str, Any],
 ) -> Report:
@@ -317,10 +326,15 @@ def _report(
         for subject, each in zip(subjects, measured, strict=True)
         if subject.precision == "float32"
     }
-    results = []
+    results: list[ArtifactResult] = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.job.format)
-        results.append(_result(subject, each, base, base_choice, labels, unquantized))
+        result = _result(subject, each, base, base_choice, labels, unquantized)
+        if results:  # the first is the float model
+            choices = (base_choice, _ranking(each.answers)[:, 0])
+            found = changes.find(base, each.answers, choices, labels, images.images, pictures)
+            result = replace(result, changes=found)
+        results.append(result)
     return Report(
         model_id=model_id,
         data=Data(images.name, images.sha256, len(images), images.class_names),
@@ -572,9 +586,20 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras --li
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
     add("--reference", type=Path, help="the float model (default: where the manifests say)")
     add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
+    add(
+        "--pictures",
+        type=_count,
+        default=PICTURES,
+        metavar="N",
+        help=f"show up to N images an artifact that changed their answer (default: {PICTURES})",
+    )
     add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")
     add("--force", action="store_true", help="replace OUT if it exists")
     return result
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else cli.positive_int(text)
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
@@ -587,6 +612,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         rounds=options.rounds,
         reference=options.reference,
         parity=options.parity,
+        pictures=options.pictures,
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)

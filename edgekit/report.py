@@ -1,23 +1,31 @@
 """``python -m edgekit.report``: turn a report into one self-contained HTML page.
 
-Verdict first, then accuracy against latency and size, every figure, what ran, the environment and
-the command. No script, no network; light and dark; printable.
+Verdict first, then accuracy against latency and size, the layers (``--layers FILE.csv``, columns
+``layer``, ``sqnr`` in dB and, where there are several series, ``mode``), the images that changed
+their answer, every figure, what ran, the environment and how to reproduce it. At most 2 MB, no
+network: its policy forbids any request. Light and dark; printable; all but sorting and tooltips
+works without scripts.
 """
 
 from __future__ import annotations
 
 import argparse
-import html
-import io
+import base64
+import csv
+import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgekit import cli, outputs
-from edgekit.errors import MissingDependencyError
-from edgekit.results import ArtifactResult, Measurement, Parity, Report
+import numpy as np
+
+from edgekit import charts, cli, outputs, schema, stats
+from edgekit.errors import InvalidDataError, MissingDependencyError
+from edgekit.results import ArtifactResult, ChangedImage, Measurement, Parity, Report
 from edgekit.stats import SIGNIFICANT, discordant
 
 #: Metric: column title, unit, format, factor.
@@ -36,6 +44,24 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_p99": ("p99", "ms", ".3f", 1),
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
 }
+#: Metric: what it says, for those who do not know it.
+_MEANINGS = {
+    "top1": "Share of images whose most probable class is the right one; below it the 95 % "
+    "interval (Wilson)",
+    "top5": "Share of images with the right class among the five most probable",
+    "agreement": "Share of images with the same answer as the float model, right or wrong",
+    "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
+    "test on the same images); below 0.05 it is taken for real",
+    "kl": "Distance of the probabilities from the float model's; 0 is none",
+    "sqnr": "Strength of the outputs against their error; 10 dB more is a tenth of the error power",
+    "size": "Bytes of the model file",
+    "peak_memory": "Memory of the process that ran it, at its highest",
+    "load_time": "From the file to ready for the first image",
+    "latency_p50": "Time for one image: half of the samples were faster",
+    "latency_p90": "Time for one image: nine of ten samples were faster",
+    "latency_p99": "Time for one image: 99 of 100 samples were faster",
+    "latency_ratio": "Time against float32 of the same runtime; below 1 is faster",
+}
 #: Points of top-1. A wider doubt than this is no proof that nothing was lost.
 RESOLUTION = 1.0
 
@@ -46,27 +72,88 @@ _VERDICTS = {
     "unclear": "too few images to tell",
     "unknown": "not measured",
 }
-#: Drawn in these colours, which the page then replaces by its own, light or dark.
-_INK, _LINE = "#010203", "#040506"
-_COLOURS = {"float32": "#0a0b01", "float16": "#0a0b02", "int8": "#0a0b03"}
-_OTHER_COLOUR = "#0a0b04"
-_MARKERS = {"tflite": "o", "onnx": "s", "keras": "D"}
-_PAGE_COLOURS = {
-    _INK: "var(--ink)",
-    _LINE: "var(--line)",
-    **{colour: f"var(--{precision})" for precision, colour in _COLOURS.items()},
-    _OTHER_COLOUR: "var(--soft)",
-}
-
-#: Left, bottom, right, top in points.
-Box = tuple[float, float, float, float]
+_FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras"}
+_PRECISIONS = ("float32", "float16", "int8")
+#: Characters that pictures and raw data may take, so that the page stays below 2 MB.
+_PICTURES, _RAW = 900_000, 400_000
+#: A matrix of changes has at most so many classes; beyond it, the most frequent changes are listed.
+_MATRIX, _PAIRS = 16, 24
+_TEMPLATES = Path(__file__).parent / "templates"
+_LAYERS_MOST = 2000
 
 
-def report(source: Report) -> str:
-    """The page as text; the same report gives the same text.
+@dataclass(frozen=True)
+class Layer:
+    """How exactly a layer computes.
+
+    Attributes:
+        name: Of the layer or its output.
+        sqnr: In dB, against the float model; infinite where they are equal.
+        mode: How it was measured; layers of one mode are one line of the chart.
+    """
+
+    name: str
+    sqnr: float
+    mode: str = ""
+
+
+def read_layers(path: Path) -> tuple[Layer, ...]:
+    """Layers of a CSV file with the columns ``layer`` and ``sqnr`` (or ``sqnr_db``).
+
+    A column ``mode`` is read where there is one; others are passed over.
 
     Raises:
-        MissingDependencyError: If jinja2 or matplotlib are not installed.
+        InvalidDataError: If the file cannot be read, lacks a column, has a row of another length,
+            a value that is no number, a layer twice in one mode, or none or too many.
+    """
+    expected = "expected a CSV file with the columns layer and sqnr"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.reader(stream, strict=True) if row]
+    except FileNotFoundError:
+        raise InvalidDataError(f"{path} not found; {expected}") from None
+    except IsADirectoryError:
+        raise InvalidDataError(f"{path} is a folder; {expected}") from None
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise InvalidDataError(f"{path} is no CSV text ({exc}); {expected}") from None
+    header = [name.strip() for name in rows[0]] if rows else []
+    values = [name for name in ("sqnr", "sqnr_db") if name in header]
+    if "layer" not in header or len(values) != 1 or len(set(header)) != len(header):
+        raise InvalidDataError(f"{path}: {expected}, each once, got {', '.join(header) or 'none'}")
+    found: dict[tuple[str, str], Layer] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise InvalidDataError(
+                f"{path}, row {number}: expected {len(header)} values, got {len(row)}"
+            )
+        cells = dict(zip(header, map(str.strip, row), strict=True))
+        name, mode, text = cells["layer"], cells.get("mode", ""), cells[values[0]]
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if math.isnan(value) or value == -math.inf:
+            raise InvalidDataError(
+                f"{path}, row {number}: expected {values[0]} in dB, a number or inf, got {text!r}"
+            )
+        if not name or (mode, name) in found:
+            wrong = f"the layer {name!r} is there twice" if name else "the layer has no name"
+            raise InvalidDataError(f"{path}, row {number}: {wrong}")
+        found[mode, name] = Layer(name, value, mode)
+    if not 0 < len(found) <= _LAYERS_MOST:
+        raise InvalidDataError(f"{path}: expected 1 to {_LAYERS_MOST:,} layers, got {len(found)}")
+    return tuple(found.values())
+
+
+def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
+    """The page as text; the same report gives the same text.
+
+    Args:
+        source: What was measured.
+        layers: Drawn as a chart where there are any.
+
+    Raises:
+        MissingDependencyError: If jinja2 is not installed.
         ReportError: If an image by image record in the report does not fit its data.
     """
     try:
@@ -75,41 +162,45 @@ def report(source: Report) -> str:
     except ImportError:
         raise MissingDependencyError("jinja2", "report") from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
     lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
-    plots = []
-    for metric, axis, unit, factor, title in (
-        ("latency_p50", "latency p50 at batch 1, ms (log scale)", "ms", 1.0, "latency"),
-        ("size", "size, MB (log scale)", "MB", 1e-6, "size"),
-    ):
-        drawn = [result for result in source.artifacts if _drawable(result, metric)]
-        if drawn:
-            svg = _plot(source, drawn, metric, axis, factor)
-            plots.append(
-                {
-                    "label": _alt(drawn, source, metric, unit, factor, title),
-                    "svg": markupsafe.Markup(svg),
-                    "missing": [_short(r, source) for r in source.artifacts if r not in drawn],
-                }
-            )
+    style, script = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
+    )
     return environment.get_template("report.html.j2").render(
         report=source,
+        style=markupsafe.Markup(style),
+        script=markupsafe.Markup(script),
+        style_sha256=_sha256(style),
+        script_sha256=_sha256(script),
         reference=source.reference,
         reference_top1=_cell("top1", source.reference.metrics.get("top1")),
         headline=_headline(lines),
-        summary=_summary(lines, source),
+        summary=_summary(source),
         lines=lines,
-        plots=plots,
-        columns=[{"title": title, "unit": unit} for title, unit, _, _ in _COLUMNS.values()],
+        plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
+        layers=_layers(layers, markupsafe.Markup) if layers else None,
+        changes=_changes(source),
+        columns=[
+            {"title": title, "unit": unit, "meaning": _MEANINGS[name]}
+            for name, (title, unit, _, _) in _COLUMNS.items()
+        ],
+        meanings=_MEANINGS,
         rows=[_row(result, source) for result in results],
         results=results,
         parity=_parity(source.parity),
         samples=len(source.reference.latency_ms),
+        raw=_raw(source),
+        short=lambda result: _short(result, source),
     )
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def _parity(found: Parity | None) -> dict[str, Any] | None:
@@ -128,7 +219,14 @@ def _parity(found: Parity | None) -> dict[str, Any] | None:
                 "right": pair.right,
                 "agreement": _cell("agreement", pair.agreement),
                 "mean": f"{pair.mean_lsb.value:.4f}",
-                "shares": [{"text": f"{share:.2f}", "width": f"{share:.1f}"} for share in shares],
+                "shares": [
+                    {
+                        "text": f"{share:.2f}",
+                        "start": f"{100 - share:.1f}",
+                        "width": f"{share:.1f}",
+                    }
+                    for share in shares
+                ],
             }
         )
     return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
@@ -153,17 +251,13 @@ def _headline(lines: list[dict[str, Any]]) -> str:
     return f"All {len(lines)} deployables answer as well as the float model"
 
 
-def _summary(lines: list[dict[str, Any]], source: Report) -> list[str]:
-    """What someone who decides asks next: how far off at most, which is fastest, smallest."""
+def _summary(source: Report) -> list[str]:
+    """What someone who decides asks next: which is fastest, smallest, farthest off."""
     found = []
-    changes = [(line["change"], line["name"]) for line in lines if line["change"] is not None]
-    if changes:
-        change, name = min(changes)
-        found.append(f"Lowest top-1: {_signed(change)} points ({name})")
     for title, metric in (
-        ("Fewest same answers", "agreement"),
         ("Fastest", "latency_p50"),
         ("Smallest", "size"),
+        ("Fewest same answers", "agreement"),
     ):
         having = [result for result in source.artifacts if metric in result.metrics]
         if having:
@@ -190,14 +284,93 @@ def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
         "name": _short(result, source),
         "verdict": verdict,
         "words": _VERDICTS[verdict],
+        "sentence": _sentence(result, source, verdict, change, interval),
         "change": change,
         "shown": "–" if change is None else _signed(change),
+        "low": "" if interval is None else interval[0],
         "interval": "" if interval is None else " to ".join(map(_signed, interval)),
         "cells": [
-            _cell(name, result.metrics.get(name))["value"]
+            _cell(name, result.metrics.get(name))
             for name in ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
         ],
     }
+
+
+def _sentence(
+    result: ArtifactResult,
+    source: Report,
+    verdict: str,
+    change: float | None,
+    interval: tuple[float, float] | None,
+) -> str:
+    """What became of the float model, in words anyone reads; goes on after the artifact's name."""
+    parts = [_accuracy_words(result, source, verdict, change, interval)]
+    parts += [words for words in (_speed_words(result), _size_words(result, source)) if words]
+    text = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{text.rstrip(',')}."
+
+
+def _accuracy_words(
+    result: ArtifactResult,
+    source: Report,
+    verdict: str,
+    change: float | None,
+    interval: tuple[float, float] | None,
+) -> str:
+    if verdict == "unknown" or change is None:
+        return "was not held against the float model's accuracy"
+    top1, agreement = result.metrics["top1"].value, result.metrics.get("agreement")
+    if agreement is not None and agreement.value == 100:
+        same = f"gives the float model's answer on all {source.data.count:,} images"
+        return f"{same} ({top1:.2f} % right)"
+    figures = f"{top1:.2f} % right, a change of {_signed(change)} points"
+    if interval is not None:
+        figures += f", 95 % range {_signed(interval[0])} to {_signed(interval[1])}"
+    words = {
+        "same": "is as accurate as the float model within noise",
+        "better": "is more accurate than the float model, beyond noise",
+        "worse": "is less accurate than the float model, beyond noise",
+        "unclear": "saw too few images to tell whether it is as accurate as the float model",
+    }
+    return f"{words[verdict]} ({figures})"
+
+
+def _speed_words(result: ArtifactResult) -> str:
+    time, ratio = result.metrics.get("latency_p50"), result.metrics.get("latency_ratio")
+    if time is None or not math.isfinite(time.value):
+        return ""
+    words = f"takes {time.value:.3g} ms an image"
+    if ratio is None or result.precision == "float32" or not math.isfinite(ratio.value):
+        return words
+    base = f"float32 {_FORMATS.get(result.format, result.format)}"
+    low, high = _ends(ratio, 1)
+    if low <= 1 <= high:
+        return f"{words}, as fast as {base} within noise,"
+    word = "less (faster)" if ratio.value < 1 else "more (slower)"
+    return f"{words}, {100 * abs(ratio.value - 1):.0f} % {word} than {base},"
+
+
+def _size_words(result: ArtifactResult, source: Report) -> str:
+    size = result.metrics.get("size")
+    if size is None or not math.isfinite(size.value):
+        return ""
+    words = f"is {size.value / 1e6:.2f} MB"
+    same = [
+        other
+        for other in source.artifacts
+        if (other.format, other.precision) == (result.format, "float32") and other is not result
+    ]
+    base = same[0] if same and result.precision != "float32" else source.reference
+    other = base.metrics.get("size")
+    if other is None or not 0 < other.value < math.inf:
+        return words
+    name = "the float model's file"
+    if base is not source.reference:
+        name = f"float32 {_FORMATS.get(base.format, base.format)}"
+    share = 100 * (size.value / other.value - 1)
+    if abs(share) < 0.5:
+        return f"{words}, as large as {name}"
+    return f"{words}, {abs(share):.0f} % {'smaller' if share < 0 else 'larger'} than {name}"
 
 
 def _change_interval(result: ArtifactResult, source: Report) -> tuple[float, float] | None:
@@ -236,11 +409,12 @@ def _row(result: ArtifactResult, source: Report) -> dict[str, Any]:
 
 def _cell(name: str, found: Measurement | None) -> dict[str, str]:
     if found is None:
-        return {"value": "–", "interval": ""}
+        return {"value": "–", "interval": "", "sort": ""}
     _, _, form, factor = _COLUMNS[name]
     if math.isinf(found.value):
         exact = name == "sqnr" and found.value > 0
-        return {"value": "exact" if exact else f"{found.value:+}", "interval": ""}
+        sort = "Infinity" if found.value > 0 else "-Infinity"
+        return {"value": "exact" if exact else f"{found.value:+}", "interval": "", "sort": sort}
     interval = ""
     if found.low is not None and found.high is not None:
         interval = f"{found.low * factor:{form}} – {found.high * factor:{form}}"
@@ -249,23 +423,7 @@ def _cell(name: str, found: Measurement | None) -> dict[str, str]:
         value = "0"
     if name == "mcnemar_p" and found.value < 0.001:
         value = "< 0.001"
-    return {"value": value, "interval": interval}
-
-
-def _alt(
-    drawn: Sequence[ArtifactResult],
-    source: Report,
-    metric: str,
-    unit: str,
-    factor: float,
-    title: str,
-) -> str:
-    points = "; ".join(
-        f"{_short(result, source)} {result.metrics['top1'].value:.2f} % "
-        f"at {result.metrics[metric].value * factor:.3g} {unit}"
-        for result in drawn
-    )
-    return f"Top-1 against {title}: {points}"
+    return {"value": value, "interval": interval, "sort": f"{found.value!r}"}
 
 
 def _drawable(result: ArtifactResult, metric: str) -> bool:
@@ -278,127 +436,268 @@ def _drawable(result: ArtifactResult, metric: str) -> bool:
     )
 
 
-def _plot(
-    source: Report, drawn: Sequence[ArtifactResult], metric: str, axis: str, factor: float
-) -> str:
-    """One scatter as SVG text: a point an artifact, bars for the intervals."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, StrMethodFormatter
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "report") from None
-
-    style = {
-        "svg.fonttype": "none",  # text stays text: smaller, selectable, escaped by the writer
-        "svg.hashsalt": "edgekit",
-        "text.parse_math": False,
-        "font.size": 9,
-        "figure.facecolor": "none",
-        "axes.facecolor": "none",
-        "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "text.color": _INK,
-        "grid.color": _LINE,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(6, 4), dpi=72, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.set_xscale("log")
-        axes.grid(True)
-        axes.set_axisbelow(True)
-        bars: list[tuple[float, float, float, float]] = []
-        for result in drawn:
-            top1, other = result.metrics["top1"], result.metrics[metric]
-            x, (left, right) = other.value * factor, _ends(other, factor)
-            low, high = _ends(top1, 1)
-            axes.errorbar(
-                x,
-                top1.value,
-                xerr=[[x - left], [right - x]],
-                yerr=[[top1.value - low], [high - top1.value]],
-                color=_colour(result),
-                fmt=_MARKERS.get(result.format, "^"),
-                markersize=7,
-                markeredgewidth=0,
-                elinewidth=1,
-                alpha=0.85,
-            )
-            bars.append((left, low, right, high))
-        base = source.reference.metrics.get("top1")
-        if base is not None:
-            axes.axhline(base.value, color=_INK, linewidth=0.8, linestyle="--")
-        low_x, high_x = min(bar[0] for bar in bars), max(bar[2] for bar in bars)
-        margin = (high_x / low_x) ** 0.3 if high_x > low_x else 2
-        axes.set_xlim(low_x / margin, high_x * margin)
-        axes.margins(y=0.2)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(*axes.get_xlim())))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(axis)
-        axes.set_ylabel("top-1, %")
-        canvas.draw()
-
-        points: list[tuple[float, float]] = []
-        obstacles: list[Box] = []
-        for result, bar in zip(drawn, bars, strict=True):
-            at = (result.metrics[metric].value * factor, result.metrics["top1"].value)
-            x, y = (float(value) for value in axes.transData.transform(at))
-            left, bottom = (float(v) for v in axes.transData.transform(bar[:2]))
-            right, top = (float(v) for v in axes.transData.transform(bar[2:]))
-            points.append((x, y))
-            obstacles.append((x - 3, bottom - 1, x + 3, top + 1))
-            obstacles.append((left - 1, y - 4, right + 1, y + 4))
-            obstacles.append((x - 5, y - 5, x + 5, y + 5))
-        texts = [axes.text(0, 0, _label(result, source), color=_colour(result)) for result in drawn]
-        area = axes.get_window_extent()
-        frame = (area.x0 + 2, area.y0 + 2, area.x1 - 2, area.y1 - 2)
-        if base is not None:
-            y = float(axes.transData.transform((low_x, base.value))[1])
-            obstacles.append((frame[0], y - 1, frame[2], y + 1))
-            texts.append(axes.text(0, 0, "float model", color=_INK, style="italic"))
-            points.append((frame[0] - 4, y))
-        renderer = canvas.get_renderer()
-        # Browsers may draw with a font that is a little wider than the one measured here.
-        sizes = [
-            (1.08 * extent.width, extent.height)
-            for extent in (text.get_window_extent(renderer) for text in texts)
+def _plots(source: Report) -> list[dict[str, Any]]:
+    """The two scatters, each with what it shows as words and as a table."""
+    plots = []
+    level = source.reference.metrics.get("top1")
+    for metric, axis, unit, form, factor, title in (
+        ("latency_p50", "time for one image, ms (p50, log scale)", "ms", ".3f", 1.0, "latency"),
+        ("size", "size of the file, MB (log scale)", "MB", ".2f", 1e-6, "size"),
+    ):
+        drawn = [result for result in source.artifacts if _drawable(result, metric)]
+        if not drawn:
+            continue
+        marks = [_marked(result, source, metric, unit, form, factor) for result in drawn]
+        best = charts.front(marks)
+        marks = [
+            _on_front(mark) if i in best and len(best) > 1 else mark for i, mark in enumerate(marks)
         ]
-        places = place_labels(points, sizes, obstacles=obstacles, frame=frame)
-        for text, point, size, (x, y) in zip(texts, points, sizes, places, strict=True):
-            text.set_in_layout(False)
-            text.set_position(axes.transData.inverted().transform((x, y)))
-            text.set_verticalalignment("bottom")
-            end = (min(max(point[0], x), x + size[0]), min(max(point[1], y), y + size[1]))
-            if math.dist(point, end) > 14 and text.get_text() != "float model":
-                ends = axes.transData.inverted().transform((point, end))
-                axes.plot(*ends.T, color=text.get_color(), linewidth=0.6, in_layout=False)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    svg = stream.getvalue()
-    # Two figures on one page must not share element ids.
-    svg = re.sub(
-        r'(id="|url\(#|href="#)', rf"\g<1>{html.escape(metric)}-", svg[svg.index("<svg") :]
-    )
-    for drawn_in, shown_in in _PAGE_COLOURS.items():
-        svg = svg.replace(drawn_in, shown_in)
-    return svg
+        points = "; ".join(f"{mark.name} {mark.y:.2f} % at {mark.x:.3g} {unit}" for mark in marks)
+        name = f"Top-1 against {title}"
+        plots.append(
+            {
+                "title": name,
+                "unit": unit,
+                "heading": "time" if unit == "ms" else "size",
+                "svg": charts.scatter(
+                    marks,
+                    ident=f"by-{title}",
+                    title=name,
+                    description=f"{name}: {points}",
+                    x_label=axis,
+                    y_label="right answers (top-1), %",
+                    level=None if level is None else level.value,
+                ),
+                "rows": [
+                    {
+                        "name": mark.name,
+                        "y": f"{mark.y:.2f}",
+                        "y_ends": _range_words(mark.y, mark.y_ends, ".2f"),
+                        "y_sort": repr(mark.y),
+                        "x": f"{mark.x:{form}}",
+                        "x_ends": _range_words(mark.x, mark.x_ends, form),
+                        "x_sort": repr(mark.x),
+                        "best": i in best,
+                    }
+                    for i, mark in enumerate(marks)
+                ],
+                "missing": [_short(r, source) for r in source.artifacts if r not in drawn],
+            }
+        )
+    return plots
 
 
-def _label(result: ArtifactResult, source: Report) -> str:
+def _marked(
+    result: ArtifactResult, source: Report, metric: str, unit: str, form: str, factor: float
+) -> charts.Mark:
+    top1, other = result.metrics["top1"], result.metrics[metric]
+    x, x_ends, y_ends = other.value * factor, _ends(other, factor), _ends(top1, 1)
+    if x_ends[0] <= 0:  # which a log axis cannot show
+        x_ends = x, x
+    if metric == "latency_p50" and x_ends == (x, x):
+        x_ends = _latency_ends(result, x)
     name = _short(result, source)
-    return name if len(name) <= 28 else f"{name[:27]}…"
+    words = f"{name}: {top1.value:.2f} % right"
+    if y_range := _range_words(top1.value, y_ends, ".2f"):
+        words += f" ({y_range})"
+    words += f", {x:{form}} {unit}"
+    if x_range := _range_words(x, x_ends, form):
+        words += f" ({x_range})"
+    group = result.precision if result.precision in _PRECISIONS else "other"
+    return charts.Mark(name, words, x, top1.value, x_ends, y_ends, group, result.format)
 
 
-def _colour(result: ArtifactResult) -> str:
-    return _COLOURS.get(result.precision, _OTHER_COLOUR)
+def _on_front(mark: charts.Mark) -> charts.Mark:
+    return replace(mark, words=f"{mark.words}; no other beats it in both")
+
+
+def _range_words(value: float, ends: tuple[float, float], form: str) -> str:
+    return "" if ends == (value, value) else f"{ends[0]:{form}} to {ends[1]:{form}}"
+
+
+def _latency_ends(result: ArtifactResult, median: float) -> tuple[float, float]:
+    """Interval of p50 from the raw samples, where they are there and in rounds."""
+    rounds, count = result.latency_rounds, len(result.latency_ms)
+    if rounds < 2 or count % rounds or not all(0 < each < math.inf for each in result.latency_ms):
+        return median, median
+    found = stats.median_interval(np.array(result.latency_ms).reshape(rounds, -1))
+    if found is None:
+        return median, median
+    return min(found[0], median), max(found[1], median)
+
+
+def _layers(layers: Sequence[Layer], markup: Any) -> dict[str, Any]:
+    """The chart of the layers and its table, a column a mode."""
+    modes = list(dict.fromkeys(layer.mode for layer in layers))
+    names = list(dict.fromkeys(layer.name for layer in layers))
+    found = {(layer.mode, layer.name): layer.sqnr for layer in layers}
+    lowest = sorted(layers, key=lambda layer: layer.sqnr)[:5]
+    words = "; ".join(
+        f"{layer.name}{f' ({layer.mode})' if layer.mode else ''} {_decibels(layer.sqnr)} dB"
+        for layer in lowest
+    )
+    svg = charts.layers(
+        [
+            charts.Series(
+                mode,
+                tuple(layer.name for layer in layers if layer.mode == mode),
+                tuple(layer.sqnr for layer in layers if layer.mode == mode),
+            )
+            for mode in modes
+        ],
+        ident="layers",
+        title="Accuracy of each layer",
+        description=f"Signal to error in dB, layer by layer. Lowest: {words}",
+        y_label="signal to error (SQNR), dB",
+    )
+    return {
+        "svg": markup(svg),
+        "count": len(names),
+        "lowest": words,
+        "modes": modes,
+        "rows": [
+            {
+                "number": i,
+                "name": name,
+                "cells": [
+                    {"value": _decibels(value), "sort": "" if value is None else repr(value)}
+                    for value in (found.get((mode, name)) for mode in modes)
+                ],
+            }
+            for i, name in enumerate(names, 1)
+        ],
+    }
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "exact" if math.isinf(value) else f"{value:.1f}"
+
+
+def _changes(source: Report) -> dict[str, Any] | None:
+    """What changed, an entry an artifact; None where no artifact has a record of it."""
+    recorded = [result for result in source.artifacts if result.changes is not None]
+    if not recorded:
+        return None
+    changed = [result for result in recorded if result.changes and result.changes.total]
+    room = _PICTURES // max(1, len(changed))
+    return {
+        "unchanged": [_short(result, source) for result in recorded if result not in changed],
+        "unrecorded": [_short(r, source) for r in source.artifacts if r.changes is None],
+        "artifacts": [_changed(result, source, room) for result in changed],
+    }
+
+
+def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any]:
+    found = result.changes
+    assert found is not None
+    count = source.data.count
+    lost = gained = None
+    if result.correct and source.reference.correct:
+        lost, gained = discordant(source.reference.correct_bits(count), result.correct_bits(count))
+    images = []
+    for image in found.images:
+        room -= len(image.picture) + 700
+        if room < 0:
+            break
+        images.append(_pictured(image, source))
+    most = max(number for _, _, number in found.counts)
+    classes = sorted({each for before, now, _ in found.counts for each in (before, now)})
+    counts = {(before, now): number for before, now, number in found.counts}
+
+    def cell(number: int) -> dict[str, Any]:
+        return {"count": number or "", "heat": math.ceil(4 * number / most)}
+
+    matrix = None
+    if len(classes) <= _MATRIX:
+        matrix = {
+            "classes": [_class(each, source) for each in classes],
+            "rows": [
+                {
+                    "name": _class(before, source),
+                    "cells": [
+                        {"count": "·", "heat": 0}
+                        if before == now
+                        else cell(counts.get((before, now), 0))
+                        for now in classes
+                    ],
+                }
+                for before in classes
+            ],
+        }
+    return {
+        "name": _short(result, source),
+        "total": found.total,
+        "share": f"{100 * found.total / count:.2f}" if count else "–",
+        "lost": lost,
+        "gained": gained,
+        "still": None if lost is None or gained is None else found.total - lost - gained,
+        "matrix": matrix,
+        "pairs": [
+            {"before": _class(before, source), "now": _class(now, source), "count": number}
+            for before, now, number in found.counts[:_PAIRS]
+        ],
+        "more_pairs": max(0, len(found.counts) - _PAIRS),
+        "images": images,
+        "left_out": len(found.images) - len(images),
+    }
+
+
+def _pictured(image: ChangedImage, source: Report) -> dict[str, Any]:
+    label, before, now = (_class(each, source) for each in (image.label, image.before, image.now))
+    kind = "still"
+    if image.before == image.label:
+        kind = "lost"
+    elif image.now == image.label:
+        kind = "gained"
+    words = {"lost": "was right", "gained": "is right now", "still": "wrong both times"}[kind]
+    return {
+        "index": image.index,
+        "label": label,
+        "before": before,
+        "now": now,
+        "before_share": f"{100 * image.before_probability:.0f}\u00a0%",
+        "now_share": f"{100 * image.now_probability:.0f}\u00a0%",
+        "kind": kind,
+        "words": words,
+        "picture": image.picture,
+    }
+
+
+def _class(number: int, source: Report) -> str:
+    names = source.data.class_names
+    return names[number] if number < len(names) else f"class {number}"
+
+
+def _raw(source: Report) -> dict[str, Any]:
+    """The report as JSON, without pictures; without samples and records where it is too long."""
+
+    def shown(leave_out: Sequence[str]) -> str:
+        document = schema.to_json(source)
+        for result in (document["reference"], *document["artifacts"]):
+            if result["changes"]:
+                for image in result["changes"]["images"]:
+                    del image["picture"]
+            for name in leave_out:
+                del result[name]
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        return re.sub(r"\[\s+([-\d.,\se+]+?)\s+\]", _one_line, text)
+
+    left_out: list[str] = []
+    text = shown(left_out)
+    if len(text) > _RAW:
+        left_out = ["correct", "latency_ms"]
+        text = shown(left_out)
+    if len(text) > _RAW:
+        left_out, text = [*left_out, "changes"], shown([*left_out, "changes"])
+    if len(text) > _RAW:
+        return {"text": "", "left_out": ["all: too long for a page"]}
+    return {"text": text, "left_out": ["pictures", *left_out]}
+
+
+def _one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]"
 
 
 def _ends(found: Measurement, factor: float) -> tuple[float, float]:
@@ -410,69 +709,6 @@ def _ends(found: Measurement, factor: float) -> tuple[float, float]:
     return low * factor, high * factor
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers on a log axis from ``low`` to ``high``, few enough to be read."""
-    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
-    if high / low < 15:
-        steps = (1.0, 2.0, 3.0, 4.0, 5.0, 7.0)
-    if high / low > 1000:
-        steps = (1.0,)
-    if high / low < 2:
-        steps = tuple(1 + i / 10 for i in range(90))
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in steps]
-    inside = [tick for tick in ticks if low <= tick <= high]
-    return inside[:: math.ceil(len(inside) / 9) or 1]
-
-
-def place_labels(
-    points: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
-    *,
-    obstacles: Sequence[Box],
-    frame: Box,
-) -> list[tuple[float, float]]:
-    """Where labels go so that they cover neither each other nor what is drawn.
-
-    Greedy: each label in turn takes the free place nearest to its point.
-
-    Args:
-        points: What is labelled, x and y in points.
-        sizes: Width and height of the labels, in points.
-        obstacles: Boxes to keep clear of.
-        frame: The box to stay in.
-
-    Returns:
-        Left and bottom of each label. Where no place is free, the one that covers least.
-    """
-    taken = list(obstacles)
-    places = []
-    for (x, y), (width, height) in zip(points, sizes, strict=True):
-        candidates = []
-        for row in range(-24, 25):
-            bottom = y - height / 2 + row * height / 2
-            for left in (x + 7, x - 7 - width, x - width / 2, x + 30, x - 30 - width):
-                box = (left, bottom, left + width, bottom + height)
-                inside = box[0] >= frame[0] and box[2] <= frame[2]
-                if inside and box[1] >= frame[1] and box[3] <= frame[3]:
-                    away = math.hypot(max(box[0] - x, x - box[2], 0), bottom + height / 2 - y)
-                    covered = sum(_overlap(box, other) for other in taken)
-                    candidates.append((covered, away, box))
-        if candidates:
-            _, _, best = min(candidates)
-        else:  # a label larger than the frame
-            best = (frame[0], y, frame[0] + width, y + height)
-        taken.append(best)
-        places.append(best[:2])
-    return places
-
-
-def _overlap(first: Box, second: Box) -> float:
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    return max(width, 0.0) * max(height, 0.0)
-
-
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.report``."""
     result = cli.Parser(
@@ -480,19 +716,27 @@ def parser() -> cli.Parser:
         description="Turn a report of `edgekit compare` into one self-contained HTML page.",
         examples="""
 python -m edgekit.report report.json --out report.html
+python -m edgekit.report report.json --layers layers.csv --out report.html
 """,
     )
     result.add_argument("report", type=Path, metavar="REPORT", help="report of `edgekit compare`")
     result.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    result.add_argument(
+        "--layers",
+        type=Path,
+        metavar="FILE.csv",
+        help="draw this too: columns layer, sqnr (dB) and, for several lines, mode",
+    )
     result.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
     outputs.check_free(options.out, force=options.force)
-    page = report(Report.load(options.report))
+    layers = read_layers(options.layers) if options.layers else ()
+    page = report(Report.load(options.report), layers=layers)
     outputs.write_text(options.out, page, force=options.force)
-    cli.console.print(f"{options.out}  {len(page.encode()):,} bytes")
+    cli.console.print(f"{options.out}  {len(page.encode()):,} bytes", markup=False)
     return 0, {"page": str(options.out), "bytes": len(page.encode())}
 
 

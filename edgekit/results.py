@@ -18,7 +18,8 @@ import numpy.typing as npt
 from edgekit import schema
 from edgekit.errors import ReportError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,67 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class ChangedImage:
+    """An image that the float model and an artifact answer differently.
+
+    Attributes:
+        index: Its place in the evaluation set, from 0.
+        label: The right class.
+        before: The float model's class, given with ``before_probability``.
+        now: The artifact's class, given with ``now_probability``.
+        picture: Base64 of a small PNG; empty where the image cannot be shown.
+    """
+
+    index: int
+    label: int
+    before: int
+    before_probability: float
+    now: int
+    now_probability: float
+    picture: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.index, self.label, self.before, self.now) < 0:
+            raise ReportError("a changed image has a negative index or class")
+        if not (0 <= self.before_probability <= 1 and 0 <= self.now_probability <= 1):
+            raise ReportError(f"changed image {self.index}: expected probabilities from 0 to 1")
+        try:
+            content = base64.b64decode(self.picture, validate=True)
+        except ValueError as exc:
+            raise ReportError(
+                f"changed image {self.index}: its picture is not base64 ({exc})"
+            ) from None
+        if content and not content.startswith(PNG_SIGNATURE):
+            raise ReportError(f"changed image {self.index}: its picture is not a PNG file")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Where an artifact answers otherwise than the float model.
+
+    Attributes:
+        counts: (float model's class, artifact's class, images), most images first; all of them.
+        images: Some of them, greatest loss of probability first.
+    """
+
+    counts: tuple[tuple[int, int, int], ...]
+    images: tuple[ChangedImage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for before, now, count in self.counts:
+            if before < 0 or now < 0 or before == now or count < 1:
+                raise ReportError(
+                    f"expected counts of changes from one class to another, "
+                    f"got {count} from {before} to {now}"
+                )
+
+    @property
+    def total(self) -> int:
+        """Images that changed their answer."""
+        return sum(count for _, _, count in self.counts)
+
+
+@dataclass(frozen=True)
 class ArtifactResult:
     """All that was measured of one artifact.
 
@@ -110,6 +172,7 @@ class ArtifactResult:
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Samples a round; rounds of all artifacts were interleaved.
+        changes: Answers that differ from the float model's; None for the float model itself.
     """
 
     name: str
@@ -122,6 +185,7 @@ class ArtifactResult:
     correct: str = ""
     latency_ms: tuple[float, ...] = ()
     latency_rounds: int = 0
+    changes: Changes | None = None
 
     def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
         """Unpack ``correct`` to bool ``[count]``.

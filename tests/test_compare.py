@@ -73,6 +73,20 @@ def test_latencies_are_kept_raw_and_in_rounds(report: Report) -> None:
     assert ratios["tflite-float32"] == ratios["onnx-float32"] == 1
 
 
+def test_changed_answers_are_counted_and_pictured(report: Report) -> None:
+    assert report.reference.changes is None
+    for result in report.artifacts:
+        assert result.changes is not None
+        agreed = round(LIMIT * result.metrics["agreement"].value / 100)
+        assert result.changes.total == LIMIT - agreed
+        assert len(result.changes.images) == min(24, result.changes.total)
+        before, now = report.reference.correct_bits(LIMIT), result.correct_bits(LIMIT)
+        for image in result.changes.images:
+            assert (image.before == image.label) == before[image.index]
+            assert (image.now == image.label) == now[image.index]
+            assert image.picture
+
+
 def test_what_ran_is_said(report: Report) -> None:
     ran = {r.name: (r.runtime.name, r.runtime.provider) for r in report.artifacts}
     assert ran["onnx-int8"] == ("ort", "CPUExecutionProvider")
@@ -90,10 +104,12 @@ def test_the_command(
 ) -> None:
     out = tmp_path / "r.json"
     arguments = (artifacts["onnx-int8"], "--data", npz(tmp_path / "d.npz"), "--rounds", "1")
-    done = edgekit("compare", *arguments, "--out", out)
+    assert "integer >= 1" in edgekit("compare", *arguments, "--pictures", "-1").error
+    done = edgekit("compare", *arguments, "--pictures", "0", "--out", out)
     assert done.status == 0, done.stderr
     assert done.document["artifacts"]["onnx-int8"]["agreement"] > 90
     assert Report.load(out).data.count == 40
+    assert not any(result.changes.images for result in Report.load(out).artifacts if result.changes)
     before = out.read_bytes()
     assert "exists already" in edgekit("compare", *arguments, "--out", out).error
     assert out.read_bytes() == before
@@ -213,3 +229,5 @@ def test_statistics_against_known_values() -> None:
     assert stats.divergence(p, q).value == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
     ratio = stats.latency_ratio(np.full((5, 4), 2.0), np.full((5, 4), 4.0))
     assert (ratio.value, ratio.low, ratio.high) == (0.5, 0.5, 0.5)
+    assert stats.median_interval(np.full((5, 4), 2.0)) == (2.0, 2.0)
+    assert stats.median_interval(np.full((1, 4), 2.0)) is None

@@ -585,7 +585,8 @@ def test_hostile_names_in_all_that_ci_reads(tmp_path: Path, edgekit: Callable[..
         ("", "not valid JSON"),
         ("[]", "schema_version"),
         ('{"schema_version": 99}', "schema_version 99"),
-        ('{"schema_version": 1}', "missing key"),
+        ('{"schema_version": 1}', "schema_version 1, this edgekit reads 2; make it again"),
+        ('{"schema_version": 2}', "missing key"),
         ("NaN", "schema_version"),
     ],
 )

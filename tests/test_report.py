@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import html.parser
 import math
 import re
@@ -14,9 +16,14 @@ import pytest
 from conftest import ROOT, Done
 from test_gate import artifact, make, write
 
-from edgekit.report import _change_interval, place_labels
+from edgekit import charts
+from edgekit.changes import picture
+from edgekit.charts import place_labels
+from edgekit.errors import InvalidDataError
+from edgekit.report import Layer, _change_interval, read_layers
 from edgekit.report import report as page_of
-from edgekit.results import Data, Measurement, Report, pack_bits
+from edgekit.results import ChangedImage, Changes, Data, Measurement, Report, pack_bits
+from edgekit.stats import median_interval
 
 NAMES = ("m-tflite-int8", "m-onnx-int8")
 
@@ -40,32 +47,55 @@ class Parsed(html.parser.HTMLParser):
         super().__init__()
         self.ids: list[str] = []
         self.links: list[str] = []
-        self.tags: set[str] = set()
+        self.tags: list[str] = []
+        self.names: set[str] = set()
         self.feed(page)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        self.tags.append(tag)
         for name, value in attributes:
+            self.names.add(name)
             if name == "id":
                 self.ids.append(value or "")
             if name in ("href", "src", "xlink:href"):
                 self.links.append(value or "")
 
 
+def changed(report: Report, changes: Changes) -> Report:
+    artifacts = (dataclasses.replace(report.artifacts[0], changes=changes), *report.artifacts[1:])
+    return dataclasses.replace(report, artifacts=artifacts)
+
+
 def test_the_page_is_self_contained(measured: Report) -> None:
-    page = page_of(measured)
+    picture_of = picture(np.zeros((2, 2, 1), np.uint8))
+    image = ChangedImage(3, 0, 0, 0.5, 1, 0.5, picture_of)
+    page = page_of(changed(measured, Changes(((0, 1, 1),), (image,))), layers=[Layer("a", 1.0)])
     parsed = Parsed(page)
     assert len(page) < 2_000_000
-    assert not parsed.tags & {"script", "link", "img", "iframe"}
-    assert all(link.startswith("#") for link in parsed.links)
+    assert not {"link", "iframe", "object", "base", "form"} & set(parsed.tags)
+    assert (parsed.tags.count("script"), parsed.tags.count("style")) == (1, 1)
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in parsed.links)
     assert len(set(parsed.ids)) == len(parsed.ids)
-    assert "url(http" not in page
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+    assert not re.search("https?://|url\\(|@import", page)
+
+
+def test_the_policy_allows_the_pages_own_style_and_script_only(measured: Report) -> None:
+    page = page_of(measured)
+    (policy,) = re.findall('http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy.startswith("default-src 'none'; img-src data:; ")
+    for tag in ("style", "script"):
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    # Neither would run under it.
+    assert not {name for name in Parsed(page).names if name == "style" or name.startswith("on")}
 
 
 def test_verdict_figures_and_command_are_there(measured: Report) -> None:
     page = page_of(measured)
     assert "All 2 deployables answer as well as the float model" in page
-    assert page.count("<svg") == 2
+    assert page.count('<svg class="chart"') == 2
     for text in ("tflite-int8", "94.00", "exact", "avx2", measured.command):
         assert text in page
 
@@ -82,29 +112,46 @@ def test_a_worse_deployable_is_in_the_headline(measured: Report) -> None:
     page = page_of(dataclasses.replace(measured, artifacts=(measured.artifacts[0], worse)))
     assert "1 of 2 deployables is less accurate than the float model: onnx-int8" in page
     assert 'class="worse">less accurate' in page
+    assert "is less accurate than the float model, beyond noise (60.00 % right" in page
     assert "−34.00" in page
 
 
-def test_hostile_names_are_escaped(measured: Report) -> None:
-    hostile = "<script>alert(1)</script>"
+HOSTILE = "<script>alert('x')</script> \"'> </style> ]]> {{ 7*7 }} $\\frac{$ &amp;"
+
+
+def test_hostile_words_are_escaped(measured: Report) -> None:
+    """Whatever a report says, in every place, is text."""
+    result = dataclasses.replace(
+        measured.artifacts[0],
+        name=HOSTILE,
+        path=HOSTILE,
+        format=HOSTILE,
+        precision=HOSTILE,
+        sha256=HOSTILE,
+        runtime=dataclasses.replace(
+            measured.artifacts[0].runtime, name=HOSTILE, options={HOSTILE: "1"}, notes=(HOSTILE,)
+        ),
+        changes=Changes(((0, 1, 1),), (ChangedImage(0, 1, 0, 1.0, 1, 1.0),)),
+    )
     report = dataclasses.replace(
         measured,
-        model_id=hostile,
-        command=hostile,
-        artifacts=(dataclasses.replace(measured.artifacts[0], name=hostile),),
+        model_id=f"{HOSTILE}-model",
+        created=HOSTILE,
+        command=HOSTILE,
+        warnings=(HOSTILE,),
+        settings={HOSTILE: HOSTILE},
+        data=dataclasses.replace(measured.data, name=HOSTILE, class_names=(HOSTILE, HOSTILE)),
+        environment=dataclasses.replace(measured.environment, cpu=HOSTILE, versions={"a": HOSTILE}),
+        artifacts=(result,),
     )
-    page = page_of(report)
-    assert "<script" not in page
-    assert re.search("&lt;script", page)
-
-
-def test_hostile_names_in_the_plots_are_escaped(measured: Report) -> None:
-    hostile = dataclasses.replace(
-        measured.artifacts[0], name="<script> $\\frac{$ ]]> &amp;", format="<b>", precision="<i>"
-    )
-    page = page_of(dataclasses.replace(measured, artifacts=(hostile,)))
-    assert "<script" not in page and "<b>" not in page and "<i>" not in page
-    assert page.count("&lt;script&gt; $\\frac{$ ]]&gt; &amp;amp;</text>") == 2
+    layer = Layer(HOSTILE, 1.0, HOSTILE)
+    page = page_of(report, layers=[layer, dataclasses.replace(layer, name="b")])
+    plain = Parsed(page_of(measured, layers=[Layer("a", 1.0)]))
+    found = Parsed(page)
+    assert (page.count("<script"), page.count("</script"), page.count("</style")) == (1, 1, 1)
+    assert "&lt;script&gt;" in page and "{{ 7*7 }}" in page
+    assert found.names <= plain.names | {"alt", "open"}
+    assert set(found.tags) <= set(plain.tags) | {"details", "summary", "h3", "caption", "strong"}
 
 
 def test_few_images_prove_nothing(measured: Report) -> None:
@@ -145,7 +192,8 @@ def test_missing_and_infinite_figures_are_shown_as_such(measured: Report) -> Non
     page = page_of(dataclasses.replace(measured, artifacts=(bare, endless)))
     assert "No proof for 1 of 2 deployables: tflite-int8" in page
     assert "not measured" in page
-    assert page.count("<svg") == 1  # nothing has a finite latency
+    assert page.count('<svg class="chart"') == 1  # nothing has a finite latency
+    assert "was not held against the float model" in page
     assert "Not drawn, a figure is missing: tflite-int8" in page
     assert "No deployable was measured" in page_of(dataclasses.replace(measured, artifacts=()))
 
@@ -156,11 +204,204 @@ def test_plots_have_words_for_those_who_do_not_see_them(measured: Report) -> Non
 
 
 def test_plots_have_no_colours_of_their_own(measured: Report) -> None:
-    """Light and dark are the page's choice: whatever is drawn takes its variables."""
-    for svg in re.findall("<svg.*?</svg>", page_of(measured), re.DOTALL):
-        assert not re.findall(r"#[0-9a-f]{6}\b", svg)
-        assert "var(--ink)" in svg
-        assert "var(--int8)" in svg
+    """Light and dark are the page's choice."""
+    charts_found = re.findall('<svg class="chart".*?</svg>', page_of(measured), re.DOTALL)
+    assert len(charts_found) == 2
+    for svg in charts_found:
+        assert not re.search(r"#[0-9a-f]{3,6}\b|(fill|stroke)=", svg)
+        assert svg.count('class="mark int8"') == 2
+
+
+def test_colours_can_be_read_light_and_dark() -> None:
+    """Contrast of text (4.5) and of controls and marks (3) by WCAG 2.2, on all backgrounds."""
+    style = (ROOT / "edgekit" / "templates" / "report.css").read_text()
+    pairs = dict(re.findall(r"--([\w-]+): (light-dark\([^)]*\))", style))
+
+    def luminance(colour: str) -> float:
+        digits = colour.strip("# ")
+        digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+        parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return sum(w * p for w, p in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    for theme in (0, 1):
+        colours = {name: luminance(pair[11:-1].split(",")[theme]) for name, pair in pairs.items()}
+        texts = ("ink", "soft", "link", "good", "bad", "note", "float32", "float16", "int8")
+        for ground in ("paper", "panel"):
+            for name, least in (*((text, 4.5) for text in texts), ("edge", 3.0)):
+                light, dark = sorted((colours[name], colours[ground]), reverse=True)
+                assert (light + 0.05) / (dark + 0.05) >= least, (theme, name, ground)
+
+
+def test_each_deployable_has_its_sentence(measured: Report) -> None:
+    def with_ratio(ratio: Measurement) -> Report:
+        base = dataclasses.replace(
+            measured.artifacts[0], name="m-onnx-float32", precision="float32"
+        )
+        size = Measurement(4e6, "bytes", 1)
+        base = dataclasses.replace(base, metrics={**base.metrics, "size": size})
+        metrics = {**measured.artifacts[1].metrics, "latency_ratio": ratio}
+        result = dataclasses.replace(measured.artifacts[1], metrics=metrics)
+        return dataclasses.replace(measured, artifacts=(base, result))
+
+    faster = page_of(with_ratio(Measurement(0.6, "x", 9, 0.55, 0.7)))
+    assert "is as accurate as the float model within noise (93.90 % right, a change of" in faster
+    assert "a change of −0.10 points, 95 % range −0.38 to +0.18), takes 0.5 ms" in faster
+    assert "takes 0.5 ms an image, 40 % less (faster) than float32 ONNX, and is 1.00 MB" in faster
+    assert "75 % smaller than float32 ONNX." in faster
+    slower = page_of(with_ratio(Measurement(1.34, "x", 9, 1.3, 1.4)))
+    assert "34 % more (slower) than float32 ONNX" in slower
+    same = page_of(with_ratio(Measurement(0.98, "x", 9, 0.9, 1.1)))
+    assert "as fast as float32 ONNX within noise, and is" in same
+    alike = {**measured.artifacts[0].metrics, "agreement": Measurement(100, "%", 1000)}
+    page = page_of(
+        dataclasses.replace(
+            measured, artifacts=(dataclasses.replace(measured.artifacts[0], metrics=alike),)
+        )
+    )
+    assert "gives the float model&#39;s answer on all 1,000 images" in page
+
+
+def mark(x: float, y: float) -> charts.Mark:
+    return charts.Mark("n", "w", x, y, (x, x), (y, y), "int8", "onnx")
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    marks = [mark(2, 90), mark(1, 80), mark(3, 85), mark(2, 90), mark(4, 95), mark(1, 70)]
+    assert charts.front(marks) == [1, 0, 3, 4]
+    assert charts.front([mark(1, 1)]) == [0]
+
+
+def test_latency_has_an_interval_where_samples_are_in_rounds(measured: Report) -> None:
+    times = tuple(float(x) for x in np.random.default_rng(0).normal(0.5, 0.02, 200))
+    (first, second) = measured.artifacts
+    first = dataclasses.replace(first, latency_ms=times, latency_rounds=10)
+    page = page_of(dataclasses.replace(measured, artifacts=(first, second)))
+    (interval,) = re.findall(
+        r'aria-label="tflite-int8: 94.00 % right \(93.00 to 95.00\), 0.500 ms \(([^)]*)\)', page
+    )
+    low, high = map(float, interval.split(" to "))
+    assert 0.49 < low < 0.5 < high < 0.51
+    assert "onnx-int8: 93.90 % right (92.90 to 94.90), 0.500 ms&quot;" not in page
+
+
+def test_the_interval_of_a_median_covers_it() -> None:
+    """About 95 of 100 intervals hold the true median, also of drifting rounds: seeded."""
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        rounds = random.normal(1, 0.05, (20, 1))
+        found = median_interval(rounds + random.normal(0, 0.02, (20, 20)))
+        assert found is not None
+        hits += found[0] <= 1 <= found[1]
+    assert 0.9 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(92.8, 94.1), (0.0, 100.0), (59.9, 60.1), (1e-6, 2e-6), (-3.0, 1e5)]
+)
+def test_even_ticks_are_few_and_told_apart(low: float, high: float) -> None:
+    ticks = charts.even_ticks(low, high)
+    assert 3 <= len(ticks) <= 11
+    assert len({text for _, text in ticks}) == len(ticks)
+    assert all(low <= value <= high for value, _ in ticks)
+
+
+def test_changed_images_are_shown_with_what_became_of_them(measured: Report) -> None:
+    seen = picture(np.full((4, 4, 3), 7, np.uint8))
+    images = (
+        ChangedImage(11, 0, 0, 0.61, 1, 0.52, seen),
+        ChangedImage(12, 1, 0, 0.6, 1, 0.5, seen),
+        ChangedImage(13, 2, 0, 0.6, 1, 0.5),
+    )
+    report = changed(measured, Changes(((0, 1, 17), (1, 0, 2)), images))
+    report = dataclasses.replace(
+        report, data=dataclasses.replace(report.data, class_names=("cat",))
+    )
+    page = page_of(report)
+    assert "tflite-int8: 19 of 1,000 images (1.90 %)" in page
+    assert page.count(f"data:image/png;base64,{seen}") == 2
+    for words in ("was right", "is right now", "wrong both times"):
+        assert f">{words}</span>" in page
+    assert "cat 61\u00a0%<br>→ class 1 52\u00a0%" in page
+    assert '<td class="heat4">17</td>' in page and '<td class="heat1">2</td>' in page
+    assert "Not recorded: onnx-int8" in page
+    assert 'id="changes"' not in page_of(measured)
+    assert "No image of 1,000: tflite-int8" in page_of(changed(measured, Changes(())))
+
+
+def test_many_classes_and_pictures_stay_below_two_megabytes(measured: Report) -> None:
+    random = np.random.default_rng(0)
+    noise = picture(random.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    images = tuple(ChangedImage(i, 0, 0, 0.5, 1, 0.5, noise) for i in range(300))
+    changes = Changes(tuple((i, i + 1, 1) for i in range(300)), images)
+    times = tuple(float(x) for x in random.random(10_000))
+    results = tuple(
+        dataclasses.replace(result, changes=changes, latency_ms=times, latency_rounds=10)
+        for result in measured.artifacts
+    )
+    page = page_of(dataclasses.replace(measured, artifacts=results))
+    assert len(page.encode()) < 2_000_000
+    assert "more are in the report&#39;s JSON" in page or "more are in the report's JSON" in page
+    assert "276 rarer ones" in page
+    assert "without pictures, correct, latency_ms" in page
+
+
+def test_layers_are_drawn_where_there_are_any(measured: Report) -> None:
+    layers = [Layer("conv1", 40.0, "own"), Layer("conv2", 21.5, "own"), Layer("conv1", 30.0, "all")]
+    page = page_of(measured, layers=[*layers, Layer("conv2", math.inf, "all")])
+    assert page.count('<svg class="chart"') == 3
+    assert "Lowest: conv2 (own) 21.5 dB; conv1 (all) 30.0 dB; conv1 (own) 40.0 dB" in page
+    assert 'aria-label="conv2: exact (all)"' in page
+    assert 'id="layers-title"' not in page_of(measured)
+    assert "exact" in page_of(measured, layers=[Layer("only", math.inf)])
+
+
+def test_layers_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "layers.csv"
+    path.write_text('\ufefflayer,kind,sqnr,mode\n"a, b",conv,41.5,own\nc,add,inf,own\na,x,3,all\n')
+    assert read_layers(path) == (
+        Layer("a, b", 41.5, "own"),
+        Layer("c", math.inf, "own"),
+        Layer("a", 3.0, "all"),
+    )
+    path.write_text("layer,sqnr_db\na,1\n")
+    assert read_layers(path) == (Layer("a", 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "columns layer and sqnr"),
+        ("layer,value\na,1\n", "got layer, value"),
+        ("layer,sqnr,sqnr_db\na,1,1\n", "columns layer and sqnr"),
+        ("layer,layer,sqnr\na,a,1\n", "each once"),
+        ("layer,sqnr\n", "got 0"),
+        ("layer,sqnr\na\n", "row 2: expected 2 values, got 1"),
+        ("layer,sqnr\na,high\n", "a number or inf, got 'high'"),
+        ("layer,sqnr\na,nan\n", "a number or inf"),
+        ("layer,sqnr\na,-inf\n", "a number or inf"),
+        ("layer,sqnr\n,3\n", "no name"),
+        ("layer,sqnr\na,3\na,3\n", "row 3: the layer 'a' is there twice"),
+        ("layer,sqnr\n" + "".join(f"{i},3\n" for i in range(2001)), "1 to 2,000 layers"),
+    ],
+)
+def test_broken_layers_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "layers.csv"
+    path.write_text(text)
+    with pytest.raises(InvalidDataError, match=message):
+        read_layers(path)
+
+
+def test_layers_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"layer,sqnr\n\xff,1\n")
+    for path, message in (
+        (tmp_path / "a.csv", "no CSV text"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "none.csv", "not found"),
+    ):
+        with pytest.raises(InvalidDataError, match=message):
+            read_layers(path)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -180,8 +421,8 @@ def test_labels_cover_nothing(seed: int) -> None:
             assert apart, (i, other)
 
 
-@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_names_its_extra(package: str, measured: Report, tmp_path: Path) -> None:
+def test_a_missing_package_names_its_extra(measured: Report, tmp_path: Path) -> None:
+    package = "jinja2"
     source, out = write(tmp_path / "r.json", measured), tmp_path / "r.html"
     code = (
         f"import sys; sys.modules[{package!r}] = None; from edgekit.report import main; "
@@ -200,7 +441,8 @@ def test_a_missing_package_names_its_extra(package: str, measured: Report, tmp_p
 def test_the_committed_baseline_is_a_page() -> None:
     page = page_of(Report.load(ROOT / "exports" / "baseline.json"))
     assert "<h1>" in page
-    assert page.count("<svg") == 2
+    assert page.count('<svg class="chart"') == 2
+    assert page.count("<img ") == 24 + 1 + 24
 
 
 def test_the_same_report_gives_the_same_page(measured: Report) -> None:
@@ -215,5 +457,12 @@ def test_the_command(measured: Report, tmp_path: Path, edgekit: Callable[..., Do
     before = out.read_bytes()
     assert "exists already" in edgekit("report", source, "--out", out).error
     assert out.read_bytes() == before
+    layers = tmp_path / "layers.csv"
+    layers.write_text("layer,sqnr\nconv,30\n")
+    assert edgekit("report", source, "--out", out, "--force", "--layers", layers).status == 0
+    assert b'id="layer-by-layer"' in out.read_bytes()
+    layers.write_text("layer\nconv\n")
+    refused = edgekit("report", source, "--out", tmp_path / "x.html", "--layers", layers)
+    assert "columns layer and sqnr" in refused.error
     assert edgekit("report", tmp_path / "none.json", "--out", tmp_path / "x.html").status == 2
     assert not (tmp_path / "x.html").exists()
