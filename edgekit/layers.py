@@ -144,7 +144,8 @@ class LayerDiff:
         suspect: Path as given.
         images: How many.
         rows: In order of execution.
-        tensors: How many tensors the canonical graph has, found in both or not.
+        tensors: How many tensors the canonical graph has.
+        computed: Layers whose tensor the reference lacks, so that it was computed from others.
         verdict: The layer to blame; None if all are sound or the isolated view was not asked for.
         first_below: First layer below ``bound``, by mode; None where there is none.
         bound: In dB; None if not given.
@@ -157,6 +158,7 @@ class LayerDiff:
     images: int
     rows: tuple[LayerRow, ...]
     tensors: int
+    computed: tuple[str, ...]
     verdict: Verdict | None
     first_below: dict[str, str | None]
     bound: float | None
@@ -183,7 +185,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One tensor that both models have, and the operator that writes it.
+    """One tensor of the suspect, and the operator that writes it.
 
     Attributes:
         layer: What a reader needs of the name; ``input`` of what is fed.
@@ -293,7 +295,10 @@ def measure(
     threads: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[LayerRow, ...]:
-    """Compare every tensor that both models have.
+    """Compare every tensor that the suspect has.
+
+    One that the reference lacks, e.g. what goes into a softmax inside a Keras layer, is computed
+    from the reference's values by the canonical operator.
 
     Args:
         reference: What is right.
@@ -315,23 +320,25 @@ def measure(
     graph = Graph(equalize.apply(canonical, factors or {}))
     kinds = {name: INPUT for name in graph.inputs}
     kinds.update({name: found.kind for found in graph.operators for name in found.outputs})
-    names = [name for name in kinds if name in reference.names and name in suspect.names]
-    if 2 * len(names) < len(kinds):
+    both = [name for name in kinds if name in reference.names and name in suspect.names]
+    if 2 * len(both) < len(kinds):
         raise InvalidModelError(
-            f"only {len(names)} of {len(kinds)} tensors are found in both models; expected two "
+            f"only {len(both)} of {len(kinds)} tensors are found in both models; expected two "
             f"models made from one float model"
         )
+    names = [name for name in kinds if name in suspect.names]
     sound = TfLiteTensors(graph.serialize(), graph, threads=threads)
     channels = {name: graph.shape(name)[-1] for name in kinds}
     whole = {name: _Sums(channels[name]) for name in names}
     alone = {name: _Sums(channels[name]) for name in names}
-    seen = {name: _Seen(channels[name]) for name in reference.names if name in channels}
+    seen = {name: _Seen(channels[name]) for name in kinds}
     entry = graph.inputs[0]
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
     chunk = max(1, _CHUNK_BYTES // (6 * one))
     for start in range(0, len(expected), chunk):
         part = slice(start, start + chunk)
         right = _scaled(reference.run(expected[part]), factors or {}, reference_factors or {})
+        right = sound.complete(right)
         for name, values in seen.items():
             values.add(right[name], suspect.encodings.get(name))
         if ACCUMULATED in modes:
@@ -437,6 +444,8 @@ def _labels(kinds: Mapping[str, str]) -> dict[str, str]:
     """Names for people: the Keras layer's where it is of one tensor only, else a longer one."""
     for make in (lambda name: short_name(name).split("/")[0], short_name):
         found = {name: "input" if kind == INPUT else make(name) for name, kind in kinds.items()}
+        # the converter's name of what the model's function answers
+        found.update({name: "output" for name in found if "PartitionedCall" in found[name]})
         if len(set(found.values())) == len(found):
             return found
     return {name: name for name in kinds}
@@ -737,6 +746,7 @@ def diff(
         images=len(found),
         rows=rows,
         tensors=len(graph.operators) + len(graph.inputs),
+        computed=tuple(row.layer for row in rows if row.name not in right.names),
         verdict=blame(rows),
         first_below={mode: _first_below(rows, mode, bound) for mode in modes}
         if bound is not None
@@ -1018,13 +1028,15 @@ def _print(found: LayerDiff, shown: int | None) -> None:
         title += f"; the worst {len(rows)}, --all shows the rest"
     table = Table(title=title)
     table.add_column("layer", no_wrap=True)
+    # names give way to figures
+    width = max(16, cli.console.width - 62)
     for column in ("excess", "alone", "LSB", "whole", "cosine", "use", "clip"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         one, other = row.isolated, row.accumulated
         guilty = found.verdict is not None and row.name == found.verdict.tensor
         table.add_row(
-            escape(row.layer),
+            escape(row.layer if len(row.layer) <= width else row.layer[: width - 1] + "…"),
             _figure(row.excess, 1),
             _figure(None if one is None else one.sqnr, 1),
             _figure(None if one is None else one.lsb, 1),
@@ -1041,6 +1053,12 @@ def _print(found: LayerDiff, shown: int | None) -> None:
         "both networks on their own; use, clip: % of the steps that the reference's values span, "
         "% of values beyond them[/]"
     )
+    if found.computed:
+        cli.console.print(
+            f"note: the reference has no tensor for {escape(', '.join(found.computed))}; computed "
+            f"from its other values",
+            soft_wrap=True,
+        )
     for mode, name in found.first_below.items():
         said = "none" if name is None else escape(name)
         cli.console.print(f"first layer below {found.bound:g} dB, {mode}: {said}")

@@ -121,16 +121,28 @@ class TfLiteTensors(Tensors):
         whole = {name: np.concatenate(parts) for name, parts in found.items()}
         return {name: self._real(name, array) for name, array in {entry: stored, **whole}.items()}
 
-    def alone(self, values: Values) -> Values:
-        graph = self._graph
+    def complete(self, values: Values) -> Values:
+        """The same values, with those that are missing computed from them; a float model only."""
+        found = dict(values)
+        for step in self._opened():
+            if any(name not in found for name in step.operator.outputs):
+                for name, array in zip(step.operator.outputs, step.run(found), strict=True):
+                    found.setdefault(name, array)
+        return found
+
+    def _opened(self) -> list[walk.Step]:
         if not self._steps:
             self._steps = [
-                walk.Step(graph, position, threads=self._threads)
-                for position in range(len(graph.operators))
+                walk.Step(self._graph, position, threads=self._threads)
+                for position in range(len(self._graph.operators))
             ]
+        return self._steps
+
+    def alone(self, values: Values) -> Values:
+        graph = self._graph
         stored = {name: self._stored(name, array) for name, array in values.items()}
         found = {graph.inputs[0]: self._real(graph.inputs[0], stored[graph.inputs[0]])}
-        for step in self._steps:
+        for step in self._opened():
             if all(name in stored for name in step.fed):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
                     found[name] = self._real(name, array)
