@@ -280,19 +280,54 @@ def decibels(signal: float, noise: float) -> float:
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
+class Sound:
+    """The canonical float model in a suspect's units: what a sound layer answers, and how well.
+
+    Args:
+        canonical: Float flatbuffer that both models come from.
+        factors: What the suspect's channels are multiplied with (edgekit.quant.equalize).
+        profile: Of the device that the suspect was made for.
+        threads: Inside an operator.
+    """
+
+    def __init__(
+        self,
+        canonical: bytes,
+        *,
+        factors: Factors | None = None,
+        profile: DeviceProfile = PROFILES[DEFAULT],
+        threads: int = 1,
+    ) -> None:
+        self.graph, self.factors = equalize.apply(canonical, factors or {}), factors or {}
+        self.profile, self.threads = profile, threads
+        self.tensors = TfLiteTensors(self.graph, self.graph, threads=threads)
+        self.kinds = {name: INPUT for name in self.graph.inputs}
+        for found in self.graph.operators:
+            self.kinds.update(dict.fromkeys(found.outputs, found.kind))
+        self.labels = _labels(self.kinds)
+        self._scales: dict[str, npt.NDArray[np.float64]] = {}
+
+    def scales(self, layer: Layer) -> npt.NDArray[np.float64]:
+        """Step of each output channel's weights ``[O]``, rounded to nearest."""
+        if layer.output not in self._scales:
+            rows, _ = reconstruct.rows_of(self.graph, layer)
+            scale = rounding.scales(rows)
+            if self.profile.pair_bound and layer.kind != "depthwise":
+                scale = rounding.pair_scales(rows, scale)
+            self._scales[layer.output] = scale
+        return self._scales[layer.output]
+
+
 def measure(
     reference: Tensors,
     suspect: Tensors,
-    canonical: bytes,
+    sound: Sound,
     expected: npt.NDArray[np.float32],
     given: npt.NDArray[np.float32],
     *,
     modes: Collection[str] = MODES,
-    factors: Factors | None = None,
     reference_factors: Factors | None = None,
     half: bool = False,
-    profile: DeviceProfile = PROFILES[DEFAULT],
-    threads: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[LayerRow, ...]:
     """Compare every tensor that the suspect has.
@@ -303,23 +338,18 @@ def measure(
     Args:
         reference: What is right.
         suspect: What may not be.
-        canonical: Float flatbuffer that both come from.
+        sound: Made from the float model of both, in the suspect's units.
         expected: Images as the reference's preprocessing makes them, ``[N, ...]``.
         given: The same images as the suspect's does.
         modes: Of :data:`MODES`.
-        factors: What the suspect's channels are multiplied with (edgekit.quant.equalize).
-        reference_factors: The same of the reference; none in float.
+        reference_factors: What the reference's channels are multiplied with; none in float.
         half: Whether the suspect stores float16.
-        profile: Of the device that the suspect was made for.
-        threads: Inside an operator.
         advance: Called with the number of images done.
 
     Raises:
         InvalidModelError: If fewer than half of the tensors are found in both.
     """
-    graph = Graph(equalize.apply(canonical, factors or {}))
-    kinds = {name: INPUT for name in graph.inputs}
-    kinds.update({name: found.kind for found in graph.operators for name in found.outputs})
+    graph, kinds = sound.graph, sound.kinds
     both = [name for name in kinds if name in reference.names and name in suspect.names]
     if 2 * len(both) < len(kinds):
         raise InvalidModelError(
@@ -327,7 +357,6 @@ def measure(
             f"models made from one float model"
         )
     names = [name for name in kinds if name in suspect.names]
-    sound = TfLiteTensors(graph.serialize(), graph, threads=threads)
     channels = {name: graph.shape(name)[-1] for name in kinds}
     whole = {name: _Sums(channels[name]) for name in names}
     alone = {name: _Sums(channels[name]) for name in names}
@@ -337,8 +366,8 @@ def measure(
     chunk = max(1, _CHUNK_BYTES // (6 * one))
     for start in range(0, len(expected), chunk):
         part = slice(start, start + chunk)
-        right = _scaled(reference.run(expected[part]), factors or {}, reference_factors or {})
-        right = sound.complete(right)
+        right = _scaled(reference.run(expected[part]), sound.factors, reference_factors or {})
+        right = sound.tensors.complete(right)
         for name, values in seen.items():
             values.add(right[name], suspect.encodings.get(name))
         if ACCUMULATED in modes:
@@ -349,7 +378,7 @@ def measure(
             stored = {
                 name: _fake(values, suspect.encodings.get(name)) for name, values in right.items()
             }
-            answers, floats = suspect.alone(right), sound.alone(stored)
+            answers, floats = suspect.alone(right), sound.tensors.alone(stored)
             for name in names:
                 if name == entry:
                     own = _fake(given[part], suspect.encodings.get(name))
@@ -357,9 +386,9 @@ def measure(
                 elif name in answers and name in floats:
                     alone[name].add(floats[name], answers[name])
         advance(len(right[entry]))
-    steps = _steps(graph, seen, profile) if suspect.encodings else {}
-    limits = _sound_noise(graph, seen, suspect, steps, half=half, pair_bound=profile.pair_bound)
-    rows, labels = [], _labels(kinds)
+    steps = _steps(graph, seen, sound.profile) if suspect.encodings else {}
+    limits = _sound_noise(sound, seen, suspect, steps, half=half)
+    rows = []
     for name in names:
         encoding = suspect.encodings.get(name)
         step = None if encoding is None else encoding[0]
@@ -370,7 +399,7 @@ def measure(
             excess = decibels(float(ratio[channel]), 1.0)
         rows.append(
             LayerRow(
-                layer=labels[name],
+                layer=sound.labels[name],
                 name=name,
                 own=suspect.own[name],
                 kind=kinds[name],
@@ -387,16 +416,15 @@ def measure(
 
 
 def _sound_noise(
-    graph: Graph,
+    sound: Sound,
     seen: Mapping[str, _Seen],
     suspect: Tensors,
     steps: Mapping[str, float],
     *,
     half: bool,
-    pair_bound: bool,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Mean square error of each channel that a sound layer makes, by tensor."""
-    layers = {layer.output: layer for layer in graph.layers}
+    layers = {layer.output: layer for layer in sound.graph.layers}
     found = {}
     for name, values in seen.items():
         mean = values.power / values.rows
@@ -407,7 +435,7 @@ def _sound_noise(
         noise = np.full(len(mean), steps[name] ** 2 / 12)
         layer = layers.get(name)
         if layer is not None and layer.input in seen:
-            noise += _weight_noise(graph, layer, seen[layer.input], pair_bound=pair_bound)
+            noise += _weight_noise(sound, layer, seen[layer.input])
         found[name] = noise
     return found
 
@@ -425,18 +453,15 @@ def _steps(graph: Graph, seen: Mapping[str, _Seen], profile: DeviceProfile) -> d
     return {name: encoding.scale[0] for name, encoding in found.items()}
 
 
-def _weight_noise(
-    graph: Graph, layer: Layer, entry: _Seen, *, pair_bound: bool
-) -> npt.NDArray[np.float64]:
-    rows, _ = reconstruct.rows_of(graph, layer)
-    scale = rounding.scales(rows)
-    if pair_bound and layer.kind != "depthwise":
-        scale = rounding.pair_scales(rows, scale)
+def _weight_noise(sound: Sound, layer: Layer, entry: _Seen) -> npt.NDArray[np.float64]:
+    scale = sound.scales(layer)
+    shape = sound.graph.shape(layer.weights)
+    length = int(np.prod(shape)) // len(scale)
     power = entry.power / entry.rows
     if layer.kind == "depthwise":
-        taps = rows.shape[1] * np.repeat(power, len(rows) // len(power))
+        taps = length * np.repeat(power, len(scale) // len(power))
     else:
-        taps = np.full(len(rows), rows.shape[1] * float(power.mean()))
+        taps = np.full(len(scale), length * float(power.mean()))
     return np.asarray(scale**2 / 12 * taps)
 
 
@@ -496,14 +521,12 @@ def blame(rows: Sequence[LayerRow]) -> Verdict | None:
 def bisect(
     reference: Tensors,
     suspect: Tensors,
-    canonical: bytes,
+    sound: Sound,
     expected: npt.NDArray[np.float32],
     given: npt.NDArray[np.float32],
     bound: Bound,
     *,
     rows: Sequence[LayerRow] = (),
-    factors: Factors | None = None,
-    threads: int = 1,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Bisection:
     """Find the smallest set of layers which, left in float, brings the answers within a bound.
@@ -517,17 +540,15 @@ def bisect(
     Args:
         reference: What is right.
         suspect: TFLite or ONNX.
-        canonical: Float flatbuffer that both come from.
+        sound: Made from the float model of both, in the suspect's units.
         expected: Images as the reference's preprocessing makes them.
         given: The same images as the suspect's does.
         bound: What the answers have to reach.
         rows: Of :func:`measure`; layers to blame are tried first.
-        factors: What the suspect's channels are multiplied with.
-        threads: Inside an operator.
         advance: Called after each evaluation.
     """
-    network = _Emulated(suspect, canonical, expected, given, factors or {}, threads=threads)
-    end = network.graph.outputs[0]
+    network = _Emulated(suspect, sound, expected, given)
+    end = sound.graph.outputs[0]
     wanted = reference.run(expected)[end]
     evaluations = 0
 
@@ -544,7 +565,7 @@ def bisect(
 
     def result(left: Collection[str], after: float, *, reached: bool) -> Bisection:
         chosen = [name for name in names if name in left]
-        shown = tuple(network.labels[name] for name in chosen)
+        shown = tuple(sound.labels[name] for name in chosen)
         return Bisection(bound, shown, tuple(chosen), before, after, actual, reached, evaluations)
 
     if bound.reached(before):
@@ -583,14 +604,11 @@ class _Emulated:
     def __init__(
         self,
         suspect: Tensors,
-        canonical: bytes,
+        sound: Sound,
         expected: npt.NDArray[np.float32],
         given: npt.NDArray[np.float32],
-        factors: Factors,
-        *,
-        threads: int,
     ) -> None:
-        self.graph = Graph(equalize.apply(canonical, factors))
+        self.graph = sound.graph
         self._encodings = suspect.encodings
         self._ends = walk.last_readers(self.graph)
         self._expected, self._given = expected, given
@@ -604,15 +622,8 @@ class _Emulated:
                 changed.set_constant(layer.bias, found.bias)
             if not found.activation:
                 changed.set_activation(layer.output, "none")
-        operators = range(len(self.graph.operators))
-        self._sound = [walk.Step(self.graph, i, threads=threads) for i in operators]
-        self._own = [walk.Step(changed, i, threads=threads) for i in operators]
-        self.labels = _labels(
-            {
-                **dict.fromkeys(self.graph.inputs, INPUT),
-                **{step.operator.outputs[0]: step.operator.kind for step in self._sound},
-            }
-        )
+        self._sound = sound.tensors.steps()
+        self._own = TfLiteTensors(changed, changed, threads=sound.threads).steps()
         self.names = [
             *self.graph.inputs,
             *(step.operator.outputs[0] for step in self._sound),
@@ -707,21 +718,23 @@ def diff(
         )
     right = _open(one, graph, expected, threads)
     wrong = _open(other, graph, given, threads)
-    factors, profile = _factors(other), PROFILES.get(manifest.device, PROFILES[DEFAULT])
+    sound = Sound(
+        canonical,
+        factors=_factors(other),
+        profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
+        threads=threads,
+    )
     with cli.progress() as bar:
         task = bar.add_task("layers", total=len(found), note="")
         rows = measure(
             right,
             wrong,
-            canonical,
+            sound,
             expected,
             given,
             modes=modes,
-            factors=factors,
             reference_factors=_factors(one),
             half=other.precision == "float16",
-            profile=profile,
-            threads=threads,
             advance=lambda count: bar.advance(task, count),
         )
     bisection = None
@@ -731,13 +744,11 @@ def diff(
             bisection = bisect(
                 right,
                 wrong,
-                canonical,
+                sound,
                 expected,
                 given,
                 bisect_bound,
                 rows=rows,
-                factors=factors,
-                threads=threads,
                 advance=lambda count: bar.advance(task, count),
             )
     return LayerDiff(

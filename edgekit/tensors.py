@@ -88,8 +88,8 @@ class TfLiteTensors(Tensors):
     other names: where operators and sizes are the canonical ones, tensors are aligned by order.
     """
 
-    def __init__(self, content: bytes, graph: Graph, *, threads: int) -> None:
-        self._graph = Graph(content)
+    def __init__(self, content: bytes | Graph, graph: Graph, *, threads: int) -> None:
+        self._graph = Graph(content) if isinstance(content, bytes) else content
         self._graph.fold()
         own = activations(self._graph)
         self.own = {name: name for name in own}
@@ -99,7 +99,7 @@ class TfLiteTensors(Tensors):
         self._threads = threads
         self.names = tuple(name for name in activations(graph) if name in self.own)
         self.graph_id = self._graph.name
-        stored = tflite.read_stored(self._graph.serialize())
+        stored = tflite.stored_of(self._graph)
         self.encodings = {
             name: encoding for name, encoding in stored.activations.items() if name in self.own
         }
@@ -124,13 +124,14 @@ class TfLiteTensors(Tensors):
     def complete(self, values: Values) -> Values:
         """The same values, with those that are missing computed from them; a float model only."""
         found = dict(values)
-        for step in self._opened():
+        for step in self.steps():
             if any(name not in found for name in step.operator.outputs):
                 for name, array in zip(step.operator.outputs, step.run(found), strict=True):
                     found.setdefault(name, array)
         return found
 
-    def _opened(self) -> list[walk.Step]:
+    def steps(self) -> list[walk.Step]:
+        """Every operator as a model of its own, in order of execution."""
         if not self._steps:
             self._steps = [
                 walk.Step(self._graph, position, threads=self._threads)
@@ -142,14 +143,14 @@ class TfLiteTensors(Tensors):
         graph = self._graph
         stored = {name: self._stored(name, array) for name, array in values.items()}
         found = {graph.inputs[0]: self._real(graph.inputs[0], stored[graph.inputs[0]])}
-        for step in self._opened():
+        for step in self.steps():
             if all(name in stored for name in step.fed):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
                     found[name] = self._real(name, array)
         return found
 
     def numbers(self) -> Numbers:
-        graph, stored, found = self._graph, tflite.read_stored(self._graph.serialize()), {}
+        graph, stored, found = self._graph, tflite.stored_of(self._graph), {}
         for layer in graph.layers:
             kept = layer.activation != "none"
             if layer.output in stored.layers:

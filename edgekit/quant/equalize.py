@@ -62,7 +62,7 @@ def equalize(
     return graph.serialize(), factors
 
 
-def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> bytes:
+def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> Graph:
     """The canonical graph with the factors that :func:`equalize` once found.
 
     Args:
@@ -82,7 +82,7 @@ def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> bytes:
                 f"layers of this graph; take the float model that the artifact was made from"
             )
         _multiply(graph, by_output[name], by_input[name], np.asarray(found, np.float32))
-    return graph.serialize()
+    return graph
 
 
 def _multiply(graph: Graph, layer: Layer, behind: Layer, found: npt.NDArray[Any]) -> None:
