@@ -22,10 +22,10 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import changes, cli, data, environment, outputs, stats
+from edgekit import changes, cli, data, environment, layers, outputs, stats
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.formats.float_model import SHIPPED
+from edgekit.formats import float_model
 from edgekit.parity import numbers
 from edgekit.quant.profiles import PROFILES
 from edgekit.results import (
@@ -190,33 +190,10 @@ def _check_one_source(artifacts: list[Artifact]) -> None:
 
 def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _Subject:
     """The float model whose sha256 the manifests name."""
-    manifest = artifacts[0].manifest
-    assert manifest.source is not None
-    if given and not given.exists():
-        raise InvalidModelError(
-            f"{given} not found; expected the float model that {artifacts[0].path} was made from"
-        )
-    places = [given] if given else [Path(manifest.source.path), SHIPPED]
-    for place in places:
-        if place.is_dir():
-            artifact = Artifact.load(place)
-            model, sha256 = artifact.model_path, artifact.sha256
-        elif place.is_file():
-            model, sha256 = place, outputs.sha256_file(place)
-        else:
-            continue
-        if sha256 == manifest.source.sha256:
-            job = Job("keras-float32", model, "keras", manifest.preprocessing, threads, {})
-            return _Subject(job, place, "float32", sha256, model.stat().st_size)
-        if given:
-            raise InvalidModelError(
-                f"{given} is not the model that {artifacts[0].path} was made from "
-                f"(sha256 {sha256[:12]}…, expected {manifest.source.sha256[:12]}…)"
-            )
-    raise InvalidModelError(
-        f"the float model of {artifacts[0].path} ({manifest.source.path}) was not found; "
-        f"pass --reference"
-    )
+    place, model, sha256 = float_model.find(artifacts[0], given)
+    preprocessing = artifacts[0].manifest.preprocessing
+    job = Job("keras-float32", model, "keras", preprocessing, threads, {})
+    return _Subject(job, place, "float32", sha256, model.stat().st_size)
 
 
 def _subject(artifact: Artifact, threads: int) -> _Subject:
@@ -576,6 +553,7 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
 python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
+python -m edgekit.compare mine.keras exports/mine-onnx-int8 --layers --bisect 30dB
 """,
     )
     add = result.add_argument
@@ -593,8 +571,9 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras --li
         metavar="N",
         help=f"show up to N images an artifact that changed their answer (default: {PICTURES})",
     )
-    add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add("--out", type=Path, help="report (default: report.json)")
+    add("--force", action="store_true", help="replace outputs that exist")
+    layers.add_arguments(result)
     return result
 
 
@@ -603,6 +582,9 @@ def _count(text: str) -> int:
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
+    if layers.wanted(options):
+        return layers.act(options)
+    options.out = options.out or Path("report.json")
     outputs.check_free(options.out, force=options.force)
     report = compare(
         options.artifacts,

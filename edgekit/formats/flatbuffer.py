@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -285,6 +285,43 @@ class Graph:
         parameters.scale = np.asarray(found.scale, np.float32)
         parameters.zeroPoint = np.asarray(found.zero_point, np.int64)
         parameters.quantizedDimension = found.axis
+
+    def fold(self) -> None:
+        """Store the weights of a float16 file as the float32 that it computes with, in place."""
+        schema, kept = self._schema, []
+        for raw in self._subgraph.operators:
+            operator = self._operator(raw)
+            if operator.kind != "DEQUANTIZE" or not self.is_constant(operator.inputs[0]):
+                kept.append(raw)
+                continue
+            values = self.constant(operator.inputs[0]).astype(np.float32)
+            self._tensors[operator.outputs[0]].buffer = len(self._model.buffers)
+            self._model.buffers.append(schema.BufferT())
+            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+        self._subgraph.operators, self._original = kept, len(kept)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give tensors other names, in place; one that has such a name already gets another."""
+        taken = {name: f"{name}__{i}" for i, name in enumerate(self._order)}
+        others = {name: taken[name] for name in set(names.values()) - set(names) if name in taken}
+        names = {**others, **names}
+        self._order = [names.get(name, name) for name in self._order]
+        self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
+        for name, tensor in self._tensors.items():
+            tensor.name = name.encode()
+
+    @property
+    def name(self) -> str:
+        """Name of the subgraph, ``main`` without one."""
+        return (self._subgraph.name or b"").decode(errors="replace") or "main"
+
+    def set_activation(self, output: str, kind: str) -> None:
+        """Replace what is fused behind the layer that writes a tensor, e.g. by ``none``."""
+        number = {name: number for number, name in _ACTIVATIONS.items()}[kind]
+        for raw in self._subgraph.operators:
+            if self._order[raw.outputs[0]] == output:
+                raw.builtinOptions = copy.copy(raw.builtinOptions)
+                raw.builtinOptions.fusedActivationFunction = number
 
     def single(self, position: int, *, activation: bool = True) -> bytes:
         """A flatbuffer of one operator; its constants come along, what it computes on is fed.

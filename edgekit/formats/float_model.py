@@ -96,6 +96,45 @@ def load(path: Path | None, *, preprocessing: str | None = None) -> FloatModel:
     )
 
 
+def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str]:
+    """The float model that an artifact was made from.
+
+    Args:
+        artifact: With a source in its manifest.
+        given: Where it is; default where the manifest says, or the shipped model.
+
+    Returns:
+        Artifact folder or file, model file, its sha256.
+
+    Raises:
+        InvalidModelError: If it is not there or another one.
+    """
+    source = artifact.manifest.source
+    assert source is not None
+    if given and not given.exists():
+        raise InvalidModelError(
+            f"{given} not found; expected the float model that {artifact.path} was made from"
+        )
+    for place in [given] if given else [Path(source.path), SHIPPED]:
+        if place.is_dir():
+            found = Artifact.load(place)
+            model, sha256 = found.model_path, found.sha256
+        elif place.is_file():
+            model, sha256 = place, outputs.sha256_file(place)
+        else:
+            continue
+        if sha256 == source.sha256:
+            return place, model, sha256
+        if given:
+            raise InvalidModelError(
+                f"{given} is not the model that {artifact.path} was made from "
+                f"(sha256 {sha256[:12]}…, expected {source.sha256[:12]}…)"
+            )
+    raise InvalidModelError(
+        f"the float model of {artifact.path} ({source.path}) was not found; pass --reference"
+    )
+
+
 def _from_here(path: Path) -> str:
     """Relative to the current folder where it lies below it, so that other clones find it."""
     here = Path.cwd()

@@ -95,6 +95,29 @@ def tensor_name(tensor: Any) -> str:
     return str(tensor.name).split("/")[0].split(":")[0]
 
 
+def tensors_of(model: Any) -> list[tuple[str, Any]]:
+    """(layer's name, tensor) of every call of a layer in a functional model, in order.
+
+    Later calls of a layer get ``:1``, ``:2``, …; what is inside of an inner model is left out.
+
+    Raises:
+        InvalidModelError: If the model is no functional one.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise InvalidModelError(
+            f"{model.name} is no functional model; build it with tf_keras.Model(inputs, outputs)"
+        )
+    calls: dict[str, int] = {}
+    found = []
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            name = node.layer.name
+            number = calls[name] = calls.get(name, -1) + 1
+            if not isinstance(node.outputs, list | tuple | dict):
+                found.append((f"{name}:{number}" if number else name, node.outputs))
+    return found
+
+
 def signature(model: Any) -> Signature:
     """The signature of a functional model, batch axis -1."""
 

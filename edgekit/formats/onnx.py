@@ -237,6 +237,38 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     return Stored(activations, layers)
 
 
+def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
+    """(weights or None, bias or None) of each layer that are stored in float, canonical layout.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        graph: Any flatbuffer of the same model, for its tensors' names.
+    """
+    constants = _constants(model)
+    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    found = {}
+    for node, place in _layer_nodes(model):
+        weights = constants.get(node.input[1])
+        bias = constants.get(node.input[2]) if len(node.input) > 2 else None
+        if weights is not None or bias is not None:
+            whole = None if weights is None else _to_canonical(node, weights).astype(np.float32)
+            found[str(ends.get(place, place))] = (
+                None if whole is None else np.ascontiguousarray(whole),
+                None if bias is None else bias.astype(np.float32),
+            )
+    return found
+
+
+def activated(model: Any, graph: Graph) -> frozenset[str]:
+    """Layers, by canonical output, whose activation is an operator of the file."""
+    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    found = set()
+    for node, place in _layer_nodes(model):
+        if node.output[0].removesuffix("_QuantizeLinear_Input") != place:
+            found.add(str(ends.get(place, place)))
+    return frozenset(found)
+
+
 def signature(model: Any) -> Signature:
     """Signature of a file or ``ModelProto``, free axes as -1.
 

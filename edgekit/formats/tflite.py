@@ -162,7 +162,11 @@ def _put_integers(content: bytes, stored: Stored) -> bytes:
 
 def read_stored(content: bytes) -> Stored:
     """The integers and scales of an int8 file."""
-    graph = Graph(content)
+    return stored_of(Graph(content))
+
+
+def stored_of(graph: Graph) -> Stored:
+    """The same of a graph that is open already."""
     activations = {}
     for name in graph.tensors:
         found = graph.quantization(name)

@@ -11,11 +11,13 @@ same calibration set would clip it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.formats.flatbuffer import Graph
+from edgekit.errors import InvalidModelError
+from edgekit.formats.flatbuffer import Graph, Layer, short_name
 from edgekit.quant.table import TensorStatistics
 
 #: Exponent of the factors in front of a convolution or dense layer.
@@ -55,16 +57,42 @@ def equalize(
         found = np.clip(found, 1 / _LARGEST, _LARGEST).astype(np.float32)
         if np.allclose(found, 1):
             continue
-        weights = graph.constant(layer.weights)
-        across = (
-            found if layer.kind == "depthwise" else found.reshape(-1, *[1] * (weights.ndim - 1))
-        )
-        graph.set_constant(layer.weights, weights * across)
-        if layer.bias:
-            graph.set_constant(layer.bias, graph.constant(layer.bias) * found)
-        graph.set_constant(behind.weights, graph.constant(behind.weights) / found)
+        _multiply(graph, layer, behind, found)
         factors[layer.output] = tuple(float(str(factor)) for factor in found)
     return graph.serialize(), factors
+
+
+def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> Graph:
+    """The canonical graph with the factors that :func:`equalize` once found.
+
+    Args:
+        canonical: Float flatbuffer.
+        factors: By tensor name.
+
+    Raises:
+        InvalidModelError: If they are another graph's.
+    """
+    graph = Graph(canonical)
+    by_output = {layer.output: layer for layer in graph.layers}
+    by_input = {layer.input: layer for layer in graph.layers}
+    for name, found in factors.items():
+        if name not in by_output or name not in by_input:
+            raise InvalidModelError(
+                f"{short_name(name)} is equalized in the encodings, but no tensor between two "
+                f"layers of this graph; take the float model that the artifact was made from"
+            )
+        _multiply(graph, by_output[name], by_input[name], np.asarray(found, np.float32))
+    return graph
+
+
+def _multiply(graph: Graph, layer: Layer, behind: Layer, found: npt.NDArray[Any]) -> None:
+    """Multiply the channels between two layers, in place."""
+    weights = graph.constant(layer.weights)
+    across = found if layer.kind == "depthwise" else found.reshape(-1, *[1] * (weights.ndim - 1))
+    graph.set_constant(layer.weights, weights * across)
+    if layer.bias:
+        graph.set_constant(layer.bias, graph.constant(layer.bias) * found)
+    graph.set_constant(behind.weights, graph.constant(behind.weights) / found)
 
 
 def _factors(activation: str, found: TensorStatistics) -> npt.NDArray[np.float64] | None:

@@ -1,0 +1,316 @@
+"""Every activation of a model by its canonical name: the model run whole, or cut at each of them.
+
+One class a runtime. TFLite files and ONNX files made from the canonical graph keep its names; a
+Keras tensor is found by its values, which are those of the canonical tensor up to float rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.encodings import Stored
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.formats import onnx, onnx_tensors, tflite
+from edgekit.formats.flatbuffer import Graph
+from edgekit.quant import walk
+
+Values = walk.Values
+Numbers = dict[str, "LayerNumbers"]
+#: A Keras tensor is the canonical one if no value is farther away, relative to the largest.
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class LayerNumbers:
+    """What a layer computes with, as real numbers in the canonical layout.
+
+    Attributes:
+        weights: float32.
+        bias: float32 ``[O]``, or None.
+        activation: Whether the activation behind it is an operator or option of the file; in int8
+            the ends of the output's range can stand for it.
+    """
+
+    weights: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32] | None
+    activation: bool
+
+
+class Tensors(Protocol):
+    """One model, open.
+
+    Attributes:
+        names: Canonical names of the activations that it has, in order of execution.
+        encodings: (scale, int8 zero_point) of those that it stores as integers.
+        own: Name in the model's own file, by canonical name.
+        graph_id: Name of the file's graph, as Model Explorer shows it.
+    """
+
+    names: tuple[str, ...]
+    encodings: Mapping[str, tuple[float, int]]
+    own: Mapping[str, str]
+    graph_id: str
+
+    def run(self, images: npt.NDArray[np.float32]) -> Values:
+        """All activations ``[N, ...]`` of preprocessed images, as real numbers."""
+
+    def alone(self, values: Values) -> Values:
+        """What each operator answers to given inputs, stored as this model stores them."""
+
+    def numbers(self) -> Numbers:
+        """Weights and biases by the name of what their layer writes."""
+
+
+def activations(graph: Graph) -> tuple[str, ...]:
+    """Inputs and what operators compute, in order of execution; float or int8 only."""
+    order = [*graph.inputs, *(name for found in graph.operators for name in found.outputs)]
+    kinds = (np.float32, np.int8)
+    return tuple(name for name in dict.fromkeys(order) if graph.dtype(name) in kinds)
+
+
+def _form(graph: Graph) -> list[tuple[Any, ...]]:
+    """Operators and sizes, without names."""
+    return [
+        (found.kind, *(graph.shape(name) for name in found.outputs)) for found in graph.operators
+    ]
+
+
+class TfLiteTensors(Tensors):
+    """A ``.tflite`` file on LiteRT.
+
+    Run whole, all of it is one interpreter with every activation as an output; cut, every operator
+    is an interpreter of its own. A float16 file, which comes from a conversion of its own, has
+    other names: where operators and sizes are the canonical ones, tensors are aligned by order.
+    """
+
+    def __init__(self, content: bytes | Graph, graph: Graph, *, threads: int) -> None:
+        self._graph = Graph(content) if isinstance(content, bytes) else content
+        self._graph.fold()
+        own = activations(self._graph)
+        self.own = {name: name for name in own}
+        if _form(self._graph) == _form(graph) and own != activations(graph):
+            self.own = dict(zip(activations(graph), own, strict=True))
+            self._graph.rename({name: canonical for canonical, name in self.own.items()})
+        self._threads = threads
+        self.names = tuple(name for name in activations(graph) if name in self.own)
+        self.graph_id = self._graph.name
+        stored = tflite.stored_of(self._graph)
+        self.encodings = {
+            name: encoding for name, encoding in stored.activations.items() if name in self.own
+        }
+        self._steps: list[walk.Step] = []
+
+    def run(self, images: npt.NDArray[np.float32]) -> Values:
+        entry = self._graph.inputs[0]
+        wanted = [name for name in self.names if name != entry]
+        opened = tflite.interpreter(self._graph.with_outputs(wanted), threads=self._threads)
+        place = opened.get_input_details()[0]["index"]
+        ends = [detail["index"] for detail in opened.get_output_details()]
+        found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in wanted}
+        stored = self._stored(entry, images)
+        for start in range(len(images)):
+            opened.set_tensor(place, stored[start : start + 1])
+            opened.invoke()
+            for name, end in zip(wanted, ends, strict=True):
+                found[name].append(opened.get_tensor(end))
+        whole = {name: np.concatenate(parts) for name, parts in found.items()}
+        return {name: self._real(name, array) for name, array in {entry: stored, **whole}.items()}
+
+    def complete(self, values: Values) -> Values:
+        """The same values, with those that are missing computed from them; a float model only."""
+        found = dict(values)
+        for step in self.steps():
+            if any(name not in found for name in step.operator.outputs):
+                for name, array in zip(step.operator.outputs, step.run(found), strict=True):
+                    found.setdefault(name, array)
+        return found
+
+    def steps(self) -> list[walk.Step]:
+        """Every operator as a model of its own, in order of execution."""
+        if not self._steps:
+            self._steps = [
+                walk.Step(self._graph, position, threads=self._threads)
+                for position in range(len(self._graph.operators))
+            ]
+        return self._steps
+
+    def alone(self, values: Values) -> Values:
+        graph = self._graph
+        stored = {name: self._stored(name, array) for name, array in values.items()}
+        found = {graph.inputs[0]: self._real(graph.inputs[0], stored[graph.inputs[0]])}
+        for step in self.steps():
+            if all(name in stored for name in step.fed):
+                for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
+                    found[name] = self._real(name, array)
+        return found
+
+    def numbers(self) -> Numbers:
+        graph, stored, found = self._graph, tflite.stored_of(self._graph), {}
+        for layer in graph.layers:
+            kept = layer.activation != "none"
+            if layer.output in stored.layers:
+                found[layer.output] = _real_numbers(stored, layer.output, layer.axis, kept)
+            else:
+                bias = graph.constant(layer.bias) if layer.bias else None
+                found[layer.output] = LayerNumbers(graph.constant(layer.weights), bias, kept)
+        return found
+
+    def _stored(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        if name not in self.encodings:
+            return values
+        scale, zero_point = self.encodings[name]
+        steps = np.rint(values / np.float32(scale)) + zero_point
+        return np.asarray(np.clip(steps, -128, 127), np.int8)
+
+    def _real(self, name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if name not in self.encodings:
+            return values
+        scale, zero_point = self.encodings[name]
+        return (values.astype(np.int32) - zero_point).astype(np.float32) * np.float32(scale)
+
+
+class OnnxTensors(Tensors):
+    """An ``.onnx`` model on onnxruntime.
+
+    Cut, all operators are one session: each reads inputs of its own, so that integer kernels are
+    the ones of the whole model.
+    """
+
+    def __init__(
+        self, model: Any, graph: Graph, *, threads: int, options: Mapping[str, str] | None = None
+    ) -> None:
+        self._model, self._graph = model, graph
+        self._threads, self._options = threads, options
+        self._places = onnx_tensors.places(model, graph)
+        self.names = tuple(name for name in activations(graph) if name in self._places)
+        self.own = {name: self._places[name].named for name in self.names}
+        self.graph_id = str(model.graph.name)
+        self.encodings = {
+            name: (scale, zero_point - (128 if self._places[name].dtype == np.uint8 else 0))
+            for name in self.names
+            for scale, zero_point in [self._places[name].encoding or (0.0, 0)]
+            if scale
+        }
+        self._whole: Any = None
+        self._cut: Any = None
+
+    def run(self, images: npt.NDArray[np.float32]) -> Values:
+        self._whole = self._whole or self._open(onnx_tensors.watched(self._model, self._places))
+        return self._answers(self._whole, {self._model.graph.input[0].name: images})
+
+    def alone(self, values: Values) -> Values:
+        self._cut = self._cut or self._open(onnx_tensors.cut(self._model, self._places))
+        entries = {entry.name for entry in self._cut.get_inputs()}
+        given = {self._model.graph.input[0].name: values[self._graph.inputs[0]]}
+        for name, place in self._places.items():
+            if onnx_tensors.fed(place) in entries:
+                if name not in values:
+                    raise InvalidModelError(f"the reference has no tensor {name}")
+                given[onnx_tensors.fed(place)] = place.own(values[name])
+        return self._answers(self._cut, given)
+
+    def numbers(self) -> Numbers:
+        stored, found = onnx.read_stored(self._model, self._graph), {}
+        floats = onnx.read_floats(self._model, self._graph)
+        kept = onnx.activated(self._model, self._graph)
+        for layer in self._graph.layers:
+            if layer.output in stored.layers:
+                found[layer.output] = _real_numbers(
+                    stored, layer.output, layer.axis, layer.output in kept
+                )
+                if found[layer.output].bias is None and layer.output in floats:
+                    found[layer.output] = LayerNumbers(
+                        found[layer.output].weights, floats[layer.output][1], layer.output in kept
+                    )
+            elif layer.output in floats:
+                found[layer.output] = LayerNumbers(*floats[layer.output], layer.output in kept)
+        return found
+
+    def _open(self, content: bytes) -> Any:
+        return onnx.session(content, threads=self._threads, options=self._options)
+
+    def _answers(self, session: Any, feed: Mapping[str, npt.NDArray[Any]]) -> Values:
+        ends = [end.name for end in session.get_outputs()]
+        fixed = [e.shape[0] for e in session.get_inputs() if isinstance(e.shape[0], int)]
+        count = len(next(iter(feed.values())))
+        batch = 1 if fixed else count
+        parts = [
+            session.run(ends, {name: array[i : i + batch] for name, array in feed.items()})
+            for i in range(0, count, batch)
+        ]
+        whole = dict(zip(ends, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        given = {
+            place.tensor: feed[place.tensor]
+            for place in self._places.values()
+            if place.tensor in feed
+        }
+        whole.update(given)
+        return {
+            name: place.real(whole[place.tensor], self._graph.shape(name))
+            for name, place in self._places.items()
+            if place.tensor in whole
+        }
+
+
+class KerasTensors(Tensors):
+    """A tf_keras model, whose tensors get the names of canonical ones that hold the same values."""
+
+    def __init__(self, model: Any, graph: Graph, images: npt.NDArray[np.float32]) -> None:
+        from edgekit.formats.keras import tensors_of, tf_keras
+
+        self._graph, self._keras = graph, tf_keras()
+        self.encodings: Mapping[str, tuple[float, int]] = {}
+        self.graph_id = str(model.name)
+        every = tensors_of(model)
+        answers = self._keras.Model(model.inputs, [tensor for _, tensor in every])(
+            images, training=False
+        )
+        flat = [
+            (key, tensor, np.asarray(answer, np.float32))
+            for (key, tensor), answer in zip(every, answers, strict=True)
+        ]
+        expected = TfLiteTensors(graph.serialize(), graph, threads=1).run(images)
+        self.own, chosen = {}, {}
+        for name, values in expected.items():
+            size = float(np.abs(values).max()) + 1e-6
+            for key, tensor, other in flat:
+                if other.shape != values.shape:
+                    continue
+                if float(np.abs(other - values).max()) <= _SAME * size:
+                    self.own[name], chosen[name] = key, tensor  # the last of several
+        self.names = tuple(name for name in activations(graph) if name in chosen)
+        if not self.names:
+            raise InvalidModelError(f"no tensor of {model.name} has the values of a canonical one")
+        self._model = self._keras.Model(model.inputs, [chosen[name] for name in self.names])
+
+    def run(self, images: npt.NDArray[np.float32]) -> Values:
+        answers = self._model(images, training=False)
+        answers = answers if isinstance(answers, list | tuple) else [answers]
+        return {
+            name: np.asarray(answer, np.float32)
+            for name, answer in zip(self.names, answers, strict=True)
+        }
+
+    def alone(self, values: Values) -> Values:
+        raise InvalidOptionError(
+            "a Keras model cannot be cut into operators; give it first, or pass --mode accumulated"
+        )
+
+    def numbers(self) -> Numbers:
+        raise InvalidOptionError("expected a TFLite or ONNX artifact to bisect, got a Keras model")
+
+
+def _real_numbers(stored: Stored, name: str, axis: int, activation: bool) -> LayerNumbers:
+    layer = stored.layers[name]
+    shape = [1] * layer.weights.ndim
+    shape[axis] = -1
+    weights = layer.weights.astype(np.float32) * layer.weight_scale.reshape(shape)
+    bias = None
+    if layer.bias is not None and layer.bias_scale is not None:
+        bias = (layer.bias * layer.bias_scale.astype(np.float64)).astype(np.float32)
+    return LayerNumbers(weights.astype(np.float32), bias, activation)
