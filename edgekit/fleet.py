@@ -20,6 +20,7 @@ import functools
 import hashlib
 import logging
 import multiprocessing
+import queue
 import re
 import threading
 import time
@@ -274,6 +275,7 @@ class Fleet:
             models.append(self._client.submit(_held, files, key=key) if run.todo else None)
         todo = [set(run.todo) for run in runs]
         starts = iter(sorted(set().union(*todo)))
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         out: dict[Any, tuple[int, int, int]] = {}  # future: run, start, tries
         ranges: dict[int, tuple[Any, str, int]] = {}  # start: images, their sha256, tasks out
 
@@ -291,6 +293,7 @@ class Fleet:
                 retries=RETRIES,
             )
             out[future] = (i, start, tries)
+            future.add_done_callback(ended.put)
 
         def hand_out() -> bool:
             start = next(starts, None)
@@ -306,45 +309,37 @@ class Fleet:
                 submit(i, start, 0)
             return True
 
-        idle_since = time.monotonic()
+        idle_since = asked = time.monotonic()
+        room = 2 * self._threads()
         try:
             while True:
-                while len(ranges) < max(4, 2 * self._threads()) and hand_out():
+                if time.monotonic() - asked > 1:  # workers come and go
+                    room, asked = 2 * self._threads(), time.monotonic()
+                while len(ranges) < room + 2 and hand_out():
                     pass
                 if not out:
                     break
-                finished = self._finished(list(out))
-                if finished:
-                    idle_since = time.monotonic()
-                for future in finished:
-                    i, start, tries = out.pop(future)
-                    result = self._result(future, runs[i], start, tries)
-                    if result is None:
-                        submit(i, start, tries + 1)
-                        continue
-                    answers, runtime, place = result
-                    if runs[i].put(start, answers, runtime, place):
-                        advance(len(answers))
-                    held, sha256, count = ranges[start]
-                    ranges[start] = held, sha256, count - 1
-                    if count == 1:
-                        del ranges[start]
-                if not finished:
+                try:
+                    future = ended.get(timeout=1)
+                except queue.Empty:
                     self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
+                    continue
+                idle_since = time.monotonic()
+                i, start, tries = out.pop(future)
+                result = self._result(future, runs[i], start, tries)
+                if result is None:
+                    submit(i, start, tries + 1)
+                    continue
+                answers, runtime, place = result
+                if runs[i].put(start, answers, runtime, place):
+                    advance(len(answers))
+                held, sha256, count = ranges.pop(start)
+                if count > 1:
+                    ranges[start] = held, sha256, count - 1
         finally:
             out.clear()
             ranges.clear()
             models.clear()
-
-    def _finished(self, futures: list[Any]) -> list[Any]:
-        """Those that ended, after one second at the most."""
-        try:
-            done = self._distributed.wait(futures, timeout=1, return_when="FIRST_COMPLETED").done
-        except (TimeoutError, self._distributed.TimeoutError):
-            return []
-        except self._distributed.CancelledError:
-            done = [future for future in futures if future.status in ("cancelled", "lost")]
-        return [future for future in futures if future in done]
 
     def _result(
         self, future: Any, shards: Shards, start: int, tries: int
