@@ -117,6 +117,10 @@ def compare(
     """
     if not artifacts:
         raise InvalidOptionError("expected at least one artifact to compare")
+    if cluster and parity:
+        raise InvalidOptionError(
+            "--parity is about one machine's kernels; leave it out or leave out --cluster"
+        )
     loaded = [Artifact.load(path) for path in artifacts]
     _check_one_source(loaded)
     base = _reference(loaded, reference, threads)
@@ -133,10 +137,6 @@ def compare(
         resources or {},
         cluster=cluster,
     )
-    if cluster and parity:
-        raise InvalidOptionError(
-            "--parity is about one machine's kernels; leave it out or leave out --cluster"
-        )
     processes = processes or shards.processes_for(threads)
     with (
         shards.Work(work) as kept,

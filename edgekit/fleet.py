@@ -56,6 +56,8 @@ ANY, LOCAL = "any", "local"
 CONNECT = 15.0
 #: Seconds that shards may wait for a worker that could run them, after the last one has gone.
 GRACE = 60.0
+#: Seconds for the answers of one shard to come from the worker that has them.
+FETCH = 10.0
 #: How often a shard is handed out again when a runtime crashes or a worker takes it along.
 RETRIES = 3
 #: Loaded models that a worker keeps while it has no shard for them, and for how many seconds.
@@ -324,12 +326,24 @@ class Fleet:
                 except queue.Empty:
                     self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
                     continue
-                idle_since = time.monotonic()
-                i, start, tries = out.pop(future)
-                result = self._result(future, runs[i], start, tries)
+                i, start, tries = out[future]
+                try:
+                    result = self._result(future, runs[i], start)
+                except TimeoutError:  # the answers went with their worker; they are made again
+                    future.add_done_callback(ended.put)
+                    self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
+                    continue
+                del out[future]
                 if result is None:
+                    if tries == RETRIES:
+                        raise ExecutionError(
+                            f"{runs[i].run.name}: the scheduler at {self.address} lost the images "
+                            f"from {start} {tries + 1} times; run it again, shards that are done "
+                            f"are kept"
+                        )
                     submit(i, start, tries + 1)
                     continue
+                idle_since = time.monotonic()
                 answers, runtime, place = result
                 if runs[i].put(start, answers, runtime, place):
                     advance(len(answers))
@@ -342,26 +356,28 @@ class Fleet:
             models.clear()
 
     def _result(
-        self, future: Any, shards: Shards, start: int, tries: int
+        self, future: Any, shards: Shards, start: int
     ) -> tuple[npt.NDArray[np.float32], Runtime, Place] | None:
-        """What a task brought; None if it has to go out again."""
-        name = f"{shards.run.name}, images from {start}"
-        if future.status == "finished":
-            found: Answer = future.result(timeout=GRACE)
-            if found.problem is not None:
-                kind, message = found.problem
-                raise _error(kind, f"{message} (worker on {found.place.host})")
-            assert found.answers is not None and found.runtime is not None
-            return found.answers, found.runtime, found.place
-        if future.status == "error":
-            failure = future.exception()
-            raise ExecutionError(f"{name}: {type(failure).__name__}: {reason(failure)}")
-        if tries < RETRIES and self._client.status == "running":
+        """What a task brought; None if it has to go out again.
+
+        Raises:
+            TimeoutError: If it is done, but was lost before it came here.
+        """
+        try:
+            if future.status == "error":
+                failure = future.exception(timeout=FETCH)
+                raise ExecutionError(
+                    f"{shards.run.name}, images from {start}: {type(failure).__name__}: "
+                    f"{reason(failure)}"
+                )
+            found: Answer = future.result(timeout=FETCH)
+        except self._distributed.CancelledError:
             return None
-        raise ExecutionError(
-            f"{name}: the scheduler at {self.address} lost it {tries + 1} times; run it again, "
-            f"shards that are done are kept"
-        )
+        if found.problem is not None:
+            kind, message = found.problem
+            raise _error(kind, f"{message} (worker on {found.place.host})")
+        assert found.answers is not None and found.runtime is not None
+        return found.answers, found.runtime, found.place
 
     def _expect_someone(self, runs: Sequence[Shards], waiting: set[int], since: float) -> None:
         """Give up when nobody could go on for too long.

@@ -180,7 +180,8 @@ def test_without_a_worker_left_the_rest_waits(
     only = worker("device:x")
     count(scheduler, 1)
     images = np.load(tiny[1])["x"]
-    monkeypatch.setattr(fleet, "GRACE", 1.0)
+    monkeypatch.setattr(fleet, "GRACE", 2.0)
+    monkeypatch.setattr(fleet, "FETCH", 1.0)
     answered: list[int] = []
 
     def advance(images: int) -> None:
