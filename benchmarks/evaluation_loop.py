@@ -21,10 +21,10 @@ import numpy as np
 
 from edgekit import data, environment
 from edgekit.artifact import Artifact
-from edgekit.compare import SHARD
 from edgekit.export import export
 from edgekit.formats import tflite
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.shards import IMAGES
 
 
 def bare(opened: object, feed: np.ndarray) -> np.ndarray:
@@ -60,12 +60,12 @@ def main() -> None:
         job = Job("worker", artifact.model_path, manifest.format, manifest.preprocessing, 1, {})
         ratios = []
         with Worker(job) as worker:
-            shards = range(0, len(images), SHARD)
+            shards = range(0, len(images), IMAGES)
             for _ in range(chosen.rounds + 1):
                 started = time.perf_counter()
                 expected = bare(opened, feed)
                 between = time.perf_counter()
-                found = np.concatenate([worker.outputs(images[s : s + SHARD]) for s in shards])
+                found = np.concatenate([worker.outputs(images[s : s + IMAGES]) for s in shards])
                 ended = time.perf_counter()
                 ratios.append((ended - between) / (between - started))
             if not np.array_equal(found, end.dequantize(expected)):

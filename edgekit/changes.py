@@ -19,7 +19,7 @@ EDGE = 64
 def find(
     base: npt.NDArray[np.float32],
     answers: npt.NDArray[np.float32],
-    choices: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    choices: tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]],
     labels: npt.NDArray[np.int64],
     images: npt.NDArray[Any],
     pictures: int,

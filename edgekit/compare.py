@@ -1,7 +1,8 @@
 """``python -m edgekit.compare``: are these deployables still the float model, and how fast?
 
 The float Keras model is the reference. Every model runs in a process of its own; evaluation is
-spread over the cores; latency is taken at batch 1 in rounds that go through all models in turn, so
+spread over the cores, in shards that outlive a kill, or over the workers of a cluster. Latency is
+taken at batch 1 in rounds that go through all models in turn, so
 that a change of the machine's speed meets all of them. Writes a Report.
 """
 
@@ -11,9 +12,8 @@ import argparse
 import contextlib
 import datetime
 import itertools
-import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,8 +22,9 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import changes, cli, data, environment, layers, outputs, stats
+from edgekit import changes, cli, data, environment, fleet, layers, outputs, shards, stats
 from edgekit.artifact import Artifact
+from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats import float_model
 from edgekit.parity import numbers
@@ -35,12 +36,13 @@ from edgekit.results import (
     Measurement,
     Parity,
     ParityPair,
+    Place,
     Report,
+    Runtime,
     pack_bits,
 )
 from edgekit.runtimes.worker import Job, Worker
 
-SHARD = 250
 SAMPLES = 20
 WARM_UP = 10
 #: onnxruntime's option for int8 kernels on x86 that do not saturate.
@@ -64,12 +66,14 @@ class _Subject:
 
 @dataclass
 class _Measured:
-    """What the workers said of one subject."""
+    """What the workers said of one subject; those of a cluster say no times and no memory."""
 
     answers: npt.NDArray[np.float32]
-    memory: int
-    worker: Worker
-    latency: list[list[float]]
+    runtime: Runtime
+    memory: int | None = None
+    worker: Worker | None = None
+    latency: list[list[float]] = field(default_factory=list)
+    places: tuple[Place, ...] = ()
 
 
 def compare(
@@ -82,6 +86,11 @@ def compare(
     reference: Path | None = None,
     parity: bool = False,
     pictures: int = PICTURES,
+    work: Path | None = None,
+    shard: int = shards.IMAGES,
+    processes: int | None = None,
+    cluster: str | None = None,
+    resources: Mapping[str, str] | None = None,
     command: str = "",
 ) -> Report:
     """Measure artifacts against the float model they came from.
@@ -90,8 +99,7 @@ def compare(
         artifacts: Folders, all made from one float model.
         dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x`` and ``y``.
         limit: Use the first images only.
-        threads: Threads inside an operator; evaluation takes as many processes as then fit on
-            the cores.
+        threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
         reference: The float model, an artifact or ``.keras`` file; default the shipped one or
             where the manifests say.
@@ -100,6 +108,13 @@ def compare(
             kernels as a third.
         pictures: Of each artifact, how many of the images that changed their answer go into the
             report as small pictures; what changed is counted for all.
+        work: Folder that keeps the answers shard by shard, so that a run that was killed goes on
+            where it was; default the user's cache, until the comparison is whole.
+        shard: Images a shard.
+        processes: That evaluate at once on this machine; default as many as fit on the cores.
+        cluster: Address of a Dask scheduler, whose workers evaluate the artifacts. The float model
+            is evaluated here, and what a worker evaluated has no latency, load time and memory.
+        resources: Worker resource, ``any`` or ``local``, by artifact; see :func:`fleet.resource`.
         command: Recorded in the report.
 
     Raises:
@@ -109,6 +124,10 @@ def compare(
         raise InvalidOptionError("expected at least one artifact to compare")
     if pictures < 0:
         raise InvalidOptionError(f"expected a number of pictures >= 0, got {pictures}")
+    if cluster and parity:
+        raise InvalidOptionError(
+            "--parity is about one machine's kernels; leave it out or leave out --cluster"
+        )
     loaded = [Artifact.load(path) for path in artifacts]
     _check_one_source(loaded)
     base = _reference(loaded, reference, threads)
@@ -118,30 +137,84 @@ def compare(
     classes = len(loaded[0].manifest.class_names)
     labels = _labels(images, classes)
     machine = environment.describe()
-    with contextlib.ExitStack() as stack, cli.progress() as bar:
+    here = shards.this_place(machine)
+    devices = fleet.devices(
+        [base.job.name, *(artifact.name for artifact in loaded)],
+        {artifact.name: artifact.manifest.device for artifact in loaded},
+        resources or {},
+        cluster=cluster,
+    )
+    processes = processes or shards.processes_for(threads)
+    with (
+        shards.Work(work) as kept,
+        contextlib.ExitStack() as stack,
+        cli.progress() as bar,
+    ):
         task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+
+        def run(job: Job, device: str = "") -> shards.Run:
+            return shards.Run.of(
+                job, data=images.sha256, count=len(images), shard=shard, device=device
+            )
+
+        def evaluate(
+            worker: Worker, advance: Callable[[int], None] = advance
+        ) -> npt.NDArray[np.float32]:
+            return shards.evaluate(
+                kept.open(run(worker.job), shards.local(machine)),
+                worker,
+                images.images,
+                processes=processes,
+                place=here,
+                advance=advance,
+            )
+
+        far: dict[str, _Measured] = {}
+        if cluster:
+            jobs = {subject.job.name: subject.job for subject in subjects}
+            with fleet.Fleet(cluster) as workers:
+                workers.expect(devices.values())
+                stores = [
+                    kept.open(run(jobs[name], device), workers.accepts(device))
+                    for name, device in devices.items()
+                ]
+                workers.evaluate(
+                    stores,
+                    [jobs[name] for name in devices],
+                    images.images,
+                    advance=advance,
+                )
+            for store in stores:
+                assert store.runtime is not None
+                far[store.run.name] = _Measured(
+                    store.answers(), fleet.noted(store.runtime, store), places=store.places()
+                )
         measured: list[_Measured] = []
         for subject in subjects:
-            bar.update(task, note=subject.job.name)
-            worker = stack.enter_context(Worker(subject.job))
-            if worker.loaded.input_shape != images.images.shape[1:]:
-                raise InvalidDataError(
-                    f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
-                    f"{subject.job.name} takes, got {list(images.images.shape[1:])}"
-                )
-            # Evaluation runs in batches that differ between runtimes; memory is taken at batch 1.
-            worker.latencies(images.images[:1], WARM_UP)
-            memory = worker.peak_memory()
-            processes = max(1, machine.cores // threads)
-            answers = _evaluate(worker, images.images, processes, lambda n: bar.advance(task, n))
-            if answers.ndim != 2 or answers.shape[1] != classes:
+            each = far.get(subject.job.name)
+            if each is None:
+                bar.update(task, note=subject.job.name)
+                worker = stack.enter_context(Worker(subject.job))
+                if worker.loaded.input_shape != images.images.shape[1:]:
+                    raise InvalidDataError(
+                        f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
+                        f"{subject.job.name} takes, got {list(images.images.shape[1:])}"
+                    )
+                # Evaluation's batches differ between runtimes; memory is taken at batch 1.
+                worker.latencies(images.images[:1], WARM_UP)
+                memory = worker.peak_memory()
+                each = _Measured(evaluate(worker), worker.loaded.runtime, memory, worker)
+            if each.answers.ndim != 2 or each.answers.shape[1] != classes:
                 raise InvalidModelError(
                     f"{subject.job.name}: expected answers for {classes} classes, "
-                    f"got shape {list(answers.shape[1:])}"
+                    f"got shape {list(each.answers.shape[1:])}"
                 )
             if not measured:
-                _expect_probabilities(subject.job.name, answers)
-            measured.append(_Measured(answers, memory, worker, []))
+                _expect_probabilities(subject.job.name, each.answers)
+            measured.append(each)
         _time(measured, images.images[:1], rounds)
         found = None
         if pair is not None:
@@ -149,7 +222,7 @@ def compare(
                 subject.job.name: each.answers
                 for subject, each in zip(subjects, measured, strict=True)
             }
-            found = _parity(pair, known, images.images, machine, threads)
+            found = _parity(pair, known, len(images), evaluate, machine, threads)
         return _report(
             subjects,
             measured,
@@ -166,6 +239,10 @@ def compare(
                 "rounds": rounds,
                 "samples_per_round": SAMPLES,
                 "limit": limit,
+                "processes": processes,
+                "shard": shard,
+                "shards_resumed": kept.resumed,
+                **({"cluster": cluster} if cluster else {}),
             },
         )
 
@@ -226,59 +303,24 @@ def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
 
 def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
     """KL needs them; of logits it would be a number without meaning."""
-    sums = answers.sum(axis=1)
-    if answers.min() < 0 or np.abs(sums - 1).max() > 0.01:
-        raise InvalidModelError(
-            f"{name}: expected probabilities that sum to 1, got values from {answers.min():.3g} "
-            f"to {answers.max():.3g}; end the model with a softmax and export it again"
-        )
-
-
-def _evaluate(
-    worker: Worker, images: npt.NDArray[Any], processes: int, advance: Any
-) -> npt.NDArray[np.float32]:
-    """Answers to all images; shards go to the processes, as each becomes free."""
-    starts = list(range(0, len(images), SHARD))
-    answers: dict[int, npt.NDArray[np.float32]] = {}
-    failures: list[BaseException] = []
-    lock = threading.Lock()
-
-    def work(through: Worker) -> None:
-        try:
-            while not failures:
-                with lock:
-                    if not starts:
-                        return
-                    start = starts.pop(0)
-                answers[start] = through.outputs(images[start : start + SHARD])
-                with lock:
-                    advance(len(answers[start]))
-        except BaseException as exc:
-            failures.append(exc)
-
-    with contextlib.ExitStack() as stack:
-        more = min(processes, len(starts)) - 1
-        others = [stack.enter_context(Worker(worker.job)) for _ in range(more)]
-        threads = [threading.Thread(target=work, args=(other,), daemon=True) for other in others]
-        for thread in threads:
-            thread.start()
-        work(worker)
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
-    return np.concatenate([answers[start] for start in sorted(answers)])
+    for (block,) in blocks(answers):
+        if block.min() < 0 or np.abs(block.sum(axis=1) - 1).max() > 0.01:
+            raise InvalidModelError(
+                f"{name}: expected probabilities that sum to 1, got values from {block.min():.3g} "
+                f"to {block.max():.3g}; end the model with a softmax and export it again"
+            )
 
 
 def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> None:
     """Interleaved latency rounds at batch 1, after a warm-up that is thrown away."""
     with cli.progress("rounds") as bar:
         task = bar.add_task("timing", total=rounds, note="")
-        for each in measured:
-            each.worker.latencies(image, WARM_UP)
+        near = [(each, each.worker) for each in measured if each.worker is not None]
+        for _, worker in near:
+            worker.latencies(image, WARM_UP)
         for _ in range(rounds):
-            for each in measured:
-                each.latency.append(each.worker.latencies(image, SAMPLES))
+            for each, worker in near:
+                each.latency.append(worker.latencies(image, SAMPLES))
             bar.advance(task)
 
 
@@ -297,18 +339,18 @@ def _report(
     settings: dict[str, Any],
 ) -> Report:
     base = measured[0].answers
-    base_choice = _ranking(base)[:, 0]
+    base_choice, _ = _choices(base, labels)
     float32 = {
         subject.job.format: np.array(each.latency)
         for subject, each in zip(subjects, measured, strict=True)
-        if subject.precision == "float32"
+        if subject.precision == "float32" and each.latency
     }
     results: list[ArtifactResult] = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.job.format)
         result = _result(subject, each, base, base_choice, labels, unquantized)
         if results:  # the first is the float model
-            choices = (base_choice, _ranking(each.answers)[:, 0])
+            choices = (base_choice, _choices(each.answers, labels)[0])
             found = changes.find(base, each.answers, choices, labels, images.images, pictures)
             result = replace(result, changes=found)
         results.append(result)
@@ -353,19 +395,19 @@ def _parity_pair(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
 def _parity(
     pair: tuple[Artifact, Artifact],
     answers: Mapping[str, npt.NDArray[np.float32]],
-    images: npt.NDArray[Any],
+    count: int,
+    evaluate: Callable[[Worker, Callable[[int], None]], npt.NDArray[np.float32]],
     machine: Environment,
     threads: int,
 ) -> Parity:
     """Three ways to run the same integers, two at a time, on kernels that do not saturate."""
     stored = numbers(*pair)
     ours, theirs = pair
-    processes = max(1, machine.cores // threads)
 
     def run(job: Job) -> npt.NDArray[np.float32]:
         with Worker(job) as worker, cli.progress() as bar:
-            task = bar.add_task("parity", total=len(images), note=job.name)
-            return _evaluate(worker, images, processes, lambda n: bar.advance(task, n))
+            task = bar.add_task("parity", total=count, note=job.name)
+            return evaluate(worker, lambda n: bar.advance(task, n))
 
     plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
     ways = {
@@ -396,15 +438,20 @@ def _pair(
     theirs: npt.NDArray[np.float32],
     scale: float,
 ) -> ParityPair:
-    same = int((_ranking(ours)[:, 0] == _ranking(theirs)[:, 0]).sum())
-    steps = np.abs(ours.astype(np.float64) - theirs) / scale
-    counts = np.bincount(np.minimum(np.rint(steps).astype(int).ravel(), LSB_BINS - 1))
+    same, total = 0, 0.0
+    counts = np.zeros(LSB_BINS, np.int64)
+    for one, other in blocks(ours, theirs):
+        same += int((_ranking(one)[:, 0] == _ranking(other)[:, 0]).sum())
+        steps = np.abs(one.astype(np.float64) - other) / scale
+        total += float(steps.sum())
+        bins = np.minimum(np.rint(steps).astype(int).ravel(), LSB_BINS - 1)
+        counts += np.bincount(bins, minlength=LSB_BINS)
     return ParityPair(
         left,
         right,
         stats.proportion(same, len(ours)),
-        Measurement(float(steps.mean()), "LSB", steps.size),
-        tuple(int(count) for count in np.pad(counts, (0, LSB_BINS - len(counts)))),
+        Measurement(total / ours.size, "LSB", ours.size),
+        tuple(int(count) for count in counts),
     )
 
 
@@ -413,34 +460,49 @@ def _ranking(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     return np.argsort(-answers, axis=1, kind="stable")
 
 
+def _choices(
+    answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], int]:
+    """The first class of each image, and how often the label is among the first five."""
+    choice = np.empty(len(answers), np.int32)
+    found, start = 0, 0
+    for block, right in blocks(answers, labels):
+        order = _ranking(block)
+        choice[start : start + len(block)] = order[:, 0]
+        found += int((order[:, :5] == right[:, None]).any(axis=1).sum())
+        start += len(block)
+    return choice, found
+
+
 def _result(
     subject: _Subject,
     each: _Measured,
     base: npt.NDArray[np.float32],
-    base_choice: npt.NDArray[np.int64],
+    base_choice: npt.NDArray[np.int32],
     labels: npt.NDArray[np.int64],
     float32: npt.NDArray[np.float64] | None,
 ) -> ArtifactResult:
     count = len(labels)
-    order = _ranking(each.answers)
-    right = order[:, 0] == labels
-    top5 = (order[:, :5] == labels[:, None]).any(axis=1)
+    choice, top5 = _choices(each.answers, labels)
+    right = choice == labels
     latency = np.array(each.latency)
     metrics = {
         "top1": stats.proportion(int(right.sum()), count),
-        "top5": stats.proportion(int(top5.sum()), count),
-        "agreement": stats.proportion(int((order[:, 0] == base_choice).sum()), count),
+        "top5": stats.proportion(top5, count),
+        "agreement": stats.proportion(int((choice == base_choice).sum()), count),
         "mcnemar_p": stats.mcnemar(base_choice == labels, right),
         "kl": stats.divergence(base, each.answers),
         "sqnr": stats.sqnr(base, each.answers),
         "size": Measurement(subject.size, "bytes", 1),
-        "peak_memory": Measurement(each.memory, "bytes", 1),
-        "load_time": Measurement(each.worker.loaded.load_ms, "ms", 1),
     }
-    for percent in (50, 90, 99):
+    if each.memory is not None:
+        metrics["peak_memory"] = Measurement(each.memory, "bytes", 1)
+    if each.worker is not None:
+        metrics["load_time"] = Measurement(each.worker.loaded.load_ms, "ms", 1)
+    for percent in (50, 90, 99) if latency.size else ():
         value = float(np.percentile(latency, percent))
         metrics[f"latency_p{percent}"] = Measurement(value, "ms", latency.size)
-    if float32 is not None:
+    if float32 is not None and latency.size:
         metrics["latency_ratio"] = stats.latency_ratio(latency, float32)
     return ArtifactResult(
         name=subject.job.name,
@@ -448,11 +510,12 @@ def _result(
         format=subject.job.format,
         precision=subject.precision,
         sha256=subject.sha256,
-        runtime=each.worker.loaded.runtime,
+        runtime=each.runtime,
         metrics=metrics,
         correct=pack_bits(right),
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
         latency_rounds=len(latency),
+        places=each.places,
     )
 
 
@@ -469,7 +532,7 @@ def _warnings(
         if (
             result.precision == "int8"
             and result.format == "onnx"
-            and environment.saturates(machine)
+            and any(environment.saturates(place) for place in result.places or (machine,))
             and result.name not in safe
             and result.runtime.options.get(PRECISE) != "1"
         ):
@@ -477,6 +540,13 @@ def _warnings(
                 f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
                 f"can saturate here, and its accuracy is not that of other CPUs"
             )
+        if len({(place.machine_class, *place.versions.items()) for place in result.places}) > 1:
+            found.append(
+                f"{result.name}: its answers come from workers of different CPUs or versions, "
+                f"which may round differently; give them different resources"
+            )
+        if not result.latency_rounds:
+            continue
         samples = np.array(result.latency_ms).reshape(result.latency_rounds, -1)
         spread = stats.latency_spread(samples)
         if spread > stats.UNSTABLE:
@@ -507,7 +577,7 @@ def _print(report: Report) -> None:
             f"{m['mcnemar_p'].value:.3f}",
             "exact" if np.isinf(m["sqnr"].value) else f"{m['sqnr'].value:.1f}",
             f"{m['size'].value / 1e6:.2f}",
-            f"{m['latency_p50'].value:.3f}",
+            f"{m['latency_p50'].value:.3f}" if "latency_p50" in m else "-",
             f"{m['latency_ratio'].value:.2f}" if "latency_ratio" in m else "-",
         )
     cli.console.print(table)
@@ -515,6 +585,15 @@ def _print(report: Report) -> None:
         "[dim]agrees: % same answers as the float model; p: McNemar; dB: SQNR of the outputs; "
         "ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
     )
+    for result in (report.reference, *report.artifacts):
+        for place in result.places:
+            where = f"{place.host} {place.device}".rstrip()
+            cli.console.print(
+                f"{result.name}: {place.shards} shards on {where}, {place.machine_class}; "
+                f"no latency",
+                markup=False,
+                soft_wrap=True,
+            )
     if report.parity is not None:
         _print_parity(report.parity)
     for warning in report.warnings:
@@ -554,6 +633,7 @@ def parser() -> cli.Parser:
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
 python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
 python -m edgekit.compare mine.keras exports/mine-onnx-int8 --layers --bisect 30dB
+python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources mine=device:pi5
 """,
     )
     add = result.add_argument
@@ -563,6 +643,19 @@ python -m edgekit.compare mine.keras exports/mine-onnx-int8 --layers --bisect 30
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
     add("--reference", type=Path, help="the float model (default: where the manifests say)")
+    add(
+        "--work", type=Path, metavar="DIR", help="keep the answers here; a second run goes on there"
+    )
+    add("--shard", type=cli.positive_int, default=shards.IMAGES, help="images a shard")
+    add("--processes", type=cli.positive_int, help="that evaluate at once (default: by the cores)")
+    add("--cluster", metavar="ADDRESS", help="evaluate on the workers of this Dask scheduler")
+    add(
+        "--resources",
+        type=fleet.assignment,
+        action="append",
+        metavar="ARTIFACT=RESOURCE",
+        help="worker resource that an artifact needs, as device:pi5; any; or local; repeatable",
+    )
     add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
     add(
         "--pictures",
@@ -595,6 +688,11 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         reference=options.reference,
         parity=options.parity,
         pictures=options.pictures,
+        work=options.work,
+        shard=options.shard,
+        processes=options.processes,
+        cluster=options.cluster,
+        resources=fleet.assigned(options.resources),
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)

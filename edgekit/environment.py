@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from edgekit import artifact
-from edgekit.results import Environment
+from edgekit.results import Environment, Place
 
 #: Instruction sets that decide which kernels a runtime picks.
 _ISA = (
@@ -52,7 +52,7 @@ def describe() -> Environment:
     )
 
 
-def saturates(environment: Environment) -> bool:
+def saturates(environment: Environment | Place) -> bool:
     """Whether uint8 x int8 kernels on this CPU may add products in saturating 16 bits."""
     return "avx2" in environment.isa and not any(flag in environment.isa for flag in VNNI)
 

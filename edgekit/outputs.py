@@ -45,8 +45,14 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
     write_bytes(path, text.encode("utf-8"), force=force)
 
 
-def write_bytes(path: Path, content: bytes, *, force: bool) -> None:
+def write_bytes(path: Path, content: bytes, *, force: bool, sync: bool = True) -> None:
     """Write a file through a temporary sibling.
+
+    Args:
+        path: The file to make.
+        content: All of it.
+        force: Replace a file that is there.
+        sync: Also outlive a loss of power. Many small files that can be made again do without.
 
     Raises:
         OutputExistsError: If ``path`` exists and ``force`` is false.
@@ -60,7 +66,8 @@ def write_bytes(path: Path, content: bytes, *, force: bool) -> None:
         with part.open("wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -82,6 +82,26 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A machine that answered a part of the images.
+
+    Attributes:
+        device: What it offers as a worker of a cluster, e.g. ``device:pi5``; empty for any.
+        machine_class: CPU model and ISA in one string.
+        isa: Instruction sets that matter for inference.
+        versions: Of edgekit, Python and the packages that can change a result.
+        shards: How many shards it answered.
+    """
+
+    host: str
+    device: str
+    machine_class: str
+    isa: tuple[str, ...]
+    versions: dict[str, str]
+    shards: int = 0
+
+
+@dataclass(frozen=True)
 class Runtime:
     """What really executed a model.
 
@@ -173,6 +193,7 @@ class ArtifactResult:
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Samples a round; rounds of all artifacts were interleaved.
         changes: Answers that differ from the float model's; None for the float model itself.
+        places: The workers that answered, if not the machine of the report's environment.
     """
 
     name: str
@@ -186,6 +207,7 @@ class ArtifactResult:
     latency_ms: tuple[float, ...] = ()
     latency_rounds: int = 0
     changes: Changes | None = None
+    places: tuple[Place, ...] = ()
 
     def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
         """Unpack ``correct`` to bool ``[count]``.

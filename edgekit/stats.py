@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.blocks import blocks
 from edgekit.errors import MissingDependencyError
 from edgekit.results import Measurement
 
@@ -62,16 +63,22 @@ def divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32
     what is small: values are raised to half a step, 1/512, and rows are scaled to sum 1 again.
     """
     floor = 1 / 512
-    p, q = (np.maximum(values.astype(np.float64), floor) for values in (reference, other))
-    p /= p.sum(axis=1, keepdims=True)
-    q /= q.sum(axis=1, keepdims=True)
-    return Measurement(float((p * np.log(p / q)).sum(axis=1).mean()), "nats", len(p))
+    total = 0.0
+    for pair in blocks(reference, other):
+        p, q = (np.maximum(values.astype(np.float64), floor) for values in pair)
+        p /= p.sum(axis=1, keepdims=True)
+        q /= q.sum(axis=1, keepdims=True)
+        total += float((p * np.log(p / q)).sum())
+    return Measurement(total / len(reference), "nats", len(reference))
 
 
 def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
     """Signal to quantization noise ratio: 10 log10(sum r^2 / sum (r - o)^2), in dB."""
-    signal = float((reference.astype(np.float64) ** 2).sum())
-    noise = float(((reference.astype(np.float64) - other) ** 2).sum())
+    signal = noise = 0.0
+    for clean, found in blocks(reference, other):
+        exact = clean.astype(np.float64)
+        signal += float((exact**2).sum())
+        noise += float(((exact - found) ** 2).sum())
     value = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
     return Measurement(value, "dB", len(reference))
 

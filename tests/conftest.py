@@ -35,6 +35,17 @@ class Done:
         return lines[0]
 
 
+def same_figures(found: Any, expected: Any) -> None:
+    """Two reports say the same of the answers, image by image."""
+    pairs = zip(
+        (found.reference, *found.artifacts), (expected.reference, *expected.artifacts), strict=True
+    )
+    for ours, theirs in pairs:
+        assert ours.correct == theirs.correct
+        for name in ("top1", "top5", "agreement", "mcnemar_p", "kl", "sqnr"):
+            assert ours.metrics[name] == theirs.metrics[name]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tests' own cache and no GitHub: what they find there is what they put there."""
@@ -104,3 +115,32 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(2).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
     np.savez(folder / "set.npz", x=pixels)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """small.keras as a float32 TFLite artifact, and an .npz of 240 images with labels for it."""
+    import numpy as np
+
+    from edgekit.export import export
+
+    folder = tmp_path_factory.mktemp("tiny")
+    made = export(
+        small / "small.keras",
+        target="tflite",
+        precision="float32",
+        preprocessing="unit",
+        out=folder / "tiny",
+    )
+    random = np.random.default_rng(5)
+    pixels = random.integers(0, 256, (240, 12, 12, 3), dtype=np.uint8)
+    np.savez(folder / "set.npz", x=pixels, y=random.integers(0, 5, 240))
+    return made.path, folder / "set.npz"
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: tuple[Path, Path]) -> Any:
+    """The report of ``tiny``, made in one go by one process."""
+    from edgekit.compare import compare
+
+    return compare([tiny[0]], dataset=str(tiny[1]), rounds=1, shard=2, processes=1)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError
 
 Split = Literal["train", "test", "calibration"]
@@ -81,13 +82,15 @@ def make(
     if len(images) == 0:
         raise InvalidDataError(f"{name}: the set is empty; expected at least one image")
     if np.issubdtype(images.dtype, np.floating):
-        for start in range(0, len(images), 1024):
-            bad = ~np.isfinite(images[start : start + 1024])
+        start = 0
+        for (block,) in blocks(images):
+            bad = ~np.isfinite(block)
             if bad.any():
                 first = start + int(np.argwhere(bad)[0][0])
                 raise InvalidDataError(
                     f"{name}: image {first} holds NaN or Inf; clean the data first"
                 )
+            start += len(block)
     if labels is not None:
         labels = _checked_labels(name, labels, len(images))
     return ImageSet(name, images, labels, class_names, _sha256(images, labels))
@@ -182,6 +185,6 @@ def _sha256(images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> str:
             digest.update(b"none")
             continue
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        for start in range(0, len(array), 1024):
-            digest.update(np.ascontiguousarray(array[start : start + 1024]).tobytes())
+        for (block,) in blocks(array):
+            digest.update(np.ascontiguousarray(block).tobytes())
     return digest.hexdigest()

@@ -90,13 +90,19 @@ class Loaded:
 class Worker:
     """Parent's end of a worker process; a context manager.
 
+    Args:
+        job: What it loads.
+        wait: Until it has loaded; else :meth:`ready` does.
+
     Raises:
         InvalidInputError: If the worker cannot use the model; the type that it raised.
         InvalidOptionError: If the runtime cannot take an option.
         ExecutionError: If the runtime failed, or its process died.
     """
 
-    def __init__(self, job: Job) -> None:
+    loaded: Loaded
+
+    def __init__(self, job: Job, *, wait: bool = True) -> None:
         self.job = job
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
@@ -106,14 +112,39 @@ class Worker:
             with _deaf_to_ctrl_c():
                 self._process.start()
             theirs.close()
-            self.loaded = cast(Loaded, self._receive())
+            if wait:
+                self.ready()
         except BaseException:
             self._end()
             raise
 
+    def ready(self) -> Loaded:
+        """Wait until the model is loaded, if it was not yet."""
+        if not hasattr(self, "loaded"):
+            self.loaded = cast(Loaded, self._receive())
+        return self.loaded
+
+    def poll(self, seconds: float) -> bool:
+        """Whether the process says something within this time, be it that it ended."""
+        return self._pipe.poll(seconds)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.is_alive()
+
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
-        return cast("npt.NDArray[np.float32]", self._ask("outputs", images))
+        self.send(images)
+        return self.receive()
+
+    def send(self, images: npt.NDArray[Any]) -> None:
+        """The first half of :meth:`outputs`; nothing else may be asked before the second."""
+        self._send("outputs", images)
+
+    def receive(self) -> npt.NDArray[np.float32]:
+        """The second half of :meth:`outputs`."""
+        return cast("npt.NDArray[np.float32]", self._receive())
 
     def latencies(self, image: npt.NDArray[Any], count: int) -> list[float]:
         """Milliseconds of ``count`` runs on one feed, prepared beforehand."""
@@ -123,12 +154,19 @@ class Worker:
         """Largest resident size of the process so far, in bytes."""
         return int(self._ask("peak_memory"))
 
+    def close(self) -> None:
+        """End the process."""
+        self._end()
+
     def _ask(self, command: str, *arguments: Any) -> Any:
+        self._send(command, *arguments)
+        return self._receive()
+
+    def _send(self, command: str, *arguments: Any) -> None:
         try:
             self._pipe.send((command, *arguments))
         except OSError:
             raise self._death() from None
-        return self._receive()
 
     def _receive(self) -> Any:
         try:

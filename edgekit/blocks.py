@@ -1,0 +1,36 @@
+"""Arrays that may be larger than memory, read a block of rows at a time."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from typing import Any
+
+import numpy.typing as npt
+
+ROWS = 1024
+
+
+def blocks(*arrays: npt.NDArray[Any], rows: int = ROWS) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """The same rows of all arrays, in order; pages of mapped files are let go after each block.
+
+    A view of a block is good until the next one is asked for, and after that read from disk again.
+    """
+    for start in range(0, len(arrays[0]), rows):
+        yield tuple(array[start : start + rows] for array in arrays)
+        for array in arrays:
+            let_go(array)
+
+
+def let_go(array: npt.NDArray[Any]) -> None:
+    """Take the pages of a read-only mapped file out of this process; other arrays are left alone.
+
+    They are read again when touched. Without this, resident memory grows to the size of the file.
+    """
+    if array.flags.writeable:  # what was changed in a private mapping would be lost
+        return
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
