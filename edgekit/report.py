@@ -72,6 +72,8 @@ _VERDICTS = {
     "unclear": "too few images to tell",
     "unknown": "not measured",
 }
+#: What has to be seen first.
+_URGENCY = ("worse", "unknown", "unclear", "better", "same")
 _FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras"}
 _PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
@@ -182,6 +184,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         headline=_headline(lines),
         summary=_summary(source),
         lines=lines,
+        verdicts=sorted(lines, key=lambda line: _URGENCY.index(line["verdict"])),
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),

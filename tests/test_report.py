@@ -112,6 +112,9 @@ def test_a_worse_deployable_is_in_the_headline(measured: Report) -> None:
     page = page_of(dataclasses.replace(measured, artifacts=(measured.artifacts[0], worse)))
     assert "1 of 2 deployables is less accurate than the float model: onnx-int8" in page
     assert 'class="worse">less accurate' in page
+    first = page.index('<li class="worse"')
+    assert first < page.index('<li class="', first + 1)
+    assert page.index('<ul class="verdicts">') + 30 > first
     assert "is less accurate than the float model, beyond noise (60.00 % right" in page
     assert "−34.00" in page
 
