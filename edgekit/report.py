@@ -1,10 +1,10 @@
 """``python -m edgekit.report``: turn a report into one self-contained HTML page.
 
-Verdict first, then accuracy against latency and size, the layers (``--layers FILE.csv``, columns
-``layer``, ``sqnr`` in dB and, where there are several series, ``mode``), the images that changed
-their answer, every figure, what ran, the environment and how to reproduce it. At most 2 MB, no
-network: its policy forbids any request. Light and dark; printable; all but sorting and tooltips
-works without scripts.
+Verdict first, then accuracy against latency and size, the layers (``--layers FILE.csv``: what
+``compare --layers --csv`` writes, or columns ``layer``, ``sqnr`` in dB and, where there are several
+series, ``mode``), the images that changed their answer, every figure, what ran, the environment and
+how to reproduce it. At most 2 MB, no network: its policy forbids any request. Light and dark;
+printable; all but sorting and tooltips works without scripts.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ _VERDICTS = {
     "unclear": "too few images to tell",
     "unknown": "not measured",
 }
+#: What has to be seen first.
+_URGENCY = ("worse", "unknown", "unclear", "better", "same")
 _FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras"}
 _PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
@@ -100,13 +102,14 @@ class Layer:
 def read_layers(path: Path) -> tuple[Layer, ...]:
     """Layers of a CSV file with the columns ``layer`` and ``sqnr`` (or ``sqnr_db``).
 
-    A column ``mode`` is read where there is one; others are passed over.
+    Several modes are told apart by a column ``mode``, or have a column ``MODE_sqnr_db`` each, as
+    ``compare --layers --csv`` writes them, whose cells may be empty. Other columns are passed over.
 
     Raises:
         InvalidDataError: If the file cannot be read, lacks a column, has a row of another length,
             a value that is no number, a layer twice in one mode, or none or too many.
     """
-    expected = "expected a CSV file with the columns layer and sqnr"
+    expected = "expected a CSV file with the columns layer and sqnr, or layer and MODE_sqnr_db"
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = [row for row in csv.reader(stream, strict=True) if row]
@@ -117,8 +120,10 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
     except (UnicodeDecodeError, csv.Error) as exc:
         raise InvalidDataError(f"{path} is no CSV text ({exc}); {expected}") from None
     header = [name.strip() for name in rows[0]] if rows else []
-    values = [name for name in ("sqnr", "sqnr_db") if name in header]
-    if "layer" not in header or len(values) != 1 or len(set(header)) != len(header):
+    plain = [name for name in header if name in ("sqnr", "sqnr_db")]
+    of_modes = [name for name in header if name.endswith(("_sqnr", "_sqnr_db"))]
+    fits = len(plain) == 1 if plain else bool(of_modes) and "mode" not in header
+    if "layer" not in header or not fits or len(set(header)) != len(header):
         raise InvalidDataError(f"{path}: {expected}, each once, got {', '.join(header) or 'none'}")
     found: dict[tuple[str, str], Layer] = {}
     for number, row in enumerate(rows[1:], 2):
@@ -127,19 +132,24 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
                 f"{path}, row {number}: expected {len(header)} values, got {len(row)}"
             )
         cells = dict(zip(header, map(str.strip, row), strict=True))
-        name, mode, text = cells["layer"], cells.get("mode", ""), cells[values[0]]
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if math.isnan(value) or value == -math.inf:
-            raise InvalidDataError(
-                f"{path}, row {number}: expected {values[0]} in dB, a number or inf, got {text!r}"
-            )
-        if not name or (mode, name) in found:
-            wrong = f"the layer {name!r} is there twice" if name else "the layer has no name"
-            raise InvalidDataError(f"{path}, row {number}: {wrong}")
-        found[mode, name] = Layer(name, value, mode)
+        name = cells["layer"]
+        for column in plain or of_modes:
+            if not cells[column] and not plain:
+                continue
+            mode = cells.get("mode", "") if plain else column.rpartition("_sqnr")[0]
+            try:
+                value = float(cells[column])
+            except ValueError:
+                value = math.nan
+            if math.isnan(value) or value == -math.inf:
+                raise InvalidDataError(
+                    f"{path}, row {number}: expected {column} in dB, a number or inf, "
+                    f"got {cells[column]!r}"
+                )
+            if not name or (mode, name) in found:
+                wrong = f"the layer {name!r} is there twice" if name else "the layer has no name"
+                raise InvalidDataError(f"{path}, row {number}: {wrong}")
+            found[mode, name] = Layer(name, value, mode)
     if not 0 < len(found) <= _LAYERS_MOST:
         raise InvalidDataError(f"{path}: expected 1 to {_LAYERS_MOST:,} layers, got {len(found)}")
     return tuple(found.values())
@@ -182,6 +192,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         headline=_headline(lines),
         summary=_summary(source),
         lines=lines,
+        verdicts=sorted(lines, key=lambda line: _URGENCY.index(line["verdict"])),
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),
@@ -725,7 +736,7 @@ python -m edgekit.report report.json --layers layers.csv --out report.html
         "--layers",
         type=Path,
         metavar="FILE.csv",
-        help="draw this too: columns layer, sqnr (dB) and, for several lines, mode",
+        help="draw this too: what `compare --layers --csv` writes, or columns layer, sqnr (dB)",
     )
     result.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return result

@@ -112,6 +112,9 @@ def test_a_worse_deployable_is_in_the_headline(measured: Report) -> None:
     page = page_of(dataclasses.replace(measured, artifacts=(measured.artifacts[0], worse)))
     assert "1 of 2 deployables is less accurate than the float model: onnx-int8" in page
     assert 'class="worse">less accurate' in page
+    first = page.index('<li class="worse"')
+    assert first < page.index('<li class="', first + 1)
+    assert page.index('<ul class="verdicts">') + 30 > first
     assert "is less accurate than the float model, beyond noise (60.00 % right" in page
     assert "−34.00" in page
 
@@ -367,6 +370,15 @@ def test_layers_are_read(tmp_path: Path) -> None:
     )
     path.write_text("layer,sqnr_db\na,1\n")
     assert read_layers(path) == (Layer("a", 1.0),)
+    header = "place,layer,tensor,accumulated_sqnr_db,accumulated_cosine,isolated_sqnr_db\n"
+    path.write_text(header + "0,input,x,inf,1,inf\n1,stem,y,44.9,1,45\n2,add,z,30,1,\n")
+    assert read_layers(path) == (
+        Layer("input", math.inf, "accumulated"),
+        Layer("input", math.inf, "isolated"),
+        Layer("stem", 44.9, "accumulated"),
+        Layer("stem", 45.0, "isolated"),
+        Layer("add", 30.0, "accumulated"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -375,6 +387,10 @@ def test_layers_are_read(tmp_path: Path) -> None:
         ("", "columns layer and sqnr"),
         ("layer,value\na,1\n", "got layer, value"),
         ("layer,sqnr,sqnr_db\na,1,1\n", "columns layer and sqnr"),
+        ("layer,mode,own_sqnr\na,b,1\n", "columns layer and sqnr"),
+        ("layer,own_sqnr\na,high\n", "expected own_sqnr in dB, a number or inf, got 'high'"),
+        ("layer,own_sqnr\na,\n", "got 0"),
+        ("layer,sqnr\na,\n", "a number or inf, got ''"),
         ("layer,layer,sqnr\na,a,1\n", "each once"),
         ("layer,sqnr\n", "got 0"),
         ("layer,sqnr\na\n", "row 2: expected 2 values, got 1"),
