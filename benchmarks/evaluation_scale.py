@@ -5,10 +5,13 @@
 
 Time is of MobileNetV2 1.0 in float32 TFLite, with random weights and images, from the start of the
 processes to the mapped answers, shards on disk included; rounds alternate between 1 and 2
-processes, and the median ratio is quoted. `busy` is the share of the cores that other programs took
-meanwhile. Memory is the largest resident size of a whole `compare` of the shipped model in float32
-TFLite, of its own process and of the largest of its workers, each time in a fresh process. The
-test images are repeated to make the larger sets. The last line is one JSON document.
+processes, and the median ratio is quoted. It means little while other programs run: `busy` is the
+share of the cores that they took. `cpu` is the seconds of CPU time of this process and of the
+workers; the first of the two is what evaluation adds to the models' own work.
+
+Memory is the largest resident size of a whole `compare` of the shipped model in float32 TFLite, of
+its own process and of the largest of its workers, each time in a fresh process. The test images are
+repeated to make the larger sets. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
     machine = environment.describe()
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)
     seconds: dict[int, list[float]] = {1: [], 2: []}
+    used: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     busy: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.tflite"
@@ -55,7 +59,8 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
         run = shards.Run.of(job, data="0", count=count, shard=SHARD)
         for number in range(rounds):
             for processes in seconds:
-                before, started = others(), time.perf_counter()
+                before, own, workers = cpu()
+                started = time.perf_counter()
                 work = Path(folder) / f"{number}-{processes}"
                 with shards.Work(work) as kept, Worker(job) as worker:
                     shards.evaluate(
@@ -66,12 +71,18 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
                         place=shards.this_place(machine),
                         advance=lambda n: None,
                     )
-                    seconds[processes].append(time.perf_counter() - started)
-                share = (others() - before) / seconds[processes][-1] / machine.cores
-                busy[processes].append(share)
+                    taken = time.perf_counter() - started
+                # the workers' time counts once they have ended
+                ended = time.perf_counter() - started
+                total, own_after, workers_after = cpu()
+                ours = own_after - own, workers_after - workers
+                seconds[processes].append(taken)
+                used[processes].append(ours)
+                busy[processes].append((total - before - sum(ours)) / ended / machine.cores)
                 print(
-                    f"round {number + 1}, {processes} processes: {seconds[processes][-1]:.2f} s, "
-                    f"others took {100 * share:.0f} % of the cores",
+                    f"round {number + 1}, {processes} processes: {taken:.2f} s, "
+                    f"cpu {ours[0]:.2f} s here, {ours[1]:.2f} s in workers; "
+                    f"others took {100 * busy[processes][-1]:.0f} % of the cores",
                     file=sys.stderr,
                 )
     ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
@@ -80,19 +91,18 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
         "seconds": seconds,
         "ratios": ratios,
         "ratio_median": statistics.median(ratios),
+        "cpu": used,
         "busy": busy,
         "machine": machine.machine_class,
     }
 
 
-def others() -> float:
-    """Seconds of CPU time that this machine gave to all programs but this one and its workers."""
-    total = sum(map(int, Path("/proc/stat").read_text().split()[1:4])) / os.sysconf("SC_CLK_TCK")
-    ours = 0.0
-    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
-        usage = resource.getrusage(who)
-        ours += usage.ru_utime + usage.ru_stime
-    return total - ours
+def cpu() -> tuple[float, float, float]:
+    """Seconds of CPU time of the machine, of this process, and of the workers that ended."""
+    machine = sum(map(int, Path("/proc/stat").read_text().split()[1:4])) / os.sysconf("SC_CLK_TCK")
+    ours = resource.getrusage(resource.RUSAGE_SELF)
+    theirs = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return machine, ours.ru_utime + ours.ru_stime, theirs.ru_utime + theirs.ru_stime
 
 
 def memory(counts: list[int]) -> dict[str, Any]:
