@@ -10,7 +10,7 @@ import base64
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +81,23 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Device:
+    """What computed.
+
+    Attributes:
+        kind: ``gpu`` only where a GPU ran the model.
+        name: Of the GPU or the CPU.
+        driver: Version of the GPU's driver; None on a CPU, or where it is not known.
+        memory_bytes: Of the GPU; None on a CPU, or where it is not known.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    driver: str | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Runtime:
     """What really executed a model.
 
@@ -88,8 +105,10 @@ class Runtime:
         name: ``litert``, ``ort`` or ``keras``.
         provider: The execution provider or delegate that ran, as the runtime reports it.
         threads: Threads it was given.
-        options: Runtime options that were set.
+        options: Runtime options that were set; of a GPU's provider all that it reports.
         notes: What a reader should know, a sentence each.
+        device: ``cpu`` or ``gpu``: what computed.
+        emulated: Whether another device's arithmetic was imitated; answers only, no times.
     """
 
     name: str
@@ -97,6 +116,8 @@ class Runtime:
     threads: int
     options: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    device: Literal["cpu", "gpu"] = "cpu"
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,8 @@ class ArtifactResult:
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
         metrics: Figures by name: ``top1 top5 agreement mcnemar_p kl sqnr size peak_memory
-            load_time latency_p50 latency_p90 latency_p99 latency_ratio``.
+            load_time latency_p50 latency_p90 latency_p99 latency_ratio``; what was not measured is
+            not there.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Samples a round; rounds of all artifacts were interleaved.
@@ -185,7 +207,8 @@ class Report:
 
     Attributes:
         model_id: The model all artifacts were made from.
-        reference: The float model that answers were compared with.
+        reference: The model that answers were compared with: the float Keras model, or what
+            ``--reference`` named.
         created: UTC, ISO 8601.
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a figure less sure, a sentence each.
