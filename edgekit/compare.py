@@ -1,8 +1,9 @@
 """``python -m edgekit.compare``: are these deployables still the float model, and how fast?
 
-The float Keras model is the reference. Every model runs in a process of its own; evaluation is
-spread over the cores; latency is taken at batch 1 in rounds that go through all models in turn, so
-that a change of the machine's speed meets all of them. Writes a Report.
+The float Keras model is the reference, or what ``--reference`` names: another runner of the float
+model such as ``ort:cuda:float16``, or a recording of one. Every model runs in a process of its own;
+evaluation is spread over the cores; latency is taken at batch 1 in rounds that go through all
+models in turn, so that a change of the machine's speed meets all of them. Writes a Report.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import contextlib
 import datetime
 import itertools
+import tempfile
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,16 +30,21 @@ from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionErr
 from edgekit.formats.float_model import SHIPPED
 from edgekit.parity import numbers
 from edgekit.quant.profiles import PROFILES
+from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
+from edgekit.reference import onnx_artifact, profile_of
 from edgekit.results import (
     ArtifactResult,
     Data,
+    Device,
     Environment,
     Measurement,
     Parity,
     ParityPair,
     Report,
+    Runtime,
     pack_bits,
 )
+from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job, Worker
 
 SHARD = 250
@@ -51,22 +58,36 @@ LSB_BINS = 16
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model to be measured."""
+    """A model to be measured.
 
-    job: Job
+    Attributes:
+        job: What a worker loads; None for a recording, which nothing runs.
+    """
+
+    name: str
+    format: str
+    job: Job | None
     path: Path
     precision: str
     sha256: str
     size: int
+    recording: Recording | None = None
 
 
 @dataclass
 class _Measured:
-    """What the workers said of one subject."""
+    """What the workers, or a recording, said of one subject.
+
+    Attributes:
+        metrics: ``peak_memory`` and ``load_time``, where they mean something.
+        worker: What is to be timed; None where times mean nothing, or are recorded ones.
+        latency: Milliseconds, a list a round.
+    """
 
     answers: npt.NDArray[np.float32]
-    memory: int
-    worker: Worker
+    runtime: Runtime
+    metrics: dict[str, Measurement]
+    worker: Worker | None
     latency: list[list[float]]
 
 
@@ -77,7 +98,9 @@ def compare(
     limit: int | None = None,
     threads: int = 1,
     rounds: int = 10,
-    reference: Path | None = None,
+    reference: Path | str | None = None,
+    record: Path | None = None,
+    force: bool = False,
     parity: bool = False,
     command: str = "",
 ) -> Report:
@@ -91,7 +114,10 @@ def compare(
             the cores.
         rounds: Latency rounds; each takes 20 samples of every model.
         reference: The float model, an artifact or ``.keras`` file; default the shipped one or
-            where the manifests say.
+            where the manifests say. Or a runner of it, e.g. ``ort:cuda:float16``; or a recording.
+        record: Write what the reference answered and how long it took to this file, which stands
+            in for it as a ``reference`` on machines without its device.
+        force: Replace ``record`` if it exists.
         parity: Also hold the int8 TFLite and the int8 ONNX artifact of the first model that has
             one of each against each other, in numbers and in answers, with TFLite's reference
             kernels as a third.
@@ -104,43 +130,42 @@ def compare(
         raise InvalidOptionError("expected at least one artifact to compare")
     loaded = [Artifact.load(path) for path in artifacts]
     _check_one_source(loaded)
-    base = _reference(loaded, reference, threads)
-    subjects = [base, *(_subject(artifact, threads) for artifact in loaded)]
     pair = _parity_pair(loaded) if parity else None
     images = data.load(dataset, "test").head(limit)
     classes = len(loaded[0].manifest.class_names)
     labels = _labels(images, classes)
     machine = environment.describe()
     with contextlib.ExitStack() as stack, cli.progress() as bar:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        base = _base(loaded, reference, images, dataset, threads, folder)
+        if record is not None and base.recording is not None:
+            raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
+        subjects = [base, *(_subject(artifact, threads) for artifact in loaded)]
         task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
         measured: list[_Measured] = []
         for subject in subjects:
-            bar.update(task, note=subject.job.name)
-            worker = stack.enter_context(Worker(subject.job))
-            if worker.loaded.input_shape != images.images.shape[1:]:
-                raise InvalidDataError(
-                    f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
-                    f"{subject.job.name} takes, got {list(images.images.shape[1:])}"
-                )
-            # Evaluation runs in batches that differ between runtimes; memory is taken at batch 1.
-            worker.latencies(images.images[:1], WARM_UP)
-            memory = worker.peak_memory()
-            processes = max(1, machine.cores // threads)
-            answers = _evaluate(worker, images.images, processes, lambda n: bar.advance(task, n))
-            if answers.ndim != 2 or answers.shape[1] != classes:
+            bar.update(task, note=subject.name)
+            if subject.job is None:
+                each = _replayed(subject)
+                bar.advance(task, len(images))
+            else:
+                each = _run(subject.job, images, machine, stack, lambda n: bar.advance(task, n))
+            if each.answers.ndim != 2 or each.answers.shape[1] != classes:
                 raise InvalidModelError(
-                    f"{subject.job.name}: expected answers for {classes} classes, "
-                    f"got shape {list(answers.shape[1:])}"
+                    f"{subject.name}: expected answers for {classes} classes, "
+                    f"got shape {list(each.answers.shape[1:])}"
                 )
             if not measured:
-                _expect_probabilities(subject.job.name, answers)
-            measured.append(_Measured(answers, memory, worker, []))
+                _expect_probabilities(subject.name, each.answers)
+            measured.append(each)
         _time(measured, images.images[:1], rounds)
+        if record is not None:
+            recording = _recording(base, measured[0], loaded[0], images, machine, command)
+            recording.write(record, force=force)
         found = None
         if pair is not None:
             known = {
-                subject.job.name: each.answers
-                for subject, each in zip(subjects, measured, strict=True)
+                subject.name: each.answers for subject, each in zip(subjects, measured, strict=True)
             }
             found = _parity(pair, known, images.images, machine, threads)
         return _report(
@@ -180,6 +205,70 @@ def _check_one_source(artifacts: list[Artifact]) -> None:
         raise InvalidOptionError(f"two artifacts share a folder name: {', '.join(sorted(names))}")
 
 
+def _base(
+    artifacts: list[Artifact],
+    given: Path | str | None,
+    images: data.ImageSet,
+    dataset: str,
+    threads: int,
+    folder: Path,
+) -> _Subject:
+    """What ``--reference`` names; a converted model is put into ``folder``."""
+    manifest = artifacts[0].manifest
+    assert manifest.source is not None
+    if given is not None and is_recording(Path(given)):
+        path = Path(given)
+        recording = Recording.load(path)
+        recording.check(
+            path,
+            source_sha256=manifest.source.sha256,
+            images=images,
+            preprocessing=manifest.preprocessing,
+        )
+        facts = recording.facts
+        return _Subject(
+            name=f"{facts.name} (recorded)",
+            format=facts.format,
+            job=None,
+            path=path,
+            precision=facts.precision,
+            sha256=facts.model_sha256,
+            size=facts.model_bytes,
+            recording=recording,
+        )
+    if given is None or not runners.is_spec(str(given)):
+        return _reference(artifacts, None if given is None else Path(given), threads)
+    spec = runners.parse(str(given))
+    runners.require_device(spec)
+    found = _reference(artifacts, None, threads)
+    assert found.job is not None
+    job = replace(found.job, name=spec.word, device=spec.device)
+    if spec.format == "keras":
+        job = replace(job, precision=spec.precision)
+        return replace(found, name=spec.word, job=job, precision=spec.precision)
+    converted = onnx_artifact(
+        found.path,
+        precision=spec.precision,
+        preprocessing=manifest.preprocessing,
+        images=dataset,
+        folder=folder,
+        device=profile_of(spec),
+    )
+    # float32 is float32: the CUDA provider would take TF32 without being asked
+    exact = spec.device == "cuda" and spec.precision == "float32"
+    options = {"use_tf32": "0"} if exact else {}
+    job = replace(job, model=converted.model_path, format="onnx", options=options)
+    return _Subject(
+        spec.word,
+        "onnx",
+        job,
+        found.path,
+        spec.precision,
+        converted.sha256,
+        converted.size,
+    )
+
+
 def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _Subject:
     """The float model whose sha256 the manifests name."""
     manifest = artifacts[0].manifest
@@ -199,7 +288,7 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
             continue
         if sha256 == manifest.source.sha256:
             job = Job("keras-float32", model, "keras", manifest.preprocessing, threads, {})
-            return _Subject(job, place, "float32", sha256, model.stat().st_size)
+            return _Subject(job.name, "keras", job, place, "float32", sha256, model.stat().st_size)
         if given:
             raise InvalidModelError(
                 f"{given} is not the model that {artifacts[0].path} was made from "
@@ -207,12 +296,14 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
             )
     raise InvalidModelError(
         f"the float model of {artifacts[0].path} ({manifest.source.path}) was not found; "
-        f"pass --reference"
+        f"pass --reference MODEL, or put it there"
     )
 
 
 def _subject(artifact: Artifact, threads: int) -> _Subject:
     return _Subject(
+        artifact.name,
+        artifact.manifest.format,
         Job.of(artifact, threads=threads),
         artifact.path,
         artifact.manifest.precision,
@@ -247,6 +338,93 @@ def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
             f"{name}: expected probabilities that sum to 1, got values from {answers.min():.3g} "
             f"to {answers.max():.3g}; end the model with a softmax and export it again"
         )
+
+
+def _run(
+    job: Job,
+    images: data.ImageSet,
+    machine: Environment,
+    stack: contextlib.ExitStack,
+    advance: Any,
+) -> _Measured:
+    """Start a worker, which stays for the timing, and let it and its like answer all images."""
+    worker = stack.enter_context(Worker(job))
+    if worker.loaded.input_shape != images.images.shape[1:]:
+        raise InvalidDataError(
+            f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
+            f"{job.name} takes, got {list(images.images.shape[1:])}"
+        )
+    runtime = worker.loaded.runtime
+    metrics = {}
+    if not runtime.emulated:
+        # Evaluation runs in batches that differ between runtimes; memory is taken at batch 1.
+        worker.latencies(images.images[:1], WARM_UP)
+        metrics["peak_memory"] = Measurement(worker.peak_memory(), "bytes", 1)
+        metrics["load_time"] = Measurement(worker.loaded.load_ms, "ms", 1)
+    processes = 1 if runtime.device == "gpu" else max(1, machine.cores // job.threads)
+    answers = _evaluate(worker, images.images, processes, advance)
+    return _Measured(answers, runtime, metrics, None if runtime.emulated else worker, [])
+
+
+def _replayed(subject: _Subject) -> _Measured:
+    """What a recording says, as if it had been measured now."""
+    assert subject.recording is not None
+    facts, latency = subject.recording.facts, subject.recording.latency
+    return _Measured(
+        subject.recording.answers,
+        replace(facts.runtime, notes=(*facts.runtime.notes, _recorded(facts))),
+        facts.metrics,
+        None,
+        [] if latency is None else latency.tolist(),
+    )
+
+
+def _recorded(facts: Facts) -> str:
+    """Where and when, in words."""
+    driver = f", driver {facts.device.driver}" if facts.device.driver else ""
+    return (
+        f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; "
+        f"all figures of this row are that machine's"
+    )
+
+
+def _recording(
+    base: _Subject,
+    each: _Measured,
+    artifact: Artifact,
+    images: data.ImageSet,
+    machine: Environment,
+    command: str,
+) -> Recording:
+    """The reference as measured, with all that has to be the same when it is replayed."""
+    manifest = artifact.manifest
+    assert manifest.source is not None
+    device = Device("cpu", machine.cpu)
+    if each.runtime.device == "gpu":
+        device = environment.gpu() or Device("gpu", "unknown GPU")
+    facts = Facts(
+        name=base.name,
+        model_id=manifest.model_id,
+        device=device,
+        runtime=each.runtime,
+        environment=machine,
+        source_sha256=manifest.source.sha256,
+        format=base.format,
+        precision=base.precision,
+        model_sha256=base.sha256,
+        model_bytes=base.size,
+        data=Data(images.name, images.sha256, len(images), images.class_names),
+        preprocessing=manifest.preprocessing,
+        inputs_sha256=inputs_sha256(images.images, manifest.preprocessing),
+        created=_now(),
+        command=command,
+        metrics=each.metrics,
+    )
+    return Recording(facts, each.answers, np.array(each.latency) if each.latency else None)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _evaluate(
@@ -289,11 +467,12 @@ def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> No
     """Interleaved latency rounds at batch 1, after a warm-up that is thrown away."""
     with cli.progress("rounds") as bar:
         task = bar.add_task("timing", total=rounds, note="")
-        for each in measured:
-            each.worker.latencies(image, WARM_UP)
+        timed = [(each.worker, each.latency) for each in measured if each.worker is not None]
+        for worker, _ in timed:
+            worker.latencies(image, WARM_UP)
         for _ in range(rounds):
-            for each in measured:
-                each.latency.append(each.worker.latencies(image, SAMPLES))
+            for worker, latency in timed:
+                latency.append(worker.latencies(image, SAMPLES))
             bar.advance(task)
 
 
@@ -313,13 +492,13 @@ def _report(
     base = measured[0].answers
     base_choice = _ranking(base)[:, 0]
     float32 = {
-        subject.job.format: np.array(each.latency)
+        subject.format: np.array(each.latency)
         for subject, each in zip(subjects, measured, strict=True)
-        if subject.precision == "float32"
+        if subject.precision == "float32" and _timed_here(each)
     }
     results = []
     for subject, each in zip(subjects, measured, strict=True):
-        unquantized = float32.get(subject.job.format)
+        unquantized = float32.get(subject.format) if _timed_here(each) else None
         results.append(_result(subject, each, base, base_choice, labels, unquantized))
     return Report(
         model_id=model_id,
@@ -327,12 +506,30 @@ def _report(
         environment=machine,
         reference=results[0],
         artifacts=tuple(results[1:]),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now(),
         command=command,
         settings=settings,
-        warnings=tuple(_warnings(results[1:], machine, safe)),
+        warnings=(*_of_reference(subjects[0], results[0]), *_warnings(results[1:], machine, safe)),
         parity=parity,
     )
+
+
+def _timed_here(each: _Measured) -> bool:
+    """Whether its times compare with those of other models on this CPU."""
+    return each.worker is not None and each.runtime.device == "cpu"
+
+
+def _of_reference(subject: _Subject, result: ArtifactResult) -> list[str]:
+    """What makes the reference another one than the float model on this machine."""
+    found = []
+    if result.runtime.emulated:
+        found.append(
+            f"{result.name}: the reference is float16 emulated on the CPU, for accuracy only; it "
+            f"has no latency, and no GPU ran"
+        )
+    if subject.recording is not None:
+        found.append(f"{result.name}: {_recorded(subject.recording.facts)}")
+    return found
 
 
 def _parity_pair(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
@@ -434,7 +631,7 @@ def _result(
     order = _ranking(each.answers)
     right = order[:, 0] == labels
     top5 = (order[:, :5] == labels[:, None]).any(axis=1)
-    latency = np.array(each.latency)
+    latency = np.array(each.latency, np.float64)
     metrics = {
         "top1": stats.proportion(int(right.sum()), count),
         "top5": stats.proportion(int(top5.sum()), count),
@@ -443,21 +640,20 @@ def _result(
         "kl": stats.divergence(base, each.answers),
         "sqnr": stats.sqnr(base, each.answers),
         "size": Measurement(subject.size, "bytes", 1),
-        "peak_memory": Measurement(each.memory, "bytes", 1),
-        "load_time": Measurement(each.worker.loaded.load_ms, "ms", 1),
+        **each.metrics,
     }
-    for percent in (50, 90, 99):
+    for percent in (50, 90, 99) if each.latency else ():
         value = float(np.percentile(latency, percent))
         metrics[f"latency_p{percent}"] = Measurement(value, "ms", latency.size)
     if float32 is not None:
         metrics["latency_ratio"] = stats.latency_ratio(latency, float32)
     return ArtifactResult(
-        name=subject.job.name,
+        name=subject.name,
         path=str(subject.path),
-        format=subject.job.format,
+        format=subject.format,
         precision=subject.precision,
         sha256=subject.sha256,
-        runtime=each.worker.loaded.runtime,
+        runtime=each.runtime,
         metrics=metrics,
         correct=pack_bits(right),
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
@@ -506,7 +702,7 @@ def _print(report: Report) -> None:
     )
     for column in ("artifact", "top-1 %", "agrees", "p", "dB", "MB", "ms", "x"):
         justify: Literal["left", "right"] = "left" if column == "artifact" else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
+        table.add_column(column, justify=justify, no_wrap=column != "artifact")
     for result in (report.reference, *report.artifacts):
         m = result.metrics
         top1 = m["top1"]
@@ -517,13 +713,13 @@ def _print(report: Report) -> None:
             f"{m['mcnemar_p'].value:.3f}",
             "exact" if np.isinf(m["sqnr"].value) else f"{m['sqnr'].value:.1f}",
             f"{m['size'].value / 1e6:.2f}",
-            f"{m['latency_p50'].value:.3f}",
+            f"{m['latency_p50'].value:.3f}" if "latency_p50" in m else "-",
             f"{m['latency_ratio'].value:.2f}" if "latency_ratio" in m else "-",
         )
     cli.console.print(table)
     cli.console.print(
-        "[dim]agrees: % same answers as the float model; p: McNemar; dB: SQNR of the outputs; "
-        "ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
+        f"[dim]agrees: % same answers as {report.reference_in_words}; p: McNemar; dB: SQNR of the "
+        f"outputs; ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
     )
     if report.parity is not None:
         _print_parity(report.parity)
@@ -563,6 +759,9 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
 python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
+python -m edgekit.compare build/mine --reference ort:cuda:float16 --record gpu.rec   # with a GPU
+python -m edgekit.compare build/mine --reference gpu.rec                             # anywhere
+python -m edgekit.compare build/mine --reference emulated:float16                    # no GPU at all
 """,
     )
     add = result.add_argument
@@ -571,15 +770,25 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras --li
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
-    add("--reference", type=Path, help="the float model (default: where the manifests say)")
+    add(
+        "--reference",
+        metavar="MODEL|RUNNER|RECORDING",
+        help=f"the float model (default: where the manifests say), a runner of it "
+        f"({', '.join(runners.SPECS)}), or a file of --record",
+    )
+    add("--record", type=Path, metavar="FILE", help="write the reference to FILE, to be replayed")
     add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
     add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add("--force", action="store_true", help="replace OUT and --record FILE if they exist")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
     outputs.check_free(options.out, force=options.force)
+    if options.record is not None:
+        outputs.check_free(options.record, force=options.force)
+        if options.record.absolute() == options.out.absolute():
+            raise InvalidOptionError(f"--record and --out are one file, {options.out}; name two")
     report = compare(
         options.artifacts,
         dataset=options.data,
@@ -587,6 +796,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         threads=options.threads,
         rounds=options.rounds,
         reference=options.reference,
+        record=options.record,
+        force=options.force,
         parity=options.parity,
         command=cli.command_line(),
     )
@@ -594,6 +805,12 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     _print(report)
     return 0, {
         "report": str(options.out),
+        "recording": None if options.record is None else str(options.record),
+        "reference": {
+            "name": report.reference.name,
+            "device": report.reference.runtime.device,
+            "emulated": report.reference.runtime.emulated,
+        },
         "artifacts": {
             result.name: {name: metric.value for name, metric in result.metrics.items()}
             for result in report.artifacts

@@ -7,9 +7,9 @@ metric of the baseline that the report lacks fails as well. An improvement that 
 beyond the bound is shown as STALE: the baseline is behind, run ``--update``.
 
 A report on other data or of another model is refused (exit status 2), and so are times of another
-machine class or thread count. NaN never gets as far as a verdict: the strict reader of reports
-refuses the file, also with exit status 2, since a report with NaN is broken rather than worse.
-Imports no framework.
+machine class or thread count, and agreement with another reference. NaN never gets as far as a
+verdict: the strict reader of reports refuses the file, also with exit status 2, since a report with
+NaN is broken rather than worse. Imports no framework.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ _OF_THE_MACHINE = (
     "latency_p99",
     "latency_ratio",
 )
+#: Figures that hold answers against the reference.
+_OF_THE_REFERENCE = ("agreement", "kl", "sqnr")
 DEFAULT_MAX_DROP = {"top1": 0.5}
 
 Verdict = Literal["PASS", "FAIL", "STALE", "NEW"]
@@ -154,6 +156,15 @@ def _check_comparable(report: Report, baseline: Report, bounds: Mapping[str, flo
     if not baseline.artifacts:
         raise ReportError(
             "the baseline has no artifacts, so nothing can be judged; compare at least one"
+        )
+    held = [metric for metric in bounds if metric in _OF_THE_REFERENCE]
+    here, there = (
+        each.reference_in_words.removesuffix(" (recorded)") for each in (report, baseline)
+    )
+    if held and here != there:
+        raise ReportError(
+            f"{held[0]} compares within one reference only: the report holds against {here}, the "
+            f"baseline against {there}; drop that bound, or compare with the same --reference"
         )
     ours, theirs = report.environment.machine_class, baseline.environment.machine_class
     timed = [metric for metric in bounds if metric in _OF_THE_MACHINE]
@@ -264,7 +275,7 @@ def _significance(
     return ("intervals apart: significant" if apart else "intervals overlap"), apart, None
 
 
-def _print(checks: Sequence[Check], model_id: str) -> None:
+def _print(checks: Sequence[Check], model_id: str, reference: str) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
@@ -275,7 +286,8 @@ def _print(checks: Sequence[Check], model_id: str) -> None:
     if not console.is_terminal:  # a log has no width; 80 columns would break every reason
         console = Console(file=console.file, width=160, highlight=False)
     narrow = console.width < 110
-    table = Table(title=f"gate of {escape(model_id)}", box=SIMPLE_HEAD)
+    beside = "" if reference == "the float model" else f", held against {reference}"
+    table = Table(title=f"gate of {escape(model_id + beside)}", box=SIMPLE_HEAD)
     columns = ("verdict", "artifact", "metric", "now", "was", "change", "may drop", "because")
     shown = [name for name in columns if not (narrow and name in ("was", "may drop"))]
     for name in shown:
@@ -362,7 +374,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         return 0, {"updated": str(options.baseline), "checks": []}
     baseline = Report.load(options.baseline)
     checks = gate(report, baseline=baseline, max_drop=bounds)
-    _print(checks, report.model_id)
+    _print(checks, report.model_id, report.reference_in_words)
     failed = [check for check in checks if check.verdict == "FAIL"]
     stale = [check for check in checks if check.verdict == "STALE"]
     if options.update:

@@ -100,7 +100,8 @@ def report(source: Report) -> str:
         report=source,
         reference=source.reference,
         reference_top1=_cell("top1", source.reference.metrics.get("top1")),
-        headline=_headline(lines),
+        reference_words=source.reference_in_words,
+        headline=_headline(lines, source.reference_in_words),
         summary=_summary(lines, source),
         lines=lines,
         plots=plots,
@@ -108,7 +109,7 @@ def report(source: Report) -> str:
         rows=[_row(result, source) for result in results],
         results=results,
         parity=_parity(source.parity),
-        samples=len(source.reference.latency_ms),
+        timed=next((result for result in results[::-1] if result.latency_ms), source.reference),
     )
 
 
@@ -134,7 +135,7 @@ def _parity(found: Parity | None) -> dict[str, Any] | None:
     return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
 
 
-def _headline(lines: list[dict[str, Any]]) -> str:
+def _headline(lines: list[dict[str, Any]], reference: str) -> str:
     def named(*verdicts: str) -> list[str]:
         return [line["name"] for line in lines if line["verdict"] in verdicts]
 
@@ -144,13 +145,13 @@ def _headline(lines: list[dict[str, Any]]) -> str:
     if worse:
         return (
             f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
-            f"less accurate than the float model: {', '.join(worse)}"
+            f"less accurate than {reference}: {', '.join(worse)}"
         )
     if open_:
         return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
     if len(lines) == 1:
-        return f"{lines[0]['name']} answers as well as the float model"
-    return f"All {len(lines)} deployables answer as well as the float model"
+        return f"{lines[0]['name']} answers as well as {reference}"
+    return f"All {len(lines)} deployables answer as well as {reference}"
 
 
 def _summary(lines: list[dict[str, Any]], source: Report) -> list[str]:
@@ -332,6 +333,7 @@ def _plot(
             )
             bars.append((left, low, right, high))
         base = source.reference.metrics.get("top1")
+        line = source.reference_in_words.removeprefix("the ")
         if base is not None:
             axes.axhline(base.value, color=_INK, linewidth=0.8, linestyle="--")
         low_x, high_x = min(bar[0] for bar in bars), max(bar[2] for bar in bars)
@@ -363,7 +365,7 @@ def _plot(
         if base is not None:
             y = float(axes.transData.transform((low_x, base.value))[1])
             obstacles.append((frame[0], y - 1, frame[2], y + 1))
-            texts.append(axes.text(0, 0, "float model", color=_INK, style="italic"))
+            texts.append(axes.text(0, 0, line, color=_INK, style="italic"))
             points.append((frame[0] - 4, y))
         renderer = canvas.get_renderer()
         # Browsers may draw with a font that is a little wider than the one measured here.
@@ -377,7 +379,7 @@ def _plot(
             text.set_position(axes.transData.inverted().transform((x, y)))
             text.set_verticalalignment("bottom")
             end = (min(max(point[0], x), x + size[0]), min(max(point[1], y), y + size[1]))
-            if math.dist(point, end) > 14 and text.get_text() != "float model":
+            if math.dist(point, end) > 14 and text.get_text() != line:
                 ends = axes.transData.inverted().transform((point, end))
                 axes.plot(*ends.T, color=text.get_color(), linewidth=0.6, in_layout=False)
         stream = io.StringIO()

@@ -232,6 +232,12 @@ class Report:
         if len(set(names)) != len(names):
             raise ReportError(f"two artifacts in the report share a name: {sorted(names)}")
 
+    @property
+    def reference_in_words(self) -> str:
+        """What the answers were held against, for tables and sentences."""
+        a_runner = ":" in self.reference.name  # as in ort:cuda:float16
+        return self.reference.name if a_runner else "the float model"
+
     @classmethod
     def load(cls, path: Path) -> Report:
         """Read a report.

@@ -84,8 +84,8 @@ def require_device(spec: RunnerSpec) -> None:
     if spec.runtime == "ort":
         asked = "CUDAExecutionProvider"
     raise ExecutionError(
-        f"{spec.word} asks for {asked}, but this machine has no NVIDIA driver or GPU{_there(spec)}; "
-        f"run it where one is and pass its --record file here, or use emulated:float16"
+        f"{spec.word} asks for {asked}, this machine has no NVIDIA driver or GPU{_there(spec)}; "
+        f"run it where one is and replay its recording here, or use emulated:float16"
     )
 
 
