@@ -275,7 +275,8 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
     assert manifest.source is not None
     if given and not given.exists():
         raise InvalidModelError(
-            f"{given} not found; expected the float model that {artifacts[0].path} was made from"
+            f"{given} not found; expected the float model that {artifacts[0].path} was made from, "
+            f"a recording of it, or a runner such as ort:cuda:float16"
         )
     places = [given] if given else [Path(manifest.source.path), SHIPPED]
     for place in places:
@@ -702,7 +703,7 @@ def _print(report: Report) -> None:
     )
     for column in ("artifact", "top-1 %", "agrees", "p", "dB", "MB", "ms", "x"):
         justify: Literal["left", "right"] = "left" if column == "artifact" else "right"
-        table.add_column(column, justify=justify, no_wrap=column != "artifact")
+        table.add_column(column, justify=justify, no_wrap=column != "artifact", overflow="fold")
     for result in (report.reference, *report.artifacts):
         m = result.metrics
         top1 = m["top1"]

@@ -24,8 +24,8 @@ def onnx_artifact(
     *,
     precision: str,
     preprocessing: Preprocessing,
-    images: str,
     folder: Path,
+    images: str | None = None,
     device: str = "generic",
 ) -> Artifact:
     """Export a float model to ONNX as ``python -m edgekit.export`` does.
@@ -34,8 +34,9 @@ def onnx_artifact(
         model: Keras artifact or ``.keras`` file.
         precision: ``float32`` or ``float16``.
         preprocessing: For a ``.keras`` file.
-        images: A ``--calibration`` word: on these nothing may overflow in float16.
         folder: Where the artifact is put, as ``onnx-PRECISION``.
+        images: A ``--calibration`` word: on these nothing may overflow in float16; default random
+            ones.
         device: Device profile.
 
     Raises:
@@ -48,7 +49,7 @@ def onnx_artifact(
         prepared = folder / "preprocessing.json"
         prepared.write_text(schema.dumps(preprocessing), encoding="utf-8")
         arguments += ["--preprocessing", str(prepared)]
-    if precision == "float16":
+    if precision == "float16" and images is not None:
         arguments += ["--calibration", images]
     _export(arguments)
     return Artifact.load(out)
