@@ -130,6 +130,10 @@ def compare(
         raise InvalidOptionError("expected at least one artifact to compare")
     loaded = [Artifact.load(path) for path in artifacts]
     _check_one_source(loaded)
+    runner = None
+    if reference is not None and runners.is_spec(str(reference)):
+        runner = runners.parse(str(reference))
+        runners.require_device(runner)
     pair = _parity_pair(loaded) if parity else None
     images = data.load(dataset, "test").head(limit)
     classes = len(loaded[0].manifest.class_names)
@@ -137,7 +141,12 @@ def compare(
     machine = environment.describe()
     with contextlib.ExitStack() as stack, cli.progress() as bar:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        base = _base(loaded, reference, images, dataset, threads, folder)
+        if runner is not None:
+            base = _run_by(runner, loaded, dataset, threads, folder)
+        elif reference is not None and is_recording(Path(reference)):
+            base = _recorded_in(Path(reference), loaded[0], images)
+        else:
+            base = _reference(loaded, None if reference is None else Path(reference), threads)
         if record is not None and base.recording is not None:
             raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
         subjects = [base, *(_subject(artifact, threads) for artifact in loaded)]
@@ -205,67 +214,67 @@ def _check_one_source(artifacts: list[Artifact]) -> None:
         raise InvalidOptionError(f"two artifacts share a folder name: {', '.join(sorted(names))}")
 
 
-def _base(
+def _recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> _Subject:
+    """The reference that a recording stands in for."""
+    manifest = artifact.manifest
+    assert manifest.source is not None
+    recording = Recording.load(path)
+    recording.check(
+        path,
+        source_sha256=manifest.source.sha256,
+        images=images,
+        preprocessing=manifest.preprocessing,
+    )
+    facts = recording.facts
+    return _Subject(
+        name=f"{facts.name} (recorded)",
+        format=facts.format,
+        job=None,
+        path=path,
+        precision=facts.precision,
+        sha256=facts.model_sha256,
+        size=facts.model_bytes,
+        recording=recording,
+    )
+
+
+def _run_by(
+    runner: runners.RunnerSpec,
     artifacts: list[Artifact],
-    given: Path | str | None,
-    images: data.ImageSet,
     dataset: str,
     threads: int,
     folder: Path,
 ) -> _Subject:
-    """What ``--reference`` names; a converted model is put into ``folder``."""
-    manifest = artifacts[0].manifest
-    assert manifest.source is not None
-    if given is not None and is_recording(Path(given)):
-        path = Path(given)
-        recording = Recording.load(path)
-        recording.check(
-            path,
-            source_sha256=manifest.source.sha256,
-            images=images,
-            preprocessing=manifest.preprocessing,
-        )
-        facts = recording.facts
-        return _Subject(
-            name=f"{facts.name} (recorded)",
-            format=facts.format,
-            job=None,
-            path=path,
-            precision=facts.precision,
-            sha256=facts.model_sha256,
-            size=facts.model_bytes,
-            recording=recording,
-        )
-    if given is None or not runners.is_spec(str(given)):
-        return _reference(artifacts, None if given is None else Path(given), threads)
-    spec = runners.parse(str(given))
-    runners.require_device(spec)
+    """The float model on another runner; what has to be converted is put into ``folder``."""
     found = _reference(artifacts, None, threads)
     assert found.job is not None
-    job = replace(found.job, name=spec.word, device=spec.device)
-    if spec.format == "keras":
-        job = replace(job, precision=spec.precision)
-        return replace(found, name=spec.word, job=job, precision=spec.precision)
+    job = replace(found.job, name=runner.word, device=runner.device)
+    if runner.format == "keras":
+        job = replace(job, precision=runner.precision)
+        return replace(found, name=runner.word, job=job, precision=runner.precision)
     converted = onnx_artifact(
         found.path,
-        precision=spec.precision,
-        preprocessing=manifest.preprocessing,
+        precision=runner.precision,
+        preprocessing=artifacts[0].manifest.preprocessing,
         images=dataset,
         folder=folder,
-        device=profile_of(spec),
+        device=profile_of(runner),
     )
     # float32 is float32: the CUDA provider would take TF32 without being asked
-    exact = spec.device == "cuda" and spec.precision == "float32"
-    options = {"use_tf32": "0"} if exact else {}
-    job = replace(job, model=converted.model_path, format="onnx", options=options)
+    exact = runner.device == "cuda" and runner.precision == "float32"
     return _Subject(
-        spec.word,
-        "onnx",
-        job,
-        found.path,
-        spec.precision,
-        converted.sha256,
-        converted.size,
+        name=runner.word,
+        format="onnx",
+        job=replace(
+            job,
+            model=converted.model_path,
+            format="onnx",
+            options={"use_tf32": "0"} if exact else {},
+        ),
+        path=found.path,
+        precision=runner.precision,
+        sha256=converted.sha256,
+        size=converted.size,
     )
 
 
