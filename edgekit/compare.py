@@ -717,7 +717,7 @@ def _print(report: Report) -> None:
         m = result.metrics
         top1 = m["top1"]
         table.add_row(
-            escape(result.name.removeprefix(f"{report.model_id}-")),
+            escape(_in_column(result.name.removeprefix(f"{report.model_id}-"))),
             f"{top1.value:.2f} ±{((top1.high or 0) - (top1.low or 0)) / 2:.2f}",
             f"{m['agreement'].value:.2f}",
             f"{m['mcnemar_p'].value:.3f}",
@@ -735,6 +735,12 @@ def _print(report: Report) -> None:
         _print_parity(report.parity)
     for warning in report.warnings:
         cli.console.print(f"warning: {warning}")
+
+
+def _in_column(name: str) -> str:
+    """A runner's name in two lines, since the figures fill the width of a terminal."""
+    head, colon, tail = name.rpartition(":")
+    return f"{head}{colon}\n{tail}" if colon else name
 
 
 def _print_parity(parity: Parity) -> None:
