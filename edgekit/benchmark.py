@@ -1,7 +1,8 @@
 """``python -m edgekit.benchmark``: one artifact on one runtime, in detail.
 
 Cold start, latency percentiles, throughput, memory, and for onnxruntime its own profile: the
-operators by time, and whether an int8 model computed in float anywhere.
+operators by time, and whether an int8 model computed in float anywhere. ``--suite gpu`` instead
+times the float model on a GPU in float32 and float16 (:mod:`edgekit.gpu_suite`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, environment
+from edgekit import cli, environment, gpu_suite, outputs
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
@@ -222,26 +223,72 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.benchmark exports/fashion_mnist_mobilenet_v2_035-onnx-int8
 python -m edgekit.benchmark build/mine --runtime litert --threads 2 --batch 8
+python -m edgekit.benchmark --suite gpu --record gpu.json                 # the shipped model
+python -m edgekit.benchmark --suite gpu mine.keras --preprocessing unit
+python -m edgekit.benchmark --suite gpu --device cpu                      # a trial without a GPU
 """,
     )
     add = result.add_argument
-    add("artifact", type=Path, metavar="ARTIFACT", help="artifact folder")
+    add(
+        "artifact",
+        nargs="?",
+        type=Path,
+        metavar="ARTIFACT",
+        help="artifact folder; of --suite gpu the float model (default: the shipped one)",
+    )
     add("--runtime", choices=sorted(RUNTIMES.values()), help="default: what runs the format")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
-    add("--batch", type=cli.positive_int, default=1, help="images a run")
-    add("--seconds", type=float, default=5.0, help="how long to sample (default: %(default)s)")
+    add("--batch", type=cli.positive_int, help="images a run (default: 1)")
+    add("--seconds", type=float, help="how long to sample (default: 5)")
+    add(
+        "--suite",
+        choices=("gpu",),
+        help="float32 against float16 and NCHW against NHWC at batch 1, 8, 32",
+    )
+    add("--device", choices=gpu_suite.DEVICES, help="of the suite (default: cuda)")
+    add("--rounds", type=cli.positive_int, help=f"of the suite (default: {gpu_suite.ROUNDS})")
+    add("--preprocessing", help="of the suite, for a .keras file: name or FILE.json")
+    add("--record", type=Path, metavar="FILE", help="of the suite: write raw samples and ratios")
+    add("--force", action="store_true", help="replace --record FILE if it exists")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
+    if options.suite is not None:
+        return _act_suite(options)
+    for name in ("device", "rounds", "preprocessing", "record"):
+        if getattr(options, name) is not None:
+            raise InvalidOptionError(f"--{name} is for --suite gpu")
+    if options.artifact is None:
+        raise InvalidOptionError("expected an ARTIFACT to measure, or --suite gpu")
     found = benchmark(
         Artifact.load(options.artifact),
         runtime=options.runtime,
         threads=options.threads,
-        batch=options.batch,
-        seconds=options.seconds,
+        batch=options.batch or 1,
+        seconds=5.0 if options.seconds is None else options.seconds,
     )
     _print(found)
+    return 0, found
+
+
+def _act_suite(options: argparse.Namespace) -> cli.Outcome:
+    for name in ("runtime", "batch", "seconds"):
+        if getattr(options, name) is not None:
+            raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
+    if options.record is not None:
+        outputs.check_free(options.record, force=options.force)
+    found = gpu_suite.suite(
+        options.artifact,
+        preprocessing=options.preprocessing,
+        device=options.device or "cuda",
+        threads=options.threads,
+        rounds=options.rounds or gpu_suite.ROUNDS,
+        command=cli.command_line(),
+    )
+    gpu_suite.print_record(found)
+    if options.record is not None:
+        outputs.write_text(options.record, found.dumps(), force=options.force)
     return 0, found
 
 

@@ -83,6 +83,7 @@ def scatter(
     x_label: str,
     y_label: str,
     level: float | None,
+    level_name: str = "float model",
 ) -> str:
     """Points with intervals over a log axis, their Pareto front, and a level line.
 
@@ -93,7 +94,8 @@ def scatter(
         description: What it shows, for those who do not see it.
         x_label: Of the axis.
         y_label: Of the axis.
-        level: Height of the float model's line, or None.
+        level: Height of the reference's line, or None.
+        level_name: What is written on it.
     """
     width, height = 640.0, 420.0
     left, top, right, bottom = 62.0, 14.0, width - 12, height - 52
@@ -123,7 +125,7 @@ def scatter(
     if level is not None:
         y = at_y(level)
         parts.append(f'<path class="level" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
-        parts.append(_text(right - 4, y - 5, "float model", "end", "soft"))
+        parts.append(_text(right - 4, y - 5, level_name, "end", "soft"))
         obstacles += [
             (left, y - 1, right, y + 1),
             (right - 4 - 11 * _LETTER, y - _FONT - 5, right, y),

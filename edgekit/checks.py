@@ -241,7 +241,17 @@ def _limit(
 def _refusal(
     metric: str, report: Report, baseline: Report, now: ArtifactResult, before: ArtifactResult
 ) -> str | None:
-    """Why two figures of the machine do not compare, or None."""
+    """Why two figures of the machine or of two references do not compare, or None."""
+    if metric in grammar.OF_THE_REFERENCE:
+        here, there = (
+            each.reference_in_words.removesuffix(" (recorded)") for each in (report, baseline)
+        )
+        if here != there:
+            return (
+                f"{metric} compares within one reference only: the report holds against {here}, "
+                f"the baseline against {there}; drop that bound, or compare with the same "
+                f"--reference"
+            )
     if metric not in grammar.OF_THE_MACHINE:
         return None
     ours, theirs = report.environment.machine_class, baseline.environment.machine_class
@@ -279,6 +289,7 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
         if other.format == result.format
         and other.precision == "float32"
         and other.name != result.name
+        and other.timed_here
     )
     for each in (result, *bases):
         count = len(each.latency_ms)

@@ -8,7 +8,8 @@
     │   ├── InvalidModelError    a model file that cannot be read or is not supported
     │   ├── InvalidDataError     images, labels, calibration sets
     │   ├── ArtifactError        an artifact folder: no manifest, changed byte, unknown schema
-    │   └── ReportError          a report or baseline: unreadable, unknown schema, other model
+    │   ├── ReportError          a report or baseline: unreadable, unknown schema, other model
+    │   └── RecordingError       a recorded reference: changed byte, other model or data
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
     └── MissingDependencyError   a package of an extra is not installed
@@ -50,6 +51,10 @@ class ArtifactError(InvalidInputError):
 
 class ReportError(InvalidInputError):
     """A report or baseline cannot be read or does not fit the other one."""
+
+
+class RecordingError(InvalidInputError):
+    """A recorded reference cannot be read, or is one of another model or other data."""
 
 
 class OutputExistsError(EdgekitError):

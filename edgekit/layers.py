@@ -994,6 +994,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("parity", "compare without --layers"),
         ("out", "pass --csv, --overlay or --plot"),
         ("limit", "pass --images"),
+        ("record", "compare without --layers"),
     ):
         if getattr(options, name):
             raise InvalidOptionError(f"--{name} does not go with --layers; {instead}")
@@ -1009,7 +1010,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         modes=MODES if options.mode in (None, "both") else (options.mode,),
         bound=options.bound,
         bisect_bound=options.bisect,
-        source=options.reference,
+        source=None if options.reference is None else Path(options.reference),
         threads=options.threads,
     )
     if options.csv is not None:

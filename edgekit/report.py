@@ -178,6 +178,8 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
     )
     lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
+    words = source.reference_in_words
+    meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
@@ -189,7 +191,8 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         script_sha256=_sha256(script),
         reference=source.reference,
         reference_top1=_cell("top1", source.reference.metrics.get("top1")),
-        headline=_headline(lines),
+        reference_words=words,
+        headline=_headline(lines, words),
         summary=_summary(source),
         lines=lines,
         verdicts=sorted(lines, key=lambda line: _URGENCY.index(line["verdict"])),
@@ -197,17 +200,22 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),
         columns=[
-            {"title": title, "unit": unit, "meaning": _MEANINGS[name]}
+            {"title": title, "unit": unit, "meaning": meanings[name]}
             for name, (title, unit, _, _) in _COLUMNS.items()
         ],
-        meanings=_MEANINGS,
+        meanings=meanings,
         rows=[_row(result, source) for result in results],
         results=results,
         parity=_parity(source.parity),
-        samples=len(source.reference.latency_ms),
+        timed=next((result for result in results[::-1] if result.latency_ms), source.reference),
         raw=_raw(source),
         short=lambda result: _short(result, source),
     )
+
+
+def _against(text: str, reference: str) -> str:
+    """A sentence on the float model, about the reference in its place."""
+    return text.replace("the float model", reference)
 
 
 def _sha256(text: str) -> str:
@@ -243,7 +251,7 @@ def _parity(found: Parity | None) -> dict[str, Any] | None:
     return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
 
 
-def _headline(lines: list[dict[str, Any]]) -> str:
+def _headline(lines: list[dict[str, Any]], reference: str) -> str:
     def named(*verdicts: str) -> list[str]:
         return [line["name"] for line in lines if line["verdict"] in verdicts]
 
@@ -253,13 +261,13 @@ def _headline(lines: list[dict[str, Any]]) -> str:
     if worse:
         return (
             f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
-            f"less accurate than the float model: {', '.join(worse)}"
+            f"less accurate than {reference}: {', '.join(worse)}"
         )
     if open_:
         return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
     if len(lines) == 1:
-        return f"{lines[0]['name']} answers as well as the float model"
-    return f"All {len(lines)} deployables answer as well as the float model"
+        return f"{lines[0]['name']} answers as well as {reference}"
+    return f"All {len(lines)} deployables answer as well as {reference}"
 
 
 def _summary(source: Report) -> list[str]:
@@ -328,20 +336,21 @@ def _accuracy_words(
     change: float | None,
     interval: tuple[float, float] | None,
 ) -> str:
+    base = source.reference_in_words
     if verdict == "unknown" or change is None:
-        return "was not held against the float model's accuracy"
+        return f"was not held against {base}'s accuracy"
     top1, agreement = result.metrics["top1"].value, result.metrics.get("agreement")
     if agreement is not None and agreement.value == 100:
-        same = f"gives the float model's answer on all {source.data.count:,} images"
+        same = f"gives {base}'s answer on all {source.data.count:,} images"
         return f"{same} ({top1:.2f} % right)"
     figures = f"{top1:.2f} % right, a change of {_signed(change)} points"
     if interval is not None:
         figures += f", 95 % range {_signed(interval[0])} to {_signed(interval[1])}"
     words = {
-        "same": "is as accurate as the float model within noise",
-        "better": "is more accurate than the float model, beyond noise",
-        "worse": "is less accurate than the float model, beyond noise",
-        "unclear": "saw too few images to tell whether it is as accurate as the float model",
+        "same": f"is as accurate as {base} within noise",
+        "better": f"is more accurate than {base}, beyond noise",
+        "worse": f"is less accurate than {base}, beyond noise",
+        "unclear": f"saw too few images to tell whether it is as accurate as {base}",
     }
     return f"{words[verdict]} ({figures})"
 
@@ -375,7 +384,7 @@ def _size_words(result: ArtifactResult, source: Report) -> str:
     other = base.metrics.get("size")
     if other is None or not 0 < other.value < math.inf:
         return words
-    name = "the float model's file"
+    name = f"{source.reference_in_words}'s file"
     if base is not source.reference:
         name = f"float32 {_FORMATS.get(base.format, base.format)}"
     share = 100 * (size.value / other.value - 1)
@@ -478,6 +487,7 @@ def _plots(source: Report) -> list[dict[str, Any]]:
                     x_label=axis,
                     y_label="right answers (top-1), %",
                     level=None if level is None else level.value,
+                    level_name=source.reference_in_words.removeprefix("the "),
                 ),
                 "rows": [
                     {

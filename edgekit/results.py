@@ -10,7 +10,7 @@ import base64
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +102,23 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Device:
+    """What computed.
+
+    Attributes:
+        kind: ``gpu`` only where a GPU ran the model.
+        name: Of the GPU or the CPU.
+        driver: Version of the GPU's driver; None on a CPU, or where it is not known.
+        memory_bytes: Of the GPU; None on a CPU, or where it is not known.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    driver: str | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Runtime:
     """What really executed a model.
 
@@ -109,8 +126,10 @@ class Runtime:
         name: ``litert``, ``ort`` or ``keras``.
         provider: The execution provider or delegate that ran, as the runtime reports it.
         threads: Threads it was given.
-        options: Runtime options that were set.
+        options: Runtime options that were set; of a GPU's provider all that it reports.
         notes: What a reader should know, a sentence each.
+        device: ``cpu`` or ``gpu``: what computed.
+        emulated: Whether another device's arithmetic was imitated; answers only, no times.
     """
 
     name: str
@@ -118,6 +137,8 @@ class Runtime:
     threads: int
     options: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    device: Literal["cpu", "gpu"] = "cpu"
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,7 +209,8 @@ class ArtifactResult:
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
         metrics: Figures by name: ``top1 top5 agreement mcnemar_p kl sqnr size peak_memory
-            load_time latency_p50 latency_p90 latency_p99 latency_ratio``.
+            load_time latency_p50 latency_p90 latency_p99 latency_ratio``; what was not measured is
+            not there.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Samples a round; rounds of all artifacts were interleaved.
@@ -208,6 +230,11 @@ class ArtifactResult:
     latency_rounds: int = 0
     changes: Changes | None = None
     places: tuple[Place, ...] = ()
+
+    @property
+    def timed_here(self) -> bool:
+        """Whether its times, if any, are of this machine's CPU as those of artifacts are."""
+        return self.runtime.device == "cpu" and not self.name.endswith(" (recorded)")
 
     def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
         """Unpack ``correct`` to bool ``[count]``.
@@ -271,7 +298,8 @@ class Report:
 
     Attributes:
         model_id: The model all artifacts were made from.
-        reference: The float model that answers were compared with.
+        reference: The model that answers were compared with: the float Keras model, or what
+            ``--reference`` named.
         created: UTC, ISO 8601.
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a figure less sure, a sentence each.
@@ -294,6 +322,12 @@ class Report:
         names = [result.name for result in self.artifacts]
         if len(set(names)) != len(names):
             raise ReportError(f"two artifacts in the report share a name: {sorted(names)}")
+
+    @property
+    def reference_in_words(self) -> str:
+        """What the answers were held against, for tables and sentences."""
+        a_runner = ":" in self.reference.name  # as in ort:cuda:float16
+        return self.reference.name if a_runner else "the float model"
 
     @classmethod
     def load(cls, path: Path) -> Report:
