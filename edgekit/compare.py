@@ -45,6 +45,8 @@ SAMPLES = 20
 WARM_UP = 10
 #: onnxruntime's option for int8 kernels on x86 that do not saturate.
 PRECISE = "session.x64quantprecision"
+#: The loss that the gate allows, and the power that is customary (Cohen 1988).
+DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
 #: Differences of two answers are counted up to this many steps.
 LSB_BINS = 16
 
@@ -79,6 +81,8 @@ def compare(
     rounds: int = 10,
     reference: Path | None = None,
     parity: bool = False,
+    power: float = DEFAULT_POWER,
+    bound: float = DEFAULT_BOUND,
     command: str = "",
 ) -> Report:
     """Measure artifacts against the float model they came from.
@@ -95,6 +99,9 @@ def compare(
         parity: Also hold the int8 TFLite and the int8 ONNX artifact of the first model that has
             one of each against each other, in numbers and in answers, with TFLite's reference
             kernels as a third.
+        power: How often a loss of ``bound`` has to be found, of 1; the report says how many images
+            that takes, and warns where there are fewer.
+        bound: Loss of top-1 that matters, in points.
         command: Recorded in the report.
 
     Raises:
@@ -102,6 +109,7 @@ def compare(
     """
     if not artifacts:
         raise InvalidOptionError("expected at least one artifact to compare")
+    stats.images_needed(discordance=0, drop=bound / 100, power=power)  # refuses what is no bound
     loaded = [Artifact.load(path) for path in artifacts]
     _check_one_source(loaded)
     base = _reference(loaded, reference, threads)
@@ -158,6 +166,8 @@ def compare(
                 "rounds": rounds,
                 "samples_per_round": SAMPLES,
                 "limit": limit,
+                "power": power,
+                "bound": bound,
             },
         )
 
@@ -320,7 +330,7 @@ def _report(
     results = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.job.format)
-        results.append(_result(subject, each, base, base_choice, labels, unquantized))
+        results.append(_result(subject, each, base, base_choice, labels, unquantized, settings))
     return Report(
         model_id=model_id,
         data=Data(images.name, images.sha256, len(images), images.class_names),
@@ -330,7 +340,7 @@ def _report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         settings=settings,
-        warnings=tuple(_warnings(results[1:], machine, safe)),
+        warnings=tuple([*_too_few(results[1:], settings), *_warnings(results[1:], machine, safe)]),
         parity=parity,
     )
 
@@ -429,8 +439,10 @@ def _result(
     base_choice: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64],
     float32: npt.NDArray[np.float64] | None,
+    settings: Mapping[str, Any],
 ) -> ArtifactResult:
     count = len(labels)
+    base_right = base_choice == labels
     order = _ranking(each.answers)
     right = order[:, 0] == labels
     top5 = (order[:, :5] == labels[:, None]).any(axis=1)
@@ -439,7 +451,17 @@ def _result(
         "top1": stats.proportion(int(right.sum()), count),
         "top5": stats.proportion(int(top5.sum()), count),
         "agreement": stats.proportion(int((order[:, 0] == base_choice).sum()), count),
-        "mcnemar_p": stats.mcnemar(base_choice == labels, right),
+        "top1_change": stats.paired_change(base_right, right),
+        "mcnemar_p": stats.mcnemar(base_right, right),
+        "images_needed": Measurement(
+            stats.images_needed(
+                discordance=sum(stats.discordant(base_right, right)) / count,
+                drop=settings["bound"] / 100,
+                power=settings["power"],
+            ),
+            "images",
+            count,
+        ),
         "kl": stats.divergence(base, each.answers),
         "sqnr": stats.sqnr(base, each.answers),
         "size": Measurement(subject.size, "bytes", 1),
@@ -463,6 +485,20 @@ def _result(
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
         latency_rounds=len(latency),
     )
+
+
+def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> list[str]:
+    """One sentence, with the largest need, where a loss of the bound could go unseen."""
+    needs = [(result.metrics["images_needed"], result.name) for result in results]
+    short = [(need.value, name, need.count) for need, name in needs if need.value > need.count]
+    if not short:
+        return []
+    value, name, count = max(short)
+    return [
+        f"{count:,} images are too few to see a loss of {settings['bound']:g} points of top-1 with "
+        f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
+        f"{name} needs {value:,.0f}"
+    ]
 
 
 def _warnings(
@@ -525,6 +561,12 @@ def _print(report: Report) -> None:
         "[dim]agrees: % same answers as the float model; p: McNemar; dB: SQNR of the outputs; "
         "ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
     )
+    need = max(result.metrics["images_needed"].value for result in report.artifacts)
+    cli.console.print(
+        f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
+        f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} images; "
+        f"these are {report.data.count:,}[/]"
+    )
     if report.parity is not None:
         _print_parity(report.parity)
     for warning in report.warnings:
@@ -563,6 +605,7 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
 python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
+python -m edgekit.compare build/mine --data test.npz --power 0.9 --bound 0.2
 """,
     )
     add = result.add_argument
@@ -573,6 +616,19 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras --li
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
     add("--reference", type=Path, help="the float model (default: where the manifests say)")
     add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
+    add(
+        "--power",
+        type=float,
+        default=DEFAULT_POWER,
+        help="how often a loss of --bound has to be found (default: %(default)s); the table says "
+        "how many images that takes",
+    )
+    add(
+        "--bound",
+        type=float,
+        default=DEFAULT_BOUND,
+        help="loss of top-1 that matters, in points (default: %(default)s)",
+    )
     add("--out", type=Path, default=Path("report.json"), help="report (default: report.json)")
     add("--force", action="store_true", help="replace OUT if it exists")
     return result
@@ -588,6 +644,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         rounds=options.rounds,
         reference=options.reference,
         parity=options.parity,
+        power=options.power,
+        bound=options.bound,
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)

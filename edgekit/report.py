@@ -25,7 +25,9 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "top1": ("top-1", "%", ".2f", 1),
     "top5": ("top-5", "%", ".2f", 1),
     "agreement": ("agrees", "%", ".2f", 1),
+    "top1_change": ("change", "points", "+.2f", 1),
     "mcnemar_p": ("p", "McNemar", ".3f", 1),
+    "images_needed": ("needs", "images", ",.0f", 1),
     "kl": ("KL", "nats", ".1e", 1),
     "sqnr": ("SQNR", "dB", ".1f", 1),
     "size": ("size", "MB", ".2f", 1e-6),
@@ -35,6 +37,7 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_p90": ("p90", "ms", ".3f", 1),
     "latency_p99": ("p99", "ms", ".3f", 1),
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
+    "energy": ("energy", "mJ an image", ".3f", 1),
 }
 #: Points of top-1. A wider doubt than this is no proof that nothing was lost.
 RESOLUTION = 1.0

@@ -27,7 +27,8 @@ class Measurement:
 
     Attributes:
         value: The figure. May be infinite (SQNR of identical outputs), never NaN.
-        unit: ``%``, ``ms``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``x`` (ratio) or ``p``.
+        unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
+            ``x`` (ratio) or ``p``.
         count: Number of samples it was taken from.
         low: Lower end of the interval, or None where none is given.
         high: Upper end of the interval.
@@ -105,8 +106,8 @@ class ArtifactResult:
 
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
-        metrics: Figures by name: ``top1 top5 agreement mcnemar_p kl sqnr size peak_memory
-            load_time latency_p50 latency_p90 latency_p99 latency_ratio``.
+        metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl sqnr
+            size peak_memory load_time latency_p50 latency_p90 latency_p99 latency_ratio energy``.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Samples a round; rounds of all artifacts were interleaved.
