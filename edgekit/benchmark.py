@@ -18,11 +18,11 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, environment
+from edgekit import cli, conditions, environment
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
-from edgekit.results import Environment, Measurement, Runtime
+from edgekit.results import Conditions, Environment, Measurement, Runtime
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.worker import Job, Worker
 
@@ -51,7 +51,8 @@ class Benchmark:
 
     Attributes:
         metrics: ``cold_start load_time latency_p50 latency_p90 latency_p99 throughput
-            peak_memory baseline_memory``; the last is the process before the model is loaded.
+            peak_memory baseline_memory``, the last being the process before the model is loaded;
+            ``energy`` of an image where the CPU's counters can be read.
         latency_ms: Raw samples.
         operators: By time, most first; empty where the runtime has no profile.
         float_operators: Names of nodes of an int8 model that computed in float; None where the
@@ -68,6 +69,7 @@ class Benchmark:
     latency_ms: tuple[float, ...]
     operators: tuple[Operator, ...]
     float_operators: tuple[str, ...] | None
+    conditions: Conditions
     notes: tuple[str, ...] = ()
 
 
@@ -108,12 +110,20 @@ def benchmark(
         cold_start = 1e3 * (time.perf_counter() - started)
         worker.latencies(images, WARM_UP)
         samples: list[float] = []
+        readings = [conditions.look([worker.process])]
+        counters = conditions.Energy()
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             samples += worker.latencies(images, 20)
+            readings.append(conditions.look([worker.process]))
+        joules = counters.since()
         loaded, memory = worker.loaded, worker.peak_memory()
     operators, in_float, notes = _profile(artifact, threads, images)
     times = np.array(samples)
+    watched = conditions.summarize(readings)
+    disturbed = conditions.reasons(watched)
+    if disturbed:
+        notes = (*notes, f"latency may be unstable: {', and '.join(disturbed)}")
     metrics = {
         "cold_start": Measurement(cold_start, "ms", 1),
         "load_time": Measurement(loaded.load_ms, "ms", 1),
@@ -125,6 +135,11 @@ def benchmark(
         },
         "throughput": Measurement(
             1e3 * batch * len(times) / float(times.sum()), "images/s", len(times)
+        ),
+        **(
+            {"energy": Measurement(1e3 * joules / (batch * len(times)), "mJ", len(times))}
+            if joules is not None
+            else {}
         ),
         "peak_memory": Measurement(memory, "bytes", 1),
         "baseline_memory": Measurement(loaded.baseline_memory, "bytes", 1),
@@ -140,6 +155,7 @@ def benchmark(
         latency_ms=tuple(round(value, 6) for value in samples),
         operators=operators,
         float_operators=in_float,
+        conditions=watched,
         notes=notes,
     )
 

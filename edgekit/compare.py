@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import datetime
 import itertools
+import math
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, data, environment, outputs, stats
+from edgekit import cli, conditions, data, environment, outputs, stats
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats.float_model import SHIPPED
@@ -30,6 +31,7 @@ from edgekit.parity import numbers
 from edgekit.quant.profiles import PROFILES
 from edgekit.results import (
     ArtifactResult,
+    Conditions,
     Data,
     Environment,
     Measurement,
@@ -60,6 +62,7 @@ class _Subject:
     precision: str
     sha256: str
     size: int
+    manifest_sha256: str = ""
 
 
 @dataclass
@@ -70,6 +73,7 @@ class _Measured:
     memory: int
     worker: Worker
     latency: list[list[float]]
+    energy: Measurement | None = None
 
 
 def compare(
@@ -143,7 +147,8 @@ def compare(
             if not measured:
                 _expect_probabilities(subject.job.name, answers)
             measured.append(_Measured(answers, memory, worker, []))
-        _time(measured, images.images[:1], rounds)
+        watched = _time(measured, images.images[:1], rounds)
+        _take_energy(measured, images.images[:1])
         found = None
         if pair is not None:
             known = {
@@ -159,6 +164,7 @@ def compare(
             machine,
             model_id=loaded[0].manifest.model_id,
             parity=found,
+            watched=watched,
             safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
             command=command,
             settings={
@@ -203,13 +209,15 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
         if place.is_dir():
             artifact = Artifact.load(place)
             model, sha256 = artifact.model_path, artifact.sha256
+            manifest_sha256 = artifact.manifest_sha256
         elif place.is_file():
-            model, sha256 = place, outputs.sha256_file(place)
+            model, sha256, manifest_sha256 = place, outputs.sha256_file(place), ""
         else:
             continue
         if sha256 == manifest.source.sha256:
             job = Job("keras-float32", model, "keras", manifest.preprocessing, threads, {})
-            return _Subject(job, place, "float32", sha256, model.stat().st_size)
+            size = model.stat().st_size
+            return _Subject(job, place, "float32", sha256, size, manifest_sha256)
         if given:
             raise InvalidModelError(
                 f"{given} is not the model that {artifacts[0].path} was made from "
@@ -228,6 +236,7 @@ def _subject(artifact: Artifact, threads: int) -> _Subject:
         artifact.manifest.precision,
         artifact.sha256,
         artifact.size,
+        artifact.manifest_sha256,
     )
 
 
@@ -295,16 +304,41 @@ def _evaluate(
     return np.concatenate([answers[start] for start in sorted(answers)])
 
 
-def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> None:
-    """Interleaved latency rounds at batch 1, after a warm-up that is thrown away."""
+def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> Conditions:
+    """Interleaved latency rounds at batch 1, after a warm-up that is thrown away.
+
+    Returns:
+        What the machine did meanwhile.
+    """
+    processes = [each.worker.process for each in measured]
     with cli.progress("rounds") as bar:
         task = bar.add_task("timing", total=rounds, note="")
         for each in measured:
             each.worker.latencies(image, WARM_UP)
+        readings = [conditions.look(processes)]
         for _ in range(rounds):
             for each in measured:
                 each.latency.append(each.worker.latencies(image, SAMPLES))
+            readings.append(conditions.look(processes))
             bar.advance(task)
+    return conditions.summarize(readings)
+
+
+def _take_energy(measured: list[_Measured], image: npt.NDArray[Any]) -> None:
+    """Energy of an image at batch 1, where the CPU's counters can be read.
+
+    They move once a millisecond or so; half a second makes that no matter.
+    """
+    counters = conditions.Energy()
+    if not counters.readable:
+        return
+    for each in measured:
+        runs = max(SAMPLES, math.ceil(500 / float(np.median(each.latency))))
+        counters.since()
+        each.worker.latencies(image, runs)
+        joules = counters.since()
+        if joules is not None:
+            each.energy = Measurement(1e3 * joules / runs, "mJ", runs)
 
 
 def _report(
@@ -317,20 +351,25 @@ def _report(
     model_id: str,
     safe: Collection[str],
     parity: Parity | None,
+    watched: Conditions,
     command: str,
     settings: dict[str, Any],
 ) -> Report:
     base = measured[0].answers
     base_choice = _ranking(base)[:, 0]
+    # One number for all, so that the same part of a round is compared.
+    slow = max(stats.warm_up(np.array(each.latency)) for each in measured)
     float32 = {
-        subject.job.format: np.array(each.latency)
+        subject.job.format: np.array(each.latency)[:, slow:]
         for subject, each in zip(subjects, measured, strict=True)
         if subject.precision == "float32"
     }
     results = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.job.format)
-        results.append(_result(subject, each, base, base_choice, labels, unquantized, settings))
+        results.append(
+            _result(subject, each, base, base_choice, labels, unquantized, slow, settings)
+        )
     return Report(
         model_id=model_id,
         data=Data(images.name, images.sha256, len(images), images.class_names),
@@ -340,8 +379,11 @@ def _report(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         settings=settings,
-        warnings=tuple([*_too_few(results[1:], settings), *_warnings(results[1:], machine, safe)]),
+        warnings=tuple(
+            [*_too_few(results[1:], settings), *_warnings(results[1:], machine, watched, safe)]
+        ),
         parity=parity,
+        conditions=watched,
     )
 
 
@@ -439,6 +481,7 @@ def _result(
     base_choice: npt.NDArray[np.int64],
     labels: npt.NDArray[np.int64],
     float32: npt.NDArray[np.float64] | None,
+    slow: int,
     settings: Mapping[str, Any],
 ) -> ArtifactResult:
     count = len(labels)
@@ -447,6 +490,7 @@ def _result(
     right = order[:, 0] == labels
     top5 = (order[:, :5] == labels[:, None]).any(axis=1)
     latency = np.array(each.latency)
+    steady = latency[:, slow:]
     metrics = {
         "top1": stats.proportion(int(right.sum()), count),
         "top5": stats.proportion(int(top5.sum()), count),
@@ -469,10 +513,12 @@ def _result(
         "load_time": Measurement(each.worker.loaded.load_ms, "ms", 1),
     }
     for percent in (50, 90, 99):
-        value = float(np.percentile(latency, percent))
-        metrics[f"latency_p{percent}"] = Measurement(value, "ms", latency.size)
+        value = float(np.percentile(steady, percent))
+        metrics[f"latency_p{percent}"] = Measurement(value, "ms", steady.size)
     if float32 is not None:
-        metrics["latency_ratio"] = stats.latency_ratio(latency, float32)
+        metrics["latency_ratio"] = stats.latency_ratio(steady, float32)
+    if each.energy is not None:
+        metrics["energy"] = each.energy
     return ArtifactResult(
         name=subject.job.name,
         path=str(subject.path),
@@ -481,9 +527,11 @@ def _result(
         sha256=subject.sha256,
         runtime=each.worker.loaded.runtime,
         metrics=metrics,
+        manifest_sha256=subject.manifest_sha256,
         correct=pack_bits(right),
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
         latency_rounds=len(latency),
+        latency_warm_up=slow,
     )
 
 
@@ -502,9 +550,18 @@ def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> 
 
 
 def _warnings(
-    results: list[ArtifactResult], machine: Environment, safe: Collection[str]
+    results: list[ArtifactResult], machine: Environment, watched: Conditions, safe: Collection[str]
 ) -> list[str]:
     found = []
+    seen = conditions.reasons(watched)
+    if seen:
+        found.append(
+            f"while latency was taken, {', and '.join(seen)}; measure again on a quiet CPU"
+        )
+    unread = ", ".join(conditions.unread(watched))
+    why = (
+        "see above" if seen else f"no reason seen{f' ({unread} cannot be read)' if unread else ''}"
+    )
     for result in results:
         ratio = result.metrics.get("latency_ratio")
         if result.precision == "int8" and ratio is not None and ratio.value > 1:
@@ -523,12 +580,13 @@ def _warnings(
                 f"can saturate here, and its accuracy is not that of other CPUs"
             )
         samples = np.array(result.latency_ms).reshape(result.latency_rounds, -1)
-        rounds = np.median(samples, axis=1)
+        rounds = np.median(samples[:, result.latency_warm_up :], axis=1)
         spread = float((rounds.max() - rounds.min()) / np.median(rounds))
         if spread > 0.2:
             found.append(
                 f"{result.name}: latency is unstable, round medians spread over "
-                f"{100 * spread:.0f} % of their median; close other programs and measure again"
+                f"{100 * spread:.0f} % of their median, {why}; close other programs and measure "
+                f"again"
             )
     return found
 
@@ -561,6 +619,12 @@ def _print(report: Report) -> None:
         "[dim]agrees: % same answers as the float model; p: McNemar; dB: SQNR of the outputs; "
         "ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
     )
+    left_out = report.reference.latency_warm_up
+    if left_out:
+        cli.console.print(
+            f"[dim]the first {left_out} of {SAMPLES} samples of each round are slower and left "
+            f"out[/]"
+        )
     need = max(result.metrics["images_needed"].value for result in report.artifacts)
     cli.console.print(
         f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "

@@ -17,7 +17,7 @@ from typing import Any
 
 from edgekit import cli, outputs
 from edgekit.errors import MissingDependencyError
-from edgekit.results import ArtifactResult, Measurement, Parity, Report
+from edgekit.results import ArtifactResult, Conditions, Measurement, Parity, Report
 from edgekit.stats import SIGNIFICANT, discordant
 
 #: Metric: column title, unit, format, factor.
@@ -84,6 +84,7 @@ def report(source: Report) -> str:
     )
     lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
+    shown = [name for name in _COLUMNS if any(name in result.metrics for result in results)]
     plots = []
     for metric, axis, unit, factor, title in (
         ("latency_p50", "latency p50 at batch 1, ms (log scale)", "ms", 1.0, "latency"),
@@ -107,11 +108,12 @@ def report(source: Report) -> str:
         summary=_summary(lines, source),
         lines=lines,
         plots=plots,
-        columns=[{"title": title, "unit": unit} for title, unit, _, _ in _COLUMNS.values()],
-        rows=[_row(result, source) for result in results],
+        columns=[{"title": _COLUMNS[name][0], "unit": _COLUMNS[name][1]} for name in shown],
+        rows=[_row(result, source, shown) for result in results],
         results=results,
         parity=_parity(source.parity),
         samples=len(source.reference.latency_ms),
+        conditions=_conditions(source.conditions),
     )
 
 
@@ -135,6 +137,24 @@ def _parity(found: Parity | None) -> dict[str, Any] | None:
             }
         )
     return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
+
+
+def _conditions(found: Conditions | None) -> list[str]:
+    """What could be read of the machine during the latency rounds."""
+    if found is None:
+        return []
+    said = []
+    if found.clock_mhz is not None:
+        said.append(f"clock {found.clock_mhz[0]:,.0f} to {found.clock_mhz[1]:,.0f} MHz")
+    if found.other_load is not None:
+        said.append(f"other programs {found.other_load:.2f} cores")
+    if found.stolen is not None:
+        said.append(f"stolen {found.stolen:.1f} %")
+    if found.celsius is not None:
+        said.append(f"up to {found.celsius:.0f} °C")
+    if found.throttled is not None:
+        said.append(f"throttled {found.throttled} times")
+    return said
 
 
 def _headline(lines: list[dict[str, Any]]) -> str:
@@ -229,11 +249,11 @@ def _short(result: ArtifactResult, source: Report) -> str:
     return result.name.removeprefix(f"{source.model_id}-")
 
 
-def _row(result: ArtifactResult, source: Report) -> dict[str, Any]:
+def _row(result: ArtifactResult, source: Report, shown: Sequence[str]) -> dict[str, Any]:
     return {
         "name": _short(result, source),
         "reference": result is source.reference,
-        "cells": [_cell(name, result.metrics.get(name)) for name in _COLUMNS],
+        "cells": [_cell(name, result.metrics.get(name)) for name in shown],
     }
 
 

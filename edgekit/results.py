@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgekit import schema
 from edgekit.errors import ReportError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,25 @@ class Environment:
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What the machine did while latency was taken; None where that cannot be read.
+
+    Attributes:
+        clock_mhz: Lowest and highest mean clock of the cores.
+        other_load: Cores that other programs kept busy, on average.
+        stolen: CPU time that a hypervisor gave to others, in percent.
+        celsius: Of the hottest zone.
+        throttled: How often a core was slowed down for its temperature.
+    """
+
+    clock_mhz: tuple[float, float] | None = None
+    other_load: float | None = None
+    stolen: float | None = None
+    celsius: float | None = None
+    throttled: int | None = None
+
+
+@dataclass(frozen=True)
 class Runtime:
     """What really executed a model.
 
@@ -108,9 +127,12 @@ class ArtifactResult:
         name: Folder name of the artifact; the key by which a gate finds it.
         metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl sqnr
             size peak_memory load_time latency_p50 latency_p90 latency_p99 latency_ratio energy``.
+        manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
+            empty for a model file without one.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
-        latency_rounds: Samples a round; rounds of all artifacts were interleaved.
+        latency_rounds: Rounds; those of all artifacts were interleaved.
+        latency_warm_up: Samples at the start of each round that are left out of the figures.
     """
 
     name: str
@@ -120,9 +142,11 @@ class ArtifactResult:
     sha256: str
     runtime: Runtime
     metrics: dict[str, Measurement]
+    manifest_sha256: str = ""
     correct: str = ""
     latency_ms: tuple[float, ...] = ()
     latency_rounds: int = 0
+    latency_warm_up: int = 0
 
     def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
         """Unpack ``correct`` to bool ``[count]``.
@@ -191,6 +215,7 @@ class Report:
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a figure less sure, a sentence each.
         parity: Of the int8 files, where it was asked for.
+        conditions: Of the machine during the latency rounds, where it could be read.
     """
 
     model_id: str
@@ -203,6 +228,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     parity: Parity | None = None
+    conditions: Conditions | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

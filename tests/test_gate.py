@@ -252,7 +252,7 @@ def test_hostile_names_and_narrow_terminals(
         ("", "not valid JSON"),
         ("[]", "schema_version"),
         ('{"schema_version": 99}', "schema_version 99"),
-        ('{"schema_version": 1}', "missing key"),
+        ('{"schema_version": 2}', "missing key"),
         ("NaN", "schema_version"),
     ],
 )

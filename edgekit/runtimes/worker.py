@@ -111,6 +111,12 @@ class Worker:
             self._end()
             raise
 
+    @property
+    def process(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None  # it has answered
+        return self._process.pid
+
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
         return cast("npt.NDArray[np.float32]", self._ask("outputs", images))
