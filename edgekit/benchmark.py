@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from edgekit import cli, conditions, environment
@@ -193,12 +192,10 @@ def _profile(
 
 def _print(found: Benchmark) -> None:
     console = cli.console
-    console.print(
-        escape(
-            f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
-            f"batch {found.batch}, {found.runtime.threads} thread(s), "
-            f"{found.environment.machine_class}"
-        )
+    cli.say(
+        f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
+        f"batch {found.batch}, {found.runtime.threads} thread(s), "
+        f"{found.environment.machine_class}"
     )
     table = Table()
     for column in ("metric", "value", "samples"):
@@ -214,7 +211,7 @@ def _print(found: Benchmark) -> None:
             table.add_column(column, justify="left" if column == "operator" else "right")
         for operator in found.operators[:10]:
             table.add_row(
-                operator.name,
+                cli.plain(operator.name),
                 str(operator.count),
                 f"{operator.ms_per_run:.4f}",
                 f"{operator.share:.1f}",
@@ -223,11 +220,11 @@ def _print(found: Benchmark) -> None:
     if found.float_operators:
         console.print(f"computed in float in this int8 model: {len(found.float_operators)} nodes")
         for name in found.float_operators:
-            console.print(escape(f"  {name}"))
+            cli.say(f"  {name}")
     elif found.float_operators is not None:
         console.print("every computing operator ran as an integer kernel")
     for note in found.notes:
-        console.print(f"note: {note}")
+        cli.say(f"note: {note}")
 
 
 def parser() -> cli.Parser:

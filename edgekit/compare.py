@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
 from edgekit import cli, conditions, data, environment, outputs, stats
@@ -593,8 +592,8 @@ def _warnings(
 
 def _print(report: Report) -> None:
     table = Table(
-        title=f"{report.model_id} on {report.data.name}, {report.data.count:,} images",
-        caption=escape(
+        title=cli.plain(f"{report.model_id} on {report.data.name}, {report.data.count:,} images"),
+        caption=cli.plain(
             f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
         ),
     )
@@ -605,7 +604,7 @@ def _print(report: Report) -> None:
         m = result.metrics
         top1 = m["top1"]
         table.add_row(
-            escape(result.name.removeprefix(f"{report.model_id}-")),
+            cli.plain(result.name.removeprefix(f"{report.model_id}-")),
             f"{top1.value:.2f} ±{((top1.high or 0) - (top1.low or 0)) / 2:.2f}",
             f"{m['agreement'].value:.2f}",
             f"{m['mcnemar_p'].value:.3f}",
@@ -634,7 +633,7 @@ def _print(report: Report) -> None:
     if report.parity is not None:
         _print_parity(report.parity)
     for warning in report.warnings:
-        cli.console.print(f"warning: {warning}")
+        cli.say(f"warning: {warning}")
 
 
 def _print_parity(parity: Parity) -> None:
@@ -649,7 +648,7 @@ def _print_parity(parity: Parity) -> None:
         total = sum(pair.histogram)
         shares = [*pair.histogram[:3], sum(pair.histogram[3:])]
         table.add_row(
-            f"{pair.left} : {pair.right}",
+            cli.plain(f"{pair.left} : {pair.right}"),
             f"{pair.agreement.value:.2f}",
             f"{pair.mean_lsb.value:.4f}",
             *(f"{100 * share / total:.2f}" for share in shares),

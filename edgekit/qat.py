@@ -268,7 +268,7 @@ def qat(
         prior=table.count * towers / recipe.batch,
     )
     for name in fake.untrained:
-        cli.console.print(f"keeps its calibrated range, untrained: {name}", soft_wrap=True)
+        cli.say(f"keeps its calibrated range, untrained: {name}")
     trainer = QatTrainer(
         fake,
         source.model,
@@ -573,7 +573,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         top1 = "" if score.top1 is None else f"{score.top1:.2f}"
         table.add_row(name, top1, f"{score.agreement:.2f}")
     cli.console.print(table)
-    cli.console.print(f"{written.path}: export it with `python -m edgekit.export {written.path}`")
+    cli.say(f"{written.path}: export it with `python -m edgekit.export {written.path}`")
     return 0, {
         "artifact": str(written.path),
         "sha256": written.sha256,

@@ -11,6 +11,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from edgekit import cli, outputs
 from edgekit.errors import MissingDependencyError
 from edgekit.results import ArtifactResult, Conditions, Measurement, Parity, Report
 from edgekit.stats import SIGNIFICANT, discordant
+from edgekit.text import visible
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -81,6 +83,12 @@ def report(source: Report) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # what is markup already is the plots, whose text was made visible before
+        finalize=lambda value: (
+            visible(value)
+            if isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+            else value
+        ),
     )
     lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
@@ -329,7 +337,9 @@ def _plot(
         "text.color": _INK,
         "grid.color": _LINE,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # measured a little off then; the reader's browser has the glyph
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure = Figure(figsize=(6, 4), dpi=72, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -416,7 +426,7 @@ def _plot(
 
 
 def _label(result: ArtifactResult, source: Report) -> str:
-    name = _short(result, source)
+    name = visible(_short(result, source))
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
@@ -515,7 +525,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     outputs.check_free(options.out, force=options.force)
     page = report(Report.load(options.report))
     outputs.write_text(options.out, page, force=options.force)
-    cli.console.print(f"{options.out}  {len(page.encode()):,} bytes")
+    cli.say(f"{options.out}  {len(page.encode()):,} bytes")
     return 0, {"page": str(options.out), "bytes": len(page.encode())}
 
 

@@ -127,12 +127,12 @@ class ArtifactResult:
         name: Folder name of the artifact; the key by which a gate finds it.
         metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl sqnr
             size peak_memory load_time latency_p50 latency_p90 latency_p99 latency_ratio energy``.
-        manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
-            empty for a model file without one.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Rounds; those of all artifacts were interleaved.
         latency_warm_up: Samples at the start of each round that are left out of the figures.
+        manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
+            empty for a model file without one.
     """
 
     name: str
@@ -142,11 +142,11 @@ class ArtifactResult:
     sha256: str
     runtime: Runtime
     metrics: dict[str, Measurement]
-    manifest_sha256: str = ""
     correct: str = ""
     latency_ms: tuple[float, ...] = ()
     latency_rounds: int = 0
     latency_warm_up: int = 0
+    manifest_sha256: str = ""
 
     def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
         """Unpack ``correct`` to bool ``[count]``.

@@ -85,9 +85,15 @@ def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitErro
         raise error(f"{path} is not {what}: {exc}") from None
 
 
-def dumps(value: Any, *, indent: int | None = 2) -> str:
-    """Serialise with sorted-as-declared keys and no NaN."""
-    return json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+def dumps(value: Any, *, indent: int | None = 2, ascii: bool = False) -> str:
+    """Serialise with keys in the order of their declaration and no NaN.
+
+    Args:
+        value: Dataclasses, mappings, sequences and scalars.
+        indent: Spaces a level; None for one line.
+        ascii: Escape everything else, so that no terminal or line reader can stumble.
+    """
+    return json.dumps(to_json(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -438,7 +438,7 @@ def train(
         variable.assign(average)
     top1, top5 = accuracy(model, testing, prepared)
     measured_on = "test" if dataset == "fashion_mnist" else "train"
-    cli.console.print(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
+    cli.say(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
     written = artifact.write(
         out,
         {"model.keras": keras_bytes(model), "training.jsonl": log_bytes(log)},
@@ -529,7 +529,7 @@ def fit(
         log = [entry for entry in log if entry["step"] <= int(trainer.step.numpy())]
         cli.console.print(f"resumed at step {int(trainer.step.numpy())}")
     elif resume:
-        cli.console.print(f"no checkpoint in {checkpoints}: starting from the beginning")
+        cli.say(f"no checkpoint in {checkpoints}: starting from the beginning")
     writer = tf.summary.create_file_writer(str(tensorboard)) if tensorboard else None
     fused = min(per_epoch, 20, every or 20)
 
