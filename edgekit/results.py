@@ -62,6 +62,10 @@ class Data:
     count: int
     class_names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ReportError(f"expected an image count >= 0, got {self.count}")
+
 
 @dataclass(frozen=True)
 class Environment:
