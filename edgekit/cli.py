@@ -44,6 +44,7 @@ VERBS: dict[str, str] = {
     "benchmark": "latency, memory and operators of one artifact on one runtime",
     "gate": "judge a report against a baseline; exit status 1 on a regression",
     "report": "turn a report into one self-contained HTML page",
+    "sign": "vouch for artifacts, reports and baselines with a key; verify them",
 }
 
 

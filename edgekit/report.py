@@ -304,8 +304,8 @@ def _drawable(result: ArtifactResult, metric: str) -> bool:
     return (
         top1 is not None
         and other is not None
-        and math.isfinite(top1.value)
-        and 0 < other.value < math.inf
+        and 0 <= top1.value <= 100
+        and 1e-9 < other.value < 1e18
     )
 
 
@@ -350,7 +350,8 @@ def _plot(
         for result in drawn:
             top1, other = result.metrics["top1"], result.metrics[metric]
             x, (left, right) = other.value * factor, _ends(other, factor)
-            low, high = _ends(top1, 1)
+            left, right = max(left, x / 1e3), min(right, x * 1e3)  # a log axis has no 0
+            low, high = (min(max(end, 0), 100) for end in _ends(top1, 1))
             axes.errorbar(
                 x,
                 top1.value,
@@ -365,6 +366,8 @@ def _plot(
             )
             bars.append((left, low, right, high))
         base = source.reference.metrics.get("top1")
+        if base is not None and not 0 <= base.value <= 100:
+            base = None
         if base is not None:
             axes.axhline(base.value, color=_INK, linewidth=0.8, linestyle="--")
         low_x, high_x = min(bar[0] for bar in bars), max(bar[2] for bar in bars)

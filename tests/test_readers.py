@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_schema import reports, words
 
@@ -300,7 +300,7 @@ def test_any_other_schema_version_is_refused(
         read(path)
 
 
-@quick
+@settings(quick, max_examples=20, phases=(Phase.generate,))
 @given(report=reports)
 def test_a_report_that_is_read_is_drawn(tmp_path: Path, report: Report) -> None:
     """No figure, however odd, breaks the page."""
