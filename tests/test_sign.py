@@ -164,7 +164,7 @@ def test_another_key(folder: Path, baseline: Path, tmp_path: Path, public: Path)
     document = json.loads(place.read_text())
     sign(baseline, key=tmp_path / "a.key", force=True)
     real = json.loads(place.read_text())
-    place.write_text(json.dumps({**document, "key": real["key"]}))
+    place.write_text(json.dumps({**document, "key": real["key"]}, indent=2) + "\n")
     with pytest.raises(SignatureError, match="does not hold the signature"):
         verify(baseline, public=public)
 
