@@ -16,7 +16,7 @@ from test_gate import artifact, make, write
 
 from edgekit.report import _change_interval, place_labels
 from edgekit.report import report as page_of
-from edgekit.results import Data, Measurement, Report, pack_bits
+from edgekit.results import Conditions, Data, Measurement, Report, pack_bits
 
 NAMES = ("m-tflite-int8", "m-onnx-int8")
 
@@ -217,3 +217,34 @@ def test_the_command(measured: Report, tmp_path: Path, edgekit: Callable[..., Do
     assert out.read_bytes() == before
     assert edgekit("report", tmp_path / "none.json", "--out", tmp_path / "x.html").status == 2
     assert not (tmp_path / "x.html").exists()
+
+
+def test_statistics_conditions_and_links_are_on_the_page(measured: Report) -> None:
+    result = dataclasses.replace(
+        measured.artifacts[0],
+        manifest_sha256="feedface" * 8,
+        metrics={
+            **measured.artifacts[0].metrics,
+            "top1_change": Measurement(-1.5, "points", 1000, -2.5, -0.5, "bootstrap 95 %"),
+            "images_needed": Measurement(1583, "images", 1000),
+        },
+    )
+    page = page_of(
+        dataclasses.replace(
+            measured,
+            artifacts=(result,),
+            conditions=Conditions(clock_mhz=(2400, 3000), stolen=0.5),
+            settings={"bound": 0.5, "power": 0.8},
+        )
+    )
+    for text in (
+        "-1.50",
+        "-2.50 – -0.50",
+        "1,583",
+        "feedfacefeed",
+        "clock 2,400 to 3,000 MHz, stolen 0.5 %",
+        "finds a loss of 0.5 points with power 0.8",
+    ):
+        assert text in page
+    assert "mJ an image" not in page  # nobody read a counter
+    assert "nothing could be read" in page_of(measured)
