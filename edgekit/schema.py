@@ -84,12 +84,11 @@ def read_json(path: Path, *, error: type[EdgekitError], what: str) -> Any:
         EdgekitError: The given ``error`` type, if the file is missing or is no JSON.
     """
     try:
-        if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "not a regular file"
-            raise error(f"{path} is {kind}; expected {what}")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")  # of a pipe, too
     except FileNotFoundError:
         raise error(f"{path} not found; expected {what}") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder; expected {what}") from None
     except UnicodeDecodeError:
         raise error(f"{path} is not a text file; expected {what}") from None
     except OSError as exc:

@@ -121,7 +121,8 @@ def no_files(source: Path) -> Iterator[tuple[str, Make]]:
     yield "folder", lambda path: path.mkdir()
     yield "link to nowhere", lambda path: path.symlink_to("nowhere")
     yield "link to itself", lambda path: path.symlink_to(path.name)
-    yield "pipe", lambda path: os.mkfifo(path)
+    if source.suffix in (".keras", ".npz"):  # JSON may come through a pipe
+        yield "pipe", lambda path: os.mkfifo(path)
     yield "missing", lambda path: None
 
 
