@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, environment, gpu_suite, outputs
+from edgekit import cli, conditions, environment, gpu_suite, outputs
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
-from edgekit.results import Environment, Measurement, Runtime
+from edgekit.results import Conditions, Environment, Measurement, Runtime
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.worker import Job, Worker
 
@@ -52,7 +51,8 @@ class Benchmark:
 
     Attributes:
         metrics: ``cold_start load_time latency_p50 latency_p90 latency_p99 throughput
-            peak_memory baseline_memory``; the last is the process before the model is loaded.
+            peak_memory baseline_memory``, the last being the process before the model is loaded;
+            ``energy`` of an image where the CPU's counters can be read.
         latency_ms: Raw samples.
         operators: By time, most first; empty where the runtime has no profile.
         float_operators: Names of nodes of an int8 model that computed in float; None where the
@@ -69,6 +69,7 @@ class Benchmark:
     latency_ms: tuple[float, ...]
     operators: tuple[Operator, ...]
     float_operators: tuple[str, ...] | None
+    conditions: Conditions
     notes: tuple[str, ...] = ()
 
 
@@ -109,12 +110,20 @@ def benchmark(
         cold_start = 1e3 * (time.perf_counter() - started)
         worker.latencies(images, WARM_UP)
         samples: list[float] = []
+        readings = [conditions.look([worker.process])]
+        counters = conditions.Energy()
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             samples += worker.latencies(images, 20)
+            readings.append(conditions.look([worker.process]))
+        joules = counters.since()
         loaded, memory = worker.loaded, worker.peak_memory()
     operators, in_float, notes = _profile(artifact, threads, images)
     times = np.array(samples)
+    watched = conditions.summarize(readings)
+    disturbed = conditions.reasons(watched)
+    if disturbed:
+        notes = (*notes, f"latency may be unstable: {', and '.join(disturbed)}")
     metrics = {
         "cold_start": Measurement(cold_start, "ms", 1),
         "load_time": Measurement(loaded.load_ms, "ms", 1),
@@ -126,6 +135,11 @@ def benchmark(
         },
         "throughput": Measurement(
             1e3 * batch * len(times) / float(times.sum()), "images/s", len(times)
+        ),
+        **(
+            {"energy": Measurement(1e3 * joules / (batch * len(times)), "mJ", len(times))}
+            if joules is not None
+            else {}
         ),
         "peak_memory": Measurement(memory, "bytes", 1),
         "baseline_memory": Measurement(loaded.baseline_memory, "bytes", 1),
@@ -141,6 +155,7 @@ def benchmark(
         latency_ms=tuple(round(value, 6) for value in samples),
         operators=operators,
         float_operators=in_float,
+        conditions=watched,
         notes=notes,
     )
 
@@ -178,12 +193,10 @@ def _profile(
 
 def _print(found: Benchmark) -> None:
     console = cli.console
-    console.print(
-        escape(
-            f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
-            f"batch {found.batch}, {found.runtime.threads} thread(s), "
-            f"{found.environment.machine_class}"
-        )
+    cli.say(
+        f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
+        f"batch {found.batch}, {found.runtime.threads} thread(s), "
+        f"{found.environment.machine_class}"
     )
     table = Table()
     for column in ("metric", "value", "samples"):
@@ -199,7 +212,7 @@ def _print(found: Benchmark) -> None:
             table.add_column(column, justify="left" if column == "operator" else "right")
         for operator in found.operators[:10]:
             table.add_row(
-                operator.name,
+                cli.plain(operator.name),
                 str(operator.count),
                 f"{operator.ms_per_run:.4f}",
                 f"{operator.share:.1f}",
@@ -208,11 +221,11 @@ def _print(found: Benchmark) -> None:
     if found.float_operators:
         console.print(f"computed in float in this int8 model: {len(found.float_operators)} nodes")
         for name in found.float_operators:
-            console.print(escape(f"  {name}"))
+            cli.say(f"  {name}")
     elif found.float_operators is not None:
         console.print("every computing operator ran as an integer kernel")
     for note in found.notes:
-        console.print(f"note: {note}")
+        cli.say(f"note: {note}")
 
 
 def parser() -> cli.Parser:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from edgekit import bounds as grammar
 from edgekit import stats
 from edgekit.bounds import Bound
@@ -292,9 +290,8 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
         and other.timed_here
     )
     for each in (result, *bases):
-        count = len(each.latency_ms)
-        if each.latency_rounds > 0 and count > 0 and count % each.latency_rounds == 0:
-            samples = np.array(each.latency_ms).reshape(each.latency_rounds, -1)
+        samples = each.steady()
+        if samples is not None:
             spread = stats.latency_spread(samples)
             if spread > stats.UNSTABLE:
                 return (

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import datetime
 import itertools
+import math
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,20 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
-from edgekit import changes, cli, data, environment, fleet, layers, outputs, shards, stats
+from edgekit import (
+    changes,
+    cli,
+    conditions,
+    data,
+    environment,
+    fleet,
+    layers,
+    outputs,
+    shards,
+    stats,
+)
 from edgekit.artifact import Artifact
 from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
@@ -35,6 +46,7 @@ from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
 from edgekit.reference import onnx_artifact, profile_of
 from edgekit.results import (
     ArtifactResult,
+    Conditions,
     Data,
     Device,
     Environment,
@@ -53,6 +65,8 @@ SAMPLES = 20
 WARM_UP = 10
 #: onnxruntime's option for int8 kernels on x86 that do not saturate.
 PRECISE = "session.x64quantprecision"
+#: The loss that the gate allows, and the power that is customary (Cohen 1988).
+DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
 #: Differences of two answers are counted up to this many steps.
 LSB_BINS = 16
 #: Images that changed their answer, pictured in the report, of each artifact.
@@ -74,6 +88,7 @@ class _Subject:
     precision: str
     sha256: str
     size: int
+    manifest_sha256: str = ""
     recording: Recording | None = None
 
 
@@ -82,7 +97,8 @@ class _Measured:
     """What the workers, or a recording, said of one subject.
 
     Attributes:
-        metrics: ``peak_memory`` and ``load_time``, where they mean something; a cluster says none.
+        metrics: ``peak_memory``, ``load_time`` and ``energy``, where they mean something; a cluster
+            says none.
         worker: What is to be timed; None where times mean nothing, are recorded ones, or would be
             those of a cluster.
         latency: Milliseconds, a list a round.
@@ -108,6 +124,8 @@ def compare(
     record: Path | None = None,
     force: bool = False,
     parity: bool = False,
+    power: float = DEFAULT_POWER,
+    bound: float = DEFAULT_BOUND,
     pictures: int = PICTURES,
     work: Path | None = None,
     shard: int = shards.IMAGES,
@@ -132,6 +150,9 @@ def compare(
         parity: Also hold the int8 TFLite and the int8 ONNX artifact of the first model that has
             one of each against each other, in numbers and in answers, with TFLite's reference
             kernels as a third.
+        power: How often a loss of ``bound`` has to be found, of 1; the report says how many images
+            that takes, and warns where there are fewer.
+        bound: Loss of top-1 that matters, in points.
         pictures: Of each artifact, how many of the images that changed their answer go into the
             report as small pictures; what changed is counted for all.
         work: Folder that keeps the answers shard by shard, so that a run that was killed goes on
@@ -148,6 +169,7 @@ def compare(
     """
     if not artifacts:
         raise InvalidOptionError("expected at least one artifact to compare")
+    stats.images_needed(discordance=0, drop=bound / 100, power=power)  # refuses what is no bound
     if pictures < 0:
         raise InvalidOptionError(f"expected a number of pictures >= 0, got {pictures}")
     if cluster and parity:
@@ -253,7 +275,8 @@ def compare(
             if not measured:
                 _expect_probabilities(subject.name, each.answers)
             measured.append(each)
-        _time(measured, images.images[:1], rounds)
+        watched = _time(measured, images.images[:1], rounds)
+        _take_energy(measured, images.images[:1])
         if record is not None:
             recording = _recording(base, measured[0], loaded[0], images, machine, command)
             recording.write(record, force=force)
@@ -271,6 +294,7 @@ def compare(
             machine,
             model_id=loaded[0].manifest.model_id,
             parity=found,
+            watched=watched,
             pictures=pictures,
             safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
             command=command,
@@ -279,6 +303,8 @@ def compare(
                 "rounds": rounds,
                 "samples_per_round": SAMPLES,
                 "limit": limit,
+                "power": power,
+                "bound": bound,
                 "processes": processes,
                 "shard": shard,
                 "shards_resumed": kept.resumed,
@@ -373,8 +399,16 @@ def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _
     """The float model whose sha256 the manifests name."""
     place, model, sha256 = float_model.find(artifacts[0], given)
     preprocessing = artifacts[0].manifest.preprocessing
-    job = Job("keras-float32", model, "keras", preprocessing, threads, {})
-    return _Subject(job.name, "keras", job, place, "float32", sha256, model.stat().st_size)
+    return _Subject(
+        "keras-float32",
+        "keras",
+        Job("keras-float32", model, "keras", preprocessing, threads, {}),
+        place,
+        "float32",
+        sha256,
+        model.stat().st_size,
+        Artifact.load(place).manifest_sha256 if place.is_dir() else "",
+    )
 
 
 def _subject(artifact: Artifact, threads: int) -> _Subject:
@@ -386,6 +420,7 @@ def _subject(artifact: Artifact, threads: int) -> _Subject:
         artifact.manifest.precision,
         artifact.sha256,
         artifact.size,
+        artifact.manifest_sha256,
     )
 
 
@@ -503,17 +538,46 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> None:
-    """Interleaved latency rounds at batch 1, after a warm-up that is thrown away."""
+def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> Conditions | None:
+    """Interleaved latency rounds at batch 1, after a warm-up that is thrown away.
+
+    Returns:
+        What the machine did meanwhile; None if there was nothing to be timed.
+    """
+    timed = [(each.worker, each.latency) for each in measured if each.worker is not None]
+    if not timed:
+        return None
+    processes = [worker.process for worker, _ in timed]
     with cli.progress("rounds") as bar:
         task = bar.add_task("timing", total=rounds, note="")
-        timed = [(each.worker, each.latency) for each in measured if each.worker is not None]
         for worker, _ in timed:
             worker.latencies(image, WARM_UP)
+        readings = [conditions.look(processes)]
         for _ in range(rounds):
             for worker, latency in timed:
                 latency.append(worker.latencies(image, SAMPLES))
+            readings.append(conditions.look(processes))
             bar.advance(task)
+    return conditions.summarize(readings)
+
+
+def _take_energy(measured: list[_Measured], image: npt.NDArray[Any]) -> None:
+    """Energy of an image at batch 1, where the CPU ran it and its counters can be read.
+
+    They move once a millisecond or so; half a second makes that no matter.
+    """
+    counters = conditions.Energy()
+    if not counters.readable:
+        return
+    for each in measured:
+        if each.worker is None or not _timed_here(each):
+            continue
+        runs = max(SAMPLES, math.ceil(500 / float(np.median(each.latency))))
+        counters.since()
+        each.worker.latencies(image, runs)
+        joules = counters.since()
+        if joules is not None:
+            each.metrics["energy"] = Measurement(1e3 * joules / runs, "mJ", runs)
 
 
 def _report(
@@ -526,21 +590,27 @@ def _report(
     model_id: str,
     safe: Collection[str],
     parity: Parity | None,
+    watched: Conditions | None,
     pictures: int,
     command: str,
     settings: dict[str, Any],
 ) -> Report:
     base = measured[0].answers
     base_choice, _ = _choices(base, labels)
+    # One number for all that are compared, so that it is the same part of a round.
+    common = max((_slow(each) for each in measured if _timed_here(each)), default=0)
     float32 = {
-        subject.format: np.array(each.latency)
+        subject.format: np.array(each.latency)[:, common:]
         for subject, each in zip(subjects, measured, strict=True)
         if subject.precision == "float32" and _timed_here(each)
     }
     results: list[ArtifactResult] = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.format) if _timed_here(each) else None
-        result = _result(subject, each, base, base_choice, labels, unquantized)
+        slow = common if _timed_here(each) else _slow(each)
+        result = _result(
+            subject, each, base, base_choice, labels, unquantized, slow=slow, settings=settings
+        )
         if results:  # the first is the reference
             choices = (base_choice, _choices(each.answers, labels)[0])
             found = changes.find(base, each.answers, choices, labels, images.images, pictures)
@@ -555,14 +625,24 @@ def _report(
         created=_now(),
         command=command,
         settings=settings,
-        warnings=(*_of_reference(subjects[0], results[0]), *_warnings(results[1:], machine, safe)),
+        warnings=(
+            *_of_reference(subjects[0], results[0]),
+            *_too_few(results[1:], settings),
+            *_warnings(results[1:], machine, watched, safe),
+        ),
         parity=parity,
+        conditions=watched,
     )
 
 
 def _timed_here(each: _Measured) -> bool:
     """Whether its times compare with those of other models on this CPU."""
     return each.worker is not None and each.runtime.device == "cpu"
+
+
+def _slow(each: _Measured) -> int:
+    """Samples at the start of its rounds that are a warm-up."""
+    return stats.warm_up(np.array(each.latency)) if each.latency else 0
 
 
 def _of_reference(subject: _Subject, result: ArtifactResult) -> list[str]:
@@ -691,26 +771,41 @@ def _result(
     base_choice: npt.NDArray[np.int32],
     labels: npt.NDArray[np.int64],
     float32: npt.NDArray[np.float64] | None,
+    *,
+    slow: int,
+    settings: Mapping[str, Any],
 ) -> ArtifactResult:
     count = len(labels)
+    base_right = base_choice == labels
     choice, top5 = _choices(each.answers, labels)
     right = choice == labels
     latency = np.array(each.latency, np.float64)
+    steady = latency[:, slow:] if latency.size else latency
     metrics = {
         "top1": stats.proportion(int(right.sum()), count),
         "top5": stats.proportion(top5, count),
         "agreement": stats.proportion(int((choice == base_choice).sum()), count),
-        "mcnemar_p": stats.mcnemar(base_choice == labels, right),
+        "top1_change": stats.paired_change(base_right, right),
+        "mcnemar_p": stats.mcnemar(base_right, right),
+        "images_needed": Measurement(
+            stats.images_needed(
+                discordance=sum(stats.discordant(base_right, right)) / count,
+                drop=settings["bound"] / 100,
+                power=settings["power"],
+            ),
+            "images",
+            count,
+        ),
         "kl": stats.divergence(base, each.answers),
         "sqnr": stats.sqnr(base, each.answers),
         "size": Measurement(subject.size, "bytes", 1),
         **each.metrics,
     }
     for percent in (50, 90, 99) if latency.size else ():
-        value = float(np.percentile(latency, percent))
-        metrics[f"latency_p{percent}"] = Measurement(value, "ms", latency.size)
+        value = float(np.percentile(steady, percent))
+        metrics[f"latency_p{percent}"] = Measurement(value, "ms", steady.size)
     if float32 is not None and latency.size:
-        metrics["latency_ratio"] = stats.latency_ratio(latency, float32)
+        metrics["latency_ratio"] = stats.latency_ratio(steady, float32)
     return ArtifactResult(
         name=subject.name,
         path=str(subject.path),
@@ -719,17 +814,45 @@ def _result(
         sha256=subject.sha256,
         runtime=each.runtime,
         metrics=metrics,
+        manifest_sha256=subject.manifest_sha256,
         correct=pack_bits(right),
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
         latency_rounds=len(latency),
+        latency_warm_up=slow,
         places=each.places,
     )
 
 
+def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> list[str]:
+    """One sentence, with the largest need, where a loss of the bound could go unseen."""
+    needs = [(result.metrics["images_needed"], result.name) for result in results]
+    short = [(need.value, name, need.count) for need, name in needs if need.value > need.count]
+    if not short:
+        return []
+    value, name, count = max(short)
+    return [
+        f"{count:,} images are too few to see a loss of {settings['bound']:g} points of top-1 with "
+        f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
+        f"{name} needs {value:,.0f}"
+    ]
+
+
 def _warnings(
-    results: list[ArtifactResult], machine: Environment, safe: Collection[str]
+    results: list[ArtifactResult],
+    machine: Environment,
+    watched: Conditions | None,
+    safe: Collection[str],
 ) -> list[str]:
     found = []
+    seen = [] if watched is None else conditions.reasons(watched)
+    if seen:
+        found.append(
+            f"while latency was taken, {', and '.join(seen)}; measure again on a quiet CPU"
+        )
+    unread = "" if watched is None else ", ".join(conditions.unread(watched))
+    why = (
+        "see above" if seen else f"no reason seen{f' ({unread} cannot be read)' if unread else ''}"
+    )
     for result in results:
         ratio = result.metrics.get("latency_ratio")
         if result.precision == "int8" and ratio is not None and ratio.value > 1:
@@ -752,22 +875,23 @@ def _warnings(
                 f"{result.name}: its answers come from workers of different CPUs or versions, "
                 f"which may round differently; give them different resources"
             )
-        if not result.latency_rounds:
+        samples = result.steady()
+        if samples is None:
             continue
-        samples = np.array(result.latency_ms).reshape(result.latency_rounds, -1)
         spread = stats.latency_spread(samples)
         if spread > stats.UNSTABLE:
             found.append(
                 f"{result.name}: latency is unstable, round medians spread over "
-                f"{100 * spread:.0f} % of their median; close other programs and measure again"
+                f"{100 * spread:.0f} % of their median, {why}; close other programs and measure "
+                f"again"
             )
     return found
 
 
 def _print(report: Report) -> None:
     table = Table(
-        title=f"{report.model_id} on {report.data.name}, {report.data.count:,} images",
-        caption=escape(
+        title=cli.plain(f"{report.model_id} on {report.data.name}, {report.data.count:,} images"),
+        caption=cli.plain(
             f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
         ),
     )
@@ -778,7 +902,7 @@ def _print(report: Report) -> None:
         m = result.metrics
         top1 = m["top1"]
         table.add_row(
-            escape(_in_column(result.name.removeprefix(f"{report.model_id}-"))),
+            _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-"))),
             f"{top1.value:.2f} ±{((top1.high or 0) - (top1.low or 0)) / 2:.2f}",
             f"{m['agreement'].value:.2f}",
             f"{m['mcnemar_p'].value:.3f}",
@@ -788,23 +912,34 @@ def _print(report: Report) -> None:
             f"{m['latency_ratio'].value:.2f}" if "latency_ratio" in m else "-",
         )
     cli.console.print(table)
+    against = cli.plain(report.reference_in_words)
     cli.console.print(
-        f"[dim]agrees: % same answers as {report.reference_in_words}; p: McNemar; dB: SQNR of the "
-        f"outputs; ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
+        f"[dim]agrees: % same answers as {against}; p: McNemar; dB: SQNR of the outputs; "
+        f"ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
     )
     for result in (report.reference, *report.artifacts):
         for place in result.places:
             where = f"{place.host} {place.device}".rstrip()
-            cli.console.print(
+            cli.say(
                 f"{result.name}: {place.shards} shards on {where}, {place.machine_class}; "
-                f"no latency",
-                markup=False,
-                soft_wrap=True,
+                f"no latency"
             )
+    left_out = report.artifacts[0].latency_warm_up
+    if left_out:
+        cli.console.print(
+            f"[dim]the first {left_out} of {SAMPLES} samples of each round are slower and left "
+            f"out[/]"
+        )
+    need = max(result.metrics["images_needed"].value for result in report.artifacts)
+    cli.console.print(
+        f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
+        f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} images; "
+        f"these are {report.data.count:,}[/]"
+    )
     if report.parity is not None:
         _print_parity(report.parity)
     for warning in report.warnings:
-        cli.console.print(f"warning: {warning}")
+        cli.say(f"warning: {warning}")
 
 
 def _in_column(name: str) -> str:
@@ -825,7 +960,7 @@ def _print_parity(parity: Parity) -> None:
         total = sum(pair.histogram)
         shares = [*pair.histogram[:3], sum(pair.histogram[3:])]
         table.add_row(
-            f"{pair.left} : {pair.right}",
+            cli.plain(f"{pair.left} : {pair.right}"),
             f"{pair.agreement.value:.2f}",
             f"{pair.mean_lsb.value:.4f}",
             *(f"{100 * share / total:.2f}" for share in shares),
@@ -845,6 +980,7 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
 python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
+python -m edgekit.compare build/mine --data test.npz --power 0.9 --bound 0.2
 python -m edgekit.compare build/mine --reference ort:cuda:float16 --record gpu.rec   # with a GPU
 python -m edgekit.compare build/mine --reference gpu.rec                             # anywhere
 python -m edgekit.compare build/mine --reference emulated:float16                    # no GPU at all
@@ -880,6 +1016,18 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
     add(
+        "--power",
+        type=float,
+        help=f"how often a loss of --bound has to be found (default: {DEFAULT_POWER}); the table "
+        f"says how many images that takes",
+    )
+    add(
+        "--bound",
+        metavar="POINTS|DB",
+        help=f"loss of top-1 that matters, in points (default: {DEFAULT_BOUND}); with --layers in "
+        f"dB: exit status 1 if a layer is below",
+    )
+    add(
         "--pictures",
         type=_count,
         default=PICTURES,
@@ -890,6 +1038,15 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     add("--force", action="store_true", help="replace outputs that exist")
     layers.add_arguments(result)
     return result
+
+
+def _points(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidOptionError(
+            f"expected --bound in points of top-1, e.g. 0.5, got {text!r}; dB go with --layers"
+        ) from None
 
 
 def _count(text: str) -> int:
@@ -915,6 +1072,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         record=options.record,
         force=options.force,
         parity=options.parity,
+        power=DEFAULT_POWER if options.power is None else options.power,
+        bound=DEFAULT_BOUND if options.bound is None else _points(options.bound),
         pictures=options.pictures,
         work=options.work,
         shard=options.shard,

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
 from edgekit import artifact, cli, data, encodings, environment, outputs
@@ -359,10 +358,10 @@ def _decide(
     path = cache_folder() / f"{key}.npz"
     found = decisions.load(path) if path.is_file() else None
     if found is not None:
-        cli.console.print(f"[dim]encodings and integers: {path}[/]", soft_wrap=True)
+        cli.console.print(f"[dim]encodings and integers: {cli.plain(path)}[/]", soft_wrap=True)
         return found
     if path.is_file():
-        cli.console.print(f"warning: {path} cannot be read; deciding again", soft_wrap=True)
+        cli.say(f"warning: {path} cannot be read; deciding again")
     feed = observe_again = None
     graph = Graph(canonical)
     if images is not None:
@@ -393,7 +392,7 @@ def _decide(
     try:
         decisions.save(path, found)
     except OSError as exc:
-        cli.console.print(f"warning: encodings and integers were not cached: {exc}")
+        cli.say(f"warning: encodings and integers were not cached: {exc}")
     return found
 
 
@@ -603,12 +602,12 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     execution = written.manifest.execution
     if options.precision == "int8" and execution is not None:
         kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
-        cli.console.print(f"ran on {execution.provider}: {kernels}", soft_wrap=True)
+        cli.say(f"ran on {execution.provider}: {kernels}")
         for name in execution.floats:
-            cli.console.print(f"computes in float: {escape(name)}", soft_wrap=True)
+            cli.say(f"computes in float: {name}")
     for note in written.manifest.notes:
-        cli.console.print(f"note: {note}", soft_wrap=True)
-    cli.console.print(f"{written.model_path}  {written.size:,} bytes")
+        cli.say(f"note: {note}")
+    cli.say(f"{written.model_path}  {written.size:,} bytes")
     return 0, {
         "artifact": str(written.path),
         "model": str(written.model_path),
@@ -629,7 +628,7 @@ def _print_saturating(record: QuantizationRecord) -> None:
     table.add_column("layer")
     table.add_column("pairs of weights", justify="right")
     for name, pairs in record.saturating.items():
-        table.add_row(escape(name), f"{pairs:,}")
+        table.add_row(cli.plain(name), f"{pairs:,}")
     cli.console.print(table)
 
 

@@ -221,7 +221,7 @@ def inputs_sha256(images: npt.NDArray[Any], preprocessing: Preprocessing) -> str
 
 def _facts(path: Path, text: bytes) -> Facts:
     try:
-        document = json.loads(text)
+        document = schema.parse(text.decode("utf-8"))
     except (ValueError, RecursionError) as exc:
         raise RecordingError(f"{path}: {DOCUMENT} is not valid JSON ({exc})") from None
     version = document.get("schema_version") if isinstance(document, dict) else None

@@ -137,6 +137,12 @@ class Worker:
         """Whether the process still runs."""
         return self._process.is_alive()
 
+    @property
+    def process(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None  # it has answered
+        return self._process.pid
+
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
         self.send(images)
