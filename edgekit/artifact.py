@@ -178,6 +178,11 @@ class Artifact:
         return self.manifest.files[self.manifest.model_file]
 
     @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest, and so of everything in the folder."""
+        return outputs.sha256_file(self.path / MANIFEST)
+
+    @property
     def size(self) -> int:
         """Bytes of the model file."""
         return self.model_path.stat().st_size

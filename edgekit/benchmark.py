@@ -1,7 +1,8 @@
 """``python -m edgekit.benchmark``: one artifact on one runtime, in detail.
 
 Cold start, latency percentiles, throughput, memory, and for onnxruntime its own profile: the
-operators by time, and whether an int8 model computed in float anywhere.
+operators by time, and whether an int8 model computed in float anywhere. ``--suite gpu`` instead
+times the float model on a GPU in float32 and float16 (:mod:`edgekit.gpu_suite`).
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, environment
+from edgekit import cli, conditions, environment, gpu_suite, outputs
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
-from edgekit.results import Environment, Measurement, Runtime
+from edgekit.results import Conditions, Environment, Measurement, Runtime
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.worker import Job, Worker
 
@@ -51,7 +51,8 @@ class Benchmark:
 
     Attributes:
         metrics: ``cold_start load_time latency_p50 latency_p90 latency_p99 throughput
-            peak_memory baseline_memory``; the last is the process before the model is loaded.
+            peak_memory baseline_memory``, the last being the process before the model is loaded;
+            ``energy`` of an image where the CPU's counters can be read.
         latency_ms: Raw samples.
         operators: By time, most first; empty where the runtime has no profile.
         float_operators: Names of nodes of an int8 model that computed in float; None where the
@@ -68,6 +69,7 @@ class Benchmark:
     latency_ms: tuple[float, ...]
     operators: tuple[Operator, ...]
     float_operators: tuple[str, ...] | None
+    conditions: Conditions
     notes: tuple[str, ...] = ()
 
 
@@ -108,12 +110,20 @@ def benchmark(
         cold_start = 1e3 * (time.perf_counter() - started)
         worker.latencies(images, WARM_UP)
         samples: list[float] = []
+        readings = [conditions.look([worker.process])]
+        counters = conditions.Energy()
         until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             samples += worker.latencies(images, 20)
+            readings.append(conditions.look([worker.process]))
+        joules = counters.since()
         loaded, memory = worker.loaded, worker.peak_memory()
     operators, in_float, notes = _profile(artifact, threads, images)
     times = np.array(samples)
+    watched = conditions.summarize(readings)
+    disturbed = conditions.reasons(watched)
+    if disturbed:
+        notes = (*notes, f"latency may be unstable: {', and '.join(disturbed)}")
     metrics = {
         "cold_start": Measurement(cold_start, "ms", 1),
         "load_time": Measurement(loaded.load_ms, "ms", 1),
@@ -125,6 +135,11 @@ def benchmark(
         },
         "throughput": Measurement(
             1e3 * batch * len(times) / float(times.sum()), "images/s", len(times)
+        ),
+        **(
+            {"energy": Measurement(1e3 * joules / (batch * len(times)), "mJ", len(times))}
+            if joules is not None
+            else {}
         ),
         "peak_memory": Measurement(memory, "bytes", 1),
         "baseline_memory": Measurement(loaded.baseline_memory, "bytes", 1),
@@ -140,6 +155,7 @@ def benchmark(
         latency_ms=tuple(round(value, 6) for value in samples),
         operators=operators,
         float_operators=in_float,
+        conditions=watched,
         notes=notes,
     )
 
@@ -177,12 +193,10 @@ def _profile(
 
 def _print(found: Benchmark) -> None:
     console = cli.console
-    console.print(
-        escape(
-            f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
-            f"batch {found.batch}, {found.runtime.threads} thread(s), "
-            f"{found.environment.machine_class}"
-        )
+    cli.say(
+        f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
+        f"batch {found.batch}, {found.runtime.threads} thread(s), "
+        f"{found.environment.machine_class}"
     )
     table = Table()
     for column in ("metric", "value", "samples"):
@@ -198,7 +212,7 @@ def _print(found: Benchmark) -> None:
             table.add_column(column, justify="left" if column == "operator" else "right")
         for operator in found.operators[:10]:
             table.add_row(
-                operator.name,
+                cli.plain(operator.name),
                 str(operator.count),
                 f"{operator.ms_per_run:.4f}",
                 f"{operator.share:.1f}",
@@ -207,11 +221,11 @@ def _print(found: Benchmark) -> None:
     if found.float_operators:
         console.print(f"computed in float in this int8 model: {len(found.float_operators)} nodes")
         for name in found.float_operators:
-            console.print(escape(f"  {name}"))
+            cli.say(f"  {name}")
     elif found.float_operators is not None:
         console.print("every computing operator ran as an integer kernel")
     for note in found.notes:
-        console.print(f"note: {note}")
+        cli.say(f"note: {note}")
 
 
 def parser() -> cli.Parser:
@@ -222,26 +236,72 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.benchmark exports/fashion_mnist_mobilenet_v2_035-onnx-int8
 python -m edgekit.benchmark build/mine --runtime litert --threads 2 --batch 8
+python -m edgekit.benchmark --suite gpu --record gpu.json                 # the shipped model
+python -m edgekit.benchmark --suite gpu mine.keras --preprocessing unit
+python -m edgekit.benchmark --suite gpu --device cpu                      # a trial without a GPU
 """,
     )
     add = result.add_argument
-    add("artifact", type=Path, metavar="ARTIFACT", help="artifact folder")
+    add(
+        "artifact",
+        nargs="?",
+        type=Path,
+        metavar="ARTIFACT",
+        help="artifact folder; of --suite gpu the float model (default: the shipped one)",
+    )
     add("--runtime", choices=sorted(RUNTIMES.values()), help="default: what runs the format")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
-    add("--batch", type=cli.positive_int, default=1, help="images a run")
-    add("--seconds", type=float, default=5.0, help="how long to sample (default: %(default)s)")
+    add("--batch", type=cli.positive_int, help="images a run (default: 1)")
+    add("--seconds", type=float, help="how long to sample (default: 5)")
+    add(
+        "--suite",
+        choices=("gpu",),
+        help="float32 against float16 and NCHW against NHWC at batch 1, 8, 32",
+    )
+    add("--device", choices=gpu_suite.DEVICES, help="of the suite (default: cuda)")
+    add("--rounds", type=cli.positive_int, help=f"of the suite (default: {gpu_suite.ROUNDS})")
+    add("--preprocessing", help="of the suite, for a .keras file: name or FILE.json")
+    add("--record", type=Path, metavar="FILE", help="of the suite: write raw samples and ratios")
+    add("--force", action="store_true", help="replace --record FILE if it exists")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
+    if options.suite is not None:
+        return _act_suite(options)
+    for name in ("device", "rounds", "preprocessing", "record"):
+        if getattr(options, name) is not None:
+            raise InvalidOptionError(f"--{name} is for --suite gpu")
+    if options.artifact is None:
+        raise InvalidOptionError("expected an ARTIFACT to measure, or --suite gpu")
     found = benchmark(
         Artifact.load(options.artifact),
         runtime=options.runtime,
         threads=options.threads,
-        batch=options.batch,
-        seconds=options.seconds,
+        batch=options.batch or 1,
+        seconds=5.0 if options.seconds is None else options.seconds,
     )
     _print(found)
+    return 0, found
+
+
+def _act_suite(options: argparse.Namespace) -> cli.Outcome:
+    for name in ("runtime", "batch", "seconds"):
+        if getattr(options, name) is not None:
+            raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
+    if options.record is not None:
+        outputs.check_free(options.record, force=options.force)
+    found = gpu_suite.suite(
+        options.artifact,
+        preprocessing=options.preprocessing,
+        device=options.device or "cuda",
+        threads=options.threads,
+        rounds=options.rounds or gpu_suite.ROUNDS,
+        command=cli.command_line(),
+    )
+    gpu_suite.print_record(found)
+    if options.record is not None:
+        outputs.write_text(options.record, found.dumps(), force=options.force)
     return 0, found
 
 

@@ -51,6 +51,8 @@ METRICS = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
 #: Figures that compare only where machine class and threads are the same.
 OF_THE_MACHINE = ("peak_memory", "latency_ratio")
+#: Figures that hold answers against the reference.
+OF_THE_REFERENCE = ("agreement", "mcnemar_p", "kl", "sqnr")
 
 TABLE = "tool.edgekit.gate"
 COMMAND_LINE = "command line"

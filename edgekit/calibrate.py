@@ -91,17 +91,18 @@ def cached(
         try:
             found = CalibrationTable.load(path)
         except EdgekitError as exc:
-            cli.console.print(f"warning: {exc}; calibrating again", soft_wrap=True)
+            cli.say(f"warning: {exc}; calibrating again")
         else:
             cli.console.print(
-                f"[dim]calibration statistics of {found.count} images: {path}[/]", soft_wrap=True
+                f"[dim]calibration statistics of {found.count} images: {cli.plain(path)}[/]",
+                soft_wrap=True,
             )
             return choose(replace(found, data=word), method)
     table = observe(canonical, images, prepare=prepare, method=method, word=word)
     try:
         outputs.write_text(path, choose(table, DEFAULT_METHOD).dumps(), force=True)
     except OSError as exc:
-        cli.console.print(f"warning: the calibration statistics were not cached: {exc}")
+        cli.say(f"warning: the calibration statistics were not cached: {exc}")
     return table
 
 
@@ -362,7 +363,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         word=options.data,
     )
     outputs.write_text(out, table.dumps(), force=options.force)
-    cli.console.print(f"{len(table.ranges)} tensors from {table.count} images: {out}")
+    cli.say(f"{len(table.ranges)} tensors from {table.count} images: {out}")
     return 0, {
         "table": str(out),
         "graph_sha256": table.graph_sha256,

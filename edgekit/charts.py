@@ -12,6 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgekit.text import visible
+
 #: Left, top, right, bottom; y may point either way.
 Box = tuple[float, float, float, float]
 
@@ -83,6 +85,7 @@ def scatter(
     x_label: str,
     y_label: str,
     level: float | None,
+    level_name: str = "float model",
 ) -> str:
     """Points with intervals over a log axis, their Pareto front, and a level line.
 
@@ -93,7 +96,8 @@ def scatter(
         description: What it shows, for those who do not see it.
         x_label: Of the axis.
         y_label: Of the axis.
-        level: Height of the float model's line, or None.
+        level: Height of the reference's line, or None.
+        level_name: What is written on it.
     """
     width, height = 640.0, 420.0
     left, top, right, bottom = 62.0, 14.0, width - 12, height - 52
@@ -123,7 +127,7 @@ def scatter(
     if level is not None:
         y = at_y(level)
         parts.append(f'<path class="level" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
-        parts.append(_text(right - 4, y - 5, "float model", "end", "soft"))
+        parts.append(_text(right - 4, y - 5, level_name, "end", "soft"))
         obstacles += [
             (left, y - 1, right, y + 1),
             (right - 4 - 11 * _LETTER, y - _FONT - 5, right, y),
@@ -226,8 +230,8 @@ def _svg(
     return (
         f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="group" '
         f'aria-labelledby="{ident}-title" aria-describedby="{ident}-desc">'
-        f'<title id="{ident}-title">{html.escape(title)}</title>'
-        f'<desc id="{ident}-desc">{html.escape(description)}</desc>{"".join(parts)}</svg>'
+        f'<title id="{ident}-title">{_escape(title)}</title>'
+        f'<desc id="{ident}-desc">{_escape(description)}</desc>{"".join(parts)}</svg>'
     )
 
 
@@ -253,7 +257,7 @@ def _frame(
     x, y = 15.0, (top + bottom) / 2
     parts.append(
         f'<text class="soft" x="{x:g}" y="{y:g}" text-anchor="middle" '
-        f'transform="rotate(-90 {x:g} {y:g})">{html.escape(y_label)}</text></g>'
+        f'transform="rotate(-90 {x:g} {y:g})">{_escape(y_label)}</text></g>'
     )
     return parts
 
@@ -282,11 +286,16 @@ def _labels(
     return parts
 
 
+def _escape(text: str) -> str:
+    """For text and attributes of SVG, without control characters."""
+    return html.escape(visible(text))
+
+
 def _text(x: float, y: float, text: str, anchor: str, group: str = "") -> str:
     named = f' class="{group}"' if group else ""
     return (
         f'<text{named} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" aria-hidden="true">'
-        f"{html.escape(text)}</text>"
+        f"{_escape(text)}</text>"
     )
 
 
@@ -298,7 +307,7 @@ def _mark(words: str, group: str, shape: str, x: float, y: float, first: bool, r
         "square": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"/>',
         "diamond": f'<path d="M{x:.1f} {y - 7:.1f}l7 7l-7 7l-7-7z"/>',
     }.get(shape, f'<path d="M{x:.1f} {y - 6:.1f}l6 11h-12z"/>')
-    said = html.escape(words)
+    said = _escape(words)
     return (
         f'<g class="mark {group}" tabindex="{0 if first else -1}" role="img" '
         f'aria-label="{said}" data-tip="{said}">'

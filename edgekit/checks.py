@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from edgekit import bounds as grammar
 from edgekit import stats
 from edgekit.bounds import Bound
@@ -241,7 +239,17 @@ def _limit(
 def _refusal(
     metric: str, report: Report, baseline: Report, now: ArtifactResult, before: ArtifactResult
 ) -> str | None:
-    """Why two figures of the machine do not compare, or None."""
+    """Why two figures of the machine or of two references do not compare, or None."""
+    if metric in grammar.OF_THE_REFERENCE:
+        here, there = (
+            each.reference_in_words.removesuffix(" (recorded)") for each in (report, baseline)
+        )
+        if here != there:
+            return (
+                f"{metric} compares within one reference only: the report holds against {here}, "
+                f"the baseline against {there}; drop that bound, or compare with the same "
+                f"--reference"
+            )
     if metric not in grammar.OF_THE_MACHINE:
         return None
     ours, theirs = report.environment.machine_class, baseline.environment.machine_class
@@ -279,11 +287,11 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
         if other.format == result.format
         and other.precision == "float32"
         and other.name != result.name
+        and other.timed_here
     )
     for each in (result, *bases):
-        count = len(each.latency_ms)
-        if each.latency_rounds > 0 and count > 0 and count % each.latency_rounds == 0:
-            samples = np.array(each.latency_ms).reshape(each.latency_rounds, -1)
+        samples = each.steady()
+        if samples is not None:
             spread = stats.latency_spread(samples)
             if spread > stats.UNSTABLE:
                 return (

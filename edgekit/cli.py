@@ -13,10 +13,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,9 +25,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.segment import Segment
 
 from edgekit import schema
 from edgekit.errors import EdgekitError
+from edgekit.text import visible, visible_lines
 from edgekit.version import __version__
 
 #: What each verb does; also the order in which ``python -m edgekit`` lists them.
@@ -41,10 +44,37 @@ VERBS: dict[str, str] = {
     "benchmark": "latency, memory and operators of one artifact on one runtime",
     "gate": "judge a report against a baseline; exit status 1 on a regression",
     "report": "turn a report into one self-contained HTML page",
+    "sign": "vouch for artifacts, reports and baselines with a key; verify them",
 }
 
+
+class Screen(Console):
+    """A console on which no text that is printed can steer the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Segments of text with control characters shown as their escapes."""
+        for segment in super().render(renderable, options):
+            if segment.control:  # rich's own, of a progress bar
+                yield segment
+            else:
+                yield Segment(visible_lines(segment.text), segment.style)
+
+
 #: For people: tables, progress, warnings. Standard output is for the JSON document.
-console = Console(stderr=True, highlight=False)
+console: Console = Screen(stderr=True, highlight=False)
+
+
+def plain(text: object) -> str:
+    """A name or path as a piece of console markup: shown as it is, in one line."""
+    return escape(visible(str(text)))
+
+
+def say(text: str) -> None:
+    """Print one line as it is, without markup; a terminal breaks it where it has to."""
+    console.print(visible(text), markup=False, soft_wrap=True)
+
 
 Outcome = tuple[int, Any]
 
@@ -87,7 +117,7 @@ def run(
         return int(exc.code or 0)
     try:
         status, document = action(options)
-        print(schema.dumps(document, indent=None), flush=True)
+        print(schema.dumps(document, indent=None, ascii=True), flush=True)
         return status
     except EdgekitError as exc:
         _print_error(parser.prog, str(exc))
@@ -140,7 +170,7 @@ def progress(unit: str = "images") -> Progress:
         MofNCompleteColumn(),
         TextColumn(unit),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         transient=not console.is_terminal,
         disable=not console.is_terminal,
@@ -199,7 +229,7 @@ def _overview() -> str:
 
 
 def _print_error(prog: str, message: str) -> None:
-    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{prog}: error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _indent(text: str) -> str:

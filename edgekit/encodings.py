@@ -42,6 +42,8 @@ class Encoding:
             raise InvalidModelError(f"expected an encoding as int8 or int32, got {self.dtype!r}")
         if not self.scale or not all(np.isfinite(s) and s > 0 for s in self.scale):
             raise InvalidModelError(f"expected finite scales > 0, got {self.scale[:3]}")
+        if self.dtype == "int8" and not -128 <= self.zero_point <= 127:
+            raise InvalidModelError(f"expected an int8 zero_point, got {self.zero_point}")
 
     def fake_quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Real values to the nearest that can be stored; one scale only, rounding half to even."""
@@ -106,6 +108,16 @@ class FakeQuantRecipe:
     weight_bits: int
     left_float: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= 8:
+            raise InvalidModelError(f"expected 2 to 8 bits of weights, got {self.weight_bits}")
+        for name, (scale, zero_point) in self.activations.items():
+            if not (np.isfinite(scale) and scale > 0 and -128 <= zero_point <= 127):
+                raise InvalidModelError(
+                    f"expected a finite scale > 0 and an int8 zero_point of {name}, got {scale}, "
+                    f"{zero_point}"
+                )
 
     @classmethod
     def load(cls, path: Path) -> FakeQuantRecipe:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 from edgekit import artifact
-from edgekit.results import Environment, Place
+from edgekit.results import Device, Environment, Place
 
 #: Instruction sets that decide which kernels a runtime picks.
 _ISA = (
@@ -60,6 +62,40 @@ def saturates(environment: Environment | Place) -> bool:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpu() -> Device | None:
+    """The first GPU that CUDA programs see here, or None; asks the driver, makes no context."""
+    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return None
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
+        return None
+    if cuda.cuDeviceGet(ctypes.byref(handle), 0):
+        return None
+    name, size = ctypes.create_string_buffer(256), ctypes.c_size_t()
+    named = cuda.cuDeviceGetName(name, len(name), handle) == 0
+    sized = cuda.cuDeviceTotalMem_v2(ctypes.byref(size), handle) == 0
+    return Device(
+        "gpu",
+        name.value.decode(errors="replace") if named else "unknown GPU",
+        _driver(),
+        size.value if sized else None,
+    )
+
+
+def _driver() -> str | None:
+    """Version of NVIDIA's driver, which all GPUs of a machine share."""
+    question = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(question, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split("\n")
+    return lines[0].strip() or None if done.returncode == 0 else None
 
 
 def _cpu() -> tuple[str, frozenset[str]]:

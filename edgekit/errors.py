@@ -8,7 +8,9 @@
     │   ├── InvalidModelError    a model file that cannot be read or is not supported
     │   ├── InvalidDataError     images, labels, calibration sets
     │   ├── ArtifactError        an artifact folder: no manifest, changed byte, unknown schema
-    │   └── ReportError          a report or baseline: unreadable, unknown schema, other model
+    │   ├── ReportError          a report or baseline: unreadable, unknown schema, other model
+    │   ├── RecordingError       a recorded reference: changed byte, other model or data
+    │   └── SignatureError       a signature or key: missing, of another key, of other bytes
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
     └── MissingDependencyError   a package of an extra is not installed
@@ -50,6 +52,14 @@ class ArtifactError(InvalidInputError):
 
 class ReportError(InvalidInputError):
     """A report or baseline cannot be read or does not fit the other one."""
+
+
+class RecordingError(InvalidInputError):
+    """A recorded reference cannot be read, or is one of another model or other data."""
+
+
+class SignatureError(InvalidInputError):
+    """A signature or key cannot be read, or what is signed is not what is there."""
 
 
 class OutputExistsError(EdgekitError):

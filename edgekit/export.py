@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.table import Table
 
 from edgekit import artifact, cli, data, encodings, environment, outputs
@@ -32,7 +31,7 @@ from edgekit.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.formats import float_model, keras, onnx, tflite
+from edgekit.formats import float_model, half, keras, onnx, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, profiles
@@ -48,6 +47,8 @@ DEFAULT_MODEL = float_model.SHIPPED
 #: Largest difference from the float answers, as a part of their largest value.
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
 _CHECKED_IMAGES = 4
+#: Images on which activations are measured before they become float16.
+_WATCHED_IMAGES = 64
 #: Calibration images that layers are fitted to, at the most.
 MOST_IMAGES = 1024
 
@@ -104,6 +105,7 @@ def export(
         precision: ``float32``, ``float16`` or ``int8``.
         calibration: For int8: ``fashion_mnist``, an ``.npz`` with ``x``, or a table of
             ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
+            For ONNX in float16: images whose activations must not overflow; default random ones.
         dataset: The images of a calibration table, where they are not where the table says.
         method: How a range is taken from the values; default ``minmax``, or the table's.
         device: A device profile, or ``auto`` for that of this machine's CPU.
@@ -137,7 +139,7 @@ def export(
             f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
         )
     for option, given in (
-        ("--calibration", calibration),
+        ("--calibration", None if (target, precision) == ("onnx", "float16") else calibration),
         ("--data", dataset),
         ("--method", method),
         ("--strict", strict or None),
@@ -145,6 +147,11 @@ def export(
     ):
         if given is not None and precision != "int8":
             raise InvalidOptionError(f"{option} is for int8; {precision} has no ranges")
+    if precision == "float16" and calibration is not None and calibration.endswith(".json"):
+        raise InvalidOptionError(
+            f"float16 needs images to see what overflows, got the table {calibration}; pass "
+            f"fashion_mnist or FILE.npz"
+        )
     if out is not None:
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
@@ -272,14 +279,38 @@ def _make(
                 f"export it in float32"
             )
     if target == "tflite":
-        half = precision == "float16"
-        content = tflite.from_keras(source.model, float16=True) if half else canonical
+        halved = precision == "float16"
+        content = tflite.from_keras(source.model, float16=True) if halved else canonical
         return _Written(content, tflite.signature(content), canonical)
     model = onnx.from_tflite(canonical)
     onnx.rename_ends(model, keras.signature(source.model))
+    notes: tuple[str, ...] = ()
     if precision == "float16":
-        model = onnx.to_float16(model)
-    return _Written(model.SerializeToString(), onnx.signature(model), canonical)
+        entry = onnx.signature(model).single_input()
+        values = _to_watch(calibration, source, entry.shape[1:])
+        converted = half.to_float16(model, {entry.name: values})
+        model, notes = converted.model, (converted.note(len(values)),)
+    return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
+
+
+def _to_watch(
+    calibration: _Calibration | None, source: FloatModel, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """Preprocessed images on which float16 must not overflow."""
+    if calibration is None:
+        random = np.random.default_rng(0)
+        pixels = random.integers(0, 256, (_WATCHED_IMAGES, *shape), dtype=np.uint8)
+        pixels[0], pixels[1] = 0, 255
+        return source.preprocessing.apply(pixels)
+    assert calibration.images is not None  # export() has refused a table
+    images = calibration.images.images
+    if images.shape[1:] != shape:
+        raise InvalidDataError(
+            f"{calibration.word}: expected images {list(shape)} as the model takes, got "
+            f"{list(images.shape[1:])}"
+        )
+    places = np.unique(np.linspace(0, len(images) - 1, _WATCHED_IMAGES).astype(int))
+    return source.preprocessing.apply(images[places])
 
 
 def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
@@ -327,10 +358,10 @@ def _decide(
     path = cache_folder() / f"{key}.npz"
     found = decisions.load(path) if path.is_file() else None
     if found is not None:
-        cli.console.print(f"[dim]encodings and integers: {path}[/]", soft_wrap=True)
+        cli.console.print(f"[dim]encodings and integers: {cli.plain(path)}[/]", soft_wrap=True)
         return found
     if path.is_file():
-        cli.console.print(f"warning: {path} cannot be read; deciding again", soft_wrap=True)
+        cli.say(f"warning: {path} cannot be read; deciding again")
     feed = observe_again = None
     graph = Graph(canonical)
     if images is not None:
@@ -361,7 +392,7 @@ def _decide(
     try:
         decisions.save(path, found)
     except OSError as exc:
-        cli.console.print(f"warning: encodings and integers were not cached: {exc}")
+        cli.say(f"warning: encodings and integers were not cached: {exc}")
     return found
 
 
@@ -522,7 +553,10 @@ python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --
     add = result.add_argument
     add("--target", required=True, choices=TARGETS)
     add("--precision", required=True, choices=artifact.PRECISIONS)
-    add("--calibration", help="for int8: fashion_mnist, FILE.npz with x, or TABLE.json")
+    add(
+        "--calibration",
+        help="for int8: fashion_mnist, FILE.npz with x, or TABLE.json; for onnx float16: images",
+    )
     add("--data", help="the images of TABLE.json, where they are not where it says")
     add("--method", choices=METHODS, help="how ranges are taken (default: minmax, or the table's)")
     add(
@@ -568,12 +602,12 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     execution = written.manifest.execution
     if options.precision == "int8" and execution is not None:
         kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
-        cli.console.print(f"ran on {execution.provider}: {kernels}", soft_wrap=True)
+        cli.say(f"ran on {execution.provider}: {kernels}")
         for name in execution.floats:
-            cli.console.print(f"computes in float: {escape(name)}", soft_wrap=True)
+            cli.say(f"computes in float: {name}")
     for note in written.manifest.notes:
-        cli.console.print(f"note: {note}", soft_wrap=True)
-    cli.console.print(f"{written.model_path}  {written.size:,} bytes")
+        cli.say(f"note: {note}")
+    cli.say(f"{written.model_path}  {written.size:,} bytes")
     return 0, {
         "artifact": str(written.path),
         "model": str(written.model_path),
@@ -594,7 +628,7 @@ def _print_saturating(record: QuantizationRecord) -> None:
     table.add_column("layer")
     table.add_column("pairs of weights", justify="right")
     for name, pairs in record.saturating.items():
-        table.add_row(escape(name), f"{pairs:,}")
+        table.add_row(cli.plain(name), f"{pairs:,}")
     cli.console.print(table)
 
 

@@ -12,11 +12,11 @@ improvement that is significant or beyond the bound is shown as STALE: the basel
 ``--update``. It prints what changes, metric by metric, and which bound allows it; what is outside
 of a bound needs ``--accept REASON``, which the baseline keeps.
 
-A report on other data or of another model is refused (exit status 2). Times of two runs do not
-compare; latency_ratio does, within one machine class and thread count and where neither run is
-unstable, else it is refused. NaN never gets as far as a verdict: the strict reader of reports
-refuses the file, also with exit status 2, since a report with NaN is broken rather than worse.
-Imports no framework.
+A report on other data or of another model is refused (exit status 2), and so are figures that were
+taken against another reference. Times of two runs do not compare; latency_ratio does, within one
+machine class and thread count and where neither run is unstable, else it is refused. NaN never gets
+as far as a verdict: the strict reader of reports refuses the file, also with exit status 2, since a
+report with NaN is broken rather than worse. Imports no framework.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def gate(
         The checks; the gate is passed when none has the verdict FAIL.
 
     Raises:
-        ReportError: If the two are not comparable (other model, data, machine or threads, or an
-            unstable latency), or there are no artifacts.
+        ReportError: If the two are not comparable (other model, data, reference, machine or
+            threads, or an unstable latency), or there are no artifacts.
         InvalidOptionError: If a metric or artifact is unknown, a bound has no meaning, or one
             needs a baseline and there is none.
     """
@@ -94,7 +94,7 @@ def _check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
             raise InvalidOptionError(f"{bound} ({bound.source}) needs a baseline; pass --baseline")
 
 
-def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str) -> None:
+def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, reference: str) -> None:
     columns = ("verdict", "artifact", "metric", "now", "was", "change", "bound", "because")
     rows = [
         {
@@ -109,7 +109,8 @@ def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str) -> N
         }
         for check in checks
     ]
-    _table(f"gate of {_cell(model_id)}", columns, rows, narrow=("was", "bound"))
+    beside = "" if reference == "the float model" else f", held against {reference}"
+    _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
     _say(judged.headline(checks))
     asked = {(check.kind, check.metric, check.source) for check in checks}
     used = [bound for bound in bounds if (bound.kind, bound.metric, bound.source) in asked]
@@ -263,7 +264,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     report = Report.load(path)
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds)
-    _print(checks, (grammar.DEFAULT, *bounds), report.model_id)
+    _print(checks, (grammar.DEFAULT, *bounds), report.model_id, report.reference_in_words)
     for word, given, file in (
         ("report", options.report, path),
         ("baseline", options.baseline, baseline_path),

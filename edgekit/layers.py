@@ -929,7 +929,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--layers", action="store_true", help="compare tensor by tensor instead of accuracy")
     add("--mode", choices=(*MODES, "both"), help="whole networks, layers on their own, or both")
-    add("--bound", type=_decibel, metavar="DB", help="exit status 1 if a layer is below")
     add(
         "--bisect",
         type=_bound,
@@ -943,16 +942,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plot", type=Path, metavar="FILE.png", help="write a plot")
 
 
-_OPTIONS = ("mode", "bound", "bisect", "images", "all", "csv", "overlay", "plot")
+_OPTIONS = ("mode", "bisect", "images", "all", "csv", "overlay", "plot")
 
 
 def _decibel(text: str) -> float:
+    """The ``--bound`` of a layer; ``compare`` has the option, which means points there."""
     try:
         value = float(text.removesuffix("dB"))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"expected dB, e.g. 20, got {text!r}")
+        raise InvalidOptionError(f"--bound with --layers: expected dB, e.g. 20, got {text!r}")
     return value
 
 
@@ -994,6 +994,8 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("parity", "compare without --layers"),
         ("out", "pass --csv, --overlay or --plot"),
         ("limit", "pass --images"),
+        ("record", "compare without --layers"),
+        ("power", "compare without --layers"),
     ):
         if getattr(options, name):
             raise InvalidOptionError(f"--{name} does not go with --layers; {instead}")
@@ -1007,9 +1009,9 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         dataset=options.data,
         images=options.images or IMAGES,
         modes=MODES if options.mode in (None, "both") else (options.mode,),
-        bound=options.bound,
+        bound=None if options.bound is None else _decibel(options.bound),
         bisect_bound=options.bisect,
-        source=options.reference,
+        source=None if options.reference is None else Path(options.reference),
         threads=options.threads,
     )
     if options.csv is not None:

@@ -45,7 +45,9 @@ def write_text(path: Path, text: str, *, force: bool) -> None:
     write_bytes(path, text.encode("utf-8"), force=force)
 
 
-def write_bytes(path: Path, content: bytes, *, force: bool, sync: bool = True) -> None:
+def write_bytes(
+    path: Path, content: bytes, *, force: bool, sync: bool = True, mode: int = 0o666
+) -> None:
     """Write a file through a temporary sibling.
 
     Args:
@@ -53,6 +55,7 @@ def write_bytes(path: Path, content: bytes, *, force: bool, sync: bool = True) -
         content: All of it.
         force: Replace a file that is there.
         sync: Also outlive a loss of power. Many small files that can be made again do without.
+        mode: Permissions, less the umask, from the first byte on.
 
     Raises:
         OutputExistsError: If ``path`` exists and ``force`` is false.
@@ -63,7 +66,9 @@ def write_bytes(path: Path, content: bytes, *, force: bool, sync: bool = True) -
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _part(path)
     try:
-        with part.open("wb") as stream:
+        part.unlink(missing_ok=True)  # one that is left of a killed process
+        number = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with open(number, "wb") as stream:
             stream.write(content)
             stream.flush()
             if sync:

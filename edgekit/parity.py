@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from edgekit import cli, encodings
@@ -105,13 +104,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         for column in ("numbers", "largest"):
             table.add_column(column, justify="right")
         for each in found.differences[:_SHOWN]:
-            name = escape(short_name(each.tensor))
+            name = cli.plain(short_name(each.tensor))
             table.add_row(name, each.what, str(each.count), f"{each.largest:.4g}")
         cli.console.print(table)
         if len(found.differences) > _SHOWN:
             cli.console.print(f"... and {len(found.differences) - _SHOWN} more")
     for sentence in found.expected:
-        cli.console.print(f"note: {escape(sentence)}", soft_wrap=True)
+        cli.say(f"note: {sentence}")
     cli.console.print(
         f"{found.compared:,} scales, zero points, weights and biases: "
         f"{'no difference' if not found.differences else 'they differ'}"

@@ -274,7 +274,7 @@ def qat(
         prior=table.count * towers / recipe.batch,
     )
     for name in fake.untrained:
-        cli.console.print(f"keeps its calibrated range, untrained: {name}", soft_wrap=True)
+        cli.say(f"keeps its calibrated range, untrained: {name}")
     trainer = QatTrainer(
         fake,
         source.model,
@@ -611,7 +611,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     cli.console.print(table)
     numbers = written.manifest.training["grid_numbers"]
     cli.console.print(f"{numbers:,} integers, scales and zero points: in the files as in training")
-    cli.console.print(f"{written.path}: export it with `python -m edgekit.export {written.path}`")
+    cli.say(f"{written.path}: export it with `python -m edgekit.export {written.path}`")
     return 0, {
         "artifact": str(written.path),
         "sha256": written.sha256,

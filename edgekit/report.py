@@ -25,15 +25,25 @@ import numpy as np
 
 from edgekit import charts, cli, outputs, schema, stats
 from edgekit.errors import InvalidDataError, MissingDependencyError
-from edgekit.results import ArtifactResult, ChangedImage, Measurement, Parity, Report
+from edgekit.results import (
+    ArtifactResult,
+    ChangedImage,
+    Conditions,
+    Measurement,
+    Parity,
+    Report,
+)
 from edgekit.stats import SIGNIFICANT, discordant
+from edgekit.text import visible, visible_lines
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "top1": ("top-1", "%", ".2f", 1),
     "top5": ("top-5", "%", ".2f", 1),
     "agreement": ("agrees", "%", ".2f", 1),
+    "top1_change": ("change", "points", "+.2f", 1),
     "mcnemar_p": ("p", "McNemar", ".3f", 1),
+    "images_needed": ("needs", "images", ",.0f", 1),
     "kl": ("KL", "nats", ".1e", 1),
     "sqnr": ("SQNR", "dB", ".1f", 1),
     "size": ("size", "MB", ".2f", 1e-6),
@@ -43,6 +53,7 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_p90": ("p90", "ms", ".3f", 1),
     "latency_p99": ("p99", "ms", ".3f", 1),
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
+    "energy": ("energy", "mJ an image", ".3f", 1),
 }
 #: Metric: what it says, for those who do not know it.
 _MEANINGS = {
@@ -50,6 +61,10 @@ _MEANINGS = {
     "interval (Wilson)",
     "top5": "Share of images with the right class among the five most probable",
     "agreement": "Share of images with the same answer as the float model, right or wrong",
+    "top1_change": "Share of right answers less that of the float model; below it the bootstrap "
+    "95 % interval on the paired images",
+    "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
+    "energy": "Energy of the CPU for one image",
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",
     "kl": "Distance of the probabilities from the float model's; 0 is none",
@@ -175,9 +190,18 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # what is markup already are the charts and the raw data, made visible before
+        finalize=lambda value: (
+            visible(value)
+            if isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+            else value
+        ),
     )
     lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
+    shown = [name for name in _COLUMNS if any(name in result.metrics for result in results)]
+    words = source.reference_in_words
+    meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
@@ -189,7 +213,8 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         script_sha256=_sha256(script),
         reference=source.reference,
         reference_top1=_cell("top1", source.reference.metrics.get("top1")),
-        headline=_headline(lines),
+        reference_words=words,
+        headline=_headline(lines, words),
         summary=_summary(source),
         lines=lines,
         verdicts=sorted(lines, key=lambda line: _URGENCY.index(line["verdict"])),
@@ -197,17 +222,23 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),
         columns=[
-            {"title": title, "unit": unit, "meaning": _MEANINGS[name]}
-            for name, (title, unit, _, _) in _COLUMNS.items()
+            {"title": _COLUMNS[name][0], "unit": _COLUMNS[name][1], "meaning": meanings[name]}
+            for name in shown
         ],
-        meanings=_MEANINGS,
-        rows=[_row(result, source) for result in results],
+        meanings=meanings,
+        rows=[_row(result, source, shown) for result in results],
         results=results,
         parity=_parity(source.parity),
-        samples=len(source.reference.latency_ms),
-        raw=_raw(source),
+        timed=next((result for result in results[::-1] if result.latency_ms), source.reference),
+        conditions=_conditions(source.conditions),
+        raw=_raw(source, markupsafe.escape),
         short=lambda result: _short(result, source),
     )
+
+
+def _against(text: str, reference: str) -> str:
+    """A sentence on the float model, about the reference in its place."""
+    return text.replace("the float model", reference)
 
 
 def _sha256(text: str) -> str:
@@ -243,7 +274,25 @@ def _parity(found: Parity | None) -> dict[str, Any] | None:
     return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
 
 
-def _headline(lines: list[dict[str, Any]]) -> str:
+def _conditions(found: Conditions | None) -> list[str]:
+    """What could be read of the machine during the latency rounds."""
+    if found is None:
+        return []
+    said = []
+    if found.clock_mhz is not None:
+        said.append(f"clock {found.clock_mhz[0]:,.0f} to {found.clock_mhz[1]:,.0f} MHz")
+    if found.other_load is not None:
+        said.append(f"other programs {found.other_load:.2f} cores")
+    if found.stolen is not None:
+        said.append(f"stolen {found.stolen:.1f} %")
+    if found.celsius is not None:
+        said.append(f"up to {found.celsius:.0f} °C")
+    if found.throttled is not None:
+        said.append(f"throttled {found.throttled} times")
+    return said
+
+
+def _headline(lines: list[dict[str, Any]], reference: str) -> str:
     def named(*verdicts: str) -> list[str]:
         return [line["name"] for line in lines if line["verdict"] in verdicts]
 
@@ -253,13 +302,13 @@ def _headline(lines: list[dict[str, Any]]) -> str:
     if worse:
         return (
             f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
-            f"less accurate than the float model: {', '.join(worse)}"
+            f"less accurate than {reference}: {', '.join(worse)}"
         )
     if open_:
         return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
     if len(lines) == 1:
-        return f"{lines[0]['name']} answers as well as the float model"
-    return f"All {len(lines)} deployables answer as well as the float model"
+        return f"{lines[0]['name']} answers as well as {reference}"
+    return f"All {len(lines)} deployables answer as well as {reference}"
 
 
 def _summary(source: Report) -> list[str]:
@@ -328,20 +377,21 @@ def _accuracy_words(
     change: float | None,
     interval: tuple[float, float] | None,
 ) -> str:
+    base = source.reference_in_words
     if verdict == "unknown" or change is None:
-        return "was not held against the float model's accuracy"
+        return f"was not held against {base}'s accuracy"
     top1, agreement = result.metrics["top1"].value, result.metrics.get("agreement")
     if agreement is not None and agreement.value == 100:
-        same = f"gives the float model's answer on all {source.data.count:,} images"
+        same = f"gives {base}'s answer on all {source.data.count:,} images"
         return f"{same} ({top1:.2f} % right)"
     figures = f"{top1:.2f} % right, a change of {_signed(change)} points"
     if interval is not None:
         figures += f", 95 % range {_signed(interval[0])} to {_signed(interval[1])}"
     words = {
-        "same": "is as accurate as the float model within noise",
-        "better": "is more accurate than the float model, beyond noise",
-        "worse": "is less accurate than the float model, beyond noise",
-        "unclear": "saw too few images to tell whether it is as accurate as the float model",
+        "same": f"is as accurate as {base} within noise",
+        "better": f"is more accurate than {base}, beyond noise",
+        "worse": f"is less accurate than {base}, beyond noise",
+        "unclear": f"saw too few images to tell whether it is as accurate as {base}",
     }
     return f"{words[verdict]} ({figures})"
 
@@ -375,7 +425,7 @@ def _size_words(result: ArtifactResult, source: Report) -> str:
     other = base.metrics.get("size")
     if other is None or not 0 < other.value < math.inf:
         return words
-    name = "the float model's file"
+    name = f"{source.reference_in_words}'s file"
     if base is not source.reference:
         name = f"float32 {_FORMATS.get(base.format, base.format)}"
     share = 100 * (size.value / other.value - 1)
@@ -410,11 +460,11 @@ def _short(result: ArtifactResult, source: Report) -> str:
     return result.name.removeprefix(f"{source.model_id}-")
 
 
-def _row(result: ArtifactResult, source: Report) -> dict[str, Any]:
+def _row(result: ArtifactResult, source: Report, shown: Sequence[str]) -> dict[str, Any]:
     return {
         "name": _short(result, source),
         "reference": result is source.reference,
-        "cells": [_cell(name, result.metrics.get(name)) for name in _COLUMNS],
+        "cells": [_cell(name, result.metrics.get(name)) for name in shown],
     }
 
 
@@ -442,8 +492,8 @@ def _drawable(result: ArtifactResult, metric: str) -> bool:
     return (
         top1 is not None
         and other is not None
-        and math.isfinite(top1.value)
-        and 0 < other.value < math.inf
+        and 0 <= top1.value <= 100
+        and 1e-9 < other.value < 1e18
     )
 
 
@@ -451,6 +501,8 @@ def _plots(source: Report) -> list[dict[str, Any]]:
     """The two scatters, each with what it shows as words and as a table."""
     plots = []
     level = source.reference.metrics.get("top1")
+    if level is not None and not 0 <= level.value <= 100:
+        level = None
     for metric, axis, unit, form, factor, title in (
         ("latency_p50", "time for one image, ms (p50, log scale)", "ms", ".3f", 1.0, "latency"),
         ("size", "size of the file, MB (log scale)", "MB", ".2f", 1e-6, "size"),
@@ -478,6 +530,7 @@ def _plots(source: Report) -> list[dict[str, Any]]:
                     x_label=axis,
                     y_label="right answers (top-1), %",
                     level=None if level is None else level.value,
+                    level_name=source.reference_in_words.removeprefix("the "),
                 ),
                 "rows": [
                     {
@@ -503,8 +556,10 @@ def _marked(
 ) -> charts.Mark:
     top1, other = result.metrics["top1"], result.metrics[metric]
     x, x_ends, y_ends = other.value * factor, _ends(other, factor), _ends(top1, 1)
+    y_ends = max(y_ends[0], 0.0), min(y_ends[1], 100.0)
     if x_ends[0] <= 0:  # which a log axis cannot show
         x_ends = x, x
+    x_ends = max(x_ends[0], x / 1e3), min(x_ends[1], x * 1e3)
     if metric == "latency_p50" and x_ends == (x, x):
         x_ends = _latency_ends(result, x)
     name = _short(result, source)
@@ -528,10 +583,10 @@ def _range_words(value: float, ends: tuple[float, float], form: str) -> str:
 
 def _latency_ends(result: ArtifactResult, median: float) -> tuple[float, float]:
     """Interval of p50 from the raw samples, where they are there and in rounds."""
-    rounds, count = result.latency_rounds, len(result.latency_ms)
-    if rounds < 2 or count % rounds or not all(0 < each < math.inf for each in result.latency_ms):
+    samples = result.steady()
+    if samples is None or not ((samples > 0) & np.isfinite(samples)).all():
         return median, median
-    found = stats.median_interval(np.array(result.latency_ms).reshape(rounds, -1))
+    found = stats.median_interval(samples)
     if found is None:
         return median, median
     return min(found[0], median), max(found[1], median)
@@ -681,7 +736,7 @@ def _class(number: int, source: Report) -> str:
     return names[number] if number < len(names) else f"class {number}"
 
 
-def _raw(source: Report) -> dict[str, Any]:
+def _raw(source: Report, escape: Any) -> dict[str, Any]:
     """The report as JSON, without pictures; without samples and records where it is too long."""
 
     def shown(leave_out: Sequence[str]) -> str:
@@ -704,7 +759,7 @@ def _raw(source: Report) -> dict[str, Any]:
         left_out, text = [*left_out, "changes"], shown([*left_out, "changes"])
     if len(text) > _RAW:
         return {"text": "", "left_out": ["all: too long for a page"]}
-    return {"text": text, "left_out": ["pictures", *left_out]}
+    return {"text": escape(visible_lines(text)), "left_out": ["pictures", *left_out]}
 
 
 def _one_line(found: re.Match[str]) -> str:
@@ -747,7 +802,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     layers = read_layers(options.layers) if options.layers else ()
     page = report(Report.load(options.report), layers=layers)
     outputs.write_text(options.out, page, force=options.force)
-    cli.console.print(f"{options.out}  {len(page.encode()):,} bytes", markup=False)
+    cli.say(f"{options.out}  {len(page.encode()):,} bytes")
     return 0, {"page": str(options.out), "bytes": len(page.encode())}
 
 

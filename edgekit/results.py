@@ -10,7 +10,7 @@ import base64
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,8 @@ class Measurement:
 
     Attributes:
         value: The figure. May be infinite (SQNR of identical outputs), never NaN.
-        unit: ``%``, ``ms``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``x`` (ratio) or ``p``.
+        unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
+            ``x`` (ratio) or ``p``.
         count: Number of samples it was taken from.
         low: Lower end of the interval, or None where none is given.
         high: Upper end of the interval.
@@ -61,6 +62,10 @@ class Data:
     sha256: str
     count: int
     class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ReportError(f"expected an image count >= 0, got {self.count}")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,42 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Device:
+    """What computed.
+
+    Attributes:
+        kind: ``gpu`` only where a GPU ran the model.
+        name: Of the GPU or the CPU.
+        driver: Version of the GPU's driver; None on a CPU, or where it is not known.
+        memory_bytes: Of the GPU; None on a CPU, or where it is not known.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    driver: str | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the machine did while latency was taken; None where that cannot be read.
+
+    Attributes:
+        clock_mhz: Lowest and highest mean clock of the cores.
+        other_load: Cores that other programs kept busy, on average.
+        stolen: CPU time that a hypervisor gave to others, in percent.
+        celsius: Of the hottest zone.
+        throttled: How often a core was slowed down for its temperature.
+    """
+
+    clock_mhz: tuple[float, float] | None = None
+    other_load: float | None = None
+    stolen: float | None = None
+    celsius: float | None = None
+    throttled: int | None = None
+
+
+@dataclass(frozen=True)
 class Runtime:
     """What really executed a model.
 
@@ -109,8 +150,10 @@ class Runtime:
         name: ``litert``, ``ort`` or ``keras``.
         provider: The execution provider or delegate that ran, as the runtime reports it.
         threads: Threads it was given.
-        options: Runtime options that were set.
+        options: Runtime options that were set; of a GPU's provider all that it reports.
         notes: What a reader should know, a sentence each.
+        device: ``cpu`` or ``gpu``: what computed.
+        emulated: Whether another device's arithmetic was imitated; answers only, no times.
     """
 
     name: str
@@ -118,6 +161,8 @@ class Runtime:
     threads: int
     options: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    device: Literal["cpu", "gpu"] = "cpu"
+    emulated: bool = False
 
 
 @dataclass(frozen=True)
@@ -187,11 +232,15 @@ class ArtifactResult:
 
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
-        metrics: Figures by name: ``top1 top5 agreement mcnemar_p kl sqnr size peak_memory
-            load_time latency_p50 latency_p90 latency_p99 latency_ratio``.
+        metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl sqnr
+            size peak_memory load_time latency_p50 latency_p90 latency_p99 latency_ratio energy``;
+            what was not measured is not there.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
         latency_ms: Raw samples at batch 1, in the order taken.
-        latency_rounds: Samples a round; rounds of all artifacts were interleaved.
+        latency_rounds: Rounds; those of all artifacts were interleaved.
+        latency_warm_up: Samples at the start of each round that are left out of the figures.
+        manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
+            empty for a model file without one.
         changes: Answers that differ from the float model's; None for the float model itself.
         places: The workers that answered, if not the machine of the report's environment.
     """
@@ -208,6 +257,22 @@ class ArtifactResult:
     latency_rounds: int = 0
     changes: Changes | None = None
     places: tuple[Place, ...] = ()
+    latency_warm_up: int = 0
+    manifest_sha256: str = ""
+
+    @property
+    def timed_here(self) -> bool:
+        """Whether its times, if any, are of this machine's CPU as those of artifacts are."""
+        return self.runtime.device == "cpu" and not self.name.endswith(" (recorded)")
+
+    def steady(self) -> npt.NDArray[np.float64] | None:
+        """Latency in ms ``[rounds, samples]`` without the warm-up; None where there is none."""
+        rounds, count = self.latency_rounds, len(self.latency_ms)
+        if rounds < 1 or not count or count % rounds:
+            return None
+        if not 0 <= self.latency_warm_up < count // rounds:
+            return None
+        return np.array(self.latency_ms).reshape(rounds, -1)[:, self.latency_warm_up :]
 
     def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
         """Unpack ``correct`` to bool ``[count]``.
@@ -271,11 +336,13 @@ class Report:
 
     Attributes:
         model_id: The model all artifacts were made from.
-        reference: The float model that answers were compared with.
+        reference: The model that answers were compared with: the float Keras model, or what
+            ``--reference`` named.
         created: UTC, ISO 8601.
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a figure less sure, a sentence each.
         parity: Of the int8 files, where it was asked for.
+        conditions: Of the machine during the latency rounds, where it could be read.
     """
 
     model_id: str
@@ -288,12 +355,19 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     parity: Parity | None = None
+    conditions: Conditions | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         names = [result.name for result in self.artifacts]
         if len(set(names)) != len(names):
             raise ReportError(f"two artifacts in the report share a name: {sorted(names)}")
+
+    @property
+    def reference_in_words(self) -> str:
+        """What the answers were held against, for tables and sentences."""
+        a_runner = ":" in self.reference.name  # as in ort:cuda:float16
+        return self.reference.name if a_runner else "the float model"
 
     @classmethod
     def load(cls, path: Path) -> Report:

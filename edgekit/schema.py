@@ -1,7 +1,8 @@
 """Strict JSON for frozen dataclasses: what is written is read back equal, all else is refused.
 
-Unknown, missing and doubled keys, wrong types and unknown schema versions are errors. NaN is an
-error both ways; infinities travel as the strings ``"Infinity"`` and ``"-Infinity"``.
+Unknown, missing and doubled keys, wrong types and unknown schema versions are errors, and so are
+integers of more than 64 bits, numbers too large for a float, and deep nesting. NaN is an error both
+ways; infinities travel as the strings ``"Infinity"`` and ``"-Infinity"``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from edgekit.errors import EdgekitError
 
 T = TypeVar("T")
+#: Levels of lists and objects in a file. A report has 6.
+DEPTH = 32
 
 
 class SchemaError(ValueError):
@@ -61,22 +64,11 @@ def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitErro
     Raises:
         EdgekitError: The given ``error`` type, if the file is missing, is no JSON, or does not fit.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise error(f"{path} not found; expected {what}") from None
-    except IsADirectoryError:
-        raise error(f"{path} is a folder; expected {what}") from None
-    except UnicodeDecodeError:
-        raise error(f"{path} is not a text file; expected {what}") from None
-    try:
-        data = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as exc:  # ValueError: also an integer of 4,301 digits
-        raise error(f"{path} is not valid JSON ({exc}); expected {what}") from None
+    data = read_json(path, error=error, what=what)
     found = data.get("schema_version") if isinstance(data, dict) else None
-    if found != version or isinstance(found, bool):
+    if found != version or type(found) is not int:
         raise error(
-            f"{path} has schema_version {found!r}, this edgekit reads {version}; "
+            f"{path} has schema_version {_short(found)}, this edgekit reads {version}; "
             f"make it again with this version or install the one that wrote it"
         )
     try:
@@ -85,9 +77,78 @@ def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitErro
         raise error(f"{path} is not {what}: {exc}") from None
 
 
-def dumps(value: Any, *, indent: int | None = 2) -> str:
-    """Serialise with sorted-as-declared keys and no NaN."""
-    return json.dumps(to_json(value), indent=indent, ensure_ascii=False, allow_nan=False)
+def read_json(path: Path, *, error: type[EdgekitError], what: str) -> Any:
+    """Parse a JSON file, strictly.
+
+    Raises:
+        EdgekitError: The given ``error`` type, if the file is missing or is no JSON.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")  # of a pipe, too
+    except FileNotFoundError:
+        raise error(f"{path} not found; expected {what}") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder; expected {what}") from None
+    except UnicodeDecodeError:
+        raise error(f"{path} is not a text file; expected {what}") from None
+    except OSError as exc:
+        raise error(f"{path} cannot be read ({exc.strerror}); expected {what}") from None
+    try:
+        return parse(text)
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{path} is not valid JSON ({exc}); expected {what}") from None
+
+
+def parse(text: str) -> Any:
+    """Parse JSON text, strictly.
+
+    Raises:
+        ValueError: If it is no JSON, or holds a key twice, NaN, an infinity, a number too large, a
+            half of a character, or more than :data:`DEPTH` levels.
+        RecursionError: If it is nested deeper than the parser goes.
+    """
+    data = json.loads(
+        text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite
+    )
+    level = [data]
+    for _ in range(DEPTH):
+        below: list[Any] = []
+        for each in level:
+            if isinstance(each, dict):
+                below += each.keys()
+                below += each.values()
+            elif isinstance(each, list):
+                below += each
+            elif isinstance(each, str) and not (each.isascii() or _is_text(each)):
+                raise SchemaError("expected Unicode text, got half a character")
+            elif isinstance(each, int) and not -(2**63) <= each < 2**63:
+                raise SchemaError("expected integers of up to 64 bits, got a larger one")
+        if not below:
+            return data
+        level = below
+    raise SchemaError(f"expected up to {DEPTH} levels, got more")
+
+
+def dumps(value: Any, *, indent: int | None = 2, ascii: bool = False) -> str:
+    """Serialise with keys in the order of their declaration and no NaN.
+
+    Args:
+        value: Dataclasses, mappings, sequences and scalars.
+        indent: Spaces a level; None for one line.
+        ascii: Escape everything else, so that no terminal or line reader can stumble.
+    """
+    return json.dumps(to_json(value), indent=indent, ensure_ascii=ascii, allow_nan=False)
+
+
+def _constant(name: str) -> float:
+    raise SchemaError(f"expected a finite number, got {name}")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise SchemaError(f"expected a finite number, got {_short(digits)}")
+    return number
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -195,6 +256,9 @@ def _is_text(value: str) -> bool:
 
 def _expect(condition: bool, expected: str, value: Any, where: str) -> None:
     if not condition:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        raise SchemaError(f"{where}: expected {expected}, got {shown}")
+        raise SchemaError(f"{where}: expected {expected}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."

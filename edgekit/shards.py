@@ -57,6 +57,8 @@ class Run:
         shard: Images a shard.
         batch: Images a run of the runtime; None for its own choice.
         device: Worker resource that it has to run on; empty for any.
+        runner: What computes, and in which policy, as ``cuda:float32``.
+        gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
     """
 
     name: str
@@ -70,10 +72,13 @@ class Run:
     options: dict[str, str]
     batch: int | None
     device: str = ""
+    runner: str = "cpu:float32"
+    gpu: str = ""
 
     @classmethod
     def of(cls, job: Job, *, data: str, count: int, shard: int, device: str = "") -> Run:
         """The run of a worker's job over a data set."""
+        gpu = environment.gpu() if job.device in ("cuda", "gpu") else None
         return cls(
             name=job.name,
             files={path.name: outputs.sha256_file(path) for path in model_files(job)},
@@ -86,6 +91,8 @@ class Run:
             options=dict(job.options),
             batch=job.batch,
             device=device,
+            runner=f"{job.device}:{job.precision}",
+            gpu=f"{gpu.name}, driver {gpu.driver}" if gpu else "",
         )
 
     @property

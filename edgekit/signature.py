@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy.typing as npt
 from edgekit import schema
 from edgekit.errors import InvalidDataError, InvalidInputError, InvalidOptionError
 
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
@@ -106,9 +106,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         for field in ("scale", "offset"):
             values = getattr(self, field)
-            if not values or not all(math.isfinite(v) for v in values):
+            if not values or not all(abs(v) <= _LARGEST for v in values):
                 raise InvalidInputError(f"expected finite preprocessing {field}, got {values}")
-        if 0.0 in self.scale:
+        if any(abs(v) < _SMALLEST for v in self.scale):
             raise InvalidInputError("expected a preprocessing scale other than 0")
 
     def apply(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -164,7 +164,8 @@ def preprocessing(spec: str) -> Preprocessing:
         raise InvalidOptionError(
             f"expected --preprocessing as {', '.join(_NAMED)} or a JSON file, got {spec!r}"
         )
+    data = schema.read_json(path, error=InvalidOptionError, what="a preprocessing file")
     try:
-        return schema.from_json(Preprocessing, json.loads(path.read_text(encoding="utf-8")))
+        return schema.from_json(Preprocessing, data)
     except (ValueError, InvalidInputError) as exc:
         raise InvalidOptionError(f"{path} is not a preprocessing file: {exc}") from None

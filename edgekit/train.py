@@ -27,8 +27,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import artifact, cli, data, outputs
-from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit import artifact, cli, data, outputs, schema
+from edgekit.errors import InvalidDataError, InvalidOptionError, reason
 from edgekit.formats import keras as keras_format
 from edgekit.signature import Preprocessing, preprocessing
 
@@ -437,7 +437,7 @@ def train(
         variable.assign(average)
     top1, top5 = accuracy(model, testing, prepared)
     measured_on = "test" if dataset == "fashion_mnist" else "train"
-    cli.console.print(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
+    cli.say(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
     written = artifact.write(
         out,
         {"model.keras": keras_format.to_bytes(model), "training.jsonl": log_bytes(log)},
@@ -524,11 +524,10 @@ def fit(
     log: list[dict[str, float]] = []
     if resume and manager.latest_checkpoint:
         trainer.checkpoint.restore(manager.latest_checkpoint).assert_existing_objects_matched()
-        log = [json.loads(line) for line in log_path.read_text().splitlines()]
-        log = [entry for entry in log if entry["step"] <= int(trainer.step.numpy())]
+        log = _read_log(log_path, int(trainer.step.numpy()))
         cli.console.print(f"resumed at step {int(trainer.step.numpy())}")
     elif resume:
-        cli.console.print(f"no checkpoint in {checkpoints}: starting from the beginning")
+        cli.say(f"no checkpoint in {checkpoints}: starting from the beginning")
     writer = tf.summary.create_file_writer(str(tensorboard)) if tensorboard else None
     fused = min(per_epoch, 20, every or 20)
 
@@ -587,10 +586,26 @@ def fit(
     return log
 
 
+def _read_log(path: Path, step: int) -> list[dict[str, float]]:
+    """The log of a run up to a step."""
+    try:
+        entries = [
+            schema.from_json(dict[str, int | float], schema.parse(line), "entry")
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        return [entry for entry in entries if entry["step"] <= step]
+    except (OSError, ValueError, KeyError, RecursionError) as exc:
+        raise InvalidOptionError(
+            f"--resume: {path} cannot be read ({reason(exc)}); delete {path.parent} and begin again"
+        ) from None
+
+
 def _check_same_run(path: Path, about: dict[str, Any], resume: bool) -> None:
     """What was begun is what goes on; else say what differs."""
     if resume and path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = schema.read_json(path, error=InvalidOptionError, what="the options of a run")
+        if not isinstance(begun, dict) or not isinstance(begun.get("recipe"), dict):
+            raise InvalidOptionError(f"--resume: {path} does not say which run it is; delete it")
         now = json.loads(json.dumps(about))
         flat = [{**found.pop("recipe"), **found} for found in (begun, now)]
         other = [

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done
 
-from edgekit import data, environment, stats
+from edgekit import conditions, data, environment, stats
 from edgekit.artifact import Artifact
 from edgekit.compare import compare
 from edgekit.errors import ExecutionError, InvalidModelError
@@ -231,3 +231,54 @@ def test_statistics_against_known_values() -> None:
     assert (ratio.value, ratio.low, ratio.high) == (0.5, 0.5, 0.5)
     assert stats.median_interval(np.full((5, 4), 2.0)) == (2.0, 2.0)
     assert stats.median_interval(np.full((1, 4), 2.0)) is None
+
+
+def test_the_change_has_an_interval_and_few_images_are_said(report: Report) -> None:
+    for result in report.artifacts:
+        lost, gained = stats.discordant(
+            report.reference.correct_bits(LIMIT), result.correct_bits(LIMIT)
+        )
+        change = result.metrics["top1_change"]
+        assert change.value == pytest.approx(100 * (gained - lost) / LIMIT)
+        assert (change.low is None) == (lost + gained == 0)
+        # even where no image differs, a loss of 0.5 points takes 1,583 images to be seen
+        assert result.metrics["images_needed"].value >= 1583
+    (sentence,) = [warning for warning in report.warnings if "too few" in warning]
+    assert sentence.startswith("600 images are too few to see a loss of 0.5 points of top-1")
+
+
+def test_reports_name_the_manifests(report: Report, artifacts: dict[str, Path]) -> None:
+    from edgekit.outputs import sha256_file
+
+    for result in report.artifacts:
+        manifest = artifacts[result.name] / "manifest.json"
+        assert result.manifest_sha256 == sha256_file(manifest)
+    assert len(report.reference.manifest_sha256) == 64
+
+
+def test_warm_up_and_conditions_are_said(report: Report) -> None:
+    left_out = {r.latency_warm_up for r in (report.reference, *report.artifacts)}
+    assert len(left_out) == 1 and left_out <= set(range(11))
+    for result in report.artifacts:
+        assert result.metrics["latency_p50"].count == 60 - 3 * result.latency_warm_up
+    assert report.conditions is not None
+    energy = {"energy" in result.metrics for result in report.artifacts}
+    assert energy == {conditions.Energy().readable}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--power", "1"), "expected a power from 0.5 to below 1, got 1"),
+        (("--bound", "0"), "expected a bound above 0"),
+        (("--bound", "nan"), "expected a bound above 0"),
+        (("--power", "high"), "invalid float value"),
+    ],
+)
+def test_powers_and_bounds_that_mean_nothing(
+    option: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgekit.compare import main
+
+    assert main(["artifact", *option, "--out", str(tmp_path / "r.json")]) == 2
+    assert message in capsys.readouterr().err

@@ -22,7 +22,15 @@ from edgekit.charts import place_labels
 from edgekit.errors import InvalidDataError
 from edgekit.report import Layer, _change_interval, read_layers
 from edgekit.report import report as page_of
-from edgekit.results import ChangedImage, Changes, Data, Measurement, Report, pack_bits
+from edgekit.results import (
+    ChangedImage,
+    Changes,
+    Conditions,
+    Data,
+    Measurement,
+    Report,
+    pack_bits,
+)
 from edgekit.stats import median_interval
 
 NAMES = ("m-tflite-int8", "m-onnx-int8")
@@ -482,3 +490,34 @@ def test_the_command(measured: Report, tmp_path: Path, edgekit: Callable[..., Do
     assert "columns layer and sqnr" in refused.error
     assert edgekit("report", tmp_path / "none.json", "--out", tmp_path / "x.html").status == 2
     assert not (tmp_path / "x.html").exists()
+
+
+def test_statistics_conditions_and_links_are_on_the_page(measured: Report) -> None:
+    result = dataclasses.replace(
+        measured.artifacts[0],
+        manifest_sha256="feedface" * 8,
+        metrics={
+            **measured.artifacts[0].metrics,
+            "top1_change": Measurement(-1.5, "points", 1000, -2.5, -0.5, "bootstrap 95 %"),
+            "images_needed": Measurement(1583, "images", 1000),
+        },
+    )
+    page = page_of(
+        dataclasses.replace(
+            measured,
+            artifacts=(result,),
+            conditions=Conditions(clock_mhz=(2400, 3000), stolen=0.5),
+            settings={"bound": 0.5, "power": 0.8},
+        )
+    )
+    for text in (
+        "-1.50",
+        "-2.50 – -0.50",
+        "1,583",
+        "feedfacefeed",
+        "clock 2,400 to 3,000 MHz, stolen 0.5 %",
+        "finds a loss of 0.5 points with power 0.8",
+    ):
+        assert text in page
+    assert "mJ an image" not in page  # nobody read a counter
+    assert "nothing could be read" in page_of(measured)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -15,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.blocks import blocks
-from edgekit.errors import InvalidDataError
+from edgekit.errors import InvalidDataError, reason
 
 Split = Literal["train", "test", "calibration"]
 
@@ -125,12 +127,16 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
         EOFError,
         KeyError,
         ValueError,
+        TypeError,
+        SyntaxError,
+        OverflowError,
+        MemoryError,
         RuntimeError,
         OSError,
+        tokenize.TokenError,  # numpy's parser of array headers lets it through
     ) as exc:
-        reason = (str(exc) or type(exc).__name__).splitlines()[0]
         raise InvalidDataError(
-            f"{path} is not a usable .npz: {reason}; save it with numpy.savez"
+            f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
         ) from None
     return make(path.name, images, classes)
 
@@ -139,25 +145,30 @@ def _mapped(archive: zipfile.ZipFile, member: str) -> npt.NDArray[Any]:
     """Map one array of an archive, so that memory does not grow with the number of images.
 
     The member is unpacked to a temporary file, which lives as long as the array; on the way its
-    CRC is checked.
+    CRC is checked. What is larger than its header says is not unpacked at all.
 
     Raises:
         ValueError: If it is no array, or one of pickled objects.
     """
-    with tempfile.TemporaryFile() as file:
-        with archive.open(member) as packed:
-            shutil.copyfileobj(packed, file, 1 << 20)
-        file.seek(0)
-        version = np.lib.format.read_magic(file)
+    with archive.open(member) as packed, tempfile.TemporaryFile() as file:
+        version = np.lib.format.read_magic(packed)
         if version not in _HEADERS:
             raise ValueError(f"{member} has the unknown array format {version}")
-        shape, fortran_order, dtype = _HEADERS[version](file)
+        shape, fortran_order, dtype = _HEADERS[version](packed)
         if dtype.hasobject:
             raise ValueError(f"{member} holds pickled objects, which are refused")
-        if 0 in shape:
+        if any(size < 0 for size in shape):
+            raise ValueError(f"{member} has the shape {shape}")
+        stored = archive.getinfo(member).file_size - packed.tell()
+        expected = math.prod(map(int, shape)) * dtype.itemsize
+        if stored != expected:
+            raise ValueError(f"{member} has {stored:,} bytes of numbers, expected {expected:,}")
+        if expected == 0:
             return np.empty(shape, dtype)
+        shutil.copyfileobj(packed, file, 1 << 20)
+        file.flush()
         order: Literal["F", "C"] = "F" if fortran_order else "C"
-        return np.memmap(file, dtype, "r", offset=file.tell(), shape=shape, order=order)
+        return np.memmap(file, dtype, "r", shape=shape, order=order)
 
 
 _HEADERS: dict[tuple[int, int], Any] = {

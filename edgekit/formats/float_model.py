@@ -113,7 +113,8 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
     assert source is not None
     if given and not given.exists():
         raise InvalidModelError(
-            f"{given} not found; expected the float model that {artifact.path} was made from"
+            f"{given} not found; expected the float model that {artifact.path} was made from, "
+            f"a recording of it, or a runner such as ort:cuda:float16"
         )
     for place in [given] if given else [Path(source.path), SHIPPED]:
         if place.is_dir():
@@ -131,7 +132,8 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
                 f"(sha256 {sha256[:12]}…, expected {source.sha256[:12]}…)"
             )
     raise InvalidModelError(
-        f"the float model of {artifact.path} ({source.path}) was not found; pass --reference"
+        f"the float model of {artifact.path} ({source.path}) was not found; "
+        f"pass --reference MODEL, or put it there"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
 OPSET = 18
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
 _FLOAT_NAMES = frozenset(("float", "float16"))
@@ -85,10 +86,15 @@ def from_tflite(canonical: bytes) -> Any:
     return model
 
 
-def to_float16(model: Any) -> Any:
+def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
     """Weights and computation in float16, float32 in and out.
 
-    Weights have to lie in the range of float16, up to 65,504.
+    Weights have to lie in the range of float16, up to 65,504; :mod:`edgekit.formats.half` sees to
+    it, and to what lies between the operators.
+
+    Args:
+        model: Float ``onnx.ModelProto``; stays as it is.
+        keep: Names of nodes that stay float32, beside the operators that have no float16 form.
     """
     onnx = _onnx()
     try:
@@ -96,7 +102,7 @@ def to_float16(model: Any) -> Any:
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
     with quiet():
-        half = convert_float_to_float16(model, keep_io_types=True)
+        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(keep))
     _sort(half)
     onnx.checker.check_model(half)
     return half
@@ -318,14 +324,18 @@ def session(
     threads: int = 1,
     options: Mapping[str, str] | None = None,
     profile: Path | None = None,
+    provider: str = CPU,
+    provider_options: Mapping[str, str] | None = None,
 ) -> Any:
-    """Open an onnxruntime session on the CPU.
+    """Open an onnxruntime session on one provider; nothing else steps in for it.
 
     Args:
         model: File or serialised model.
         threads: Threads inside an operator.
         options: Session config entries, e.g. ``session.x64quantprecision``.
         profile: Path whose name begins that of the profile, which ``end_profiling`` writes.
+        provider: Execution provider, the CPU's by default.
+        provider_options: Its options.
 
     Raises:
         InvalidModelError: If the file is missing or no whole ONNX model.
@@ -349,15 +359,35 @@ def session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
     content = str(model) if isinstance(model, Path) else model
+    there = onnxruntime.get_available_providers()
+    if provider not in there:
+        raise ExecutionError(
+            f"expected {provider}, this onnxruntime has {', '.join(there)}; install one that has "
+            f"it: pip install 'edgekit[gpu]'"
+        )
+    if provider == CUDA:
+        with quiet():  # it prints which libraries are missing
+            onnxruntime.preload_dlls()
     try:
-        found = onnxruntime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+        found = onnxruntime.InferenceSession(
+            content,
+            settings,
+            providers=[(provider, dict(provider_options or {}))],
+            enable_fallback=0,  # else another provider would step in after an error
+        )
     except Exception as exc:  # onnxruntime raises its own types
+        if provider != CPU:
+            raise ExecutionError(f"{provider} cannot run the model: {reason(exc)}") from None
         raise InvalidModelError(
             f"{content if isinstance(content, str) else 'the model'} is no usable ONNX: "
             f"{reason(exc)}"
         ) from None
-    if found.get_providers()[0] != "CPUExecutionProvider":
-        raise ExecutionError(f"expected CPUExecutionProvider, got {found.get_providers()[0]}")
+    got = found.get_providers()
+    if got[0] != provider:
+        raise ExecutionError(
+            f"expected {provider}, the session got {', '.join(got)} only: no usable NVIDIA GPU, "
+            f"or CUDA and cuDNN are missing; pip install 'edgekit[gpu]' brings them"
+        )
     return found
 
 
@@ -385,28 +415,60 @@ def executed(
     threads: int = 1,
     options: Mapping[str, str] | None = None,
     runs: int = 1,
+    provider: str = CPU,
+    provider_options: Mapping[str, str] | None = None,
 ) -> tuple[Node, ...]:
     """Run a model under onnxruntime's profiler; the nodes that ran, in order.
 
     Raises:
-        ExecutionError: If a node ran on another provider than the CPU's.
+        ExecutionError: If a node ran on another provider; see :func:`ran`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        opened = session(model, threads=threads, options=options, profile=Path(folder) / "profile")
+        opened = session(
+            model,
+            threads=threads,
+            options=options,
+            profile=Path(folder) / "profile",
+            provider=provider,
+            provider_options=provider_options,
+        )
         for _ in range(runs):
             opened.run(None, dict(feed))
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+    return ran(events, provider)
+
+
+def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
+    """The nodes in a profile, in order.
+
+    Args:
+        events: The profile, as onnxruntime writes it.
+        provider: Where they are expected to have run. Beside another provider than the CPU's, the
+            CPU may run what answers integers only: onnxruntime leaves arithmetic of shapes there.
+
+    Raises:
+        ExecutionError: If a node ran elsewhere.
+    """
     found: dict[str, Node] = {}
+    elsewhere: dict[str, str] = {}
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
             continue
-        provider = event["args"].get("provider", "")
-        if provider != "CPUExecutionProvider":
-            raise ExecutionError(f"expected CPUExecutionProvider, got {provider or 'none'}")
-        kind, name = event["args"]["op_name"], event["name"].removesuffix("_kernel_time")
-        answers = {dtype for shape in event["args"]["output_type_shape"] for dtype in shape}
+        arguments = event["args"]
+        kind, name = arguments["op_name"], event["name"].removesuffix("_kernel_time")
+        answers = {dtype for shape in arguments["output_type_shape"] for dtype in shape}
+        where = arguments.get("provider", "")
+        of_shapes = where == CPU and bool(answers) and not answers & _FLOAT_NAMES
+        if where != provider and not of_shapes:
+            elsewhere[name] = f"{kind} {name} on {where or 'none'}"
         ms = event["dur"] / 1e3 + (found[name].ms if name in found else 0.0)
         found[name] = Node(kind, name, ms, kind in COMPUTING and bool(answers & _FLOAT_NAMES))
+    if elsewhere:
+        first = next(iter(elsewhere.values()))
+        raise ExecutionError(
+            f"expected every node on {provider}, got {len(elsewhere)} of {len(found)} elsewhere, "
+            f"first {first}"
+        )
     return tuple(found.values())
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,24 +59,34 @@ def load(path: Path) -> Quantized | None:
             arrays = {
                 name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()
             }
-        document = schema.from_json(_Document, json.loads(arrays["document"].tobytes()))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EdgekitError):
+        document = schema.from_json(_Document, schema.parse(arrays["document"].tobytes().decode()))
+        layers = {}
+        for i, name in enumerate(document.layers):
+            layers[name] = LayerIntegers(
+                arrays[f"weights-{i}"],
+                arrays[f"weight_scale-{i}"],
+                arrays.get(f"bias-{i}"),
+                arrays.get(f"bias_scale-{i}"),
+            )
+        graph = arrays["graph"].tobytes()
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,  # also RecursionError and NotImplementedError, of a foreign zip archive
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        EdgekitError,
+    ):
         return None
-    layers = {}
-    for i, name in enumerate(document.layers):
-        layers[name] = LayerIntegers(
-            arrays[f"weights-{i}"],
-            arrays[f"weight_scale-{i}"],
-            arrays.get(f"bias-{i}"),
-            arrays.get(f"bias_scale-{i}"),
-        )
     computed = {
         name: (found.scale[0], found.zero_point)
         for name, found in document.encodings.tensors.items()
         if found.axis is None
     }
     return Quantized(
-        arrays["graph"].tobytes(),
+        graph,
         document.encodings,
         Stored(computed, layers),
         document.way,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -33,6 +33,15 @@ class Runner(Protocol):
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Answer one feed; arrays by name, in the model's own dtypes."""
 
+    def prepared(self, feed: Feed) -> Callable[[], None]:
+        """One run on this feed, to be timed: what it needs is in place before, and it returns when
+        the device has finished."""
+
+        def once() -> None:
+            self.run(feed)
+
+        return once
+
     def describe(self) -> Runtime:
         """What really ran: provider, threads, options."""
 
@@ -58,6 +67,8 @@ def open_runner(
     threads: int,
     options: Mapping[str, str] | None = None,
     batch: int | None = None,
+    device: str = "cpu",
+    precision: str = "float32",
 ) -> Runner:
     """Load a model on the runtime of its format.
 
@@ -68,17 +79,32 @@ def open_runner(
         options: Runtime options of the manifest: session config entries of onnxruntime, or
             ``kernels`` of LiteRT.
         batch: Images a run; default what the runtime does best.
+        device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``.
+        precision: Policy of a Keras model's layers: ``float32`` or ``mixed_float16``.
 
     Raises:
         InvalidModelError: If the file cannot be loaded.
-        InvalidOptionError: If the format is unknown, or the runtime knows no options.
+        InvalidOptionError: If the format is unknown, or the runtime knows no options or not this
+            device.
+        ExecutionError: If something else than the device would run the model.
     """
+    known = {"onnx": ("cpu", "cuda", "emulated"), "keras": ("cpu", "gpu")}.get(format, ("cpu",))
+    if device not in known:
+        raise InvalidOptionError(f"{format} runs on {', '.join(known)}, got {device!r}")
     if options and format == "keras":
         raise InvalidOptionError(f"runtime keras takes no options, got {dict(options)}")
     if format == "tflite":
         from edgekit.runtimes.litert import LiteRtRunner
 
         return LiteRtRunner(model, threads=threads, batch=batch or 1, options=options)
+    if format == "onnx" and device == "cuda":
+        from edgekit.runtimes.cuda import BoundRunner
+
+        return BoundRunner(model, threads=threads, options=options or {}, batch=batch)
+    if format == "onnx" and device == "emulated":
+        from edgekit.runtimes.emulated import EmulatedRunner
+
+        return EmulatedRunner(model, threads=threads, options=options or {}, batch=batch)
     if format == "onnx":
         from edgekit.runtimes.ort import OrtRunner
 
@@ -86,5 +112,5 @@ def open_runner(
     if format == "keras":
         from edgekit.runtimes.keras import KerasRunner
 
-        return KerasRunner(model, threads=threads, batch=batch)
+        return KerasRunner(model, threads=threads, batch=batch, device=device, precision=precision)
     raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, got {format!r}")

@@ -1,14 +1,15 @@
-"""tf_keras on the CPU: the float reference."""
+"""tf_keras: the float reference on the CPU, and a GPU in float32 or mixed_float16."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy.typing as npt
 
 from edgekit import encodings
-from edgekit.errors import InvalidOptionError
+from edgekit.errors import ExecutionError, InvalidOptionError
 from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
@@ -19,19 +20,41 @@ class KerasRunner(Runner):
 
     With a recipe of fake quantization beside it, as ``python -m edgekit.qat`` writes it, the model
     computes as it was trained.
+
+    On a GPU every operator has to have a kernel there; float32 is float32 then, not TF32. With
+    ``mixed_float16`` all layers compute in float16 but those that answer, as Keras asks for.
+
+    Raises:
+        ExecutionError: If the device is not there, or the answer came from another.
     """
 
-    def __init__(self, model: Path, *, threads: int, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        threads: int,
+        batch: int | None = None,
+        device: str = "cpu",
+        precision: str = "float32",
+    ) -> None:
         tf = keras_format.tensorflow()
+        self._device, self._precision = device, precision
+        _choose_device(tf, device)
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
         self._fake = model.with_name(encodings.FAKE_QUANT_FILE).is_file()
         if self._fake:
             from edgekit.quant import fake
 
+            if precision != "float32":
+                raise InvalidOptionError(
+                    f"{model} is fake-quantized, it computes in float32; got {precision}"
+                )
             loaded = fake.load(model)
         else:
             loaded = keras_format.load(model)
+        if precision == "mixed_float16":
+            loaded = keras_format.mixed_float16(loaded)
         self.signature = keras_format.signature(loaded)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
@@ -39,20 +62,67 @@ class KerasRunner(Runner):
         self.batch = batch or (250 if fixed == -1 else fixed)
         self._threads = threads
         self._constant = tf.constant
+        self._place = tf.device("/GPU:0" if device == "gpu" else "/CPU:0")
         self._forward = tf.function(lambda x: loaded(x, training=False), reduce_retracing=True)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Answer one feed of any batch size."""
-        values = [self._constant(feed[spec.name]) for spec in self.signature.inputs]
-        found = self._forward(values if len(values) > 1 else values[0])
-        found = found if isinstance(found, list | tuple) else [found]
-        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
+        return self._answer(self._constants(feed))
+
+    def prepared(self, feed: Feed) -> Callable[[], None]:
+        """A run on tensors that lie on the device; fetching the answer waits for its end."""
+        values = self._constants(feed)
+
+        def once() -> None:
+            self._answer(values)
+
+        return once
 
     def describe(self) -> Runtime:
-        """TensorFlow on the CPU."""
-        kind = "TensorFlow CPU, fake-quantized" if self._fake else "TensorFlow CPU"
-        return Runtime("keras", kind, self._threads)
+        """TensorFlow and its device."""
+        kind = f"TensorFlow {self._device.upper()}"
+        if self._fake:
+            kind += ", fake-quantized"
+        if self._precision != "float32":
+            kind += f", {self._precision}"
+        device: Literal["cpu", "gpu"] = "gpu" if self._device == "gpu" else "cpu"
+        return Runtime("keras", kind, self._threads, device=device)
 
     def close(self) -> None:
         """Let go of the model."""
         del self._forward
+
+    def _constants(self, feed: Feed) -> Any:
+        with self._place:
+            values = [self._constant(feed[spec.name]) for spec in self.signature.inputs]
+        return values if len(values) > 1 else values[0]
+
+    def _answer(self, values: Any) -> dict[str, npt.NDArray[Any]]:
+        with self._place:
+            found = self._forward(values)
+        found = found if isinstance(found, list | tuple) else [found]
+        if self._device == "gpu" and not all("GPU" in value.device for value in found):
+            raise ExecutionError(f"expected the answer from a GPU, got it from {found[0].device}")
+        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
+
+
+def _choose_device(tf: Any, device: str) -> None:
+    """Show TensorFlow no GPU, or one that has to run everything.
+
+    Raises:
+        ExecutionError: If there is none.
+    """
+    found = tf.config.list_physical_devices("GPU")
+    if device != "gpu":
+        if found:  # TensorFlow would take it without being asked
+            tf.config.set_visible_devices([], "GPU")
+        return
+    if not found:
+        raise ExecutionError(
+            "expected a GPU, TensorFlow sees none; on a CUDA machine install its libraries with "
+            "pip install 'tensorflow[and-cuda]'"
+        )
+    tf.config.set_visible_devices(found[:1], "GPU")
+    tf.config.experimental.set_memory_growth(found[0], True)
+    tf.config.set_soft_device_placement(False)
+    tf.config.experimental.enable_tensor_float_32_execution(False)

@@ -28,17 +28,21 @@ class OrtRunner(Runner):
     """An ``.onnx`` file in a session on the CPU provider."""
 
     def __init__(
-        self, model: Path, *, threads: int, options: Mapping[str, str], batch: int | None = None
+        self,
+        model: Path | bytes,
+        *,
+        threads: int,
+        options: Mapping[str, str],
+        batch: int | None = None,
     ) -> None:
         self._session = onnx.session(model, threads=threads, options=options)
         self._threads = threads
         self._options = dict(options)
-        self.signature = Signature(
-            inputs=_specs(self._session.get_inputs()), outputs=_specs(self._session.get_outputs())
-        )
+        self.signature = signature(self._session)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
-            raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
+            name = model if isinstance(model, Path) else "the model"
+            raise InvalidOptionError(f"{name} has a fixed batch of {fixed}, cannot run {batch}")
         self.batch = batch or (50 if fixed == -1 else fixed)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
@@ -53,6 +57,11 @@ class OrtRunner(Runner):
     def close(self) -> None:
         """Let go of the model."""
         del self._session
+
+
+def signature(session: Any) -> Signature:
+    """Inputs and outputs of a session's model."""
+    return Signature(inputs=_specs(session.get_inputs()), outputs=_specs(session.get_outputs()))
 
 
 def _specs(ends: Any) -> tuple[TensorSpec, ...]:

@@ -46,6 +46,8 @@ class Job:
     Attributes:
         name: For error messages.
         batch: Images a run; None for what the runtime does best.
+        device: As :func:`edgekit.runtimes.open_runner` takes it.
+        precision: Policy of a Keras model's layers.
     """
 
     name: str
@@ -55,6 +57,8 @@ class Job:
     threads: int
     options: Mapping[str, str]
     batch: int | None = None
+    device: str = "cpu"
+    precision: str = "float32"
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
@@ -132,6 +136,12 @@ class Worker:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process.is_alive()
+
+    @property
+    def process(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None  # it has answered
+        return self._process.pid
 
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
@@ -242,6 +252,8 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             threads=job.threads,
             options=job.options,
             batch=job.batch,
+            device=job.device,
+            precision=job.precision,
         )
         load_ms = 1e3 * (time.perf_counter() - started)
         spec = runner.signature.single_input()
@@ -301,10 +313,11 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
 def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
     entry = runner.signature.inputs[0]
     feed = {entry.name: entry.quantize(job.preprocessing.apply(images))}
+    run = runner.prepared(feed)
     samples = []
     for _ in range(count):
         started = time.perf_counter_ns()
-        runner.run(feed)
+        run()
         samples.append((time.perf_counter_ns() - started) / 1e6)
     return samples
 

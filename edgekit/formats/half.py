@@ -1,0 +1,228 @@
+"""ONNX in float16, converted with care: nothing may overflow, and what would stays float32.
+
+float16 ends at 65,504. Weights beyond it are refused, since onnxruntime's converter would cut them
+off without a word. Activations are measured on images; operators that read or write one beyond half
+of that limit keep float32 on both sides. Operators without a float16 form are left alone by the
+converter.
+
+Also the emulation of float16 on a CPU. onnxruntime's CPU provider has hardly a float16 kernel: it
+computes in float32 and optimizes away most of the casts in between, so that a float16 file there
+is a float32 model with rounded weights. :func:`emulate` writes the rounding out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidModelError, MissingDependencyError
+from edgekit.formats import onnx
+from edgekit.formats.flatbuffer import short_name
+
+#: Largest number of float16.
+LARGEST = float(np.finfo(np.float16).max)
+#: An activation is let into float16 up to this part of it: other images may go further.
+ROOM = 0.5
+_FLOAT, _FLOAT16 = 1, 10
+#: Operators that hand on numbers as they are.
+MOVING = frozenset(
+    ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool", "Slice")
+)
+
+
+@dataclass(frozen=True)
+class Half:
+    """A float16 model.
+
+    Attributes:
+        model: ``onnx.ModelProto``, float32 in and out.
+        kept: Names of the operators that stay float32 because of what they would have to hold.
+        largest: Largest magnitude of an activation of the float32 model.
+        where: The tensor that has it.
+    """
+
+    model: Any
+    kept: tuple[str, ...]
+    largest: float
+    where: str
+
+    def note(self, count: int) -> str:
+        """What a reader should know, measured on ``count`` images."""
+        kept = f"{len(self.kept)} operators stay float32" if self.kept else "all in float16"
+        return (
+            f"float16 holds 65504; the largest activation of {count} images is {self.largest:.4g} "
+            f"({short_name(self.where)}): {kept}"
+        )
+
+
+def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
+    """Convert a float32 model so that nothing in it overflows on the images given.
+
+    Args:
+        model: Float ``onnx.ModelProto``.
+        feed: Preprocessed images ``[N, ...]`` by input name.
+
+    Raises:
+        InvalidModelError: If a weight is beyond float16, or an activation is not finite.
+    """
+    for tensor in model.graph.initializer:
+        name, values = tensor.name, _onnx().numpy_helper.to_array(tensor)
+        if values.dtype == np.float32 and np.abs(values).max(initial=0) > LARGEST:
+            raise InvalidModelError(
+                f"expected weights that float16 can hold, up to 65504, got "
+                f"{np.abs(values).max():.3g} in {short_name(name)}; export it in float32"
+            )
+    found = magnitudes(model, feed)
+    where = max(found, key=lambda name: found[name])
+    if not np.isfinite(found[where]):
+        raise InvalidModelError(
+            f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
+            f"already; no precision can help"
+        )
+    kept = tuple(
+        node.name
+        for node in model.graph.node
+        if any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
+    )
+    half = onnx.to_float16(model, keep=kept)
+    if kept:
+        _join(half)
+    return Half(half, kept, found[where], where)
+
+
+def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
+    """Largest magnitude of every float tensor of a float32 model, inputs among them.
+
+    Args:
+        model: Float ``onnx.ModelProto``; stays as it is.
+        feed: Preprocessed images by input name; run one at a time, so memory is that of one.
+    """
+    watched = _copy(model)
+    shapes = {value.name: value for value in watched.graph.value_info}
+    there = {value.name for value in watched.graph.output}
+    for node in watched.graph.node:
+        for name in node.output:
+            value = shapes.get(name)
+            if name not in there and value is not None:
+                if value.type.tensor_type.elem_type == _FLOAT:
+                    watched.graph.output.append(value)
+    session = onnx.session(watched.SerializeToString())
+    names = [value.name for value in session.get_outputs()]
+    found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
+    for i in range(len(next(iter(feed.values())))):
+        each = {name: values[i : i + 1] for name, values in feed.items()}
+        for name, values in zip(names, session.run(names, each), strict=True):
+            if values.dtype == np.float32:
+                # max of NaN is NaN in numpy, and stays so here
+                found[name] = float(np.maximum(found.get(name, 0.0), np.abs(values).max(initial=0)))
+    return {name: np.inf if np.isnan(value) else value for name, value in found.items()}
+
+
+def emulate(half: Any) -> tuple[Any, int]:
+    """A float32 model that rounds like a float16 one, whatever the provider has kernels for.
+
+    Weights are those of the float16 file. Each operator computes in float32, sums as well, and its
+    answer is rounded to the nearest float16, ties to even, before another reads it; operators that
+    the file keeps in float32 are not rounded. So does a GPU with float32 accumulators. What a GPU
+    may do beyond that is not imitated: rounding the sum before a bias is added, another order of
+    summation, or an approximation inside Softmax.
+
+    Args:
+        half: float16 ``onnx.ModelProto``; stays as it is.
+
+    Returns:
+        The model, and how many casts it must run for its answers to be those of the emulation.
+    """
+    helper, numpy_helper = _onnx().helper, _onnx().numpy_helper
+    result = _copy(half)
+    types = _types(half)
+    for tensor in result.graph.initializer:
+        if tensor.data_type == _FLOAT16:
+            single = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(single, tensor.name))
+    nodes: list[Any] = []
+    casts = 0
+    for node in result.graph.node:
+        to_half = [name for name in node.output if types.get(name) == _FLOAT16]
+        if node.op_type == "Cast" and types.get(node.input[0]) == _FLOAT16 and not to_half:
+            node = helper.make_node("Identity", node.input, node.output, name=node.name)
+        nodes.append(node)
+        if not to_half or node.op_type in MOVING:
+            continue
+        for name in to_half:
+            exact, rounded = f"{name}__exact", f"{name}__rounded"
+            if node.op_type == "Cast":
+                node.op_type = "Identity"
+                del node.attribute[:]
+            place = list(node.output).index(name)
+            node.output[place] = exact
+            nodes.append(helper.make_node("Cast", [exact], [rounded], to=_FLOAT16, name=rounded))
+            nodes.append(helper.make_node("Cast", [rounded], [name], to=_FLOAT, name=exact))
+            casts += 2
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    del result.graph.value_info[:]
+    _onnx().checker.check_model(result, full_check=True)
+    return result, casts
+
+
+def _join(half: Any) -> None:
+    """Where a float32 operator feeds another, let no float16 come in between, in place.
+
+    The converter puts a cast to float16 behind the one and a cast back before the other.
+    """
+    makers = {name: node for node in half.graph.node for name in node.output}
+    renamed: dict[str, str] = {}
+    for node in half.graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "Cast" else None
+        if before is None or before.op_type != "Cast":
+            continue
+        if (_target(before), _target(node)) == (_FLOAT16, _FLOAT):
+            renamed[node.output[0]] = before.input[0]
+    ends = {value.name for value in half.graph.output}
+    for node in list(half.graph.node):
+        if node.op_type == "Cast" and node.output[0] in renamed:
+            if node.output[0] not in ends:
+                half.graph.node.remove(node)
+                continue
+            node.op_type, node.input[0] = "Identity", renamed[node.output[0]]
+            del node.attribute[:]
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    used = {name for node in half.graph.node for name in node.input} | ends
+    for node in [n for n in half.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
+        half.graph.node.remove(node)
+    _onnx().checker.check_model(half)
+
+
+def _types(model: Any) -> dict[str, int]:
+    """Element type of every tensor."""
+    bare = _copy(model)
+    del bare.graph.value_info[:]
+    inferred = _onnx().shape_inference.infer_shapes(bare, strict_mode=True).graph
+    found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.output, *inferred.value_info):
+        found[value.name] = value.type.tensor_type.elem_type
+    return found
+
+
+def _target(cast: Any) -> int:
+    return next(int(attribute.i) for attribute in cast.attribute if attribute.name == "to")
+
+
+def _copy(model: Any) -> Any:
+    copied = _onnx().ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def _onnx() -> Any:
+    try:
+        import onnx as package
+    except ImportError:
+        raise MissingDependencyError("onnx", "convert") from None
+    return package

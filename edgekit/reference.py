@@ -1,0 +1,84 @@
+"""The float model in the form that a runner spec asks for, made in a process of its own.
+
+The conversion needs TensorFlow, which would take hold of a GPU and brings another CUDA than
+onnxruntime's: it gets a process that sees no GPU, and is over before the runner starts.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit import schema
+from edgekit.artifact import Artifact
+from edgekit.errors import ExecutionError, InvalidModelError
+from edgekit.runtimes.spec import RunnerSpec
+from edgekit.signature import Preprocessing
+
+
+def onnx_artifact(
+    model: Path,
+    *,
+    precision: str,
+    preprocessing: Preprocessing,
+    folder: Path,
+    images: str | None = None,
+    device: str = "generic",
+) -> Artifact:
+    """Export a float model to ONNX as ``python -m edgekit.export`` does.
+
+    Args:
+        model: Keras artifact or ``.keras`` file.
+        precision: ``float32`` or ``float16``.
+        preprocessing: For a ``.keras`` file.
+        folder: Where the artifact is put, as ``onnx-PRECISION``.
+        images: A ``--calibration`` word: on these nothing may overflow in float16; default random
+            ones.
+        device: Device profile.
+
+    Raises:
+        InvalidModelError: If the model cannot be exported; says what export said.
+    """
+    out = folder / f"onnx-{precision}"
+    arguments = [str(model), "--target", "onnx", "--precision", precision, "--out", str(out)]
+    arguments += ["--device", device]
+    if not model.is_dir():
+        prepared = folder / "preprocessing.json"
+        prepared.write_text(schema.dumps(preprocessing), encoding="utf-8")
+        arguments += ["--preprocessing", str(prepared)]
+    if precision == "float16" and images is not None:
+        arguments += ["--calibration", images]
+    _export(arguments)
+    return Artifact.load(out)
+
+
+def profile_of(spec: RunnerSpec) -> str:
+    """The device profile that a spec's file is made for."""
+    return "cuda" if spec.device == "cuda" else "generic"
+
+
+def _export(arguments: Sequence[str]) -> None:
+    root = str(Path(__file__).resolve().parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit.export", *arguments],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "CUDA_VISIBLE_DEVICES": "-1",
+        },
+    )
+    if done.returncode == 0:
+        return
+    said = [line for line in done.stderr.splitlines() if line.startswith("edgekit export: error:")]
+    if said:
+        raise InvalidModelError(f"the reference: {said[-1].partition('error: ')[2]}")
+    raise ExecutionError(
+        f"the reference: the export ended with code {done.returncode} and said "
+        f"{done.stderr.strip()[-200:] or 'nothing'}"
+    )

@@ -1,0 +1,51 @@
+"""float16 imitated on the CPU, for answers without a GPU; its time means nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgekit.errors import ExecutionError, InvalidOptionError
+from edgekit.formats import half, onnx
+from edgekit.results import Runtime
+from edgekit.runtimes.ort import OrtRunner
+
+NOTE = (
+    "float16 emulated on the CPU: weights and the answer of every operator are rounded to "
+    "float16, sums are float32; accuracy only, no times"
+)
+
+
+class EmulatedRunner(OrtRunner):
+    """A float16 ``.onnx`` file that rounds after every operator, as :func:`half.emulate` says.
+
+    Raises:
+        ExecutionError: If onnxruntime optimized one of the roundings away.
+    """
+
+    def __init__(
+        self, model: Path, *, threads: int, options: Mapping[str, str], batch: int | None = None
+    ) -> None:
+        if options:
+            raise InvalidOptionError(f"the emulation takes no options, got {dict(options)}")
+        rounding, casts = half.emulate(onnx.load(model))
+        if casts == 0:
+            raise InvalidOptionError(f"{model} holds no float16; nothing is there to emulate")
+        content = rounding.SerializeToString()
+        super().__init__(content, threads=threads, options={}, batch=batch)
+        entry = self.signature.single_input()
+        shape = (1 if entry.shape[0] == -1 else entry.shape[0], *entry.shape[1:])
+        nodes = onnx.executed(content, {entry.name: np.zeros(shape, entry.dtype)}, threads=threads)
+        got = sum(node.kind == "Cast" for node in nodes)
+        if got < casts:
+            raise ExecutionError(
+                f"expected {casts} casts for the rounding, onnxruntime ran {got}; please report "
+                f"the model"
+            )
+
+    def describe(self) -> Runtime:
+        """The CPU provider, marked as an emulation."""
+        return replace(super().describe(), emulated=True, notes=(NOTE,))

@@ -1,0 +1,30 @@
+"""Names from files, made safe to show.
+
+An artifact, a class, a layer or a folder may be called anything. What steers a terminal, ends a
+line or turns the direction of writing is shown as its escape, ``\\x1b`` say.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: C0, DEL and C1 controls; separators of lines and paragraphs; marks that turn the direction of
+#: writing (Unicode Standard Annex 9); halves of characters.
+_CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+_BUT_LINES = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
+
+
+def visible(text: str) -> str:
+    """One line without control characters; any other text stays as it is."""
+    return _CONTROL.sub(_shown, text)
+
+
+def visible_lines(text: str) -> str:
+    """The same, but ends of lines stay."""
+    return _BUT_LINES.sub(_shown, text)
+
+
+def _shown(found: re.Match[str]) -> str:
+    return found.group().encode("unicode_escape").decode("ascii")

@@ -1,0 +1,296 @@
+"""float16 with care, its emulation, and the runners that have no device here."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx as package
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit import environment
+from edgekit.artifact import Artifact
+from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.export import export
+from edgekit.formats import half, onnx
+from edgekit.runtimes import open_runner
+from edgekit.runtimes.cuda import BoundRunner
+from edgekit.runtimes.emulated import EmulatedRunner
+from edgekit.runtimes.ort import OrtRunner
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import preprocessing
+
+without_gpu = pytest.mark.skipif(environment.gpu() is not None, reason="a GPU is here")
+
+
+def chain(*steps: tuple[str, float | None]) -> Any:
+    """A model ``x [N, 3] -> y`` of operators in a row, with a constant each or none."""
+    nodes, constants, name = [], [], "x"
+    for i, (kind, value) in enumerate(steps):
+        inputs, output = [name], "y" if i == len(steps) - 1 else f"t{i}"
+        if value is not None:
+            constants.append(numpy_helper.from_array(np.full(3, value, np.float32), f"c{i}"))
+            inputs.append(f"c{i}")
+        nodes.append(helper.make_node(kind, inputs, [output], name=f"n{i}"))
+        name = output
+    ends = [
+        helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 3]) for end in ("x", "y")
+    ]
+    graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return package.shape_inference.infer_shapes(model)
+
+
+def run(model: Any, x: np.ndarray) -> np.ndarray:
+    (found,) = onnx.session(model.SerializeToString()).run(None, {"x": x})
+    return np.asarray(found)
+
+
+X = np.array([[0.5, 1, 2], [0.25, 1, 0.125]], np.float32)
+
+
+def test_what_would_overflow_stays_float32() -> None:
+    model = chain(("Mul", 1e3), ("Mul", 1e3), ("Relu", None), ("Mul", 1e-6), ("Add", 1.0))
+    careless = onnx.to_float16(model)
+    # The CPU provider drops the casts in between and hides what a GPU would answer.
+    assert np.isfinite(run(careless, X)).all()
+    assert np.isinf(run(half.emulate(careless)[0], X)).any()
+    found = half.to_float16(model, {"x": X})
+    assert found.kept == ("n1", "n2", "n3")
+    assert (found.largest, found.where) == (2e6, "t1")
+    np.testing.assert_allclose(run(found.model, X), X + 1, rtol=2e-3)
+    rounding, _ = half.emulate(found.model)
+    np.testing.assert_allclose(run(rounding, X), X + 1, rtol=2e-3)
+    assert "3 operators stay float32" in found.note(len(X))
+    types = {t.data_type for t in found.model.graph.initializer}
+    assert types == {TensorProto.FLOAT16, TensorProto.FLOAT}
+
+
+@pytest.mark.parametrize("ends", [("Mul", 1e5), ("Add", 1e6)])
+def test_an_end_beyond_float16_stays_float32(ends: tuple[str, float]) -> None:
+    model = chain(("Relu", None), (ends[0], ends[1] / 20), ("Mul", 20.0))
+    found = half.to_float16(model, {"x": X})
+    assert np.isfinite(run(found.model, X)).all()
+    np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
+
+
+def test_weights_beyond_float16_are_refused() -> None:
+    with pytest.raises(InvalidModelError, match="up to 65504, got 7e.04 in c0"):
+        half.to_float16(chain(("Mul", 7e4)), {"x": X})
+
+
+def test_a_model_that_overflows_in_float32_is_refused() -> None:
+    model = chain(("Mul", 6e4), *[("Mul", 6e4)] * 9)
+    with pytest.raises(InvalidModelError, match="NaN or infinity in"):
+        half.to_float16(model, {"x": X})
+
+
+def test_the_emulation_rounds_after_every_operator() -> None:
+    """1 + 2^-11 is a tie and goes to 1 in float16, twice; in float32 the two sum up to 2^-10."""
+    tie = 2.0**-11
+    model = chain(("Add", tie), ("Add", tie), ("Mul", 1.0))
+    one = np.ones((1, 3), np.float32)
+    found = half.to_float16(model, {"x": one})
+    rounding, casts = half.emulate(found.model)
+    assert casts == 8  # the input and three operators, both ways
+    np.testing.assert_array_equal(run(rounding, one), one)
+    assert (run(model, one) == 1 + 2 * tie).all()
+
+
+def test_the_emulation_is_that_of_single_operators(small: Path, tmp_path: Path) -> None:
+    """Each operator alone in ONNX's reference implementation, rounded by numpy in between."""
+    written = export(
+        small / "small.keras",
+        target="onnx",
+        precision="float16",
+        preprocessing="unit",
+        out=tmp_path / "half",
+    )
+    model = onnx.load(written.model_path)
+    pixels = np.load(small / "set.npz")["x"][:4]
+    values = preprocessing("unit").apply(pixels)
+    expected = one_by_one(model, {model.graph.input[0].name: values})
+    with EmulatedRunner(written.model_path, threads=1, options={}) as runner:
+        entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
+        found = runner.run({entry.name: values})[end.name]
+        assert runner.describe().emulated
+    np.testing.assert_array_equal(found, found.astype(np.float16))
+    # another order of summation may tip a rounding over
+    np.testing.assert_allclose(found, expected, rtol=4e-3)
+
+
+def one_by_one(model: Any, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+    from onnx.reference import ReferenceEvaluator
+
+    values: dict[str, Any] = {
+        t.name: numpy_helper.to_array(t).astype(np.float32)
+        if t.data_type == TensorProto.FLOAT16
+        else numpy_helper.to_array(t)
+        for t in model.graph.initializer
+    }
+    values.update(feed)
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            found = [values[node.input[0]]]
+        else:
+            used = [name for name in node.input if name]
+            inputs = [
+                helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(values[name].dtype), None
+                )
+                for name in used
+            ]
+            outs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in node.output]
+            graph = helper.make_graph([node], "one", inputs, outs)
+            one = helper.make_model(graph, opset_imports=model.opset_import)
+            found = ReferenceEvaluator(one).run(None, {name: values[name] for name in used})
+        for name, value in zip(node.output, found, strict=True):
+            values[name] = value.astype(np.float16).astype(np.float32)
+    return np.asarray(values[model.graph.output[0].name])
+
+
+def test_images_of_float16(small: Path, tmp_path: Path) -> None:
+    def made(**options: Any) -> Artifact:
+        options = {"target": "onnx", "precision": "float16", **options}
+        return export(small / "small.keras", preprocessing="unit", **options)
+
+    written = made(calibration=str(small / "set.npz"), out=tmp_path / "a")
+    assert any("largest activation of 40 images" in note for note in written.manifest.notes)
+    with pytest.raises(InvalidOptionError, match="float16 needs images.*got the table"):
+        made(calibration="table.json", out=tmp_path / "b")
+    with pytest.raises(InvalidOptionError, match="--calibration is for int8"):
+        made(calibration=str(small / "set.npz"), target="tflite", out=tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_float32_file_has_nothing_to_emulate(artifacts: dict[str, Path]) -> None:
+    model = Artifact.load(artifacts["onnx-float32"]).model_path
+    with pytest.raises(InvalidOptionError, match="holds no float16"):
+        EmulatedRunner(model, threads=1, options={})
+
+
+def test_io_binding_answers_as_a_plain_session(artifacts: dict[str, Path]) -> None:
+    """The runner for CUDA on the CPU provider: the same calls, and marked as CPU."""
+    model = Artifact.load(artifacts["onnx-float32"]).model_path
+    values = np.random.default_rng(0).random((3, 28, 28, 1), np.float32)
+    with (
+        OrtRunner(model, threads=1, options={}) as plain,
+        BoundRunner(model, threads=1, options={}, provider=onnx.CPU) as bound,
+    ):
+        assert bound.signature == plain.signature
+        feed = {plain.signature.inputs[0].name: values}
+        expected, found = plain.run(feed), bound.run(feed)
+        bound.prepared(feed)()
+        assert found.keys() == expected.keys()
+        for name in found:
+            np.testing.assert_array_equal(found[name], expected[name])
+        ran = bound.describe()
+        assert (ran.device, ran.provider) == ("cpu", onnx.CPU)
+        assert "52 Conv" in ran.notes[0]
+
+
+@without_gpu
+def test_a_session_that_fell_back_to_the_cpu_is_an_error(artifacts: dict[str, Path]) -> None:
+    artifact = Artifact.load(artifacts["onnx-float32"])
+    job = Job(
+        "it",
+        artifact.model_path,
+        "onnx",
+        artifact.manifest.preprocessing,
+        1,
+        {},
+        device="cuda",
+    )
+    with pytest.raises(ExecutionError, match="it: expected CUDAExecutionProvider, "):
+        Worker(job)
+
+
+@without_gpu
+def test_tensorflow_without_a_gpu_is_an_error(small: Path) -> None:
+    model = small / "small.keras"
+    job = Job("it", model, "keras", preprocessing("unit"), 1, {}, device="gpu")
+    with pytest.raises(ExecutionError, match="it: expected a GPU, TensorFlow sees none"):
+        Worker(job)
+
+
+def event(kind: str, provider: str, dtype: str) -> dict[str, Any]:
+    return {
+        "cat": "Node",
+        "name": f"{kind}1_kernel_time",
+        "dur": 5,
+        "args": {
+            "op_name": kind,
+            "provider": provider,
+            "output_type_shape": [{dtype: [1, 2]}],
+        },
+    }
+
+
+def test_a_node_on_the_cpu_is_an_error_but_for_arithmetic_of_shapes() -> None:
+    conv, shape = event("Conv", onnx.CUDA, "float16"), event("Gather", onnx.CPU, "int64")
+    assert [node.kind for node in onnx.ran([conv, shape], onnx.CUDA)] == ["Conv", "Gather"]
+    stray = event("Clip", onnx.CPU, "float16")
+    with pytest.raises(ExecutionError, match="1 of 3 elsewhere, first Clip Clip1 on CPU"):
+        onnx.ran([conv, shape, stray], onnx.CUDA)
+    with pytest.raises(ExecutionError, match="expected every node on CPUExecutionProvider"):
+        onnx.ran([conv], onnx.CPU)
+
+
+def test_mixed_float16_is_the_same_model(small: Path) -> None:
+    model = small / "small.keras"
+    pixels = np.load(small / "set.npz")["x"][:8]
+    found = {}
+    for precision in ("float32", "mixed_float16"):
+        job = Job(precision, model, "keras", preprocessing("unit"), 1, {}, precision=precision)
+        with Worker(job) as worker:
+            found[precision] = worker.outputs(pixels)
+            provider = worker.loaded.runtime.provider
+    assert provider == "TensorFlow CPU, mixed_float16"
+    difference = np.abs(found["float32"] - found["mixed_float16"]).max()
+    assert 0 < difference < 5e-3
+    with pytest.raises(InvalidOptionError, match="keras runs on cpu, gpu, got 'cuda'"):
+        open_runner(model, format="keras", threads=1, device="cuda")
+
+
+class FakeDriver:
+    """libcuda with one GPU, as far as edgekit asks."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGetCount(self, to: Any) -> int:
+        to._obj.value = self.count
+        return 0
+
+    def cuDeviceGet(self, to: Any, number: int) -> int:
+        return 0
+
+    def cuDeviceGetName(self, to: Any, size: int, device: Any) -> int:
+        to.value = b"NVIDIA Imagined"
+        return 0
+
+    def cuDeviceTotalMem_v2(self, to: Any, device: Any) -> int:
+        to._obj.value = 2**33
+        return 0
+
+
+def test_the_gpu_is_what_the_driver_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(1))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = environment.gpu()
+    assert found is not None
+    assert (found.kind, found.name, found.driver) == ("gpu", "NVIDIA Imagined", None)
+    assert found.memory_bytes == 2**33
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 999.1\necho 999.1\n")
+    smi.chmod(0o755)
+    assert environment.gpu() is not None and environment.gpu().driver == "999.1"  # type: ignore[union-attr]
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: FakeDriver(0))
+    assert environment.gpu() is None
