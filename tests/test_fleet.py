@@ -170,6 +170,42 @@ def test_artifacts_go_where_their_resource_is(
             found.evaluate(wrong, jobs, images[:, :8], advance=told.append)
 
 
+def test_another_reference_stays_here(
+    scheduler: str, worker: Start, tiny: tuple[Path, Path], tmp_path: Path
+) -> None:
+    worker("device:a")
+    count(scheduler, 1)
+    artifact, images = tiny
+    made = compare(
+        [artifact],
+        dataset=str(images),
+        rounds=1,
+        cluster=scheduler,
+        reference="emulated:float16",
+        record=tmp_path / "reference.rec",
+    )
+    played = compare(
+        [artifact],
+        dataset=str(images),
+        rounds=1,
+        cluster=scheduler,
+        reference=tmp_path / "reference.rec",
+    )
+    for report in (made, played):
+        assert report.reference.runtime.emulated and not report.reference.places
+        assert [place.device for place in report.artifacts[0].places] == ["device:a"]
+        assert report.conditions is None  # nothing was timed here
+    assert played.artifacts[0].metrics == made.artifacts[0].metrics
+    with pytest.raises(InvalidOptionError, match="is evaluated or replayed here"):
+        compare(
+            [artifact],
+            dataset=str(images),
+            cluster=scheduler,
+            reference=tmp_path / "reference.rec",
+            resources={"emulated:float16 (recorded)": "any"},
+        )
+
+
 def test_without_a_worker_left_the_rest_waits(
     scheduler: str,
     worker: Start,
