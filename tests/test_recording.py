@@ -68,9 +68,14 @@ def test_a_recording_made_on_a_cpu_says_so(folder: Path) -> None:
 def test_a_replay_is_what_was_recorded(folder: Path) -> None:
     before, after = Report.load(folder / "cpu.json"), replayed(folder)
     assert after.reference.name == "ort:cpu:float16 (recorded)"
-    # a ratio needs float32 beside it on the same machine
-    recorded = {k: v for k, v in before.reference.metrics.items() if k != "latency_ratio"}
-    assert after.reference.metrics == recorded
+
+    # a ratio needs float32 beside it; alone, its rounds have a warm-up of their own
+    def without_times(report: Report) -> dict[str, object]:
+        found = report.reference.metrics
+        return {name: each for name, each in found.items() if not name.startswith("latency")}
+
+    assert without_times(after) == without_times(before)
+    assert "latency_p50" in after.reference.metrics
     assert after.reference.latency_ms == before.reference.latency_ms
     assert after.reference.correct == before.reference.correct
     assert after.reference.runtime.device == "cpu"

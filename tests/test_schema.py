@@ -56,6 +56,7 @@ GOOD: dict[str, Any] = {
 
 # Reports as measurers could write them: any text, any float but NaN.
 numbers = st.floats(allow_nan=False)
+whole = st.integers(-(2**63), 2**63 - 1)  # what a report may hold
 words = st.text(max_size=12)
 measurements = st.builds(
     Measurement,
@@ -105,7 +106,7 @@ reports = st.builds(
     artifacts=st.lists(results, max_size=3, unique_by=lambda result: result.name).map(tuple),
     created=words,
     command=words,
-    settings=st.dictionaries(words, st.none() | st.booleans() | st.integers() | words, max_size=2),
+    settings=st.dictionaries(words, st.none() | st.booleans() | whole | words, max_size=2),
     warnings=st.lists(words, max_size=2).map(tuple),
 )
 
