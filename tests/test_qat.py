@@ -216,6 +216,7 @@ def test_a_trained_model_is_not_trained_again(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_to_the_same_end(
     small: Path, images: Path, edgekit: Callable[..., Done], tmp_path: Path
 ) -> None:

@@ -463,10 +463,12 @@ def test_a_missing_package_names_its_extra(measured: Report, tmp_path: Path) -> 
 
 
 def test_the_committed_baseline_is_a_page() -> None:
-    page = page_of(Report.load(ROOT / "exports" / "baseline.json"))
+    baseline = Report.load(ROOT / "exports" / "baseline.json")
+    page = page_of(baseline)
     assert "<h1>" in page
     assert page.count('<svg class="chart"') == 2
-    assert page.count("<img ") == 24 + 1 + 24
+    pictured = [len(each.changes.images) for each in baseline.artifacts if each.changes]
+    assert page.count("<img ") == sum(pictured) > 24
 
 
 def test_the_same_report_gives_the_same_page(measured: Report) -> None:

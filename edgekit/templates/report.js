@@ -74,6 +74,9 @@
     tip.textContent = target.dataset.tip;
     tip.hidden = false;
     if (target.getAttribute("aria-label") !== target.dataset.tip) target.setAttribute("aria-describedby", "tip");
+    place(target);
+  };
+  const place = (target) => {
     const at = target.getBoundingClientRect();
     const size = tip.getBoundingClientRect();
     const left = Math.min(at.left + at.width / 2 - size.width / 2, innerWidth - size.width - 8);
@@ -91,7 +94,9 @@
   tip.addEventListener("pointerenter", () => clearTimeout(waiting));
   tip.addEventListener("pointerleave", later);
   addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-  addEventListener("scroll", hide, { passive: true });
+  // Focus itself scrolls to what lies off the screen: its tooltip goes along
+  const follow = () => { if (shown) shown === document.activeElement ? place(shown) : hide(); };
+  addEventListener("scroll", follow, { passive: true });
 
   // Charts: one stop of the tab key, arrow keys within; their title is no tooltip
   for (const chart of all("svg.chart")) {
