@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,8 +113,7 @@ def choose(table: CalibrationTable, method: str) -> CalibrationTable:
 
 def cache_folder() -> Path:
     """Where statistics are kept: ``$XDG_CACHE_HOME/edgekit/calibration``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgekit" / "calibration"
+    return outputs.cache("calibration")
 
 
 def observe(

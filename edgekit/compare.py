@@ -161,7 +161,7 @@ def compare(
         processes: That evaluate at once on this machine; default as many as fit on the cores.
         cluster: Address of a Dask scheduler, whose workers evaluate the artifacts. The reference
             is evaluated here, and what a worker evaluated has no latency, load time and memory.
-        resources: Worker resource, ``any`` or ``local``, by artifact; see :func:`fleet.resource`.
+        resources: Worker resource, ``any`` or ``local``, by artifact; see :func:`fleet.devices`.
         command: Recorded in the report.
 
     Raises:

@@ -22,6 +22,12 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def cache(name: str) -> Path:
+    """``$XDG_CACHE_HOME/edgekit/NAME``: the user's folder for what can be made again."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "edgekit" / name
+
+
 def check_free(path: Path, *, force: bool) -> None:
     """Refuse an output path that is taken, before any work is done.
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, outputs
+from edgekit import artifact, cli, data, environment, outputs
 from edgekit.calibrate import cached
 from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
 from edgekit.errors import (
@@ -45,7 +44,16 @@ from edgekit.quant import profiles
 from edgekit.quant.ranges import RANGE_MODES, RangeMode
 from edgekit.quant.table import CalibrationTable
 from edgekit.runtimes import open_runner
-from edgekit.train import Recipe, Trainer, configure_threads, fit, log_bytes
+from edgekit.train import (
+    Recipe,
+    Trainer,
+    add_run_arguments,
+    checkpoints_of,
+    configure_threads,
+    fit,
+    log_bytes,
+    run_settings,
+)
 
 if TYPE_CHECKING:
     from edgekit.quant.fake import FakeQuantized
@@ -237,17 +245,13 @@ def qat(
     """
     recipe = recipe or QatRecipe()
     outputs.check_free(out, force=force)
-    checkpoints = checkpoints or out.with_name(f"{out.name}.checkpoints")
-    if checkpoints.exists() and not resume:
-        raise InvalidOptionError(
-            f"{checkpoints} holds an earlier run; pass --resume to continue it, or delete it"
-        )
+    checkpoints = checkpoints_of(out, checkpoints, resume=resume)
     profile = profiles.profile(device)
     if "int8" not in profile.precisions.get("tflite", profile.precisions.get("onnx", ())):
         raise InvalidOptionError(f"device {profile.name} takes no int8 ({profile.about})")
     needs_labels = recipe.distill < 1 or dataset == "fashion_mnist"
     images = data.load(dataset, "train" if needs_labels else "calibration").head(limit)
-    towers = towers or os.cpu_count() or 1
+    towers = towers or environment.cores()
     configure_threads(towers)
     from edgekit.quant import fake as fake_quant
 
@@ -295,7 +299,8 @@ def qat(
     values = source.preprocessing.apply(testing.images)
     teacher = predict(source.model, values)
     fake.put_into(source.model)
-    files, manifest = _content(source, fake, log)
+    final = tflite.from_keras(source.model)
+    files, manifest = _content(source, fake, final, log)
     manifest |= {
         "model_id": out.name,
         "calibration": artifact.CalibrationRecord(
@@ -306,7 +311,7 @@ def qat(
     with tempfile.TemporaryDirectory() as folder:
         trial = artifact.write(Path(folder) / out.name, files, manifest, force=False)
         scores = _scores(trial, profile, testing.labels, values, teacher)
-        grid = _check_grid(trial, fake, tflite.from_keras(source.model))
+        grid = _check_grid(trial, fake, final)
     training_record = {
         "recipe": asdict(recipe),
         "towers": towers,
@@ -475,7 +480,7 @@ def answers_of(model: bytes | Path, format: str, values: Floats) -> Floats:
         path = model if isinstance(model, Path) else Path(folder) / f"model.{format}"
         if isinstance(model, bytes):
             path.write_bytes(model)
-        with open_runner(path, format=format, threads=os.cpu_count() or 1) as runner:
+        with open_runner(path, format=format, threads=environment.cores()) as runner:
             entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
             parts = []
             for start in range(0, len(values), runner.batch):
@@ -492,10 +497,13 @@ def predict(model: Any, values: Floats) -> Floats:
 
 
 def _content(
-    source: float_model.FloatModel, fake: FakeQuantized, log: list[dict[str, float]]
+    source: float_model.FloatModel,
+    fake: FakeQuantized,
+    final: bytes,
+    log: list[dict[str, float]],
 ) -> tuple[dict[str, bytes | Path], dict[str, Any]]:
-    """(files, manifest) of the trained model, which ``source`` holds by now."""
-    encodings = fake.encodings(tflite.from_keras(source.model))
+    """(files, manifest) of the trained model: ``source`` holds it, ``final`` is its graph."""
+    encodings = fake.encodings(final)
     rebuild = FakeQuantRecipe(fake.activations(), fake.bits, fake.left_float)
     return {
         "model.keras": keras_format.to_bytes(source.model),
@@ -568,13 +576,8 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
         add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
     add("--no-flip", dest="flip", action="store_false", help="do not mirror images")
     add("--ranges", choices=RANGE_MODES, default=default.ranges, help="(default: %(default)s)")
-    add("--towers", type=cli.positive_int, help="parts of a batch side by side (default: cores)")
     add("--every", type=cli.positive_int, default=EVERY, help="steps between two int8 checks")
-    add("--checkpoints", type=Path, help="folder for --resume (default: OUT.checkpoints)")
-    add("--tensorboard", type=Path, help="folder for TensorBoard logs")
-    add("--resume", action="store_true", help="continue from the last checkpoint")
-    add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add_run_arguments(result)
     return result
 
 
@@ -584,21 +587,14 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         cli.console.print(f"device: {profile.name}, {profile.about}")
     written, scores = qat(
         options.model,
-        out=options.out,
         dataset=options.data,
         calibration=options.calibration,
         recipe=QatRecipe.of(options),
         device=profile.name,
         leave_float=options.leave_float,
         preprocessing=options.preprocessing,
-        towers=options.towers,
-        checkpoints=options.checkpoints,
-        tensorboard=options.tensorboard,
         every=options.every,
-        resume=options.resume,
-        limit=options.limit,
-        force=options.force,
-        command=cli.command_line(),
+        **run_settings(options),
     )
     assert written.manifest.training is not None
     table = Table(title=f"{written.manifest.training['tested_images']} images")

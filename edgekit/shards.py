@@ -379,8 +379,7 @@ class Work:
 
 def cache_folder() -> Path:
     """Where shards are kept without ``--work``: ``$XDG_CACHE_HOME/edgekit/shards``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgekit" / "shards"
+    return outputs.cache("shards")
 
 
 def _remove_old(root: Path) -> None:

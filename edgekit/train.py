@@ -16,7 +16,6 @@ import argparse
 import io
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import artifact, cli, data, outputs, schema
+from edgekit import artifact, cli, data, environment, outputs, schema
 from edgekit.errors import InvalidDataError, InvalidOptionError, reason
 from edgekit.formats import keras as keras_format
 from edgekit.signature import Preprocessing, preprocessing
@@ -399,11 +398,7 @@ def train(
 
     recipe = recipe or Recipe()
     outputs.check_free(out, force=force)
-    checkpoints = checkpoints or out.with_name(f"{out.name}.checkpoints")
-    if checkpoints.exists() and not resume:
-        raise InvalidOptionError(
-            f"{checkpoints} holds an earlier run; pass --resume to continue it, or delete it"
-        )
+    checkpoints = checkpoints_of(out, checkpoints, resume=resume)
     prepared = preprocessing(prepare)
     training = data.load(dataset, "train").head(limit)
     testing = data.load(dataset, "test") if dataset == "fashion_mnist" else training
@@ -411,7 +406,7 @@ def train(
         raise InvalidDataError(f"{dataset}: training needs labels")
     classes = len(training.class_names) or int(training.labels.max()) + 1
     names = training.class_names or tuple(str(i) for i in range(classes))
-    towers = towers or os.cpu_count() or 1
+    towers = towers or environment.cores()
 
     configure_threads(towers)
     tf = keras_format.tensorflow()
@@ -468,6 +463,20 @@ def train(
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
     return written
+
+
+def checkpoints_of(out: Path, given: Path | None, *, resume: bool) -> Path:
+    """The folder of a run's checkpoints.
+
+    Raises:
+        InvalidOptionError: If it holds an earlier run that is not resumed.
+    """
+    folder = given or out.with_name(f"{out.name}.checkpoints")
+    if folder.exists() and not resume:
+        raise InvalidOptionError(
+            f"{folder} holds an earlier run; pass --resume to continue it, or delete it"
+        )
+    return folder
 
 
 def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple[float, float]:
@@ -679,30 +688,35 @@ python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,
     add("--no-flip", dest="flip", action="store_false", help="augmentation: no mirroring")
     add("--erase", type=float, default=default.erase, help="augmentation: probability of erasing")
     add("--seed", type=int, default=default.seed)
+    add_run_arguments(result)
+    return result
+
+
+def add_run_arguments(parser: cli.Parser) -> None:
+    """Options of any run of a :class:`Trainer`; :func:`run_settings` takes them."""
+    add = parser.add_argument
     add("--towers", type=cli.positive_int, help="batch parts side by side (default: one a core)")
     add("--limit", type=cli.positive_int, help="use the first N training images only")
-    add("--checkpoints", type=Path, help="folder for resuming (default: OUT.checkpoints)")
+    add("--checkpoints", type=Path, help="folder for --resume (default: OUT.checkpoints)")
     add("--tensorboard", type=Path, help="folder for TensorBoard logs")
     add("--resume", action="store_true", help="continue from the last checkpoint")
     add("--force", action="store_true", help="replace OUT if it exists")
-    return result
+
+
+def run_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What :func:`add_run_arguments` was given, as arguments of :func:`train`."""
+    names = ("out", "towers", "limit", "checkpoints", "tensorboard", "resume", "force")
+    return {name: getattr(options, name) for name in names} | {"command": cli.command_line()}
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
     written = train(
-        out=options.out,
         dataset=options.data,
         width=options.width,
         lowered_strides=options.lowered_strides,
         recipe=Recipe.of(options),
         prepare=options.preprocessing,
-        towers=options.towers,
-        checkpoints=options.checkpoints,
-        tensorboard=options.tensorboard,
-        resume=options.resume,
-        limit=options.limit,
-        force=options.force,
-        command=cli.command_line(),
+        **run_settings(options),
     )
     return 0, {
         "artifact": str(written.path),

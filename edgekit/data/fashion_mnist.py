@@ -82,8 +82,7 @@ def calibration_indices(labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 
 def cache_folder() -> Path:
     """Where downloads are kept: ``$XDG_CACHE_HOME/edgekit/fashion_mnist``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "edgekit" / "fashion_mnist"
+    return outputs.cache("fashion_mnist")
 
 
 def _shipped_folder() -> Path:
