@@ -31,7 +31,6 @@ from edgekit import (
     data,
     environment,
     fleet,
-    layers,
     outputs,
     shards,
     stats,
@@ -40,6 +39,7 @@ from edgekit.artifact import Artifact
 from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.formats import float_model
+from edgekit.layers import options as layer_options
 from edgekit.parity import numbers
 from edgekit.quant.profiles import PROFILES
 from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
@@ -1036,7 +1036,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add("--out", type=Path, help="report (default: report.json)")
     add("--force", action="store_true", help="replace outputs that exist")
-    layers.add_arguments(result)
+    layer_options.add_arguments(result)
     return result
 
 
@@ -1054,8 +1054,8 @@ def _count(text: str) -> int:
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    if layers.wanted(options):
-        return layers.act(options)
+    if layer_options.wanted(options):
+        return layer_options.act(options)
     options.out = options.out or Path("report.json")
     outputs.check_free(options.out, force=options.force)
     if options.record is not None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from conftest import Done
 
-from edgekit import compare, data, encodings, layers, outputs
+from edgekit import compare, data, encodings, outputs
 from edgekit.artifact import Artifact
 from edgekit.encodings import Encodings
 from edgekit.errors import InvalidModelError
@@ -24,7 +24,10 @@ from edgekit.export import export
 from edgekit.formats import keras, onnx
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import SHIPPED
-from edgekit.layers import ACCUMULATED, BLAME, ISOLATED, Bound, LayerRow
+from edgekit.layers import measure
+from edgekit.layers.bisection import Bound, bisect
+from edgekit.layers.diff import diff
+from edgekit.layers.measure import ACCUMULATED, BLAME, ISOLATED, LayerRow
 from edgekit.quant import equalize
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors, Values, activations
 
@@ -46,8 +49,8 @@ class Models:
         self.reference = TfLiteTensors(self.float_tflite, self.graph, threads=1)
         self.equalized = equalize.apply(self.float_tflite, self.factors)
         self.sound = {
-            True: layers.Sound(self.float_tflite, factors=self.factors),
-            False: layers.Sound(self.float_tflite),
+            True: measure.Sound(self.float_tflite, factors=self.factors),
+            False: measure.Sound(self.float_tflite),
         }
 
     def values(self) -> Values:
@@ -76,7 +79,7 @@ class Models:
         modes: tuple[str, ...] = (ISOLATED,),
         given: npt.NDArray[np.float32] | None = None,
     ) -> tuple[LayerRow, ...]:
-        return layers.measure(
+        return measure.measure(
             self.reference,
             suspect,
             self.sound[bool(suspect.encodings)],
@@ -101,7 +104,7 @@ def models(artifacts: dict[str, Path]) -> Models:
 
 
 def test_errors_by_hand() -> None:
-    sums = layers._Sums(2)
+    sums = measure._Sums(2)
     expected = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
     sums.add(expected[:1], np.array([[3.0, 3.0]], np.float32))
     sums.add(expected[1:], np.array([[0.0, 2.0]], np.float32))
@@ -115,14 +118,14 @@ def test_errors_by_hand() -> None:
 
 
 def test_equal_tensors_have_no_error() -> None:
-    sums = layers._Sums(1)
+    sums = measure._Sums(1)
     sums.add(np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32))
     found = sums.errors(1.0)
     assert (found.sqnr, found.cosine, found.largest) == (math.inf, 1.0, 0.0)
 
 
 def test_range_use_by_hand() -> None:
-    seen = layers._Seen(1)
+    seen = measure._Seen(1)
     # steps of 0.5 from -64 to 63.5; 70 is beyond, 63.7 is rounded to the last step
     seen.add(np.array([[0.0], [31.5], [70.0], [63.7]], np.float32), (0.5, 0))
     assert seen.clipped == 1
@@ -161,7 +164,7 @@ def test_tensors_are_aligned_by_name(models: Models) -> None:
 
 def test_a_float16_file_is_aligned_by_order(models: Models, tmp_path: Path) -> None:
     half = export(target="tflite", precision="float16", out=tmp_path / "half").path
-    found = layers.diff(models.paths["tflite-float32"], half, images=4)
+    found = diff(models.paths["tflite-float32"], half, images=4)
     assert len(found.rows) == 67
     assert found.rows[1].name != found.rows[1].own
     assert found.verdict is None
@@ -170,7 +173,7 @@ def test_a_float16_file_is_aligned_by_order(models: Models, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("kind", ["tflite-int8", "onnx-int8", "onnx-float32"])
 def test_no_layer_of_a_sound_file_is_to_blame(models: Models, kind: str) -> None:
-    found = layers.diff(models.paths["tflite-float32"], models.paths[kind], images=8)
+    found = diff(models.paths["tflite-float32"], models.paths[kind], images=8)
     assert found.verdict is None
     assert max(row.excess for row in found.rows if row.excess is not None) < BLAME - 3
     assert len(found.rows) == found.tensors == 67
@@ -223,20 +226,20 @@ def test_a_wrong_output_scale_is_named(models: Models, kind: str, fault: str) ->
 def _expect_named(models: Models, kind: str, fault: str, names: list[str]) -> None:
     found = []
     for name in names:
-        verdict = layers.blame(models.measure(models.planted(kind, name, fault)))
+        verdict = measure.blame(models.measure(models.planted(kind, name, fault)))
         found.append(None if verdict is None else verdict.tensor)
     assert found == names
 
 
 def test_wrong_preprocessing_is_the_inputs_fault(models: Models) -> None:
     suspect = TfLiteTensors(models.int8_tflite, models.graph, threads=1)
-    verdict = layers.blame(models.measure(suspect, given=models.images * 2 - 1))
+    verdict = measure.blame(models.measure(suspect, given=models.images * 2 - 1))
     assert verdict is not None
     assert verdict.layer == "input"
     # a channel order, a mean or a scale that is off by a little is found too
-    verdict = layers.blame(models.measure(suspect, given=models.images * np.float32(255 / 256)))
+    verdict = measure.blame(models.measure(suspect, given=models.images * np.float32(255 / 256)))
     assert verdict is None  # less than a step
-    verdict = layers.blame(models.measure(suspect, given=models.images * np.float32(0.9)))
+    verdict = measure.blame(models.measure(suspect, given=models.images * np.float32(0.9)))
     assert verdict is not None and verdict.layer == "input"
 
 
@@ -257,7 +260,7 @@ def test_bisect_finds_a_planted_pair(models: Models) -> None:
     for place in (5, 30):
         content = faults.in_tflite(content, names[place], "weight scale doubled")
     suspect = TfLiteTensors(content, models.graph, threads=1)
-    found = layers.bisect(
+    found = bisect(
         models.reference,
         suspect,
         models.sound[True],
@@ -275,7 +278,7 @@ def test_bisect_finds_a_planted_pair(models: Models) -> None:
 @pytest.mark.parametrize("kind", ["tflite-int8", "onnx-int8"])
 def test_bisect_finds_one_layer_without_being_told(models: Models, kind: str) -> None:
     name = models.ten("relu6 dropped")[2]
-    found = layers.bisect(
+    found = bisect(
         models.reference,
         models.planted(kind, name, "relu6 dropped"),
         models.sound[True],
@@ -296,9 +299,9 @@ def test_bisect_says_what_is_out_of_reach(models: Models) -> None:
         models.images,
         models.images,
     )
-    far = layers.bisect(*arguments, Bound(300.0, "dB"))
+    far = bisect(*arguments, Bound(300.0, "dB"))
     assert not far.reached and far.layers == ()
-    near = layers.bisect(*arguments, Bound(10.0, "dB"))
+    near = bisect(*arguments, Bound(10.0, "dB"))
     assert near.reached and near.layers == () and near.evaluations == 1
 
 
@@ -389,9 +392,7 @@ def test_a_net_with_branches_and_a_softmax_inside_a_layer(
         calibration=str(small / "set.npz"),
         out=tmp_path / "small",
     ).path
-    found = layers.diff(
-        small / "small.keras", made, dataset=str(small / "set.npz"), images=12, bound=20.0
-    )
+    found = diff(small / "small.keras", made, dataset=str(small / "set.npz"), images=12, bound=20.0)
     assert [row.layer for row in found.rows][-2:] == ["dense", "output"]
     assert found.computed == ("dense",)
     assert found.verdict is None

@@ -1,0 +1,199 @@
+"""Which layers have to stay in float so that the answers come back within a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import stats
+from edgekit.formats.flatbuffer import Graph
+from edgekit.layers.measure import BLAME, LayerRow, Sound, as_stored
+from edgekit.quant import walk
+from edgekit.tensors import Tensors, TfLiteTensors
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the suspect's answers have to reach.
+
+    Attributes:
+        value: The least.
+        unit: ``dB``, SQNR of the answers, or ``%``, the same class as the reference's.
+    """
+
+    value: float
+    unit: Literal["dB", "%"]
+
+    def __str__(self) -> str:
+        return f"{self.value:g} {self.unit}"
+
+    def reached(self, found: float) -> bool:
+        """Whether a value of this unit is enough."""
+        return found >= self.value
+
+    def of(self, reference: npt.NDArray[np.float32], answers: npt.NDArray[np.float32]) -> float:
+        """The answers' value in this unit."""
+        if self.unit == "dB":
+            return stats.sqnr(reference, answers).value
+        first, second = (
+            values.reshape(len(values), -1).argmax(axis=1) for values in (reference, answers)
+        )
+        return 100 * float((first == second).mean())
+
+
+@dataclass(frozen=True)
+class Bisection:
+    """The layers that have to stay in float.
+
+    Attributes:
+        bound: What was asked for.
+        layers: Their names for people, in order of execution; none of them can be left out.
+        tensors: Their canonical names.
+        before: Value of the emulated suspect with no layer in float.
+        after: With these in float.
+        actual: Value of the suspect's own answers; apart from ``before``, its kernels or its
+            operators are other than its numbers say.
+        reached: Whether the bound is reached; if not, not even with every layer in float.
+        evaluations: How often the network was run.
+    """
+
+    bound: Bound
+    layers: tuple[str, ...]
+    tensors: tuple[str, ...]
+    before: float
+    after: float
+    actual: float
+    reached: bool
+    evaluations: int
+
+
+def bisect(
+    reference: Tensors,
+    suspect: Tensors,
+    sound: Sound,
+    expected: npt.NDArray[np.float32],
+    given: npt.NDArray[np.float32],
+    bound: Bound,
+    *,
+    rows: Sequence[LayerRow] = (),
+    advance: Callable[[int], None] = lambda count: None,
+) -> Bisection:
+    """Find the smallest set of layers which, left in float, brings the answers within a bound.
+
+    The suspect is emulated on the canonical graph: its weights and biases as real numbers, its
+    activations rounded to what it stores. First every layer alone is left in float. If none is
+    enough, the best of them are put together, as few as suffice, and each of those that can be
+    left out again is; so no layer of the set can be spared, and one layer is never missed, but
+    another set of two or more that is smaller is not ruled out.
+
+    Args:
+        reference: What is right.
+        suspect: TFLite or ONNX.
+        sound: Made from the float model of both, in the suspect's units.
+        expected: Images as the reference's preprocessing makes them.
+        given: The same images as the suspect's does.
+        bound: What the answers have to reach.
+        rows: Of :func:`measure`; layers to blame are tried first.
+        advance: Called after each evaluation.
+    """
+    network = _Emulated(suspect, sound, expected, given)
+    end = sound.graph.outputs[0]
+    wanted = reference.run(expected)[end]
+    evaluations = 0
+
+    def value(left: Collection[str]) -> float:
+        nonlocal evaluations
+        evaluations += 1
+        found = bound.of(wanted, network.answers(frozenset(left)))
+        advance(1)
+        return found
+
+    actual = bound.of(wanted, suspect.run(given)[end])
+    names = network.names
+    before = value(())
+
+    def result(left: Collection[str], after: float, *, reached: bool) -> Bisection:
+        chosen = [name for name in names if name in left]
+        shown = tuple(sound.labels[name] for name in chosen)
+        return Bisection(bound, shown, tuple(chosen), before, after, actual, reached, evaluations)
+
+    if bound.reached(before):
+        return result((), before, reached=True)
+    whole = value(names)
+    if not bound.reached(whole):
+        return result((), whole, reached=False)
+    alone = {name: value((name,)) for name in names}
+    best = max(alone, key=alone.__getitem__)
+    if bound.reached(alone[best]):
+        return result((best,), alone[best], reached=True)
+    excess = {row.name: row.excess or 0.0 for row in rows}
+    guilty = {name for name in names if excess.get(name, 0.0) >= BLAME}
+    order = sorted(
+        names, key=lambda n: (n in guilty, excess[n] if n in guilty else alone[n]), reverse=True
+    )
+    low, high = 1, len(order)  # too few, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        if bound.reached(value(order[:middle])):
+            high = middle
+        else:
+            low = middle
+    left, after = order[:high], value(order[:high])
+    for name in reversed(order[:high]):
+        fewer = [other for other in left if other != name]
+        found = value(fewer)
+        if bound.reached(found):
+            left, after = fewer, found
+    return result(left, after, reached=True)
+
+
+class _Emulated:
+    """The suspect on the canonical graph, with any of its layers in float instead."""
+
+    def __init__(
+        self,
+        suspect: Tensors,
+        sound: Sound,
+        expected: npt.NDArray[np.float32],
+        given: npt.NDArray[np.float32],
+    ) -> None:
+        self.graph = sound.graph
+        self._encodings = suspect.encodings
+        self._ends = walk.last_readers(self.graph)
+        self._expected, self._given = expected, given
+        changed, numbers = Graph(self.graph.serialize()), suspect.numbers()
+        for layer in self.graph.layers:
+            found = numbers.get(layer.output)
+            if found is None:
+                continue
+            changed.set_constant(layer.weights, found.weights)
+            if layer.bias and found.bias is not None:
+                changed.set_constant(layer.bias, found.bias)
+            if not found.activation:
+                changed.set_activation(layer.output, "none")
+        self._sound = sound.tensors.steps()
+        self._own = TfLiteTensors(changed, changed, threads=sound.threads).steps()
+        self.names = [
+            *self.graph.inputs,
+            *(step.operator.outputs[0] for step in self._sound),
+        ]
+
+    def answers(self, left: frozenset[str]) -> npt.NDArray[np.float32]:
+        """The network's answers with the operators that write these tensors in float."""
+        entry = self.graph.inputs[0]
+        values = {entry: self._expected if entry in left else self._stored(entry, self._given)}
+        for position, (sound, own) in enumerate(zip(self._sound, self._own, strict=True)):
+            names = sound.operator.outputs
+            exact = names[0] in left
+            for name, array in zip(names, (sound if exact else own).run(values), strict=True):
+                values[name] = array if exact else self._stored(name, array)
+            for name in [n for n in values if self._ends.get(n, position + 1) <= position]:
+                del values[name]
+        return values[self.graph.outputs[0]]
+
+    def _stored(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return as_stored(values, self._encodings.get(name))

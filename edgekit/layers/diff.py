@@ -1,0 +1,232 @@
+"""Two models of one float model, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import cli, data, encodings, outputs
+from edgekit.artifact import Artifact
+from edgekit.encodings import Encodings
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.formats import float_model, keras, onnx, tflite
+from edgekit.formats.flatbuffer import Graph
+from edgekit.layers.bisection import Bisection, Bound, bisect
+from edgekit.layers.measure import (
+    ISOLATED,
+    MODES,
+    Factors,
+    LayerRow,
+    Sound,
+    Verdict,
+    blame,
+    measure,
+)
+from edgekit.quant.profiles import DEFAULT, PROFILES
+from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
+
+IMAGES = 32
+#: Images by whose values Keras tensors are found.
+_MATCHED = 8
+
+
+@dataclass(frozen=True)
+class LayerDiff:
+    """Two models, layer by layer.
+
+    Attributes:
+        reference: Path as given.
+        suspect: Path as given.
+        images: How many.
+        rows: In order of execution.
+        tensors: How many tensors the canonical graph has.
+        computed: Layers whose tensor the reference lacks, so that it was computed from others.
+        verdict: The layer to blame; None if all are sound or the isolated view was not asked for.
+        first_below: First layer below ``bound``, by mode; None where there is none.
+        bound: In dB; None if not given.
+        bisection: None if not asked for.
+        graph_id: Of the suspect's file, for Model Explorer.
+    """
+
+    reference: str
+    suspect: str
+    images: int
+    rows: tuple[LayerRow, ...]
+    tensors: int
+    computed: tuple[str, ...]
+    verdict: Verdict | None
+    first_below: dict[str, str | None]
+    bound: float | None
+    bisection: Bisection | None
+    graph_id: str
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models, as the command line names it."""
+
+    path: Path
+    artifact: Artifact | None
+    source: str
+    format: str
+    precision: str
+
+
+def diff(
+    reference: Path,
+    suspect: Path,
+    *,
+    dataset: str = "fashion_mnist",
+    images: int = IMAGES,
+    modes: Collection[str] = MODES,
+    bound: float | None = None,
+    bisect_bound: Bound | None = None,
+    source: Path | None = None,
+    threads: int = 1,
+) -> LayerDiff:
+    """Compare two models of one float model, layer by layer.
+
+    Args:
+        reference: What is right: an artifact, or the ``.keras`` file that the suspect was made
+            from.
+        suspect: An artifact.
+        dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x``.
+        images: Use the first so many.
+        modes: Of :data:`MODES`.
+        bound: In dB, to find the first layer below it.
+        bisect_bound: If given, the layers that have to stay in float are looked for.
+        source: The float model of both, if it is not where the manifests say; needed where the
+            reference is neither it nor its float32 TFLite artifact.
+        threads: Inside an operator.
+
+    Raises:
+        EdgekitError: If models, data or options do not fit together.
+    """
+    one, other = _side(reference), _side(suspect)
+    if other.artifact is None:
+        raise InvalidOptionError(
+            f"{suspect} is no artifact; give the .keras file first, it is the reference"
+        )
+    if one.source != other.source:
+        raise InvalidModelError(
+            f"{reference} and {suspect} were made from different float models "
+            f"(sha256 {one.source[:12]}…, {other.source[:12]}…); expected two of one model"
+        )
+    if other.format == "keras" and (ISOLATED in modes or bisect_bound is not None):
+        raise InvalidOptionError(
+            f"{suspect} is a Keras model, which cannot be run operator by operator; give it "
+            f"first, or pass --mode accumulated"
+        )
+    found = data.load(dataset, "test" if dataset == "fashion_mnist" else "calibration")
+    found = found.head(images)
+    manifest = other.artifact.manifest
+    given = manifest.preprocessing.apply(found.images)
+    expected = given
+    if one.artifact is not None:
+        expected = one.artifact.manifest.preprocessing.apply(found.images)
+    canonical = _canonical(one, other.artifact, source)
+    graph = Graph(canonical)
+    if graph.shape(graph.inputs[0])[1:] != found.images.shape[1:]:
+        raise InvalidDataError(
+            f"{found.name}: expected images {list(graph.shape(graph.inputs[0])[1:])} as "
+            f"{reference} takes, got {list(found.images.shape[1:])}"
+        )
+    right = _open(one, graph, expected, threads)
+    wrong = _open(other, graph, given, threads)
+    sound = Sound(
+        canonical,
+        factors=_factors(other),
+        profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
+        threads=threads,
+    )
+    with cli.progress() as bar:
+        task = bar.add_task("layers", total=len(found), note="")
+        rows = measure(
+            right,
+            wrong,
+            sound,
+            expected,
+            given,
+            modes=modes,
+            reference_factors=_factors(one),
+            half=other.precision == "float16",
+            advance=lambda count: bar.advance(task, count),
+        )
+    bisection = None
+    if bisect_bound is not None:
+        with cli.progress("runs") as bar:
+            task = bar.add_task("bisecting", total=len(graph.operators) + 3, note="")
+            bisection = bisect(
+                right,
+                wrong,
+                sound,
+                expected,
+                given,
+                bisect_bound,
+                rows=rows,
+                advance=lambda count: bar.advance(task, count),
+            )
+    return LayerDiff(
+        reference=str(reference),
+        suspect=str(suspect),
+        images=len(found),
+        rows=rows,
+        tensors=len(graph.operators) + len(graph.inputs),
+        computed=tuple(row.layer for row in rows if row.name not in right.names),
+        verdict=blame(rows),
+        first_below={mode: _first_below(rows, mode, bound) for mode in modes}
+        if bound is not None
+        else {},
+        bound=bound,
+        bisection=bisection,
+        graph_id=wrong.graph_id,
+    )
+
+
+def _side(path: Path) -> _Side:
+    if path.is_file() and path.suffix == ".keras":
+        return _Side(path, None, outputs.sha256_file(path), "keras", "float32")
+    artifact = Artifact.load(path)
+    manifest = artifact.manifest
+    source = artifact.sha256 if manifest.source is None else manifest.source.sha256
+    return _Side(path, artifact, source, manifest.format, manifest.precision)
+
+
+def _canonical(one: _Side, other: Artifact, source: Path | None) -> bytes:
+    """The float flatbuffer that both come from."""
+    if one.format == "tflite" and one.precision == "float32" and one.artifact is not None:
+        return one.artifact.model_path.read_bytes()
+    if one.format == "keras":
+        model = one.path if one.artifact is None else one.artifact.model_path
+    else:
+        _, model, _ = float_model.find(other, source)
+    return tflite.from_keras(keras.load(model))
+
+
+def _open(side: _Side, graph: Graph, images: npt.NDArray[np.float32], threads: int) -> Tensors:
+    path = side.path if side.artifact is None else side.artifact.model_path
+    if side.format == "keras":
+        return KerasTensors(keras.load(path), graph, images[:_MATCHED])
+    if side.format == "tflite":
+        return TfLiteTensors(path.read_bytes(), graph, threads=threads)
+    assert side.artifact is not None
+    options = side.artifact.manifest.runtime_options
+    return OnnxTensors(onnx.load(path), graph, threads=threads, options=options)
+
+
+def _factors(side: _Side) -> Factors:
+    if side.artifact is None or side.precision != "int8" or side.format == "keras":
+        return {}
+    return Encodings.load(side.artifact.path / encodings.FILE).factors
+
+
+def _first_below(rows: Sequence[LayerRow], mode: str, bound: float) -> str | None:
+    for row in rows:
+        errors = row.of(mode)
+        if errors is not None and errors.sqnr < bound:
+            return row.layer
+    return None
