@@ -30,8 +30,8 @@ from rich.table import Table
 
 from edgekit import cli, data, environment, signature, stats
 from edgekit.calibrate import observe
-from edgekit.compare import PRECISE
 from edgekit.encodings import Encoding
+from edgekit.environment import PRECISE
 from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, equalize, profiles, quantize, reconstruct

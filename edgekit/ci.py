@@ -1,7 +1,7 @@
 """What continuous integration reads of a gate: JUnit XML, Markdown, GitHub's annotations.
 
-Names and reasons come from a report that anyone may have written. Control characters, and those
-that turn the direction of text, become blanks; what has a meaning in the format is escaped.
+Names and reasons come from a report that anyone may have written: they are one line without
+control characters (edgekit.text), and what has a meaning in the format is escaped.
 """
 
 from __future__ import annotations
@@ -12,21 +12,13 @@ from pathlib import Path
 
 from edgekit import checks as judged
 from edgekit.checks import Check
+from edgekit.text import visible
 
 #: GitHub shows this many annotations of a level and step.
 MOST_ANNOTATIONS = 10
 #: Lets a program find its earlier comment in a pull request.
 MARKER = "<!-- edgekit gate -->"
 _MARKS = {"PASS": "✅", "FAIL": "❌", "STALE": "⚠️", "NEW": "🆕", "REFUSED": "⛔"}
-# C0 and C1, surrogates, non-characters, line separators, and what turns the direction of text.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]+"
-)
-
-
-def plain(text: str) -> str:
-    """The text in one line, without what a terminal, XML or a browser could act on."""
-    return _UNPRINTABLE.sub(" ", text).strip()
 
 
 def junit(checks: Sequence[Check], *, model_id: str) -> str:
@@ -41,7 +33,7 @@ def junit(checks: Sequence[Check], *, model_id: str) -> str:
         root,
         "testsuite",
         {
-            "name": f"edgekit gate of {plain(model_id)}",
+            "name": f"edgekit gate of {visible(model_id)}",
             **counts,
             "skipped": str(skipped),
             "time": "0",
@@ -49,7 +41,7 @@ def junit(checks: Sequence[Check], *, model_id: str) -> str:
     )
     for check in checks:
         name = f"{check.metric} {check.kind}"
-        attributes = {"classname": plain(check.artifact), "name": name, "time": "0"}
+        attributes = {"classname": visible(check.artifact), "name": name, "time": "0"}
         case = ElementTree.SubElement(suite, "testcase", attributes)
         text = sentence(check)
         if check.verdict == "FAIL":
@@ -98,7 +90,7 @@ def commands(checks: Sequence[Check], *, model_id: str) -> list[str]:
     """GitHub's workflow commands, a line each: an error a failed check, notices for the rest."""
     failed = [check for check in checks if check.verdict == "FAIL"]
     noted = [check for check in checks if check.verdict in ("STALE", "NEW")]
-    verdict = f"{plain(model_id)}: {judged.headline(checks)}"
+    verdict = f"{visible(model_id)}: {judged.headline(checks)}"
     return [
         *_level("error", failed, MOST_ANNOTATIONS),
         *_level("notice", noted, MOST_ANNOTATIONS - 1),
@@ -121,7 +113,7 @@ def _level(level: str, checks: Sequence[Check], most: int) -> list[str]:
 def sentence(check: Check) -> str:
     """A check in one line, as ``mine-int8: top1 92.00 (was 94.00), max-drop 0.5 points: …``."""
     was = "" if check.baseline is None else f" (was {judged.show(check.baseline, check.unit)})"
-    return plain(
+    return visible(
         f"{check.artifact}: {check.metric} {judged.show(check.current, check.unit)}{was}, "
         f"{check.rule}: {check.reason} [{check.source}]"
     )
@@ -149,7 +141,7 @@ def escape_markdown(text: str) -> str:
     Character references never act as Markdown. The blank without width after ``@`` and ``#`` keeps
     GitHub from turning a name or a number into a link.
     """
-    return re.sub(r"[^\w\s-]|_", _reference, plain(text))
+    return re.sub(r"[^\w\s-]|_", _reference, visible(text))
 
 
 def _reference(match: re.Match[str]) -> str:

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import itertools
 import math
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,92 +23,50 @@ import numpy.typing as npt
 from rich.table import Table
 
 from edgekit import (
-    changes,
     cli,
     conditions,
     data,
     environment,
+    figures,
     fleet,
     outputs,
     shards,
     stats,
 )
+from edgekit import parity as parity_of
 from edgekit.artifact import Artifact
 from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.formats import float_model
+from edgekit.figures import Measured
 from edgekit.layers import options as layer_options
-from edgekit.parity import numbers
-from edgekit.quant.profiles import PROFILES
 from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
-from edgekit.reference import onnx_artifact, profile_of
 from edgekit.results import (
-    ArtifactResult,
     Conditions,
     Data,
     Device,
     Environment,
     Measurement,
     Parity,
-    ParityPair,
-    Place,
     Report,
-    Runtime,
-    pack_bits,
 )
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.subjects import (
+    Subject,
+    cannot_saturate,
+    check_one_source,
+    recorded_in,
+    reference_of,
+    run_by,
+    subject_of,
+)
 
 SAMPLES = 20
 WARM_UP = 10
-#: onnxruntime's option for int8 kernels on x86 that do not saturate.
-PRECISE = "session.x64quantprecision"
 #: The loss that the gate allows, and the power that is customary (Cohen 1988).
 DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
-#: Differences of two answers are counted up to this many steps.
-LSB_BINS = 16
 #: Images that changed their answer, pictured in the report, of each artifact.
 PICTURES = 24
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A model to be measured.
-
-    Attributes:
-        job: What a worker loads; None for a recording, which nothing runs.
-    """
-
-    name: str
-    format: str
-    job: Job | None
-    path: Path
-    precision: str
-    sha256: str
-    size: int
-    manifest_sha256: str = ""
-    recording: Recording | None = None
-
-
-@dataclass
-class _Measured:
-    """What the workers, or a recording, said of one subject.
-
-    Attributes:
-        metrics: ``peak_memory``, ``load_time`` and ``energy``, where they mean something; a cluster
-            says none.
-        worker: What is to be timed; None where times mean nothing, are recorded ones, or would be
-            those of a cluster.
-        latency: Milliseconds, a list a round.
-        places: Machines of a cluster that answered.
-    """
-
-    answers: npt.NDArray[np.float32]
-    runtime: Runtime
-    metrics: dict[str, Measurement] = field(default_factory=dict)
-    worker: Worker | None = None
-    latency: list[list[float]] = field(default_factory=list)
-    places: tuple[Place, ...] = ()
 
 
 def compare(
@@ -177,12 +133,12 @@ def compare(
             "--parity is about one machine's kernels; leave it out or leave out --cluster"
         )
     loaded = [Artifact.load(path) for path in artifacts]
-    _check_one_source(loaded)
+    check_one_source(loaded)
     runner = None
     if reference is not None and runners.is_spec(str(reference)):
         runner = runners.parse(str(reference))
         runners.require_device(runner)
-    pair = _parity_pair(loaded) if parity else None
+    pair = parity_of.pair_of(loaded) if parity else None
     images = data.load(dataset, "test").head(limit)
     classes = len(loaded[0].manifest.class_names)
     labels = _labels(images, classes)
@@ -196,14 +152,14 @@ def compare(
     ):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if runner is not None:
-            base = _run_by(runner, loaded, dataset, threads, folder)
+            base = run_by(runner, loaded, dataset, threads, folder)
         elif reference is not None and is_recording(Path(reference)):
-            base = _recorded_in(Path(reference), loaded[0], images)
+            base = recorded_in(Path(reference), loaded[0], images)
         else:
-            base = _reference(loaded, None if reference is None else Path(reference), threads)
+            base = reference_of(loaded, None if reference is None else Path(reference), threads)
         if record is not None and base.recording is not None:
             raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
-        subjects = [base, *(_subject(artifact, threads) for artifact in loaded)]
+        subjects = [base, *(subject_of(artifact, threads) for artifact in loaded)]
         devices = fleet.devices(
             [subject.name for subject in subjects],
             {artifact.name: artifact.manifest.device for artifact in loaded},
@@ -237,7 +193,7 @@ def compare(
                 advance=advance,
             )
 
-        far: dict[str, _Measured] = {}
+        far: dict[str, Measured] = {}
         if cluster:
             jobs = {each.name: each.job for each in subjects if each.job is not None}
             with fleet.Fleet(cluster) as workers:
@@ -254,10 +210,10 @@ def compare(
                 )
             for store in stores:
                 assert store.runtime is not None
-                far[store.run.name] = _Measured(
+                far[store.run.name] = Measured(
                     store.answers(), fleet.noted(store.runtime, store), places=store.places()
                 )
-        measured: list[_Measured] = []
+        measured: list[Measured] = []
         for subject in subjects:
             bar.update(task, note=subject.name)
             if subject.job is None:
@@ -285,8 +241,8 @@ def compare(
             known = {
                 subject.name: each.answers for subject, each in zip(subjects, measured, strict=True)
             }
-            found = _parity(pair, known, len(images), evaluate, machine, threads)
-        return _report(
+            found = parity_of.answers(pair, known, len(images), evaluate, machine, threads)
+        return figures.report(
             subjects,
             measured,
             images,
@@ -296,7 +252,7 @@ def compare(
             parity=found,
             watched=watched,
             pictures=pictures,
-            safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
+            safe=[artifact.name for artifact in loaded if cannot_saturate(artifact)],
             command=command,
             settings={
                 "threads": threads,
@@ -311,123 +267,6 @@ def compare(
                 **({"cluster": cluster} if cluster else {}),
             },
         )
-
-
-def _check_one_source(artifacts: list[Artifact]) -> None:
-    first = artifacts[0]
-    for artifact in artifacts:
-        if artifact.manifest.source is None:
-            raise InvalidModelError(
-                f"{artifact.path} is a float model; it is the reference, pass what was exported"
-            )
-        assert first.manifest.source is not None
-        if artifact.manifest.source.sha256 != first.manifest.source.sha256:
-            raise InvalidModelError(
-                f"{artifact.path} and {first.path} were made from different float models; "
-                f"compare them one by one"
-            )
-    names = [artifact.name for artifact in artifacts]
-    if len(set(names)) != len(names):
-        raise InvalidOptionError(f"two artifacts share a folder name: {', '.join(sorted(names))}")
-
-
-def _recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> _Subject:
-    """The reference that a recording stands in for."""
-    manifest = artifact.manifest
-    assert manifest.source is not None
-    recording = Recording.load(path)
-    recording.check(
-        path,
-        source_sha256=manifest.source.sha256,
-        images=images,
-        preprocessing=manifest.preprocessing,
-    )
-    facts = recording.facts
-    return _Subject(
-        name=f"{facts.name} (recorded)",
-        format=facts.format,
-        job=None,
-        path=path,
-        precision=facts.precision,
-        sha256=facts.model_sha256,
-        size=facts.model_bytes,
-        recording=recording,
-    )
-
-
-def _run_by(
-    runner: runners.RunnerSpec,
-    artifacts: list[Artifact],
-    dataset: str,
-    threads: int,
-    folder: Path,
-) -> _Subject:
-    """The float model on another runner; what has to be converted is put into ``folder``."""
-    found = _reference(artifacts, None, threads)
-    assert found.job is not None
-    job = replace(found.job, name=runner.word, device=runner.device)
-    if runner.format == "keras":
-        job = replace(job, precision=runner.precision)
-        return replace(found, name=runner.word, job=job, precision=runner.precision)
-    converted = onnx_artifact(
-        found.path,
-        precision=runner.precision,
-        preprocessing=artifacts[0].manifest.preprocessing,
-        images=dataset,
-        folder=folder,
-        device=profile_of(runner),
-    )
-    # float32 is float32: the CUDA provider would take TF32 without being asked
-    exact = runner.device == "cuda" and runner.precision == "float32"
-    return _Subject(
-        name=runner.word,
-        format="onnx",
-        job=replace(
-            job,
-            model=converted.model_path,
-            format="onnx",
-            options={"use_tf32": "0"} if exact else {},
-        ),
-        path=found.path,
-        precision=runner.precision,
-        sha256=converted.sha256,
-        size=converted.size,
-    )
-
-
-def _reference(artifacts: list[Artifact], given: Path | None, threads: int) -> _Subject:
-    """The float model whose sha256 the manifests name."""
-    place, model, sha256 = float_model.find(artifacts[0], given)
-    preprocessing = artifacts[0].manifest.preprocessing
-    return _Subject(
-        "keras-float32",
-        "keras",
-        Job("keras-float32", model, "keras", preprocessing, threads, {}),
-        place,
-        "float32",
-        sha256,
-        model.stat().st_size,
-        Artifact.load(place).manifest_sha256 if place.is_dir() else "",
-    )
-
-
-def _subject(artifact: Artifact, threads: int) -> _Subject:
-    return _Subject(
-        artifact.name,
-        artifact.manifest.format,
-        Job.of(artifact, threads=threads),
-        artifact.path,
-        artifact.manifest.precision,
-        artifact.sha256,
-        artifact.size,
-        artifact.manifest_sha256,
-    )
-
-
-def _cannot_saturate(artifact: Artifact) -> bool:
-    """Whether its weights keep sums of products within 16 bits."""
-    found = PROFILES.get(artifact.manifest.device)
-    return found is not None and found.pair_bound
 
 
 def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
@@ -457,7 +296,7 @@ def _run(
     images: data.ImageSet,
     stack: contextlib.ExitStack,
     evaluate: Callable[[Worker], npt.NDArray[np.float32]],
-) -> _Measured:
+) -> Measured:
     """Start a worker, which stays for the timing, and let it and its like answer all images."""
     worker = stack.enter_context(Worker(job))
     if worker.loaded.input_shape != images.images.shape[1:]:
@@ -467,41 +306,32 @@ def _run(
         )
     runtime = worker.loaded.runtime
     if runtime.emulated:
-        return _Measured(evaluate(worker), runtime)
+        return Measured(evaluate(worker), runtime)
     # Evaluation's batches differ between runtimes; memory is taken at batch 1.
     worker.latencies(images.images[:1], WARM_UP)
     metrics = {
         "peak_memory": Measurement(worker.peak_memory(), "bytes", 1),
         "load_time": Measurement(worker.loaded.load_ms, "ms", 1),
     }
-    return _Measured(evaluate(worker), runtime, metrics, worker)
+    return Measured(evaluate(worker), runtime, metrics, worker)
 
 
-def _replayed(subject: _Subject) -> _Measured:
+def _replayed(subject: Subject) -> Measured:
     """What a recording says, as if it had been measured now."""
     assert subject.recording is not None
     facts, latency = subject.recording.facts, subject.recording.latency
-    return _Measured(
+    return Measured(
         subject.recording.answers,
-        replace(facts.runtime, notes=(*facts.runtime.notes, _recorded(facts))),
+        replace(facts.runtime, notes=(*facts.runtime.notes, figures.recorded(facts))),
         facts.metrics,
         None,
         [] if latency is None else latency.tolist(),
     )
 
 
-def _recorded(facts: Facts) -> str:
-    """Where and when, in words."""
-    driver = f", driver {facts.device.driver}" if facts.device.driver else ""
-    return (
-        f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; "
-        f"all figures of this row are that machine's"
-    )
-
-
 def _recording(
-    base: _Subject,
-    each: _Measured,
+    base: Subject,
+    each: Measured,
     artifact: Artifact,
     images: data.ImageSet,
     machine: Environment,
@@ -527,18 +357,14 @@ def _recording(
         data=Data(images.name, images.sha256, len(images), images.class_names),
         preprocessing=manifest.preprocessing,
         inputs_sha256=inputs_sha256(images.images, manifest.preprocessing),
-        created=_now(),
+        created=figures.now(),
         command=command,
         metrics=each.metrics,
     )
     return Recording(facts, each.answers, np.array(each.latency) if each.latency else None)
 
 
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> Conditions | None:
+def _time(measured: list[Measured], image: npt.NDArray[Any], rounds: int) -> Conditions | None:
     """Interleaved latency rounds at batch 1, after a warm-up that is thrown away.
 
     Returns:
@@ -561,7 +387,7 @@ def _time(measured: list[_Measured], image: npt.NDArray[Any], rounds: int) -> Co
     return conditions.summarize(readings)
 
 
-def _take_energy(measured: list[_Measured], image: npt.NDArray[Any]) -> None:
+def _take_energy(measured: list[Measured], image: npt.NDArray[Any]) -> None:
     """Energy of an image at batch 1, where the CPU ran it and its counters can be read.
 
     They move once a millisecond or so; half a second makes that no matter.
@@ -570,7 +396,7 @@ def _take_energy(measured: list[_Measured], image: npt.NDArray[Any]) -> None:
     if not counters.readable:
         return
     for each in measured:
-        if each.worker is None or not _timed_here(each):
+        if each.worker is None or not figures.timed_here(each):
             continue
         runs = max(SAMPLES, math.ceil(500 / float(np.median(each.latency))))
         counters.since()
@@ -578,314 +404,6 @@ def _take_energy(measured: list[_Measured], image: npt.NDArray[Any]) -> None:
         joules = counters.since()
         if joules is not None:
             each.metrics["energy"] = Measurement(1e3 * joules / runs, "mJ", runs)
-
-
-def _report(
-    subjects: list[_Subject],
-    measured: list[_Measured],
-    images: data.ImageSet,
-    labels: npt.NDArray[np.int64],
-    machine: Environment,
-    *,
-    model_id: str,
-    safe: Collection[str],
-    parity: Parity | None,
-    watched: Conditions | None,
-    pictures: int,
-    command: str,
-    settings: dict[str, Any],
-) -> Report:
-    base = measured[0].answers
-    base_choice, _ = _choices(base, labels)
-    # One number for all that are compared, so that it is the same part of a round.
-    common = max((_slow(each) for each in measured if _timed_here(each)), default=0)
-    float32 = {
-        subject.format: np.array(each.latency)[:, common:]
-        for subject, each in zip(subjects, measured, strict=True)
-        if subject.precision == "float32" and _timed_here(each)
-    }
-    results: list[ArtifactResult] = []
-    for subject, each in zip(subjects, measured, strict=True):
-        unquantized = float32.get(subject.format) if _timed_here(each) else None
-        slow = common if _timed_here(each) else _slow(each)
-        result = _result(
-            subject, each, base, base_choice, labels, unquantized, slow=slow, settings=settings
-        )
-        if results:  # the first is the reference
-            choices = (base_choice, _choices(each.answers, labels)[0])
-            found = changes.find(base, each.answers, choices, labels, images.images, pictures)
-            result = replace(result, changes=found)
-        results.append(result)
-    return Report(
-        model_id=model_id,
-        data=Data(images.name, images.sha256, len(images), images.class_names),
-        environment=machine,
-        reference=results[0],
-        artifacts=tuple(results[1:]),
-        created=_now(),
-        command=command,
-        settings=settings,
-        warnings=(
-            *_of_reference(subjects[0], results[0]),
-            *_too_few(results[1:], settings),
-            *_warnings(results[1:], machine, watched, safe),
-        ),
-        parity=parity,
-        conditions=watched,
-    )
-
-
-def _timed_here(each: _Measured) -> bool:
-    """Whether its times compare with those of other models on this CPU."""
-    return each.worker is not None and each.runtime.device == "cpu"
-
-
-def _slow(each: _Measured) -> int:
-    """Samples at the start of its rounds that are a warm-up."""
-    return stats.warm_up(np.array(each.latency)) if each.latency else 0
-
-
-def _of_reference(subject: _Subject, result: ArtifactResult) -> list[str]:
-    """What makes the reference another one than the float model on this machine."""
-    found = []
-    if result.runtime.emulated:
-        found.append(
-            f"{result.name}: the reference is float16 emulated on the CPU, for accuracy only; it "
-            f"has no latency, and no GPU ran"
-        )
-    if subject.recording is not None:
-        found.append(f"{result.name}: {_recorded(subject.recording.facts)}")
-    return found
-
-
-def _parity_pair(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
-    """The int8 TFLite and the int8 ONNX artifact of the first model that has one of each.
-
-    Raises:
-        InvalidOptionError: If none has.
-    """
-    int8 = [a for a in artifacts if a.manifest.precision == "int8" and a.manifest.format != "keras"]
-    models = dict.fromkeys(artifact.manifest.model_id for artifact in int8)
-    counts: list[tuple[int, int]] = []
-    for model in models:
-        of_model = [artifact for artifact in int8 if artifact.manifest.model_id == model]
-        ours, theirs = (
-            [artifact for artifact in of_model if artifact.manifest.format == kind]
-            for kind in ("tflite", "onnx")
-        )
-        if len(ours) == len(theirs) == 1:
-            return ours[0], theirs[0]
-        counts.append((len(ours), len(theirs)))
-    got = ", ".join(f"{one} and {other}" for one, other in counts) or "none"
-    raise InvalidOptionError(
-        f"--parity needs one int8 tflite artifact and one int8 onnx artifact of a model, got {got}"
-    )
-
-
-def _parity(
-    pair: tuple[Artifact, Artifact],
-    answers: Mapping[str, npt.NDArray[np.float32]],
-    count: int,
-    evaluate: Callable[[Worker, Callable[[int], None]], npt.NDArray[np.float32]],
-    machine: Environment,
-    threads: int,
-) -> Parity:
-    """Three ways to run the same integers, two at a time, on kernels that do not saturate."""
-    stored = numbers(*pair)
-    ours, theirs = pair
-
-    def run(job: Job) -> npt.NDArray[np.float32]:
-        with Worker(job) as worker, cli.progress() as bar:
-            task = bar.add_task("parity", total=count, note=job.name)
-            return evaluate(worker, lambda n: bar.advance(task, n))
-
-    plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
-    ways = {
-        "XNNPACK": answers[ours.name],
-        "reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
-    }
-    if environment.saturates(machine) and not _cannot_saturate(theirs):
-        job = Job.of(theirs, threads=threads)
-        options = {**job.options, PRECISE: "1"}
-        ways["onnxruntime, precise"] = run(replace(job, options=options))
-    else:
-        ways["onnxruntime"] = answers[theirs.name]
-    scale = ours.manifest.signature.outputs[0].scale or 1.0
-    return Parity(
-        stored.compared,
-        sum(each.count for each in stored.differences),
-        tuple(
-            _pair(one, ways[one], other, ways[other], scale)
-            for one, other in itertools.combinations(ways, 2)
-        ),
-    )
-
-
-def _pair(
-    left: str,
-    ours: npt.NDArray[np.float32],
-    right: str,
-    theirs: npt.NDArray[np.float32],
-    scale: float,
-) -> ParityPair:
-    same, total = 0, 0.0
-    counts = np.zeros(LSB_BINS, np.int64)
-    for one, other in blocks(ours, theirs):
-        same += int((_ranking(one)[:, 0] == _ranking(other)[:, 0]).sum())
-        steps = np.abs(one.astype(np.float64) - other) / scale
-        total += float(steps.sum())
-        bins = np.minimum(np.rint(steps).astype(int).ravel(), LSB_BINS - 1)
-        counts += np.bincount(bins, minlength=LSB_BINS)
-    return ParityPair(
-        left,
-        right,
-        stats.proportion(same, len(ours)),
-        Measurement(total / ours.size, "LSB", ours.size),
-        tuple(int(count) for count in counts),
-    )
-
-
-def _ranking(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Classes by probability; in a stable order, so that equal ones rank the same in all models."""
-    return np.argsort(-answers, axis=1, kind="stable")
-
-
-def _choices(
-    answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int32], int]:
-    """The first class of each image, and how often the label is among the first five."""
-    choice = np.empty(len(answers), np.int32)
-    found, start = 0, 0
-    for block, right in blocks(answers, labels):
-        order = _ranking(block)
-        choice[start : start + len(block)] = order[:, 0]
-        found += int((order[:, :5] == right[:, None]).any(axis=1).sum())
-        start += len(block)
-    return choice, found
-
-
-def _result(
-    subject: _Subject,
-    each: _Measured,
-    base: npt.NDArray[np.float32],
-    base_choice: npt.NDArray[np.int32],
-    labels: npt.NDArray[np.int64],
-    float32: npt.NDArray[np.float64] | None,
-    *,
-    slow: int,
-    settings: Mapping[str, Any],
-) -> ArtifactResult:
-    count = len(labels)
-    base_right = base_choice == labels
-    choice, top5 = _choices(each.answers, labels)
-    right = choice == labels
-    latency = np.array(each.latency, np.float64)
-    steady = latency[:, slow:] if latency.size else latency
-    metrics = {
-        "top1": stats.proportion(int(right.sum()), count),
-        "top5": stats.proportion(top5, count),
-        "agreement": stats.proportion(int((choice == base_choice).sum()), count),
-        "top1_change": stats.paired_change(base_right, right),
-        "mcnemar_p": stats.mcnemar(base_right, right),
-        "images_needed": Measurement(
-            stats.images_needed(
-                discordance=sum(stats.discordant(base_right, right)) / count,
-                drop=settings["bound"] / 100,
-                power=settings["power"],
-            ),
-            "images",
-            count,
-        ),
-        "kl": stats.divergence(base, each.answers),
-        "sqnr": stats.sqnr(base, each.answers),
-        "size": Measurement(subject.size, "bytes", 1),
-        **each.metrics,
-    }
-    for percent in (50, 90, 99) if latency.size else ():
-        value = float(np.percentile(steady, percent))
-        metrics[f"latency_p{percent}"] = Measurement(value, "ms", steady.size)
-    if float32 is not None and latency.size:
-        metrics["latency_ratio"] = stats.latency_ratio(steady, float32)
-    return ArtifactResult(
-        name=subject.name,
-        path=str(subject.path),
-        format=subject.format,
-        precision=subject.precision,
-        sha256=subject.sha256,
-        runtime=each.runtime,
-        metrics=metrics,
-        manifest_sha256=subject.manifest_sha256,
-        correct=pack_bits(right),
-        latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
-        latency_rounds=len(latency),
-        latency_warm_up=slow,
-        places=each.places,
-    )
-
-
-def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> list[str]:
-    """One sentence, with the largest need, where a loss of the bound could go unseen."""
-    needs = [(result.metrics["images_needed"], result.name) for result in results]
-    short = [(need.value, name, need.count) for need, name in needs if need.value > need.count]
-    if not short:
-        return []
-    value, name, count = max(short)
-    return [
-        f"{count:,} images are too few to see a loss of {settings['bound']:g} points of top-1 with "
-        f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
-        f"{name} needs {value:,.0f}"
-    ]
-
-
-def _warnings(
-    results: list[ArtifactResult],
-    machine: Environment,
-    watched: Conditions | None,
-    safe: Collection[str],
-) -> list[str]:
-    found = []
-    seen = [] if watched is None else conditions.reasons(watched)
-    if seen:
-        found.append(
-            f"while latency was taken, {', and '.join(seen)}; measure again on a quiet CPU"
-        )
-    unread = "" if watched is None else ", ".join(conditions.unread(watched))
-    why = (
-        "see above" if seen else f"no reason seen{f' ({unread} cannot be read)' if unread else ''}"
-    )
-    for result in results:
-        ratio = result.metrics.get("latency_ratio")
-        if result.precision == "int8" and ratio is not None and ratio.value > 1:
-            found.append(
-                f"{result.name}: int8 takes {ratio.value:.2f}x the time of float32 on this CPU"
-            )
-        if (
-            result.precision == "int8"
-            and result.format == "onnx"
-            and any(environment.saturates(place) for place in result.places or (machine,))
-            and result.name not in safe
-            and result.runtime.options.get(PRECISE) != "1"
-        ):
-            found.append(
-                f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
-                f"can saturate here, and its accuracy is not that of other CPUs"
-            )
-        if len({(place.machine_class, *place.versions.items()) for place in result.places}) > 1:
-            found.append(
-                f"{result.name}: its answers come from workers of different CPUs or versions, "
-                f"which may round differently; give them different resources"
-            )
-        samples = result.steady()
-        if samples is None:
-            continue
-        spread = stats.latency_spread(samples)
-        if spread > stats.UNSTABLE:
-            found.append(
-                f"{result.name}: latency is unstable, round medians spread over "
-                f"{100 * spread:.0f} % of their median, {why}; close other programs and measure "
-                f"again"
-            )
-    return found
 
 
 def _print(report: Report) -> None:

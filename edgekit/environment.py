@@ -32,6 +32,8 @@ _ISA = (
 )
 #: Names flags that a wrapper hides from the runtimes: figures are then those of a lesser CPU.
 HIDDEN = "EDGEKIT_HIDDEN_ISA"
+#: onnxruntime's option for int8 kernels on x86 that do not saturate.
+PRECISE = "session.x64quantprecision"
 VNNI = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 

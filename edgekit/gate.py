@@ -34,6 +34,7 @@ from edgekit.bounds import Bound
 from edgekit.checks import Check
 from edgekit.errors import InvalidOptionError, ReportError
 from edgekit.results import Report
+from edgekit.text import visible
 
 _COLOURS = {
     "PASS": "green",
@@ -111,11 +112,11 @@ def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, refe
     ]
     beside = "" if reference == "the float model" else f", held against {reference}"
     _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
-    _say(judged.headline(checks))
+    cli.say(judged.headline(checks))
     asked = {(check.kind, check.metric, check.source) for check in checks}
     used = [bound for bound in bounds if (bound.kind, bound.metric, bound.source) in asked]
     for source in dict.fromkeys(bound.source for bound in used):
-        _say(f"bounds from {source}: {', '.join(str(b) for b in used if b.source == source)}")
+        cli.say(f"bounds from {source}: {', '.join(str(b) for b in used if b.source == source)}")
 
 
 def _print_changes(found: Sequence[review.Change], model_id: str) -> None:
@@ -147,12 +148,11 @@ def _table(
 ) -> None:
     """Print a table; a terminal of few columns leaves out those in ``narrow``."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     console = cli.console
     if not console.is_terminal:  # a log has no width; 80 columns would break every reason
-        console = Console(file=console.file, width=160, highlight=False)
+        console = cli.Screen(file=console.file, width=160, highlight=False)
     table = Table(title=title, box=SIMPLE_HEAD)
     shown = [name for name in columns if not (console.width < 110 and name in narrow)]
     for name in shown:
@@ -168,13 +168,7 @@ def _table(
 
 def _cell(text: str) -> str:
     """Text for a table: one line, no markup, and no ``::`` that GitHub takes for a command."""
-    from rich.markup import escape
-
-    return escape(ci.plain(text).replace("::", ": :"))
-
-
-def _say(text: str) -> None:
-    cli.console.print(ci.plain(text), markup=False, soft_wrap=True)
+    return cli.plain(text.replace("::", ": :"))
 
 
 def _bound(kind: grammar.Kind) -> Callable[[str], Bound]:
@@ -270,7 +264,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         ("baseline", options.baseline, baseline_path),
     ):
         if given is None and file is not None:
-            _say(f"{word} from {config.path}: {file}")
+            cli.say(f"{word} from {config.path}: {file}")
     for file, make in written.items():
         outputs.write_text(file, make(checks, model_id=report.model_id), force=options.force)
     _tell_github(checks, report.model_id, forced=options.github)
@@ -290,7 +284,7 @@ def _checked_update(options: argparse.Namespace, baseline: Path | None) -> Path:
         raise InvalidOptionError("--accept is a reason for --update; pass both")
     if baseline is None:
         raise InvalidOptionError("--update writes a baseline; pass its path with --baseline FILE")
-    if options.accept is not None and not ci.plain(options.accept):
+    if options.accept is not None and not options.accept.strip():
         raise InvalidOptionError("--accept needs a reason that a reviewer can read, got none")
     if options.junit or options.markdown:
         raise InvalidOptionError(
@@ -329,7 +323,8 @@ def _tell_github(checks: Sequence[Check], model_id: str, *, forced: bool) -> Non
         try:
             ci.append(Path(summary), ci.markdown(checks, model_id=model_id))
         except OSError as exc:  # the verdict is not to be lost for it
-            _say(f"warning: GITHUB_STEP_SUMMARY {summary}: {exc.strerror}; no summary was written")
+            why = exc.strerror
+            cli.say(f"warning: GITHUB_STEP_SUMMARY {summary}: {why}; no summary was written")
 
 
 def _update(report: Report, path: Path, bounds: Sequence[Bound], reason: str | None) -> cli.Outcome:
@@ -341,7 +336,7 @@ def _update(report: Report, path: Path, bounds: Sequence[Bound], reason: str | N
     checks = judged.judge(report, baseline=baseline, bounds=bounds)
     found = review.changes(report, baseline, checks)
     outside = [change for change in found if change.outside]
-    reason = None if reason is None else ci.plain(reason)
+    reason = None if reason is None else visible(reason.strip())
     _print_changes(found, report.model_id)
     document: dict[str, Any] = {
         "changes": found,
@@ -349,22 +344,22 @@ def _update(report: Report, path: Path, bounds: Sequence[Bound], reason: str | N
         "checks": checks,
     }
     if outside and reason is None:
-        _say(
+        cli.say(
             f"{path}: not updated, {len(outside)} of {len(found)} changes are outside of their "
             f"bounds; mend them, or pass --accept REASON"
         )
         return 1, {"passed": False, "updated": None, **document}
     if outside:
-        _say(
+        cli.say(
             f"{len(outside)} of {len(found)} changes are outside of their bounds; "
             f"accepted: {reason}"
         )
     new = review.accept(report, baseline, outside, reason)
     outputs.write_text(path, new.dumps(), force=exists)
     if exists:
-        _say(f"{path}: updated, {len(found)} changes; review them in git")
+        cli.say(f"{path}: updated, {len(found)} changes; review them in git")
     else:
-        _say(f"{path}: new baseline of {len(report.artifacts)} artifacts")
+        cli.say(f"{path}: new baseline of {len(report.artifacts)} artifacts")
     return 0, {"passed": True, "updated": str(path), **document}
 
 

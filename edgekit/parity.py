@@ -2,26 +2,34 @@
 
 Reads both files back and compares every scale, zero_point, weight and bias, tensor by tensor, in
 the words of the canonical graph. Exit status 1 if one differs. What the kernels make of the same
-numbers is measured by ``python -m edgekit.compare --parity``.
+numbers is :func:`answers`, which ``python -m edgekit.compare --parity`` shows.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import cli, encodings
+from edgekit import cli, encodings, environment, stats, subjects
 from edgekit.artifact import Artifact
+from edgekit.blocks import blocks
 from edgekit.encodings import Difference, Encodings
-from edgekit.errors import InvalidModelError
+from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import onnx, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.results import Environment, Measurement, Parity, ParityPair
+from edgekit.runtimes.worker import Job, Worker
 
 _SHOWN = 20
+#: Differences of two answers are counted up to this many steps.
+_LSB_BINS = 16
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,102 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         )
     compared = max(ours.numbers(), theirs.numbers())
     return Numbers(compared, encodings.differences(ours, theirs), tuple(expected))
+
+
+def pair_of(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
+    """The int8 TFLite and the int8 ONNX artifact of the first model that has one of each.
+
+    Raises:
+        InvalidOptionError: If none has.
+    """
+    int8 = [a for a in artifacts if a.manifest.precision == "int8" and a.manifest.format != "keras"]
+    models = dict.fromkeys(artifact.manifest.model_id for artifact in int8)
+    counts: list[tuple[int, int]] = []
+    for model in models:
+        of_model = [artifact for artifact in int8 if artifact.manifest.model_id == model]
+        ours, theirs = (
+            [artifact for artifact in of_model if artifact.manifest.format == kind]
+            for kind in ("tflite", "onnx")
+        )
+        if len(ours) == len(theirs) == 1:
+            return ours[0], theirs[0]
+        counts.append((len(ours), len(theirs)))
+    got = ", ".join(f"{one} and {other}" for one, other in counts) or "none"
+    raise InvalidOptionError(
+        f"--parity needs one int8 tflite artifact and one int8 onnx artifact of a model, got {got}"
+    )
+
+
+def answers(
+    pair: tuple[Artifact, Artifact],
+    known: Mapping[str, npt.NDArray[np.float32]],
+    count: int,
+    evaluate: Callable[[Worker, Callable[[int], None]], npt.NDArray[np.float32]],
+    machine: Environment,
+    threads: int,
+) -> Parity:
+    """Three ways to run the same integers, two at a time, on kernels that do not saturate.
+
+    Args:
+        pair: Of :func:`pair_of`.
+        known: float32 answers ``[N, C]`` by artifact, as measured already.
+        count: Images, N.
+        evaluate: Lets a worker answer all of them.
+        machine: Whose kernels.
+        threads: Inside an operator.
+    """
+    stored = numbers(*pair)
+    ours, theirs = pair
+
+    def run(job: Job) -> npt.NDArray[np.float32]:
+        with Worker(job) as worker, cli.progress() as bar:
+            task = bar.add_task("parity", total=count, note=job.name)
+            return evaluate(worker, lambda n: bar.advance(task, n))
+
+    plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
+    ways = {
+        "XNNPACK": known[ours.name],
+        "reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
+    }
+    if environment.saturates(machine) and not subjects.cannot_saturate(theirs):
+        job = Job.of(theirs, threads=threads)
+        options = {**job.options, environment.PRECISE: "1"}
+        ways["onnxruntime, precise"] = run(replace(job, options=options))
+    else:
+        ways["onnxruntime"] = known[theirs.name]
+    scale = ours.manifest.signature.outputs[0].scale or 1.0
+    return Parity(
+        stored.compared,
+        sum(each.count for each in stored.differences),
+        tuple(
+            _hold(one, ways[one], other, ways[other], scale)
+            for one, other in itertools.combinations(ways, 2)
+        ),
+    )
+
+
+def _hold(
+    left: str,
+    ours: npt.NDArray[np.float32],
+    right: str,
+    theirs: npt.NDArray[np.float32],
+    scale: float,
+) -> ParityPair:
+    same, total = 0, 0.0
+    counts = np.zeros(_LSB_BINS, np.int64)
+    for one, other in blocks(ours, theirs):
+        same += int((stats.ranking(one)[:, 0] == stats.ranking(other)[:, 0]).sum())
+        steps = np.abs(one.astype(np.float64) - other) / scale
+        total += float(steps.sum())
+        bins = np.minimum(np.rint(steps).astype(int).ravel(), _LSB_BINS - 1)
+        counts += np.bincount(bins, minlength=_LSB_BINS)
+    return ParityPair(
+        left,
+        right,
+        stats.proportion(same, len(ours)),
+        Measurement(total / ours.size, "LSB", ours.size),
+        tuple(int(count) for count in counts),
+    )
 
 
 def parser() -> cli.Parser:

@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
@@ -341,15 +340,10 @@ class Work:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._given is None:
             for each in self._opened:
-                if kind is None or not any(each.folder.glob("*.shard")):
+                if error[0] is None or not any(each.folder.glob("*.shard")):
                     shutil.rmtree(each.folder, ignore_errors=True)
         self._stack.close()
 

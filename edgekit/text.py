@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 #: C0, DEL and C1 controls; separators of lines and paragraphs; marks that turn the direction of
-#: writing (Unicode Standard Annex 9); halves of characters.
+#: writing (Unicode Standard Annex 9); halves of characters and what is none, which XML cannot hold.
 _CONTROL = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
 _BUT_LINES = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
 

@@ -1,0 +1,304 @@
+"""From answers and times to the figures of a report, and what it warns of."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import changes, conditions, data, environment, stats
+from edgekit.blocks import blocks
+from edgekit.recording import Facts
+from edgekit.results import (
+    ArtifactResult,
+    Conditions,
+    Data,
+    Environment,
+    Measurement,
+    Parity,
+    Place,
+    Report,
+    Runtime,
+    pack_bits,
+)
+from edgekit.runtimes.worker import Worker
+from edgekit.subjects import Subject
+
+
+@dataclass
+class Measured:
+    """What the workers, or a recording, said of one subject.
+
+    Attributes:
+        metrics: ``peak_memory``, ``load_time`` and ``energy``, where they mean something; a cluster
+            says none.
+        worker: What is to be timed; None where times mean nothing, are recorded ones, or would be
+            those of a cluster.
+        latency: Milliseconds, a list a round.
+        places: Machines of a cluster that answered.
+    """
+
+    answers: npt.NDArray[np.float32]
+    runtime: Runtime
+    metrics: dict[str, Measurement] = field(default_factory=dict)
+    worker: Worker | None = None
+    latency: list[list[float]] = field(default_factory=list)
+    places: tuple[Place, ...] = ()
+
+
+def report(
+    subjects: list[Subject],
+    measured: list[Measured],
+    images: data.ImageSet,
+    labels: npt.NDArray[np.int64],
+    machine: Environment,
+    *,
+    model_id: str,
+    safe: Collection[str],
+    parity: Parity | None,
+    watched: Conditions | None,
+    pictures: int,
+    command: str,
+    settings: dict[str, Any],
+) -> Report:
+    """Hold what was measured against the first of it, the reference.
+
+    Args:
+        subjects: The reference and the artifacts.
+        measured: What was measured of each.
+        images: What they answered; ``labels`` are right.
+        machine: Where.
+        model_id: Of the first artifact.
+        safe: Names of artifacts whose int8 sums cannot saturate.
+        parity: Of the same integers in three ways, if asked for.
+        watched: What the machine did while latency was taken.
+        pictures: Images that changed their answer, of each artifact, to be kept.
+        command: As the user could type it again.
+        settings: Of the run; ``bound`` and ``power`` among them.
+    """
+    base = measured[0].answers
+    choices = [_choices(each.answers, labels) for each in measured]
+    base_choice = choices[0][0]
+    # One number for all that are compared, so that it is the same part of a round.
+    common = max((_slow(each) for each in measured if timed_here(each)), default=0)
+    float32 = {
+        subject.format: np.array(each.latency)[:, common:]
+        for subject, each in zip(subjects, measured, strict=True)
+        if subject.precision == "float32" and timed_here(each)
+    }
+    results: list[ArtifactResult] = []
+    for subject, each, (choice, top5) in zip(subjects, measured, choices, strict=True):
+        unquantized = float32.get(subject.format) if timed_here(each) else None
+        slow = common if timed_here(each) else _slow(each)
+        right = (base_choice == labels, choice == labels)
+        metrics = {
+            "top1": stats.proportion(int(right[1].sum()), len(labels)),
+            "top5": stats.proportion(top5, len(labels)),
+            "agreement": stats.proportion(int((choice == base_choice).sum()), len(labels)),
+            **_paired(*right, settings),
+            "kl": stats.divergence(base, each.answers),
+            "sqnr": stats.sqnr(base, each.answers),
+            "size": Measurement(subject.size, "bytes", 1),
+            **each.metrics,
+            **_times(each, slow, unquantized),
+        }
+        result = _result(subject, each, metrics, right[1], slow)
+        if results:  # the first is the reference
+            both = (base_choice, choice)
+            found = changes.find(base, each.answers, both, labels, images.images, pictures)
+            result = replace(result, changes=found)
+        results.append(result)
+    return Report(
+        model_id=model_id,
+        data=Data(images.name, images.sha256, len(images), images.class_names),
+        environment=machine,
+        reference=results[0],
+        artifacts=tuple(results[1:]),
+        created=now(),
+        command=command,
+        settings=settings,
+        warnings=(
+            *_of_reference(subjects[0], results[0]),
+            *_too_few(results[1:], settings),
+            *_warnings(results[1:], machine, watched, safe),
+        ),
+        parity=parity,
+        conditions=watched,
+    )
+
+
+def timed_here(each: Measured) -> bool:
+    """Whether its times compare with those of other models on this CPU."""
+    return each.worker is not None and each.runtime.device == "cpu"
+
+
+def _slow(each: Measured) -> int:
+    """Samples at the start of its rounds that are a warm-up."""
+    return stats.warm_up(np.array(each.latency)) if each.latency else 0
+
+
+def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
+    """What makes the reference another one than the float model on this machine."""
+    found = []
+    if result.runtime.emulated:
+        found.append(
+            f"{result.name}: the reference is float16 emulated on the CPU, for accuracy only; it "
+            f"has no latency, and no GPU ran"
+        )
+    if subject.recording is not None:
+        found.append(f"{result.name}: {recorded(subject.recording.facts)}")
+    return found
+
+
+def _choices(
+    answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], int]:
+    """The first class of each image, and how often the label is among the first five."""
+    choice = np.empty(len(answers), np.int32)
+    found, start = 0, 0
+    for block, right in blocks(answers, labels):
+        order = stats.ranking(block)
+        choice[start : start + len(block)] = order[:, 0]
+        found += int((order[:, :5] == right[:, None]).any(axis=1).sum())
+        start += len(block)
+    return choice, found
+
+
+def _paired(
+    base_right: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_], settings: Mapping[str, Any]
+) -> dict[str, Measurement]:
+    """What the same images, answered twice, say of a change of accuracy."""
+    count = len(right)
+    needed = stats.images_needed(
+        discordance=sum(stats.discordant(base_right, right)) / count,
+        drop=settings["bound"] / 100,
+        power=settings["power"],
+    )
+    return {
+        "top1_change": stats.paired_change(base_right, right),
+        "mcnemar_p": stats.mcnemar(base_right, right),
+        "images_needed": Measurement(needed, "images", count),
+    }
+
+
+def _times(
+    each: Measured, slow: int, float32: npt.NDArray[np.float64] | None
+) -> dict[str, Measurement]:
+    """Percentiles of the latency after the warm-up, and its ratio to float32's."""
+    if not each.latency:
+        return {}
+    steady = np.array(each.latency, np.float64)[:, slow:]
+    found = {
+        f"latency_p{percent}": Measurement(float(np.percentile(steady, percent)), "ms", steady.size)
+        for percent in (50, 90, 99)
+    }
+    if float32 is not None:
+        found["latency_ratio"] = stats.latency_ratio(steady, float32)
+    return found
+
+
+def _result(
+    subject: Subject,
+    each: Measured,
+    metrics: dict[str, Measurement],
+    right: npt.NDArray[np.bool_],
+    slow: int,
+) -> ArtifactResult:
+    latency = np.array(each.latency, np.float64)
+    return ArtifactResult(
+        name=subject.name,
+        path=str(subject.path),
+        format=subject.format,
+        precision=subject.precision,
+        sha256=subject.sha256,
+        runtime=each.runtime,
+        metrics=metrics,
+        manifest_sha256=subject.manifest_sha256,
+        correct=pack_bits(right),
+        latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
+        latency_rounds=len(latency),
+        latency_warm_up=slow,
+        places=each.places,
+    )
+
+
+def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> list[str]:
+    """One sentence, with the largest need, where a loss of the bound could go unseen."""
+    needs = [(result.metrics["images_needed"], result.name) for result in results]
+    short = [(need.value, name, need.count) for need, name in needs if need.value > need.count]
+    if not short:
+        return []
+    value, name, count = max(short)
+    return [
+        f"{count:,} images are too few to see a loss of {settings['bound']:g} points of top-1 with "
+        f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
+        f"{name} needs {value:,.0f}"
+    ]
+
+
+def _warnings(
+    results: list[ArtifactResult],
+    machine: Environment,
+    watched: Conditions | None,
+    safe: Collection[str],
+) -> list[str]:
+    found = []
+    seen = [] if watched is None else conditions.reasons(watched)
+    if seen:
+        found.append(
+            f"while latency was taken, {', and '.join(seen)}; measure again on a quiet CPU"
+        )
+    unread = "" if watched is None else ", ".join(conditions.unread(watched))
+    why = (
+        "see above" if seen else f"no reason seen{f' ({unread} cannot be read)' if unread else ''}"
+    )
+    for result in results:
+        ratio = result.metrics.get("latency_ratio")
+        if result.precision == "int8" and ratio is not None and ratio.value > 1:
+            found.append(
+                f"{result.name}: int8 takes {ratio.value:.2f}x the time of float32 on this CPU"
+            )
+        if (
+            result.precision == "int8"
+            and result.format == "onnx"
+            and any(environment.saturates(place) for place in result.places or (machine,))
+            and result.name not in safe
+            and result.runtime.options.get(environment.PRECISE) != "1"
+        ):
+            found.append(
+                f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
+                f"can saturate here, and its accuracy is not that of other CPUs"
+            )
+        if len({(place.machine_class, *place.versions.items()) for place in result.places}) > 1:
+            found.append(
+                f"{result.name}: its answers come from workers of different CPUs or versions, "
+                f"which may round differently; give them different resources"
+            )
+        samples = result.steady()
+        if samples is None:
+            continue
+        spread = stats.latency_spread(samples)
+        if spread > stats.UNSTABLE:
+            found.append(
+                f"{result.name}: latency is unstable, round medians spread over "
+                f"{100 * spread:.0f} % of their median, {why}; close other programs and measure "
+                f"again"
+            )
+    return found
+
+
+def recorded(facts: Facts) -> str:
+    """Where and when, in words."""
+    driver = f", driver {facts.device.driver}" if facts.device.driver else ""
+    return (
+        f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; "
+        f"all figures of this row are that machine's"
+    )
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
