@@ -21,8 +21,6 @@ from edgekit.quant import walk
 
 Values = walk.Values
 Numbers = dict[str, "LayerNumbers"]
-#: A Keras tensor is the canonical one if no value is farther away, relative to the largest.
-_SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ class KerasTensors(Tensors):
     """A tf_keras model, whose tensors get the names of canonical ones that hold the same values."""
 
     def __init__(self, model: Any, graph: Graph, images: npt.NDArray[np.float32]) -> None:
-        from edgekit.formats.keras import tensors_of, tf_keras
+        from edgekit.formats.keras import by_values, tensors_of, tf_keras
 
         self._graph, self._keras = graph, tf_keras()
         self.encodings: Mapping[str, tuple[float, int]] = {}
@@ -270,19 +268,17 @@ class KerasTensors(Tensors):
         answers = self._keras.Model(model.inputs, [tensor for _, tensor in every])(
             images, training=False
         )
-        flat = [
-            (key, tensor, np.asarray(answer, np.float32))
-            for (key, tensor), answer in zip(every, answers, strict=True)
-        ]
+        values = {
+            key: np.asarray(answer, np.float32)
+            for (key, _), answer in zip(every, answers, strict=True)
+        }
         expected = TfLiteTensors(graph.serialize(), graph, threads=1).run(images)
-        self.own, chosen = {}, {}
-        for name, values in expected.items():
-            size = float(np.abs(values).max()) + 1e-6
-            for key, tensor, other in flat:
-                if other.shape != values.shape:
-                    continue
-                if float(np.abs(other - values).max()) <= _SAME * size:
-                    self.own[name], chosen[name] = key, tensor  # the last of several
+        self.own = {
+            name: key
+            for name, key in by_values(expected, values).items()
+            if values[key].shape == expected[name].shape
+        }
+        chosen = {name: dict(every)[key] for name, key in self.own.items()}
         self.names = tuple(name for name in activations(graph) if name in chosen)
         if not self.names:
             raise InvalidModelError(f"no tensor of {model.name} has the values of a canonical one")

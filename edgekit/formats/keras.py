@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
+
+#: A Keras tensor is the canonical one if no value is farther away, relative to the largest.
+_SAME = 1e-3
 
 
 def tensorflow() -> Any:
@@ -143,6 +151,37 @@ def tensors_of(model: Any) -> list[tuple[str, Any]]:
             number = calls[name] = calls.get(name, -1) + 1
             if not isinstance(node.outputs, list | tuple | dict):
                 found.append((f"{name}:{number}" if number else name, node.outputs))
+    return found
+
+
+def by_values(
+    expected: Mapping[str, npt.NDArray[Any]], answers: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, str]:
+    """Which Keras tensor holds the values of a canonical one, up to float rounding.
+
+    Args:
+        expected: Values ``[N, ...]`` by canonical name.
+        answers: Values by the Keras tensor's name, in order of execution; a tensor of another shape
+            and the same size counts as well, one of the same shape first.
+
+    Returns:
+        Name of the nearest by canonical name; of several that are as near the last, which is behind
+        its activation. What has none is left out.
+    """
+    found = {}
+    places = {key: place for place, key in enumerate(answers)}
+    for name, values in expected.items():
+        size = float(np.abs(values).max(initial=0)) + 1e-6
+        off = {
+            key: float(np.abs(other.reshape(values.shape) - values).max(initial=0))
+            for key, other in answers.items()
+            if other.size == values.size
+        }
+        near = min(off.values(), default=math.inf)
+        if near > _SAME * size:
+            continue
+        same = [key for key, distance in off.items() if distance <= 2 * near + 1e-7 * size]
+        found[name] = max(same, key=lambda key: (answers[key].shape == values.shape, places[key]))
     return found
 
 

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from edgekit.encodings import FAKE_QUANT_FILE, Encoding, Encodings, FakeQuantRecipe, Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
 from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.keras import by_values, tensorflow, tf_keras
 from edgekit.formats.keras import load as load_keras
-from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.formats.quiet import quiet
 from edgekit.quant import encode, reconstruct, walk
 from edgekit.quant.profiles import DeviceProfile
@@ -49,8 +49,6 @@ _PLAIN = frozenset(
 _DROPPING = frozenset(("Dropout", "SpatialDropout2D"))
 _ACTIVATIONS = frozenset(("linear", "relu", "relu6", "softmax"))
 _TINY = 1e-12
-#: Two tensors hold the same values if they differ by less, relative to the largest.
-_SAME = 1e-4
 #: Images by whose values tensors are found.
 IMAGES = 8
 
@@ -903,23 +901,11 @@ def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict
         {graph.inputs[0]: images},
         threads=1,
     )
-    found = {graph.inputs[0]: stages[0].key}
-    flat = [(s.key, np.asarray(a)) for s, a in zip(stages, answers, strict=True)]
-    for name, values in seen.items():
-        size = float(np.abs(values).max()) + 1e-6
-        off = {
-            key: float(np.abs(other.reshape(values.shape) - values).max())
-            for key, other in flat
-            if other.size == values.size
-        }
-        near = min(off.values(), default=np.inf)
-        if near > _SAME * size:
-            continue
-        # of several with these values the last: behind its activation; one of this shape first
-        shapes = {key: other.shape == values.shape for key, other in flat}
-        same = [key for key, distance in off.items() if distance <= 2 * near + 1e-7 * size]
-        found[name] = max(same, key=lambda key: (shapes[key], list(off).index(key)))
-    return found
+    found = by_values(
+        {name: values for name, values in seen.items() if name not in graph.inputs},
+        {stage.key: np.asarray(each) for stage, each in zip(stages, answers, strict=True)},
+    )
+    return {graph.inputs[0]: stages[0].key, **found}
 
 
 def _kind_of(built: _Built, stage: _Stage) -> str:
