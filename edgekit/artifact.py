@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from edgekit import outputs, schema
-from edgekit.errors import ArtifactError
+from edgekit.errors import ArtifactError, EdgekitError
 from edgekit.signature import Preprocessing, Signature
 from edgekit.version import __version__
 
@@ -111,7 +111,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(schema.Document):
     """Everything needed to run an artifact and to tell where it came from.
 
     Attributes:
@@ -124,6 +124,10 @@ class Manifest:
         training: Free-form record of a training run: recipe, data, final metrics.
         notes: What was done that a reader should know, a sentence each.
     """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ArtifactError
+    WHAT: ClassVar[str] = "an artifact manifest"
 
     model_id: str
     format: Format
@@ -205,13 +209,7 @@ class Artifact:
             raise ArtifactError(
                 f"{folder} has no {MANIFEST}; it is not an artifact or was not finished"
             )
-        manifest = schema.read_file(
-            Manifest,
-            folder / MANIFEST,
-            version=SCHEMA_VERSION,
-            error=ArtifactError,
-            what="an artifact manifest",
-        )
+        manifest = Manifest.load(folder / MANIFEST)
         for name, expected in manifest.files.items():
             file = folder / name
             if not file.is_file():

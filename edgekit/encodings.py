@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit import schema
-from edgekit.errors import ArtifactError, InvalidModelError
+from edgekit.errors import ArtifactError, EdgekitError, InvalidModelError
 
 SCHEMA_VERSION = 1
 FILE = "encodings.json"
@@ -55,7 +55,7 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class Encodings:
+class Encodings(schema.Document):
     """Every quantized tensor's encoding, by name in the canonical graph.
 
     Attributes:
@@ -66,34 +66,22 @@ class Encodings:
             graph; a tensor that is not named was left as it is.
     """
 
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ArtifactError
+    WHAT: ClassVar[str] = (
+        "encodings, as `python -m edgekit.export` writes them into an int8 artifact"
+    )
+    INDENT: ClassVar[int | None] = None
+
     graph_sha256: str
     device: str
     tensors: dict[str, Encoding]
     factors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
-    @classmethod
-    def load(cls, path: Path) -> Encodings:
-        """Read the encodings of an artifact.
-
-        Raises:
-            ArtifactError: If the file cannot be read or has another schema version.
-        """
-        return schema.read_file(
-            cls,
-            path,
-            version=SCHEMA_VERSION,
-            error=ArtifactError,
-            what="encodings, as `python -m edgekit.export` writes them into an int8 artifact",
-        )
-
-    def dumps(self) -> str:
-        """The encodings as JSON text."""
-        return schema.dumps(self, indent=None) + "\n"
-
 
 @dataclass(frozen=True)
-class FakeQuantRecipe:
+class FakeQuantRecipe(schema.Document):
     """How a Keras model with kernels on their grid becomes the fake-quantized one again.
 
     Attributes:
@@ -103,6 +91,10 @@ class FakeQuantRecipe:
         weight_bits: 2 to 8.
         left_float: Layers that were trained in float.
     """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ArtifactError
+    WHAT: ClassVar[str] = "a recipe of fake quantization, as `python -m edgekit.qat` writes it"
 
     activations: dict[str, tuple[float, int]]
     weight_bits: int
@@ -118,25 +110,6 @@ class FakeQuantRecipe:
                     f"expected a finite scale > 0 and an int8 zero_point of {name}, got {scale}, "
                     f"{zero_point}"
                 )
-
-    @classmethod
-    def load(cls, path: Path) -> FakeQuantRecipe:
-        """Read the recipe of an artifact.
-
-        Raises:
-            ArtifactError: If the file cannot be read or has another schema version.
-        """
-        return schema.read_file(
-            cls,
-            path,
-            version=SCHEMA_VERSION,
-            error=ArtifactError,
-            what="a recipe of fake quantization, as `python -m edgekit.qat` writes it",
-        )
-
-    def dumps(self) -> str:
-        """The recipe as JSON text."""
-        return schema.dumps(self) + "\n"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from rich.markup import escape
@@ -26,7 +26,13 @@ from rich.table import Table
 
 from edgekit import cli, environment, outputs, schema, stats
 from edgekit.artifact import Artifact
-from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError, ReportError
+from edgekit.errors import (
+    EdgekitError,
+    ExecutionError,
+    InvalidModelError,
+    InvalidOptionError,
+    ReportError,
+)
 from edgekit.formats.float_model import SHIPPED
 from edgekit.reference import onnx_artifact
 from edgekit.results import Device, Environment, Measurement, Runtime
@@ -89,7 +95,7 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(schema.Document):
     """What the suite measured.
 
     Attributes:
@@ -99,6 +105,10 @@ class Record:
         measured: What a sample is.
         left_out: Cases that did not run and why, a sentence each.
     """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ReportError
+    WHAT: ClassVar[str] = "a record of the GPU suite"
 
     model_id: str
     source_sha256: str
@@ -121,21 +131,6 @@ class Record:
             raise ReportError(
                 f"the record is of a {self.device.kind}, its cases ran on {', '.join(kinds)}"
             )
-
-    @classmethod
-    def load(cls, path: Path) -> Record:
-        """Read a record.
-
-        Raises:
-            ReportError: If it cannot be read, holds NaN, or has another schema version.
-        """
-        return schema.read_file(
-            cls, path, version=SCHEMA_VERSION, error=ReportError, what="a record of the GPU suite"
-        )
-
-    def dumps(self) -> str:
-        """The record as JSON text."""
-        return schema.dumps(self) + "\n"
 
 
 def suite(

@@ -9,14 +9,13 @@ from __future__ import annotations
 import base64
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit import schema
-from edgekit.errors import ReportError
+from edgekit.errors import EdgekitError, ReportError
 
 SCHEMA_VERSION = 2
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -331,7 +330,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(schema.Document):
     """A comparison, ready to be judged or drawn.
 
     Attributes:
@@ -344,6 +343,10 @@ class Report:
         parity: Of the int8 files, where it was asked for.
         conditions: Of the machine during the latency rounds, where it could be read.
     """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ReportError
+    WHAT: ClassVar[str] = "an edgekit report"
 
     model_id: str
     data: Data
@@ -368,18 +371,3 @@ class Report:
         """What the answers were held against, for tables and sentences."""
         a_runner = ":" in self.reference.name  # as in ort:cuda:float16
         return self.reference.name if a_runner else "the float model"
-
-    @classmethod
-    def load(cls, path: Path) -> Report:
-        """Read a report.
-
-        Raises:
-            ReportError: If it cannot be read, holds NaN, or has another schema version.
-        """
-        return schema.read_file(
-            cls, path, version=SCHEMA_VERSION, error=ReportError, what="an edgekit report"
-        )
-
-    def dumps(self) -> str:
-        """The report as JSON text."""
-        return schema.dumps(self) + "\n"

@@ -13,7 +13,7 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from edgekit.errors import EdgekitError
 
@@ -58,23 +58,43 @@ def from_json(cls: type[T], value: Any, where: str = "") -> T:
     return typing.cast(T, _read(cls, value, where or cls.__name__))
 
 
-def read_file(cls: type[T], path: Path, *, version: int, error: type[EdgekitError], what: str) -> T:
-    """Read one ``cls`` from a JSON file and refuse an unknown ``schema_version``.
+class Document:
+    """A frozen dataclass that is a JSON file of its own, with a field ``schema_version``.
 
-    Raises:
-        EdgekitError: The given ``error`` type, if the file is missing, is no JSON, or does not fit.
+    Attributes:
+        VERSION: The only one that is read.
+        ERROR: What :meth:`load` raises.
+        WHAT: The file in words, and what writes it.
+        INDENT: Of the text; None for one line.
     """
-    data = read_json(path, error=error, what=what)
-    found = data.get("schema_version") if isinstance(data, dict) else None
-    if found != version or type(found) is not int:
-        raise error(
-            f"{path} has schema_version {_short(found)}, this edgekit reads {version}; "
-            f"make it again with this version or install the one that wrote it"
-        )
-    try:
-        return from_json(cls, data)
-    except (SchemaError, EdgekitError) as exc:
-        raise error(f"{path} is not {what}: {exc}") from None
+
+    VERSION: ClassVar[int]
+    ERROR: ClassVar[type[EdgekitError]]
+    WHAT: ClassVar[str]
+    INDENT: ClassVar[int | None] = 2
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file.
+
+        Raises:
+            EdgekitError: ``ERROR``, if it cannot be read, holds NaN, or has another schema version.
+        """
+        data = read_json(path, error=cls.ERROR, what=cls.WHAT)
+        found = data.get("schema_version") if isinstance(data, dict) else None
+        if found != cls.VERSION or type(found) is not int:
+            raise cls.ERROR(
+                f"{path} has schema_version {_short(found)}, this edgekit reads {cls.VERSION}; "
+                f"make it again with this version or install the one that wrote it"
+            )
+        try:
+            return from_json(cls, data)
+        except (SchemaError, EdgekitError) as exc:
+            raise cls.ERROR(f"{path} is not {cls.WHAT}: {exc}") from None
+
+    def dumps(self) -> str:
+        """All of it as JSON text."""
+        return dumps(self, indent=self.INDENT) + "\n"
 
 
 def read_json(path: Path, *, error: type[EdgekitError], what: str) -> Any:

@@ -16,11 +16,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from edgekit import cli, outputs, schema
 from edgekit.artifact import MANIFEST, Artifact
-from edgekit.errors import InvalidOptionError, MissingDependencyError, SignatureError
+from edgekit.errors import EdgekitError, InvalidOptionError, MissingDependencyError, SignatureError
 from edgekit.results import Report
 
 SCHEMA_VERSION = 1
@@ -29,7 +29,7 @@ PUBLIC_SUFFIX = ".pub"
 
 
 @dataclass(frozen=True)
-class Signed:
+class Signed(schema.Document):
     """A signature file.
 
     Attributes:
@@ -39,30 +39,15 @@ class Signed:
         signature: Base64 of the 64 bytes.
     """
 
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = SignatureError
+    WHAT: ClassVar[str] = "a signature, as `python -m edgekit.sign sign` writes it"
+
     algorithm: Literal["ed25519"]
     key: str
     sha256: str
     signature: str
     schema_version: int = SCHEMA_VERSION
-
-    @classmethod
-    def load(cls, path: Path) -> Signed:
-        """Read a signature file.
-
-        Raises:
-            SignatureError: If it cannot be read or has another schema version.
-        """
-        return schema.read_file(
-            cls,
-            path,
-            version=SCHEMA_VERSION,
-            error=SignatureError,
-            what="a signature, as `python -m edgekit.sign sign` writes it",
-        )
-
-    def dumps(self) -> str:
-        """The signature as JSON text."""
-        return schema.dumps(self) + "\n"
 
 
 def keygen(path: Path, *, force: bool = False) -> Path:

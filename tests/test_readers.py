@@ -177,9 +177,7 @@ def read_manifest(path: Path) -> Manifest:
     except ArtifactError as exc:
         if "was changed" not in str(exc):
             raise
-        return schema.read_file(
-            Manifest, path, version=1, error=ArtifactError, what="an artifact manifest"
-        )
+        return Manifest.load(path)
 
 
 Reader = Callable[[Path], Any]

@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit import schema
-from edgekit.errors import ReportError
+from edgekit.errors import EdgekitError, ReportError
 from edgekit.results import (
     ArtifactResult,
     Data,
@@ -34,7 +34,11 @@ class Inner:
 
 
 @dataclass(frozen=True)
-class Outer:
+class Outer(schema.Document):
+    VERSION: ClassVar[int] = 1
+    ERROR: ClassVar[type[EdgekitError]] = ReportError
+    WHAT: ClassVar[str] = "an outer"
+
     name: str
     count: int
     share: float
@@ -187,7 +191,7 @@ def test_infinities_travel_as_text() -> None:
 
 
 def read(path: Path) -> Outer:
-    return schema.read_file(Outer, path, version=1, error=ReportError, what="an outer")
+    return Outer.load(path)
 
 
 @pytest.mark.parametrize(

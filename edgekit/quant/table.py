@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 from edgekit import schema
-from edgekit.errors import InvalidDataError
+from edgekit.errors import EdgekitError, InvalidDataError
 from edgekit.quant.histogram import Histogram
 from edgekit.signature import Preprocessing
 
@@ -65,7 +65,7 @@ class TensorStatistics:
 
 
 @dataclass(frozen=True)
-class CalibrationTable:
+class CalibrationTable(schema.Document):
     """Statistics and ranges by tensor name, and what they were taken from.
 
     Attributes:
@@ -75,6 +75,11 @@ class CalibrationTable:
         count: Images seen.
         method: Of :data:`METHODS`, by which the ranges were found.
     """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = InvalidDataError
+    WHAT: ClassVar[str] = "a calibration table, as `python -m edgekit.calibrate` writes it"
+    INDENT: ClassVar[int | None] = None
 
     graph_sha256: str
     data: str
@@ -91,22 +96,3 @@ class CalibrationTable:
             raise InvalidDataError(f"expected method {', '.join(METHODS)}, got {self.method!r}")
         if set(self.ranges) != set(self.statistics):
             raise InvalidDataError("expected a range of each tensor that has statistics")
-
-    @classmethod
-    def load(cls, path: Path) -> CalibrationTable:
-        """Read a table.
-
-        Raises:
-            InvalidDataError: If it cannot be read or has another schema version.
-        """
-        return schema.read_file(
-            cls,
-            path,
-            version=SCHEMA_VERSION,
-            error=InvalidDataError,
-            what="a calibration table, as `python -m edgekit.calibrate` writes it",
-        )
-
-    def dumps(self) -> str:
-        """The table as JSON text."""
-        return schema.dumps(self, indent=None) + "\n"
