@@ -5,9 +5,11 @@
 
 Time is of MobileNetV2 1.0 in float32 TFLite, with random weights and images, from the start of the
 processes to the mapped answers, shards on disk included; rounds alternate between 1 and 2
-processes, and the median ratio is quoted. It means little while other programs run: `busy` is the
-share of the cores that they took. `cpu` is the seconds of CPU time of this process and of the
-workers; the first of the two is what evaluation adds to the models' own work.
+processes, and the median ratio is quoted. Beside it the same interpreter in bare loops, started and
+loaded before the clock: what two processes can gain on this machine at all. Both mean little while
+other programs run: `busy` is the share of the cores that they took. `cpu` is the seconds of CPU
+time of this process and of the workers; the first of the two is what evaluation adds to the models'
+own work.
 
 Memory is the largest resident size of a whole `compare` of the shipped model in float32 TFLite, of
 its own process and of the largest of its workers, each time in a fresh process. The test images are
@@ -17,7 +19,9 @@ repeated to make the larger sets. The last line is one JSON document.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -49,6 +53,7 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
     seconds: dict[int, list[float]] = {1: [], 2: []}
     used: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
     busy: dict[int, list[float]] = {1: [], 2: []}
+    bares: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.tflite"
         model.write_bytes(tflite.from_keras(mobilenet_v2(input_shape=(size, size, 3))))
@@ -59,6 +64,7 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
         run = shards.Run.of(job, data="0", count=count, shard=SHARD)
         for number in range(rounds):
             for processes in seconds:
+                bares[processes].append(bare(model, path, count, processes))
                 before, own, workers = cpu()
                 started = time.perf_counter()
                 work = Path(folder) / f"{number}-{processes}"
@@ -81,20 +87,63 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
                 busy[processes].append((total - before - sum(ours)) / ended / machine.cores)
                 print(
                     f"round {number + 1}, {processes} processes: {taken:.2f} s, "
+                    f"bare {bares[processes][-1]:.2f} s, "
                     f"cpu {ours[0]:.2f} s here, {ours[1]:.2f} s in workers; "
                     f"others took {100 * busy[processes][-1]:.0f} % of the cores",
                     file=sys.stderr,
                 )
-    ratios = [one / two for one, two in zip(seconds[1], seconds[2], strict=True)]
+    ratios, ceiling = (
+        [one / two for one, two in zip(times[1], times[2], strict=True)]
+        for times in (seconds, bares)
+    )
     return {
         "images": count,
         "seconds": seconds,
         "ratios": ratios,
         "ratio_median": statistics.median(ratios),
+        "bare_seconds": bares,
+        "bare_ratio_median": statistics.median(ceiling),
         "cpu": used,
         "busy": busy,
         "machine": machine.machine_class,
     }
+
+
+def _bare(model: Path, images: Path, part: slice, start: Any, done: Any) -> None:
+    """The shortest loop over a part of the images, from one barrier to the other."""
+    from edgekit.formats import tflite
+
+    opened = tflite.interpreter(model, threads=1)
+    entry = opened.get_input_details()[0]["index"]
+    end = opened.get_output_details()[0]["index"]
+    pixels = np.load(images, mmap_mode="r")[part]
+    prepare = signature.preprocessing("symmetric")
+    start.wait()
+    for i in range(len(pixels)):
+        opened.set_tensor(entry, prepare.apply(pixels[i : i + 1]))
+        opened.invoke()
+        opened.get_tensor(end)
+    done.wait()
+
+
+def bare(model: Path, images: Path, count: int, processes: int) -> float:
+    """Seconds of bare loops side by side."""
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(processes + 1), context.Barrier(processes + 1)
+    ends = [count * i // processes for i in range(processes + 1)]
+    loops = [
+        context.Process(target=_bare, args=(model, images, slice(*part), start, done))
+        for part in itertools.pairwise(ends)
+    ]
+    for loop in loops:
+        loop.start()
+    start.wait()
+    started = time.perf_counter()
+    done.wait()
+    taken = time.perf_counter() - started
+    for loop in loops:
+        loop.join()
+    return taken
 
 
 def cpu() -> tuple[float, float, float]:
