@@ -41,7 +41,8 @@ from edgekit.qat import QatRecipe, QatTrainer, answers_of, predict
 from edgekit.quant import profiles, reconstruct
 from edgekit.quant.encode import activations
 from edgekit.quant.table import Range
-from edgekit.train import Trainer, configure_threads, fit
+from edgekit.training.loop import fit
+from edgekit.training.trainer import Trainer, configure_threads
 
 ARMS = (
     "tfmot defaults",

@@ -41,8 +41,9 @@ def towers(steps: int) -> float:
     import os
 
     from edgekit.models.mobilenet_v2 import mobilenet_v2
+    from edgekit.recipes import Recipe
     from edgekit.signature import preprocessing
-    from edgekit.train import Recipe, Trainer, configure_threads
+    from edgekit.training.trainer import Trainer, configure_threads
 
     count = os.cpu_count() or 1
     configure_threads(count)

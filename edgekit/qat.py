@@ -43,17 +43,11 @@ from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant import profiles
 from edgekit.quant.ranges import RANGE_MODES, RangeMode
 from edgekit.quant.table import CalibrationTable
+from edgekit.recipes import Recipe
 from edgekit.runtimes import open_runner
-from edgekit.train import (
-    Recipe,
-    Trainer,
-    add_run_arguments,
-    checkpoints_of,
-    configure_threads,
-    fit,
-    log_bytes,
-    run_settings,
-)
+from edgekit.train import add_run_arguments, given, run_settings
+from edgekit.training.loop import checkpoints_of, fit, log_bytes
+from edgekit.training.trainer import Trainer, configure_threads
 
 if TYPE_CHECKING:
     from edgekit.quant.fake import FakeQuantized
@@ -132,7 +126,8 @@ class QatTrainer(Trainer):
         self._distill = recipe.distill if labelled else 1.0
         self._frozen = False
         super().__init__(teacher, recipe, **settings)
-        self._first_frozen = math.ceil(recipe.epochs * self.steps_per_epoch * (1 - recipe.frozen))
+        total = recipe.total_steps(self.steps_per_epoch)
+        self._first_frozen = math.ceil(total * (1 - recipe.frozen))
         self._run_live, self._run_frozen = self._run, self._function(self._frozen_steps)
 
     def _set_up(self, model: Any) -> None:
@@ -589,7 +584,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         options.model,
         dataset=options.data,
         calibration=options.calibration,
-        recipe=QatRecipe.of(options),
+        recipe=QatRecipe(**given(options, QatRecipe)),
         device=profile.name,
         leave_float=options.leave_float,
         preprocessing=options.preprocessing,

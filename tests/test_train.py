@@ -16,7 +16,9 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import keras as keras_format
 from edgekit.models.mobilenet_v2 import mobilenet_v2
-from edgekit.train import Recipe, augment, decayed_variables
+from edgekit.recipes import Recipe
+from edgekit.training.augment import augment
+from edgekit.training.trainer import decayed_variables
 
 SMALL = ("--width", "0.35", "--lowered-strides", "0", "--batch", "32", "--erase", "0")
 

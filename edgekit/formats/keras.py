@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.errors import InvalidModelError, MissingDependencyError
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -96,34 +96,6 @@ def to_bytes(model: Any) -> bytes:
         path = Path(folder) / "model.keras"
         model.save(path)
         return path.read_bytes()
-
-
-def mixed_float16(model: Any) -> Any:
-    """The same model and weights under Keras' policy ``mixed_float16``.
-
-    Layers compute in float16 and keep float32 weights; those that answer stay float32, so that a
-    softmax does not overflow or round its probabilities.
-
-    Raises:
-        InvalidModelError: If a layer cannot be made again from its configuration.
-    """
-    keras = tf_keras()
-    last = {tensor_name(tensor) for tensor in model.outputs}
-
-    def again(layer: Any) -> Any:
-        found = layer.get_config()
-        if layer.name not in last and not isinstance(layer, keras.layers.InputLayer):
-            found["dtype"] = "mixed_float16"
-        return type(layer).from_config(found)
-
-    try:
-        mixed = keras.models.clone_model(model, clone_function=again)
-        mixed.set_weights(model.get_weights())
-    except Exception as exc:  # whatever a layer raises
-        raise InvalidModelError(
-            f"the model cannot be made again in mixed_float16: {reason(exc)}; use float32"
-        ) from None
-    return mixed
 
 
 def tensor_name(tensor: Any) -> str:

@@ -66,7 +66,7 @@ def mobilenet_v2(
     Raises:
         InvalidOptionError: If an argument is out of range.
     """
-    _check(width, input_shape, classes, lowered_strides, dropout)
+    _check(width, input_shape, classes, lowered_strides, dropout, bn_momentum)
     layers = tf_keras().layers
     strides = _Strides(lowered_strides)
     seeds = iter(range(seed * 1000, (seed + 1) * 1000))
@@ -182,6 +182,7 @@ def _check(
     classes: int,
     lowered_strides: int,
     dropout: float,
+    bn_momentum: float,
 ) -> None:
     if not 0 < width <= 10:
         raise InvalidOptionError(
@@ -199,3 +200,5 @@ def _check(
         )
     if not 0 <= dropout < 1:
         raise InvalidOptionError(f"expected 0 <= dropout < 1, got {dropout}")
+    if not 0 <= bn_momentum < 1:
+        raise InvalidOptionError(f"expected 0 <= bn_momentum < 1, got {bn_momentum}")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from edgekit import encodings
 from edgekit.errors import ExecutionError, InvalidOptionError
+from edgekit.formats import arrange
 from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
@@ -53,8 +54,7 @@ class KerasRunner(Runner):
             loaded = fake.load(model)
         else:
             loaded = keras_format.load(model)
-        if precision == "mixed_float16":
-            loaded = keras_format.mixed_float16(loaded)
+        loaded = arrange.arrange(loaded, precision=precision)
         self.signature = keras_format.signature(loaded)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):

@@ -1,0 +1,1 @@
+"""Training: the step, its optimizers and augmentation, the loop over epochs, many devices."""
