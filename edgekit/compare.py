@@ -32,6 +32,7 @@ from edgekit import (
     environment,
     fleet,
     layers,
+    mistakes,
     outputs,
     shards,
     stats,
@@ -60,6 +61,7 @@ from edgekit.results import (
 )
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import Preprocessing
 
 SAMPLES = 20
 WARM_UP = 10
@@ -69,6 +71,8 @@ PRECISE = "session.x64quantprecision"
 DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
 #: Differences of two answers are counted up to this many steps.
 LSB_BINS = 16
+#: Images on which classic mistakes are looked for; ``edgekit.data check`` takes more.
+SUSPECTED = 128
 #: Images that changed their answer, pictured in the report, of each artifact.
 PICTURES = 24
 
@@ -138,7 +142,7 @@ def compare(
 
     Args:
         artifacts: Folders, all made from one float model.
-        dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x`` and ``y``.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels.
         limit: Use the first images only.
         threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
@@ -183,8 +187,17 @@ def compare(
         runner = runners.parse(str(reference))
         runners.require_device(runner)
     pair = _parity_pair(loaded) if parity else None
-    images = data.load(dataset, "test").head(limit)
-    classes = len(loaded[0].manifest.class_names)
+    manifest = loaded[0].manifest
+    images = data.load(
+        dataset,
+        "test",
+        shape=manifest.signature.single_input().shape[1:],
+        prepare=manifest.preprocessing,
+        class_names=manifest.class_names,
+        limit=limit,
+        quiet=True,  # they go into the report, which is printed
+    )
+    classes = len(manifest.class_names)
     labels = _labels(images, classes)
     machine = environment.describe()
     here = shards.this_place(machine)
@@ -258,6 +271,7 @@ def compare(
                     store.answers(), fleet.noted(store.runtime, store), places=store.places()
                 )
         measured: list[_Measured] = []
+        suspected: list[str] = []
         for subject in subjects:
             bar.update(task, note=subject.name)
             if subject.job is None:
@@ -274,6 +288,7 @@ def compare(
                 )
             if not measured:
                 _expect_probabilities(subject.name, each.answers)
+                suspected = _suspected(each, images, labels, manifest.preprocessing)
             measured.append(each)
         watched = _time(measured, images.images[:1], rounds)
         _take_energy(measured, images.images[:1])
@@ -298,6 +313,7 @@ def compare(
             pictures=pictures,
             safe=[artifact.name for artifact in loaded if _cannot_saturate(artifact)],
             command=command,
+            suspected=suspected,
             settings={
                 "threads": threads,
                 "rounds": rounds,
@@ -452,6 +468,16 @@ def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
             )
 
 
+def _suspected(
+    each: _Measured, images: data.ImageSet, labels: npt.NDArray[np.int64], prepare: Preprocessing
+) -> list[str]:
+    """Classic mistakes in what the reference was asked; needs its runner."""
+    if each.worker is None:
+        return []
+    found = mistakes.find(each.worker.outputs, images.images, labels, prepare, count=SUSPECTED)
+    return [f"{finding.kind}: {finding.said}" for finding in found]
+
+
 def _run(
     job: Job,
     images: data.ImageSet,
@@ -589,6 +615,7 @@ def _report(
     *,
     model_id: str,
     safe: Collection[str],
+    suspected: Sequence[str],
     parity: Parity | None,
     watched: Conditions | None,
     pictures: int,
@@ -626,6 +653,8 @@ def _report(
         command=command,
         settings=settings,
         warnings=(
+            *images.warnings,
+            *suspected,
             *_of_reference(subjects[0], results[0]),
             *_too_few(results[1:], settings),
             *_warnings(results[1:], machine, watched, safe),
@@ -990,7 +1019,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add = result.add_argument
     add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz with x and y")
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")

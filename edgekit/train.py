@@ -26,7 +26,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import artifact, cli, data, environment, outputs, schema
+from edgekit import artifact, cli, data, environment, outputs, schema, words
 from edgekit.errors import InvalidDataError, InvalidOptionError, reason
 from edgekit.formats import keras as keras_format
 from edgekit.signature import Preprocessing, preprocessing
@@ -300,6 +300,8 @@ class Trainer:
         y = tf.gather(self._labels, indices)
         x = tf.cast(x, tf.float32)
         if self._images.dtype == tf.uint8:
+            if self._prepare.channels == "bgr":
+                x = tf.reverse(x, [-1])
             x = x * tf.constant(self._prepare.scale) + tf.constant(self._prepare.offset)
         return augment(x, self.recipe, self.step), y
 
@@ -378,7 +380,7 @@ def train(
 
     Args:
         out: Folder of the artifact; its name is the model id.
-        dataset: ``fashion_mnist`` or an ``.npz`` with ``x`` and ``y``.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels; pictures need a ``size``.
         width: Multiplier of the channels.
         lowered_strides: See :func:`edgekit.models.mobilenet_v2.mobilenet_v2`.
         recipe: Hyper-parameters; the default is for small data.
@@ -400,7 +402,7 @@ def train(
     outputs.check_free(out, force=force)
     checkpoints = checkpoints_of(out, checkpoints, resume=resume)
     prepared = preprocessing(prepare)
-    training = data.load(dataset, "train").head(limit)
+    training = data.load(dataset, "train", prepare=prepared, limit=limit)
     testing = data.load(dataset, "test") if dataset == "fashion_mnist" else training
     if training.labels is None or testing.labels is None:
         raise InvalidDataError(f"{dataset}: training needs labels")
@@ -662,7 +664,8 @@ python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,
     )
     default = Recipe()
     add = result.add_argument
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz (default: %(default)s)")
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add("--size", type=cli.positive_int, help="height and width that pictures are resized to")
     add(
         "--out", type=Path, required=True, help="artifact folder to write; its name is the model id"
     )
@@ -711,7 +714,7 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
     written = train(
-        dataset=options.data,
+        dataset=words.join(options.data, size=options.size),
         width=options.width,
         lowered_strides=options.lowered_strides,
         recipe=Recipe.of(options),

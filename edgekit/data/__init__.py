@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from edgekit import cli, words
 from edgekit.data import classes, fashion_mnist, images
 from edgekit.data.folder import Folder
@@ -91,6 +89,7 @@ class Opened:
         prepare: Preprocessing | None = None,
         class_names: tuple[str, ...] = (),
         limit: int | None = None,
+        quiet: bool = False,
     ) -> ImageSet:
         """Images for a model; says on stderr how classes were found and what was left out.
 
@@ -99,7 +98,8 @@ class Opened:
                 the word's ``size`` says it. Arrays have it already.
             prepare: Says how pictures are resized and cropped, and the offset of classes.
             class_names: The model's; empty without a model.
-            limit: The first images only.
+            limit: The first images that can be decoded only.
+            quiet: The caller says the warnings.
 
         Raises:
             InvalidOptionError: If no size is given, or two.
@@ -113,7 +113,7 @@ class Opened:
             found = found.head(limit).offset(prepare.class_offset)
         else:
             found = self._decoded(self.source, self._shape(shape), prepare, class_names, limit)
-        for warning in found.warnings:
+        for warning in () if quiet else found.warnings:
             cli.say(f"warning: {warning}")
         return found
 
@@ -148,20 +148,20 @@ class Opened:
         if source.count is not None and self.samples is not None:
             chosen = images.stratified(name, source.labels, source.count, self.samples, self.seed)
             name = images.sample_name(name, self.samples, source.count, self.seed)
-        if source.count is not None and limit is not None:
-            chosen = (np.arange(source.count) if chosen is None else chosen)[:limit]
-            name += "" if len(chosen) < limit else f"[:{limit}]"
+        drawn_later = source.count is None and self.samples is not None
+        if limit is not None and not drawn_later:
+            name += f"[:{limit}]"
         found = images_of(
             replace(source, name=name),
             Fit(shape, prepare, self.background),
             chosen=chosen,
             number=None if numbering is None else numbering.apply,
             class_names=() if numbering is None else numbering.class_names,
+            most=None if drawn_later else limit,
         )
-        if source.count is None:
-            if self.samples is not None:
-                found = found.sample(self.samples, self.seed)
-            found = found.head(limit)
+        if drawn_later:
+            assert self.samples is not None
+            found = found.sample(self.samples, self.seed).head(limit)
         return found
 
     def _numbering(
@@ -215,10 +215,13 @@ def load(
     prepare: Preprocessing | None = None,
     class_names: tuple[str, ...] = (),
     limit: int | None = None,
+    quiet: bool = False,
 ) -> ImageSet:
     """:func:`open_word` and :meth:`Opened.load` in one."""
     opened = open_word(word, split)
-    return opened.load(shape=shape, prepare=prepare, class_names=class_names, limit=limit)
+    return opened.load(
+        shape=shape, prepare=prepare, class_names=class_names, limit=limit, quiet=quiet
+    )
 
 
 def path_of(word: str) -> Path | None:

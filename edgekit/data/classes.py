@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,8 +37,9 @@ def number(
 ) -> Numbering:
     """Decide which class is which.
 
-    Names that the model knows decide; names that are numbers are the numbers; else classes count in
-    the order of their names, if there are as many as the model has.
+    Names that the model knows decide, whatever their case and punctuation; names that are numbers
+    are the numbers; else classes count in the order of their names, if there are as many as the
+    model has.
 
     Args:
         name: Of the data set.
@@ -51,11 +53,12 @@ def number(
     if not found:
         return Numbering(None, offset, known)
     numbers = tuple(str(i) for i in range(len(known)))
-    if known != numbers and set(found) <= set(known):
-        if len(set(known)) != len(known):
-            raise InvalidDataError(f"{name}: the model has two classes of one name; give numbers")
-        places = {each: place for place, each in enumerate(known)}
-        return Numbering(np.array([places[each] for each in found]), 0, known)
+    places = {_plain(each): place for place, each in enumerate(known)}
+    ours = [_plain(each) for each in found]
+    if known != numbers and set(ours) <= set(places):
+        if len(places) != len(known) or len(set(ours)) != len(found):
+            raise InvalidDataError(f"{name}: two classes have one name; give numbers with csv:FILE")
+        return Numbering(np.array([places[each] for each in ours]), 0, known)
     if all(each.isascii() and each.isdecimal() and len(each) < 10 for each in found):
         table = np.array([int(each) for each in found])
         names = known or tuple(str(i) for i in range(int(table.max()) + 1))
@@ -73,6 +76,11 @@ def number(
         )
     names = ("background",) * max(offset, 0) + found
     return Numbering(np.arange(len(found)), offset, names, "classes in the order of their names")
+
+
+def _plain(name: str) -> str:
+    """A name as it can be that of a folder: of ``T-shirt/top``, ``t_shirt_top``."""
+    return re.sub(r"[\W_]+", "_", name.casefold())
 
 
 def _short(names: tuple[str, ...]) -> str:

@@ -94,11 +94,11 @@ def _scan(root: Path) -> tuple[dict[str, list[str]], list[str], list[str]]:
     pictures: dict[str, list[str]] = {}
     beside: list[str] = []
     others: list[str] = []
-    for path in _walk(root, "", ()):
+    for path, readable in _walk(root, "", ()):
         name, slash, _ = path.partition("/")
-        if not slash:
+        if not slash and readable:
             beside.append(path)
-        elif _is_picture(path):
+        elif slash and readable and _is_picture(path):
             pictures.setdefault(name, []).append(path)
         else:
             others.append(path)
@@ -118,8 +118,8 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-def _walk(root: Path, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Regular files, and links that lead nowhere, below a folder."""
+def _walk(root: Path, below: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, bool]]:
+    """What lies below a folder, and whether it is a file, if only a link that leads nowhere."""
     folder = root / below
     try:
         about = folder.stat()
@@ -137,7 +137,8 @@ def _walk(root: Path, below: str, above: tuple[tuple[int, int], ...]) -> Iterato
         try:
             if each.is_dir():
                 yield from _walk(root, path, (*above, here))
-            elif each.is_file() or (each.is_symlink() and not os.path.exists(each.path)):
-                yield path
+            else:
+                dangling = each.is_symlink() and not os.path.exists(each.path)
+                yield path, each.is_file() or dangling
         except OSError as exc:  # a link to itself
             raise file_error(visible(each.path), exc) from None

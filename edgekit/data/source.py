@@ -133,6 +133,7 @@ def images_of(
     chosen: npt.NDArray[np.int64] | None,
     number: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]] | None,
     class_names: tuple[str, ...],
+    most: int | None = None,
 ) -> images.ImageSet:
     """Decode pictures of a source.
 
@@ -142,11 +143,14 @@ def images_of(
         chosen: Numbers of those to take; None for all.
         number: From the source's class numbers to the model's; None to leave labels out.
         class_names: Of the model's numbers.
+        most: Stop at so many images.
 
     Raises:
         InvalidDataError: If none can be decoded, or there is no room for them.
     """
     total = source.count if chosen is None else len(chosen)
+    if most is not None:
+        total = most if total is None else min(total, most)
     if fit.shape[2] not in (1, 3):
         raise InvalidDataError(
             f"{source.name}: expected a model of 1 or 3 channels to decode pictures for, got "
@@ -156,7 +160,7 @@ def images_of(
         _check_room(source.name, total * int(np.prod(fit.shape)))
     with tempfile.TemporaryFile() as file:
         spooled = _Spooled(file)
-        _spool(spooled, source.entries(chosen), fit, total)
+        _spool(spooled, source.entries(chosen), fit, total, most)
         if not spooled.kept:
             first = f": {spooled.broken[0]}" if spooled.broken else ""
             raise InvalidDataError(
@@ -179,7 +183,9 @@ def images_of(
     return images.make(source.name, pixels, labels, class_names, tuple(warnings))
 
 
-def _spool(spooled: _Spooled, entries: Iterator[Entry], fit: Fit, total: int | None) -> None:
+def _spool(
+    spooled: _Spooled, entries: Iterator[Entry], fit: Fit, total: int | None, most: int | None
+) -> None:
     def work(entry: Entry) -> Pixels | PictureError:
         try:
             return fit.apply(entry.content())
@@ -197,8 +203,10 @@ def _spool(spooled: _Spooled, entries: Iterator[Entry], fit: Fit, total: int | N
                 spooled.kept.append(spooled.seen)
                 spooled.labels.append(entry.label)
                 spooled.digests += hashlib.sha256(found.tobytes()).digest()[:_DIGEST]
+                bar.advance(task)
             spooled.seen += 1
-            bar.advance(task)
+            if len(spooled.kept) == most:
+                return
 
 
 def _check_room(name: str, size: int) -> None:
