@@ -449,12 +449,7 @@ def _cannot_saturate(artifact: Artifact) -> bool:
 def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
     if images.labels is None:
         raise InvalidDataError(f"{images.name}: comparing needs labels; add y to the .npz")
-    largest = int(images.labels.max())
-    if largest >= classes:
-        raise InvalidDataError(
-            f"{images.name}: label {largest} is outside the model's {classes} classes (0 to "
-            f"{classes - 1})"
-        )
+    mistakes.check_range(images.name, images.labels, classes)
     return images.labels
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import InvalidDataError
 from edgekit.signature import PREPROCESSING_NAMES, Preprocessing, preprocessing
 from edgekit.stats import discordant, mcnemar_exact
 
@@ -37,6 +38,24 @@ class Finding:
 
     kind: Kind
     said: str
+
+
+def check_range(name: str, labels: npt.NDArray[np.int64], classes: int) -> None:
+    """Refuse labels that the model has no class for.
+
+    Raises:
+        InvalidDataError: If there is one; says so where labels seem to count from 1.
+    """
+    least, most = int(labels.min()), int(labels.max())
+    if 0 <= least and most < classes:
+        return
+    hint = ""
+    if least == 1 and most == classes:
+        hint = "; they count from 1: set class_offset=-1 in the preprocessing, or change them"
+    raise InvalidDataError(
+        f"{name}: label {least if least < 0 else most} is outside the model's {classes} classes "
+        f"(0 to {classes - 1}){hint}"
+    )
 
 
 def find(

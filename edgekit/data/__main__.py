@@ -59,8 +59,8 @@ def check(
     Raises:
         EdgekitError: If model and images cannot be used.
     """
-    job, names = _job(model, prepare)
     opened = data.open_word(dataset, "test")
+    job, names = _job(model, prepare)
     with Worker(job) as worker:
         shape = worker.loaded.input_shape
         images = opened.load(shape=shape, prepare=job.preprocessing, class_names=names, limit=limit)
@@ -71,6 +71,8 @@ def check(
             )
         if images.labels is None:
             raise InvalidDataError(f"{images.name}: checking needs labels")
+        classes = worker.outputs(images.images[:1]).shape[-1]
+        mistakes.check_range(images.name, images.labels, classes)
         found = mistakes.find(worker.outputs, images.images, images.labels, job.preprocessing)
     return Checked(str(model), images.name, images.sha256, len(images), tuple(found))
 

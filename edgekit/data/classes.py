@@ -80,7 +80,7 @@ def number(
 
 def _plain(name: str) -> str:
     """A name as it can be that of a folder: of ``T-shirt/top``, ``t_shirt_top``."""
-    return re.sub(r"[\W_]+", "_", name.casefold())
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
 
 
 def _short(names: tuple[str, ...]) -> str:

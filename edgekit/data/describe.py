@@ -167,8 +167,8 @@ def survey(opened: Opened, *, limit: int | None = None, pictures: bool = False) 
     """
     if opened.samples is not None or opened.size is not None:
         raise InvalidOptionError(
-            f"{opened.word}: what is described is the whole set in its own sizes; leave samples and "
-            f"size out"
+            f"{opened.word}: the whole set is described, in its own sizes; leave samples and size "
+            f"out"
         )
     source = opened.source
     if isinstance(source, ImageSet):

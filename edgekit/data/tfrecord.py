@@ -110,7 +110,7 @@ def _records(path: str) -> Iterator[tuple[_Record, bytes]]:
         with open(path, "rb") as stream:
             while header := stream.read(12):
                 start = stream.tell()
-                record = _Record(path, start, 0)
+                record = _Record(path, start - len(header), 0)
                 if len(header) < 12 or masked_crc(header[:8]) != struct.unpack("<I", header[8:])[0]:
                     raise _broken(record, "its header fails the checksum; is it a TFRecord file?")
                 (length,) = struct.unpack("<Q", header[:8])
