@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment, outputs
+from edgekit import cli, data, environment, outputs, words
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.formats import float_model, tflite
 from edgekit.formats.probe import Place, Probe, probe
@@ -55,7 +55,7 @@ def calibrate(
 
     Args:
         model: A Keras artifact or ``.keras`` file; default the shipped model.
-        dataset: ``fashion_mnist`` or an ``.npz`` with ``x``; labels are not used.
+        dataset: What :func:`edgekit.data.open_word` takes; labels are only for an even sample.
         preprocessing: For a ``.keras`` file: name or JSON file.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
@@ -67,11 +67,11 @@ def calibrate(
     """
     if method not in METHODS:
         raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
-    images = data.load(dataset, "calibration").head(limit)
+    opened = data.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing)
     return cached(
         tflite.from_keras(source.model),
-        images,
+        source.images(opened, limit),
         prepare=source.preprocessing,
         method=method,
         word=dataset,
@@ -326,14 +326,18 @@ def parser() -> cli.Parser:
 python -m edgekit.calibrate                                  # the shipped model and images
 python -m edgekit.calibrate mine.keras --preprocessing unit --data images.npz \\
     --method mse --out table.json
+python -m edgekit.calibrate mine.keras --preprocessing symmetric#crop=0.875 --data folder:photos \\
+    --samples 500 --seed 1 --out table.json
 python -m edgekit.export mine.keras --preprocessing unit --target tflite --precision int8 \\
     --calibration table.json
 """,
     )
     float_model.add_arguments(result)
     add = result.add_argument
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz with x")
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add("--limit", type=cli.positive_int, help="use the first N images only")
+    add("--samples", type=cli.positive_int, help="draw N images, evenly over the classes")
+    add("--seed", type=int, help="of the draw (default: 0)")
     add(
         "--method",
         choices=METHODS,
@@ -349,22 +353,27 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out: Path | None = options.out
     if out is not None:
         outputs.check_free(out, force=options.force)
-    images = data.load(options.data, "calibration").head(options.limit)
+    word = words.join(options.data, samples=options.samples, seed=options.seed)
+    opened = data.open_word(word, "calibration")
     source = float_model.load(options.model, preprocessing=options.preprocessing)
-    out = out or Path("calibration") / f"{source.model_id}-{Path(options.data).stem}.json"
+    place = data.path_of(word)
+    stem = "data" if place is None else place.resolve().stem
+    stem = "fashion_mnist" if options.data == "fashion_mnist" else stem
+    out = out or Path("calibration") / f"{source.model_id}-{stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(
         tflite.from_keras(source.model),
-        images,
+        source.images(opened, options.limit),
         prepare=source.preprocessing,
         method=options.method,
-        word=options.data,
+        word=word,
     )
     outputs.write_text(out, table.dumps(), force=options.force)
     cli.say(f"{len(table.ranges)} tensors from {table.count} images: {out}")
     return 0, {
         "table": str(out),
         "graph_sha256": table.graph_sha256,
+        "data": table.data,
         "data_sha256": table.data_sha256,
         "count": table.count,
         "method": table.method,

@@ -34,6 +34,7 @@ from edgekit.version import __version__
 
 #: What each verb does; also the order in which ``python -m edgekit`` lists them.
 VERBS: dict[str, str] = {
+    "data": "describe a set of images; find the classic mistakes between a model and images",
     "models": "the architectures, and the paper's table of parameters and multiply-adds",
     "train": "train MobileNetV2 on a data set; writes a float Keras artifact",
     "qat": "fine-tune with fake quantization; writes a Keras artifact for int8 export",
@@ -204,8 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         module = importlib.import_module(f"edgekit.{verb}")
-        if verb == "models":
-            module = importlib.import_module("edgekit.models.__main__")
+        if hasattr(module, "__path__"):  # a package: what `python -m` runs of it
+            module = importlib.import_module(f"edgekit.{verb}.__main__")
     except EdgekitError as exc:
         _print_error(f"edgekit {verb}", str(exc))
         return 2

@@ -29,6 +29,7 @@ from edgekit import (
     environment,
     figures,
     fleet,
+    mistakes,
     outputs,
     shards,
     stats,
@@ -51,6 +52,7 @@ from edgekit.results import (
 )
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import Preprocessing
 from edgekit.subjects import (
     Subject,
     cannot_saturate,
@@ -65,6 +67,8 @@ SAMPLES = 20
 WARM_UP = 10
 #: The loss that the gate allows, and the power that is customary (Cohen 1988).
 DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
+#: Images on which classic mistakes are looked for; ``edgekit.data check`` takes more.
+SUSPECTED = 128
 #: Images that changed their answer, pictured in the report, of each artifact.
 PICTURES = 24
 
@@ -94,7 +98,7 @@ def compare(
 
     Args:
         artifacts: Folders, all made from one float model.
-        dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x`` and ``y``.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels.
         limit: Use the first images only.
         threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
@@ -139,8 +143,17 @@ def compare(
         runner = runners.parse(str(reference))
         runners.require_device(runner)
     pair = parity_of.pair_of(loaded) if parity else None
-    images = data.load(dataset, "test").head(limit)
-    classes = len(loaded[0].manifest.class_names)
+    manifest = loaded[0].manifest
+    images = data.load(
+        dataset,
+        "test",
+        shape=manifest.signature.single_input().shape[1:],
+        prepare=manifest.preprocessing,
+        class_names=manifest.class_names,
+        limit=limit,
+        quiet=True,  # they go into the report, which is printed
+    )
+    classes = len(manifest.class_names)
     labels = _labels(images, classes)
     machine = environment.describe()
     here = shards.this_place(machine)
@@ -214,6 +227,7 @@ def compare(
                     store.answers(), fleet.noted(store.runtime, store), places=store.places()
                 )
         measured: list[Measured] = []
+        suspected: list[str] = []
         for subject in subjects:
             bar.update(task, note=subject.name)
             if subject.job is None:
@@ -230,6 +244,7 @@ def compare(
                 )
             if not measured:
                 _expect_probabilities(subject.name, each.answers)
+                suspected = _suspected(each, images, labels, manifest.preprocessing)
             measured.append(each)
         watched = _time(measured, images.images[:1], rounds)
         _take_energy(measured, images.images[:1])
@@ -254,6 +269,7 @@ def compare(
             pictures=pictures,
             safe=[artifact.name for artifact in loaded if cannot_saturate(artifact)],
             command=command,
+            suspected=suspected,
             settings={
                 "threads": threads,
                 "rounds": rounds,
@@ -272,12 +288,7 @@ def compare(
 def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
     if images.labels is None:
         raise InvalidDataError(f"{images.name}: comparing needs labels; add y to the .npz")
-    largest = int(images.labels.max())
-    if largest >= classes:
-        raise InvalidDataError(
-            f"{images.name}: label {largest} is outside the model's {classes} classes (0 to "
-            f"{classes - 1})"
-        )
+    mistakes.check_range(images.name, images.labels, classes)
     return images.labels
 
 
@@ -289,6 +300,16 @@ def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
                 f"{name}: expected probabilities that sum to 1, got values from {block.min():.3g} "
                 f"to {block.max():.3g}; end the model with a softmax and export it again"
             )
+
+
+def _suspected(
+    each: Measured, images: data.ImageSet, labels: npt.NDArray[np.int64], prepare: Preprocessing
+) -> list[str]:
+    """Classic mistakes in what the reference was asked; needs its runner."""
+    if each.worker is None:
+        return []
+    found = mistakes.find(each.worker.outputs, images.images, labels, prepare, count=SUSPECTED)
+    return [f"{finding.kind}: {finding.said}" for finding in found]
 
 
 def _run(
@@ -508,7 +529,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add = result.add_argument
     add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz with x and y")
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +70,35 @@ class _Calibration:
     """What ranges are taken from.
 
     Attributes:
-        images: The images, or None when only their table is at hand.
+        opened: What the word names, or None when only a table of it is at hand.
         table: A table that was given.
         word: How the images were named.
+        images: Those that were opened, for the model.
     """
 
-    images: data.ImageSet | None
+    opened: data.Opened | None
     table: CalibrationTable | None
     word: str
     method: str
+    images: data.ImageSet | None = None
+
+    def fitted(self, source: FloatModel) -> _Calibration:
+        """With the images as the model takes them.
+
+        Raises:
+            InvalidDataError: If they are not the table's.
+        """
+        if self.opened is None:
+            return self
+        table = self.table
+        images = source.images(self.opened, None if table is None else table.count)
+        if table is not None and images.sha256 != table.data_sha256:
+            raise InvalidDataError(
+                f"the calibration table was made from other images than {self.word} (sha256 "
+                f"{table.data_sha256[:12]}…, these have {images.sha256[:12]}…); calibrate again, "
+                f"or name its images with --data"
+            )
+        return replace(self, images=images)
 
 
 def export(
@@ -103,7 +123,7 @@ def export(
         model: A Keras artifact or ``.keras`` file; default the shipped model.
         target: ``tflite`` or ``onnx``.
         precision: ``float32``, ``float16`` or ``int8``.
-        calibration: For int8: ``fashion_mnist``, an ``.npz`` with ``x``, or a table of
+        calibration: For int8: what :func:`edgekit.data.open_word` takes, or a table of
             ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
             For ONNX in float16: images whose activations must not overflow; default random ones.
         dataset: The images of a calibration table, where they are not where the table says.
@@ -159,10 +179,12 @@ def export(
     if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
-                "int8 of your own model needs --calibration: fashion_mnist, a FILE.npz with x, "
-                "or a TABLE.json of `python -m edgekit.calibrate`"
+                f"int8 of your own model needs --calibration: a TABLE.json of "
+                f"`python -m edgekit.calibrate`, or images ({data.WORDS})"
             )
         found = _read_calibration("fashion_mnist", dataset, method)
+    if found is not None:
+        found = found.fitted(source)
     if source.encodings is not None and precision == "int8":
         for option, given in (
             ("--calibration", calibration),
@@ -239,19 +261,15 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
                 f"--data names the images of a calibration table; --calibration {word} is images "
                 f"already"
             )
-        images = data.load(word, "calibration")
-        return _Calibration(images, None, word, method or DEFAULT_METHOD)
+        opened = data.open_word(word, "calibration")
+        return _Calibration(opened, None, word, method or DEFAULT_METHOD)
     table = CalibrationTable.load(Path(word))
     place = dataset or table.data
-    if dataset is None and place.endswith(".npz") and not Path(place).is_file():
+    path = data.path_of(place)
+    if dataset is None and path is not None and not path.exists():
         return _Calibration(None, table, place, method or table.method)
-    images = data.load(place, "calibration").head(table.count)
-    if images.sha256 != table.data_sha256:
-        raise InvalidDataError(
-            f"{word} was made from other images than {place} (sha256 {table.data_sha256[:12]}…, "
-            f"these have {images.sha256[:12]}…); calibrate again, or name its images with --data"
-        )
-    return _Calibration(images, table, place, method or table.method)
+    opened = data.open_word(place, "calibration")
+    return _Calibration(opened, table, place, method or table.method)
 
 
 def _make(
@@ -555,7 +573,8 @@ python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --
     add("--precision", required=True, choices=artifact.PRECISIONS)
     add(
         "--calibration",
-        help="for int8: fashion_mnist, FILE.npz with x, or TABLE.json; for onnx float16: images",
+        metavar="IMAGES",
+        help=f"for int8: TABLE.json, or images ({data.WORDS}); for onnx float16: images",
     )
     add("--data", help="the images of TABLE.json, where they are not where it says")
     add("--method", choices=METHODS, help="how ranges are taken (default: minmax, or the table's)")

@@ -59,6 +59,7 @@ def report(
     *,
     model_id: str,
     safe: Collection[str],
+    suspected: Sequence[str],
     parity: Parity | None,
     watched: Conditions | None,
     pictures: int,
@@ -74,6 +75,7 @@ def report(
         machine: Where.
         model_id: Of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
+        suspected: Classic mistakes of model and data, a sentence each.
         parity: Of the same integers in three ways, if asked for.
         watched: What the machine did while latency was taken.
         pictures: Images that changed their answer, of each artifact, to be kept.
@@ -122,6 +124,8 @@ def report(
         command=command,
         settings=settings,
         warnings=(
+            *images.warnings,
+            *suspected,
             *_of_reference(subjects[0], results[0]),
             *_too_few(results[1:], settings),
             *_warnings(results[1:], machine, watched, safe),

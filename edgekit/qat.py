@@ -215,7 +215,7 @@ def qat(
     Args:
         model: A float Keras artifact or ``.keras`` file; default the shipped model.
         out: Folder of the artifact; its name is the model id.
-        dataset: ``fashion_mnist`` or an ``.npz`` with ``x``, and ``y`` unless ``distill`` is 1.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels unless ``distill`` is 1.
         calibration: Images or table to take the first ranges from; default the first 1,000 of
             the training images.
         recipe: Hyper-parameters.
@@ -245,7 +245,7 @@ def qat(
     if "int8" not in profile.precisions.get("tflite", profile.precisions.get("onnx", ())):
         raise InvalidOptionError(f"device {profile.name} takes no int8 ({profile.about})")
     needs_labels = recipe.distill < 1 or dataset == "fashion_mnist"
-    images = data.load(dataset, "train" if needs_labels else "calibration").head(limit)
+    opened = data.open_word(dataset, "train" if needs_labels else "calibration")
     towers = towers or environment.cores()
     configure_threads(towers)
     from edgekit.quant import fake as fake_quant
@@ -256,6 +256,7 @@ def qat(
             f"{model} was trained with fake quantization already; pass the float model"
         )
     fake_quant.check(source.model, leave_float)
+    images = source.images(opened, limit)
     training, held = _split(images)
     _check_data(training, source, recipe)
     canonical = tflite.from_keras(source.model)
@@ -378,7 +379,7 @@ def _table(
         images, word = training.head(HELD), dataset
     else:
         word = calibration or dataset
-        images = data.load(word, "calibration")
+        images = source.images(data.open_word(word, "calibration"))
     return cached(canonical, images, prepare=source.preprocessing, method="minmax", word=word)
 
 
@@ -532,10 +533,10 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     default = QatRecipe()
     float_model.add_arguments(result)
     add = result.add_argument
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz (default: %(default)s)")
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add(
         "--calibration",
-        help="where ranges start: fashion_mnist, FILE.npz or TABLE.json (default: of --data)",
+        help="where ranges start: images as --data, or TABLE.json (default: of --data)",
     )
     add("--out", type=Path, required=True, help="folder of the artifact")
     add(

@@ -262,4 +262,8 @@ def _array(path: Path, content: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]
 def _in_words(preprocessing: Preprocessing) -> str:
     scale = " ".join(f"{value:.9g}" for value in preprocessing.scale)
     offset = " ".join(f"{value:.9g}" for value in preprocessing.offset)
-    return f"{preprocessing.name}: scale {scale}, offset {offset}"
+    crop = "" if preprocessing.crop is None else f", crop {preprocessing.crop:.9g}"
+    return (
+        f"{preprocessing.name}: scale {scale}, offset {offset}, {preprocessing.channels}, "
+        f"{preprocessing.resize}{crop}, classes {preprocessing.class_offset:+d}"
+    )

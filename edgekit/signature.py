@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import schema
+from edgekit import schema, words
 from edgekit.errors import InvalidDataError, InvalidInputError, InvalidOptionError
 
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+Resize = Literal["bilinear", "bicubic", "area", "nearest", "bilinear-aliased", "bicubic-aliased"]
+Channels = Literal["rgb", "bgr"]
 DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
 
 
@@ -91,17 +93,32 @@ class Signature:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From uint8 pixels to the float input of a model: ``pixel * scale + offset``.
+    """From a picture to the float input of a model.
+
+    A picture is turned upright, made RGB or grey of 8 bits, resized and cropped to the model's
+    input once, by edgekit (:mod:`edgekit.data.decode`); all runtimes get those bytes. Then
+    ``pixel * scale + offset``. Images that come as arrays have the model's size already.
 
     Attributes:
         name: How it is called in tables and on the command line.
-        scale: Factor a channel, or one for all channels.
-        offset: Summand a channel, or one for all channels.
+        scale: Factor a channel, or one for all channels, in the order of ``channels``.
+        offset: Summand a channel, or one for all channels, in the order of ``channels``.
+        resize: ``bilinear`` and ``bicubic`` are antialiased where a picture shrinks, ``area``
+            averages, ``nearest`` picks; ``bilinear-aliased`` and ``bicubic-aliased`` read 2x2 and
+            4x4 pixels whatever the factor.
+        crop: Share of the shorter side that the middle part has: 0.875 resizes the shorter side of
+            a picture to size / 0.875 and cuts out the centre. None stretches the whole picture.
+        channels: Order that the model takes; images are ``rgb``.
+        class_offset: Added to labels: 1 for a model whose class 0 is a background class.
     """
 
     name: str
     scale: tuple[float, ...]
     offset: tuple[float, ...]
+    resize: Resize = "bilinear"
+    crop: float | None = None
+    channels: Channels = "rgb"
+    class_offset: int = 0
 
     def __post_init__(self) -> None:
         for field in ("scale", "offset"):
@@ -110,11 +127,22 @@ class Preprocessing:
                 raise InvalidInputError(f"expected finite preprocessing {field}, got {values}")
         if any(abs(v) < _SMALLEST for v in self.scale):
             raise InvalidInputError("expected a preprocessing scale other than 0")
+        for field, known in (("resize", RESIZES), ("channels", get_args(Channels))):
+            if getattr(self, field) not in known:
+                raise InvalidInputError(
+                    f"expected {field} as {', '.join(known)}, got {getattr(self, field)!r}"
+                )
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise InvalidInputError(f"expected crop above 0 and up to 1, got {self.crop}")
+        if abs(self.class_offset) > 1000:
+            raise InvalidInputError(
+                f"expected class_offset from -1000 to 1000, got {self.class_offset}"
+            )
 
     def apply(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """uint8 ``[N, ..., C]`` to the model's float32 input; float arrays pass as they are.
 
-        Float arrays are taken as preprocessed already.
+        Float arrays are taken as preprocessed already, in the model's order of channels.
 
         Raises:
             InvalidDataError: If the dtype is neither uint8 nor floating, or the channels differ.
@@ -129,9 +157,18 @@ class Preprocessing:
                     f"preprocessing {self.name!r} is for {len(field)} channels, "
                     f"the images have {images.shape[-1]}"
                 )
+        if self.channels == "bgr":
+            if images.shape[-1] != 3:
+                raise InvalidDataError(
+                    f"preprocessing {self.name!r} is for BGR, the images have {images.shape[-1]} "
+                    f"channels; expected 3"
+                )
+            images = images[..., ::-1]
         scale = np.asarray(self.scale, np.float32)
         return images.astype(np.float32) * scale + np.asarray(self.offset, np.float32)
 
+
+RESIZES: tuple[Resize, ...] = get_args(Resize)
 
 _NAMED = {
     "unit": Preprocessing("unit", (1 / 255,), (0.0,)),
@@ -142,6 +179,9 @@ _NAMED = {
         (1 / (255 * 0.229), 1 / (255 * 0.224), 1 / (255 * 0.225)),
         (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225),
     ),
+    "imagenet-bgr": Preprocessing(
+        "imagenet-bgr", (1.0,), (-103.939, -116.779, -123.68), channels="bgr"
+    ),
 }
 PREPROCESSING_NAMES = tuple(_NAMED)
 
@@ -151,15 +191,33 @@ def preprocessing(spec: str) -> Preprocessing:
 
     Args:
         spec: One of ``unit`` ([0, 1]), ``symmetric`` ([-1, 1]), ``none`` ([0, 255]),
-            ``imagenet-rgb`` (mean and standard deviation), or the path of a JSON file with
-            ``name``, ``scale`` and ``offset``.
+            ``imagenet-rgb`` (mean and standard deviation), ``imagenet-bgr`` (mean), or the path of
+            a JSON file with the fields of :class:`Preprocessing`. Behind ``#`` the fields that
+            differ from it: ``symmetric#resize=bicubic,crop=0.875,channels=bgr,class_offset=1``.
 
     Raises:
         InvalidOptionError: If it is neither.
     """
-    if spec in _NAMED:
-        return _NAMED[spec]
-    path = Path(spec)
+    name, options = words.split(spec)
+    words.refuse_unknown(spec, options, ("resize", "crop", "channels", "class_offset"))
+    found = _NAMED.get(name) or _read(Path(name), spec)
+    fields: dict[str, Any] = dict(options)
+    if "crop" in fields:
+        try:
+            fields["crop"] = None if fields["crop"] == "none" else float(fields["crop"])
+        except ValueError:
+            raise InvalidOptionError(
+                f"{spec}: expected crop as a share, e.g. 0.875, or none; got {options['crop']!r}"
+            ) from None
+    if "class_offset" in fields:
+        fields["class_offset"] = words.integer(spec, options, "class_offset", least=-1000)
+    try:
+        return replace(found, name=spec if name in _NAMED else found.name, **fields)
+    except InvalidInputError as exc:
+        raise InvalidOptionError(f"{spec}: {exc}") from None
+
+
+def _read(path: Path, spec: str) -> Preprocessing:
     if path.suffix != ".json" or not path.is_file():
         raise InvalidOptionError(
             f"expected --preprocessing as {', '.join(_NAMED)} or a JSON file, got {spec!r}"

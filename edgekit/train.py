@@ -25,7 +25,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import artifact, cli, data, environment, outputs, recipes
+from edgekit import artifact, cli, data, environment, outputs, recipes, words
 from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.formats import arrange
 from edgekit.formats import keras as keras_format
@@ -58,7 +58,7 @@ def train(
 
     Args:
         out: Folder of the artifact; its name is the model id.
-        dataset: ``fashion_mnist`` or an ``.npz`` with ``x`` and ``y``.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels; pictures need a ``size``.
         preset: Recipe and network; the default is for small data.
         prepare: Preprocessing name or file; default the preset's.
         data_format: ``NHWC`` or ``NCHW``, while it trains.
@@ -87,7 +87,7 @@ def train(
     checkpoints = checkpoints_of(out, checkpoints, resume=resume)
     arrange.check(data_format, precision)
     prepared = preprocessing(prepare or preset.preprocessing)
-    training = data.load(dataset, "train").head(limit)
+    training = data.load(dataset, "train", prepare=prepared, limit=limit)
     testing = data.load(dataset, "test") if dataset == "fashion_mnist" else training
     if training.labels is None or testing.labels is None:
         raise InvalidDataError(f"{dataset}: training needs labels")
@@ -217,7 +217,8 @@ python -m edgekit.train --recipe paper --data imagenet.npz --precision mixed_flo
 """,
     )
     add = result.add_argument
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz (default: %(default)s)")
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add("--size", type=cli.positive_int, help="height and width that pictures are resized to")
     add("--out", type=Path, help="artifact folder to write; its name is the model id")
     add(
         "--recipe",
@@ -315,7 +316,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         network=given(options, Network),
     )
     written = train(
-        dataset=options.data,
+        dataset=words.join(options.data, size=options.size),
         preset=preset,
         prepare=options.preprocessing,
         data_format=options.data_format,

@@ -34,8 +34,10 @@ def test_the_python_example_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_the_options_it_shows(command: str) -> None:
     _, _, module, *arguments = shlex.split(command)
-    name = f"{module}.__main__" if module == "edgekit.models" else module
-    importlib.import_module(name).parser().parse_args(arguments)
+    found = importlib.import_module(module)
+    if hasattr(found, "__path__"):
+        found = importlib.import_module(f"{module}.__main__")
+    found.parser().parse_args(arguments)
 
 
 def test_the_figures_of_the_shipped_model_are_the_manifests() -> None:

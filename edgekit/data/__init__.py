@@ -1,28 +1,252 @@
-"""Image sets: the built-in Fashion-MNIST and the user's own ``.npz``."""
+"""Image sets: the built-in Fashion-MNIST, arrays, and pictures of the user's own.
 
+A ``--data`` or ``--calibration`` word names one; behind ``#`` it has options, as in
+``folder:photos#samples=200,seed=3``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
-from edgekit.data import fashion_mnist
+from edgekit import cli, words
+from edgekit.data import classes, fashion_mnist, images
+from edgekit.data.folder import Folder
+from edgekit.data.function import WORD, Function
 from edgekit.data.images import ImageSet, Split, load_npz
-from edgekit.errors import InvalidOptionError
+from edgekit.data.source import Fit, Source, background_of, images_of
+from edgekit.data.table import Csv
+from edgekit.data.tfds import Tfds
+from edgekit.data.tfrecord import TfRecord
+from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.signature import Preprocessing, preprocessing
 
-__all__ = ["ImageSet", "load"]
+__all__ = ["WORDS", "ImageSet", "Opened", "load", "open_word", "path_of"]
+
+#: What ``--data`` takes, for help texts and errors.
+WORDS = "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, tfrecord:DIR, tfds:NAME or MODULE:FUNCTION"
+_COMMON = ("samples", "seed", "size")
 
 
-def load(spec: str, split: Split) -> ImageSet:
-    """Turn a ``--data`` word into images.
+class Adapter(Protocol):
+    """A kind of place that images come from.
+
+    Attributes:
+        options: Of its word, beside ``samples``, ``seed`` and ``size``.
+    """
+
+    options: tuple[str, ...]
+
+    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet | Source:
+        """Arrays, or pictures that are listed but not decoded."""
+
+
+class _FashionMnist:
+    options: tuple[str, ...] = ()
+
+    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet:
+        return fashion_mnist.load(split)
+
+
+class _Npz:
+    options: tuple[str, ...] = ()
+
+    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet:
+        return load_npz(Path(place), labels=split != "calibration")
+
+
+_PREFIXED: dict[str, Adapter] = {
+    "folder": Folder(),
+    "csv": Csv(),
+    "tfrecord": TfRecord(),
+    "tfds": Tfds(),
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a word names; pictures are not decoded yet.
+
+    Attributes:
+        source: Arrays, or pictures of any size.
+        samples: How many to draw; None for all.
+    """
+
+    word: str
+    split: Split
+    source: ImageSet | Source
+    samples: int | None
+    seed: int
+    size: int | None
+    background: str
+
+    def load(
+        self,
+        *,
+        shape: tuple[int, ...] | None = None,
+        prepare: Preprocessing | None = None,
+        class_names: tuple[str, ...] = (),
+        limit: int | None = None,
+        quiet: bool = False,
+    ) -> ImageSet:
+        """Images for a model; says on stderr how classes were found and what was left out.
+
+        Args:
+            shape: ``(H, W, C)`` that pictures are resized to, the model's input; without a model
+                the word's ``size`` says it. Arrays have it already.
+            prepare: Says how pictures are resized and cropped, and the offset of classes.
+            class_names: The model's; empty without a model.
+            limit: The first images that can be decoded only.
+            quiet: The caller says the warnings.
+
+        Raises:
+            InvalidOptionError: If no size is given, or two.
+            InvalidDataError: If the images cannot be decoded or their classes are not the model's.
+        """
+        prepare = prepare or preprocessing("none")
+        if isinstance(self.source, ImageSet):
+            found = self.source
+            if self.samples is not None:
+                found = found.sample(self.samples, self.seed)
+            found = found.head(limit).offset(prepare.class_offset)
+        else:
+            found = self._decoded(self.source, self._shape(shape), prepare, class_names, limit)
+        for warning in () if quiet else found.warnings:
+            cli.say(f"warning: {warning}")
+        return found
+
+    def _shape(self, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+        if given is None:
+            if self.size is None:
+                raise InvalidOptionError(
+                    f"{self.word}: no model says how large the images are to be; pass --size N"
+                )
+            return self.size, self.size, 3
+        if len(given) != 3 or min(given) < 1:
+            raise InvalidDataError(
+                f"{self.word}: expected a model with an input of fixed size [H, W, C] to resize "
+                f"pictures for, got {list(given)}; pass an .npz"
+            )
+        if self.size is not None and given[:2] != (self.size, self.size):
+            raise InvalidOptionError(
+                f"{self.word}: the model's input is {given[0]} x {given[1]}; leave size out"
+            )
+        return given[0], given[1], given[2]
+
+    def _decoded(
+        self,
+        source: Source,
+        shape: tuple[int, int, int],
+        prepare: Preprocessing,
+        class_names: tuple[str, ...],
+        limit: int | None,
+    ) -> ImageSet:
+        numbering = self._numbering(source, class_names, prepare.class_offset)
+        chosen, name = None, source.name
+        if source.count is not None and self.samples is not None:
+            chosen = images.stratified(name, source.labels, source.count, self.samples, self.seed)
+            name = images.sample_name(name, self.samples, source.count, self.seed)
+        drawn_later = source.count is None and self.samples is not None
+        if limit is not None and not drawn_later:
+            name += f"[:{limit}]"
+        found = images_of(
+            replace(source, name=name),
+            Fit(shape, prepare, self.background),
+            chosen=chosen,
+            number=None if numbering is None else numbering.apply,
+            class_names=() if numbering is None else numbering.class_names,
+            most=None if drawn_later else limit,
+        )
+        if drawn_later:
+            assert self.samples is not None
+            found = found.sample(self.samples, self.seed).head(limit)
+        return found
+
+    def _numbering(
+        self, source: Source, class_names: tuple[str, ...], offset: int
+    ) -> classes.Numbering | None:
+        """None for calibration, which takes pictures of any class: their hash is of pixels only."""
+        if self.split == "calibration":
+            return None
+        found = classes.number(source.name, source.names, class_names, offset=offset)
+        if found.said:
+            cli.say(f"{source.name}: {found.said}")
+        return found
+
+
+def open_word(word: str, split: Split) -> Opened:
+    """Find what a ``--data`` word names; broken words and missing files are refused here.
 
     Args:
-        spec: ``fashion_mnist``, or the path of an ``.npz`` with ``x`` and, unless for
-            calibration, ``y``.
-        split: Which part; an ``.npz`` is one part and serves any.
+        word: :data:`WORDS`, or a folder as it is. Options behind ``#``: ``samples`` and ``seed``
+            draw images evenly over the classes; ``size`` where no model says it; those of the kind.
+        split: Which part; an ``.npz``, a folder or a table is one part and serves any. For
+            ``calibration`` labels are not needed.
 
     Raises:
-        InvalidOptionError: If the word is neither.
+        InvalidOptionError: If the word or an option is unknown.
         InvalidDataError: If the data is missing or broken.
     """
-    if spec == "fashion_mnist":
-        return fashion_mnist.load(split)
-    if spec.endswith(".npz"):
-        return load_npz(Path(spec), labels=split != "calibration")
-    raise InvalidOptionError(f"expected --data to be fashion_mnist or a FILE.npz, got {spec!r}")
+    head, options = _split(word)
+    adapter, place = _adapter(word, head)
+    words.refuse_unknown(word, options, (*adapter.options, *_COMMON))
+    samples = words.integer(word, options, "samples", least=1)
+    seed = words.integer(word, options, "seed", least=0)
+    if seed is not None and samples is None:
+        raise InvalidOptionError(f"{word}: seed is for samples; pass both")
+    size = words.integer(word, options, "size", least=1)
+    background = background_of(word, options)
+    source = adapter.open(place, split, options)
+    if size is not None and isinstance(source, ImageSet):
+        raise InvalidOptionError(f"{word}: size is for pictures; arrays are not resized")
+    return Opened(word, split, source, samples, seed or 0, size, background)
+
+
+def load(
+    word: str,
+    split: Split,
+    *,
+    shape: tuple[int, ...] | None = None,
+    prepare: Preprocessing | None = None,
+    class_names: tuple[str, ...] = (),
+    limit: int | None = None,
+    quiet: bool = False,
+) -> ImageSet:
+    """:func:`open_word` and :meth:`Opened.load` in one."""
+    opened = open_word(word, split)
+    return opened.load(
+        shape=shape, prepare=prepare, class_names=class_names, limit=limit, quiet=quiet
+    )
+
+
+def path_of(word: str) -> Path | None:
+    """The file or folder of a word; None if it names none, as ``fashion_mnist``."""
+    head, _ = _split(word)
+    kind, _, place = head.partition(":")
+    if kind in ("folder", "csv"):
+        return Path(place)
+    return Path(head) if head.endswith(".npz") or Path(head).is_dir() else None
+
+
+def _split(word: str) -> tuple[str, dict[str, str]]:
+    """A path that is there has no options, whatever its name."""
+    return (word, {}) if Path(word).exists() else words.split(word)
+
+
+def _adapter(word: str, head: str) -> tuple[Adapter, str]:
+    kind, colon, place = head.partition(":")
+    if colon and kind in _PREFIXED:
+        if not place:
+            raise InvalidOptionError(f"{word}: expected a place behind {kind}:")
+        return _PREFIXED[kind], place
+    if head == "fashion_mnist":
+        return _FashionMnist(), head
+    if head.endswith(".npz"):
+        return _Npz(), head
+    if WORD.fullmatch(head):
+        return Function(), head
+    if Path(head).is_dir():
+        return _PREFIXED["folder"], head
+    raise InvalidOptionError(f"expected --data to be {WORDS}, got {word!r}")

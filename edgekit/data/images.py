@@ -1,4 +1,4 @@
-"""ImageSet: images, labels and their identity; and how a ``--data`` word becomes one."""
+"""ImageSet: images, labels and their identity; from arrays and from ``.npz`` files."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class ImageSet:
         labels: int64 ``[N]`` class indices, or None for a calibration set without labels.
         class_names: One a class; empty when unknown.
         sha256: Of dtype, shape and bytes of images and labels.
+        warnings: What is wrong with the set, a sentence each.
     """
 
     name: str
@@ -39,6 +40,7 @@ class ImageSet:
     labels: npt.NDArray[np.int64] | None
     class_names: tuple[str, ...]
     sha256: str
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,7 +50,9 @@ class ImageSet:
         if limit is None or limit >= len(self):
             return self
         labels = None if self.labels is None else self.labels[:limit]
-        return make(f"{self.name}[:{limit}]", self.images[:limit], labels, self.class_names)
+        return make(
+            f"{self.name}[:{limit}]", self.images[:limit], labels, self.class_names, self.warnings
+        )
 
     def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
         """The images of these numbers, as a copy."""
@@ -58,7 +62,22 @@ class ImageSet:
             self.images[indices],
             labels,
             self.class_names,
+            self.warnings,
         )
+
+    def sample(self, count: int, seed: int) -> ImageSet:
+        """Images drawn evenly over the classes, as a copy; see :func:`stratified`."""
+        found = self.take(stratified(self.name, self.labels, len(self), count, seed))
+        return replace(found, name=sample_name(self.name, count, len(self), seed))
+
+    def offset(self, classes: int) -> ImageSet:
+        """The same images with other labels: ``label + classes``."""
+        if not classes or self.labels is None:
+            return self
+        names = self.class_names
+        if names:
+            names = ("background",) * max(classes, 0) + names[max(-classes, 0) :]
+        return make(self.name, self.images, self.labels + classes, names, self.warnings)
 
     def named(self, class_names: tuple[str, ...]) -> ImageSet:
         """The same images with class names."""
@@ -70,6 +89,7 @@ def make(
     images: npt.NDArray[Any],
     labels: npt.NDArray[Any] | None,
     class_names: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = (),
 ) -> ImageSet:
     """Check arrays and give them an identity.
 
@@ -95,7 +115,42 @@ def make(
             start += len(block)
     if labels is not None:
         labels = _checked_labels(name, labels, len(images))
-    return ImageSet(name, images, labels, class_names, _sha256(images, labels))
+    return ImageSet(name, images, labels, class_names, _sha256(images, labels), warnings)
+
+
+def sample_name(name: str, count: int, total: int, seed: int) -> str:
+    """How tables call a sample."""
+    return f"{name}[{count} of {total}, seed {seed}]"
+
+
+def stratified(
+    name: str, labels: npt.NDArray[np.int64] | None, total: int, count: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Numbers of images drawn without replacement, as many of each class as there are, in order.
+
+    A class that has fewer than its share gives all it has, and the others share the rest. Without
+    labels all images are one class.
+
+    Raises:
+        InvalidDataError: If there are fewer images than are asked for.
+    """
+    if count > total:
+        raise InvalidDataError(f"{name}: expected at least {count} images to draw, got {total}")
+    if labels is None:
+        labels = np.zeros(total, np.int64)
+    rng = np.random.default_rng(seed)
+    _, counts = np.unique(labels, return_counts=True)
+    quota = np.zeros(len(counts), np.int64)
+    while (missing := count - int(quota.sum())) > 0:
+        room = rng.permutation(np.flatnonzero(quota < counts))
+        share = max(1, missing // len(room))
+        room = room[: min(len(room), missing)]
+        quota[room] = np.minimum(counts[room], quota[room] + share)
+    grouped = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    drawn = [
+        rng.choice(group, size, replace=False) for group, size in zip(grouped, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
 
 
 def load_npz(path: Path, *, labels: bool) -> ImageSet:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit import outputs, signature
+from edgekit import data, outputs, signature
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
@@ -36,6 +36,19 @@ class FloatModel:
     class_names: tuple[str, ...]
     encodings: Encodings | None = None
 
+    def images(self, opened: data.Opened, limit: int | None = None) -> data.ImageSet:
+        """The images of a ``--data`` word, for this model.
+
+        Raises:
+            InvalidDataError: If they cannot be decoded or their classes are not the model's.
+        """
+        return opened.load(
+            shape=tuple(-1 if size is None else size for size in self.model.inputs[0].shape[1:]),
+            prepare=self.preprocessing,
+            class_names=self.class_names,
+            limit=limit,
+        )
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The MODEL and ``--preprocessing`` arguments of the makers."""
@@ -48,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--preprocessing",
-        help=f"for a .keras file: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json",
+        help=f"for a .keras file: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; "
+        f"with #resize=bicubic,crop=0.875,channels=bgr,class_offset=1 behind it where they differ",
     )
 
 

@@ -94,7 +94,7 @@ def diff(
         reference: What is right: an artifact, or the ``.keras`` file that the suspect was made
             from.
         suspect: An artifact.
-        dataset: ``fashion_mnist`` (its test images) or an ``.npz`` with ``x``.
+        dataset: What :func:`edgekit.data.open_word` takes; labels are not used.
         images: Use the first so many.
         modes: Of :data:`MODES`.
         bound: In dB, to find the first layer below it.
@@ -121,9 +121,15 @@ def diff(
             f"{suspect} is a Keras model, which cannot be run operator by operator; give it "
             f"first, or pass --mode accumulated"
         )
-    found = data.load(dataset, "test" if dataset == "fashion_mnist" else "calibration")
-    found = found.head(images)
     manifest = other.artifact.manifest
+    found = data.load(
+        dataset,
+        "test" if dataset == "fashion_mnist" else "calibration",
+        shape=manifest.signature.single_input().shape[1:],
+        prepare=manifest.preprocessing,
+        class_names=manifest.class_names,
+        limit=images,
+    )
     given = manifest.preprocessing.apply(found.images)
     expected = given
     if one.artifact is not None:

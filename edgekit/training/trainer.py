@@ -250,6 +250,8 @@ class Trainer:
         y = tf.gather(self._labels, indices)
         x = tf.cast(x, tf.float32)
         if self._images.dtype == tf.uint8:
+            if self._prepare.channels == "bgr":
+                x = tf.reverse(x, [-1])
             x = x * tf.constant(self._prepare.scale) + tf.constant(self._prepare.offset)
         of = None if whole else self.recipe.batch
         x = augment(x, self.recipe, self.step, first=first, of=of)

@@ -1,0 +1,87 @@
+"""From the classes of a data set to the classes of a model, by name where names say it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidDataError
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """The model's class of each class of a data set.
+
+    Attributes:
+        table: int64, by the data's number; None where a number is what it says, plus ``shift``.
+        shift: Added to numbers.
+        class_names: Of the model's numbers.
+        said: How it was decided, a sentence; empty where there was nothing to decide.
+    """
+
+    table: npt.NDArray[np.int64] | None
+    shift: int
+    class_names: tuple[str, ...]
+    said: str = ""
+
+    def apply(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The model's numbers."""
+        return numbers + self.shift if self.table is None else self.table[numbers] + self.shift
+
+
+def number(
+    name: str, found: tuple[str, ...], known: tuple[str, ...], *, offset: int = 0
+) -> Numbering:
+    """Decide which class is which.
+
+    Names that the model knows decide, whatever their case and punctuation; names that are numbers
+    are the numbers; else classes count in the order of their names, if there are as many as the
+    model has.
+
+    Args:
+        name: Of the data set.
+        found: Names of its classes, sorted; empty where it has numbers only.
+        known: The model's class names; empty without a model, ``0, 1, …`` where it has no names.
+        offset: Of the preprocessing; not added to classes that were found by name.
+
+    Raises:
+        InvalidDataError: If names and numbers of classes do not fit the model.
+    """
+    if not found:
+        return Numbering(None, offset, known)
+    numbers = tuple(str(i) for i in range(len(known)))
+    places = {_plain(each): place for place, each in enumerate(known)}
+    ours = [_plain(each) for each in found]
+    if known != numbers and set(ours) <= set(places):
+        if len(places) != len(known) or len(set(ours)) != len(found):
+            raise InvalidDataError(f"{name}: two classes have one name; give numbers with csv:FILE")
+        return Numbering(np.array([places[each] for each in ours]), 0, known)
+    if all(each.isascii() and each.isdecimal() and len(each) < 10 for each in found):
+        table = np.array([int(each) for each in found])
+        names = known or tuple(str(i) for i in range(int(table.max()) + 1))
+        return Numbering(table, offset, names, "class names are numbers, taken as labels")
+    expected = len(known) - max(offset, 0)
+    if known and len(found) != expected:
+        raise InvalidDataError(
+            f"{name}: has {len(found)} classes ({_short(found)}), the model {expected} "
+            f"({_short(known)}); name them as the model does, or list numbers with csv:FILE"
+        )
+    if known and known != numbers:
+        raise InvalidDataError(
+            f"{name}: its classes ({_short(found)}) are not the model's ({_short(known)}); name "
+            f"them as the model does, or list numbers with csv:FILE"
+        )
+    names = ("background",) * max(offset, 0) + found
+    return Numbering(np.arange(len(found)), offset, names, "classes in the order of their names")
+
+
+def _plain(name: str) -> str:
+    """A name as it can be that of a folder: of ``T-shirt/top``, ``t_shirt_top``."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+
+
+def _short(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

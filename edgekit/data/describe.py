@@ -1,0 +1,366 @@
+"""What is in a set of pictures: classes, sizes, colours, duplicates, what cannot be read."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import cli
+from edgekit.data import Opened, decode
+from edgekit.data.decode import PictureError
+from edgekit.data.images import ImageSet
+from edgekit.data.source import Entry, Source, parallel, some
+from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.text import visible
+
+#: Entries of a list in the document, at most; its length is always told.
+LISTED = 100
+#: Warned of: the largest class has so many times the images of the smallest.
+UNEVEN = 10
+_DIGEST = 16
+#: Rows, columns and pixels of a contact sheet.
+ROWS, COLUMNS, THUMB, MARGIN, TEXT = 12, 10, 80, 4, 160
+
+
+@dataclass(frozen=True)
+class Count:
+    """A list that may be long.
+
+    Attributes:
+        count: Its length.
+        first: The first :data:`LISTED` of it.
+    """
+
+    count: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A set of pictures as it is, before it is resized.
+
+    Attributes:
+        images: That can be decoded.
+        classes: Images by class; by number where there are no names. Empty without labels.
+        sizes: Pictures by ``WIDTHxHEIGHT``, turned upright, the most frequent first.
+        formats: Pictures by file format; ``array`` of pixels that are no file.
+        modes: Pictures by Pillow's mode, as stored: ``RGB``, ``L``, ``CMYK``, ``I;16``, ...
+        turned: Pictures that EXIF turns.
+        transparent: Pictures with transparency.
+        animated: Pictures with more than one frame; the first one counts.
+        mean: Of R, G and B from 0 to 255; each picture counts the same.
+        std: The square root of the mean squared deviation from ``mean``; likewise.
+        unreadable: What cannot be decoded, and why.
+        skipped: Files that are not pictures in a class folder.
+        duplicates: Groups of the same pixels.
+        across_classes: Those of them that lie in more than one class.
+        balance: Entropy of the classes over that of even ones: 1 is even; None without labels.
+        leaked: Images whose pixels are in the other set as well; None without one.
+        warnings: What should be looked at, a sentence each.
+    """
+
+    data: str
+    images: int
+    classes: dict[str, int]
+    sizes: dict[str, int]
+    formats: dict[str, int]
+    modes: dict[str, int]
+    turned: int
+    transparent: int
+    animated: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    unreadable: Count
+    skipped: Count
+    duplicates: Count
+    across_classes: Count
+    balance: float | None
+    leaked: Count | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one picture is."""
+
+    size: tuple[int, int]
+    format: str
+    mode: str
+    turned: bool
+    transparent: bool
+    animated: bool
+    mean: npt.NDArray[np.float64]
+    square: npt.NDArray[np.float64]
+    digest: bytes
+    thumb: Any
+
+
+@dataclass
+class Survey:
+    """All pictures, looked at once.
+
+    Attributes:
+        numbers: Entry of each picture that could be decoded.
+        labels: Its class number, or -1.
+        digests: SHA-256 of size and upright RGB pixels, the first 16 bytes, of each.
+    """
+
+    source: Source
+    numbers: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    digests: bytearray = field(default_factory=bytearray)
+    broken: list[str] = field(default_factory=list)
+    counters: dict[str, Counter[str]] = field(
+        default_factory=lambda: {key: Counter() for key in ("sizes", "formats", "modes", "flags")}
+    )
+    mean: Any = 0.0
+    square: Any = 0.0
+    thumbs: dict[int, list[Any]] = field(default_factory=dict)
+
+    @property
+    def prints(self) -> npt.NDArray[Any]:
+        """The digests as an array."""
+        return np.frombuffer(bytes(self.digests), f"V{_DIGEST}")
+
+    def take(self, number: int, entry: Entry, look: _Look, *, picture: bool) -> None:
+        """Count one picture in."""
+        self.numbers.append(number)
+        self.labels.append(-1 if entry.label is None else entry.label)
+        self.digests += look.digest
+        self.counters["sizes"][f"{look.size[0]}x{look.size[1]}"] += 1
+        self.counters["formats"][look.format] += 1
+        self.counters["modes"][look.mode] += 1
+        for flag in ("turned", "transparent", "animated"):
+            self.counters["flags"][flag] += bool(getattr(look, flag))
+        self.mean, self.square = self.mean + look.mean, self.square + look.square
+        row = self.thumbs.get(self.labels[-1])
+        if picture and row is None and len(self.thumbs) < ROWS:
+            row = self.thumbs.setdefault(self.labels[-1], [])
+        if picture and row is not None and len(row) < COLUMNS:
+            row.append(look.thumb)
+
+    def name(self, label: int) -> str:
+        """Of a class."""
+        if label < 0:
+            return "(no class)"
+        return self.source.names[label] if label < len(self.source.names) else str(label)
+
+
+def survey(opened: Opened, *, limit: int | None = None, pictures: bool = False) -> Survey:
+    """Decode every picture once, in full size.
+
+    Args:
+        opened: A ``--data`` word.
+        limit: The first pictures only.
+        pictures: Keep thumbnails for :func:`sheet`.
+
+    Raises:
+        InvalidDataError: If the images are floats, or none can be decoded.
+    """
+    if opened.samples is not None or opened.size is not None:
+        raise InvalidOptionError(
+            f"{opened.word}: the whole set is described, in its own sizes; leave samples and size "
+            f"out"
+        )
+    source = opened.source
+    if isinstance(source, ImageSet):
+        source = _of_arrays(source)
+    found = Survey(source)
+    decode.pillow()
+    with cli.progress() as bar:
+        task = bar.add_task("looking", total=source.count, note="")
+        look = functools.partial(_look, background=opened.background)
+        for number, (entry, each) in enumerate(parallel(look, source.entries(None))):
+            if isinstance(each, PictureError):
+                found.broken.append(f"{visible(entry.where)} ({each})")
+            else:
+                found.take(number, entry, each, picture=pictures)
+            bar.advance(task)
+            if number + 1 == limit:
+                break
+    if not found.numbers:
+        first = f": {found.broken[0]}" if found.broken else ""
+        raise InvalidDataError(f"{source.name}: no picture can be decoded{first}")
+    return found
+
+
+def _of_arrays(images: ImageSet) -> Source:
+    if images.images.dtype != np.uint8:
+        raise InvalidDataError(f"{images.name}: expected uint8 pixels, got {images.images.dtype}")
+
+    def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
+        for i in range(len(images)) if chosen is None else chosen.tolist():
+            label = None if images.labels is None else int(images.labels[i])
+            yield Entry(f"image {i}", functools.partial(np.array, images.images[i]), label)
+
+    return Source(images.name, entries, images.labels, images.class_names, len(images))
+
+
+def _look(entry: Entry, *, background: str) -> _Look | PictureError:
+    try:
+        picture = decode.opened(entry.content())
+        format, mode, frames = picture.format or "array", picture.mode, _frames(picture)
+        turned, transparent = decode.is_turned(picture), decode.has_alpha(picture)
+        plain = decode.upright(picture, channels=3, background=background)
+    except PictureError as exc:
+        return exc
+    pixels = np.asarray(plain)
+    digest = hashlib.sha256(f"{plain.size}".encode() + pixels.tobytes()).digest()[:_DIGEST]
+    counts = np.array([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)])
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    values = np.arange(256.0)
+    times = THUMB // max(plain.size)  # small ones are enlarged by a whole factor
+    if times > 1:
+        plain = plain.resize((plain.size[0] * times, plain.size[1] * times), 0)
+    plain.thumbnail((THUMB, THUMB))
+    return _Look(
+        size=(pixels.shape[1], pixels.shape[0]),
+        format=format,
+        mode=mode,
+        turned=turned,
+        transparent=transparent,
+        animated=frames > 1,
+        mean=shares @ values,
+        square=shares @ values**2,
+        digest=digest,
+        thumb=plain,
+    )
+
+
+def _frames(picture: Any) -> int:
+    try:
+        return int(getattr(picture, "n_frames", 1))
+    except Exception as exc:  # a file may end within its list of frames
+        raise PictureError(f"frames: {exc}") from None
+
+
+def describe(found: Survey, other: Survey | None = None) -> Description:
+    """Sum a survey up.
+
+    Args:
+        found: Of the set.
+        other: Of a set that must share no picture with it, as test images with training images.
+    """
+    count = len(found.numbers)
+    labels = np.array(found.labels)
+    classes = {
+        found.name(int(label)): int(number)
+        for label, number in zip(*np.unique(labels, return_counts=True), strict=True)
+        if label >= 0
+    }
+    classes = {name: 0 for name in found.source.names if classes} | classes
+    mean = found.mean / count
+    duplicates, across = _duplicates(found, labels)
+    leaked = None if other is None else _leaked(found, other)
+    warnings = [*found.source.warnings, *_warnings(found, classes, across)]
+    if leaked is not None and other is not None and leaked.count:
+        warnings.append(
+            f"{leaked.count} pictures are in {other.source.name} as well: {some(leaked.first)}"
+        )
+    flags = found.counters["flags"]
+    return Description(
+        data=found.source.name,
+        images=count,
+        classes=classes,
+        sizes=dict(found.counters["sizes"].most_common(LISTED)),
+        formats=dict(found.counters["formats"].most_common()),
+        modes=dict(found.counters["modes"].most_common()),
+        turned=flags["turned"],
+        transparent=flags["transparent"],
+        animated=flags["animated"],
+        mean=_rounded(mean),
+        std=_rounded(np.sqrt(np.maximum(found.square / count - mean**2, 0))),
+        unreadable=_count(found.broken),
+        skipped=_count([visible(path) for path in found.source.skipped]),
+        duplicates=_count(duplicates),
+        across_classes=_count(across),
+        balance=_balance(list(classes.values())),
+        leaked=leaked,
+        warnings=tuple(warnings),
+    )
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(round(float(value), 3) for value in values)
+
+
+def _count(names: Sequence[str]) -> Count:
+    return Count(len(names), tuple(names[:LISTED]))
+
+
+def _warnings(found: Survey, classes: dict[str, int], across: Sequence[str]) -> list[str]:
+    said = []
+    if found.broken:
+        said.append(f"{len(found.broken)} pictures cannot be decoded: {some(found.broken)}")
+    if across:
+        said.append(f"{len(across)} pictures lie in more than one class: {some(across)}")
+    if len(classes) == 1:
+        said.append("there is one class only")
+    counts = list(classes.values())
+    if counts and max(counts) > UNEVEN * min(counts):
+        said.append(f"classes are uneven: from {min(counts)} to {max(counts)} images")
+    return said
+
+
+def _balance(counts: Sequence[int]) -> float | None:
+    if len(counts) < 2:
+        return None
+    shares = np.array([count for count in counts if count]) / sum(counts)
+    return round(float(-(shares * np.log(shares)).sum() / np.log(len(counts))), 4)
+
+
+def _duplicates(found: Survey, labels: npt.NDArray[np.int64]) -> tuple[list[str], list[str]]:
+    """Groups of the same pixels, as ``a = b = c``; and those of them in several classes."""
+    prints = found.prints
+    _, places, counts = np.unique(prints, return_inverse=True, return_counts=True)
+    order = np.argsort(places, kind="stable")
+    groups, across = [], []
+    for group in np.split(order, np.cumsum(counts)[:-1]):
+        if len(group) < 2:
+            continue
+        same = " = ".join(visible(found.source.where(found.numbers[i])) for i in group[:5])
+        same += " = …" if len(group) > 5 else ""
+        groups.append(same)
+        if len(set(labels[group].tolist())) > 1:
+            across.append(same)
+    return groups, across
+
+
+def _leaked(found: Survey, other: Survey) -> Count:
+    shared = np.flatnonzero(np.isin(found.prints, other.prints))
+    first = [visible(found.source.where(found.numbers[i])) for i in shared[:LISTED]]
+    return Count(len(shared), tuple(first))
+
+
+def sheet(found: Survey) -> bytes:
+    """A PNG with the first pictures of the first classes, a class a row."""
+    image = decode.pillow()
+    from PIL import ImageDraw
+
+    rows = sorted(found.thumbs.items())
+    step = THUMB + MARGIN
+    canvas = image.new("RGB", (TEXT + COLUMNS * step + MARGIN, len(rows) * step + MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    total = Counter(found.labels)
+    for row, (label, thumbs) in enumerate(rows):
+        top = MARGIN + row * step
+        name = visible(found.name(label))
+        name = name if len(name) <= 24 else f"{name[:21]}..."
+        text = f"{name}\n{total[label]:,} images"
+        draw.text((MARGIN, top + THUMB // 3), text.encode("latin-1", "replace"), fill="black")
+        for column, thumb in enumerate(thumbs):
+            left = TEXT + column * step
+            draw.rectangle((left, top, left + THUMB - 1, top + THUMB - 1), fill="gainsboro")
+            across, down = (THUMB - thumb.size[0]) // 2, (THUMB - thumb.size[1]) // 2
+            canvas.paste(thumb, (left + across, top + down))
+    stream = io.BytesIO()
+    canvas.save(stream, "PNG")
+    return stream.getvalue()

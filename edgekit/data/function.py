@@ -1,0 +1,110 @@
+"""``module:function``: a Python function of the user's that returns images."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.data import images
+from edgekit.data.images import ImageSet, Split
+from edgekit.data.source import Entry, Source
+from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError, reason
+
+WORD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
+
+
+class Function:
+    """Called without arguments, or with ``split`` if it has such a parameter.
+
+    Returns arrays ``x`` or ``(x, y)`` of the model's size, as an ``.npz`` has them; or an iterable
+    of pictures or ``(picture, label)`` of any size: uint8 ``[H, W, C]``, encoded bytes, or a Pillow
+    image.
+    """
+
+    options: tuple[str, ...] = ("background",)
+
+    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet | Source:
+        """Import the module and call the function.
+
+        Raises:
+            InvalidOptionError: If it is not there.
+            InvalidDataError: If it raises, or returns something else.
+        """
+        called = _function(place)
+        try:
+            takes = "split" in inspect.signature(called).parameters
+            found = called(split=split) if takes else called()
+        except EdgekitError:
+            raise
+        except Exception as exc:
+            raise InvalidDataError(f"{place} raised {type(exc).__name__}: {reason(exc)}") from None
+        pair = isinstance(found, tuple) and len(found) == 2
+        x, y = found if pair and isinstance(found[0], np.ndarray) else (found, None)
+        if isinstance(x, np.ndarray):
+            if y is None and split != "calibration":
+                raise InvalidDataError(f"{place}: expected (x, y), got x without labels")
+            return images.make(place, x, None if y is None else np.asarray(y))
+        if not hasattr(found, "__iter__"):
+            raise InvalidDataError(
+                f"{place}: expected arrays (x, y) or an iterable of (picture, label), got "
+                f"{type(found).__name__}"
+            )
+
+        def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
+            assert chosen is None  # what is iterated once has no numbers
+            return _entries(place, found, labelled=split != "calibration")
+
+        return Source(place, entries, None, (), None)
+
+
+def _function(place: str) -> Any:
+    module, _, name = place.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError as exc:
+        raise InvalidOptionError(f"{place}: cannot import {module}: {reason(exc)}") from None
+    except Exception as exc:
+        raise InvalidOptionError(
+            f"{place}: importing {module} raised {type(exc).__name__}: {reason(exc)}"
+        ) from None
+    if not callable(found):
+        raise InvalidOptionError(f"{place}: {module} has no function {name}")
+    return found
+
+
+def _entries(place: str, found: Any, *, labelled: bool) -> Iterator[Entry]:
+    waiting = iter(found)
+    i = 0
+    while True:
+        try:
+            each = next(waiting)
+        except StopIteration:
+            return
+        except Exception as exc:
+            raise InvalidDataError(
+                f"{place} raised {type(exc).__name__} at image {i}: {reason(exc)}"
+            ) from None
+        picture, label = each if isinstance(each, tuple) and len(each) == 2 else (each, None)
+        if labelled and not isinstance(label, int | np.integer):
+            raise InvalidDataError(
+                f"{place}: image {i}: expected (picture, integer label), got a label of type "
+                f"{type(label).__name__}"
+            )
+        yield Entry(f"image {i}", partial(_same, picture), None if label is None else int(label))
+        i += 1
+
+
+def _same(picture: Any) -> Any:
+    return picture

@@ -1,0 +1,80 @@
+"""``tfds:NAME``: a data set that tensorflow_datasets has prepared on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.data.images import Split
+from edgekit.data.source import Entry, Source
+from edgekit.errors import InvalidDataError, MissingDependencyError, reason
+
+_SPLITS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "test": ("test", "validation"),
+    "calibration": ("train",),
+}
+
+
+class Tfds:
+    """``NAME``, ``NAME/CONFIG`` or ``NAME:VERSION`` with the features ``image`` and ``label``.
+
+    Nothing is downloaded. ``split`` names a part other than the verb's own (training takes
+    ``train``, testing ``test`` or ``validation``, calibration ``train``); ``dir`` a folder other
+    than ``~/tensorflow_datasets``.
+    """
+
+    options: tuple[str, ...] = ("background", "split", "dir")
+
+    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+        """Find the prepared data set.
+
+        Raises:
+            MissingDependencyError: If tensorflow_datasets is not installed.
+            InvalidDataError: If the data set or its part is not there.
+        """
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        try:
+            import tensorflow_datasets as tfds
+        except ImportError:
+            raise MissingDependencyError("tensorflow-datasets", "tfds") from None
+        try:
+            builder = tfds.builder(place, data_dir=options.get("dir"))
+        except Exception as exc:  # a registry of its own errors
+            raise InvalidDataError(f"tfds:{place}: {reason(exc)}") from None
+        part = _part(place, builder, options.get("split"), split)
+        features = builder.info.features
+        if features is None or not {"image", "label"} <= set(features):
+            raise InvalidDataError(
+                f"tfds:{place}: expected features image and label, got {', '.join(features or ())}"
+            )
+
+        def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
+            assert chosen is None  # the count is not promised
+            decoders = {"image": tfds.decode.SkipDecoding()}
+            records: Any = builder.as_dataset(split=part, decoders=decoders, shuffle_files=False)
+            for i, record in enumerate(tfds.as_numpy(records)):
+                yield Entry(f"image {i}", partial(bytes, record["image"]), int(record["label"]))
+
+        names = tuple(getattr(features["label"], "names", None) or ())
+        return Source(f"{builder.info.name}/{part}", entries, None, names, None)
+
+
+def _part(place: str, builder: Any, given: str | None, split: Split) -> str:
+    there = list(builder.info.splits)
+    if not there:
+        raise InvalidDataError(
+            f"tfds:{place} is not prepared in {builder.data_dir}; prepare it with "
+            f"tensorflow_datasets' own command, `tfds build`, or name its folder with #dir=DIR"
+        )
+    for each in (given,) if given else _SPLITS[split]:
+        if each in there:
+            return each
+    raise InvalidDataError(
+        f"tfds:{place} has the parts {', '.join(there)}; name one with #split=NAME"
+    )
