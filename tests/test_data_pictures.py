@@ -117,6 +117,7 @@ def test_exif_turns_pictures() -> None:
     assert (found == np.rot90(NOISE, -1)).all()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
