@@ -278,17 +278,19 @@ def test_what_is_left_out_is_counted_and_named(
     file(tmp_path / "a" / "notes.txt", b"")
     file(tmp_path / "b" / "twin.PNG", packed(NOISE, compress_level=1))
     file(tmp_path / "b" / ".hidden.png", b"")
+    file(tmp_path / "b" / "clear.png", packed(np.dstack([NOISE, NOISE[..., 0]])))
     (tmp_path / "b" / "gone.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "b" / "pipe.png")
     found = data.load(str(tmp_path), "test", **SAME_SIZE)
-    assert len(found) == 2
+    assert len(found) == 3
     left_out, broken, twins = found.warnings
     assert left_out.startswith("2 files are not pictures") and "a/notes.txt, b/pipe.png" in left_out
-    assert broken.startswith("2 of 4 pictures cannot be decoded")
+    assert broken.startswith("2 of 5 pictures cannot be decoded")
     assert "b/gone.png (No such file" in broken and "a/cut.jpg (" in broken
     assert twins.startswith("1 exact duplicates have another label")
     assert "a/good.png" in twins and "b/twin.PNG" in twins
     said = capsys.readouterr().err
+    assert "1 pictures have transparency; they lie on white" in said
     assert all(f"warning: {each}" in said for each in found.warnings)
 
 
@@ -388,6 +390,8 @@ def test_tfds(tmp_path: Path) -> None:
         with pytest.raises(EdgekitError, match=r"^tensorflow-datasets is not installed.*\[tfds\]'"):
             data.load("tfds:mnist", "test", **SAME_SIZE)
         return
+    from edgekit.formats.keras import tensorflow
+
     labels = ("no", "yes")
     features = tfds.features.FeaturesDict(
         {
@@ -395,18 +399,21 @@ def test_tfds(tmp_path: Path) -> None:
             "label": tfds.features.ClassLabel(names=labels),
         }
     )
-    rows = [{"image": np.roll(NOISE, i, axis=0), "label": i % 2} for i in range(5)]
+    rows = {
+        "image": np.stack([np.roll(NOISE, i, axis=0) for i in range(5)]),
+        "label": np.arange(5) % 2,
+    }
     tfds.dataset_builders.store_as_tfds_dataset(
         "tiny_set",
         version="1.0.0",
         data_dir=tmp_path,
-        split_datasets={"test": rows},
+        split_datasets={"test": tensorflow().data.Dataset.from_tensor_slices(rows)},
         features=features,
     )
     found = data.load(f"tfds:tiny_set#dir={tmp_path}", "test", **SAME_SIZE)
     assert Counter(found.labels.tolist()) == {0: 3, 1: 2}
     assert found.class_names == labels
-    assert {image.tobytes() for image in found.images} == {r["image"].tobytes() for r in rows}
+    assert {each.tobytes() for each in found.images} == {each.tobytes() for each in rows["image"]}
     with pytest.raises(InvalidDataError, match="has the parts test"):
         data.load(f"tfds:tiny_set#dir={tmp_path}", "train", **SAME_SIZE)
 
