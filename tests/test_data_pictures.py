@@ -18,7 +18,7 @@ import pytest
 from conftest import Done
 from PIL import Image
 
-from edgekit import data, schema
+from edgekit import data, schema, words
 from edgekit.data import decode, tfrecord
 from edgekit.data.images import stratified
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
@@ -137,6 +137,29 @@ def test_pictures_that_are_none(content: bytes, message: str) -> None:
         decoded(content)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_pictures_are_pictures_or_left_out() -> None:
+    """Whatever a decoder raises on changed bytes is a PictureError, in one line."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = [
+        packed(NOISE, "JPEG", exif=exif.tobytes()),
+        packed(np.dstack([NOISE, NOISE[..., 0]]), exif=exif.tobytes()),
+        *(packed(NOISE, format) for format in ("GIF", "BMP", "PPM")),
+    ]
+    left_out = 0
+    for i in range(500):
+        content = bytearray(whole[i % len(whole)])
+        for _ in range(3):
+            content[RANDOM.integers(min(len(content), 200))] = RANDOM.integers(256)
+        try:
+            assert decoded(bytes(content)).shape[2] == 3
+        except decode.PictureError as exc:
+            assert "\n" not in str(exc)
+            left_out += 1
+    assert 100 < left_out < 500
+
+
 # Resizing says what it does.
 
 
@@ -180,6 +203,17 @@ def test_the_crop_is_of_the_shorter_side() -> None:
 
 
 # Preprocessing.
+
+
+def test_words() -> None:
+    assert words.split("a:b#c#x=1,y_z=k.2") == ("a:b#c", {"x": "1", "y_z": "k.2"})
+    for word in ("plain", "a#b", "a#=1", "a#x=", "#"):
+        assert words.split(word) == (word, {})
+    assert words.join("a", x=1, y=None) == "a#x=1"
+    assert words.join("a#x=1", y=2) == "a#x=1,y=2"
+    assert words.join("a") == "a"
+    with pytest.raises(InvalidOptionError, match="twice"):
+        words.split("a#x=1,x=2")
 
 
 def test_preprocessing_words() -> None:
@@ -611,6 +645,12 @@ def test_pictures_need_a_size(shapes: Path) -> None:
         data.load(f"{shapes}#size=9", "test", shape=(8, 8, 3))
     with pytest.raises(InvalidDataError, match="fixed size"):
         data.load(str(shapes), "test", shape=(-1, -1, 3))
+
+
+def test_a_folder_that_is_called_like_an_option(tmp_path: Path) -> None:
+    for name in "ab":
+        file(tmp_path / "set#samples=1" / name / "x.png", packed(NOISE))
+    assert len(data.load(f"{tmp_path}/set#samples=1", "test", **SAME_SIZE)) == 2
 
 
 def test_a_full_disk_is_told_before_decoding(shapes: Path) -> None:

@@ -121,7 +121,8 @@ class Opened:
         if given is None:
             if self.size is None:
                 raise InvalidOptionError(
-                    f"{self.word}: no model says how large the images are to be; pass --size N"
+                    f"{self.word}: no model says how large the images are to be; pass --size N, "
+                    f"or #size=N behind the word"
                 )
             return self.size, self.size, 3
         if len(given) != 3 or min(given) < 1:
