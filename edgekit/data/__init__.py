@@ -121,7 +121,8 @@ class Opened:
         if given is None:
             if self.size is None:
                 raise InvalidOptionError(
-                    f"{self.word}: no model says how large the images are to be; pass --size N"
+                    f"{self.word}: no model says how large the images are to be; pass --size N, "
+                    f"or #size=N behind the word"
                 )
             return self.size, self.size, 3
         if len(given) != 3 or min(given) < 1:
@@ -149,8 +150,8 @@ class Opened:
             chosen = images.stratified(name, source.labels, source.count, self.samples, self.seed)
             name = images.sample_name(name, self.samples, source.count, self.seed)
         drawn_later = source.count is None and self.samples is not None
-        if limit is not None and not drawn_later:
-            name += f"[:{limit}]"
+        if limit is not None and (source.count is None or limit < source.count):
+            name += "" if drawn_later else f"[:{limit}]"
         found = images_of(
             replace(source, name=name),
             Fit(shape, prepare, self.background),
