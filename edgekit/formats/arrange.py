@@ -197,9 +197,7 @@ def _channels_first(layer: Any, settings: dict[str, Any]) -> dict[str, Any]:
         return {**settings, "axis": moved[settings["axis"] % 4]}
     if kind in _SAME and settings.get("activation") != "softmax":
         return settings
-    raise InvalidModelError(
-        f"layer {layer.name} ({kind}) has no form with channels first; use NHWC"
-    )
+    raise InvalidModelError(f"layer {layer.name} ({kind}) has no NCHW form; use NHWC")
 
 
 def _check_ends(model: Any) -> None:

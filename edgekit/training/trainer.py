@@ -144,7 +144,9 @@ class Trainer:
 
     def averaged_weights(self) -> list[npt.NDArray[Any]]:
         """The moving averages, in the order of :attr:`variables`."""
-        return [average.numpy() for average in self._averages or self.variables]
+        found = self._averages or self.variables
+        values: list[npt.NDArray[Any]] = self.replicas.call(lambda: [v.numpy() for v in found])
+        return values
 
     def _steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()
