@@ -92,6 +92,7 @@ def test_two_workers_lose_as_one_with_the_whole_batch(
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_other_and_both_go_on_from_the_checkpoint(
     tmp_path: Path, together: tuple[Path, list[dict[str, Any]]]
 ) -> None:
@@ -115,6 +116,7 @@ def test_a_killed_worker_ends_the_other_and_both_go_on_from_the_checkpoint(
     assert len(found[0]["losses"]) == max(4, done)
 
 
+@pytest.mark.slow
 def test_replicas_of_one_cpu_lose_as_its_towers(tmp_path: Path, alone: dict[str, Any]) -> None:
     found = ended(start(tmp_path / "run", strategy="mirrored", replicas=2))
     assert found["losses"] == pytest.approx(alone["losses"], rel=1e-3)
