@@ -113,7 +113,9 @@ def train(
 
     with group.scope():
         model = build()
-        arranged = arrange.arrange(model, data_format=data_format, precision=precision)
+        arranged = arrange.arrange(
+            model, data_format=data_format, precision=precision, matmul=device == "/CPU:0"
+        )
     trainer = Trainer(
         arranged,
         recipe,
@@ -132,7 +134,7 @@ def train(
         group.wait()
         return None
     if group.count > 1:
-        model = build()  # with variables of this process only
+        model = build()  # whose variables are this process's alone
     for variable, average in zip(model.variables, averages, strict=True):
         variable.assign(average)
     top1, top5 = accuracy(model, testing, prepared)
