@@ -21,9 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment, outputs
+from edgekit import cli, environment, feeds, outputs
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
+from edgekit.feeds import Samples
 from edgekit.formats import float_model, tflite
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.probe import Place, Probe, probe
 from edgekit.quant import ranges
 from edgekit.quant.histogram import StreamingHistogram
@@ -50,13 +52,16 @@ def calibrate(
     preprocessing: str | None = None,
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
+    trust: bool = False,
 ) -> CalibrationTable:
     """Find the range of every activation of a float model.
 
     Args:
-        model: A Keras artifact or ``.keras`` file; default the shipped model.
-        dataset: ``fashion_mnist`` or an ``.npz`` with ``x``; labels are not used.
-        preprocessing: For a ``.keras`` file: name or JSON file.
+        model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
+        dataset: ``fashion_mnist`` or an ``.npz`` with ``x``, or with an array named like each
+            input; labels are not used.
+        preprocessing: For a file: name or JSON file.
+        trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
 
@@ -67,10 +72,10 @@ def calibrate(
     """
     if method not in METHODS:
         raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
-    images = data.load(dataset, "calibration").head(limit)
-    source = float_model.load(model, preprocessing=preprocessing)
+    images = feeds.load(dataset, "calibration").head(limit)
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     return cached(
-        tflite.from_keras(source.model),
+        source.canonical(),
         images,
         prepare=source.preprocessing,
         method=method,
@@ -79,7 +84,7 @@ def calibrate(
 
 
 def cached(
-    canonical: bytes, images: data.ImageSet, *, prepare: Preprocessing, method: str, word: str
+    canonical: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str
 ) -> CalibrationTable:
     """:func:`observe`, but images that went through this graph before are not run again."""
     key = hashlib.sha256()
@@ -118,7 +123,7 @@ def cache_folder() -> Path:
 
 def observe(
     canonical: bytes,
-    images: data.ImageSet,
+    images: Samples,
     *,
     prepare: Preprocessing,
     method: str = DEFAULT_METHOD,
@@ -130,8 +135,8 @@ def observe(
     images themselves does not depend on their number.
 
     Args:
-        canonical: Float flatbuffer with one input.
-        images: The calibration set.
+        canonical: Float flatbuffer.
+        images: The calibration set, with an array for each input.
         prepare: From pixels to model input.
         method: Of :data:`edgekit.quant.table.METHODS`.
         word: What to record as the data; default the set's name.
@@ -148,16 +153,13 @@ def observe(
     sample = max(64, SAMPLE // len(images))
     probed = probe(canonical, sample=sample)
     threads = environment.cores()
-    spec = tflite.signature(canonical).single_input()
-    if images.images.shape[1:] != spec.shape[1:]:
-        raise InvalidDataError(
-            f"{images.name}: expected images {list(spec.shape[1:])} as the model's input, "
-            f"got {list(images.images.shape[1:])}"
-        )
+    specs = tflite.signature(canonical).inputs
+    feeds.check(images, specs)
     opened = tflite.interpreter(probed.content, threads=threads)
     batch = _batch(opened, probed, len(images))
     observer = _Observer(probed.places, images.name, len(images))
-    entry = opened.get_input_details()[0]["index"]
+    tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
+    entries = {name: tensors[tensor] for name, tensor in Graph(canonical).entries.items()}
     ends = [detail["index"] for detail in opened.get_output_details()]
     with cli.progress() as bar:
         task = bar.add_task("calibrating", total=len(images), note="")
@@ -165,7 +167,9 @@ def observe(
             size = min(batch, len(images) - start)
             if size != batch:
                 _resize(opened, size)
-            opened.set_tensor(entry, prepare.apply(images.images[start : start + size]))
+            given = feeds.feed(images, specs, prepare, slice(start, start + size))
+            for name, values in given.items():
+                opened.set_tensor(entries[name], values)
             opened.invoke()
             observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
@@ -204,8 +208,8 @@ def _batch(opened: Any, probed: Probe, count: int) -> int:
 
 
 def _resize(opened: Any, batch: int) -> None:
-    entry = opened.get_input_details()[0]
-    opened.resize_tensor_input(entry["index"], (batch, *entry["shape"][1:]))
+    for entry in opened.get_input_details():
+        opened.resize_tensor_input(entry["index"], (batch, *entry["shape"][1:]))
     opened.allocate_tensors()
 
 
@@ -331,8 +335,13 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite --preci
 """,
     )
     float_model.add_arguments(result)
+    float_model.add_trust(result)
     add = result.add_argument
-    add("--data", default="fashion_mnist", help="fashion_mnist or FILE.npz with x")
+    add(
+        "--data",
+        default="fashion_mnist",
+        help="fashion_mnist, or FILE.npz with x, or with an array named like each input",
+    )
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add(
         "--method",
@@ -349,12 +358,14 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out: Path | None = options.out
     if out is not None:
         outputs.check_free(out, force=options.force)
-    images = data.load(options.data, "calibration").head(options.limit)
-    source = float_model.load(options.model, preprocessing=options.preprocessing)
+    images = feeds.load(options.data, "calibration").head(options.limit)
+    source = float_model.load(
+        options.model, preprocessing=options.preprocessing, trust=options.trust
+    )
     out = out or Path("calibration") / f"{source.model_id}-{Path(options.data).stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(
-        tflite.from_keras(source.model),
+        source.canonical(),
         images,
         prepare=source.preprocessing,
         method=options.method,

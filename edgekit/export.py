@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, environment, outputs
+from edgekit import artifact, cli, encodings, environment, feeds, outputs
 from edgekit.artifact import Artifact, CalibrationRecord, Execution, QuantizationRecord
 from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
 from edgekit.encodings import Stored, differences
@@ -31,7 +31,8 @@ from edgekit.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.formats import float_model, half, keras, onnx, tflite
+from edgekit.feeds import Feed, Samples
+from edgekit.formats import float_model, half, onnx, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, profiles
@@ -39,7 +40,7 @@ from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.quantize import CORRECTIONS, Correction, Quantized, quantize, trained
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
-from edgekit.signature import Signature
+from edgekit.signature import Signature, TensorSpec
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -75,7 +76,7 @@ class _Calibration:
         word: How the images were named.
     """
 
-    images: data.ImageSet | None
+    images: Samples | None
     table: CalibrationTable | None
     word: str
     method: str
@@ -93,6 +94,7 @@ def export(
     correction: Correction = "auto",
     strict: bool = False,
     preprocessing: str | None = None,
+    trust: bool = False,
     out: Path | None = None,
     force: bool = False,
     command: str = "",
@@ -100,11 +102,12 @@ def export(
     """Write one deployable of a float model.
 
     Args:
-        model: A Keras artifact or ``.keras`` file; default the shipped model.
+        model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
         target: ``tflite`` or ``onnx``.
         precision: ``float32``, ``float16`` or ``int8``.
-        calibration: For int8: ``fashion_mnist``, an ``.npz`` with ``x``, or a table of
-            ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
+        calibration: For int8: ``fashion_mnist``, an ``.npz`` with ``x`` or with an array named
+            like each input, or a table of ``python -m edgekit.calibrate``. Default for the shipped
+            model: ``fashion_mnist``.
             For ONNX in float16: images whose activations must not overflow; default random ones.
         dataset: The images of a calibration table, where they are not where the table says.
         method: How a range is taken from the values; default ``minmax``, or the table's.
@@ -112,7 +115,8 @@ def export(
         correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
             takes what is best on held-out calibration images; ``none`` rounds to nearest.
         strict: Refuse an int8 model in which an operator stays float.
-        preprocessing: For a ``.keras`` file: name or JSON file.
+        preprocessing: For a file: name or JSON file.
+        trust: Let code inside of the model's file run.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
@@ -155,7 +159,7 @@ def export(
     if out is not None:
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
-    source = float_model.load(model, preprocessing=preprocessing)
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
@@ -239,13 +243,13 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
                 f"--data names the images of a calibration table; --calibration {word} is images "
                 f"already"
             )
-        images = data.load(word, "calibration")
+        images = feeds.load(word, "calibration")
         return _Calibration(images, None, word, method or DEFAULT_METHOD)
     table = CalibrationTable.load(Path(word))
     place = dataset or table.data
     if dataset is None and place.endswith(".npz") and not Path(place).is_file():
         return _Calibration(None, table, place, method or table.method)
-    images = data.load(place, "calibration").head(table.count)
+    images = feeds.load(place, "calibration").head(table.count)
     if images.sha256 != table.data_sha256:
         raise InvalidDataError(
             f"{word} was made from other images than {place} (sha256 {table.data_sha256[:12]}…, "
@@ -262,7 +266,7 @@ def _make(
     profile: DeviceProfile,
     correction: Correction,
 ) -> _Written:
-    canonical = tflite.from_keras(source.model)
+    canonical = source.canonical()
     if precision == "int8" and source.encodings is not None:
         quantized = trained(canonical, source.encodings, profile=profile)
         return _make_int8(source, target, canonical, None, quantized, profile)
@@ -280,37 +284,28 @@ def _make(
             )
     if target == "tflite":
         halved = precision == "float16"
-        content = tflite.from_keras(source.model, float16=True) if halved else canonical
+        content = source.canonical(float16=True) if halved else canonical
         return _Written(content, tflite.signature(content), canonical)
     model = onnx.from_tflite(canonical)
-    onnx.rename_ends(model, keras.signature(source.model))
+    onnx.rename_ends(model, Graph(canonical))
     notes: tuple[str, ...] = ()
     if precision == "float16":
-        entry = onnx.signature(model).single_input()
-        values = _to_watch(calibration, source, entry.shape[1:])
-        converted = half.to_float16(model, {entry.name: values})
-        model, notes = converted.model, (converted.note(len(values)),)
+        feed = _to_watch(calibration, source, onnx.signature(model).inputs)
+        converted = half.to_float16(model, feed)
+        model, notes = converted.model, (converted.note(feeds.count(feed)),)
     return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
 
 
 def _to_watch(
-    calibration: _Calibration | None, source: FloatModel, shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
-    """Preprocessed images on which float16 must not overflow."""
+    calibration: _Calibration | None, source: FloatModel, specs: Sequence[TensorSpec]
+) -> Feed:
+    """Preprocessed samples on which float16 must not overflow."""
     if calibration is None:
-        random = np.random.default_rng(0)
-        pixels = random.integers(0, 256, (_WATCHED_IMAGES, *shape), dtype=np.uint8)
-        pixels[0], pixels[1] = 0, 255
-        return source.preprocessing.apply(pixels)
+        return feeds.random(specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True)
     assert calibration.images is not None  # export() has refused a table
-    images = calibration.images.images
-    if images.shape[1:] != shape:
-        raise InvalidDataError(
-            f"{calibration.word}: expected images {list(shape)} as the model takes, got "
-            f"{list(images.shape[1:])}"
-        )
-    places = np.unique(np.linspace(0, len(images) - 1, _WATCHED_IMAGES).astype(int))
-    return source.preprocessing.apply(images[places])
+    feeds.check(calibration.images, specs)
+    places = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
+    return feeds.feed(calibration.images, specs, source.preprocessing, places)
 
 
 def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
@@ -367,7 +362,9 @@ def _decide(
     if images is not None:
         count = min(MOST_IMAGES, images_that_fit(graph, len(images)))
         places = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        feed = {graph.inputs[0]: source.preprocessing.apply(images.images[places])}
+        specs = tflite.signature(canonical).inputs
+        given = feeds.feed(images, specs, source.preprocessing, places)
+        feed = {graph.entries[name]: values for name, values in given.items()}
 
         def observe_again(changed: bytes) -> CalibrationTable:
             return observe(
@@ -423,7 +420,7 @@ def _make_int8(
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
     )
-    onnx.rename_ends(model, keras.signature(source.model))
+    onnx.rename_ends(model, Graph(canonical))
     read = onnx.read_stored(model, Graph(quantized.graph))
     _check_stored(target, read, quantized.stored, biases=profile.onnx_bias)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
@@ -471,9 +468,8 @@ def _execution(
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)
-    spec = written.signature.single_input()
-    pixels = np.zeros((1, *spec.shape[1:]), np.uint8)
-    feed = {spec.name: spec.quantize(source.preprocessing.apply(pixels))}
+    given = feeds.random(written.signature.inputs, source.preprocessing, 1, seed=0)
+    feed = feeds.quantized(given, written.signature.inputs)
     options = dict(profile.runtime_options.get(target, {}))
     nodes = onnx.executed(written.content, feed, options=options)
     kernels: dict[str, int] = {}
@@ -495,45 +491,49 @@ def _check_answers(written: _Written, source: FloatModel, target: str, precision
         ExecutionError: If an answer is NaN or infinite, or differs by more than the precision
             explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
     """
-    spec = written.signature.single_input()
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (_CHECKED_IMAGES, *spec.shape[1:]), dtype=np.uint8
+    inputs, ends = written.signature.inputs, written.signature.outputs
+    names = [end.name for end in ends]
+    values = feeds.random(
+        tflite.signature(written.canonical).inputs, source.preprocessing, _CHECKED_IMAGES, seed=0
     )
-    values = source.preprocessing.apply(pixels)
     expected = _answers_tflite(written.canonical, values)
-    feed = spec.quantize(values)
+    feed = feeds.quantized(values, inputs)
     if target == "tflite":
         answers = _answers_tflite(written.content, feed)
     else:
         run = onnx.session(written.content).run
-        each = [feed] if spec.shape[0] == -1 else [feed[i : i + 1] for i in range(len(feed))]
-        answers = np.concatenate([run(None, {spec.name: images})[0] for images in each])
-    found = written.signature.outputs[0].dequantize(answers)
-    if not np.isfinite(found).all():
-        raise ExecutionError(
-            f"the {target} {precision} model of {source.model_id} answers NaN or infinity; "
-            f"export it in float32"
-        )
-    difference = float(np.abs(found - expected).max(initial=0))
-    allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(expected).max(initial=0)))
-    if difference > allowed:
-        raise ExecutionError(
-            f"the {target} {precision} model of {source.model_id} differs from the float model by "
-            f"{difference:.3g}, expected {allowed:.3g} at most; please report the model"
-        )
-    return difference
+        parts = [run(names, each) for each in feeds.batches(feed, inputs)]
+        answers = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    largest = 0.0
+    for end in ends:
+        found = end.dequantize(answers[end.name])
+        if not np.isfinite(found).all():
+            raise ExecutionError(
+                f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
+                f"{end.name}; export it in float32"
+            )
+        exact = expected[end.name]
+        difference = float(np.abs(found - exact).max(initial=0))
+        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(exact).max(initial=0)))
+        if difference > allowed:
+            raise ExecutionError(
+                f"the {target} {precision} model of {source.model_id} differs from the float model "
+                f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most; please report "
+                f"the model"
+            )
+        largest = max(largest, difference)
+    return largest
 
 
-def _answers_tflite(content: bytes, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _answers_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
+    """Answers ``[N, ...]`` by name of the signature."""
     opened = tflite.interpreter(content)
-    entry = opened.get_input_details()[0]["index"]
-    end = opened.get_output_details()[0]["index"]
-    answers = []
-    for i in range(len(values)):
-        opened.set_tensor(entry, values[i : i + 1])
-        opened.invoke()
-        answers.append(opened.get_tensor(end))
-    return np.concatenate(answers)
+    runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
+    found = [
+        runner(**{name: array[i : i + 1] for name, array in values.items()})
+        for i in range(feeds.count(values))
+    ]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def parser() -> cli.Parser:
@@ -550,6 +550,7 @@ python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --
 """,
     )
     float_model.add_arguments(result)
+    float_model.add_trust(result)
     add = result.add_argument
     add("--target", required=True, choices=TARGETS)
     add("--precision", required=True, choices=artifact.PRECISIONS)
@@ -592,6 +593,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         correction=options.correction,
         strict=options.strict,
         preprocessing=options.preprocessing,
+        trust=options.trust,
         out=options.out,
         force=options.force,
         command=cli.command_line(),

@@ -472,16 +472,17 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
     return tuple(found.values())
 
 
-def rename_ends(model: Any, names: Signature) -> None:
-    """Give inputs and outputs the names of the Keras model, in place."""
+def rename_ends(model: Any, graph: Graph) -> None:
+    """Give inputs and outputs the names that the canonical graph's signature has, in place."""
     renamed = {}
-    for values, specs in (
-        (model.graph.input, names.inputs),
-        (model.graph.output, names.outputs),
+    for values, tensors, signed in (
+        (model.graph.input, graph.inputs, graph.entries),
+        (model.graph.output, graph.outputs, graph.ends),
     ):
-        for value, spec in zip(values, specs, strict=True):
-            renamed[value.name] = spec.name
-            value.name = spec.name
+        names = {tensor: name for name, tensor in signed.items()}
+        for value, tensor in zip(values, tensors, strict=True):
+            renamed[value.name] = names.get(tensor, tensor)
+            value.name = renamed[value.name]
     for node in model.graph.node:
         for ends in (node.input, node.output):
             for i, name in enumerate(ends):
