@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.data import ImageSet, Split
+from edgekit.data.images import ImageSet, Split
 from edgekit.errors import InvalidDataError, reason
 from edgekit.signature import Preprocessing, TensorSpec
 

@@ -258,8 +258,7 @@ def qat(
     source = float_model.load(model, preprocessing=preprocessing)
     if source.kind != "keras" or not keras_format.is_keras_2(source.model):
         raise InvalidModelError(
-            f"{model}: fine-tuning needs a model of Keras 2, as tensorflow-model-optimization does; "
-            f"build it with tf_keras"
+            f"{model}: fine-tuning needs a Keras 2 model, as tfmot does; build it with tf_keras"
         )
     if source.encodings is not None:
         raise InvalidModelError(
