@@ -21,6 +21,8 @@ OPSET = 18
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
+#: Operators whose output has the values of their input, in order or not.
+_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 _FLOAT_NAMES = frozenset(("float", "float16"))
 #: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
 #: Moving data (Transpose, Reshape) is no computation.
@@ -143,6 +145,7 @@ def quantize(
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
+    _separate(copied)
     _drop_clips(copied, stored.activations)
     activations = _activation_encodings(copied, stored.activations)
     left = _without_encodings(copied, activations)
@@ -188,6 +191,7 @@ def quantize(
         writer.quantize_model()
     quantized = writer.model.model
     _put_integers(quantized, stored, quantize_bias=quantize_bias)
+    _round_between(quantized, activations, dtype, shift)
     _sort(quantized)
     onnx.checker.check_model(quantized)
     return quantized
@@ -220,7 +224,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             number = float(constants[node.input[1]]), int(zero_point) - shift
             found[origin(node.input[0])] = number
     for node in model.graph.node:  # what is only moved may be rounded before or behind it
-        if node.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze"):
+        if node.op_type in _MOVING:
             one, other = origin(node.input[0]), origin(node.output[0])
             if one in found:
                 found.setdefault(other, found[one])
@@ -533,12 +537,75 @@ def _activation_encodings(
     in_graph.update(output for node in model.graph.node for output in node.output)
     found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
     for node in model.graph.node:
-        if node.op_type in ("Clip", "Relu", "Transpose", "Reshape", "Flatten", "Squeeze"):
+        if node.op_type in ("Clip", "Relu", *_MOVING):
             if node.input[0] in found:
                 found.setdefault(node.output[0], found[node.input[0]])
             elif node.output[0] in found:
                 found[node.input[0]] = found[node.output[0]]
     return found
+
+
+def _separate(model: Any) -> None:
+    """Give every convolution and dense layer constants of its own, in place.
+
+    tf2onnx keeps equal ones once; each use gets integers of its own.
+    """
+    seen: set[str] = set()
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type not in ("Conv", "Gemm", "MatMul") or place == 0 or name not in tensors:
+                continue
+            if name in seen:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(tensors[name])
+                copied.name = node.input[place] = f"{name}__of__{node.output[0]}"
+            seen.add(name)
+
+
+def _round_between(
+    model: Any, activations: Mapping[str, tuple[float, int]], dtype: Any, shift: int
+) -> None:
+    """Round what lies between two operators without an integer kernel as well, in place.
+
+    onnxruntime's writer leaves such a tensor in float; a pair of QuantizeLinear and
+    DequantizeLinear behind it makes it the same number as in TFLite.
+    """
+    onnx = _onnx()
+    makers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    ends = {value.name for value in model.graph.output}
+
+    def rounded(name: str) -> bool:
+        found = readers.get(name, [])
+        if any(n.op_type == "QuantizeLinear" or n.op_type in _MOVING for n in found):
+            return True
+        maker = makers.get(name)
+        return maker is None or maker.op_type in ("DequantizeLinear", *_MOVING)
+
+    for name, (scale, zero_point) in activations.items():
+        if name not in makers or name in ends or rounded(name):
+            continue
+        numbers = []
+        for suffix, value in (
+            ("scale", np.float32(scale)),
+            ("zero_point", dtype(zero_point + shift)),
+        ):
+            numbers.append(f"{name}__{suffix}")
+            model.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.asarray(value), numbers[-1])
+            )
+        stored, real = f"{name}__stored", f"{name}__rounded"
+        for reader in readers[name]:
+            for place, given in enumerate(reader.input):
+                if given == name:
+                    reader.input[place] = real
+        make = onnx.helper.make_node
+        model.graph.node.append(make("QuantizeLinear", [name, *numbers], [stored], name=stored))
+        model.graph.node.append(make("DequantizeLinear", [stored, *numbers], [real], name=real))
 
 
 def _layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
@@ -646,27 +713,44 @@ def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]])
 
 
 def _pool_instead_of_mean(model: Any) -> None:
-    """Transpose to NHWC, then the mean over height and width: a global average pool and Flatten."""
+    """The mean over height and width: a global average pool, then Flatten or Transpose, in place.
+
+    What the converter has channels last is brought to channels first for it.
+    """
     helper = _onnx().helper
     constants = _constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
-    for position, node in enumerate(list(model.graph.node)):
-        if node.op_type != "ReduceMean" or _attribute(node, "keepdims", 1) != 0:
+    for node in list(model.graph.node):
+        if node.op_type != "ReduceMean":
             continue
         axes = constants.get(node.input[1]) if len(node.input) > 1 else None
+        if axes is None or sorted(axes.ravel().tolist()) != [1, 2]:
+            continue
+        position = list(model.graph.node).index(node)
         before = makers.get(node.input[0])
-        if axes is None or sorted(axes.ravel().tolist()) != [1, 2] or before is None:
-            continue
-        if before.op_type != "Transpose" or list(_attribute(before, "perm", [])) != [0, 2, 3, 1]:
-            continue
+        added = []
+        if before is not None and _is_transpose(before, [0, 2, 3, 1]):
+            first = before.input[0]
+        else:
+            first = f"{node.output[0]}__first"
+            added.append(
+                helper.make_node("Transpose", [node.input[0]], [first], first, perm=[0, 3, 1, 2])
+            )
         pooled = node.output[0] + POOLED
-        pool = helper.make_node("GlobalAveragePool", [before.input[0]], [pooled], name=pooled)
-        flat = helper.make_node("Flatten", [pooled], [node.output[0]], name=node.name, axis=1)
+        added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
+        kind, form = "Flatten", {"axis": 1}
+        if _attribute(node, "keepdims", 1):
+            kind, form = "Transpose", {"perm": [0, 2, 3, 1]}
+        added.append(helper.make_node(kind, [pooled], [node.output[0]], node.name, **form))
         model.graph.node.remove(node)
-        model.graph.node.insert(position, pool)
-        model.graph.node.insert(position + 1, flat)
-        if sum(before.output[0] in other.input for other in model.graph.node) == 0:
+        for each in reversed(added):
+            model.graph.node.insert(position, each)
+        if before is not None and not any(before.output[0] in n.input for n in model.graph.node):
             model.graph.node.remove(before)
+
+
+def _is_transpose(node: Any, order: list[int]) -> bool:
+    return node.op_type == "Transpose" and list(_attribute(node, "perm", [])) == order
 
 
 def _gemm_instead_of_matmul(model: Any) -> None:
