@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -101,6 +102,13 @@ def load(path: Path, *, trust: bool = False) -> Any:
             return keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as exc:  # Keras raises many types for a broken or foreign file
         said = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        unknown = re.search(r"(?:Unknown layer: |Could not locate class )'(\w+)'", said)
+        layer = found.layer_of(unknown.group(1)) if unknown else None
+        if unknown and layer:
+            raise InvalidModelError(
+                f"{path}: {layer} is a {unknown.group(1)}, which is no layer of Keras; save the "
+                f"model as a SavedModel with model.export('NAME'), which needs no Python"
+            ) from None
         raise InvalidModelError(
             f"{path} cannot be read as a model of Keras {found.version}: {said[:200]}; "
             f"save it as model.save('NAME.keras'), or as a SavedModel with model.export('NAME')"

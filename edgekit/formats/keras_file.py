@@ -21,6 +21,8 @@ _FUNCTIONS = frozenset(
     "activations initializers regularizers constraints losses metrics ops".split()
 )
 _OWN = ("keras", "tf_keras", "keras_core", "builtins")
+#: TensorFlow's initializers, which Keras 2 takes as its own.
+_INITIALIZERS = "tensorflow.python.ops.init_ops"
 #: Functions of TensorFlow that reach beyond the graph, as a layer made of a function names them.
 _REACHING = (
     "io.",
@@ -50,6 +52,10 @@ class KerasFile:
     def code(self) -> Iterator[tuple[str, str]]:
         """(layer, what in it is code or comes from elsewhere), in order of the file."""
         yield from _code(self.config, "the model")
+
+    def layer_of(self, kind: str) -> str | None:
+        """Name of the first layer of a class."""
+        return next((name for name, own in _classes(self.config) if own == kind), None)
 
 
 def is_hdf5(path: Path) -> bool:
@@ -135,6 +141,17 @@ def _code(found: Any, layer: str) -> Iterator[tuple[str, str]]:
             yield from _code(value, layer)
 
 
+def _classes(found: Any) -> Iterator[tuple[str, str]]:
+    """(name, class) of every object with a name, in order of the file."""
+    if isinstance(found, dict):
+        config = found.get("config")
+        if isinstance(config, dict) and "name" in config and "class_name" in found:
+            yield str(config["name"]), str(found["class_name"])
+    for value in found.values() if isinstance(found, dict) else found:
+        if isinstance(value, dict | list):
+            yield from _classes(value)
+
+
 def _problem(kind: str, found: dict[str, Any]) -> str | None:
     """What is code in an object of a configuration, or None."""
     config = found.get("config")
@@ -148,7 +165,8 @@ def _problem(kind: str, found: dict[str, Any]) -> str | None:
             return f"the function tf.{function}, which reaches beyond the model"
         return None
     module = found.get("module")
-    if isinstance(module, str) and module.split(".")[0] not in _OWN:
+    known = isinstance(module, str) and module.startswith(_INITIALIZERS)
+    if isinstance(module, str) and module.split(".")[0] not in _OWN and not known:
         return f"the custom object {module}.{kind}"
     registered = found.get("registered_name")
     if isinstance(registered, str) and ">" in registered:
