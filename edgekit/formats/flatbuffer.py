@@ -199,6 +199,14 @@ class Graph:
         return tuple(self._order)
 
     @property
+    def used(self) -> tuple[str, ...]:
+        """Names of the tensors that something reads or writes, constants too."""
+        found = {*self.inputs, *self.outputs}
+        for operator in self.operators:
+            found.update(operator.inputs, operator.outputs)
+        return tuple(name for name in self._order if name in found)
+
+    @property
     def operators(self) -> tuple[Operator, ...]:
         """Operators in order of execution."""
         return tuple(self._operator(found) for found in self._subgraph.operators)
@@ -303,6 +311,54 @@ class Graph:
         parameters.scale = np.asarray(found.scale, np.float32)
         parameters.zeroPoint = np.asarray(found.zero_point, np.int64)
         parameters.quantizedDimension = found.axis
+
+    def make_integer(
+        self,
+        name: str,
+        scale: float,
+        zero_point: int,
+        values: npt.NDArray[np.int8] | None = None,
+    ) -> None:
+        """Turn a float tensor into an int8 one; a constant takes its integers."""
+        tensor, schema = self._tensors[name], self._schema
+        tensor.type = schema.TensorType.INT8
+        tensor.quantization = schema.QuantizationParametersT()
+        self.set_quantization(
+            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
+        )
+        if values is not None:
+            tensor.buffer = len(self._model.buffers)
+            self._model.buffers.append(schema.BufferT())
+            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+
+    def set_inputs(self, position: int, names: Sequence[str]) -> None:
+        """Let an operator read other tensors."""
+        places = {name: place for place, name in enumerate(self._order)}
+        found = [places[name] if name else -1 for name in names]
+        self._subgraph.operators[position].inputs = found
+
+    def set_outputs(self, names: Sequence[str]) -> None:
+        """Let the graph answer other tensors, each in place of the one that it answered there."""
+        found = [self._order.index(name) for name in names]
+        moved = dict(zip(map(int, self._subgraph.outputs), found, strict=True))
+        for signature in self._model.signatureDefs or []:
+            for each in signature.outputs:
+                each.tensorIndex = moved.get(int(each.tensorIndex), int(each.tensorIndex))
+        self._subgraph.outputs = found
+
+    def remove(self, positions: Sequence[int]) -> None:
+        """Take operators out, by their places."""
+        gone = set(positions)
+        kept = [each for i, each in enumerate(self._subgraph.operators) if i not in gone]
+        self._subgraph.operators, self._original = kept, len(kept)
+
+    def fused(self) -> frozenset[str]:
+        """Tensors whose operator has an activation behind it."""
+        return frozenset(
+            self._order[raw.outputs[0]]
+            for raw in self._subgraph.operators
+            if getattr(raw.builtinOptions, "fusedActivationFunction", 0)
+        )
 
     def fold(self) -> None:
         """Store the weights of a float16 file as the float32 that it computes with, in place."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
-from edgekit.formats.flatbuffer import Graph
+from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -23,6 +23,7 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 POOLED = "__pooled"
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
+_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 _FLOAT_NAMES = frozenset(("float", "float16"))
 #: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
 #: Moving data (Transpose, Reshape) is no computation.
@@ -73,18 +74,28 @@ def from_tflite(canonical: bytes) -> Any:
             raise InvalidModelError(
                 f"the graph cannot be converted to ONNX: {reason(exc)}"
             ) from None
-    foreign = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")})
-    if foreign:
-        raise InvalidModelError(f"operators without an ONNX form remain: {', '.join(foreign)}")
     del model.opset_import[1:]
+    _spell_gelu(model)
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+            raise InvalidModelError(
+                f"{short_name(node.output[0])}: {node.op_type.removeprefix('TFL_')} has no ONNX "
+                f"form in tf2onnx; replace the layer, or export --target tflite"
+            )
     _pool_instead_of_mean(model)
     _gemm_instead_of_matmul(model)
     _restore_gemm_names(model)
     _name_activations(model, Graph(canonical))
-    _free_batch(model)
     del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model)
-    onnx.checker.check_model(model, full_check=True)
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    _free_batch(free)
+    model = free if _batches(free, model) else model
+    try:
+        model = onnx.shape_inference.infer_shapes(model)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid ONNX: {reason(exc)}") from None
     return model
 
 
@@ -230,6 +241,15 @@ def read_stored(model: Any, graph: Graph) -> Stored:
                 found.setdefault(other, found[one])
             elif other in found:
                 found[one] = found[other]
+    there = set(makers) | set(ends)
+    for operator in graph.operators:  # what the converter took out holds the same numbers
+        if operator.kind in _MOVED and operator.outputs[0] not in there:
+            if operator.inputs[0] in found:
+                found.setdefault(operator.outputs[0], found[operator.inputs[0]])
+    for operator in reversed(graph.operators):
+        if operator.kind in _MOVED and operator.inputs[0] not in there:
+            if operator.outputs[0] in found:
+                found.setdefault(operator.inputs[0], found[operator.outputs[0]])
     names = set(graph.tensors)
     activations = {name: number for name, number in found.items() if name in names}
     layers = {}
@@ -794,7 +814,7 @@ def _name_activations(model: Any, graph: Graph) -> None:
 
     tf2onnx calls the convolution's output as TFLite calls that of convolution and ReLU together.
     """
-    fused = {layer.output for layer in graph.layers if layer.activation != "none"}
+    fused = graph.fused()
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.op_type not in ("Clip", "Relu") or node.input[0] not in fused:
@@ -827,6 +847,72 @@ def _free_batch(model: Any) -> None:
         model.graph.initializer.remove(tensor)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _batches(free: Any, fixed: Any) -> bool:
+    """Whether two samples at once answer as one at a time; a batch inside of the graph forbids it.
+
+    A recurrent layer, say, has time before batch, and sizes that hold for one sample only.
+    """
+    random = np.random.default_rng(0)
+    feed = {}
+    for spec in signature(fixed).inputs:
+        if not spec.shape or spec.shape[0] != 1:
+            return False
+        values = random.integers(0, 2, (2, *spec.shape[1:]))
+        feed[spec.name] = values.astype(spec.dtype)
+    try:
+        alone = session(fixed.SerializeToString())
+        whole = session(free.SerializeToString()).run(None, feed)
+    except InvalidModelError:
+        raise
+    except Exception:  # onnxruntime raises its own types where sizes do not fit
+        return False
+    for i in range(2):
+        one = alone.run(None, {name: values[i : i + 1] for name, values in feed.items()})
+        for found, expected in zip(whole, one, strict=True):
+            if found.shape != (2, *expected.shape[1:]):
+                return False
+            if not np.allclose(found[i : i + 1], expected, 1e-2, 1e-3, equal_nan=True):
+                return False
+    return True
+
+
+def _spell_gelu(model: Any) -> None:
+    """GELU, for which tf2onnx has no form, in operators of ONNX (Hendrycks and Gimpel 2016)."""
+    onnx = _onnx()
+    make = onnx.helper.make_node
+    for node in [node for node in model.graph.node if node.op_type == "TFL_GELU"]:
+        x, y = node.input[0], node.output[0]
+        exact = not _attribute(node, "approximate", 0)
+        numbers = {"half": 0.5, "one": 1.0, "root": 0.5**0.5 if exact else (2 / np.pi) ** 0.5}
+        if not exact:
+            numbers["cubic"] = 0.044715
+        for name, value in numbers.items():
+            array = np.array(value, np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{y}__{name}"))
+        steps: list[tuple[str, list[str], str]] = []
+        inner = x
+        if not exact:
+            steps += [
+                ("Mul", [x, x], "square"),
+                ("Mul", [f"{y}__square", x], "cube"),
+                ("Mul", [f"{y}__cube", f"{y}__cubic"], "term"),
+                ("Add", [f"{y}__term", x], "inner"),
+            ]
+            inner = f"{y}__inner"
+        steps += [
+            ("Mul", [inner, f"{y}__root"], "scaled"),
+            ("Erf" if exact else "Tanh", [f"{y}__scaled"], "curve"),
+            ("Add", [f"{y}__curve", f"{y}__one"], "raised"),
+            ("Mul", [x, f"{y}__half"], "halved"),
+            ("Mul", [f"{y}__halved", f"{y}__raised"], ""),
+        ]
+        place = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        for kind, inputs, name in reversed(steps):
+            output = f"{y}__{name}" if name else y
+            model.graph.node.insert(place, make(kind, inputs, [output], name=output))
 
 
 def _sort(model: Any) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
-from edgekit.formats import keras
+from edgekit.formats import keras, tflite_integers
 from edgekit.formats.flatbuffer import Graph, Quantization, short_name
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
@@ -174,6 +174,9 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
             raise InvalidModelError(
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
+    graph = Graph(content)
+    tflite_integers.complete(graph, stored.activations)
+    content = graph.serialize()
     floats = float_operators(content)
     if floats:
         raise InvalidModelError(
@@ -186,7 +189,7 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
 def _put_integers(content: bytes, stored: Stored) -> bytes:
     """Write given integers and scales where ai-edge-quantizer put its own."""
     graph = Graph(content)
-    for name in graph.tensors:
+    for name in graph.used:
         if graph.dtype(name) != np.int8 or graph.is_constant(name):
             continue
         if name not in stored.activations:
@@ -219,7 +222,7 @@ def read_stored(content: bytes) -> Stored:
 def stored_of(graph: Graph) -> Stored:
     """The same of a graph that is open already."""
     activations = {}
-    for name in graph.tensors:
+    for name in graph.used:
         found = graph.quantization(name)
         if found is not None and graph.dtype(name) == np.int8 and not graph.is_constant(name):
             activations[name] = (float(found.scale[0]), int(found.zero_point[0]))

@@ -1,0 +1,71 @@
+"""Operators that LiteRT has integer kernels for, though ai-edge-quantizer leaves them in float.
+
+What it leaves stands between a DEQUANTIZE and a QUANTIZE. Here such an operator reads and writes
+the integers themselves, with the encodings that were decided for its tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.formats.flatbuffer import Graph
+
+#: Kinds with an int8 kernel in LiteRT that ai-edge-quantizer's static recipe does not have.
+KINDS = frozenset(
+    "ABS BATCH_TO_SPACE_ND DEPTH_TO_SPACE ELU EXP EXPAND_DIMS HARD_SWISH LEAKY_RELU LOG "
+    "LOG_SOFTMAX MINIMUM NEG PRELU REDUCE_MAX RELU6 RELU_N1_TO_1 REVERSE_V2 SPACE_TO_BATCH_ND "
+    "SPACE_TO_DEPTH SPLIT_V SQUEEZE TILE".split()
+)
+
+
+def complete(graph: Graph, activations: Mapping[str, tuple[float, int]]) -> None:
+    """Let these operators compute on integers, in place.
+
+    Args:
+        graph: As ai-edge-quantizer wrote it.
+        activations: (scale, zero_point) by tensor name.
+    """
+    integer = {}
+    for operator in graph.operators:  # real tensor: the integers that it is made from
+        if operator.kind == "DEQUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8:
+            integer[operator.outputs[0]] = operator.inputs[0]
+    made: set[str] = set()
+    for position, operator in enumerate(graph.operators):
+        if operator.kind not in KINDS:
+            continue
+        inputs = [integer.get(name, name) for name in operator.inputs]
+        floats = [name for name in inputs if name and graph.dtype(name) == np.float32]
+        constants = [name for name in floats if graph.is_constant(name)]
+        written = [name for name in operator.outputs if graph.dtype(name) == np.float32]
+        if len(constants) < len(floats) or not written or not activations.keys() >= set(written):
+            continue
+        for name in constants:
+            values = graph.constant(name)
+            scale = float(np.abs(values).max(initial=0)) / 127 or 1.0
+            graph.make_integer(name, scale, 0, np.rint(values / scale).astype(np.int8))
+        for name in written:
+            graph.make_integer(name, *activations[name])
+            integer[name] = name
+            made.add(name)
+        graph.set_inputs(position, inputs)
+    renamed = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator.kind == "QUANTIZE" and operator.inputs[0] in made
+    }
+    for position, operator in enumerate(graph.operators):
+        if operator.outputs[0] not in renamed:
+            inputs = [renamed.get(name, name) for name in operator.inputs]
+            graph.set_inputs(position, inputs)
+    read = {name for operator in graph.operators for name in operator.inputs} | set(graph.outputs)
+    graph.set_outputs([renamed.get(name, name) for name in graph.outputs])
+    graph.remove(
+        [
+            position
+            for position, operator in enumerate(graph.operators)
+            if operator.outputs[0] in renamed
+            or (operator.kind == "DEQUANTIZE" and operator.outputs[0] not in read)
+        ]
+    )
