@@ -84,7 +84,7 @@ def from_tflite(canonical: bytes) -> Any:
             )
     _pool_instead_of_mean(model)
     _gemm_instead_of_matmul(model)
-    _restore_gemm_names(model)
+    _restore_gemm_names(model, Graph(canonical))
     _name_activations(model, Graph(canonical))
     del model.graph.value_info[:]
     free = onnx.ModelProto()
@@ -114,10 +114,22 @@ def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
+    given = onnx.ModelProto()
+    given.CopyFrom(model)
+    for node in list(given.graph.node):  # the converter casts every input under one name
+        for place, name in enumerate(node.input):
+            if name and name in list(node.input)[:place]:
+                node.input[place] = f"{node.output[0]}__input_{place}"
+                same = onnx.helper.make_node("Identity", [name], [node.input[place]])
+                same.name = node.input[place]
+                given.graph.node.insert(list(given.graph.node).index(node), same)
     with quiet():
-        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(keep))
+        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
     _sort(half)
-    onnx.checker.check_model(half)
+    try:
+        onnx.checker.check_model(half)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
     return half
 
 
@@ -234,7 +246,8 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             shift = 128 if zero_point.dtype == np.uint8 else 0
             number = float(constants[node.input[1]]), int(zero_point) - shift
             found[origin(node.input[0])] = number
-    for node in model.graph.node:  # what is only moved may be rounded before or behind it
+    # what is only moved may be rounded before or behind it
+    for node in [*model.graph.node, *reversed(model.graph.node)]:
         if node.op_type in _MOVING:
             one, other = origin(node.input[0]), origin(node.output[0])
             if one in found:
@@ -247,7 +260,8 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             if operator.inputs[0] in found:
                 found.setdefault(operator.outputs[0], found[operator.inputs[0]])
     for operator in reversed(graph.operators):
-        if operator.kind in _MOVED and operator.inputs[0] not in there:
+        merged = operator.kind in ("RELU", "RELU6")  # by onnxruntime's writer
+        if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
             if operator.outputs[0] in found:
                 found.setdefault(operator.inputs[0], found[operator.outputs[0]])
     names = set(graph.tensors)
@@ -570,11 +584,12 @@ def _separate(model: Any) -> None:
 
     tf2onnx keeps equal ones once; each use gets integers of its own.
     """
-    seen: set[str] = set()
+    layers = ("Conv", "Gemm", "MatMul")
+    seen = {name for n in model.graph.node if n.op_type not in layers for name in n.input}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for place, name in enumerate(node.input):
-            if node.op_type not in ("Conv", "Gemm", "MatMul") or place == 0 or name not in tensors:
+            if node.op_type not in layers or place == 0 or name not in tensors:
                 continue
             if name in seen:
                 copied = model.graph.initializer.add()
@@ -599,16 +614,24 @@ def _round_between(
             readers.setdefault(name, []).append(node)
     ends = {value.name for value in model.graph.output}
 
-    def rounded(name: str) -> bool:
-        found = readers.get(name, [])
-        if any(n.op_type == "QuantizeLinear" or n.op_type in _MOVING for n in found):
-            return True
+    def rounded_behind(name: str) -> bool:
+        return any(
+            node.op_type == "QuantizeLinear"
+            or (node.op_type in _MOVING and rounded_behind(node.output[0]))
+            for node in readers.get(name, [])
+        )
+
+    def rounded_before(name: str) -> bool:
         maker = makers.get(name)
-        return maker is None or maker.op_type in ("DequantizeLinear", *_MOVING)
+        if maker is None or maker.op_type == "DequantizeLinear":
+            return True
+        return maker.op_type in _MOVING and rounded_before(maker.input[0])
 
     for name, (scale, zero_point) in activations.items():
-        if name not in makers or name in ends or rounded(name):
+        if name not in makers or name in ends or rounded_behind(name) or rounded_before(name):
             continue
+        if makers[name].op_type in _MOVING:
+            continue  # what it moves is rounded
         numbers = []
         for suffix, value in (
             ("scale", np.float32(scale)),
@@ -796,8 +819,27 @@ def _gemm_instead_of_matmul(model: Any) -> None:
             model.graph.node.remove(add)
 
 
-def _restore_gemm_names(model: Any) -> None:
-    """tf2onnx gives a dense layer it fuses a name of its own; give back the canonical tensor's."""
+def _restore_gemm_names(model: Any, graph: Graph) -> None:
+    """tf2onnx gives a dense layer it fuses a name of its own; give back the canonical tensor's.
+
+    A sum with something computed, which it fuses too, becomes an operator of its own again.
+    """
+    sums = {name: o for o in graph.operators if o.kind == "ADD" for name in o.inputs}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in list(model.graph.node):
+        canonical, suffix, _ = node.output[0].partition("_Gemm__")
+        computed = len(node.input) > 2 and node.input[2] not in constants
+        if node.op_type != "Gemm" or not suffix or not computed or canonical not in sums:
+            continue
+        fused, summed = node.output[0], sums[canonical].outputs[0]
+        for other in model.graph.node:
+            for i, name in enumerate(other.input):
+                if name == fused:
+                    other.input[i] = summed
+        add = _onnx().helper.make_node("Add", [canonical, node.input[2]], [summed], name=summed)
+        node.output[0] = canonical
+        del node.input[2]
+        model.graph.node.insert(list(model.graph.node).index(node) + 1, add)
     for node in model.graph.node:
         canonical, suffix, _ = node.output[0].partition("_Gemm__")
         if node.op_type != "Gemm" or not suffix:

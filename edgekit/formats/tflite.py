@@ -100,11 +100,13 @@ def from_function(
             if float16:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
                 converter.target_spec.supported_types = [tf.float16]
-            return bytes(converter.convert())
+            content = bytes(converter.convert())
         except Exception as exc:  # the converter raises its own, private types
             raise InvalidModelError(
                 f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
+    graph = Graph(content)
+    return graph.serialize() if graph.spell_negations() else content
 
 
 def _fixed(spec: Any) -> Any:

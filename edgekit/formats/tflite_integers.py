@@ -14,10 +14,14 @@ from edgekit.formats.flatbuffer import Graph
 
 #: Kinds with an int8 kernel in LiteRT that ai-edge-quantizer's static recipe does not have.
 KINDS = frozenset(
-    "ABS BATCH_TO_SPACE_ND DEPTH_TO_SPACE ELU EXP EXPAND_DIMS HARD_SWISH LEAKY_RELU LOG "
-    "LOG_SOFTMAX MINIMUM NEG PRELU REDUCE_MAX RELU6 RELU_N1_TO_1 REVERSE_V2 SPACE_TO_BATCH_ND "
+    "ABS BATCH_TO_SPACE_ND DEPTH_TO_SPACE ELU EXP EXPAND_DIMS GATHER HARD_SWISH LEAKY_RELU LOG "
+    "LOG_SOFTMAX MINIMUM PRELU REDUCE_MAX RELU6 RELU_N1_TO_1 REVERSE_V2 SPACE_TO_BATCH_ND "
     "SPACE_TO_DEPTH SPLIT_V SQUEEZE TILE".split()
 )
+
+
+#: Operators that give their values on as they are: a constant has the scale of the answer.
+_KEEPING = frozenset(("GATHER", "MINIMUM"))
 
 
 def complete(graph: Graph, activations: Mapping[str, tuple[float, int]]) -> None:
@@ -43,8 +47,11 @@ def complete(graph: Graph, activations: Mapping[str, tuple[float, int]]) -> None
             continue
         for name in constants:
             values = graph.constant(name)
-            scale = float(np.abs(values).max(initial=0)) / 127 or 1.0
-            graph.make_integer(name, scale, 0, np.rint(values / scale).astype(np.int8))
+            scale, zero_point = float(np.abs(values).max(initial=0)) / 127 or 1.0, 0
+            if operator.kind in _KEEPING:
+                scale, zero_point = activations[written[0]]
+            steps = np.clip(np.rint(values / np.float32(scale)) + zero_point, -128, 127)
+            graph.make_integer(name, scale, zero_point, steps.astype(np.int8))
         for name in written:
             graph.make_integer(name, *activations[name])
             integer[name] = name

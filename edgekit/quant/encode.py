@@ -5,6 +5,7 @@ This is the only place that knows such rules; every writer takes what is decided
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -109,7 +110,28 @@ def activations(
         else:
             scale, zero_point = _place(name, shared[root], profile)
         encodings[name] = Encoding("int8", (stored(scale),), zero_point)
+    if not profile.symmetric:
+        for before, behind in _clipped(graph, found).items():
+            encodings[before] = encodings[behind]
     return encodings
+
+
+def _clipped(graph: Graph, found: Sharing) -> dict[str, str]:
+    """What only a ReLU reads, by its answer: the range of the answer clips as the ReLU does."""
+    readers: dict[str, int] = {}
+    for operator in graph.operators:
+        for name in operator.inputs:
+            readers[name] = readers.get(name, 0) + 1
+    members = Counter(found.roots.values())
+    return {
+        operator.inputs[0]: operator.outputs[0]
+        for operator in graph.operators
+        if operator.kind in ("RELU", "RELU6")
+        and readers[operator.inputs[0]] == 1
+        and operator.inputs[0] not in (*graph.inputs, *graph.outputs)
+        and members[found.roots.get(operator.inputs[0], "")] == 1
+        and found.roots[operator.inputs[0]] not in found.fixed
+    }
 
 
 def stored(scale: float) -> float:
