@@ -24,6 +24,8 @@ POOLED = "__pooled"
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
+#: The last of the ONNX operators that tf2onnx writes for one of TFLite's.
+_LAST = {"SQUARED_DIFFERENCE": "Mul", "RSQRT": "Reciprocal"}
 _FLOAT_NAMES = frozenset(("float", "float16"))
 #: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
 #: Moving data (Transpose, Reshape) is no computation.
@@ -209,6 +211,7 @@ def quantize(
                 "ActivationSymmetric": all(z == 0 for _, z in activations.values()),
                 "QuantizeBias": quantize_bias,
                 "QDQDisableWeightAdjustForInt32Bias": True,
+                "QDQKeepRemovableActivations": True,  # _drop_clips knows which the ranges replace
             },
         )
         writer.quantize_model()
@@ -279,6 +282,26 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
         )
     return Stored(activations, layers)
+
+
+def absent(model: Any, graph: Graph) -> tuple[str, ...]:
+    """Activations of the canonical graph that the ONNX graph has no tensor for, nor integers.
+
+    tf2onnx merges operators, and names what it turns around anew.
+    """
+    there = {
+        name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
+    }
+    known = read_stored(model, graph).activations
+    computed = [name for operator in graph.operators for name in operator.outputs]
+    return tuple(
+        name
+        for name in computed
+        if graph.dtype(name) == np.float32
+        and name not in (*graph.inputs, *graph.outputs)
+        and name not in there
+        and name not in known
+    )
 
 
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
@@ -665,17 +688,24 @@ def _layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
             users = readers.get(name, [])
             if len(users) != 1:
                 break
-            if users[0].op_type in ("Clip", "Relu"):
+            if _belongs(users[0], name):
                 name = users[0].output[0]
             elif users[0].op_type == "QuantizeLinear":
                 back = readers.get(users[0].output[0], [])
                 users = readers.get(back[0].output[0], []) if len(back) == 1 else []
-                if len(users) != 1 or users[0].op_type not in ("Clip", "Relu"):
+                if len(users) != 1 or not _belongs(users[0], name):
                     break
                 name = users[0].output[0]
             else:
                 break
         yield node, name.removesuffix("_QuantizeLinear_Input")
+
+
+def _belongs(node: Any, name: str) -> bool:
+    """Whether a node behind a layer is part of it: an activation, or the turn of an output."""
+    return node.op_type in ("Clip", "Relu") or (
+        node.op_type == "Transpose" and "_raw_output_" in name
+    )
 
 
 def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
@@ -852,14 +882,16 @@ def _restore_gemm_names(model: Any, graph: Graph) -> None:
 
 
 def _name_activations(model: Any, graph: Graph) -> None:
-    """Give the canonical name to what a fused activation answers, not to what goes into it.
+    """Give the canonical name to the last of the operators that one became, not to the first.
 
     tf2onnx calls the convolution's output as TFLite calls that of convolution and ReLU together.
     """
+    lasts = {o.outputs[0]: _LAST[o.kind] for o in graph.operators if o.kind in _LAST}
     fused = graph.fused()
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
-        if node.op_type not in ("Clip", "Relu") or node.input[0] not in fused:
+        activation = node.op_type in ("Clip", "Relu") and node.input[0] in fused
+        if not node.input or not (activation or lasts.get(node.input[0]) == node.op_type):
             continue
         canonical, before = node.input[0], f"{node.input[0]}__linear"
         users = [other for other in model.graph.node if canonical in other.input]

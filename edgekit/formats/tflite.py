@@ -177,7 +177,7 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
     graph = Graph(content)
-    tflite_integers.complete(graph, stored.activations)
+    tflite_integers.complete(graph, stored.activations, Graph(canonical))
     content = graph.serialize()
     floats = float_operators(content)
     if floats:
