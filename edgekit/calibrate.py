@@ -24,10 +24,10 @@ import numpy.typing as npt
 from edgekit import cli, environment, feeds, outputs
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.feeds import Samples
-from edgekit.formats import float_model, tflite
+from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.probe import Place, Probe, probe
-from edgekit.quant import ranges
+from edgekit.quant import onnx_file, ranges
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
 from edgekit.signature import Preprocessing
@@ -75,7 +75,7 @@ def calibrate(
     images = feeds.load(dataset, "calibration").head(limit)
     source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     return cached(
-        source.canonical(),
+        source.graph(),
         images,
         prepare=source.preprocessing,
         method=method,
@@ -145,11 +145,9 @@ def observe(
         InvalidDataError: If the images do not fit the input, there is only one, or a tensor becomes
             NaN or infinite.
     """
-    if len(images) < 2:
-        raise InvalidDataError(
-            f"{images.name}: expected at least 2 images to calibrate with, got {len(images)}; "
-            f"the ranges of one image do not hold for others"
-        )
+    if canonical[4:8] != b"TFL3":
+        return _observe_onnx(canonical, images, prepare=prepare, method=method, word=word)
+    _expect_several(images)
     sample = max(64, SAMPLE // len(images))
     probed = probe(canonical, sample=sample)
     threads = environment.cores()
@@ -173,9 +171,41 @@ def observe(
             opened.invoke()
             observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
-    statistics = observer.result()
+    return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)
+
+
+def _observe_onnx(
+    content: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str | None
+) -> CalibrationTable:
+    """The same of an ONNX file of another exporter, on its own tensors."""
+    _expect_several(images)
+    model = onnx.parse(content)
+    specs = onnx.signature(model).inputs
+    feeds.check(images, specs)
+    given = feeds.feed(images, specs, prepare, slice(None))
+    statistics = onnx_file.observe(model, given, name=images.name)
+    return _table(content, statistics, images, prepare=prepare, method=method, word=word)
+
+
+def _expect_several(images: Samples) -> None:
+    if len(images) < 2:
+        raise InvalidDataError(
+            f"{images.name}: expected at least 2 images to calibrate with, got {len(images)}; "
+            f"the ranges of one image do not hold for others"
+        )
+
+
+def _table(
+    content: bytes,
+    statistics: dict[str, TensorStatistics],
+    images: Samples,
+    *,
+    prepare: Preprocessing,
+    method: str,
+    word: str | None,
+) -> CalibrationTable:
     table = CalibrationTable(
-        graph_sha256=hashlib.sha256(canonical).hexdigest(),
+        graph_sha256=hashlib.sha256(content).hexdigest(),
         data=word or images.name,
         data_sha256=images.sha256,
         count=len(images),
@@ -365,7 +395,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out = out or Path("calibration") / f"{source.model_id}-{Path(options.data).stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(
-        source.canonical(),
+        source.graph(),
         images,
         prepare=source.preprocessing,
         method=options.method,

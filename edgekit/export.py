@@ -35,9 +35,18 @@ from edgekit.feeds import Feed, Samples
 from edgekit.formats import float_model, half, onnx, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
-from edgekit.quant import decisions, profiles
+from edgekit.quant import decisions, onnx_file, profiles
+from edgekit.quant.onnx_file import OnnxQuantized
 from edgekit.quant.profiles import DeviceProfile
-from edgekit.quant.quantize import CORRECTIONS, Correction, Quantized, quantize, trained
+from edgekit.quant.quantize import (
+    CORRECTIONS,
+    FEWEST_IMAGES,
+    HELD_OUT,
+    Correction,
+    Quantized,
+    quantize,
+    trained,
+)
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
 from edgekit.signature import Signature, TensorSpec
@@ -61,7 +70,7 @@ class _Written:
     content: bytes
     signature: Signature
     canonical: bytes
-    quantized: Quantized | None = None
+    quantized: Quantized | OnnxQuantized | None = None
     table: CalibrationTable | None = None
     notes: tuple[str, ...] = ()
 
@@ -266,6 +275,8 @@ def _make(
     profile: DeviceProfile,
     correction: Correction,
 ) -> _Written:
+    if source.kind == "onnx":
+        return _from_onnx(source, precision, calibration, profile, correction, target)
     canonical = source.canonical()
     if precision == "int8" and source.encodings is not None:
         quantized = trained(canonical, source.encodings, profile=profile)
@@ -294,6 +305,44 @@ def _make(
         converted = half.to_float16(model, feed)
         model, notes = converted.model, (converted.note(feeds.count(feed)),)
     return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
+
+
+def _from_onnx(
+    source: FloatModel,
+    precision: str,
+    calibration: _Calibration | None,
+    profile: DeviceProfile,
+    correction: Correction,
+    target: str,
+) -> _Written:
+    """ONNX from an ONNX file of another exporter."""
+    if target != "onnx":
+        source.canonical()  # says what to use instead
+    original = bytes(source.model.SerializeToString())
+    signature = onnx.signature(source.model)
+    if precision == "float32":
+        return _Written(original, signature, original)
+    if precision == "float16":
+        model = source.prepared()
+        feed = _to_watch(calibration, source, signature.inputs)
+        converted = half.to_float16(model, feed)
+        note = converted.note(feeds.count(feed))
+        return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
+    assert calibration is not None  # export() has seen to it
+    prepared = source.graph()
+    table = _table(calibration, prepared, source)
+    held: Feed | None = None
+    if calibration.images is not None and len(calibration.images) >= FEWEST_IMAGES:
+        places = np.arange(len(calibration.images))[HELD_OUT - 1 :: HELD_OUT][
+            : _CHECKED_IMAGES * 16
+        ]
+        held = feeds.feed(calibration.images, signature.inputs, source.preprocessing, places)
+    found = onnx_file.quantize(
+        onnx.parse(prepared), table, profile=profile, feed=held, correct=correction == "auto"
+    )
+    return _Written(
+        found.model.SerializeToString(), signature, original, found, table, (_way(found),)
+    )
 
 
 def _to_watch(
@@ -439,7 +488,7 @@ def _make_int8(
     )
 
 
-def _way(found: Quantized) -> str:
+def _way(found: Quantized | OnnxQuantized) -> str:
     if not found.trials:
         return f"weights: {found.way}"
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
@@ -467,8 +516,10 @@ def _execution(
 ) -> Execution:
     """Load and run what will be written; say which kernels did it."""
     isa = environment.describe().isa
-    stored = written.quantized.stored if written.quantized is not None else None
-    numbers = 0 if stored is None else stored.numbers()
+    found = written.quantized
+    numbers = 0
+    if found is not None:
+        numbers = found.numbers if isinstance(found, OnnxQuantized) else found.stored.numbers()
     if target == "tflite":
         return Execution("XNNPACK", isa, tflite.kernels(written.content), (), numbers)
     if profile.provider != "CPUExecutionProvider":
@@ -498,18 +549,18 @@ def _check_answers(written: _Written, source: FloatModel, target: str, precision
             explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
     """
     inputs, ends = written.signature.inputs, written.signature.outputs
-    names = [end.name for end in ends]
-    values = feeds.random(
-        tflite.signature(written.canonical).inputs, source.preprocessing, _CHECKED_IMAGES, seed=0
-    )
-    expected = _answers_tflite(written.canonical, values)
+    base = onnx.signature(source.model) if source.kind == "onnx" else None
+    given = (base or tflite.signature(written.canonical)).inputs
+    values = feeds.random(given, source.preprocessing, _CHECKED_IMAGES, seed=0)
+    if base is not None:
+        expected = _answers_onnx(written.canonical, values, base)
+    else:
+        expected = _answers_tflite(written.canonical, values)
     feed = feeds.quantized(values, inputs)
     if target == "tflite":
         answers = _answers_tflite(written.content, feed)
     else:
-        run = onnx.session(written.content).run
-        parts = [run(names, each) for each in feeds.batches(feed, inputs)]
-        answers = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        answers = _answers_onnx(written.content, feed, written.signature)
     largest = 0.0
     for end in ends:
         found = end.dequantize(answers[end.name])
@@ -529,6 +580,13 @@ def _check_answers(written: _Written, source: FloatModel, target: str, precision
             )
         largest = max(largest, difference)
     return largest
+
+
+def _answers_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
+    names = [end.name for end in found.outputs]
+    run = onnx.session(content).run
+    parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
 
 def _answers_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:

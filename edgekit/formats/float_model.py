@@ -2,7 +2,7 @@
 
 It comes as a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a
 float ``.tflite`` or a float ``.onnx`` file. All but the last become the canonical float graph; from
-ONNX there is no way to it, so that ONNX makes ONNX only (edgekit.formats.own_onnx).
+ONNX there is no way to it, so that ONNX makes ONNX only (edgekit.quant.onnx_file).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import flatbuffer, keras, onnx, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
-from edgekit.signature import TensorSpec
+from edgekit.signature import Signature, TensorSpec
 
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
@@ -83,6 +83,16 @@ class FloatModel:
         graph = Graph(self.model)
         graph.halve()
         return graph.serialize()
+
+    def graph(self) -> bytes:
+        """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
+        if self.kind != "onnx":
+            return self.canonical()
+        return bytes(self.prepared().SerializeToString(deterministic=True))
+
+    def prepared(self) -> Any:
+        """The ONNX model with batch normalisation folded and an operator set for int8."""
+        return onnx.prepare(self.model)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +200,19 @@ def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec
         content = flatbuffer.canonical(path.read_bytes(), str(path), key=tflite.SIGNATURE_KEY)
         return content, tflite.signature(content).outputs
     proto = onnx.load(path)
+    _check_onnx(path, onnx.signature(proto))
     return proto, onnx.signature(proto).outputs
+
+
+def _check_onnx(path: Path, found: Signature) -> None:
+    """Refuse sizes that are free behind the batch."""
+    for spec in found.inputs:
+        if spec.shape[:1] not in ((-1,), (1,)) or -1 in spec.shape[1:]:
+            raise InvalidModelError(
+                f"{path}: expected a fixed size of input {spec.name} behind a batch of 1 or any, "
+                f"got {list(spec.shape)}; fix it with "
+                f"python -m onnxruntime.tools.make_dynamic_shape_fixed"
+            )
 
 
 def _classes(ends: tuple[TensorSpec, ...]) -> tuple[str, ...]:

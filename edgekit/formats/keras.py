@@ -103,10 +103,10 @@ def load(path: Path, *, trust: bool = False) -> Any:
     except Exception as exc:  # Keras raises many types for a broken or foreign file
         said = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         unknown = re.search(r"(?:Unknown layer: |Could not locate class )'(\w+)'", said)
-        layer = found.layer_of(unknown.group(1)) if unknown else None
-        if unknown and layer:
+        own = found.layer_of(unknown.group(1)) if unknown else None
+        if unknown and own:
             raise InvalidModelError(
-                f"{path}: {layer} is a {unknown.group(1)}, which is no layer of Keras; save the "
+                f"{path}: {own} is a {unknown.group(1)}, which is no layer of Keras; save the "
                 f"model as a SavedModel with model.export('NAME'), which needs no Python"
             ) from None
         raise InvalidModelError(

@@ -230,7 +230,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         model: Quantized ``onnx.ModelProto``.
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
-    constants = _constants(model)
+    constants = stored_constants(model)
     ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True))
     ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -311,7 +311,7 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
         model: ``onnx.ModelProto``.
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
-    constants = _constants(model)
+    constants = stored_constants(model)
     ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
     found = {}
     for node, place in _layer_nodes(model):
@@ -377,6 +377,11 @@ def load(path: Path) -> Any:
             f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
         ) from None
     return model
+
+
+def parse(content: bytes) -> Any:
+    """Bytes as an ``onnx.ModelProto``."""
+    return _onnx().ModelProto.FromString(content)
 
 
 def session(
@@ -556,7 +561,7 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
     A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip). What writes the
     first then writes the second, under the canonical name.
     """
-    constants = _constants(model)
+    constants = stored_constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in list(model.graph.node):
         if node.op_type not in ("Clip", "Relu") or node.output[0] not in encodings:
@@ -728,7 +733,7 @@ def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
 def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
     """Give a DequantizeLinear constants of its own."""
     onnx = _onnx()
-    old = _constants(model)[dequantize.input[0]]
+    old = stored_constants(model)[dequantize.input[0]]
     if old.shape != values.shape or old.dtype != values.dtype:
         raise ExecutionError(
             f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "
@@ -761,17 +766,17 @@ def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[A
 def _to_canonical(node: Any, weights: Any) -> Any:
     """Weights of a node in TFLite's layout."""
     if node.op_type == "Conv":
-        depthwise = _attribute(node, "group", 1) > 1 and weights.shape[1] == 1
+        depthwise = attribute(node, "group", 1) > 1 and weights.shape[1] == 1
         return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
-    return weights if _attribute(node, "transB", 0) else weights.T
+    return weights if attribute(node, "transB", 0) else weights.T
 
 
 def _from_canonical(node: Any, weights: Any) -> Any:
     """Weights in TFLite's layout as a node takes them."""
     if node.op_type == "Conv":
-        depthwise = _attribute(node, "group", 1) > 1 and weights.shape[0] == 1
+        depthwise = attribute(node, "group", 1) > 1 and weights.shape[0] == 1
         return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
-    return weights if _attribute(node, "transB", 0) else weights.T
+    return weights if attribute(node, "transB", 0) else weights.T
 
 
 def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]]) -> list[Any]:
@@ -791,7 +796,7 @@ def _pool_instead_of_mean(model: Any) -> None:
     What the converter has channels last is brought to channels first for it.
     """
     helper = _onnx().helper
-    constants = _constants(model)
+    constants = stored_constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
     for node in list(model.graph.node):
         if node.op_type != "ReduceMean":
@@ -811,8 +816,8 @@ def _pool_instead_of_mean(model: Any) -> None:
             )
         pooled = node.output[0] + POOLED
         added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
-        kind, form = "Flatten", {"axis": 1}
-        if _attribute(node, "keepdims", 1):
+        kind, form = "Flatten", dict[str, Any](axis=1)
+        if attribute(node, "keepdims", 1):
             kind, form = "Transpose", {"perm": [0, 2, 3, 1]}
         added.append(helper.make_node(kind, [pooled], [node.output[0]], node.name, **form))
         model.graph.node.remove(node)
@@ -823,13 +828,13 @@ def _pool_instead_of_mean(model: Any) -> None:
 
 
 def _is_transpose(node: Any, order: list[int]) -> bool:
-    return node.op_type == "Transpose" and list(_attribute(node, "perm", [])) == order
+    return node.op_type == "Transpose" and list(attribute(node, "perm", [])) == order
 
 
 def _gemm_instead_of_matmul(model: Any) -> None:
     """A product with a constant matrix, then a constant summand: one Gemm with a bias."""
     helper = _onnx().helper
-    constants = _constants(model)
+    constants = stored_constants(model)
     for node in list(model.graph.node):
         if node.op_type != "MatMul" or node.input[1] not in constants:
             continue
@@ -907,7 +912,7 @@ def _name_activations(model: Any, graph: Graph) -> None:
 def _free_batch(model: Any) -> None:
     """Make the batch axis free; Reshape copies it from its input instead of fixing it at 1."""
     onnx = _onnx()
-    constants = _constants(model)
+    constants = stored_constants(model)
     for node in model.graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = constants[node.input[1]].copy()
@@ -958,7 +963,7 @@ def _spell_gelu(model: Any) -> None:
     make = onnx.helper.make_node
     for node in [node for node in model.graph.node if node.op_type == "TFL_GELU"]:
         x, y = node.input[0], node.output[0]
-        exact = not _attribute(node, "approximate", 0)
+        exact = not attribute(node, "approximate", 0)
         numbers = {"half": 0.5, "one": 1.0, "root": 0.5**0.5 if exact else (2 / np.pi) ** 0.5}
         if not exact:
             numbers["cubic"] = 0.044715
@@ -996,12 +1001,171 @@ def _sort(model: Any) -> None:
     ONNXModel(model).topological_sort()
 
 
-def _constants(model: Any) -> dict[str, Any]:
+def prepare(model: Any) -> Any:
+    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+
+    Raises:
+        InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
+    """
+    onnx = _onnx()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prepared.onnx"
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        settings.optimized_model_filepath = str(path)
+        try:
+            older = model.opset_import[0].version < OPSET
+            given = onnx.version_converter.convert_version(model, OPSET) if older else model
+            onnxruntime.InferenceSession(given.SerializeToString(), settings, providers=[CPU])
+            found = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+        except Exception as exc:  # onnx and onnxruntime raise many types
+            raise InvalidModelError(
+                f"the ONNX file cannot be prepared for int8: {reason(exc)}"
+            ) from None
+    for i, node in enumerate(found.graph.node):
+        node.name = node.name or f"{node.op_type}_{i}"
+    return found
+
+
+def quantize_own(
+    model: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    activation_dtype: str,
+    symmetric: bool,
+    quantize_bias: bool,
+) -> Any:
+    """QDQ int8 of a foreign float model with given ranges, weights per channel.
+
+    Args:
+        model: Float ``onnx.ModelProto`` of another exporter.
+        ranges: (min, max) by tensor name, 0 between them.
+        activation_dtype: ``uint8`` or ``int8``.
+        symmetric: Whether zero_point has to be 0.
+        quantize_bias: Write int32 biases; else they stay float.
+
+    Raises:
+        InvalidModelError: If onnxruntime's quantizer refuses the model.
+    """
+    try:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    onnx = _onnx()
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    _separate(copied)
+    found = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    known = set(found) | {tensor.name for tensor in copied.graph.initializer} | {""}
+    left = [n.name for n in copied.graph.node if not known.issuperset([*n.input, *n.output])]
+    try:
+        with quiet():
+            writer = QDQQuantizer(
+                copied,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=(
+                    QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
+                ),
+                tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+                nodes_to_quantize=[],
+                nodes_to_exclude=left,
+                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": symmetric,
+                    "QuantizeBias": quantize_bias,
+                    "QDQDisableWeightAdjustForInt32Bias": True,
+                },
+            )
+            writer.quantize_model()
+            quantized = writer.model.model
+            _sort(quantized)
+            onnx.checker.check_model(quantized)
+    except Exception as exc:  # onnxruntime's quantizer raises many types
+        raise InvalidModelError(
+            f"onnxruntime's quantizer refuses the ONNX file: {reason(exc)}"
+        ) from None
+    return quantized
+
+
+def put_own(
+    model: Any, layers: Mapping[str, tuple[Any, Any, Any]], *, quantize_bias: bool
+) -> tuple[dict[str, tuple[float, int]], int]:
+    """Write given weights and biases where :func:`quantize_own` put others, in place.
+
+    Args:
+        model: Quantized.
+        layers: (int8 weights as the node has them, scale a channel, real bias or None), by what a
+            layer writes.
+        quantize_bias: Whether biases are int32.
+
+    Returns:
+        (scale, zero_point as stored) of each activation, and how many weights and biases were
+        written.
+    """
+    makers = {node.output[0]: node for node in model.graph.node if node.output}
+    constants = stored_constants(model)
+    numbers = 0
+    for node in list(model.graph.node):
+        name = node.output[0].removesuffix("_QuantizeLinear_Input") if node.output else ""
+        given = layers.get(name)
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or given is None:
+            continue
+        weights, scale, bias = given
+        behind, before = makers.get(node.input[1]), makers.get(node.input[0])
+        if behind is None or behind.op_type != "DequantizeLinear":
+            continue  # stays float
+        _replace(model, behind, f"{name}__weights", weights, scale)
+        numbers += weights.size
+        if bias is None or len(node.input) < 3:
+            continue
+        end = makers.get(node.input[2])
+        if end is None or end.op_type != "DequantizeLinear":
+            _set_constant(model, node.input[2], bias.astype(np.float32))
+        elif before is not None and quantize_bias:
+            entry = np.float32(constants[before.input[1]])
+            bias_scale = (entry * scale.astype(np.float32)).astype(np.float32)
+            whole = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
+            _replace(model, end, f"{name}__bias", whole, bias_scale)
+        numbers += bias.size
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            name = node.input[0].removesuffix("_QuantizeLinear_Input")
+            found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+    return found, numbers
+
+
+def _set_constant(model: Any, name: str, values: Any) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            old = list(tensor.dims)
+            array = np.ascontiguousarray(values).reshape(old)
+            tensor.CopyFrom(_onnx().numpy_helper.from_array(array, name))
+
+
+def stored_constants(model: Any) -> dict[str, Any]:
     to_array = _onnx().numpy_helper.to_array
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
+def attribute(node: Any, name: str, default: Any) -> Any:
     for attribute in node.attribute:
         if attribute.name == name:
             return _onnx().helper.get_attribute_value(attribute)

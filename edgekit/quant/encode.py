@@ -111,8 +111,8 @@ def activations(
             scale, zero_point = _place(name, shared[root], profile)
         encodings[name] = Encoding("int8", (stored(scale),), zero_point)
     if not profile.symmetric:
-        for before, behind in _clipped(graph, found).items():
-            encodings[before] = encodings[behind]
+        for inner, outer in _clipped(graph, found).items():
+            encodings[inner] = encodings[outer]
     return encodings
 
 
