@@ -60,7 +60,8 @@ def probe(canonical: bytes, *, sample: int) -> Probe:
     graph = Graph(canonical)
     ends = graph.bounds()
     order = [*graph.inputs, *(name for each in graph.operators for name in each.outputs)]
-    names = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    names = [name for name in floats if 0 not in graph.shape(name)]
     columns: dict[str, list[str]] = {"low": [], "high": [], "sample": []}
     filled = dict.fromkeys(columns, 0)
     places, batches = [], True

@@ -192,7 +192,7 @@ def _put_integers(content: bytes, stored: Stored) -> bytes:
     """Write given integers and scales where ai-edge-quantizer put its own."""
     graph = Graph(content)
     for name in graph.used:
-        if graph.dtype(name) != np.int8 or graph.is_constant(name):
+        if graph.dtype(name) != np.int8 or graph.is_constant(name) or 0 in graph.shape(name):
             continue
         if name not in stored.activations:
             raise InvalidModelError(
@@ -226,7 +226,9 @@ def stored_of(graph: Graph) -> Stored:
     activations = {}
     for name in graph.used:
         found = graph.quantization(name)
-        if found is not None and graph.dtype(name) == np.int8 and not graph.is_constant(name):
+        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
+            continue
+        if not graph.is_constant(name):
             activations[name] = (float(found.scale[0]), int(found.zero_point[0]))
     layers = {}
     for layer in graph.layers:

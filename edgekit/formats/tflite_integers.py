@@ -67,6 +67,9 @@ def complete(graph: Graph, activations: Mapping[str, tuple[float, int]], canonic
             graph.make_integer(name, *activations[name])
             integer[name] = name
             made.add(name)
+        for name in operator.outputs:
+            if name not in activations and 0 in graph.shape(name):  # nothing, but of a dtype
+                graph.make_integer(name, *activations[written[0]])
         graph.set_inputs(position, inputs)
     renamed = {
         operator.outputs[0]: operator.inputs[0]

@@ -167,7 +167,8 @@ def _computed(graph: Graph) -> list[str]:
     order = [*graph.inputs]
     for operator in graph.operators:
         order += operator.outputs
-    return [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    return [name for name in floats if 0 not in graph.shape(name)]  # a part of a split can be empty
 
 
 class _Groups:
