@@ -84,7 +84,7 @@ def from_tflite(canonical: bytes) -> Any:
                 f"{short_name(node.output[0])}: {node.op_type.removeprefix('TFL_')} has no ONNX "
                 f"form in tf2onnx; replace the layer, or export --target tflite"
             )
-    _pool_instead_of_mean(model)
+    _pool_instead_of_mean(model, Graph(canonical))
     _gemm_instead_of_matmul(model)
     _restore_gemm_names(model, Graph(canonical))
     _name_activations(model, Graph(canonical))
@@ -790,7 +790,7 @@ def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]])
     ]
 
 
-def _pool_instead_of_mean(model: Any) -> None:
+def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
     """The mean over height and width: a global average pool, then Flatten or Transpose, in place.
 
     What the converter has channels last is brought to channels first for it.
@@ -798,11 +798,19 @@ def _pool_instead_of_mean(model: Any) -> None:
     helper = _onnx().helper
     constants = stored_constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
+    known = set(graph.tensors)
     for node in list(model.graph.node):
         if node.op_type != "ReduceMean":
             continue
         axes = constants.get(node.input[1]) if len(node.input) > 1 else None
-        if axes is None or sorted(axes.ravel().tolist()) != [1, 2]:
+        over = [] if axes is None else sorted(axes.ravel().tolist())
+        kept = bool(attribute(node, "keepdims", 1))
+        if over == [2, 3] and kept and node.output[0] in known:
+            if len(graph.shape(node.output[0])) == 4:  # channels first already
+                del node.input[1:], node.attribute[:]
+                node.op_type = "GlobalAveragePool"
+            continue
+        if over != [1, 2]:
             continue
         position = list(model.graph.node).index(node)
         before = makers.get(node.input[0])
@@ -817,7 +825,7 @@ def _pool_instead_of_mean(model: Any) -> None:
         pooled = node.output[0] + POOLED
         added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
         kind, form = "Flatten", dict[str, Any](axis=1)
-        if attribute(node, "keepdims", 1):
+        if kept:
             kind, form = "Transpose", {"perm": [0, 2, 3, 1]}
         added.append(helper.make_node(kind, [pooled], [node.output[0]], node.name, **form))
         model.graph.node.remove(node)
