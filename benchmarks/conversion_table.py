@@ -3,7 +3,8 @@
 Builds each model with random weights and batch statistics of its own inputs, exports it in every
 way, and holds the int8 files against the float one on inputs that were not calibrated with. Each
 model is a process of its own with a time limit. Prints one line a model; the last line of stdout is
-a JSON document. ``--only NAME`` runs some; ``--onnx FILE`` adds files of other exporters.
+a JSON document. ``--only NAME`` runs some; ``--merge FILE.json`` takes the others from documents of
+earlier runs.
 """
 
 from __future__ import annotations
@@ -181,6 +182,54 @@ def segmentation(folder: Path) -> Case:
     return Case(folder / "segmentation", "unit", {"x": images(CALIBRATION + TEST, 64)})
 
 
+def torch_like(folder: Path) -> Case:
+    """An ONNX file as PyTorch's exporter lays it out: channels first, batch free, opset 11."""
+    import onnx as package
+    from onnx import helper, numpy_helper
+
+    random = np.random.default_rng(3)
+    stored: list[Any] = []
+    nodes: list[Any] = []
+
+    def constant(name: str, *shape: int) -> str:
+        fan = float(np.prod(shape[1:])) if len(shape) > 1 else 10.0
+        values = random.normal(0, (2 / fan) ** 0.5, shape).astype(np.float32)
+        stored.append(numpy_helper.from_array(values, name))
+        return name
+
+    def add(kind: str, name: str, inputs: list[str], **form: Any) -> str:
+        nodes.append(helper.make_node(kind, inputs, [f"{name}_output_0"], name, **form))
+        return f"{name}_output_0"
+
+    before, channels = "input", 3
+    for i, (width, stride) in enumerate(((16, 2), (24, 2), (32, 2), (48, 1))):
+        here = f"/features/features.{i}"
+        own = [constant(f"{i}.dw.weight", channels, 1, 3, 3), constant(f"{i}.dw.bias", channels)]
+        form = {"group": channels, "strides": [stride, stride], "pads": [1, 1, 1, 1]}
+        x = add("Conv", f"{here}/dw/Conv", [before, *own], **form)
+        own = [constant(f"{i}.pw.weight", width, channels, 1, 1), constant(f"{i}.pw.bias", width)]
+        x = add("Conv", f"{here}/pw/Conv", [x, *own])
+        gate = add("Sigmoid", f"{here}/act/Sigmoid", [x])
+        before, channels = add("Mul", f"{here}/act/Mul", [x, gate]), width
+    x = add("Flatten", "/Flatten", [add("GlobalAveragePool", "/avgpool", [before])], axis=1)
+    weights = constant("classifier.weight", CLASSES, channels)
+    dense = [x, weights, constant("classifier.bias", CLASSES)]
+    nodes.append(helper.make_node("Gemm", dense, ["output"], "/classifier/Gemm", transB=1))
+    graph = helper.make_graph(
+        nodes,
+        "main_graph",
+        [helper.make_tensor_value_info("input", 1, ["batch", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("output", 1, ["batch", CLASSES])],
+        stored,
+    )
+    opset = [helper.make_opsetid("", 11)]
+    package.save(
+        helper.make_model(graph, opset_imports=opset, ir_version=7), folder / "torch_like.onnx"
+    )
+    values = images(CALIBRATION + TEST).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
+    return Case(folder / "torch_like.onnx", "symmetric", {"x": values})
+
+
 CASES: dict[str, Callable[[Path], Case]] = {
     "MobileNetV2": application("MobileNetV2", "symmetric"),
     "MobileNetV3Small": application("MobileNetV3Small", "none"),
@@ -193,6 +242,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "regression": regression,
     "tokens": tokens,
     "segmentation": segmentation,
+    "torch-like ONNX": torch_like,
 }
 
 
@@ -344,7 +394,9 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--onnx", nargs="*", type=Path, default=[], help="files of other exporters")
+    parser.add_argument(
+        "--merge", nargs="+", type=Path, default=[], help="JSON documents of earlier runs"
+    )
     parser.add_argument("--out", type=Path, help="Markdown file")
     parser.add_argument("--seconds", type=cli.positive_int, default=600, help="a model at the most")
     parser.add_argument("--correction", choices=("auto", "none"), default="auto")
@@ -355,6 +407,10 @@ def main() -> int:
         run_one(options.one, options.folder, options.correction)
         return 0
     found = {name: collect(name, options.seconds, options.correction) for name in options.only}
+    known = {}
+    for path in options.merge:
+        known.update(json.loads(path.read_text().strip().splitlines()[-1]))
+    found = {name: {**known, **found}[name] for name in CASES if name in {**known, **found}}
     if options.out:
         outputs.write_text(options.out, table(found), force=True)
     print(json.dumps(found))
