@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment, outputs, words
+from edgekit import cli, data, environment, feeds, outputs, words
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
-from edgekit.formats import float_model, tflite
+from edgekit.feeds import Samples
+from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.probe import Place, Probe, probe
-from edgekit.quant import ranges
+from edgekit.quant import onnx_file, ranges
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
 from edgekit.signature import Preprocessing
@@ -50,13 +52,15 @@ def calibrate(
     preprocessing: str | None = None,
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
+    trust: bool = False,
 ) -> CalibrationTable:
     """Find the range of every activation of a float model.
 
     Args:
-        model: A Keras artifact or ``.keras`` file; default the shipped model.
-        dataset: What :func:`edgekit.data.open_word` takes; labels are only for an even sample.
-        preprocessing: For a ``.keras`` file: name or JSON file.
+        model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
+        dataset: What :func:`edgekit.feeds.open_word` takes; labels are only for an even sample.
+        preprocessing: For a file: name or JSON file.
+        trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
 
@@ -67,11 +71,11 @@ def calibrate(
     """
     if method not in METHODS:
         raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
-    opened = data.open_word(dataset, "calibration")
-    source = float_model.load(model, preprocessing=preprocessing)
+    opened = feeds.open_word(dataset, "calibration")
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     return cached(
-        tflite.from_keras(source.model),
-        source.images(opened, limit),
+        source.graph(),
+        source.samples(opened, limit),
         prepare=source.preprocessing,
         method=method,
         word=dataset,
@@ -79,7 +83,7 @@ def calibrate(
 
 
 def cached(
-    canonical: bytes, images: data.ImageSet, *, prepare: Preprocessing, method: str, word: str
+    canonical: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str
 ) -> CalibrationTable:
     """:func:`observe`, but images that went through this graph before are not run again."""
     key = hashlib.sha256()
@@ -118,7 +122,7 @@ def cache_folder() -> Path:
 
 def observe(
     canonical: bytes,
-    images: data.ImageSet,
+    images: Samples,
     *,
     prepare: Preprocessing,
     method: str = DEFAULT_METHOD,
@@ -130,8 +134,8 @@ def observe(
     images themselves does not depend on their number.
 
     Args:
-        canonical: Float flatbuffer with one input.
-        images: The calibration set.
+        canonical: Float flatbuffer.
+        images: The calibration set, with an array for each input.
         prepare: From pixels to model input.
         method: Of :data:`edgekit.quant.table.METHODS`.
         word: What to record as the data; default the set's name.
@@ -140,24 +144,19 @@ def observe(
         InvalidDataError: If the images do not fit the input, there is only one, or a tensor becomes
             NaN or infinite.
     """
-    if len(images) < 2:
-        raise InvalidDataError(
-            f"{images.name}: expected at least 2 images to calibrate with, got {len(images)}; "
-            f"the ranges of one image do not hold for others"
-        )
+    if canonical[4:8] != b"TFL3":
+        return _observe_onnx(canonical, images, prepare=prepare, method=method, word=word)
+    _expect_several(images)
     sample = max(64, SAMPLE // len(images))
     probed = probe(canonical, sample=sample)
     threads = environment.cores()
-    spec = tflite.signature(canonical).single_input()
-    if images.images.shape[1:] != spec.shape[1:]:
-        raise InvalidDataError(
-            f"{images.name}: expected images {list(spec.shape[1:])} as the model's input, "
-            f"got {list(images.images.shape[1:])}"
-        )
+    specs = tflite.signature(canonical).inputs
+    feeds.check(images, specs)
     opened = tflite.interpreter(probed.content, threads=threads)
     batch = _batch(opened, probed, len(images))
     observer = _Observer(probed.places, images.name, len(images))
-    entry = opened.get_input_details()[0]["index"]
+    tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
+    entries = {name: tensors[tensor] for name, tensor in Graph(canonical).entries.items()}
     ends = [detail["index"] for detail in opened.get_output_details()]
     with cli.progress() as bar:
         task = bar.add_task("calibrating", total=len(images), note="")
@@ -165,13 +164,47 @@ def observe(
             size = min(batch, len(images) - start)
             if size != batch:
                 _resize(opened, size)
-            opened.set_tensor(entry, prepare.apply(images.images[start : start + size]))
+            given = feeds.feed(images, specs, prepare, slice(start, start + size))
+            for name, values in given.items():
+                opened.set_tensor(entries[name], values)
             opened.invoke()
             observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
-    statistics = observer.result()
+    return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)
+
+
+def _observe_onnx(
+    content: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str | None
+) -> CalibrationTable:
+    """The same of an ONNX file of another exporter, on its own tensors."""
+    _expect_several(images)
+    model = onnx.parse(content)
+    specs = onnx.signature(model).inputs
+    feeds.check(images, specs)
+    given = feeds.feed(images, specs, prepare, slice(None))
+    statistics = onnx_file.observe(model, given, name=images.name)
+    return _table(content, statistics, images, prepare=prepare, method=method, word=word)
+
+
+def _expect_several(images: Samples) -> None:
+    if len(images) < 2:
+        raise InvalidDataError(
+            f"{images.name}: expected at least 2 images to calibrate with, got {len(images)}; "
+            f"the ranges of one image do not hold for others"
+        )
+
+
+def _table(
+    content: bytes,
+    statistics: dict[str, TensorStatistics],
+    images: Samples,
+    *,
+    prepare: Preprocessing,
+    method: str,
+    word: str | None,
+) -> CalibrationTable:
     table = CalibrationTable(
-        graph_sha256=hashlib.sha256(canonical).hexdigest(),
+        graph_sha256=hashlib.sha256(content).hexdigest(),
         data=word or images.name,
         data_sha256=images.sha256,
         count=len(images),
@@ -204,8 +237,8 @@ def _batch(opened: Any, probed: Probe, count: int) -> int:
 
 
 def _resize(opened: Any, batch: int) -> None:
-    entry = opened.get_input_details()[0]
-    opened.resize_tensor_input(entry["index"], (batch, *entry["shape"][1:]))
+    for entry in opened.get_input_details():
+        opened.resize_tensor_input(entry["index"], (batch, *entry["shape"][1:]))
     opened.allocate_tensors()
 
 
@@ -333,6 +366,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite --preci
 """,
     )
     float_model.add_arguments(result)
+    float_model.add_trust(result)
     add = result.add_argument
     add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add("--limit", type=cli.positive_int, help="use the first N images only")
@@ -354,16 +388,18 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     if out is not None:
         outputs.check_free(out, force=options.force)
     word = words.join(options.data, samples=options.samples, seed=options.seed)
-    opened = data.open_word(word, "calibration")
-    source = float_model.load(options.model, preprocessing=options.preprocessing)
+    opened = feeds.open_word(word, "calibration")
+    source = float_model.load(
+        options.model, preprocessing=options.preprocessing, trust=options.trust
+    )
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
     stem = "fashion_mnist" if options.data == "fashion_mnist" else stem
     out = out or Path("calibration") / f"{source.model_id}-{stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(
-        tflite.from_keras(source.model),
-        source.images(opened, options.limit),
+        source.graph(),
+        source.samples(opened, options.limit),
         prepare=source.preprocessing,
         method=options.method,
         word=word,

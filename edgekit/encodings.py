@@ -6,7 +6,7 @@ that stores uint8 adds 128 to value and zero_point, which is the same number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -148,6 +148,11 @@ class Stored:
             parts = (layer.weights, layer.weight_scale, layer.bias, layer.bias_scale)
             found += sum(part.size for part in parts if part is not None)
         return found
+
+    def without(self, names: Collection[str]) -> Stored:
+        """The same without some activations."""
+        kept = {name: each for name, each in self.activations.items() if name not in names}
+        return replace(self, activations=kept)
 
     def without_biases(self) -> Stored:
         """The same without biases, for a device that wants them in float."""

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, environment, outputs
+from edgekit import artifact, cli, data, encodings, environment, feeds, outputs
 from edgekit.artifact import Artifact, CalibrationRecord, Execution, QuantizationRecord
 from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
 from edgekit.encodings import Stored, differences
@@ -31,15 +31,25 @@ from edgekit.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.formats import float_model, half, keras, onnx, tflite
+from edgekit.feeds import Feed, Inputs, Samples
+from edgekit.formats import float_model, half, onnx, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
-from edgekit.quant import decisions, profiles
+from edgekit.quant import decisions, onnx_file, profiles
+from edgekit.quant.onnx_file import OnnxQuantized
 from edgekit.quant.profiles import DeviceProfile
-from edgekit.quant.quantize import CORRECTIONS, Correction, Quantized, quantize, trained
+from edgekit.quant.quantize import (
+    CORRECTIONS,
+    FEWEST_IMAGES,
+    HELD_OUT,
+    Correction,
+    Quantized,
+    quantize,
+    trained,
+)
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
-from edgekit.signature import Signature
+from edgekit.signature import Signature, TensorSpec
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -60,7 +70,7 @@ class _Written:
     content: bytes
     signature: Signature
     canonical: bytes
-    quantized: Quantized | None = None
+    quantized: Quantized | OnnxQuantized | None = None
     table: CalibrationTable | None = None
     notes: tuple[str, ...] = ()
 
@@ -76,11 +86,11 @@ class _Calibration:
         images: Those that were opened, for the model.
     """
 
-    opened: data.Opened | None
+    opened: data.Opened | Inputs | None
     table: CalibrationTable | None
     word: str
     method: str
-    images: data.ImageSet | None = None
+    images: Samples | None = None
 
     def fitted(self, source: FloatModel) -> _Calibration:
         """With the images as the model takes them.
@@ -91,7 +101,7 @@ class _Calibration:
         if self.opened is None:
             return self
         table = self.table
-        images = source.images(self.opened, None if table is None else table.count)
+        images = source.samples(self.opened, None if table is None else table.count)
         if table is not None and images.sha256 != table.data_sha256:
             raise InvalidDataError(
                 f"the calibration table was made from other images than {self.word} (sha256 "
@@ -113,6 +123,7 @@ def export(
     correction: Correction = "auto",
     strict: bool = False,
     preprocessing: str | None = None,
+    trust: bool = False,
     out: Path | None = None,
     force: bool = False,
     command: str = "",
@@ -120,10 +131,10 @@ def export(
     """Write one deployable of a float model.
 
     Args:
-        model: A Keras artifact or ``.keras`` file; default the shipped model.
+        model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
         target: ``tflite`` or ``onnx``.
         precision: ``float32``, ``float16`` or ``int8``.
-        calibration: For int8: what :func:`edgekit.data.open_word` takes, or a table of
+        calibration: For int8: what :func:`edgekit.feeds.open_word` takes, or a table of
             ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
             For ONNX in float16: images whose activations must not overflow; default random ones.
         dataset: The images of a calibration table, where they are not where the table says.
@@ -132,7 +143,8 @@ def export(
         correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
             takes what is best on held-out calibration images; ``none`` rounds to nearest.
         strict: Refuse an int8 model in which an operator stays float.
-        preprocessing: For a ``.keras`` file: name or JSON file.
+        preprocessing: For a file: name or JSON file.
+        trust: Let code inside of the model's file run.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
@@ -175,7 +187,7 @@ def export(
     if out is not None:
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
-    source = float_model.load(model, preprocessing=preprocessing)
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
@@ -261,14 +273,14 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
                 f"--data names the images of a calibration table; --calibration {word} is images "
                 f"already"
             )
-        opened = data.open_word(word, "calibration")
+        opened = feeds.open_word(word, "calibration")
         return _Calibration(opened, None, word, method or DEFAULT_METHOD)
     table = CalibrationTable.load(Path(word))
     place = dataset or table.data
     path = data.path_of(place)
     if dataset is None and path is not None and not path.exists():
         return _Calibration(None, table, place, method or table.method)
-    opened = data.open_word(place, "calibration")
+    opened = feeds.open_word(place, "calibration")
     return _Calibration(opened, table, place, method or table.method)
 
 
@@ -280,7 +292,9 @@ def _make(
     profile: DeviceProfile,
     correction: Correction,
 ) -> _Written:
-    canonical = tflite.from_keras(source.model)
+    if source.kind == "onnx":
+        return _from_onnx(source, precision, calibration, profile, correction, target)
+    canonical = source.canonical()
     if precision == "int8" and source.encodings is not None:
         quantized = trained(canonical, source.encodings, profile=profile)
         return _make_int8(source, target, canonical, None, quantized, profile)
@@ -298,37 +312,66 @@ def _make(
             )
     if target == "tflite":
         halved = precision == "float16"
-        content = tflite.from_keras(source.model, float16=True) if halved else canonical
+        content = source.canonical(float16=True) if halved else canonical
         return _Written(content, tflite.signature(content), canonical)
     model = onnx.from_tflite(canonical)
-    onnx.rename_ends(model, keras.signature(source.model))
+    onnx.rename_ends(model, Graph(canonical))
     notes: tuple[str, ...] = ()
     if precision == "float16":
-        entry = onnx.signature(model).single_input()
-        values = _to_watch(calibration, source, entry.shape[1:])
-        converted = half.to_float16(model, {entry.name: values})
-        model, notes = converted.model, (converted.note(len(values)),)
+        feed = _to_watch(calibration, source, onnx.signature(model).inputs)
+        converted = half.to_float16(model, feed)
+        model, notes = converted.model, (converted.note(feeds.count(feed)),)
     return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
 
 
+def _from_onnx(
+    source: FloatModel,
+    precision: str,
+    calibration: _Calibration | None,
+    profile: DeviceProfile,
+    correction: Correction,
+    target: str,
+) -> _Written:
+    """ONNX from an ONNX file of another exporter."""
+    if target != "onnx":
+        source.canonical()  # says what to use instead
+    original = bytes(source.model.SerializeToString())
+    signature = onnx.signature(source.model)
+    if precision == "float32":
+        return _Written(original, signature, original)
+    if precision == "float16":
+        model = source.prepared()
+        feed = _to_watch(calibration, source, signature.inputs)
+        converted = half.to_float16(model, feed)
+        note = converted.note(feeds.count(feed))
+        return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
+    assert calibration is not None  # export() has seen to it
+    prepared = source.graph()
+    table = _table(calibration, prepared, source)
+    held: Feed | None = None
+    if calibration.images is not None and len(calibration.images) >= FEWEST_IMAGES:
+        places = np.arange(len(calibration.images))[HELD_OUT - 1 :: HELD_OUT][
+            : _CHECKED_IMAGES * 16
+        ]
+        held = feeds.feed(calibration.images, signature.inputs, source.preprocessing, places)
+    found = onnx_file.quantize(
+        onnx.parse(prepared), table, profile=profile, feed=held, correct=correction == "auto"
+    )
+    return _Written(
+        found.model.SerializeToString(), signature, original, found, table, (_way(found),)
+    )
+
+
 def _to_watch(
-    calibration: _Calibration | None, source: FloatModel, shape: tuple[int, ...]
-) -> npt.NDArray[np.float32]:
-    """Preprocessed images on which float16 must not overflow."""
+    calibration: _Calibration | None, source: FloatModel, specs: Sequence[TensorSpec]
+) -> Feed:
+    """Preprocessed samples on which float16 must not overflow."""
     if calibration is None:
-        random = np.random.default_rng(0)
-        pixels = random.integers(0, 256, (_WATCHED_IMAGES, *shape), dtype=np.uint8)
-        pixels[0], pixels[1] = 0, 255
-        return source.preprocessing.apply(pixels)
+        return feeds.random(specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True)
     assert calibration.images is not None  # export() has refused a table
-    images = calibration.images.images
-    if images.shape[1:] != shape:
-        raise InvalidDataError(
-            f"{calibration.word}: expected images {list(shape)} as the model takes, got "
-            f"{list(images.shape[1:])}"
-        )
-    places = np.unique(np.linspace(0, len(images) - 1, _WATCHED_IMAGES).astype(int))
-    return source.preprocessing.apply(images[places])
+    feeds.check(calibration.images, specs)
+    places = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
+    return feeds.feed(calibration.images, specs, source.preprocessing, places)
 
 
 def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
@@ -385,7 +428,9 @@ def _decide(
     if images is not None:
         count = min(MOST_IMAGES, images_that_fit(graph, len(images)))
         places = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        feed = {graph.inputs[0]: source.preprocessing.apply(images.images[places])}
+        specs = tflite.signature(canonical).inputs
+        given = feeds.feed(images, specs, source.preprocessing, places)
+        feed = {graph.entries[name]: values for name, values in given.items()}
 
         def observe_again(changed: bytes) -> CalibrationTable:
             return observe(
@@ -441,9 +486,15 @@ def _make_int8(
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
     )
-    onnx.rename_ends(model, keras.signature(source.model))
+    onnx.rename_ends(model, Graph(canonical))
     read = onnx.read_stored(model, Graph(quantized.graph))
-    _check_stored(target, read, quantized.stored, biases=profile.onnx_bias)
+    absent = onnx.absent(model, Graph(quantized.graph))
+    if absent:
+        notes.append(
+            f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
+            f"not rounded there: {', '.join(map(short_name, absent[:3]))}"
+        )
+    _check_stored(target, read, quantized.stored.without(absent), biases=profile.onnx_bias)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "
@@ -454,7 +505,7 @@ def _make_int8(
     )
 
 
-def _way(found: Quantized) -> str:
+def _way(found: Quantized | OnnxQuantized) -> str:
     if not found.trials:
         return f"weights: {found.way}"
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
@@ -482,16 +533,17 @@ def _execution(
 ) -> Execution:
     """Load and run what will be written; say which kernels did it."""
     isa = environment.describe().isa
-    stored = written.quantized.stored if written.quantized is not None else None
-    numbers = 0 if stored is None else stored.numbers()
+    found = written.quantized
+    numbers = 0
+    if found is not None:
+        numbers = found.numbers if isinstance(found, OnnxQuantized) else found.stored.numbers()
     if target == "tflite":
         return Execution("XNNPACK", isa, tflite.kernels(written.content), (), numbers)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)
-    spec = written.signature.single_input()
-    pixels = np.zeros((1, *spec.shape[1:]), np.uint8)
-    feed = {spec.name: spec.quantize(source.preprocessing.apply(pixels))}
+    given = feeds.random(written.signature.inputs, source.preprocessing, 1, seed=0)
+    feed = feeds.quantized(given, written.signature.inputs)
     options = dict(profile.runtime_options.get(target, {}))
     nodes = onnx.executed(written.content, feed, options=options)
     kernels: dict[str, int] = {}
@@ -513,45 +565,56 @@ def _check_answers(written: _Written, source: FloatModel, target: str, precision
         ExecutionError: If an answer is NaN or infinite, or differs by more than the precision
             explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
     """
-    spec = written.signature.single_input()
-    pixels = np.random.default_rng(0).integers(
-        0, 256, (_CHECKED_IMAGES, *spec.shape[1:]), dtype=np.uint8
-    )
-    values = source.preprocessing.apply(pixels)
-    expected = _answers_tflite(written.canonical, values)
-    feed = spec.quantize(values)
+    inputs, ends = written.signature.inputs, written.signature.outputs
+    base = onnx.signature(source.model) if source.kind == "onnx" else None
+    given = (base or tflite.signature(written.canonical)).inputs
+    values = feeds.random(given, source.preprocessing, _CHECKED_IMAGES, seed=0)
+    if base is not None:
+        expected = _answers_onnx(written.canonical, values, base)
+    else:
+        expected = _answers_tflite(written.canonical, values)
+    feed = feeds.quantized(values, inputs)
     if target == "tflite":
         answers = _answers_tflite(written.content, feed)
     else:
-        run = onnx.session(written.content).run
-        each = [feed] if spec.shape[0] == -1 else [feed[i : i + 1] for i in range(len(feed))]
-        answers = np.concatenate([run(None, {spec.name: images})[0] for images in each])
-    found = written.signature.outputs[0].dequantize(answers)
-    if not np.isfinite(found).all():
-        raise ExecutionError(
-            f"the {target} {precision} model of {source.model_id} answers NaN or infinity; "
-            f"export it in float32"
-        )
-    difference = float(np.abs(found - expected).max(initial=0))
-    allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(expected).max(initial=0)))
-    if difference > allowed:
-        raise ExecutionError(
-            f"the {target} {precision} model of {source.model_id} differs from the float model by "
-            f"{difference:.3g}, expected {allowed:.3g} at most; please report the model"
-        )
-    return difference
+        answers = _answers_onnx(written.content, feed, written.signature)
+    largest = 0.0
+    for end in ends:
+        found = end.dequantize(answers[end.name])
+        if not np.isfinite(found).all():
+            raise ExecutionError(
+                f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
+                f"{end.name}; export it in float32"
+            )
+        exact = expected[end.name]
+        difference = float(np.abs(found - exact).max(initial=0))
+        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(exact).max(initial=0)))
+        if difference > allowed:
+            raise ExecutionError(
+                f"the {target} {precision} model of {source.model_id} differs from the float model "
+                f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most; please report "
+                f"the model"
+            )
+        largest = max(largest, difference)
+    return largest
 
 
-def _answers_tflite(content: bytes, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _answers_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
+    names = [end.name for end in found.outputs]
+    run = onnx.session(content).run
+    parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+
+def _answers_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
+    """Answers ``[N, ...]`` by name of the signature."""
     opened = tflite.interpreter(content)
-    entry = opened.get_input_details()[0]["index"]
-    end = opened.get_output_details()[0]["index"]
-    answers = []
-    for i in range(len(values)):
-        opened.set_tensor(entry, values[i : i + 1])
-        opened.invoke()
-        answers.append(opened.get_tensor(end))
-    return np.concatenate(answers)
+    runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
+    found = [
+        runner(**{name: array[i : i + 1] for name, array in values.items()})
+        for i in range(feeds.count(values))
+    ]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def parser() -> cli.Parser:
@@ -568,6 +631,7 @@ python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --
 """,
     )
     float_model.add_arguments(result)
+    float_model.add_trust(result)
     add = result.add_argument
     add("--target", required=True, choices=TARGETS)
     add("--precision", required=True, choices=artifact.PRECISIONS)
@@ -611,6 +675,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         correction=options.correction,
         strict=options.strict,
         preprocessing=options.preprocessing,
+        trust=options.trust,
         out=options.out,
         force=options.force,
         command=cli.command_line(),

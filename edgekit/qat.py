@@ -251,6 +251,10 @@ def qat(
     from edgekit.quant import fake as fake_quant
 
     source = float_model.load(model, preprocessing=preprocessing)
+    if source.kind != "keras" or not keras_format.is_keras_2(source.model):
+        raise InvalidModelError(
+            f"{model}: fine-tuning needs a Keras 2 model, as tfmot does; build it with tf_keras"
+        )
     if source.encodings is not None:
         raise InvalidModelError(
             f"{model} was trained with fake quantization already; pass the float model"

@@ -172,6 +172,22 @@ def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> 
     return Measurement(value, "dB", len(reference))
 
 
+def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
+    """Mean squared error of the answers, in the answer's own unit squared, of regressions."""
+    total = 0.0
+    for exact, found in blocks(reference, other):
+        total += float(((exact.astype(np.float64) - found) ** 2).sum())
+    return Measurement(total / reference.size, "unit^2", len(reference))
+
+
+def is_probability(answers: npt.NDArray[np.float32]) -> bool:
+    """Whether rows are probabilities that sum to 1, of which a KL divergence has a meaning."""
+    return answers.ndim == 2 and all(
+        block.min() >= 0 and np.abs(block.sum(axis=1) - 1).max() <= 0.01
+        for (block,) in blocks(answers)
+    )
+
+
 def latency_spread(samples: npt.NDArray[np.float64]) -> float:
     """Range of the medians of rounds, ``[rounds, samples]`` in ms, as a part of their median."""
     rounds = np.median(samples, axis=1)

@@ -103,3 +103,16 @@ def test_a_warm_up_is_found_and_noise_is_not() -> None:
     assert stats.warm_up(np.ones((3, 1))) == 0
     false = [stats.warm_up(random.lognormal(0, 0.3, (10, 20))) > 0 for _ in range(200)]
     assert np.mean(false) < 0.05
+
+
+def test_mse_is_of_every_number_of_every_answer() -> None:
+    exact = np.array([[1, 2], [3, 4]], np.float32)
+    assert stats.mse(exact, exact).value == 0
+    assert stats.mse(exact, exact + np.array([[0, 2]], np.float32)).value == 2
+    assert stats.mse(exact[:, 0], exact[:, 1]).value == 1
+
+
+def test_logits_are_no_probabilities() -> None:
+    assert stats.is_probability(np.array([[0.5, 0.5], [0.2, 0.8]], np.float32))
+    assert not stats.is_probability(np.array([[0.5, 0.5], [0.2, 0.9]], np.float32))
+    assert not stats.is_probability(np.array([[1.5, -0.5]], np.float32))

@@ -176,9 +176,35 @@ class Graph:
         return tuple(self._order[i] for i in self._subgraph.outputs)
 
     @property
+    def entries(self) -> dict[str, str]:
+        """Tensor by the name that the signature gives to an input; without one, by its own."""
+        return self._signed("inputs") or {name: name for name in self.inputs}
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """The same of the outputs."""
+        return self._signed("outputs") or {name: name for name in self.outputs}
+
+    def _signed(self, side: str) -> dict[str, str]:
+        signatures = self._model.signatureDefs or []
+        return {
+            each.name.decode(): self._order[each.tensorIndex]
+            for signature in signatures[:1]
+            for each in getattr(signature, side)
+        }
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         """Names of all tensors, constants too."""
         return tuple(self._order)
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """Names of the tensors that something reads or writes, constants too."""
+        found = {*self.inputs, *self.outputs}
+        for operator in self.operators:
+            found.update(operator.inputs, operator.outputs)
+        return tuple(name for name in self._order if name in found)
 
     @property
     def operators(self) -> tuple[Operator, ...]:
@@ -286,6 +312,71 @@ class Graph:
         parameters.zeroPoint = np.asarray(found.zero_point, np.int64)
         parameters.quantizedDimension = found.axis
 
+    def make_integer(
+        self,
+        name: str,
+        scale: float,
+        zero_point: int,
+        values: npt.NDArray[np.int8] | None = None,
+    ) -> None:
+        """Turn a float tensor into an int8 one; a constant takes its integers."""
+        tensor, schema = self._tensors[name], self._schema
+        tensor.type = schema.TensorType.INT8
+        tensor.quantization = schema.QuantizationParametersT()
+        self.set_quantization(
+            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
+        )
+        if values is not None:
+            tensor.buffer = len(self._model.buffers)
+            self._model.buffers.append(schema.BufferT())
+            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+
+    def set_inputs(self, position: int, names: Sequence[str]) -> None:
+        """Let an operator read other tensors."""
+        places = {name: place for place, name in enumerate(self._order)}
+        found = [places[name] if name else -1 for name in names]
+        self._subgraph.operators[position].inputs = found
+
+    def set_outputs(self, names: Sequence[str]) -> None:
+        """Let the graph answer other tensors, each in place of the one that it answered there."""
+        found = [self._order.index(name) for name in names]
+        moved = dict(zip(map(int, self._subgraph.outputs), found, strict=True))
+        for signature in self._model.signatureDefs or []:
+            for each in signature.outputs:
+                each.tensorIndex = moved.get(int(each.tensorIndex), int(each.tensorIndex))
+        self._subgraph.outputs = found
+
+    def remove(self, positions: Sequence[int]) -> None:
+        """Take operators out, by their places."""
+        gone = set(positions)
+        kept = [each for i, each in enumerate(self._subgraph.operators) if i not in gone]
+        self._subgraph.operators, self._original = kept, len(kept)
+
+    def spell_negations(self) -> bool:
+        """Write each NEG as a product with -1, in place: LiteRT's int8 NEG ignores the scales.
+
+        Returns:
+            Whether there was one.
+        """
+        options = self._schema.MulOptionsT()
+        places = [i for i, each in enumerate(self.operators) if each.kind == "NEG"]
+        for place in places:
+            raw = self._subgraph.operators[place]
+            minus = self._order.index(self._add_constant(np.array(-1, np.float32)))
+            raw.opcodeIndex = self._code("MUL", 1)
+            raw.inputs = [int(raw.inputs[0]), minus]
+            raw.builtinOptionsType = self._schema.BuiltinOptions.MulOptions
+            raw.builtinOptions = options
+        return bool(places)
+
+    def fused(self) -> frozenset[str]:
+        """Tensors whose operator has an activation behind it."""
+        return frozenset(
+            self._order[raw.outputs[0]]
+            for raw in self._subgraph.operators
+            if getattr(raw.builtinOptions, "fusedActivationFunction", 0)
+        )
+
     def fold(self) -> None:
         """Store the weights of a float16 file as the float32 that it computes with, in place."""
         schema, kept = self._schema, []
@@ -299,6 +390,30 @@ class Graph:
             self._model.buffers.append(schema.BufferT())
             self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
         self._subgraph.operators, self._original = kept, len(kept)
+
+    def halve(self) -> None:
+        """Store float32 constants as float16, with a DEQUANTIZE each, in place; as fold() undoes.
+
+        Raises:
+            InvalidModelError: If a constant does not fit in float16.
+        """
+        schema, added = self._schema, []
+        used = {name for operator in self.operators for name in operator.inputs}
+        for name in [n for n in self._order if n in used and self.dtype(n) == np.float32]:
+            if not self.is_constant(name):
+                continue
+            values = self.constant(name)
+            if np.abs(values).max(initial=0) > float(np.finfo(np.float16).max):
+                raise InvalidModelError(f"{short_name(name)} does not fit in float16")
+            half = self._add_constant(values.astype(np.float16))
+            self._tensors[name].buffer = 0
+            operator = schema.OperatorT()
+            operator.opcodeIndex = self._code("DEQUANTIZE", 3)
+            operator.inputs = [self._order.index(half)]
+            operator.outputs = [self._order.index(name)]
+            added.append(operator)
+        self._subgraph.operators = [*added, *self._subgraph.operators]
+        self._original = len(self._subgraph.operators)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other names, in place; one that has such a name already gets another."""
@@ -412,18 +527,8 @@ class Graph:
     ) -> str:
         """Append an operator with one float output; returns that tensor's name."""
         schema = self._schema
-        number = getattr(schema.BuiltinOperator, kind)
-        codes = self._model.operatorCodes
-        known = [(max(c.builtinCode, c.deprecatedBuiltinCode), c.version) for c in codes]
-        if (number, version) not in known:
-            code = schema.OperatorCodeT()
-            code.builtinCode, code.version = number, version
-            code.deprecatedBuiltinCode = min(number, 127)
-            codes.append(code)
-            known.append((number, version))
-        place = known.index((number, version))
         operator = schema.OperatorT()
-        operator.opcodeIndex = place
+        operator.opcodeIndex = self._code(kind, version)
         operator.inputs = [self._order.index(name) for name in inputs]
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, options_kind)
         operator.builtinOptions = options
@@ -431,6 +536,19 @@ class Graph:
         operator.outputs = [self._order.index(name)]
         self._subgraph.operators.append(operator)
         return name
+
+    def _code(self, kind: str, version: int) -> int:
+        """Number of an operator's code in the file; it is added if it is not there."""
+        number = getattr(self._schema.BuiltinOperator, kind)
+        codes = self._model.operatorCodes
+        known = [(max(c.builtinCode, c.deprecatedBuiltinCode), c.version) for c in codes]
+        if (number, version) not in known:
+            code = self._schema.OperatorCodeT()
+            code.builtinCode, code.version = number, version
+            code.deprecatedBuiltinCode = min(number, 127)
+            codes.append(code)
+            known.append((number, version))
+        return known.index((number, version))
 
     def _add_constant(self, values: npt.NDArray[Any]) -> str:
         kinds = {dtype: number for number, dtype in self._dtypes.items()}
@@ -484,6 +602,83 @@ class Graph:
             tuple(self._order[i] if i >= 0 else "" for i in inputs),
             tuple(self._order[i] for i in raw.outputs),
         )
+
+
+def canonical(content: bytes, name: str, *, key: str) -> bytes:
+    """A float TFLite file of any converter as a canonical graph, with batch 1 and one signature.
+
+    Args:
+        content: The file.
+        name: Of the file, for messages.
+        key: Of the signature; a file without one gets one with its tensors' own names.
+
+    Raises:
+        InvalidModelError: If it cannot be read, has several subgraphs, a free size behind the
+            batch, or constants or inputs that are quantized.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    if content[4:8] != b"TFL3":
+        raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
+    try:
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        subgraph = model.subgraphs[0]
+        seen: dict[bytes, int] = {}
+        for i, tensor in enumerate(subgraph.tensors):
+            own = tensor.name or b"tensor"
+            if own in seen:
+                own = own + b"__%d" % i
+            seen[own] = i
+            tensor.name = own
+    except Exception as exc:  # flatbuffers raises struct.error, IndexError, TypeError, ...
+        raise InvalidModelError(f"{name} cannot be read (cut short?): {reason(exc)}") from None
+    if len(model.subgraphs) != 1:
+        raise InvalidModelError(
+            f"{name}: expected one subgraph, got {len(model.subgraphs)} (control flow: IF, WHILE); "
+            f"unroll it, e.g. with unroll=True of a recurrent layer"
+        )
+    for index in subgraph.inputs:
+        tensor = subgraph.tensors[index]
+        free = tensor.shapeSignature
+        if free is not None and any(size < 0 for size in free[1:]):
+            raise InvalidModelError(
+                f"{name}: expected a fixed size of input {tensor.name.decode(errors='replace')}, "
+                f"got {list(map(int, free))}; convert the model with the size it will run at"
+            )
+        if tensor.shape is not None and len(tensor.shape) and tensor.shape[0] != 1:
+            raise InvalidModelError(
+                f"{name}: expected batch 1 of input {tensor.name.decode(errors='replace')}, got "
+                f"{list(map(int, tensor.shape))}; convert the model with batch 1"
+            )
+    for tensor in subgraph.tensors:
+        scales = None if tensor.quantization is None else tensor.quantization.scale
+        if scales is not None and len(scales):
+            raise InvalidModelError(
+                f"{name} is quantized already ({tensor.name.decode(errors='replace')}); "
+                f"expected a float32 or float16 model"
+            )
+    if not model.signatureDefs:
+        model.signatureDefs = [_signature(schema, subgraph)]
+    model.signatureDefs = model.signatureDefs[:1]
+    model.signatureDefs[0].signatureKey = key.encode()
+    graph = Graph(_pack(model))
+    graph.fold()
+    graph.spell_negations()
+    return graph.serialize()
+
+
+def _signature(schema: Any, subgraph: Any) -> Any:
+    found = schema.SignatureDefT()
+    found.subgraphIndex = 0
+    for side, indices in (("inputs", subgraph.inputs), ("outputs", subgraph.outputs)):
+        maps = []
+        for index in indices:
+            each = schema.TensorMapT()
+            name = subgraph.tensors[index].name.decode(errors="replace")
+            each.name, each.tensorIndex = name.split(":")[0].encode(), int(index)
+            maps.append(each)
+        setattr(found, side, maps)
+    return found
 
 
 def _pack(model: Any) -> bytes:

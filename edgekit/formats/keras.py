@@ -1,13 +1,13 @@
-"""Keras 2 models (tf_keras): the one place that imports TensorFlow, and how it is set up."""
+"""Keras models: the one place that imports TensorFlow, and how it is set up."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import tempfile
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import InvalidModelError, MissingDependencyError
+from edgekit.formats import keras_file
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -62,31 +63,62 @@ def tf_keras() -> Any:
     return keras
 
 
-def load(path: Path) -> Any:
-    """Read a ``.keras`` file written by tf_keras.
-
-    Code inside the file (Lambda layers) is refused.
+def keras_3() -> Any:
+    """Import Keras 3 on its TensorFlow backend, beside Keras 2.
 
     Raises:
-        InvalidModelError: If the file is missing, is not a Keras 2 model, or holds code.
+        MissingDependencyError: If Keras 3 is not installed.
+        InvalidModelError: If it was imported on another backend before.
     """
-    if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "not found"
-        raise InvalidModelError(f"{path} {problem}; expected a .keras file written by tf_keras")
-    if not zipfile.is_zipfile(path):
-        raise InvalidModelError(
-            f"{path} is not a .keras file (no zip archive, or cut short); "
-            f"save the model with model.save('NAME.keras')"
-        )
+    tensorflow()
+    if "keras" not in sys.modules:
+        os.environ["KERAS_BACKEND"] = "tensorflow"
     try:
-        return tf_keras().models.load_model(path, compile=False, safe_mode=True)
-    except MissingDependencyError:
-        raise
-    except Exception as exc:  # tf_keras raises many types for a broken or foreign file
-        said = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        with quiet():
+            import keras
+    except ImportError:
+        raise MissingDependencyError("keras>=3", "convert") from None
+    if keras.backend.backend() != "tensorflow":
         raise InvalidModelError(
-            f"{path} cannot be read as a tf_keras model: {said[:200]}; "
-            f"save it with tf_keras (Keras 2) as model.save('NAME.keras')"
+            f"expected Keras 3 on the backend tensorflow, got {keras.backend.backend()}; "
+            f"set KERAS_BACKEND=tensorflow"
+        )
+    return keras
+
+
+def load(path: Path, *, trust: bool = False) -> Any:
+    """Read a ``.keras`` or HDF5 file of Keras 2 or 3 with the Keras that wrote it.
+
+    Args:
+        path: The file.
+        trust: Let code inside of the file run: Lambda layers, functions and layers of others.
+
+    Raises:
+        InvalidModelError: If the file is missing, is no Keras model, or holds code.
+    """
+    found = keras_file.read(path)
+    if not trust:
+        for layer, problem in found.code():
+            raise InvalidModelError(
+                f"{path}: {layer} holds {problem}, and would run here; pass --trust if you know "
+                f"who made the file, or build the layer of others"
+            )
+    keras = keras_3() if found.version >= 3 else tf_keras()
+    try:
+        with quiet():
+            return keras.models.load_model(path, compile=False, safe_mode=not trust)
+    except Exception as exc:  # Keras raises many types for a broken or foreign file
+        said = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        unknown = re.search(r"(?:Unknown layer: |Could not locate class )'(\w+)'", said)
+        own = found.layer_of(unknown.group(1)) if unknown else None
+        if unknown and own:
+            raise InvalidModelError(
+                f"{path}: {own} is a {unknown.group(1)}, which is no layer of Keras; save the "
+                f"model as a SavedModel with model.export('NAME'), which needs no Python"
+            ) from None
+        raise InvalidModelError(
+            f"{path} cannot be read as a model of Keras {found.version}: {said[:200]}; "
+            f"save it as model.save('NAME.keras'), or as a SavedModel with model.export('NAME')"
         ) from None
 
 
@@ -157,17 +189,60 @@ def by_values(
     return found
 
 
+def input_names(model: Any) -> tuple[str, ...]:
+    """A name for each input, each once."""
+    return _once([tensor_name(tensor) for tensor in model.inputs])
+
+
+def output_names(model: Any) -> tuple[str, ...]:
+    """A name for each output, each once: that of the layer that answers it."""
+    names = [tensor_name(tensor) for tensor in model.outputs]
+    if not is_keras_2(model):  # there a tensor has no name of its layer
+        names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    return _once(names)
+
+
+def is_keras_2(model: Any) -> bool:
+    """Whether it is a model of tf_keras; else of Keras 3."""
+    return isinstance(model, tf_keras().Model)
+
+
+def _once(names: list[str]) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    found = []
+    for name in names:
+        number = seen[name] = seen.get(name, -1) + 1
+        found.append(f"{name}_{number}" if number else name)
+    return tuple(found)
+
+
+def call(model: Any, inputs: Sequence[Any]) -> list[Any]:
+    """Run a functional model on a flat list of inputs; a flat list of outputs."""
+    nest = tensorflow().nest
+    struct = getattr(model, "_inputs_struct", None)
+    if struct is None:
+        struct = getattr(model, "_nested_inputs", None)
+    if struct is None:
+        struct = list(model.inputs) if len(inputs) > 1 else model.inputs[0]
+    given = nest.pack_sequence_as(struct, list(inputs))
+    return list(nest.flatten(model(given, training=False)))
+
+
 def signature(model: Any) -> Signature:
     """The signature of a functional model, batch axis -1."""
+    as_dtype = tensorflow().as_dtype
 
-    def specs(tensors: Any) -> tuple[TensorSpec, ...]:
+    def specs(names: Sequence[str], tensors: Any) -> tuple[TensorSpec, ...]:
         return tuple(
             TensorSpec(
-                name=tensor_name(tensor),
+                name=name,
                 shape=tuple(-1 if size is None else int(size) for size in tensor.shape),
-                dtype=tensor.dtype.name,
+                dtype=as_dtype(tensor.dtype).name,
             )
-            for tensor in tensors
+            for name, tensor in zip(names, tensors, strict=True)
         )
 
-    return Signature(inputs=specs(model.inputs), outputs=specs(model.outputs))
+    return Signature(
+        inputs=specs(input_names(model), model.inputs),
+        outputs=specs(output_names(model), model.outputs),
+    )

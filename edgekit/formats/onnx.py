@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
-from edgekit.formats.flatbuffer import Graph
+from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -21,6 +21,11 @@ OPSET = 18
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
+#: Operators whose output has the values of their input, in order or not.
+_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
+_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
+#: The last of the ONNX operators that tf2onnx writes for one of TFLite's.
+_LAST = {"SQUARED_DIFFERENCE": "Mul", "RSQRT": "Reciprocal"}
 _FLOAT_NAMES = frozenset(("float", "float16"))
 #: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
 #: Moving data (Transpose, Reshape) is no computation.
@@ -71,18 +76,28 @@ def from_tflite(canonical: bytes) -> Any:
             raise InvalidModelError(
                 f"the graph cannot be converted to ONNX: {reason(exc)}"
             ) from None
-    foreign = sorted({n.op_type for n in model.graph.node if n.domain not in ("", "ai.onnx")})
-    if foreign:
-        raise InvalidModelError(f"operators without an ONNX form remain: {', '.join(foreign)}")
     del model.opset_import[1:]
-    _pool_instead_of_mean(model)
+    _spell_gelu(model)
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+            raise InvalidModelError(
+                f"{short_name(node.output[0])}: {node.op_type.removeprefix('TFL_')} has no ONNX "
+                f"form in tf2onnx; replace the layer, or export --target tflite"
+            )
+    _pool_instead_of_mean(model, Graph(canonical))
     _gemm_instead_of_matmul(model)
-    _restore_gemm_names(model)
+    _restore_gemm_names(model, Graph(canonical))
     _name_activations(model, Graph(canonical))
-    _free_batch(model)
     del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model)
-    onnx.checker.check_model(model, full_check=True)
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    _free_batch(free)
+    model = free if _batches(free, model) else model
+    try:
+        model = onnx.shape_inference.infer_shapes(model)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid ONNX: {reason(exc)}") from None
     return model
 
 
@@ -101,10 +116,22 @@ def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
+    given = onnx.ModelProto()
+    given.CopyFrom(model)
+    for node in list(given.graph.node):  # the converter casts every input under one name
+        for place, name in enumerate(node.input):
+            if name and name in list(node.input)[:place]:
+                node.input[place] = f"{node.output[0]}__input_{place}"
+                same = onnx.helper.make_node("Identity", [name], [node.input[place]])
+                same.name = node.input[place]
+                given.graph.node.insert(list(given.graph.node).index(node), same)
     with quiet():
-        half = convert_float_to_float16(model, keep_io_types=True, node_block_list=list(keep))
+        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
     _sort(half)
-    onnx.checker.check_model(half)
+    try:
+        onnx.checker.check_model(half)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
     return half
 
 
@@ -143,6 +170,7 @@ def quantize(
 
     copied = onnx.ModelProto()
     copied.CopyFrom(model)
+    _separate(copied)
     _drop_clips(copied, stored.activations)
     activations = _activation_encodings(copied, stored.activations)
     left = _without_encodings(copied, activations)
@@ -183,11 +211,13 @@ def quantize(
                 "ActivationSymmetric": all(z == 0 for _, z in activations.values()),
                 "QuantizeBias": quantize_bias,
                 "QDQDisableWeightAdjustForInt32Bias": True,
+                "QDQKeepRemovableActivations": True,  # _drop_clips knows which the ranges replace
             },
         )
         writer.quantize_model()
     quantized = writer.model.model
     _put_integers(quantized, stored, quantize_bias=quantize_bias)
+    _round_between(quantized, activations, dtype, shift)
     _sort(quantized)
     onnx.checker.check_model(quantized)
     return quantized
@@ -200,7 +230,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         model: Quantized ``onnx.ModelProto``.
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
-    constants = _constants(model)
+    constants = stored_constants(model)
     ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True))
     ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
     makers = {output: node for node in model.graph.node for output in node.output}
@@ -219,13 +249,24 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             shift = 128 if zero_point.dtype == np.uint8 else 0
             number = float(constants[node.input[1]]), int(zero_point) - shift
             found[origin(node.input[0])] = number
-    for node in model.graph.node:  # what is only moved may be rounded before or behind it
-        if node.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze"):
+    # what is only moved may be rounded before or behind it
+    for node in [*model.graph.node, *reversed(model.graph.node)]:
+        if node.op_type in _MOVING:
             one, other = origin(node.input[0]), origin(node.output[0])
             if one in found:
                 found.setdefault(other, found[one])
             elif other in found:
                 found[one] = found[other]
+    there = set(makers) | set(ends)
+    for operator in graph.operators:  # what the converter took out holds the same numbers
+        if operator.kind in _MOVED and operator.outputs[0] not in there:
+            if operator.inputs[0] in found:
+                found.setdefault(operator.outputs[0], found[operator.inputs[0]])
+    for operator in reversed(graph.operators):
+        merged = operator.kind in ("RELU", "RELU6")  # by onnxruntime's writer
+        if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
+            if operator.outputs[0] in found:
+                found.setdefault(operator.inputs[0], found[operator.outputs[0]])
     names = set(graph.tensors)
     activations = {name: number for name, number in found.items() if name in names}
     layers = {}
@@ -243,6 +284,26 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     return Stored(activations, layers)
 
 
+def absent(model: Any, graph: Graph) -> tuple[str, ...]:
+    """Activations of the canonical graph that the ONNX graph has no tensor for, nor integers.
+
+    tf2onnx merges operators, and names what it turns around anew.
+    """
+    there = {
+        name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
+    }
+    known = read_stored(model, graph).activations
+    computed = [name for operator in graph.operators for name in operator.outputs]
+    return tuple(
+        name
+        for name in computed
+        if graph.dtype(name) == np.float32
+        and name not in (*graph.inputs, *graph.outputs)
+        and name not in there
+        and name not in known
+    )
+
+
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
     """(weights or None, bias or None) of each layer that are stored in float, canonical layout.
 
@@ -250,7 +311,7 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
         model: ``onnx.ModelProto``.
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
-    constants = _constants(model)
+    constants = stored_constants(model)
     ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
     found = {}
     for node, place in _layer_nodes(model):
@@ -316,6 +377,11 @@ def load(path: Path) -> Any:
             f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
         ) from None
     return model
+
+
+def parse(content: bytes) -> Any:
+    """Bytes as an ``onnx.ModelProto``."""
+    return _onnx().ModelProto.FromString(content)
 
 
 def session(
@@ -472,16 +538,17 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
     return tuple(found.values())
 
 
-def rename_ends(model: Any, names: Signature) -> None:
-    """Give inputs and outputs the names of the Keras model, in place."""
+def rename_ends(model: Any, graph: Graph) -> None:
+    """Give inputs and outputs the names that the canonical graph's signature has, in place."""
     renamed = {}
-    for values, specs in (
-        (model.graph.input, names.inputs),
-        (model.graph.output, names.outputs),
+    for values, tensors, signed in (
+        (model.graph.input, graph.inputs, graph.entries),
+        (model.graph.output, graph.outputs, graph.ends),
     ):
-        for value, spec in zip(values, specs, strict=True):
-            renamed[value.name] = spec.name
-            value.name = spec.name
+        names = {tensor: name for name, tensor in signed.items()}
+        for value, tensor in zip(values, tensors, strict=True):
+            renamed[value.name] = names.get(tensor, tensor)
+            value.name = renamed[value.name]
     for node in model.graph.node:
         for ends in (node.input, node.output):
             for i, name in enumerate(ends):
@@ -494,7 +561,7 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
     A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip). What writes the
     first then writes the second, under the canonical name.
     """
-    constants = _constants(model)
+    constants = stored_constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in list(model.graph.node):
         if node.op_type not in ("Clip", "Relu") or node.output[0] not in encodings:
@@ -532,12 +599,84 @@ def _activation_encodings(
     in_graph.update(output for node in model.graph.node for output in node.output)
     found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
     for node in model.graph.node:
-        if node.op_type in ("Clip", "Relu", "Transpose", "Reshape", "Flatten", "Squeeze"):
+        if node.op_type in ("Clip", "Relu", *_MOVING):
             if node.input[0] in found:
                 found.setdefault(node.output[0], found[node.input[0]])
             elif node.output[0] in found:
                 found[node.input[0]] = found[node.output[0]]
     return found
+
+
+def _separate(model: Any) -> None:
+    """Give every convolution and dense layer constants of its own, in place.
+
+    tf2onnx keeps equal ones once; each use gets integers of its own.
+    """
+    layers = ("Conv", "Gemm", "MatMul")
+    seen = {name for n in model.graph.node if n.op_type not in layers for name in n.input}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type not in layers or place == 0 or name not in tensors:
+                continue
+            if name in seen:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(tensors[name])
+                copied.name = node.input[place] = f"{name}__of__{node.output[0]}"
+            seen.add(name)
+
+
+def _round_between(
+    model: Any, activations: Mapping[str, tuple[float, int]], dtype: Any, shift: int
+) -> None:
+    """Round what lies between two operators without an integer kernel as well, in place.
+
+    onnxruntime's writer leaves such a tensor in float; a pair of QuantizeLinear and
+    DequantizeLinear behind it makes it the same number as in TFLite.
+    """
+    onnx = _onnx()
+    makers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    ends = {value.name for value in model.graph.output}
+
+    def rounded_behind(name: str) -> bool:
+        return any(
+            node.op_type == "QuantizeLinear"
+            or (node.op_type in _MOVING and rounded_behind(node.output[0]))
+            for node in readers.get(name, [])
+        )
+
+    def rounded_before(name: str) -> bool:
+        maker = makers.get(name)
+        if maker is None or maker.op_type == "DequantizeLinear":
+            return True
+        return maker.op_type in _MOVING and rounded_before(maker.input[0])
+
+    for name, (scale, zero_point) in activations.items():
+        if name not in makers or name in ends or rounded_behind(name) or rounded_before(name):
+            continue
+        if makers[name].op_type in _MOVING:
+            continue  # what it moves is rounded
+        numbers = []
+        for suffix, value in (
+            ("scale", np.float32(scale)),
+            ("zero_point", dtype(zero_point + shift)),
+        ):
+            numbers.append(f"{name}__{suffix}")
+            model.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.asarray(value), numbers[-1])
+            )
+        stored, real = f"{name}__stored", f"{name}__rounded"
+        for reader in readers[name]:
+            for place, given in enumerate(reader.input):
+                if given == name:
+                    reader.input[place] = real
+        make = onnx.helper.make_node
+        model.graph.node.append(make("QuantizeLinear", [name, *numbers], [stored], name=stored))
+        model.graph.node.append(make("DequantizeLinear", [stored, *numbers], [real], name=real))
 
 
 def _layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
@@ -554,17 +693,24 @@ def _layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
             users = readers.get(name, [])
             if len(users) != 1:
                 break
-            if users[0].op_type in ("Clip", "Relu"):
+            if _belongs(users[0], name):
                 name = users[0].output[0]
             elif users[0].op_type == "QuantizeLinear":
                 back = readers.get(users[0].output[0], [])
                 users = readers.get(back[0].output[0], []) if len(back) == 1 else []
-                if len(users) != 1 or users[0].op_type not in ("Clip", "Relu"):
+                if len(users) != 1 or not _belongs(users[0], name):
                     break
                 name = users[0].output[0]
             else:
                 break
         yield node, name.removesuffix("_QuantizeLinear_Input")
+
+
+def _belongs(node: Any, name: str) -> bool:
+    """Whether a node behind a layer is part of it: an activation, or the turn of an output."""
+    return node.op_type in ("Clip", "Relu") or (
+        node.op_type == "Transpose" and "_raw_output_" in name
+    )
 
 
 def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
@@ -587,7 +733,7 @@ def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
 def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
     """Give a DequantizeLinear constants of its own."""
     onnx = _onnx()
-    old = _constants(model)[dequantize.input[0]]
+    old = stored_constants(model)[dequantize.input[0]]
     if old.shape != values.shape or old.dtype != values.dtype:
         raise ExecutionError(
             f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "
@@ -620,17 +766,17 @@ def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[A
 def _to_canonical(node: Any, weights: Any) -> Any:
     """Weights of a node in TFLite's layout."""
     if node.op_type == "Conv":
-        depthwise = _attribute(node, "group", 1) > 1 and weights.shape[1] == 1
+        depthwise = attribute(node, "group", 1) > 1 and weights.shape[1] == 1
         return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
-    return weights if _attribute(node, "transB", 0) else weights.T
+    return weights if attribute(node, "transB", 0) else weights.T
 
 
 def _from_canonical(node: Any, weights: Any) -> Any:
     """Weights in TFLite's layout as a node takes them."""
     if node.op_type == "Conv":
-        depthwise = _attribute(node, "group", 1) > 1 and weights.shape[0] == 1
+        depthwise = attribute(node, "group", 1) > 1 and weights.shape[0] == 1
         return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
-    return weights if _attribute(node, "transB", 0) else weights.T
+    return weights if attribute(node, "transB", 0) else weights.T
 
 
 def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]]) -> list[Any]:
@@ -644,34 +790,59 @@ def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]])
     ]
 
 
-def _pool_instead_of_mean(model: Any) -> None:
-    """Transpose to NHWC, then the mean over height and width: a global average pool and Flatten."""
+def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
+    """The mean over height and width: a global average pool, then Flatten or Transpose, in place.
+
+    What the converter has channels last is brought to channels first for it.
+    """
     helper = _onnx().helper
-    constants = _constants(model)
+    constants = stored_constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
-    for position, node in enumerate(list(model.graph.node)):
-        if node.op_type != "ReduceMean" or _attribute(node, "keepdims", 1) != 0:
+    known = set(graph.tensors)
+    for node in list(model.graph.node):
+        if node.op_type != "ReduceMean":
             continue
         axes = constants.get(node.input[1]) if len(node.input) > 1 else None
+        over = [] if axes is None else sorted(axes.ravel().tolist())
+        kept = bool(attribute(node, "keepdims", 1))
+        if over == [2, 3] and kept and node.output[0] in known:
+            if len(graph.shape(node.output[0])) == 4:  # channels first already
+                del node.input[1:], node.attribute[:]
+                node.op_type = "GlobalAveragePool"
+            continue
+        if over != [1, 2]:
+            continue
+        position = list(model.graph.node).index(node)
         before = makers.get(node.input[0])
-        if axes is None or sorted(axes.ravel().tolist()) != [1, 2] or before is None:
-            continue
-        if before.op_type != "Transpose" or list(_attribute(before, "perm", [])) != [0, 2, 3, 1]:
-            continue
+        added = []
+        if before is not None and _is_transpose(before, [0, 2, 3, 1]):
+            first = before.input[0]
+        else:
+            first = f"{node.output[0]}__first"
+            added.append(
+                helper.make_node("Transpose", [node.input[0]], [first], first, perm=[0, 3, 1, 2])
+            )
         pooled = node.output[0] + POOLED
-        pool = helper.make_node("GlobalAveragePool", [before.input[0]], [pooled], name=pooled)
-        flat = helper.make_node("Flatten", [pooled], [node.output[0]], name=node.name, axis=1)
+        added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
+        kind, form = "Flatten", dict[str, Any](axis=1)
+        if kept:
+            kind, form = "Transpose", {"perm": [0, 2, 3, 1]}
+        added.append(helper.make_node(kind, [pooled], [node.output[0]], node.name, **form))
         model.graph.node.remove(node)
-        model.graph.node.insert(position, pool)
-        model.graph.node.insert(position + 1, flat)
-        if sum(before.output[0] in other.input for other in model.graph.node) == 0:
+        for each in reversed(added):
+            model.graph.node.insert(position, each)
+        if before is not None and not any(before.output[0] in n.input for n in model.graph.node):
             model.graph.node.remove(before)
+
+
+def _is_transpose(node: Any, order: list[int]) -> bool:
+    return node.op_type == "Transpose" and list(attribute(node, "perm", [])) == order
 
 
 def _gemm_instead_of_matmul(model: Any) -> None:
     """A product with a constant matrix, then a constant summand: one Gemm with a bias."""
     helper = _onnx().helper
-    constants = _constants(model)
+    constants = stored_constants(model)
     for node in list(model.graph.node):
         if node.op_type != "MatMul" or node.input[1] not in constants:
             continue
@@ -691,8 +862,27 @@ def _gemm_instead_of_matmul(model: Any) -> None:
             model.graph.node.remove(add)
 
 
-def _restore_gemm_names(model: Any) -> None:
-    """tf2onnx gives a dense layer it fuses a name of its own; give back the canonical tensor's."""
+def _restore_gemm_names(model: Any, graph: Graph) -> None:
+    """tf2onnx gives a dense layer it fuses a name of its own; give back the canonical tensor's.
+
+    A sum with something computed, which it fuses too, becomes an operator of its own again.
+    """
+    sums = {name: o for o in graph.operators if o.kind == "ADD" for name in o.inputs}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in list(model.graph.node):
+        canonical, suffix, _ = node.output[0].partition("_Gemm__")
+        computed = len(node.input) > 2 and node.input[2] not in constants
+        if node.op_type != "Gemm" or not suffix or not computed or canonical not in sums:
+            continue
+        fused, summed = node.output[0], sums[canonical].outputs[0]
+        for other in model.graph.node:
+            for i, name in enumerate(other.input):
+                if name == fused:
+                    other.input[i] = summed
+        add = _onnx().helper.make_node("Add", [canonical, node.input[2]], [summed], name=summed)
+        node.output[0] = canonical
+        del node.input[2]
+        model.graph.node.insert(list(model.graph.node).index(node) + 1, add)
     for node in model.graph.node:
         canonical, suffix, _ = node.output[0].partition("_Gemm__")
         if node.op_type != "Gemm" or not suffix:
@@ -705,14 +895,16 @@ def _restore_gemm_names(model: Any) -> None:
 
 
 def _name_activations(model: Any, graph: Graph) -> None:
-    """Give the canonical name to what a fused activation answers, not to what goes into it.
+    """Give the canonical name to the last of the operators that one became, not to the first.
 
     tf2onnx calls the convolution's output as TFLite calls that of convolution and ReLU together.
     """
-    fused = {layer.output for layer in graph.layers if layer.activation != "none"}
+    lasts = {o.outputs[0]: _LAST[o.kind] for o in graph.operators if o.kind in _LAST}
+    fused = graph.fused()
     makers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
-        if node.op_type not in ("Clip", "Relu") or node.input[0] not in fused:
+        activation = node.op_type in ("Clip", "Relu") and node.input[0] in fused
+        if not node.input or not (activation or lasts.get(node.input[0]) == node.op_type):
             continue
         canonical, before = node.input[0], f"{node.input[0]}__linear"
         users = [other for other in model.graph.node if canonical in other.input]
@@ -728,7 +920,7 @@ def _name_activations(model: Any, graph: Graph) -> None:
 def _free_batch(model: Any) -> None:
     """Make the batch axis free; Reshape copies it from its input instead of fixing it at 1."""
     onnx = _onnx()
-    constants = _constants(model)
+    constants = stored_constants(model)
     for node in model.graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = constants[node.input[1]].copy()
@@ -744,6 +936,72 @@ def _free_batch(model: Any) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
+def _batches(free: Any, fixed: Any) -> bool:
+    """Whether two samples at once answer as one at a time; a batch inside of the graph forbids it.
+
+    A recurrent layer, say, has time before batch, and sizes that hold for one sample only.
+    """
+    random = np.random.default_rng(0)
+    feed = {}
+    for spec in signature(fixed).inputs:
+        if not spec.shape or spec.shape[0] != 1:
+            return False
+        values = random.integers(0, 2, (2, *spec.shape[1:]))
+        feed[spec.name] = values.astype(spec.dtype)
+    try:
+        alone = session(fixed.SerializeToString())
+        whole = session(free.SerializeToString()).run(None, feed)
+    except InvalidModelError:
+        raise
+    except Exception:  # onnxruntime raises its own types where sizes do not fit
+        return False
+    for i in range(2):
+        one = alone.run(None, {name: values[i : i + 1] for name, values in feed.items()})
+        for found, expected in zip(whole, one, strict=True):
+            if found.shape != (2, *expected.shape[1:]):
+                return False
+            if not np.allclose(found[i : i + 1], expected, 1e-2, 1e-3, equal_nan=True):
+                return False
+    return True
+
+
+def _spell_gelu(model: Any) -> None:
+    """GELU, for which tf2onnx has no form, in operators of ONNX (Hendrycks and Gimpel 2016)."""
+    onnx = _onnx()
+    make = onnx.helper.make_node
+    for node in [node for node in model.graph.node if node.op_type == "TFL_GELU"]:
+        x, y = node.input[0], node.output[0]
+        exact = not attribute(node, "approximate", 0)
+        numbers = {"half": 0.5, "one": 1.0, "root": 0.5**0.5 if exact else (2 / np.pi) ** 0.5}
+        if not exact:
+            numbers["cubic"] = 0.044715
+        for name, value in numbers.items():
+            array = np.array(value, np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{y}__{name}"))
+        steps: list[tuple[str, list[str], str]] = []
+        inner = x
+        if not exact:
+            steps += [
+                ("Mul", [x, x], "square"),
+                ("Mul", [f"{y}__square", x], "cube"),
+                ("Mul", [f"{y}__cube", f"{y}__cubic"], "term"),
+                ("Add", [f"{y}__term", x], "inner"),
+            ]
+            inner = f"{y}__inner"
+        steps += [
+            ("Mul", [inner, f"{y}__root"], "scaled"),
+            ("Erf" if exact else "Tanh", [f"{y}__scaled"], "curve"),
+            ("Add", [f"{y}__curve", f"{y}__one"], "raised"),
+            ("Mul", [x, f"{y}__half"], "halved"),
+            ("Mul", [f"{y}__halved", f"{y}__raised"], ""),
+        ]
+        place = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        for kind, inputs, name in reversed(steps):
+            output = f"{y}__{name}" if name else y
+            model.graph.node.insert(place, make(kind, inputs, [output], name=output))
+
+
 def _sort(model: Any) -> None:
     """Put nodes in order of execution; onnxruntime's writers append theirs at the end."""
     from onnxruntime.quantization.onnx_model import ONNXModel
@@ -751,12 +1009,171 @@ def _sort(model: Any) -> None:
     ONNXModel(model).topological_sort()
 
 
-def _constants(model: Any) -> dict[str, Any]:
+def prepare(model: Any) -> Any:
+    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+
+    Raises:
+        InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
+    """
+    onnx = _onnx()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prepared.onnx"
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        settings.optimized_model_filepath = str(path)
+        try:
+            older = model.opset_import[0].version < OPSET
+            given = onnx.version_converter.convert_version(model, OPSET) if older else model
+            onnxruntime.InferenceSession(given.SerializeToString(), settings, providers=[CPU])
+            found = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+        except Exception as exc:  # onnx and onnxruntime raise many types
+            raise InvalidModelError(
+                f"the ONNX file cannot be prepared for int8: {reason(exc)}"
+            ) from None
+    for i, node in enumerate(found.graph.node):
+        node.name = node.name or f"{node.op_type}_{i}"
+    return found
+
+
+def quantize_own(
+    model: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    activation_dtype: str,
+    symmetric: bool,
+    quantize_bias: bool,
+) -> Any:
+    """QDQ int8 of a foreign float model with given ranges, weights per channel.
+
+    Args:
+        model: Float ``onnx.ModelProto`` of another exporter.
+        ranges: (min, max) by tensor name, 0 between them.
+        activation_dtype: ``uint8`` or ``int8``.
+        symmetric: Whether zero_point has to be 0.
+        quantize_bias: Write int32 biases; else they stay float.
+
+    Raises:
+        InvalidModelError: If onnxruntime's quantizer refuses the model.
+    """
+    try:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    onnx = _onnx()
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    _separate(copied)
+    found = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    known = set(found) | {tensor.name for tensor in copied.graph.initializer} | {""}
+    left = [n.name for n in copied.graph.node if not known.issuperset([*n.input, *n.output])]
+    try:
+        with quiet():
+            writer = QDQQuantizer(
+                copied,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=(
+                    QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
+                ),
+                tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+                nodes_to_quantize=[],
+                nodes_to_exclude=left,
+                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": symmetric,
+                    "QuantizeBias": quantize_bias,
+                    "QDQDisableWeightAdjustForInt32Bias": True,
+                },
+            )
+            writer.quantize_model()
+            quantized = writer.model.model
+            _sort(quantized)
+            onnx.checker.check_model(quantized)
+    except Exception as exc:  # onnxruntime's quantizer raises many types
+        raise InvalidModelError(
+            f"onnxruntime's quantizer refuses the ONNX file: {reason(exc)}"
+        ) from None
+    return quantized
+
+
+def put_own(
+    model: Any, layers: Mapping[str, tuple[Any, Any, Any]], *, quantize_bias: bool
+) -> tuple[dict[str, tuple[float, int]], int]:
+    """Write given weights and biases where :func:`quantize_own` put others, in place.
+
+    Args:
+        model: Quantized.
+        layers: (int8 weights as the node has them, scale a channel, real bias or None), by what a
+            layer writes.
+        quantize_bias: Whether biases are int32.
+
+    Returns:
+        (scale, zero_point as stored) of each activation, and how many weights and biases were
+        written.
+    """
+    makers = {node.output[0]: node for node in model.graph.node if node.output}
+    constants = stored_constants(model)
+    numbers = 0
+    for node in list(model.graph.node):
+        name = node.output[0].removesuffix("_QuantizeLinear_Input") if node.output else ""
+        given = layers.get(name)
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or given is None:
+            continue
+        weights, scale, bias = given
+        behind, before = makers.get(node.input[1]), makers.get(node.input[0])
+        if behind is None or behind.op_type != "DequantizeLinear":
+            continue  # stays float
+        _replace(model, behind, f"{name}__weights", weights, scale)
+        numbers += weights.size
+        if bias is None or len(node.input) < 3:
+            continue
+        end = makers.get(node.input[2])
+        if end is None or end.op_type != "DequantizeLinear":
+            _set_constant(model, node.input[2], bias.astype(np.float32))
+        elif before is not None and quantize_bias:
+            entry = np.float32(constants[before.input[1]])
+            bias_scale = (entry * scale.astype(np.float32)).astype(np.float32)
+            whole = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
+            _replace(model, end, f"{name}__bias", whole, bias_scale)
+        numbers += bias.size
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            name = node.input[0].removesuffix("_QuantizeLinear_Input")
+            found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+    return found, numbers
+
+
+def _set_constant(model: Any, name: str, values: Any) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            old = list(tensor.dims)
+            array = np.ascontiguousarray(values).reshape(old)
+            tensor.CopyFrom(_onnx().numpy_helper.from_array(array, name))
+
+
+def stored_constants(model: Any) -> dict[str, Any]:
     to_array = _onnx().numpy_helper.to_array
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
 
 
-def _attribute(node: Any, name: str, default: Any) -> Any:
+def attribute(node: Any, name: str, default: Any) -> Any:
     for attribute in node.attribute:
         if attribute.name == name:
             return _onnx().helper.get_attribute_value(attribute)

@@ -60,7 +60,8 @@ def probe(canonical: bytes, *, sample: int) -> Probe:
     graph = Graph(canonical)
     ends = graph.bounds()
     order = [*graph.inputs, *(name for each in graph.operators for name in each.outputs)]
-    names = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    names = [name for name in floats if 0 not in graph.shape(name)]
     columns: dict[str, list[str]] = {"low": [], "high": [], "sample": []}
     filled = dict.fromkeys(columns, 0)
     places, batches = [], True
@@ -75,7 +76,9 @@ def probe(canonical: bytes, *, sample: int) -> Probe:
         found = ends.get(name, (-math.inf, math.inf))
         if len(shape) < 2 or shape[0] != 1:
             batches = False
-            row = graph.add_reshape(name, (1, int(np.prod(shape))))
+            last = shape[-1] if len(shape) > 1 else int(np.prod(shape))
+            size = int(np.prod(shape))
+            row = graph.add_reshape(name, (1, size) if last == size else (1, size // last, last))
             shape = graph.shape(row)
         else:
             row = name
@@ -85,9 +88,9 @@ def probe(canonical: bytes, *, sample: int) -> Probe:
             size = channels
         else:
             axes = tuple(range(1, len(shape) - 1))
-            low = "" if found[0] > -math.inf else graph.add_reduce("MIN", name, axes)
-            high = graph.add_reduce("MAX", name, axes)
-            values, size = _grid(graph, name, shape, sample)
+            low = "" if found[0] > -math.inf else graph.add_reduce("MIN", row, axes)
+            high = graph.add_reduce("MAX", row, axes)
+            values, size = _grid(graph, row, shape, sample)
         places.append(
             Place(
                 name,

@@ -6,8 +6,9 @@ one signature. All other deployables are made from it.
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import numpy as np
 
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.formats import keras, tflite_integers
 from edgekit.formats.flatbuffer import Graph, Quantization, short_name
-from edgekit.formats.keras import tensor_name, tensorflow
+from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
 
@@ -25,10 +27,7 @@ SIGNATURE_KEY = "serving_default"
 
 
 def from_keras(model: Any, *, float16: bool = False) -> bytes:
-    """Convert a functional tf_keras model to a float flatbuffer with batch size 1.
-
-    Freezes the forward pass first and converts a SavedModel of constants, which gives the same
-    flatbuffer as ``TFLiteConverter.from_keras_model`` in a fraction of its time.
+    """Convert a functional model of Keras 2 or 3 to a float flatbuffer with batch size 1.
 
     Args:
         model: One or more inputs, one or more outputs.
@@ -41,33 +40,55 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
         InvalidModelError: If an input has no fixed size, or the converter refuses the model.
     """
     tf = tensorflow()
+    specs = [
+        tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
+        for name, tensor in zip(keras.input_names(model), model.inputs, strict=True)
+    ]
+    return from_function(
+        lambda *inputs: keras.call(model, inputs),
+        specs,
+        keras.output_names(model),
+        float16=float16,
+    )
+
+
+def from_function(
+    forward: Callable[..., Sequence[Any]],
+    inputs: Sequence[Any],
+    outputs: Sequence[str],
+    *,
+    float16: bool = False,
+) -> bytes:
+    """Convert a TensorFlow function to a float flatbuffer with batch size 1.
+
+    Freezes the forward pass first and converts a SavedModel of constants, which gives the same
+    flatbuffer as ``TFLiteConverter.from_keras_model`` in a fraction of its time.
+
+    Args:
+        forward: From a tensor an input to a tensor an output.
+        inputs: ``tf.TensorSpec`` with a name; a free first axis is the batch and becomes 1.
+        outputs: A name for each output.
+        float16: As :func:`from_keras` takes it.
+
+    Raises:
+        InvalidModelError: If an input has no fixed size, or the converter refuses the model.
+    """
+    tf = tensorflow()
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
-    names = [tensor_name(tensor) for tensor in model.inputs]
-    specs = [
-        tf.TensorSpec((1, *tensor.shape[1:]), tensor.dtype, name=name)
-        for name, tensor in zip(names, model.inputs, strict=True)
-    ]
-    for spec in specs:
-        if not spec.shape.is_fully_defined():
-            raise InvalidModelError(
-                f"expected a fixed size of input {spec.name}, got {list(spec.shape)[1:]}; "
-                f"build the model with the size that it will run at"
-            )
-    outputs = [tensor_name(tensor) for tensor in model.outputs]
+    specs = [_fixed(spec) for spec in inputs]
 
-    def forward(*inputs: Any) -> list[Any]:
-        found = model(list(inputs) if len(inputs) > 1 else inputs[0], training=False)
-        return list(found) if isinstance(found, list | tuple) else [found]
+    def run(*given: Any) -> list[Any]:
+        return list(forward(*given))
 
-    frozen = convert_variables_to_constants_v2(tf.function(forward).get_concrete_function(*specs))
+    frozen = convert_variables_to_constants_v2(tf.function(run).get_concrete_function(*specs))
     module = tf.Module()
 
     @tf.function(input_signature=specs)  # type: ignore[untyped-decorator]
-    def serve(*inputs: Any) -> dict[str, Any]:
-        return dict(zip(outputs, frozen(*inputs), strict=True))
+    def serve(*given: Any) -> dict[str, Any]:
+        return dict(zip(outputs, frozen(*given), strict=True))
 
     module.serve = serve
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -79,11 +100,43 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
             if float16:
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
                 converter.target_spec.supported_types = [tf.float16]
-            return bytes(converter.convert())
+            content = bytes(converter.convert())
         except Exception as exc:  # the converter raises its own, private types
             raise InvalidModelError(
-                f"the model cannot be converted to TFLite: {reason(exc)}"
+                f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
+    graph = Graph(content)
+    return graph.serialize() if graph.spell_negations() else content
+
+
+def _fixed(spec: Any) -> Any:
+    """An input with batch 1.
+
+    Raises:
+        InvalidModelError: If another axis is free.
+    """
+    tf = tensorflow()
+    sizes = None if spec.shape.rank is None else spec.shape.as_list()
+    if sizes:
+        sizes[0] = sizes[0] or 1
+    if sizes is None or None in sizes:
+        raise InvalidModelError(
+            f"expected a fixed size of input {spec.name}, got {spec.shape}; "
+            f"build the model with the size that it will run at"
+        )
+    return tf.TensorSpec(sizes, spec.dtype, name=spec.name)
+
+
+def _refusal(said: str) -> str | None:
+    """Operators, and the layer of the first, in what the converter says of those it lacks."""
+    found = re.search(r"ops: (.*)", said)
+    if found is None:
+        return None
+    operators = found.group(1).split("\n")[0].strip()
+    place = re.search(r'callsite\(.*?"([^"@]+)@|loc\("([^"@]+)"', said)
+    where = next((name for name in place.groups() if name), None) if place else None
+    at = f", first in {where}" if where else ""
+    return f"TFLite has no operator {operators}{at}; replace the layer"
 
 
 def quantize(canonical: bytes, stored: Stored) -> bytes:
@@ -123,6 +176,9 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
             raise InvalidModelError(
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
+    graph = Graph(content)
+    tflite_integers.complete(graph, stored.activations, Graph(canonical))
+    content = graph.serialize()
     floats = float_operators(content)
     if floats:
         raise InvalidModelError(
@@ -135,8 +191,8 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
 def _put_integers(content: bytes, stored: Stored) -> bytes:
     """Write given integers and scales where ai-edge-quantizer put its own."""
     graph = Graph(content)
-    for name in graph.tensors:
-        if graph.dtype(name) != np.int8 or graph.is_constant(name):
+    for name in graph.used:
+        if graph.dtype(name) != np.int8 or graph.is_constant(name) or 0 in graph.shape(name):
             continue
         if name not in stored.activations:
             raise InvalidModelError(
@@ -168,9 +224,11 @@ def read_stored(content: bytes) -> Stored:
 def stored_of(graph: Graph) -> Stored:
     """The same of a graph that is open already."""
     activations = {}
-    for name in graph.tensors:
+    for name in graph.used:
         found = graph.quantization(name)
-        if found is not None and graph.dtype(name) == np.int8 and not graph.is_constant(name):
+        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
+            continue
+        if not graph.is_constant(name):
             activations[name] = (float(found.scale[0]), int(found.zero_point[0]))
     layers = {}
     for layer in graph.layers:

@@ -5,6 +5,7 @@ This is the only place that knows such rules; every writer takes what is decided
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ _MOVING = frozenset(
     "RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2 MIRROR_PAD MAX_POOL_2D AVERAGE_POOL_2D SLICE "
     "STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V UNPACK TILE REVERSE_V2 RESIZE_BILINEAR "
     "RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
-    "BROADCAST_TO".split()
+    "BROADCAST_TO REDUCE_MAX REDUCE_MIN".split()
 )
 #: Operators whose inputs all share the output's scale.
 _JOINING = frozenset(("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
@@ -109,7 +110,28 @@ def activations(
         else:
             scale, zero_point = _place(name, shared[root], profile)
         encodings[name] = Encoding("int8", (stored(scale),), zero_point)
+    if not profile.symmetric:
+        for inner, outer in _clipped(graph, found).items():
+            encodings[inner] = encodings[outer]
     return encodings
+
+
+def _clipped(graph: Graph, found: Sharing) -> dict[str, str]:
+    """What only a ReLU reads, by its answer: the range of the answer clips as the ReLU does."""
+    readers: dict[str, int] = {}
+    for operator in graph.operators:
+        for name in operator.inputs:
+            readers[name] = readers.get(name, 0) + 1
+    members = Counter(found.roots.values())
+    return {
+        operator.inputs[0]: operator.outputs[0]
+        for operator in graph.operators
+        if operator.kind in ("RELU", "RELU6")
+        and readers[operator.inputs[0]] == 1
+        and operator.inputs[0] not in (*graph.inputs, *graph.outputs)
+        and members[found.roots.get(operator.inputs[0], "")] == 1
+        and found.roots[operator.inputs[0]] not in found.fixed
+    }
 
 
 def stored(scale: float) -> float:
@@ -145,7 +167,8 @@ def _computed(graph: Graph) -> list[str]:
     order = [*graph.inputs]
     for operator in graph.operators:
         order += operator.outputs
-    return [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    return [name for name in floats if 0 not in graph.shape(name)]  # a part of a split can be empty
 
 
 class _Groups:

@@ -29,10 +29,10 @@ CORRECTIONS: tuple[str, ...] = ("auto", "none")
 #: Changes when the same inputs would give other integers.
 VERSION = 1
 #: Every fifth image judges what the others were used for.
-_HELD_OUT = 5
-_FEWEST_IMAGES = 20
+HELD_OUT = 5
+FEWEST_IMAGES = 20
 #: Another way has to be better by this much, in dB, than the simpler one before it.
-_MARGIN = 0.25
+MARGIN = 0.25
 _LARGEST_HELD_OUT = 256
 
 NEAREST = "nearest rounding"
@@ -116,7 +116,7 @@ def quantize(
     factors: dict[str, tuple[float, ...]] = {}
     trials: list[Trial] = []
     way, layers = NEAREST, plain
-    if correction == "auto" and (feed is None or _count(feed) < _FEWEST_IMAGES):
+    if correction == "auto" and (feed is None or _count(feed) < FEWEST_IMAGES):
         way = f"{CORRECTED} (from channel means, without images to judge by)"
         layers = reconstruct.nearest(
             graph, encodings, pair_bound=bound, statistics=table.statistics
@@ -141,7 +141,7 @@ def quantize(
                 given = encode.activations(other, other_table.ranges, profile)
                 found = reconstruct.nearest(other, given, pair_bound=bound)
                 trials.append(Trial(EQUALIZED, score(other, found, given)))
-                if trials[-1].sqnr > best + _MARGIN:
+                if trials[-1].sqnr > best + MARGIN:
                     way, layers, best, factors = EQUALIZED, found, trials[-1].sqnr, changes
                     graph, encodings, table = other, given, other_table
         ways: list[tuple[str, Callable[[], Layers]]] = [
@@ -163,7 +163,7 @@ def quantize(
             found = make()
             full = name if start == NEAREST else f"{start}, {name}"
             trials.append(Trial(full, score(graph, found, encodings)))
-            if trials[-1].sqnr > best + _MARGIN:
+            if trials[-1].sqnr > best + MARGIN:
                 way, layers, best = full, found, trials[-1].sqnr
     return _result(canonical, graph, encodings, layers, factors, profile, way, trials, saturating)
 
@@ -272,7 +272,7 @@ def _count(feed: walk.Values) -> int:
 def _split(feed: walk.Values) -> tuple[walk.Values, walk.Values]:
     """(images to fit to, images to judge by), spread evenly over the set."""
     places = np.arange(_count(feed))
-    judging = places[_HELD_OUT - 1 :: _HELD_OUT][:_LARGEST_HELD_OUT]
+    judging = places[HELD_OUT - 1 :: HELD_OUT][:_LARGEST_HELD_OUT]
     fitting = np.setdiff1d(places, judging)
     return (
         {name: values[fitting] for name, values in feed.items()},

@@ -27,15 +27,26 @@ class Step:
         self.operator = graph.operators[position]
         self.fed = fed(graph, self.operator)
         self._opened = tflite.interpreter(graph.single(position), threads=threads)
-        self._entries = [detail["index"] for detail in self._opened.get_input_details()]
         self._ends = [detail["index"] for detail in self._opened.get_output_details()]
-        self._whole = True
+        places = {detail["name"]: detail["index"] for detail in self._opened.get_input_details()}
+        self._entries = [places[name] for name in self.fed]
+        self._lengths = [_length(graph, name) for name in self.fed]
+        self._shapes = [graph.shape(name) for name in self.fed]
+        outputs = self.operator.outputs
+        # a first axis that is no batch, as behind a transposition: sample by sample
+        self._whole = all(
+            len(graph.shape(name)) > 0 and graph.shape(name)[0] == 1
+            for name in (*self.fed, *outputs)
+        )
         self._size = 1
 
     def run(self, values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
-        """The operator's outputs ``[N, ...]`` for inputs ``[N, ...]`` by name."""
+        """The operator's outputs ``[N, ...]`` for inputs ``[N, ...]`` by name.
+
+        A tensor whose first axis is no batch is ``[N * size, ...]``, a scalar ``[N]``.
+        """
         inputs = [values[name] for name in self.fed]
-        count = len(inputs[0])
+        count = len(inputs[0]) // self._lengths[0]
         one = sum(array[:1].nbytes for array in inputs) + 1
         batch = max(1, min(count, _RUN_BYTES // one))
         found: list[list[npt.NDArray[np.float32]]] = []
@@ -45,10 +56,13 @@ class Step:
             if not self._resize(inputs, size):
                 self._whole = False
                 continue
-            for entry, array in zip(self._entries, inputs, strict=True):
-                self._opened.set_tensor(entry, array[start : start + size])
+            for entry, array, length, shape in zip(
+                self._entries, inputs, self._lengths, self._shapes, strict=True
+            ):
+                part = array[start * length : (start + size) * length]
+                self._opened.set_tensor(entry, part if shape else part.reshape(()))
             self._opened.invoke()
-            ends = [self._opened.get_tensor(end) for end in self._ends]
+            ends = [np.atleast_1d(self._opened.get_tensor(end)) for end in self._ends]
             if size > 1 and any(len(end) != size for end in ends):
                 self._whole = False  # batch 1 is written into the operator: image by image
                 continue
@@ -72,6 +86,12 @@ class Step:
             return False
         self._size = size
         return True
+
+
+def _length(graph: Graph, name: str) -> int:
+    """Entries of a sample along the first axis; batch is 1."""
+    shape = graph.shape(name)
+    return shape[0] if shape else 1
 
 
 def fed(graph: Graph, operator: Operator) -> tuple[str, ...]:

@@ -1,0 +1,215 @@
+"""What a model is fed with, image by image or sample by sample: one array, or one an input."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import data
+from edgekit.data.images import ImageSet, Split
+from edgekit.errors import InvalidDataError, reason
+from edgekit.signature import Preprocessing, TensorSpec
+
+Feed = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Samples with an array for each input of a model.
+
+    Attributes:
+        name: As tables call it.
+        arrays: ``[N, ...]`` by input name, all with the same N.
+        sha256: Of names, dtypes, shapes and bytes.
+    """
+
+    name: str
+    arrays: Mapping[str, npt.NDArray[Any]]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def head(self, limit: int | None) -> Inputs:
+        """The first ``limit`` samples; the identity changes with the content."""
+        if limit is None or limit >= len(self):
+            return self
+        return make(f"{self.name}[:{limit}]", {n: v[:limit] for n, v in self.arrays.items()})
+
+
+#: Images, or samples with an array for each input.
+Samples = ImageSet | Inputs
+
+
+def make(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Inputs:
+    """Check arrays and give them an identity.
+
+    Raises:
+        InvalidDataError: If there is none, they differ in number, or hold NaN, Inf or no numbers.
+    """
+    digest = hashlib.sha256()
+    counts = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
+    if not counts or not min(counts.values()):
+        raise InvalidDataError(f"{name}: the set is empty; expected an array [N, ...] an input")
+    if len(set(counts.values())) != 1:
+        raise InvalidDataError(
+            f"{name}: expected as many samples in each array, got "
+            + ", ".join(f"{count} of {key}" for key, count in counts.items())
+        )
+    for key, array in sorted(arrays.items()):
+        if array.dtype.kind not in "fiub":
+            raise InvalidDataError(f"{name}: expected numbers in {key}, got {array.dtype}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            first = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise InvalidDataError(f"{name}: sample {first} of {key} holds NaN or Inf")
+        digest.update(f"{key} {array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return Inputs(name, dict(arrays), digest.hexdigest())
+
+
+def open_word(word: str, split: Split) -> data.Opened | Inputs:
+    """Find what a ``--data`` or ``--calibration`` word names.
+
+    Args:
+        word: As :func:`edgekit.data.open_word` takes it, or an ``.npz`` with other arrays than
+            ``x`` and ``y``, which have the names of the model's inputs.
+        split: As :func:`edgekit.data.open_word` takes it.
+
+    Raises:
+        InvalidDataError: If the data is missing or broken.
+    """
+    path = Path(word)
+    if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
+        return data.open_word(word, split)  # which says what is wrong
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [member.removesuffix(".npy") for member in archive.namelist()]
+        if set(names) <= {"x", "y"}:
+            return data.open_word(word, split)
+        with np.load(path, allow_pickle=False) as file:
+            return make(path.name, {name: file[name] for name in file.files})
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as exc:
+        raise InvalidDataError(
+            f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
+        ) from None
+
+
+def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:
+    """Refuse samples that do not fit a model's inputs.
+
+    Raises:
+        InvalidDataError: If an array is missing, is of no input, or has another shape or dtype.
+    """
+    arrays = _by_name(samples, specs)
+    for spec in specs:
+        found = arrays[spec.name]
+        if tuple(found.shape[1:]) != tuple(spec.shape[1:]):
+            what = "images" if isinstance(samples, ImageSet) else f"{spec.name} as"
+            raise InvalidDataError(
+                f"{samples.name}: expected {what} {list(spec.shape[1:])} as the model's input, "
+                f"got {list(found.shape[1:])}"
+            )
+        wanted = np.dtype(spec.dtype)
+        fits = found.dtype.kind == "f" or found.dtype == np.uint8
+        if wanted.kind != "f":
+            fits = np.can_cast(found.dtype, wanted, "same_kind") and found.dtype.kind != "f"
+        if not fits:
+            expected = "uint8 or float" if wanted.kind == "f" else str(wanted)
+            raise InvalidDataError(
+                f"{samples.name}: expected {spec.name} as {expected}, got {found.dtype}"
+            )
+
+
+def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, where: Any) -> Feed:
+    """What goes into each input for some of the samples, ``[n, ...]`` by input name.
+
+    uint8 becomes a float input by the preprocessing, float passes; integer inputs take integers.
+
+    Args:
+        samples: As :func:`check` lets them pass.
+        specs: The model's inputs, float or integer, before any quantization.
+        where: Slice or indices.
+    """
+    arrays, found = _by_name(samples, specs), {}
+    for spec in specs:
+        values = arrays[spec.name][where]
+        floats = np.dtype(spec.dtype).kind == "f"
+        found[spec.name] = prepare.apply(values) if floats else values.astype(spec.dtype)
+    return found
+
+
+def random(
+    specs: Sequence[TensorSpec],
+    prepare: Preprocessing,
+    samples: int,
+    *,
+    seed: int,
+    extremes: bool = False,
+) -> Feed:
+    """Random samples: preprocessed uint8 pixels, and 0 or 1 for integer inputs.
+
+    Args:
+        specs: The model's inputs.
+        prepare: Of float inputs.
+        samples: How many.
+        seed: Of the numbers.
+        extremes: Let the first sample be all 0 and the second all 255.
+    """
+    drawn = np.random.default_rng(seed)
+    found: Feed = {}
+    for spec in specs:
+        shape = (samples, *spec.shape[1:])
+        if spec.scale is None and np.dtype(spec.dtype).kind != "f":
+            found[spec.name] = drawn.integers(0, 2, shape).astype(spec.dtype)
+            continue
+        pixels = drawn.integers(0, 256, shape, dtype=np.uint8)
+        if extremes:
+            pixels[0], pixels[1] = 0, 255
+        found[spec.name] = prepare.apply(pixels)
+    return found
+
+
+def quantized(feed: Feed, specs: Sequence[TensorSpec]) -> Feed:
+    """Real values as a model's inputs store them."""
+    return {spec.name: spec.quantize(feed[spec.name]) for spec in specs}
+
+
+def count(feed: Feed) -> int:
+    """Number of samples."""
+    return len(next(iter(feed.values())))
+
+
+def batches(feed: Feed, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
+    """The whole feed where the batch is free, else sample by sample."""
+    if all(spec.shape[0] == -1 for spec in specs):
+        yield feed
+        return
+    for i in range(count(feed)):
+        yield {name: values[i : i + 1] for name, values in feed.items()}
+
+
+def _by_name(samples: Samples, specs: Sequence[TensorSpec]) -> Mapping[str, npt.NDArray[Any]]:
+    names = [spec.name for spec in specs]
+    if isinstance(samples, ImageSet):
+        if len(names) != 1:
+            raise InvalidDataError(
+                f"{samples.name}: expected an .npz with an array for each input, "
+                f"{', '.join(names)}; got images only"
+            )
+        return {names[0]: samples.images}
+    missing = [name for name in names if name not in samples.arrays]
+    unknown = [name for name in samples.arrays if name not in names]
+    if missing or unknown:
+        raise InvalidDataError(
+            f"{samples.name}: expected an array for each input, {', '.join(names)}; got "
+            f"{', '.join(samples.arrays)}"
+        )
+    return samples.arrays

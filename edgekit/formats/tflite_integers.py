@@ -1,0 +1,104 @@
+"""Operators that LiteRT has integer kernels for, though ai-edge-quantizer leaves them in float.
+
+What it leaves stands between a DEQUANTIZE and a QUANTIZE. Here such an operator reads and writes
+the integers themselves, with the encodings that were decided for its tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.formats.flatbuffer import Graph, Operator
+
+#: Kinds with an int8 kernel in LiteRT that ai-edge-quantizer's static recipe does not have.
+KINDS = frozenset(
+    "ABS BATCH_TO_SPACE_ND DEPTH_TO_SPACE ELU EXP EXPAND_DIMS GATHER HARD_SWISH LEAKY_RELU LOG "
+    "LOG_SOFTMAX MINIMUM PRELU REDUCE_MAX RELU6 RELU_N1_TO_1 REVERSE_V2 SPACE_TO_BATCH_ND "
+    "SPACE_TO_DEPTH SPLIT_V SQUEEZE TILE".split()
+)
+
+
+#: Operators that give their values on as they are: a constant has the scale of the answer.
+_KEEPING = frozenset(("GATHER", "MINIMUM"))
+
+
+def complete(graph: Graph, activations: Mapping[str, tuple[float, int]], canonical: Graph) -> None:
+    """Let these operators compute on integers, in place.
+
+    Args:
+        graph: As ai-edge-quantizer wrote it.
+        activations: (scale, zero_point) by tensor name.
+        canonical: The float graph that it was written from.
+    """
+    integer = {}
+    for operator in graph.operators:  # real tensor: the integers that it is made from
+        if operator.kind == "DEQUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8:
+            integer[operator.outputs[0]] = operator.inputs[0]
+    for operator in graph.operators:  # e.g. a part of SPLIT that nothing reads
+        kinds = [graph.dtype(name) for name in operator.outputs]
+        for name, kind in zip(operator.outputs, kinds, strict=True):
+            if kind == np.float32 and np.dtype(np.int8) in kinds and name in activations:
+                graph.make_integer(name, *activations[name])
+    made: set[str] = set()
+    for position, operator in enumerate(graph.operators):
+        if operator.kind not in KINDS:
+            continue
+        if operator.kind == "GATHER" and _embeds(operator, canonical, activations):
+            table, (scale, zero_point) = operator.inputs[0], activations[operator.outputs[0]]
+            graph.make_integer(
+                table, scale, zero_point, _steps(canonical.constant(table), scale, zero_point)
+            )
+        inputs = [integer.get(name, name) for name in operator.inputs]
+        floats = [name for name in inputs if name and graph.dtype(name) == np.float32]
+        constants = [name for name in floats if graph.is_constant(name)]
+        written = [name for name in operator.outputs if name in activations]
+        if len(constants) < len(floats) or not written or not activations.keys() >= set(written):
+            continue
+        for name in constants:
+            values = graph.constant(name)
+            scale, zero_point = float(np.abs(values).max(initial=0)) / 127 or 1.0, 0
+            if operator.kind in _KEEPING:
+                scale, zero_point = activations[written[0]]
+            graph.make_integer(name, scale, zero_point, _steps(values, scale, zero_point))
+        for name in written:
+            graph.make_integer(name, *activations[name])
+            integer[name] = name
+            made.add(name)
+        for name in operator.outputs:
+            if name not in activations and 0 in graph.shape(name):  # nothing, but of a dtype
+                graph.make_integer(name, *activations[written[0]])
+        graph.set_inputs(position, inputs)
+    renamed = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator.kind == "QUANTIZE" and operator.inputs[0] in made
+    }
+    for position, operator in enumerate(graph.operators):
+        if operator.outputs[0] not in renamed:
+            inputs = [renamed.get(name, name) for name in operator.inputs]
+            graph.set_inputs(position, inputs)
+    read = {name for operator in graph.operators for name in operator.inputs} | set(graph.outputs)
+    graph.set_outputs([renamed.get(name, name) for name in graph.outputs])
+    graph.remove(
+        [
+            position
+            for position, operator in enumerate(graph.operators)
+            if operator.outputs[0] in renamed
+            or (operator.kind == "DEQUANTIZE" and operator.outputs[0] not in read)
+        ]
+    )
+
+
+def _embeds(
+    operator: Operator, canonical: Graph, activations: Mapping[str, tuple[float, int]]
+) -> bool:
+    """Whether it picks rows of a stored table of real numbers."""
+    return canonical.is_constant(operator.inputs[0]) and operator.outputs[0] in activations
+
+
+def _steps(values: npt.NDArray[np.float32], scale: float, zero_point: int) -> npt.NDArray[np.int8]:
+    found = np.rint(values / np.float32(scale)) + zero_point
+    return np.asarray(np.clip(found, -128, 127), np.int8)
