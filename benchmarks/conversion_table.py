@@ -276,7 +276,7 @@ def run_one(name: str, folder: Path, correction: str) -> None:
             assert written.manifest.execution is not None
             result["floats"] = len(written.manifest.execution.floats)
         except EdgekitError as exc:
-            result["failed"] = str(exc)
+            result["failed"] = str(exc).replace(f"{folder}/", "")
         except Exception as exc:  # a fault of edgekit's: said as such
             result["failed"] = f"{type(exc).__name__}: {reason(exc)}"
             result["fault"] = True
