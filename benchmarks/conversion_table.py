@@ -276,7 +276,7 @@ def run_one(name: str, folder: Path, correction: str) -> None:
             assert written.manifest.execution is not None
             result["floats"] = len(written.manifest.execution.floats)
         except EdgekitError as exc:
-            result["failed"] = str(exc)
+            result["failed"] = str(exc).replace(f"{folder}/", "")
         except Exception as exc:  # a fault of edgekit's: said as such
             result["failed"] = f"{type(exc).__name__}: {reason(exc)}"
             result["fault"] = True
@@ -352,13 +352,14 @@ def collect(name: str, seconds: float, correction: str) -> list[dict[str, Any]]:
     return results
 
 
-def table(found: dict[str, list[dict[str, Any]]]) -> str:
+def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
     """The page as Markdown."""
     head = [f"{target} {precision}" for target, precision in WAYS]
     lines = [
         "# What converts",
         "",
-        "By `python benchmarks/conversion_table.py --out docs/conversion.md`: random weights,",
+        "By `python benchmarks/conversion_table.py --out docs/conversion.md",
+        f"--correction {correction}`: random weights,",
         f"{SIZE}x{SIZE} pictures where nothing else is said, {CALIBRATION} samples to calibrate",
         f"with and {TEST} others to test. A cell has the seconds of the export; int8 cells also",
         "SQNR in dB of the worst output and % of the same largest entry, against float32 of the",
@@ -412,7 +413,7 @@ def main() -> int:
         known.update(json.loads(path.read_text().strip().splitlines()[-1]))
     found = {name: {**known, **found}[name] for name in CASES if name in {**known, **found}}
     if options.out:
-        outputs.write_text(options.out, table(found), force=True)
+        outputs.write_text(options.out, table(found, options.correction), force=True)
     print(json.dumps(found))
     return 0
 

@@ -290,6 +290,11 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
             model, sha256 = place, sha256_of(place)
         else:
             continue
+        if sha256 == source.sha256 and kind_of(place) != "keras":
+            raise InvalidModelError(
+                f"{artifact.path} was made from {place}; expected an artifact of a Keras model, "
+                f"which can be run as the reference"
+            )
         if sha256 == source.sha256:
             return place, model, sha256
         if given:

@@ -179,11 +179,17 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
     graph = Graph(content)
     tflite_integers.complete(graph, stored.activations, Graph(canonical))
     content = graph.serialize()
-    floats = float_operators(content)
+    floats = [
+        f"{operator.kind} {short_name(operator.outputs[0])}"
+        for operator in graph.operators
+        if operator.kind != "DEQUANTIZE" and graph.dtype(operator.outputs[0]) == np.float32
+    ]
     if floats:
+        more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
         raise InvalidModelError(
-            f"expected operators that have an int8 form in TFLite, got {', '.join(floats)}; "
-            f"replace them, or export --target onnx, where they can stay float"
+            f"expected operators that have an int8 form in TFLite, got "
+            f"{', '.join(floats[:3])}{more}; replace them, or export --target onnx, where they can "
+            f"stay float"
         )
     return _put_integers(content, stored)
 
@@ -332,21 +338,6 @@ def activations(opened: Any) -> tuple[Activation, ...]:
         for index in seen
         if details[index]["dtype"] is np.float32 and details[index]["name"]
     )
-
-
-def float_operators(model: bytes) -> tuple[str, ...]:
-    """Names of the operators that still compute in float, sorted."""
-    from ai_edge_litert.interpreter import OpResolverType
-
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    opened = interpreter(model, experimental_op_resolver_type=plain)
-    kinds = {detail["index"]: detail["dtype"] for detail in opened.get_tensor_details()}
-    found = {
-        operator["op_name"]
-        for operator in opened._get_ops_details()
-        if any(kinds.get(int(index)) in (np.float32, np.float16) for index in operator["outputs"])
-    }
-    return tuple(sorted(found))
 
 
 def kernels(model: bytes) -> dict[str, int]:
