@@ -8,7 +8,8 @@
 Each side runs in its own process, because threads are set once a process; rounds go through all
 sides in turn. ``plain`` is Keras' own loop without augmentation, weight decay and moving average;
 edgekit's step does all three. CPU seconds a thousand images are less disturbed by other programs
-than images a second. Prints a line a side; the last line is one JSON document.
+than images a second. Prints each sample on stderr and a line a side; the last line of stdout is one
+JSON document.
 """
 
 from __future__ import annotations
@@ -208,6 +209,7 @@ def measure(sides: dict[str, dict[str, Any]], rounds: int, base: str) -> dict[st
         for name, side in sides.items():
             if not (samples[name] and "left_out" in samples[name][0]):
                 samples[name].append(in_process(side))
+                print(f"{name}: {samples[name][-1]}", file=sys.stderr, flush=True)
     found: dict[str, Any] = {}
     for name, taken in samples.items():
         if "left_out" in taken[0]:

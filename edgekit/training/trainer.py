@@ -223,7 +223,7 @@ class Trainer:
         recipe = self.recipe
         finite = None
         if self._scale is not None:
-            gradients, finite = self._scale.down(gradients, self.replicas)
+            gradients, finite = self._scale.down(gradients)
 
         def change(variable: Any, gradient: Any, rate: Any, *state: Any) -> None:
             if decayed:
@@ -283,7 +283,7 @@ class LossScale:
         """The loss to take gradients of."""
         return loss * self._scale
 
-    def down(self, gradients: list[Any], replicas: Replicas) -> tuple[list[Any], Any]:
+    def down(self, gradients: list[Any]) -> tuple[list[Any], Any]:
         """(gradients of the loss itself, whether all are finite); sets the next scale."""
         tf = keras_format.tensorflow()
         there = [gradient for gradient in gradients if gradient is not None]
