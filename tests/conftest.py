@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+#: A slow machine is no failure.
+settings.register_profile("edgekit", deadline=None)
+settings.load_profile("edgekit")
 
 ROOT = Path(__file__).resolve().parents[1]
 
