@@ -60,6 +60,27 @@ def test_every_form_answers_the_same(
         assert np.array_equal(ours, theirs)
 
 
+def test_products_of_matrices_are_the_same_convolutions() -> None:
+    keras, tf = keras_format.tf_keras(), keras_format.tensorflow()
+    keras.utils.set_random_seed(0)
+    image = keras.Input((6, 5, 3))
+    x = keras.layers.Conv2D(8, 1, activation="relu", bias_initializer="normal")(image)
+    x = keras.layers.Conv2D(4, 1, strides=2)(x)
+    plain = keras.Model(image, keras.layers.Conv2D(4, 3)(x))
+    made = arrange.arrange(plain, matmul=True)
+    own = [type(layer).__name__ for layer in made.layers[1:]]
+    assert own == ["Pointwise", "Conv2D", "Conv2D"]  # only a stride of 1 is one product
+    values = tf.random.stateless_normal([7, 6, 5, 3], [1, 2])
+    found = []
+    for model in (plain, made):
+        with tf.GradientTape() as tape:
+            answers = model(values)
+            loss = tf.reduce_sum(answers**2)
+        found.append([answers, *tape.gradient(loss, model.trainable_variables)])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_layers_compute_in_what_was_asked_for_but_those_that_answer(model: Any) -> None:
     made = arrange.arrange(model, precision="mixed_float16")
     found = {layer.name: layer.compute_dtype for layer in made.layers}
