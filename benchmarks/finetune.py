@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgekit import data
+from edgekit import data, recipes
 
 SIZE = 96
 FIRST = (0, 2, 4, 5, 8)
@@ -75,9 +75,10 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--images", type=int, default=2000)
     options.add_argument("--first", type=int, default=10_000, help="images of the first training")
-    options.add_argument("--first-epochs", type=int, default=5)
+    options.add_argument("--first-epochs", type=int, default=12)
     options.add_argument("--folder", type=Path, help="keep what is made here")
     chosen = options.parse_args()
+    recipe = recipes.load(recipes.FINE_TUNING).recipe
     with tempfile.TemporaryDirectory() as temporary:
         root = chosen.folder or Path(temporary)
         others = tuple(i for i in range(10) if i not in FIRST)
@@ -98,7 +99,8 @@ def main() -> None:
         document["from scratch"] = run(
             root / "scratch",
             *("--data", f"folder:{root / 'own'}", *net, *plain, "--force"),
-            *("--epochs", 16, "--batch", 64, "--learning-rate", 0.1, "--ema", 0.99),
+            *("--epochs", recipe.head_epochs + recipe.epochs, "--batch", recipe.batch),
+            *("--learning-rate", 0.1, "--ema", recipe.ema),
         )
         print(json.dumps(document))
 

@@ -265,10 +265,15 @@ def _skimmed(path: str) -> Iterator[tuple[_Record, memoryview]]:
 
 
 def broken_at(paths: Sequence[str], start: int) -> tuple[str, int] | None:
-    """(file, record number) of a record with a wrong checksum that begins at a byte of its file."""
+    """(file, record number) of a record with a wrong checksum.
+
+    Args:
+        paths: Files that may hold it.
+        start: Byte at which it begins, or its content, which TensorFlow names either way.
+    """
     for path in paths:
         for number, (record, content) in enumerate(_skimmed(path)):
-            if record.start == start + 12:
+            if start in (record.start, record.start - 12):
                 (stored,) = struct.unpack("<I", _after(path, record))
                 if masked_crc(bytes(content)) != stored:
                     return path, number

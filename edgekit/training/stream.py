@@ -79,6 +79,15 @@ class Feed(Protocol):
         """Name of one picture."""
 
 
+def _mapped(dataset: Any, function: Any, parallel: int = 1) -> Any:
+    """Each element through a function of tensors, in order; as it is, which traces faster."""
+    tf = keras_format.tensorflow()
+    as_it_is = tf.autograph.experimental.do_not_convert(function)
+    if parallel == 1:
+        return dataset.map(as_it_is)
+    return dataset.map(as_it_is, num_parallel_calls=parallel, deterministic=True)
+
+
 def _order(number: Any, seed: int, count: int) -> Any:
     """int64 ``[count]``: a permutation for each pass, the same on every machine."""
     tf = keras_format.tensorflow()
@@ -121,17 +130,17 @@ class ShardFeed:
         def records(file: Any) -> Any:
             found = tf.data.TFRecordDataset(paths[file], buffer_size=_READ_AHEAD)
             found = found.take(counts[file]).enumerate()
-            return found.map(lambda record, content: (content, file, record))
+            return _mapped(found, lambda record, content: (content, file, record))
 
         found = tf.data.Dataset.from_tensor_slices(_order(number, seed, len(shards.paths)))
         found = found.interleave(
-            records,
+            tf.autograph.experimental.do_not_convert(records),
             cycle_length=min(SHARDS, len(shards.paths)),
             num_parallel_calls=min(environment.cores(), SHARDS, len(shards.paths)),
             deterministic=True,
         )
         found = found.shuffle(self._buffer, seed=seed + number, reshuffle_each_iteration=False)
-        return found.map(self._parsed, num_parallel_calls=1)
+        return _mapped(found, self._parsed)
 
     def _parsed(self, content: Any, file: Any, record: Any) -> Any:
         tf = keras_format.tensorflow()
@@ -182,7 +191,7 @@ class TfdsFeed:
             label = tf.cast(record["label"], tf.int64) + self._offset
             return record["image"], label, tf.constant(0, tf.int64), place
 
-        return found.map(parsed)
+        return _mapped(found, parsed)
 
     def where(self, file: int, record: int) -> str:
         """Number of the picture."""
@@ -240,7 +249,7 @@ class NumberFeed:
             return content, labels[place], tf.constant(0, tf.int64), place
 
         found = tf.data.Dataset.from_tensor_slices(_order(number, seed, self.count))
-        return found.map(example, num_parallel_calls=environment.cores(), deterministic=True)
+        return _mapped(found, example, environment.cores())
 
     def where(self, file: int, record: int) -> str:
         """Its name in the source."""
@@ -288,7 +297,7 @@ class ArrayFeed:
             return pixels, labels[place], tf.constant(0, tf.int64), place
 
         found = tf.data.Dataset.from_tensor_slices(_order(number, seed, self.count))
-        return found.map(example)
+        return _mapped(found, example)
 
     def where(self, file: int, record: int) -> str:
         """Number of the image."""
@@ -348,7 +357,7 @@ class Stream:
 
         passes = -(-2 * steps * self.recipe.batch // len(self)) + 1
         found = self._raw(first, passes)
-        found = found.map(example, num_parallel_calls=environment.cores(), deterministic=True)
+        found = _mapped(found, example, environment.cores())
         if self.skip_broken:
             found = found.ignore_errors()
         found = found.batch(self.recipe.batch, drop_remainder=True).prefetch(2)
@@ -365,12 +374,14 @@ class Stream:
         number, within = divmod(first, len(self))
 
         def one(each: Any) -> Any:
+            tf.random.set_seed(1)  # of this graph: the process' own seed is not to matter
             done = tf.where(each == number, tf.constant(within, tf.int64), 0)
             start = each * len(self) + done
             found = self.feed.one_pass(each, self.recipe.seed).skip(done)
-            return found.enumerate().map(lambda i, rest: (start + i, rest))
+            return _mapped(found.enumerate(), lambda i, rest: (start + i, rest))
 
-        return tf.data.Dataset.range(number, number + passes).flat_map(one)
+        as_it_is = tf.autograph.experimental.do_not_convert(one)
+        return tf.data.Dataset.range(number, number + passes).flat_map(as_it_is)
 
     def picture(self, content: Any, position: Any) -> Any:
         """One picture as it is trained on, uint8 ``[H, W, C]``."""
@@ -401,6 +412,7 @@ class Stream:
     def blame(self, first: int, count: int, error: Exception) -> EdgekitError:
         """Which of ``count`` pictures from a position on ended the stream."""
         tf = keras_format.tensorflow()
+        picture = tf.function(self.picture)
         raw = iter(self._raw(first, -(-count // len(self)) + 1).take(count))
         while True:
             try:
@@ -410,7 +422,7 @@ class Stream:
             except tf.errors.OpError as exc:
                 return InvalidDataError(f"{self._place_of(exc)}; {_MEND}")
             try:
-                self.picture(content, position)
+                picture(content, position)
             except tf.errors.OpError as exc:
                 where = self.feed.where(int(file), int(record))
                 return InvalidDataError(f"{where}: {_why(content, exc)}; {_MEND}")
@@ -423,7 +435,7 @@ class Stream:
             found = self.feed.broken(int(start[1]))
         if found:
             return f"{found}: fails the checksum"
-        return f"{self.feed.name}: {_last_line(error)}"
+        return f"{self.feed.name}: {_said(error)}"
 
 
 _MEND = "mend or remove it, or pass --skip-broken"
@@ -436,12 +448,13 @@ def _why(content: Any, error: Exception) -> str:
             decode.upright(decode.opened(content.numpy()), channels=3, background="white")
         except decode.PictureError as exc:
             return str(exc)
-    return _last_line(error)
+    return _said(error)
 
 
-def _last_line(error: Exception) -> str:
-    text = str(getattr(error, "message", error))
-    return reason(ValueError(text.split("[Op:")[0].split("{{")[0]))
+def _said(error: Exception) -> str:
+    """What TensorFlow says, without the nodes of its graph."""
+    text = str(getattr(error, "message", error)).split("[Op:")[0]
+    return reason(ValueError(re.sub(r"\{\{.*?\}\}", "", text).split("[[")[0]))
 
 
 class StreamTrainer(Trainer):
