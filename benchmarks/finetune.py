@@ -3,11 +3,12 @@ against training from scratch with as many passes.
 
     python benchmarks/finetune.py [--images 2000] [--folder DIR]
 
-Makes two folders of 96-pixel JPEGs: Fashion-MNIST pictures, enlarged, coloured and pasted somewhere
-on smooth noise, five classes each. A MobileNetV2 0.35 is trained on the first five classes, then
-fine-tuned on the others by the recipe ``finetune`` with ``python -m edgekit.train --from``; the same
-command without ``--from`` trains from scratch, with as many passes as both phases have. Both hold
-the same pictures out. Prints a line a run; the last line is one JSON document.
+Makes two folders of 96-pixel JPEGs: Fashion-MNIST pictures, enlarged, coloured and pasted
+somewhere on smooth noise, five classes each. A MobileNetV2 0.35 is trained on the first five
+classes, then fine-tuned on the others by the recipe ``finetune`` with
+``python -m edgekit.train --from``; the same command without ``--from`` trains from scratch, with as
+many passes as both phases have. Both hold the same pictures out. Prints a line a run; the last line
+is one JSON document.
 """
 
 from __future__ import annotations

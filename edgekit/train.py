@@ -323,7 +323,8 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
     add(
         "--skip-broken",
         action="store_true",
-        help="of a stream: leave out pictures that cannot be decoded, instead of ending",
+        help="of a stream: leave out pictures that cannot be decoded instead of ending, and count "
+        "them; in memory that is always done",
     )
     add("--out", type=Path, help="artifact folder to write; its name is the model id")
     add(

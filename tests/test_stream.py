@@ -254,6 +254,21 @@ def test_a_broken_record_is_named(
             stepped(run, 2)
 
 
+def test_a_file_that_is_gone_is_named(photos: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "set"
+    shutil.copytree(photos, root)
+    found = inputs(f"folder:{root}", Wanted(PLAIN, PREPARE, SHAPE)).training
+    assert isinstance(found, Stream)
+    (root / "b" / "3.jpg").unlink()
+    with pytest.raises(Exception, match="No such file") as gone:
+        taken(found, 0, 6)
+    assert str(found.blame(0, 24, gone.value)) == (
+        "set: b/3.jpg: No such file or directory; mend or remove it, or pass --skip-broken"
+    )
+
+
 def test_broken_records_are_left_out_and_counted_where_that_is_asked_for(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -146,7 +146,7 @@ class ShardFeed:
         tf = keras_format.tensorflow()
         shards = self._shards
         features = {
-            shards.encoded: tf.io.FixedLenFeature([], tf.string),
+            shards.encoded: tf.io.FixedLenFeature([], tf.string, default_value=b""),
             shards.label: tf.io.FixedLenFeature([], tf.int64),
         }
         found = tf.io.parse_single_example(content, features)
@@ -241,7 +241,7 @@ class NumberFeed:
             try:
                 return bytes(entry.content())
             except decode.PictureError as exc:
-                raise ValueError(reason(exc)) from None
+                raise ValueError(f"{entry.where}: {reason(exc)}") from None
 
         def example(place: Any) -> Any:
             content = tf.numpy_function(read, [place], tf.string)
@@ -454,7 +454,10 @@ def _why(content: Any, error: Exception) -> str:
 def _said(error: Exception) -> str:
     """What TensorFlow says, without the nodes of its graph."""
     text = str(getattr(error, "message", error)).split("[Op:")[0]
-    return reason(ValueError(re.sub(r"\{\{.*?\}\}", "", text).split("[[")[0]))
+    text = re.sub(r"\{\{.*?\}\}|Error in user.*?Iterator::\S+ |ValueError: ", "", text).split("[[")[
+        0
+    ]
+    return reason(ValueError(text.strip().split("\n")[0]))
 
 
 class StreamTrainer(Trainer):
