@@ -399,7 +399,7 @@ def test_tfds(tmp_path: Path) -> None:
         "tiny_set",
         version="1.0.0",
         data_dir=tmp_path,
-        split_datasets={"test": rows},
+        split_datasets={"test": list(enumerate(rows))},
         features=features,
     )
     found = data.load(f"tfds:tiny_set#dir={tmp_path}", "test", **SAME_SIZE)
