@@ -16,7 +16,7 @@ demo: $(VENV)/installed  ## export, compare, report and gate on the shipped mode
 	$(BIN)/python examples/demo.py $(DEMO)
 
 test: $(VENV)/installed  ## the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed  ## lint, format, types
 	$(BIN)/ruff check .

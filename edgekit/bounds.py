@@ -35,7 +35,7 @@ from edgekit.errors import InvalidInputError, InvalidOptionError
 Kind = Literal["min", "max", "max-drop", "max-rise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-HIGHER_IS_BETTER = ("top1", "top5", "agreement", "mcnemar_p", "sqnr")
+HIGHER_IS_BETTER = ("top1", "top5", "agreement", "top1_change", "mcnemar_p", "sqnr")
 LOWER_IS_BETTER = (
     "kl",
     "size",
@@ -45,14 +45,15 @@ LOWER_IS_BETTER = (
     "latency_p90",
     "latency_p99",
     "latency_ratio",
+    "energy",
 )
 METRICS = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 #: Times of one run. Those of two runs do not compare; the ratio within a run does.
 TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
 #: Figures that compare only where machine class and threads are the same.
-OF_THE_MACHINE = ("peak_memory", "latency_ratio")
+OF_THE_MACHINE = ("peak_memory", "latency_ratio", "energy")
 #: Figures that hold answers against the reference.
-OF_THE_REFERENCE = ("agreement", "mcnemar_p", "kl", "sqnr")
+OF_THE_REFERENCE = ("agreement", "top1_change", "mcnemar_p", "kl", "sqnr")
 
 TABLE = "tool.edgekit.gate"
 COMMAND_LINE = "command line"

@@ -409,20 +409,22 @@ def _time(measured: list[Measured], image: npt.NDArray[Any], rounds: int) -> Con
 
 
 def _take_energy(measured: list[Measured], image: npt.NDArray[Any]) -> None:
-    """Energy of an image at batch 1, where the CPU ran it and its counters can be read.
+    """Energy of an image at batch 1, where the counters of the device that ran it can be read.
 
-    They move once a millisecond or so; half a second makes that no matter.
+    They move once in some milliseconds; half a second makes that no matter.
     """
-    counters = conditions.Energy()
-    if not counters.readable:
-        return
+    meters: dict[str, conditions.Meter] = {
+        "cpu": conditions.Energy(),
+        "gpu": conditions.GpuEnergy(environment.gpu_bus()),
+    }
     for each in measured:
-        if each.worker is None or not figures.timed_here(each):
+        meter = meters[each.runtime.device]
+        if each.worker is None or not each.latency or not meter.readable:
             continue
         runs = max(SAMPLES, math.ceil(500 / float(np.median(each.latency))))
-        counters.since()
+        meter.since()
         each.worker.latencies(image, runs)
-        joules = counters.since()
+        joules = meter.since()
         if joules is not None:
             each.metrics["energy"] = Measurement(1e3 * joules / runs, "mJ", runs)
 

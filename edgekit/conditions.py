@@ -1,16 +1,19 @@
 """What the machine does while it measures: clock, other load, temperature, energy.
 
-Everything is read from the kernel's files, and only where they can be read; what cannot is None.
-Nothing is estimated.
+Everything is read from the kernel's files, a GPU's energy from NVIDIA's driver, and only where that
+can be read; what cannot is None. Nothing is estimated.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from edgekit.results import Conditions
 
@@ -120,7 +123,18 @@ def unread(found: Conditions) -> list[str]:
     return [name for name, value in fields.items() if value is None]
 
 
-class Energy:
+class Meter(Protocol):
+    """Counts what a device takes."""
+
+    @property
+    def readable(self) -> bool:
+        """Whether there is anything to be read."""
+
+    def since(self) -> float | None:
+        """Joules since the last call, or since this was made; None where they cannot be read."""
+
+
+class Energy(Meter):
     """The CPU packages' energy counters (Intel and AMD RAPL), where they can be read.
 
     The kernel shows them at ``/sys/class/powercap``, by default to root only. They count all that
@@ -160,6 +174,54 @@ class Energy:
         found = [_number(zone / "energy_uj") for zone in self._packages]
         values = [value for value in found if value is not None]
         return values if values and len(values) == len(found) else None
+
+
+class GpuEnergy(Meter):
+    """An NVIDIA GPU's energy counter (NVML; Volta and later), idle power and other programs too.
+
+    Args:
+        bus: PCI address of the GPU, as ``0000:65:00.0``; None if there is none.
+        library: The driver's library; default where it is installed.
+    """
+
+    def __init__(self, bus: str | None, library: str | None = None) -> None:
+        names = {"Windows": "nvml.dll"}
+        self._handle = ctypes.c_void_p()
+        self._nvml = None
+        if bus is not None:
+            try:
+                self._nvml = ctypes.CDLL(
+                    library or names.get(platform.system(), "libnvidia-ml.so.1")
+                )
+            except OSError:
+                pass
+        if self._nvml is not None and (
+            self._nvml.nvmlInit_v2()
+            or self._nvml.nvmlDeviceGetHandleByPciBusId_v2(
+                (bus or "").encode(), ctypes.byref(self._handle)
+            )
+        ):
+            self._nvml = None
+        self._last = self._read()
+
+    @property
+    def readable(self) -> bool:
+        """Whether the driver knows the GPU and its counter."""
+        return self._last is not None
+
+    def since(self) -> float | None:
+        """Joules since the last call, or since this was made; None where they cannot be read."""
+        before, self._last = self._last, self._read()
+        change = _between(before, self._last)
+        return None if change is None else change / 1e3
+
+    def _read(self) -> int | None:
+        millijoules = ctypes.c_ulonglong()
+        if self._nvml is None or self._nvml.nvmlDeviceGetTotalEnergyConsumption(
+            self._handle, ctypes.byref(millijoules)
+        ):
+            return None
+        return millijoules.value
 
 
 def _between(first: float | None, last: float | None) -> float | None:

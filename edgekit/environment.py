@@ -79,16 +79,10 @@ def available_memory() -> int:
 
 def gpu() -> Device | None:
     """The first GPU that CUDA programs see here, or None; asks the driver, makes no context."""
-    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
-    try:
-        cuda = ctypes.CDLL(library)
-    except OSError:
+    found = _first_gpu()
+    if found is None:
         return None
-    count, handle = ctypes.c_int(), ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
-        return None
-    if cuda.cuDeviceGet(ctypes.byref(handle), 0):
-        return None
+    cuda, handle = found
     name, size = ctypes.create_string_buffer(256), ctypes.c_size_t()
     named = cuda.cuDeviceGetName(name, len(name), handle) == 0
     sized = cuda.cuDeviceTotalMem_v2(ctypes.byref(size), handle) == 0
@@ -98,6 +92,28 @@ def gpu() -> Device | None:
         _driver(),
         size.value if sized else None,
     )
+
+
+def gpu_bus() -> str | None:
+    """PCI address of that GPU, as ``0000:65:00.0``."""
+    found = _first_gpu()
+    address = ctypes.create_string_buffer(32)
+    if found is None or found[0].cuDeviceGetPCIBusId(address, len(address), found[1]):
+        return None
+    return address.value.decode(errors="replace")
+
+
+def _first_gpu() -> tuple[ctypes.CDLL, ctypes.c_int] | None:
+    """(driver, device)."""
+    library = "nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(library)
+    except OSError:
+        return None
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
+        return None
+    return None if cuda.cuDeviceGet(ctypes.byref(handle), 0) else (cuda, handle)
 
 
 def _driver() -> str | None:

@@ -64,7 +64,7 @@ _MEANINGS = {
     "top1_change": "Share of right answers less that of the float model; below it the bootstrap "
     "95 % interval on the paired images",
     "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
-    "energy": "Energy of the CPU for one image",
+    "energy": "Energy of the device for one image",
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",
     "kl": "Distance of the probabilities from the float model's; 0 is none",

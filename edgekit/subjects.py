@@ -90,7 +90,8 @@ def run_by(
     assert found.job is not None
     job = replace(found.job, name=runner.word, device=runner.device)
     if runner.format == "keras":
-        job = replace(job, precision=runner.precision)
+        options = {"data_format": "NCHW"} if runner.data_format == "NCHW" else {}
+        job = replace(job, precision=runner.precision, options=options)
         return replace(found, name=runner.word, job=job, precision=runner.precision)
     converted = onnx_artifact(
         found.path,

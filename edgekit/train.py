@@ -130,7 +130,9 @@ def train(
 
     with group.scope():
         model = begun.build(found)
-        arranged = arrange.arrange(model, data_format=data_format, precision=precision)
+        arranged = arrange.arrange(
+            model, data_format=data_format, precision=precision, matmul=device == "/CPU:0"
+        )
     trainer = _trainer(
         found,
         arranged,
@@ -149,7 +151,7 @@ def train(
         group.wait()
         return None
     if group.count > 1:
-        model = begun.build(found)  # with variables of this process only
+        model = begun.build(found)  # whose variables are this process's alone
     for variable, average in zip(model.variables, averages, strict=True):
         variable.assign(average)
     top1, top5 = accuracy(model, found.testing, begun.prepare)

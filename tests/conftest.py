@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +48,22 @@ def same_figures(found: Any, expected: Any) -> None:
             assert ours.metrics[name] == theirs.metrics[name]
 
 
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first of the processes which run the tests makes, and all of them read."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / f"{name}-of-all"
+    with (root / f"{name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            part = root / f"{name}-part"
+            part.mkdir()
+            make(part)
+            part.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The tests' own cache and no GitHub: what they find there is what they put there."""
@@ -62,8 +80,6 @@ def edgekit() -> Callable[..., Done]:
     """Run ``python -m edgekit.VERB ARGUMENTS`` in a fresh process, from the repository."""
 
     def call(verb: str, *arguments: object, timeout: float = 300, **env: str) -> Done:
-        import os
-
         done = subprocess.run(
             [sys.executable, "-m", f"edgekit.{verb}", *map(str, arguments)],
             cwd=ROOT,
@@ -80,20 +96,27 @@ def edgekit() -> Callable[..., Done]:
 @pytest.fixture(scope="session")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The shipped model as TFLite and ONNX in float32 and int8, by ``TARGET-PRECISION``."""
-    from edgekit.export import export
+    names = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "int8")]
 
-    folder = tmp_path_factory.mktemp("artifacts")
-    made = {}
-    for target in ("tflite", "onnx"):
-        for precision in ("float32", "int8"):
-            name = f"{target}-{precision}"
-            made[name] = export(target=target, precision=precision, out=folder / name).path
-    return made
+    def make(folder: Path) -> None:
+        from edgekit.export import export
+
+        for target, precision in names:
+            export(target=target, precision=precision, out=folder / f"{target}-{precision}")
+
+    folder = made_once(tmp_path_factory, "artifacts", make)
+    return {
+        f"{target}-{precision}": folder / f"{target}-{precision}" for target, precision in names
+    }
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """small.keras, a net with every kind of layer, and set.npz with 40 images for it."""
+    return made_once(tmp_path_factory, "small", _make_small)
+
+
+def _make_small(folder: Path) -> None:
     import numpy as np
 
     from edgekit.formats.keras import tf_keras
@@ -110,32 +133,33 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     x = layers.Concatenate()([layers.Add()([x, y]), layers.Conv2D(4, 1)(y)])
     x = layers.GlobalAveragePooling2D()(layers.MaxPooling2D(2)(x))
     model = keras.Model(image, layers.Dense(5, activation="softmax")(x))
-    folder = tmp_path_factory.mktemp("small")
     model.save(folder / "small.keras")
     pixels = np.random.default_rng(2).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
     np.savez(folder / "set.npz", x=pixels)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tiny(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """small.keras as a float32 TFLite artifact, and an .npz of 240 images with labels for it."""
-    import numpy as np
 
-    from edgekit.export import export
+    def make(folder: Path) -> None:
+        import numpy as np
 
-    folder = tmp_path_factory.mktemp("tiny")
-    made = export(
-        small / "small.keras",
-        target="tflite",
-        precision="float32",
-        preprocessing="unit",
-        out=folder / "tiny",
-    )
-    random = np.random.default_rng(5)
-    pixels = random.integers(0, 256, (240, 12, 12, 3), dtype=np.uint8)
-    np.savez(folder / "set.npz", x=pixels, y=random.integers(0, 5, 240))
-    return made.path, folder / "set.npz"
+        from edgekit.export import export
+
+        export(
+            small / "small.keras",
+            target="tflite",
+            precision="float32",
+            preprocessing="unit",
+            out=folder / "tiny",
+        )
+        random = np.random.default_rng(5)
+        pixels = random.integers(0, 256, (240, 12, 12, 3), dtype=np.uint8)
+        np.savez(folder / "set.npz", x=pixels, y=random.integers(0, 5, 240))
+
+    folder = made_once(tmp_path_factory, "tiny", make)
+    return folder / "tiny", folder / "set.npz"
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from edgekit import conditions
-from edgekit.conditions import Energy, look, reasons, summarize
+from edgekit.conditions import Energy, GpuEnergy, look, reasons, summarize
 from edgekit.results import Conditions
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -138,3 +140,36 @@ def test_energy_is_absent_without_counters_or_the_right_to_read_one(tmp_path: Pa
     counters = Energy(gone)
     (gone / "sys/class/powercap/intel-rapl:0/energy_uj").write_text("?")
     assert counters.since() is None
+
+
+#: NVML as far as it is used: a GPU at one address, a counter that grows by 250 mJ a call.
+_NVML = r"""
+#include <string.h>
+static unsigned long long count = 1000;
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *bus, void **device) {
+    *device = (void *)7;
+    return strcmp(bus, "0000:65:00.0") ? 6 : 0;
+}
+int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *millijoules) {
+    *millijoules = (count += 250);
+    return device == (void *)7 ? 0 : 3;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler to build a driver's stand-in")
+def test_energy_of_a_gpu_is_the_drivers(tmp_path: Path) -> None:
+    source, library = tmp_path / "nvml.c", str(tmp_path / "nvml.so")
+    source.write_text(_NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    meter = GpuEnergy("0000:65:00.0", library)
+    assert meter.readable
+    assert meter.since() == pytest.approx(0.25)
+    other = GpuEnergy("0000:01:00.0", library)
+    assert not other.readable and other.since() is None
+
+
+def test_energy_of_a_gpu_is_absent_without_one_or_its_driver(tmp_path: Path) -> None:
+    assert not GpuEnergy(None).readable
+    assert GpuEnergy("0000:65:00.0", str(tmp_path / "missing.so")).since() is None

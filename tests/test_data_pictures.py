@@ -18,7 +18,7 @@ import pytest
 from conftest import Done
 from PIL import Image
 
-from edgekit import data, schema
+from edgekit import data, schema, words
 from edgekit.data import decode, tfrecord
 from edgekit.data.images import stratified
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
@@ -117,6 +117,7 @@ def test_exif_turns_pictures() -> None:
     assert (found == np.rot90(NOISE, -1)).all()
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -134,6 +135,29 @@ def test_exif_turns_pictures() -> None:
 def test_pictures_that_are_none(content: bytes, message: str) -> None:
     with pytest.raises(decode.PictureError, match=message):
         decoded(content)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_pictures_are_pictures_or_left_out() -> None:
+    """Whatever a decoder raises on changed bytes is a PictureError, in one line."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = [
+        packed(NOISE, "JPEG", exif=exif.tobytes()),
+        packed(np.dstack([NOISE, NOISE[..., 0]]), exif=exif.tobytes()),
+        *(packed(NOISE, format) for format in ("GIF", "BMP", "PPM")),
+    ]
+    left_out = 0
+    for i in range(500):
+        content = bytearray(whole[i % len(whole)])
+        for _ in range(3):
+            content[RANDOM.integers(min(len(content), 200))] = RANDOM.integers(256)
+        try:
+            assert decoded(bytes(content)).shape[2] == 3
+        except decode.PictureError as exc:
+            assert "\n" not in str(exc)
+            left_out += 1
+    assert 100 < left_out < 500
 
 
 # Resizing says what it does.
@@ -179,6 +203,17 @@ def test_the_crop_is_of_the_shorter_side() -> None:
 
 
 # Preprocessing.
+
+
+def test_words() -> None:
+    assert words.split("a:b#c#x=1,y_z=k.2") == ("a:b#c", {"x": "1", "y_z": "k.2"})
+    for word in ("plain", "a#b", "a#=1", "a#x=", "#"):
+        assert words.split(word) == (word, {})
+    assert words.join("a", x=1, y=None) == "a#x=1"
+    assert words.join("a#x=1", y=2) == "a#x=1,y=2"
+    assert words.join("a") == "a"
+    with pytest.raises(InvalidOptionError, match="twice"):
+        words.split("a#x=1,x=2")
 
 
 def test_preprocessing_words() -> None:
@@ -277,17 +312,19 @@ def test_what_is_left_out_is_counted_and_named(
     file(tmp_path / "a" / "notes.txt", b"")
     file(tmp_path / "b" / "twin.PNG", packed(NOISE, compress_level=1))
     file(tmp_path / "b" / ".hidden.png", b"")
+    file(tmp_path / "b" / "clear.png", packed(np.dstack([NOISE, NOISE[..., 0]])))
     (tmp_path / "b" / "gone.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "b" / "pipe.png")
     found = data.load(str(tmp_path), "test", **SAME_SIZE)
-    assert len(found) == 2
+    assert len(found) == 3
     left_out, broken, twins = found.warnings
     assert left_out.startswith("2 files are not pictures") and "a/notes.txt, b/pipe.png" in left_out
-    assert broken.startswith("2 of 4 pictures cannot be decoded")
+    assert broken.startswith("2 of 5 pictures cannot be decoded")
     assert "b/gone.png (No such file" in broken and "a/cut.jpg (" in broken
     assert twins.startswith("1 exact duplicates have another label")
     assert "a/good.png" in twins and "b/twin.PNG" in twins
     said = capsys.readouterr().err
+    assert "1 pictures have transparency; they lie on white" in said
     assert all(f"warning: {each}" in said for each in found.warnings)
 
 
@@ -387,6 +424,8 @@ def test_tfds(tmp_path: Path) -> None:
         with pytest.raises(EdgekitError, match=r"^tensorflow-datasets is not installed.*\[tfds\]'"):
             data.load("tfds:mnist", "test", **SAME_SIZE)
         return
+    from edgekit.formats.keras import tensorflow
+
     labels = ("no", "yes")
     features = tfds.features.FeaturesDict(
         {
@@ -394,18 +433,21 @@ def test_tfds(tmp_path: Path) -> None:
             "label": tfds.features.ClassLabel(names=labels),
         }
     )
-    rows = [{"image": np.roll(NOISE, i, axis=0), "label": i % 2} for i in range(5)]
+    rows = {
+        "image": np.stack([np.roll(NOISE, i, axis=0) for i in range(5)]),
+        "label": np.arange(5) % 2,
+    }
     tfds.dataset_builders.store_as_tfds_dataset(
         "tiny_set",
         version="1.0.0",
         data_dir=tmp_path,
-        split_datasets={"test": list(enumerate(rows))},
+        split_datasets={"test": tensorflow().data.Dataset.from_tensor_slices(rows)},
         features=features,
     )
     found = data.load(f"tfds:tiny_set#dir={tmp_path}", "test", **SAME_SIZE)
     assert Counter(found.labels.tolist()) == {0: 3, 1: 2}
     assert found.class_names == labels
-    assert {image.tobytes() for image in found.images} == {r["image"].tobytes() for r in rows}
+    assert {each.tobytes() for each in found.images} == {each.tobytes() for each in rows["image"]}
     with pytest.raises(InvalidDataError, match="has the parts test"):
         data.load(f"tfds:tiny_set#dir={tmp_path}", "train", **SAME_SIZE)
 
@@ -603,6 +645,12 @@ def test_pictures_need_a_size(shapes: Path) -> None:
         data.load(f"{shapes}#size=9", "test", shape=(8, 8, 3))
     with pytest.raises(InvalidDataError, match="fixed size"):
         data.load(str(shapes), "test", shape=(-1, -1, 3))
+
+
+def test_a_folder_that_is_called_like_an_option(tmp_path: Path) -> None:
+    for name in "ab":
+        file(tmp_path / "set#samples=1" / name / "x.png", packed(NOISE))
+    assert len(data.load(f"{tmp_path}/set#samples=1", "test", **SAME_SIZE)) == 2
 
 
 def test_a_full_disk_is_told_before_decoding(shapes: Path) -> None:

@@ -71,6 +71,23 @@ def test_the_same_report_passes() -> None:
     assert verdicts(report, report) == ["PASS"]
 
 
+def test_energy_and_the_change_of_top1_can_be_bounded() -> None:
+    def of(millijoules: float, change: float, machine: str = "cpu") -> Report:
+        metrics = {
+            "energy": Measurement(millijoules, "mJ", 100),
+            "top1_change": Measurement(change, "points", COUNT),
+        }
+        where = Environment("cpu", (), 2, 1, "Linux", {}, machine)
+        return make(artifact("a", 60, **metrics), environment=where)
+
+    before = of(2.0, -0.1)
+    assert verdicts(of(2.3, -0.1), before, energy=0.5) == ["PASS"]
+    assert verdicts(of(2.6, -0.1), before, energy=0.5) == ["FAIL"]
+    assert verdicts(of(2.0, -0.4), before, top1_change=0.2) == ["FAIL"]
+    with pytest.raises(ReportError, match="one machine class"):
+        verdicts(of(2.0, -0.1, "other"), before, energy=0.5)
+
+
 def test_a_drop_beyond_the_bound_fails_and_says_its_significance() -> None:
     before = make(artifact("a", 60))
     (check,) = gate(make(artifact("a", 66)), baseline=before)

@@ -240,18 +240,23 @@ def test_a_node_on_the_cpu_is_an_error_but_for_arithmetic_of_shapes() -> None:
         onnx.ran([conv], onnx.CPU)
 
 
-def test_mixed_float16_is_the_same_model(small: Path) -> None:
+def test_other_layouts_and_precisions_are_the_same_model(small: Path) -> None:
     model = small / "small.keras"
     pixels = np.load(small / "set.npz")["x"][:8]
     found = {}
-    for precision in ("float32", "mixed_float16"):
-        job = Job(precision, model, "keras", preprocessing("unit"), 1, {}, precision=precision)
+    for word in ("", "mixed_float16", "NCHW", "NCHW, bfloat16"):
+        precision = word.split(", ")[-1] if "float" in word else "float32"
+        options = {"data_format": "NCHW"} if "NCHW" in word else {}
+        job = Job(word, model, "keras", preprocessing("unit"), 1, options, precision=precision)
         with Worker(job) as worker:
-            found[precision] = worker.outputs(pixels)
+            found[word] = worker.outputs(pixels)
             provider = worker.loaded.runtime.provider
-    assert provider == "TensorFlow CPU, mixed_float16"
-    difference = np.abs(found["float32"] - found["mixed_float16"]).max()
-    assert 0 < difference < 5e-3
+        assert provider == "TensorFlow CPU" + (f", {word}" if word else "")
+    for word, most in (("mixed_float16", 5e-3), ("NCHW", 1e-5), ("NCHW, bfloat16", 5e-2)):
+        difference = np.abs(found[""] - found[word]).max()
+        assert difference < most and (difference > 0 or word == "NCHW")
+    with pytest.raises(InvalidOptionError, match="keras takes data_format"):
+        open_runner(model, format="keras", threads=1, options={"colour": "red"})
     with pytest.raises(InvalidOptionError, match="keras runs on cpu, gpu, got 'cuda'"):
         open_runner(model, format="keras", threads=1, device="cuda")
 

@@ -430,3 +430,16 @@ def test_bad_input_is_one_line(
     assert done.status == 2
     assert message in done.error
     assert done.stdout == ""
+
+
+def test_a_model_trained_with_fake_quantization_is_held_against_its_own_weights(
+    tmp_path: Path,
+) -> None:
+    trained = SHIPPED.with_name(f"{SHIPPED.name}-qat")
+    made = export(trained, target="tflite", precision="int8", out=tmp_path / "made").path
+    found = diff(trained, made, images=8)
+    assert found.verdict is None and len(found.rows) == 67
+    with pytest.raises(InvalidModelError, match="was not exported from"):
+        diff(made, made, images=1, source=SHIPPED)
+    same = diff(made, made, images=1, source=trained, modes=["accumulated"]).rows
+    assert {row.accumulated.sqnr for row in same if row.accumulated} == {math.inf}

@@ -20,6 +20,7 @@ from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe,
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats.flatbuffer import Graph
+from edgekit.layers.diff import diff
 from edgekit.qat import QatRecipe
 from edgekit.quant import profiles
 from edgekit.quant.quantize import trained as trained_integers
@@ -108,6 +109,16 @@ def test_the_grid_is_the_same_tensor_by_tensor(
             steps = bias / integers.bias_scale.astype(np.float64)
             # the handed-on biases lie on their steps too, as far as float32 can say
             np.testing.assert_allclose(steps, integers.bias, rtol=1e-5, atol=0.6)
+
+
+def test_layers_are_not_held_against_weights_of_before(
+    exported: dict[str, Path], small: Path, images: Path
+) -> None:
+    """Every retrained layer would be to blame."""
+    with pytest.raises(InvalidModelError, match="its weights are not those of .*small.keras"):
+        diff(small / "small.keras", exported["tflite"], dataset=str(images))
+    with pytest.raises(InvalidOptionError, match="pass --reference with the artifact"):
+        diff(exported["onnx"], exported["tflite"], dataset=str(images))
 
 
 def test_the_log_has_looks_at_the_deployed_file(trained: tuple[Path, Done]) -> None:

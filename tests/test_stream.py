@@ -399,8 +399,8 @@ def test_tfds(tmp_path: Path) -> None:
     })  # fmt: skip
     rows = [{"image": pictures.picture(i, i % 3), "label": i % 3} for i in range(23)]
     tfds.dataset_builders.store_as_tfds_dataset(
-        "tiny_stream", version="1.0.0", data_dir=tmp_path, split_datasets={"train": list(enumerate(rows))},
-        features=features,
+        "tiny_stream", version="1.0.0", data_dir=tmp_path, features=features,
+        split_datasets={"train": list(enumerate(rows))},
     )  # fmt: skip
     found = data.sequential(f"tfds:tiny_stream#dir={tmp_path}", "train")
     assert found is not None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -51,6 +52,37 @@ def test_a_run_learns_and_writes_an_artifact(
     assert (written.path / "training.jsonl").read_text().count("\n") == 20
     assert list(logs.iterdir())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "tb"]
+
+
+def test_a_recipe_of_ones_own_in_another_form_writes_a_plain_model(
+    stripes: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    recipe = tmp_path / "mine.toml"
+    recipe.write_text(
+        'about = "mine"\n[recipe]\nsteps = 9\nbatch = 32\noptimizer = "rmsprop"\ncrop = 0.5\n'
+        '[network]\nwidth = 0.35\nlowered_strides = 0\n[expected]\ntop1 = 50\nof = "stripes"\n'
+        'source = "chance"\n'
+    )
+    form = ("--data-format", "NCHW", "--precision", "bfloat16", "--learning-rate", "0.01")
+    done = edgekit(
+        "train", "--data", stripes, "--recipe", recipe, "--out", tmp_path / "m", *form
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    assert "expected top-1 50 % of stripes (chance)" in done.stderr
+    written = Artifact.load(tmp_path / "m")
+    training = written.manifest.training
+    assert training is not None
+    assert (training["preset"], training["expected"]["top1"]) == (str(recipe), 50)
+    assert (training["recipe"]["optimizer"], training["recipe"]["learning_rate"]) == (
+        "rmsprop",
+        0.01,
+    )
+    assert (training["data_format"], training["precision"]) == ("NCHW", "bfloat16")
+    log = [json.loads(line) for line in (written.path / "training.jsonl").open()]
+    assert [entry["step"] for entry in log] == [8, 9]
+    model = keras_format.load(written.model_path)
+    assert model.input_shape == (None, 16, 16, 1)
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
 def test_a_killed_run_resumes_to_the_end(
@@ -142,6 +174,9 @@ def test_recipes_out_of_range_are_refused(options: dict[str, object]) -> None:
         (["--epochs", "0"], "integer >= 1"),
         (["--learning-rate", "nan"], "learning_rate"),
         (["--colour", "red"], "unrecognized"),
+        (["--recipe", "papr"], "unknown recipe 'papr'"),
+        (["--epochs", "1", "--steps", "1"], "got both"),
+        (["--replicas", "2"], "for --strategy mirrored"),
     ],
 )
 def test_bad_input(

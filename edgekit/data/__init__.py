@@ -154,8 +154,8 @@ class Opened:
             chosen = images.stratified(name, source.labels, source.count, self.samples, self.seed)
             name = images.sample_name(name, self.samples, source.count, self.seed)
         drawn_later = source.count is None and self.samples is not None
-        if limit is not None and not drawn_later:
-            name += f"[:{limit}]"
+        if limit is not None and (source.count is None or limit < source.count):
+            name += "" if drawn_later else f"[:{limit}]"
         found = images_of(
             replace(source, name=name),
             Fit(shape, prepare, self.background),
@@ -194,7 +194,8 @@ def shape_of(word: str, size: int | None, given: tuple[int, ...] | None) -> tupl
     if given is None:
         if size is None:
             raise InvalidOptionError(
-                f"{word}: no model says how large the images are to be; pass --size N"
+                f"{word}: no model says how large the images are to be; pass --size N, or "
+                f"#size=N behind the word"
             )
         return size, size, 3
     if len(given) != 3 or min(given) < 1:

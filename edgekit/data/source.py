@@ -93,17 +93,21 @@ class Fit:
     prepare: Preprocessing
     background: str
 
-    def apply(self, content: Content) -> Pixels:
-        """Decode, turn, flatten, resize, crop: uint8 ``[H, W, C]``.
+    def apply(self, content: Content) -> tuple[Pixels, bool]:
+        """Decode, turn, flatten, resize, crop.
+
+        Returns:
+            uint8 ``[H, W, C]``, and whether there was transparency.
 
         Raises:
             PictureError: If it cannot be decoded.
         """
         height, width, channels = self.shape
-        picture = decode.upright(
-            decode.opened(content), channels=channels, background=self.background
-        )
-        return decode.fit(picture, height=height, width=width, prepare=self.prepare)
+        opened = decode.opened(content)
+        transparent = decode.has_alpha(opened)
+        picture = decode.upright(opened, channels=channels, background=self.background)
+        fitted = decode.fit(picture, height=height, width=width, prepare=self.prepare)
+        return fitted, transparent
 
 
 @dataclass
@@ -116,6 +120,7 @@ class _Spooled:
     digests: bytearray = field(default_factory=bytearray)
     broken: list[str] = field(default_factory=list)
     seen: int = 0
+    transparent: int = 0
 
 
 def parallel(work: Callable[[Entry], Any], entries: Iterable[Entry]) -> Iterator[tuple[Entry, Any]]:
@@ -170,6 +175,11 @@ def images_of(
             )
         file.flush()
         pixels = np.memmap(file, np.uint8, "r", shape=(len(spooled.kept), *fit.shape))
+    if spooled.transparent:
+        cli.say(
+            f"{source.name}: {spooled.transparent} pictures have transparency; they lie on "
+            f"{fit.background} (#background={'|'.join(BACKGROUNDS)})"
+        )
     labels = None
     if number is not None and None not in spooled.labels:
         labels = number(np.array(spooled.labels, np.int64))
@@ -186,7 +196,7 @@ def images_of(
 def _spool(
     spooled: _Spooled, entries: Iterator[Entry], fit: Fit, total: int | None, most: int | None
 ) -> None:
-    def work(entry: Entry) -> Pixels | PictureError:
+    def work(entry: Entry) -> tuple[Pixels, bool] | PictureError:
         try:
             return fit.apply(entry.content())
         except PictureError as exc:
@@ -199,10 +209,12 @@ def _spool(
             if isinstance(found, PictureError):
                 spooled.broken.append(f"{visible(entry.where)} ({found})")
             else:
-                spooled.file.write(found.tobytes())
+                content = found[0].tobytes()
+                spooled.file.write(content)
+                spooled.transparent += found[1]
                 spooled.kept.append(spooled.seen)
                 spooled.labels.append(entry.label)
-                spooled.digests += hashlib.sha256(found.tobytes()).digest()[:_DIGEST]
+                spooled.digests += hashlib.sha256(content).digest()[:_DIGEST]
                 bar.advance(task)
             spooled.seen += 1
             if len(spooled.kept) == most:

@@ -100,6 +100,7 @@ def prepared(place: str, split: Split, options: Mapping[str, str]) -> Prepared:
         InvalidDataError: If the data set or its part is not there.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the models
     try:
         import tensorflow_datasets as tfds
     except ImportError:

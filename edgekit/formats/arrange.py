@@ -6,6 +6,7 @@ the model file is always NHWC and float32.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,9 @@ _SET = (
 )
 
 
-def arrange(model: Any, *, data_format: str = "NHWC", precision: str = "float32") -> Any:
+def arrange(
+    model: Any, *, data_format: str = "NHWC", precision: str = "float32", matmul: bool = False
+) -> Any:
     """The same model and weights in another form; ``model`` itself if that is the one asked for.
 
     In half precision layers compute in it and keep float32 weights, batch normalisation its
@@ -63,13 +66,16 @@ def arrange(model: Any, *, data_format: str = "NHWC", precision: str = "float32"
         model: Functional, of one input ``[N, H, W, C]``.
         data_format: With ``NCHW`` the input of the result is ``[N, C, H, W]``.
         precision: ``float32``, ``mixed_float16`` or ``bfloat16``.
+        matmul: Compute 1x1 convolutions as products of matrices, where channels are last: the
+            same sums, and on a CPU gradients of kernels up to 10 times as fast as oneDNN's.
 
     Raises:
         InvalidOptionError: If ``data_format`` or ``precision`` is unknown.
         InvalidModelError: If a layer has no such form.
     """
     check(data_format, precision)
-    if (data_format, precision) == ("NHWC", "float32"):
+    matmul = matmul and data_format == "NHWC"
+    if (data_format, precision, matmul) == ("NHWC", "float32", False):
         return model
     keras = tf_keras()
     whole = _in_float32(model) if precision != "float32" else set()
@@ -80,7 +86,10 @@ def arrange(model: Any, *, data_format: str = "NHWC", precision: str = "float32"
             settings = _channels_first(layer, settings)
         if precision != "float32":
             settings["dtype"] = "float32" if layer.name in whole else POLICIES[precision]
-        return type(layer).from_config(settings)
+        kind = type(layer)
+        if matmul and kind is keras.layers.Conv2D and _is_pointwise(settings):
+            kind = _pointwise()
+        return kind.from_config(settings)
 
     inputs = None
     if data_format == "NCHW":
@@ -99,6 +108,27 @@ def arrange(model: Any, *, data_format: str = "NHWC", precision: str = "float32"
             f"use NHWC float32"
         ) from None
     return made
+
+
+def _is_pointwise(settings: dict[str, Any]) -> bool:
+    """Whether a Conv2D multiplies each pixel's channels by one matrix."""
+    one = all(tuple(settings[key]) == (1, 1) for key in ("kernel_size", "strides", "dilation_rate"))
+    return one and settings["groups"] == 1 and settings["data_format"] == "channels_last"
+
+
+@functools.cache
+def _pointwise() -> Any:
+    """Conv2D of 1x1 as a product of matrices."""
+    tf = tensorflow()
+
+    class Pointwise(tf_keras().layers.Conv2D):  # type: ignore[misc]
+        def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+            shape = tf.shape(inputs)
+            rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
+            found = tf.matmul(rows, tf.reshape(kernel, kernel.shape[2:]))
+            return tf.reshape(found, [shape[0], shape[1], shape[2], kernel.shape[3]])
+
+    return Pointwise
 
 
 def check(data_format: str, precision: str) -> None:
@@ -197,9 +227,7 @@ def _channels_first(layer: Any, settings: dict[str, Any]) -> dict[str, Any]:
         return {**settings, "axis": moved[settings["axis"] % 4]}
     if kind in _SAME and settings.get("activation") != "softmax":
         return settings
-    raise InvalidModelError(
-        f"layer {layer.name} ({kind}) has no form with channels first; use NHWC"
-    )
+    raise InvalidModelError(f"layer {layer.name} ({kind}) has no NCHW form; use NHWC")
 
 
 def _check_ends(model: Any) -> None:

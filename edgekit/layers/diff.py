@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from edgekit.layers.measure import (
     measure,
 )
 from edgekit.quant.profiles import DEFAULT, PROFILES
+from edgekit.quant.quantize import TRAINED
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
 
 IMAGES = 32
@@ -75,6 +77,14 @@ class _Side:
     format: str
     precision: str
 
+    @property
+    def trained(self) -> bool:
+        """Whether its weights were trained on, with fake quantization, from the float model."""
+        if self.artifact is None or self.precision != "int8":
+            return False
+        way = self.artifact.manifest.quantization
+        return self.format == "keras" or (way is not None and way.way == TRAINED)
+
 
 def diff(
     reference: Path,
@@ -116,6 +126,12 @@ def diff(
             f"{reference} and {suspect} were made from different float models "
             f"(sha256 {one.source[:12]}…, {other.source[:12]}…); expected two of one model"
         )
+    if one.trained != other.trained:
+        first, second = (one, other) if one.trained else (other, one)
+        raise InvalidModelError(
+            f"{first.path} was trained with fake quantization: its weights are not those of "
+            f"{second.path}; give the artifact that `python -m edgekit.qat` wrote as the reference"
+        )
     if other.format == "keras" and (ISOLATED in modes or bisect_bound is not None):
         raise InvalidOptionError(
             f"{suspect} is a Keras model, which cannot be run operator by operator; give it "
@@ -134,7 +150,7 @@ def diff(
     expected = given
     if one.artifact is not None:
         expected = one.artifact.manifest.preprocessing.apply(found.images)
-    canonical = _canonical(one, other.artifact, source)
+    canonical = _canonical(one, other, source)
     graph = Graph(canonical)
     if graph.shape(graph.inputs[0])[1:] != found.images.shape[1:]:
         raise InvalidDataError(
@@ -202,15 +218,33 @@ def _side(path: Path) -> _Side:
     return _Side(path, artifact, source, manifest.format, manifest.precision)
 
 
-def _canonical(one: _Side, other: Artifact, source: Path | None) -> bytes:
+def _canonical(one: _Side, other: _Side, source: Path | None) -> bytes:
     """The float flatbuffer that both come from."""
+    assert other.artifact is not None
     if one.format == "tflite" and one.precision == "float32" and one.artifact is not None:
         return one.artifact.model_path.read_bytes()
     if one.format == "keras":
         model = one.path if one.artifact is None else one.artifact.model_path
+    elif other.trained:
+        model = _trained_model(source, other.path)
     else:
-        _, model, _ = float_model.find(other, source)
-    return tflite.from_keras(keras.load(model))
+        _, model, _ = float_model.find(other.artifact, source)
+    canonical = tflite.from_keras(keras.load(model))
+    if other.trained:
+        expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
+        if expected != hashlib.sha256(canonical).hexdigest():
+            raise InvalidModelError(f"{other.path} was not exported from {model.parent}")
+    return canonical
+
+
+def _trained_model(source: Path | None, path: Path) -> Path:
+    """The Keras model that quantization-aware training left."""
+    if source is None or not source.is_dir():
+        raise InvalidOptionError(
+            f"{path} was trained with fake quantization; pass --reference with the artifact that "
+            f"`python -m edgekit.qat` wrote"
+        )
+    return Artifact.load(source).model_path
 
 
 def _open(side: _Side, graph: Graph, images: npt.NDArray[np.float32], threads: int) -> Tensors:

@@ -70,11 +70,11 @@ def open_runner(
         model: The model file.
         format: ``tflite``, ``onnx`` or ``keras``.
         threads: Threads inside an operator.
-        options: Runtime options of the manifest: session config entries of onnxruntime, or
-            ``kernels`` of LiteRT.
+        options: Runtime options of the manifest: session config entries of onnxruntime,
+            ``kernels`` of LiteRT, or ``data_format`` of Keras.
         batch: Images a run; default what the runtime does best.
         device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``.
-        precision: Policy of a Keras model's layers: ``float32`` or ``mixed_float16``.
+        precision: Of a Keras model's layers: ``float32``, ``mixed_float16`` or ``bfloat16``.
 
     Raises:
         InvalidModelError: If the file cannot be loaded.
@@ -85,8 +85,8 @@ def open_runner(
     known = {"onnx": ("cpu", "cuda", "emulated"), "keras": ("cpu", "gpu")}.get(format, ("cpu",))
     if device not in known:
         raise InvalidOptionError(f"{format} runs on {', '.join(known)}, got {device!r}")
-    if options and format == "keras":
-        raise InvalidOptionError(f"runtime keras takes no options, got {dict(options)}")
+    if format == "keras" and set(options or {}) - {"data_format"}:
+        raise InvalidOptionError(f"runtime keras takes data_format, got {dict(options or {})}")
     if format == "tflite":
         from edgekit.runtimes.litert import LiteRtRunner
 
@@ -106,5 +106,12 @@ def open_runner(
     if format == "keras":
         from edgekit.runtimes.keras import KerasRunner
 
-        return KerasRunner(model, threads=threads, batch=batch, device=device, precision=precision)
+        return KerasRunner(
+            model,
+            threads=threads,
+            batch=batch,
+            device=device,
+            precision=precision,
+            data_format=(options or {}).get("data_format", "NHWC"),
+        )
     raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, got {format!r}")

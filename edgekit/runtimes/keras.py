@@ -15,6 +15,8 @@ from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
 
+_PLAIN = ("NHWC", "float32")
+
 
 class KerasRunner(Runner):
     """A ``.keras`` file as a traced function.
@@ -22,8 +24,9 @@ class KerasRunner(Runner):
     With a recipe of fake quantization beside it, as ``python -m edgekit.qat`` writes it, the model
     computes as it was trained.
 
-    On a GPU every operator has to have a kernel there; float32 is float32 then, not TF32. With
-    ``mixed_float16`` all layers compute in float16 but those that answer, as Keras asks for.
+    On a GPU every operator has to have a kernel there; float32 is float32 then, not TF32. In half
+    precision and with channels first (edgekit.formats.arrange) images and answers stay float32
+    and NHWC.
 
     Raises:
         ExecutionError: If the device is not there, or the answer came from another.
@@ -37,9 +40,12 @@ class KerasRunner(Runner):
         batch: int | None = None,
         device: str = "cpu",
         precision: str = "float32",
+        data_format: str = "NHWC",
     ) -> None:
         tf = keras_format.tensorflow()
-        self._device, self._precision = device, precision
+        arrange.check(data_format, precision)
+        self._device = device
+        self._form = (data_format, precision)
         _choose_device(tf, device)
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -47,23 +53,32 @@ class KerasRunner(Runner):
         if self._fake:
             from edgekit.quant import fake
 
-            if precision != "float32":
+            if self._form != _PLAIN:
                 raise InvalidOptionError(
-                    f"{model} is fake-quantized, it computes in float32; got {precision}"
+                    f"{model} is fake-quantized, it computes in float32; got {precision} "
+                    f"{data_format}"
                 )
             loaded = fake.load(model)
         else:
             loaded = keras_format.load(model)
-        loaded = arrange.arrange(loaded, precision=precision)
         self.signature = keras_format.signature(loaded)
+        where = "/GPU:0" if device == "gpu" else "/CPU:0"
+        if self._form != _PLAIN:
+            arrange.require(data_format, precision, device=where, training=False)
+        made = arrange.arrange(loaded, data_format=data_format, precision=precision)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
         self.batch = batch or (250 if fixed == -1 else fixed)
         self._threads = threads
         self._constant = tf.constant
-        self._place = tf.device("/GPU:0" if device == "gpu" else "/CPU:0")
-        self._forward = tf.function(lambda x: loaded(x, training=False), reduce_retracing=True)
+        self._place = tf.device(where)
+
+        def forward(x: Any) -> Any:
+            x = tf.transpose(x, [0, 3, 1, 2]) if data_format == "NCHW" else x
+            return made(x, training=False)
+
+        self._forward = tf.function(forward, reduce_retracing=True)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Answer one feed of any batch size."""
@@ -83,8 +98,7 @@ class KerasRunner(Runner):
         kind = f"TensorFlow {self._device.upper()}"
         if self._fake:
             kind += ", fake-quantized"
-        if self._precision != "float32":
-            kind += f", {self._precision}"
+        kind += "".join(f", {w}" for w, p in zip(self._form, _PLAIN, strict=True) if w != p)
         device: Literal["cpu", "gpu"] = "gpu" if self._device == "gpu" else "cpu"
         return Runtime("keras", kind, self._threads, device=device)
 

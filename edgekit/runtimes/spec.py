@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,13 +22,15 @@ class RunnerSpec:
         runtime: ``keras`` or ``ort``.
         device: ``cpu``, ``cuda`` (onnxruntime's provider), ``gpu`` (TensorFlow's), or
             ``emulated``: on the CPU, rounding as the device would; its time means nothing.
-        precision: Of the model file for ort; for Keras the policy of its layers.
+        precision: Of the model file for ort; of its layers for Keras.
+        data_format: That Keras' layers run in; the images stay NHWC.
     """
 
     word: str
     runtime: Literal["keras", "ort"]
     device: Device
-    precision: Literal["float32", "float16", "mixed_float16"]
+    precision: Literal["float32", "float16", "mixed_float16", "bfloat16"]
+    data_format: Literal["NHWC", "NCHW"] = "NHWC"
 
     @property
     def format(self) -> str:
@@ -40,13 +43,23 @@ class RunnerSpec:
         return self.device in ("cuda", "gpu")
 
 
+def _keras(
+    device: Literal["cpu", "gpu"],
+    precisions: tuple[Literal["float32", "mixed_float16", "bfloat16"], ...],
+    data_format: Literal["NHWC", "NCHW"],
+) -> Iterator[RunnerSpec]:
+    for precision in precisions:
+        word = f"keras:{device}:{precision}" + (":NCHW" if data_format == "NCHW" else "")
+        yield RunnerSpec(word, "keras", device, precision, data_format)
+
+
 SPECS: dict[str, RunnerSpec] = {
     spec.word: spec
     for spec in (
-        RunnerSpec("keras:cpu:float32", "keras", "cpu", "float32"),
-        RunnerSpec("keras:cpu:mixed_float16", "keras", "cpu", "mixed_float16"),
-        RunnerSpec("keras:gpu:float32", "keras", "gpu", "float32"),
-        RunnerSpec("keras:gpu:mixed_float16", "keras", "gpu", "mixed_float16"),
+        *_keras("cpu", ("float32", "mixed_float16", "bfloat16"), "NHWC"),
+        *_keras("cpu", ("float32", "bfloat16"), "NCHW"),  # TensorFlow has no float16 there
+        *_keras("gpu", ("float32", "mixed_float16", "bfloat16"), "NHWC"),
+        *_keras("gpu", ("float32", "mixed_float16", "bfloat16"), "NCHW"),
         RunnerSpec("ort:cpu:float32", "ort", "cpu", "float32"),
         RunnerSpec("ort:cpu:float16", "ort", "cpu", "float16"),
         RunnerSpec("ort:cuda:float32", "ort", "cuda", "float32"),

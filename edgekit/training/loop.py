@@ -157,7 +157,7 @@ class _Journal:
         """Log an entry, with a checkpoint."""
         self.log.append(entry)
         _summarize(self._writer, entry)
-        self._manager.save()
+        self._trainer.replicas.call(self._manager.save)
         if self._chief:
             outputs.write_bytes(self._folder / "log.jsonl", log_bytes(self.log), force=True)
 

@@ -36,7 +36,7 @@ class Replicas:
         return contextlib.nullcontext()
 
     def call(self, function: Callable[..., Any], *values: Any) -> Any:
-        """Run a traced function from Python."""
+        """Run what takes all replicas, from Python."""
         return function(*values)
 
     def run(self, step: Callable[..., Any], *values: Any) -> Any:
@@ -91,7 +91,7 @@ class Distributed(Replicas):
         return scope
 
     def call(self, function: Callable[..., Any], *values: Any) -> Any:
-        """Run a traced function.
+        """Run what takes all replicas.
 
         Raises:
             ExecutionError: If another worker went away.
@@ -107,7 +107,7 @@ class Distributed(Replicas):
             tf.errors.UnavailableError,
         ) as exc:
             raise ExecutionError(
-                f"a worker was lost ({reason(exc)}); start all workers again with --resume"
+                f"a worker was lost ({type(exc).__name__}); start all workers again with --resume"
             ) from None
 
     def run(self, step: Callable[..., Any], *values: Any) -> Any:
@@ -182,6 +182,11 @@ def replicas(strategy: str = "none", count: int | None = None) -> Replicas:
 
 
 def _mirrored(count: int | None) -> Distributed:
+    if "TF_CONFIG" in os.environ:  # TensorFlow would read it
+        raise InvalidOptionError(
+            "--strategy mirrored is for one process, TF_CONFIG names a cluster; unset it, or use "
+            "--strategy multiworker"
+        )
     tf = keras_format.tensorflow()
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:

@@ -471,6 +471,8 @@ class StreamTrainer(Trainer):
     """
 
     def __init__(self, model: Any, recipe: Recipe, *, stream: Stream, **settings: Any) -> None:
+        if settings.get("jit"):
+            raise InvalidOptionError("a step that takes its batch from a stream is not for XLA")
         self._stream = stream
         self._said = 0
         self._iterator: Any = None

@@ -58,6 +58,7 @@ class Trainer:
         replicas: Devices that share a batch; default one.
         data_format: ``NHWC`` or ``NCHW``, of the model.
         scaled: Whether the loss is scaled, as layers that compute in float16 need it.
+        jit: Whether XLA compiles the step.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trainer:
         replicas: Replicas | None = None,
         data_format: str = "NHWC",
         scaled: bool = False,
+        jit: bool = False,
     ) -> None:
         tf = keras_format.tensorflow()
         self.replicas = replicas or Replicas()
@@ -85,6 +87,7 @@ class Trainer:
         self._prepare = prepare
         self._data_format = data_format
         self._augmentation = recipe
+        self._jit = jit
         self._hold(images, labels)
         self._set_up(model)
         self._decayed = {id(v) for v in self.decayed}
@@ -126,6 +129,7 @@ class Trainer:
         tf = keras_format.tensorflow()
         return tf.function(
             steps,
+            jit_compile=self._jit or None,
             input_signature=[
                 tf.TensorSpec([None, self.recipe.batch], tf.int64),
                 tf.TensorSpec([None], tf.float32),
@@ -156,7 +160,9 @@ class Trainer:
 
     def averaged_weights(self) -> list[npt.NDArray[Any]]:
         """The moving averages, in the order of :attr:`variables`."""
-        return [average.numpy() for average in self._averages or self.variables]
+        found = self._averages or self.variables
+        values: list[npt.NDArray[Any]] = self.replicas.call(lambda: [v.numpy() for v in found])
+        return values
 
     def _steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()

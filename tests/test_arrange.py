@@ -1,0 +1,127 @@
+"""One model with its channels last or first, in float32 or half precision: the same answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import worker
+
+from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.formats import arrange
+from edgekit.formats import keras as keras_format
+from edgekit.recipes import Recipe
+from edgekit.signature import preprocessing
+from edgekit.training.trainer import LossScale, Trainer
+
+#: What a CPU can do, with the largest difference of logits allowed.
+FORMS = [
+    ("NHWC", "mixed_float16", 0.02),
+    ("NHWC", "bfloat16", 0.2),
+    ("NCHW", "float32", 1e-4),
+    ("NCHW", "bfloat16", 0.2),
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """A net whose logits spread, and whose statistics are not those of its start."""
+    made = worker.net()
+    random = np.random.default_rng(3)
+    for variable in made.variables:
+        variable.assign(variable + random.uniform(0, 1, variable.shape))
+    return made
+
+
+def logits(model: Any, x: Any) -> Any:
+    keras, tf = keras_format.tf_keras(), keras_format.tensorflow()
+    inner = keras.Model(model.input, model.get_layer("logits").output)
+    return tf.function(lambda x: inner(x, training=False))(x)
+
+
+@pytest.mark.parametrize(("data_format", "precision", "tolerance"), FORMS)
+def test_every_form_answers_the_same(
+    data_format: str, precision: str, tolerance: float, model: Any
+) -> None:
+    made = arrange.arrange(model, data_format=data_format, precision=precision)
+    x = np.random.default_rng(0).random((16, 8, 8, 1), np.float32)
+    found = logits(made, x if data_format == "NHWC" else x.transpose(0, 3, 1, 2))
+    expected = logits(model, x).numpy()
+    assert found.dtype.name == "float32"
+    spread = np.ptp(expected)
+    assert spread > 0.1 and np.abs(found.numpy() - expected).max() < tolerance * spread
+    if precision != "float32":
+        assert np.abs(found.numpy() - expected).max() > 0  # something was rounded
+    assert [v.shape for v in made.variables] == [v.shape for v in model.variables]
+    assert {v.dtype.name for v in made.variables} == {"float32"}
+    for ours, theirs in zip(made.get_weights(), model.get_weights(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_layers_compute_in_what_was_asked_for_but_those_that_answer(model: Any) -> None:
+    made = arrange.arrange(model, precision="mixed_float16")
+    found = {layer.name: layer.compute_dtype for layer in made.layers}
+    assert found.pop("logits") == found.pop("probabilities") == "float32"
+    found.pop("image")
+    assert set(found.values()) == {"float16"}
+
+
+@pytest.mark.parametrize(("data_format", "precision"), [form[:2] for form in FORMS])
+def test_every_form_trains_alike(data_format: str, precision: str, tmp_path: Path) -> None:
+    plain = worker.train(tmp_path / "plain", {"epochs": 2})
+    form = {"data_format": data_format, "precision": precision}
+    found = worker.train(tmp_path / "form", {"epochs": 2, **form})
+    assert found["dtypes"] == ["float32"]
+    assert found["losses"] == pytest.approx(
+        plain["losses"], rel=1e-4 if precision == "float32" else 0.03
+    )
+    assert found["weights"] != plain["weights"]
+
+
+def test_a_step_whose_gradients_overflow_is_left_out() -> None:
+    images, labels = worker.pixels()
+    trainer = Trainer(
+        arrange.arrange(worker.net(), precision="mixed_float16"),
+        Recipe(batch=32, erase=0),
+        images=images,
+        labels=labels,
+        prepare=preprocessing("unit"),
+        towers=1,
+        scaled=True,
+    )
+    before = [v.numpy() for v in trainer.trainable]
+    scale, good = trainer._scale.variables  # type: ignore[union-attr]
+    scale.assign(1e38)
+    order, rates = np.arange(32).reshape(1, 32), np.ones(1, np.float32)
+    trainer.run_epoch_part(order, rates)
+    after = [v.numpy() for v in trainer.trainable]
+    assert all(map(np.array_equal, before, after))
+    assert float(scale.numpy()) == pytest.approx(5e37) and int(good.numpy()) == 0
+    scale.assign(2.0**15)
+    good.assign(LossScale.EVERY - 1)
+    trainer.run_epoch_part(order, rates)
+    assert not all(map(np.array_equal, before, [v.numpy() for v in trainer.trainable]))
+    assert float(scale.numpy()) == 2.0**16 and int(good.numpy()) == 0
+
+
+def test_what_this_device_cannot_do_is_refused_in_one_line() -> None:
+    tf = keras_format.tensorflow()
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("a GPU has all kernels")
+    arrange.require("NHWC", "mixed_float16", device="/CPU:0", training=True)
+    with pytest.raises(ExecutionError, match="no NCHW mixed_float16 kernels.*use data format NHWC"):
+        arrange.require("NCHW", "mixed_float16", device="/CPU:0", training=True)
+
+
+def test_a_layer_without_such_a_form_is_refused() -> None:
+    keras = keras_format.tf_keras()
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Dense(4)(image))
+    with pytest.raises(InvalidModelError, match="Dense.*no NCHW form"):
+        arrange.arrange(keras.Model(image, x), data_format="NCHW")
+    with pytest.raises(InvalidModelError, match="NCHW is for models"):
+        arrange.arrange(keras.Model(image, keras.layers.Conv2D(2, 1)(image)), data_format="NCHW")
+    with pytest.raises(InvalidOptionError, match="NHWC, NCHW, got 'CHWN'"):
+        arrange.arrange(keras.Model(image, x), data_format="CHWN")
