@@ -401,7 +401,7 @@ class Stream:
 
         def fitted(encoded: bytes) -> Any:
             try:
-                return fit.apply(encoded)
+                return fit.apply(encoded)[0]
             except decode.PictureError as exc:
                 raise ValueError(reason(exc)) from None
 
@@ -453,11 +453,10 @@ def _why(content: Any, error: Exception) -> str:
 
 def _said(error: Exception) -> str:
     """What TensorFlow says, without the nodes of its graph."""
-    text = str(getattr(error, "message", error)).split("[Op:")[0]
-    text = re.sub(r"\{\{.*?\}\}|Error in user.*?Iterator::\S+ |ValueError: ", "", text).split("[[")[
-        0
-    ]
-    return reason(ValueError(text.strip().split("\n")[0]))
+    text = str(getattr(error, "message", error)).split("[Op:")[0].split("[[")[0]
+    text = re.sub(r"\{\{.*?\}\}|Error in user.*?Iterator::\S+ |ValueError: ", "", text)
+    lines = text.strip().split("\n")
+    return reason(ValueError(lines[-1 if lines[0].startswith("Graph execution") else 0]))
 
 
 class StreamTrainer(Trainer):
