@@ -24,6 +24,9 @@ RATIO, BRIGHTNESS, SATURATION = (3 / 4, 4 / 3), 32 / 255, (0.5, 1.5)
 #: The middle part of the shorter side that ``plain`` crops at random, where the preprocessing has
 #: none: 224 of 256 pixels (Simonyan and Zisserman 2015, section 3.1, with one scale).
 MIDDLE = 0.875
+#: Below this factor every pixel still counts when two are read a side, and antialiasing takes as
+#: long as all the rest (``benchmarks/input_pipeline.py``); TF-slim never does it.
+SHRUNK = 2.0
 #: Bytes in which EXIF begins, if there is any: it is the first segment, or the one after JFIF.
 _EXIF_WITHIN = 4096
 _RESIZE: dict[str, tuple[str, bool]] = {
@@ -59,7 +62,8 @@ def distorted(
         position: Scalar int64, of the picture among all that the run sees; with the recipe's seed
             it says what is drawn.
         recipe: Gives ``augmentation``, ``crop``, ``flip`` and ``seed``.
-        prepare: Gives ``resize`` and the share of the middle part.
+        prepare: Gives ``resize`` and the share of the middle part. A crop that shrinks by less than
+            :data:`SHRUNK` is not antialiased, other than when testing.
         shape: ``(H, W, C)`` of the result, C 1 or 3.
         background: Below what is transparent.
     """
@@ -75,15 +79,28 @@ def distorted(
         return _large_window(size, seed(_WINDOW), prepare.crop or MIDDLE, (height, width))
 
     pixels = _cropped(content, window, channels, background)
-    method, antialias = _RESIZE[prepare.resize]
-    x = tf.image.resize(pixels, [height, width], method, antialias=antialias)
-    x = tf.clip_by_value(tf.cast(x, tf.float32) / 255, 0.0, 1.0)  # cubic overshoots
+    x = _resized(pixels, (height, width), prepare.resize)
+    x = tf.clip_by_value(x / 255, 0.0, 1.0)  # cubic overshoots
     drawn = tf.random.stateless_uniform([4], seed(_REST))
     if recipe.flip:
         x = tf.cond(drawn[0] < 0.5, lambda: tf.reverse(x, [1]), lambda: x)
     if recipe.augmentation == "inception":
         x = _coloured(x, drawn[1:], channels)
     return tf.ensure_shape(tf.cast(tf.round(x * 255), tf.uint8), shape)
+
+
+def _resized(pixels: Any, size: tuple[int, int], resize: str) -> Any:
+    """Float32 pixels of another size; antialiased from :data:`SHRUNK` on, if ``resize`` says so."""
+    tf = keras_format.tensorflow()
+    method, antialias = _RESIZE[resize]
+
+    def by(antialias: bool) -> Any:
+        return tf.cast(tf.image.resize(pixels, size, method, antialias=antialias), tf.float32)
+
+    if not antialias:
+        return by(False)
+    found = tf.cast(tf.shape(pixels)[:2], tf.float32) / tf.constant(size, tf.float32)
+    return tf.cond(tf.reduce_max(found) < SHRUNK, lambda: by(False), lambda: by(True))
 
 
 def _any_window(size: Any, seed: Any, least: float) -> Any:
