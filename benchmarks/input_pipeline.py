@@ -74,9 +74,10 @@ def whole_first(content: Any, window: Any, channels: int, background: str) -> An
     return pixels[top : top + high, left : left + wide]
 
 
-def speed(made: stream.Stream, batches: int) -> float:
+def speed(made: stream.Stream, batches: int, *, parallel: bool = True) -> float:
     """Images a second of the input alone, after what was read ahead."""
-    waiting = iter(made.batches(0, batches + 4))
+    found = made.batches(0, batches + 4)
+    waiting = iter(found if parallel else in_turn(found))
     for _ in range(4):
         next(waiting)
     started = time.perf_counter()
@@ -110,7 +111,7 @@ def alone(made: stream.Stream, batches: int, rounds: int) -> dict[str, list[floa
                 mock.patch.object(distort, "SHRUNK", how.get("shrunk", distort.SHRUNK)),
                 mock.patch.object(environment, "cores", lambda cores=cores: cores),
             ):
-                found[name].append(speed(each, batches))
+                found[name].append(speed(each, batches, parallel=cores > 1))
     return found
 
 
@@ -178,10 +179,16 @@ def bare(made: stream.Stream, steps: int) -> Any:
         mock.patch.object(environment, "cores", lambda: 1),
     ):
         found = made.batches(0, steps)
-    options = tf.data.Options()
+    return in_turn(found)
+
+
+def in_turn(batches: Any) -> Any:
+    """Without what tf.data makes parallel, or reads ahead, of its own accord."""
+    options = keras_format.tensorflow().data.Options()
     options.experimental_optimization.inject_prefetch = False
+    options.experimental_optimization.map_parallelization = False
     options.autotune.enabled = False
-    return found.with_options(options)
+    return batches.with_options(options)
 
 
 def resident() -> float:
