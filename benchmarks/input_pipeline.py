@@ -6,7 +6,8 @@ Makes TFRecord shards of JPEGs (500 x 375, noise on smooth colours, about 110 KB
 mean), then prints
 
 - resident memory after a quarter of the images, and after all, with a small shuffle buffer;
-- images a second of reading, decoding and distorting alone, for each augmentation, on one thread
+- images a second, and CPU time an image (which others on the machine change less), of reading,
+  decoding and distorting alone, for each augmentation, on one thread
   and on all cores, with whole pictures decoded before they are cropped (what decoding where the
   crop is saves), and with every crop antialiased;
 - of training MobileNetV2 1.0 at 224 pixels: the share of the time in which a step waits for its
@@ -74,19 +75,21 @@ def whole_first(content: Any, window: Any, channels: int, background: str) -> An
     return pixels[top : top + high, left : left + wide]
 
 
-def speed(made: stream.Stream, batches: int, *, parallel: bool = True) -> float:
-    """Images a second of the input alone, after what was read ahead."""
+def speed(made: stream.Stream, batches: int, *, parallel: bool = True) -> tuple[float, float]:
+    """(images a second, CPU milliseconds an image) of the input alone, after what was read ahead."""
     found = made.batches(0, batches + 4)
     waiting = iter(found if parallel else in_turn(found))
     for _ in range(4):
         next(waiting)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     for _ in range(batches):
         next(waiting)
-    return batches * made.recipe.batch / (time.perf_counter() - started)
+    count = batches * made.recipe.batch
+    spent, used = time.perf_counter() - started, time.process_time() - used
+    return count / spent, 1000 * used / count
 
 
-def alone(made: stream.Stream, batches: int, rounds: int) -> dict[str, list[float]]:
+def alone(made: stream.Stream, batches: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
     """Every way, in turn."""
 
     def recipe(augmentation: str) -> Recipe:
@@ -101,7 +104,7 @@ def alone(made: stream.Stream, batches: int, rounds: int) -> dict[str, list[floa
         "inception, all antialiased": (made, {"shrunk": 0.0}),
         "inception, one thread": (made, {"cores": 1}),
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, (each, how) in ways.items():
             cropped = whole_first if how.get("whole") else distort._cropped
@@ -185,8 +188,7 @@ def bare(made: stream.Stream, steps: int) -> Any:
 def in_turn(batches: Any) -> Any:
     """Without what tf.data makes parallel, or reads ahead, of its own accord."""
     options = keras_format.tensorflow().data.Options()
-    options.experimental_optimization.inject_prefetch = False
-    options.experimental_optimization.map_parallelization = False
+    options.experimental_optimization.apply_default_optimizations = False
     options.autotune.enabled = False
     return batches.with_options(options)
 
@@ -231,11 +233,14 @@ def main() -> None:
         print(f"resident after a quarter {memory[1]:.0f} MB, after all {memory[2]:.0f} MB")
         document["resident_mb"] = memory
         speeds = alone(made, chosen.batches, chosen.rounds)
-        base = statistics.median(speeds["inception"])
+        base = statistics.median(rate for rate, _ in speeds["inception"])
         for name, each in speeds.items():
-            middle = statistics.median(each)
-            print(f"{name}: {middle:.0f} images/s, {middle / base:.2f} of inception", flush=True)
-        document["images_per_second"] = speeds
+            rate, used = (statistics.median(values) for values in zip(*each, strict=True))
+            print(
+                f"{name}: {rate:.0f} images/s, {rate / base:.2f} of inception; {used:.2f} ms of CPU",
+                flush=True,
+            )
+        document["images_per_second_and_cpu_ms"] = speeds
         small = replace(made, recipe=replace(made.recipe, batch=32))
         steps = training(small, chosen.steps, towers)
         print(
