@@ -304,6 +304,10 @@ def test_imagenet_shards_have_two_parts_and_classes_from_one(shards: Path) -> No
     assert set(labels.tolist()) <= {1, 2, 3}
     plain = inputs(f"tfrecord:{shards}", wanted)
     assert len(plain.class_names) == 3
+    in_memory = inputs(word, replace(wanted, recipe=KINDS["small"]))
+    assert isinstance(in_memory.training, data.ImageSet)
+    assert (len(in_memory.training), len(in_memory.testing)) == (23, 6)
+    assert (in_memory.tested_on, len(in_memory.class_names)) == ("test", 1000)
 
 
 def test_small_augmentation_of_a_small_set_is_in_memory_and_the_choice_is_said(

@@ -19,7 +19,7 @@ from edgekit.data.images import ImageSet, Split, load_npz
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
 from edgekit.data.tfds import Prepared, Tfds, prepared
-from edgekit.data.tfrecord import ImageNet, Shards, TfRecord, has_parts, shards
+from edgekit.data.tfrecord import IMAGENET_CLASSES, ImageNet, Shards, TfRecord, has_parts, shards
 from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.signature import Preprocessing, preprocessing
 
@@ -28,6 +28,7 @@ __all__ = [
     "ImageSet",
     "Opened",
     "Sequential",
+    "class_count",
     "has_test_part",
     "load",
     "open_word",
@@ -286,6 +287,11 @@ def sequential(word: str, split: Split) -> Sequential | None:
                 advance=lambda count: bar.advance(task, count),
             )
     return Sequential(word, part, samples, size, background)
+
+
+def class_count(word: str) -> int | None:
+    """How many classes a kind of set has, whatever labels are there; None where labels say it."""
+    return IMAGENET_CLASSES if word.startswith("imagenet-tfrecord:") else None
 
 
 def has_test_part(word: str) -> bool:

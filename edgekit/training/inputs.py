@@ -246,7 +246,11 @@ def _pictures(
     numbering = opened.numbering(source, (), wanted.prepare.class_offset)
     assert numbering is not None
     labels = numbering.apply(source.labels)
-    names = _names(numbering.class_names, labels)
+    known = data.class_count(word)
+    if known is None:
+        names = _names(numbering.class_names, labels)
+    else:
+        names = tuple(str(i) for i in range(known + wanted.prepare.class_offset))
     count, seed = source.count, wanted.recipe.seed
     chosen, name = np.arange(count), source.name
     if opened.samples is not None:
@@ -274,8 +278,10 @@ def _pictures(
         kept, out = split(name, labels[chosen], share, seed)
         rest, held = chosen[kept], chosen[out]
         table = _table(word, source, held, [names[i] for i in labels[held]])
-    testing = None
-    if share or streams:
+    tested_on, testing = "validation" if share else "train", None
+    if data.has_test_part(word):
+        tested_on, testing = "test", _tested(word, shape, len(names), wanted)
+    elif share or streams:
         testing = decoded(held, "[held out]" if share else f"[:{len(held)}]")
         record = _record(share, seed, testing) if share else None
     training: data.ImageSet | Stream
@@ -288,7 +294,7 @@ def _pictures(
         training = decoded(rest, "")
         testing = testing or training
     assert testing is not None
-    return Inputs(training, testing, "validation" if share else "train", names, table, record)
+    return Inputs(training, testing, tested_on, names, table, record)
 
 
 def split(

@@ -587,6 +587,7 @@ def stream_of(
         count = min(part.count, limit or part.count)
         feed = TfdsFeed(replace(part, count=count), offset=prepare.class_offset)
     else:
-        classes = tfrecord.IMAGENET_CLASSES if word.startswith("imagenet-tfrecord:") else None
-        feed = ShardFeed(part.head(limit), offset=prepare.class_offset, classes=classes)
+        feed = ShardFeed(
+            part.head(limit), offset=prepare.class_offset, classes=data.class_count(word)
+        )
     return Stream(feed, shape, prepare, recipe, found.background, skip_broken)
