@@ -6,6 +6,10 @@ weight decay is on convolution and dense kernels only (not on depthwise kernels,
 normalisation, as TF-slim does); where the recipe keeps a moving average of the weights, that is
 what gets written.
 
+Images are held in memory, or streamed from disk where they do not fit or where each picture is
+cropped from its own size (edgekit.training.stream); which of the two is said. ``--from`` fine-tunes
+a trained model on other classes: a new classifier first, then all layers.
+
 The artifact is NHWC and float32, whatever layout and precision it was trained in. With
 ``--strategy multiworker`` every process of TF_CONFIG is given the same command, and the first one
 writes; the checkpoints' folder has to be one that all of them see. Training continues from its last
@@ -16,8 +20,8 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +33,18 @@ from edgekit import artifact, cli, data, environment, outputs, recipes, words
 from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.formats import arrange
 from edgekit.formats import keras as keras_format
+from edgekit.formats.float_model import SHIPPED
 from edgekit.recipes import Network, Preset, Recipe
 from edgekit.signature import Preprocessing, preprocessing
+from edgekit.training import finetune
 from edgekit.training import replicas as many
+from edgekit.training.inputs import MODES, Inputs, Mode, Wanted, inputs
 from edgekit.training.loop import checkpoints_of, fit, log_bytes
+from edgekit.training.stream import Stream, StreamTrainer
 from edgekit.training.trainer import Trainer, configure_threads
+
+#: Share of a set without a test part that fine-tuning holds out.
+VALIDATION = 0.2
 
 
 def train(
@@ -41,7 +52,12 @@ def train(
     out: Path,
     dataset: str = "fashion_mnist",
     preset: Preset | None = None,
+    start: Path | None = None,
+    size: int | None = None,
     prepare: str | None = None,
+    input: Mode = "auto",
+    validation: float | None = None,
+    skip_broken: bool = False,
     data_format: str = "NHWC",
     precision: str = "float32",
     strategy: str = "none",
@@ -54,13 +70,18 @@ def train(
     force: bool = False,
     command: str = "",
 ) -> artifact.Artifact | None:
-    """Train MobileNetV2 and write the averaged weights as a Keras artifact.
+    """Train MobileNetV2, or fine-tune a model, and write the averaged weights as a Keras artifact.
 
     Args:
         out: Folder of the artifact; its name is the model id.
         dataset: What :func:`edgekit.data.open_word` takes, with labels; pictures need a ``size``.
-        preset: Recipe and network; the default is for small data.
-        prepare: Preprocessing name or file; default the preset's.
+        preset: Recipe and network; the default is for small data, with ``start`` for fine-tuning.
+        start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken.
+        size: Height and width that pictures are resized to.
+        prepare: Preprocessing name or file; default the preset's, or what ``start`` brings.
+        input: ``auto``, ``memory`` or ``stream``; see :class:`edgekit.training.inputs.Wanted`.
+        validation: Share of the images to hold out and test with; default 0, with ``start`` 0.2.
+        skip_broken: Of a stream: leave out pictures that cannot be decoded, and count them.
         data_format: ``NHWC`` or ``NCHW``, while it trains.
         precision: ``float32``, ``mixed_float16`` or ``bfloat16``, while it trains.
         strategy: Devices that share a batch; see :func:`edgekit.training.replicas.replicas`.
@@ -77,84 +98,84 @@ def train(
         The artifact; None in a process that is not the chief.
 
     Raises:
-        EdgekitError: On a bad option, data, or an output that exists.
+        EdgekitError: On a bad option, model, data, or an output that exists.
     """
-    from edgekit.models.mobilenet_v2 import mobilenet_v2
-
-    preset = preset or recipes.load(recipes.DEFAULT)
+    preset = preset or recipes.load(recipes.DEFAULT if start is None else recipes.FINE_TUNING)
     recipe = preset.recipe
     outputs.check_free(out, force=force)
     checkpoints = checkpoints_of(out, checkpoints, resume=resume)
     arrange.check(data_format, precision)
-    prepared = preprocessing(prepare or preset.preprocessing)
-    training = data.load(dataset, "train", prepare=prepared, limit=limit)
-    testing = data.load(dataset, "test") if dataset == "fashion_mnist" else training
-    if training.labels is None or testing.labels is None:
-        raise InvalidDataError(f"{dataset}: training needs labels")
-    classes = len(training.class_names) or int(training.labels.max()) + 1
-    names = training.class_names or tuple(str(i) for i in range(classes))
-
     tf = keras_format.tensorflow()
     device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
     towers = towers or _towers(device, strategy, replicas)
     configure_threads(towers)
+    begun = _begun(preset, start, size, prepare)
+    found = inputs(
+        words.join(dataset, size=size),
+        Wanted(
+            recipe,
+            begun.prepare,
+            shape=begun.shape,
+            limit=limit,
+            mode=input,
+            validation=validation,
+            default=0.0 if start is None else VALIDATION,
+            skip_broken=skip_broken,
+        ),
+    )
     group = many.replicas(strategy, replicas)
     if (data_format, precision) != ("NHWC", "float32"):
         arrange.require(data_format, precision, device=device, training=True)
     tf.random.set_seed(recipe.seed)
 
-    def build() -> Any:
-        return mobilenet_v2(
-            input_shape=tuple(training.images.shape[1:]),
-            classes=classes,
-            seed=recipe.seed,
-            **asdict(preset.network),
-        )
-
     with group.scope():
-        model = build()
+        model = begun.build(found)
         arranged = arrange.arrange(
             model, data_format=data_format, precision=precision, matmul=device == "/CPU:0"
         )
-    trainer = Trainer(
+    trainer = _trainer(
+        found,
         arranged,
         recipe,
-        images=training.images,
-        labels=training.labels,
-        prepare=prepared,
+        fine_tuned=start is not None,
+        prepare=begun.prepare,
         towers=towers,
         replicas=group,
         data_format=data_format,
         scaled=precision == "mixed_float16",
     )
-    about = {"data": training.sha256, "data_format": data_format, "precision": precision}
-    log = fit(trainer, checkpoints, tensorboard, resume, about | asdict(preset.network))
+    about = {"data": found.sha256, "data_format": data_format, "precision": precision}
+    log = fit(trainer, checkpoints, tensorboard, resume, about | begun.about)
     averages = trainer.averaged_weights()
     if not group.chief:
         group.wait()
         return None
     if group.count > 1:
-        model = build()  # whose variables are this process's alone
+        model = begun.build(found)  # whose variables are this process's alone
     for variable, average in zip(model.variables, averages, strict=True):
         variable.assign(average)
-    top1, top5 = accuracy(model, testing, prepared)
-    measured_on = "test" if dataset == "fashion_mnist" else "train"
-    cli.say(f"{measured_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {len(testing)}")
+    top1, top5 = accuracy(model, found.testing, begun.prepare)
+    count = len(found.testing)
+    cli.say(f"{found.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
+    held_out = {"validation.csv": found.held_out} if found.held_out else {}
     written = artifact.write(
         out,
-        {"model.keras": keras_format.to_bytes(model), "training.jsonl": log_bytes(log)},
+        {
+            "model.keras": keras_format.to_bytes(model),
+            "training.jsonl": log_bytes(log),
+            **held_out,
+        },
         {
             "model_id": out.name,
             "format": "keras",
             "precision": "float32",
             "model_file": "model.keras",
             "signature": keras_format.signature(model),
-            "preprocessing": prepared,
-            "class_names": names,
+            "preprocessing": begun.prepare,
+            "class_names": found.class_names,
             "command": command,
             "training": {
-                "architecture": "mobilenet_v2",
-                **asdict(preset.network),
+                **begun.about,
                 "preset": preset.name,
                 "expected": asdict(preset.expected) if preset.expected else None,
                 "recipe": asdict(recipe),
@@ -163,12 +184,14 @@ def train(
                 "strategy": strategy,
                 "replicas": group.count,
                 "towers": towers,
-                "data": training.name,
-                "data_sha256": training.sha256,
-                "images": len(training),
+                "data": found.name,
+                "data_sha256": found.sha256,
+                "images": len(found.training),
+                "validation": found.split,
+                **_of_stream(trainer),
                 "parameters": model.count_params(),
-                f"{measured_on}_top1": top1,
-                f"{measured_on}_top5": top5,
+                f"{found.tested_on}_top1": top1,
+                f"{found.tested_on}_top5": top5,
             },
         },
         force=force,
@@ -176,6 +199,62 @@ def train(
     shutil.rmtree(checkpoints, ignore_errors=True)
     group.wait()
     return written
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What is trained.
+
+    Attributes:
+        shape: ``(H, W, C)`` of its input; None where the images say it.
+        build: Makes the model for some images.
+        about: For the manifest, and what a resumed run has to have the same.
+    """
+
+    prepare: Preprocessing
+    shape: tuple[int, int, int] | None
+    build: Callable[[Inputs], Any]
+    about: dict[str, Any]
+
+
+def _begun(preset: Preset, start: Path | None, size: int | None, prepare: str | None) -> _Begun:
+    network, seed = preset.network, preset.recipe.seed
+    if start is not None:
+        begun = finetune.start(start, size=size, preprocessing=prepare)
+
+        def tuned(found: Inputs) -> Any:
+            return begun.build(len(found.class_names), dropout=network.dropout, seed=seed)
+
+        about = {"from": begun.given.model_id, "from_sha256": begun.given.source.sha256}
+        return _Begun(begun.prepare, begun.shape, tuned, about | {"dropout": network.dropout})
+    if preset.recipe.head_epochs:
+        raise InvalidOptionError("head_epochs is for fine-tuning; pass --from MODEL")
+    from edgekit.models.mobilenet_v2 import mobilenet_v2
+
+    def fresh(found: Inputs) -> Any:
+        return mobilenet_v2(
+            input_shape=found.shape, classes=len(found.class_names), seed=seed, **asdict(network)
+        )
+
+    prepared = preprocessing(prepare or preset.preprocessing)
+    return _Begun(prepared, None, fresh, {"architecture": "mobilenet_v2", **asdict(network)})
+
+
+def _trainer(
+    found: Inputs, model: Any, recipe: Recipe, *, fine_tuned: bool, **settings: Any
+) -> Trainer:
+    training = found.training
+    if isinstance(training, Stream):
+        kind = finetune.StreamFineTuner if fine_tuned else StreamTrainer
+        return kind(model, recipe, stream=training, **settings)
+    in_memory = finetune.FineTuner if fine_tuned else Trainer
+    return in_memory(model, recipe, images=training.images, labels=training.labels, **settings)
+
+
+def _of_stream(trainer: Trainer) -> dict[str, Any]:
+    if not isinstance(trainer, StreamTrainer):
+        return {"input": "memory"}
+    return {"input": "stream", "left_out": trainer.left_out}
 
 
 def _towers(device: str, strategy: str, replicas: int | None) -> int:
@@ -214,19 +293,46 @@ python -m edgekit.train --out exports/mine                     # Fashion-MNIST, 
 python -m edgekit.train --out exports/mine --resume            # after a kill
 python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,C], y [N]
 python -m edgekit.train --recipes                              # what there is, and what to expect
-python -m edgekit.train --recipe paper --data imagenet.npz --precision mixed_float16 \\
-    --data-format NCHW --strategy mirrored --out m             # on GPUs
+python -m edgekit.train --recipe paper --data imagenet-tfrecord:DIR --size 224 \\
+    --precision mixed_float16 --data-format NCHW --strategy mirrored --out m     # on GPUs
+python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  # own classes
 """,
     )
     add = result.add_argument
     add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add("--size", type=cli.positive_int, help="height and width that pictures are resized to")
+    add(
+        "--from",
+        dest="start",
+        nargs="?",
+        const=SHIPPED,
+        type=Path,
+        metavar="MODEL",
+        help="fine-tune a Keras artifact or .keras file (default: the shipped model)",
+    )
+    add(
+        "--input",
+        choices=MODES,
+        default="auto",
+        help="hold images in memory, or stream them (default: by size and augmentation)",
+    )
+    add(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="of each class, to hold out and test with (default: 0; with --from 0.2)",
+    )
+    add(
+        "--skip-broken",
+        action="store_true",
+        help="of a stream: leave out pictures that cannot be decoded instead of ending, and count "
+        "them; in memory that is always done",
+    )
     add("--out", type=Path, help="artifact folder to write; its name is the model id")
     add(
         "--recipe",
-        default=recipes.DEFAULT,
-        help=f"{', '.join(recipes.names())} or FILE.toml (default: %(default)s); gives the values "
-        f"of the options below that are not given",
+        help=f"{', '.join(recipes.names())} or FILE.toml (default: {recipes.DEFAULT}, with --from "
+        f"{recipes.FINE_TUNING}); gives the values of the options below that are not given",
     )
     add("--recipes", action="store_true", help="list the recipes and what each should reach")
     add("--preprocessing", help="unit, symmetric, … or FILE.json (default: the recipe's)")
@@ -263,7 +369,9 @@ _OVERRIDES: dict[str, tuple[Any, str]] = {
     "lowered-strides": (int, "stride-2 layers, from the input on, that run with stride 1"),
     "dropout": (float, "fraction dropped before the classifier"),
     "bn-momentum": (float, "decay of the moving batch statistics"),
-    "epochs": (cli.positive_int, "passes over the images"),
+    "epochs": (cli.positive_int, "passes over the images; of fine-tuning: of all layers"),
+    "head-epochs": (int, "of fine-tuning: passes before, of the new classifier alone"),
+    "head-learning-rate": (float, "peak in those"),
     "steps": (cli.positive_int, "steps instead of epochs"),
     "batch": (cli.positive_int, "images a step, of all towers and replicas"),
     "optimizer": (("sgd", "rmsprop"), "both have momentum"),
@@ -278,6 +386,7 @@ _OVERRIDES: dict[str, tuple[Any, str]] = {
     "weight-decay": (float, "of convolution and dense kernels"),
     "label-smoothing": (float, "mass spread over all classes"),
     "ema": (float, "decay of the weights' moving average; 0: none"),
+    "augmentation": (("small", "plain", "inception"), "plain and inception stream pictures"),
     "crop": (float, "augmentation: least share of the area in a random crop; 1: none"),
     "shift": (int, "augmentation: pixels each way"),
     "erase": (float, "augmentation: probability of erasing"),
@@ -312,15 +421,21 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         return _list_recipes()
     if options.out is None:
         raise InvalidOptionError("expected --out FOLDER, the artifact to write")
+    recipe = options.recipe or (recipes.FINE_TUNING if options.start else recipes.DEFAULT)
     preset = recipes.changed(
-        recipes.load(options.recipe),
+        recipes.load(recipe),
         recipe=given(options, Recipe),
         network=given(options, Network),
     )
     written = train(
-        dataset=words.join(options.data, size=options.size),
+        dataset=options.data,
         preset=preset,
+        start=options.start,
+        size=options.size,
         prepare=options.preprocessing,
+        input=options.input,
+        validation=options.validation,
+        skip_broken=options.skip_broken,
         data_format=options.data_format,
         precision=options.precision,
         strategy=options.strategy,
@@ -329,7 +444,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     )
     if written is None:
         return 0, {"artifact": None, "written_by": "the chief"}
-    if preset.expected and options.recipe != recipes.DEFAULT:
+    if preset.expected and recipe != recipes.DEFAULT:
         cli.say(f"recipe {preset.name}: expected {preset.expected}")
     return 0, {
         "artifact": str(written.path),

@@ -18,15 +18,30 @@ from edgekit.data.function import WORD, Function
 from edgekit.data.images import ImageSet, Split, load_npz
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
-from edgekit.data.tfds import Tfds
-from edgekit.data.tfrecord import TfRecord
+from edgekit.data.tfds import Prepared, Tfds, prepared
+from edgekit.data.tfrecord import IMAGENET_CLASSES, ImageNet, Shards, TfRecord, has_parts, shards
 from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.signature import Preprocessing, preprocessing
 
-__all__ = ["WORDS", "ImageSet", "Opened", "load", "open_word", "path_of"]
+__all__ = [
+    "WORDS",
+    "ImageSet",
+    "Opened",
+    "Sequential",
+    "class_count",
+    "has_test_part",
+    "load",
+    "open_word",
+    "path_of",
+    "sequential",
+    "shape_of",
+]
 
 #: What ``--data`` takes, for help texts and errors.
-WORDS = "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, tfrecord:DIR, tfds:NAME or MODULE:FUNCTION"
+WORDS = (
+    "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, tfrecord:DIR, imagenet-tfrecord:DIR, tfds:NAME "
+    "or MODULE:FUNCTION"
+)
 _COMMON = ("samples", "seed", "size")
 
 
@@ -61,6 +76,7 @@ _PREFIXED: dict[str, Adapter] = {
     "folder": Folder(),
     "csv": Csv(),
     "tfrecord": TfRecord(),
+    "imagenet-tfrecord": ImageNet(),
     "tfds": Tfds(),
 }
 
@@ -112,29 +128,18 @@ class Opened:
                 found = found.sample(self.samples, self.seed)
             found = found.head(limit).offset(prepare.class_offset)
         else:
-            found = self._decoded(self.source, self._shape(shape), prepare, class_names, limit)
+            found = self._decoded(self.source, self.shape(shape), prepare, class_names, limit)
         for warning in () if quiet else found.warnings:
             cli.say(f"warning: {warning}")
         return found
 
-    def _shape(self, given: tuple[int, ...] | None) -> tuple[int, int, int]:
-        if given is None:
-            if self.size is None:
-                raise InvalidOptionError(
-                    f"{self.word}: no model says how large the images are to be; pass --size N, "
-                    f"or #size=N behind the word"
-                )
-            return self.size, self.size, 3
-        if len(given) != 3 or min(given) < 1:
-            raise InvalidDataError(
-                f"{self.word}: expected a model with an input of fixed size [H, W, C] to resize "
-                f"pictures for, got {list(given)}; pass an .npz"
-            )
-        if self.size is not None and given[:2] != (self.size, self.size):
-            raise InvalidOptionError(
-                f"{self.word}: the model's input is {given[0]} x {given[1]}; leave size out"
-            )
-        return given[0], given[1], given[2]
+    def shape(self, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+        """``(H, W, C)`` that pictures get, by the model or the word.
+
+        Raises:
+            InvalidOptionError: If neither says it, or both and not the same.
+        """
+        return shape_of(self.word, self.size, given)
 
     def _decoded(
         self,
@@ -144,7 +149,7 @@ class Opened:
         class_names: tuple[str, ...],
         limit: int | None,
     ) -> ImageSet:
-        numbering = self._numbering(source, class_names, prepare.class_offset)
+        numbering = self.numbering(source, class_names, prepare.class_offset)
         chosen, name = None, source.name
         if source.count is not None and self.samples is not None:
             chosen = images.stratified(name, source.labels, source.count, self.samples, self.seed)
@@ -165,16 +170,45 @@ class Opened:
             found = found.sample(self.samples, self.seed).head(limit)
         return found
 
-    def _numbering(
+    def numbering(
         self, source: Source, class_names: tuple[str, ...], offset: int
     ) -> classes.Numbering | None:
-        """None for calibration, which takes pictures of any class: their hash is of pixels only."""
+        """Which class is which; says how that was decided.
+
+        None for calibration, which takes pictures of any class: their hash is of pixels only.
+        """
         if self.split == "calibration":
             return None
         found = classes.number(source.name, source.names, class_names, offset=offset)
         if found.said:
             cli.say(f"{source.name}: {found.said}")
         return found
+
+
+def shape_of(word: str, size: int | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """``(H, W, C)`` of a model's input ``given``, or of a square of ``size`` in colours.
+
+    Raises:
+        InvalidOptionError: If there is neither, or both and not the same.
+        InvalidDataError: If the model's input has no fixed size.
+    """
+    if given is None:
+        if size is None:
+            raise InvalidOptionError(
+                f"{word}: no model says how large the images are to be; pass --size N, or "
+                f"#size=N behind the word"
+            )
+        return size, size, 3
+    if len(given) != 3 or min(given) < 1:
+        raise InvalidDataError(
+            f"{word}: expected a model with an input of fixed size [H, W, C] to resize "
+            f"pictures for, got {list(given)}; pass an .npz"
+        )
+    if size is not None and given[:2] != (size, size):
+        raise InvalidOptionError(
+            f"{word}: the model's input is {given[0]} x {given[1]}; leave size out"
+        )
+    return given[0], given[1], given[2]
 
 
 def open_word(word: str, split: Split) -> Opened:
@@ -203,6 +237,70 @@ def open_word(word: str, split: Split) -> Opened:
     if size is not None and isinstance(source, ImageSet):
         raise InvalidOptionError(f"{word}: size is for pictures; arrays are not resized")
     return Opened(word, split, source, samples, seed or 0, size, background)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """A set that is read from its start to its end, a pass after the other.
+
+    Attributes:
+        part: What is read.
+        samples: How many its word asks to draw; None for all.
+        size: Height and width that its word asks for.
+        background: Below what is transparent.
+    """
+
+    word: str
+    part: Shards | Prepared
+    samples: int | None
+    size: int | None
+    background: str
+
+
+def sequential(word: str, split: Split) -> Sequential | None:
+    """Find a set that is read in sequence; None for one whose pictures are found by number.
+
+    Of TFRecord files headers and labels are read, of a ``tfds:`` set nothing.
+
+    Raises:
+        EdgekitError: As :func:`open_word`.
+    """
+    head, options = _split(word)
+    adapter, place = _adapter(word, head)
+    if not isinstance(adapter, TfRecord | ImageNet | Tfds):
+        return None
+    words.refuse_unknown(word, options, (*adapter.options, *_COMMON))
+    samples = words.integer(word, options, "samples", least=1)
+    size = words.integer(word, options, "size", least=1)
+    background = background_of(word, options)
+    part: Shards | Prepared
+    if isinstance(adapter, Tfds):
+        part = prepared(place, split, options)
+    else:
+        with cli.progress("files") as bar:
+            task = bar.add_task("counting", total=None, note="")
+            part = shards(
+                place,
+                split,
+                options,
+                imagenet=isinstance(adapter, ImageNet),
+                advance=lambda count: bar.advance(task, count),
+            )
+    return Sequential(word, part, samples, size, background)
+
+
+def class_count(word: str) -> int | None:
+    """How many classes a kind of set has, whatever labels are there; None where labels say it."""
+    return IMAGENET_CLASSES if word.startswith("imagenet-tfrecord:") else None
+
+
+def has_test_part(word: str) -> bool:
+    """Whether the ``test`` part of a word is another one than its ``train`` part."""
+    head, _ = _split(word)
+    kind, _, place = head.partition(":")
+    if kind in ("tfrecord", "imagenet-tfrecord"):
+        return has_parts(place)
+    return head == "fashion_mnist"
 
 
 def load(

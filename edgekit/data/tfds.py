@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,32 +39,90 @@ class Tfds:
             MissingDependencyError: If tensorflow_datasets is not installed.
             InvalidDataError: If the data set or its part is not there.
         """
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the models
-        try:
-            import tensorflow_datasets as tfds
-        except ImportError:
-            raise MissingDependencyError("tensorflow-datasets", "tfds") from None
-        try:
-            builder = tfds.builder(place, data_dir=options.get("dir"))
-        except Exception as exc:  # a registry of its own errors
-            raise InvalidDataError(f"tfds:{place}: {reason(exc)}") from None
-        part = _part(place, builder, options.get("split"), split)
-        features = builder.info.features
-        if features is None or not {"image", "label"} <= set(features):
-            raise InvalidDataError(
-                f"tfds:{place}: expected features image and label, got {', '.join(features or ())}"
-            )
+        found = prepared(place, split, options)
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
             assert chosen is None  # the count is not promised
-            decoders = {"image": tfds.decode.SkipDecoding()}
-            records: Any = builder.as_dataset(split=part, decoders=decoders, shuffle_files=False)
-            for i, record in enumerate(tfds.as_numpy(records)):
+            for i, record in enumerate(found.records(seed=None).as_numpy_iterator()):
                 yield Entry(f"image {i}", partial(bytes, record["image"]), int(record["label"]))
 
-        names = tuple(getattr(features["label"], "names", None) or ())
-        return Source(f"{builder.info.name}/{part}", entries, None, names, None)
+        return Source(found.name, entries, None, found.names, None)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A part of a data set that lies on disk.
+
+    Attributes:
+        builder: Of tensorflow_datasets.
+        part: Its name.
+        names: Of the classes; empty where the numbers are all there is.
+        classes: How many; None where the data set does not say.
+        count: Images.
+    """
+
+    builder: Any
+    part: str
+    names: tuple[str, ...]
+    classes: int | None
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        return f"{self.builder.info.name}/{self.part}"
+
+    def records(self, *, seed: int | None) -> Any:
+        """A tf.data set of encoded ``image`` and ``label``; with a seed, shards in its order."""
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+
+        options = tf.data.Options()
+        options.deterministic = True
+        return self.builder.as_dataset(
+            split=self.part,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            shuffle_files=seed is not None,
+            read_config=tfds.ReadConfig(
+                options=options, shuffle_seed=seed, shuffle_reshuffle_each_iteration=False
+            ),
+        )
+
+
+def prepared(place: str, split: Split, options: Mapping[str, str]) -> Prepared:
+    """Find a data set and its part.
+
+    Raises:
+        MissingDependencyError: If tensorflow_datasets is not installed.
+        InvalidDataError: If the data set or its part is not there.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave the GPU to the models
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise MissingDependencyError("tensorflow-datasets", "tfds") from None
+    try:
+        builder = tfds.builder(place, data_dir=options.get("dir"))
+    except Exception as exc:  # a registry of its own errors
+        raise InvalidDataError(f"tfds:{place}: {reason(exc)}") from None
+    part = _part(place, builder, options.get("split"), split)
+    features = builder.info.features
+    if features is None or not {"image", "label"} <= set(features):
+        raise InvalidDataError(
+            f"tfds:{place}: expected features image and label, got {', '.join(features or ())}"
+        )
+    label = features["label"]
+    return Prepared(
+        builder,
+        part,
+        tuple(getattr(label, "names", None) or ()),
+        getattr(label, "num_classes", None),
+        int(builder.info.splits[part].num_examples),
+    )
 
 
 def _part(place: str, builder: Any, given: str | None, split: Split) -> str:

@@ -1,17 +1,20 @@
 """``tfrecord:DIR`` or ``tfrecord:GLOB``: files of tf.train.Example with encoded pictures.
 
 Read without TensorFlow. Framing and checksums: TensorFlow's ``record_writer``; the message: its
-``example.proto`` and ``feature.proto``.
+``example.proto`` and ``feature.proto``. A folder that holds ``train-*-of-*`` and
+``validation-*-of-*``, as the TensorFlow research scripts write ImageNet, has these two parts.
 """
 
 from __future__ import annotations
 
 import functools
 import glob
+import hashlib
+import mmap
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,9 @@ from edgekit.errors import InvalidDataError
 FORMS = (("image/encoded", "image/class/label", 1), ("image", "label", 0))
 #: Bytes of a record, at most.
 MOST = 1 << 30
+IMAGENET_CLASSES = 1000
+#: First word of a shard's name, by part.
+_PARTS: dict[Split, str] = {"train": "train", "test": "validation", "calibration": "train"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class TfRecord:
         records: list[_Record] = []
         labels: list[int] = []
         form: tuple[str, str, int] | None = None
-        for path in _files(place):
+        for path in _files(place, split):
             for record, content in _records(path):
                 features = _features(record, content)
                 form = form or _form(record, features, labelled=split != "calibration")
@@ -84,12 +90,222 @@ class TfRecord:
         return Source(Path(place).name, entries, numbers, (), len(records))
 
 
+class ImageNet:
+    """``imagenet-tfrecord:DIR``: the shards that the TensorFlow research scripts write.
+
+    Labels are 1 to 1000 there; class 0 here is label 1, less what the preprocessing's
+    ``class_offset`` adds.
+    """
+
+    options: tuple[str, ...] = ("background",)
+
+    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+        """As :meth:`TfRecord.open`.
+
+        Raises:
+            InvalidDataError: Also if the folder has no such shards, or a label is above 1000.
+        """
+        self.check(place, split)
+        found = TfRecord().open(place, split, {**options, "first_label": "1"})
+        if found.labels is not None and len(found.labels):
+            _check_imagenet(place, int(found.labels.max()))
+        return found
+
+    @staticmethod
+    def check(place: str, split: Split) -> None:
+        """Refuse a folder without the shards of a part."""
+        if not _part(place, split):
+            raise InvalidDataError(
+                f"imagenet-tfrecord:{place}: expected a folder with {_PARTS[split]}-*-of-*, as the "
+                f"TensorFlow research scripts write ImageNet; other names: tfrecord:GLOB"
+            )
+
+
+def _check_imagenet(place: str, highest: int) -> None:
+    if highest >= IMAGENET_CLASSES:
+        raise InvalidDataError(
+            f"imagenet-tfrecord:{place}: expected labels 1 to {IMAGENET_CLASSES}, got "
+            f"{highest + 1}; use tfrecord:DIR for another set"
+        )
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Files of records that are read in their order, a pass after the other.
+
+    Attributes:
+        name: As tables call it.
+        paths: The files.
+        counts: Records of each.
+        bytes: Of all records.
+        encoded: Feature that holds the picture.
+        label: Feature that holds the label.
+        first: Label of class 0.
+        images: int64 ``[classes]``: records of each class.
+        sha256: Of names, lengths and labels of the records; not of pixels.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    counts: tuple[int, ...]
+    bytes: int
+    encoded: str
+    label: str
+    first: int
+    images: npt.NDArray[np.int64]
+    sha256: str
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def head(self, limit: int | None) -> Shards:
+        """The first records only; ``images`` still counts all."""
+        if limit is None or limit >= len(self):
+            return self
+        before = np.cumsum((0, *self.counts[:-1]))
+        counts = tuple(int(c) for c in np.clip(limit - before, 0, np.array(self.counts)))
+        return replace(
+            self,
+            name=f"{self.name}[:{limit}]",
+            counts=counts,
+            sha256=hashlib.sha256(f"{self.sha256}[:{limit}]".encode()).hexdigest(),
+        )
+
+
+def shards(
+    place: str,
+    split: Split,
+    options: Mapping[str, str],
+    *,
+    imagenet: bool = False,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Shards:
+    """Count records and labels; pictures are skipped over, their checksums are not looked at.
+
+    Args:
+        place: Folder or glob.
+        split: Which part of it.
+        options: ``first_label``.
+        imagenet: Whether labels have to be 1 to 1000.
+        advance: Called with 1 after each file.
+
+    Raises:
+        InvalidDataError: If a file is not made of such records, or a label does not fit; names
+            file and record.
+    """
+    given = words.integer(place, dict(options), "first_label", least=-1000)
+    if imagenet:
+        ImageNet.check(place, split)
+        given = 1
+    paths = _files(place, split)
+    digest = hashlib.sha256()
+    form: tuple[str, str, int] | None = None
+    counts, total = [], 0
+    images = np.zeros(0, np.int64)
+    for path in paths:
+        labels: list[int] = []
+        digest.update(Path(path).name.encode())
+        for record, content in _skimmed(path):
+            form = form or _form(record, _features(record, content), labelled=True)
+            found = _features(record, content, {form[1]})
+            if form[1] not in found:
+                raise _broken(record, f"record {len(labels)} has no {form[1]}")
+            label = _label(record, found[form[1]]) - (form[2] if given is None else given)
+            if not 0 <= label < _MOST_CLASSES:
+                checked(f"{path}, record {len(labels)}", np.array([label]), given or form[2])
+                raise _broken(record, f"record {len(labels)} has the label {label:,}")
+            labels.append(label)
+            total += record.length
+            digest.update(struct.pack("<QQ", record.length, label))
+        counts.append(len(labels))
+        counted = np.bincount(np.array(labels, np.int64), minlength=len(images))
+        images = counted + np.pad(images, (0, len(counted) - len(images)))
+        advance(1)
+    if form is None:
+        raise InvalidDataError(f"{place}: the files hold no record")
+    if imagenet:
+        _check_imagenet(place, len(images) - 1)
+    return Shards(
+        Path(place).name,
+        tuple(paths),
+        tuple(counts),
+        total,
+        form[0],
+        form[1],
+        form[2] if given is None else given,
+        images,
+        digest.hexdigest(),
+    )
+
+
+#: A label beyond is a broken one: a head of so many classes has more weights than any backbone.
+_MOST_CLASSES = 1 << 20
+
+
+def _skimmed(path: str) -> Iterator[tuple[_Record, memoryview]]:
+    """All records of a file, mapped; only what is looked at is read."""
+    try:
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if not size:
+                return
+            whole = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as exc:
+        raise file_error(path, exc) from None
+    at = 0
+    while at < size:
+        record = _Record(path, at, 0)
+        if size - at < 12:
+            raise _broken(record, "it is cut off")
+        (length,) = struct.unpack("<Q", whole[at : at + 8])
+        if length > MOST or at + length + 16 > size:
+            raise _broken(record, "it is cut off, or its header is broken")
+        yield _Record(path, at + 12, length), whole[at + 12 : at + 12 + length]
+        at += length + 16
+
+
+def broken_at(paths: Sequence[str], start: int) -> tuple[str, int] | None:
+    """(file, record number) of a record with a wrong checksum.
+
+    Args:
+        paths: Files that may hold it.
+        start: Byte at which it begins, or its content, which TensorFlow names either way.
+    """
+    for path in paths:
+        for number, (record, content) in enumerate(_skimmed(path)):
+            if start in (record.start, record.start - 12):
+                (stored,) = struct.unpack("<I", _after(path, record))
+                if masked_crc(bytes(content)) != stored:
+                    return path, number
+            if record.start > start:
+                break
+    return None
+
+
+def _after(path: str, record: _Record) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(record.start + record.length)
+        return stream.read(4)
+
+
 def _where(record: _Record) -> str:
     return f"{Path(record.path).name} at byte {record.start}"
 
 
-def _files(place: str) -> list[str]:
-    if Path(place).is_dir():
+def _part(place: str, split: Split) -> list[str]:
+    """Shards of one part of a folder."""
+    return glob.glob(f"{glob.escape(place)}/{_PARTS[split]}-*-of-*")
+
+
+def has_parts(place: str) -> bool:
+    """Whether a folder holds shards to train with and shards to test with."""
+    return bool(_part(place, "train") and _part(place, "test"))
+
+
+def _files(place: str, split: Split) -> list[str]:
+    if has_parts(place):
+        listed = _part(place, split)
+    elif Path(place).is_dir():
         listed = [str(path) for path in Path(place).iterdir() if _may_hold(path)]
     else:
         listed = [path for path in glob.glob(place) if Path(path).is_file()]
@@ -161,13 +377,24 @@ def _label(record: _Record, values: list[Any]) -> int:
     return values[0]
 
 
-def _features(record: _Record, content: bytes) -> dict[str, list[Any]]:
-    """Feature lists of an Example by name: bytes and integers; floats are not read."""
+def _features(
+    record: _Record, content: Any, wanted: Container[str] | None = None
+) -> dict[str, list[Any]]:
+    """Feature lists of an Example by name: bytes and integers; floats are not read.
+
+    Args:
+        record: To name it.
+        content: Bytes, or a view of them.
+        wanted: Names; None for all.
+    """
     found: dict[str, list[Any]] = {}
     try:
         for features in _fields(content, 1):
             for entry in _fields(features, 1):
                 (name,) = _fields(entry, 1)
+                text = bytes(name).decode()
+                if wanted is not None and text not in wanted:
+                    continue
                 (feature,) = _fields(entry, 2)
                 values: list[Any] = []
                 for each in _fields(feature, 1):
@@ -175,7 +402,7 @@ def _features(record: _Record, content: bytes) -> dict[str, list[Any]]:
                 for each in _fields(feature, 3):
                     for value in _fields(each, 1):
                         values += [value] if isinstance(value, int) else _packed(value)
-                found[bytes(name).decode()] = values
+                found[text] = values
     except (ValueError, IndexError, TypeError) as exc:
         raise _broken(record, f"not a tf.train.Example ({exc})") from None
     return found

@@ -30,8 +30,10 @@ from edgekit.errors import InvalidOptionError
 
 Schedule = Literal["cosine", "exponential"]
 Optimizer = Literal["sgd", "rmsprop"]
+Augmentation = Literal["small", "plain", "inception"]
 
 DEFAULT = "small"
+FINE_TUNING = "finetune"
 _FOLDER = Path(__file__).parent
 
 
@@ -40,7 +42,9 @@ class Recipe:
     """Hyper-parameters of a run; all of them are recorded in the manifest.
 
     Attributes:
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; of fine-tuning, those that train all layers.
+        head_epochs: Of fine-tuning: passes before that train the new classifier only.
+        head_learning_rate: Peak in those, falling to 0 by half a cosine.
         steps: Steps to train, instead of ``epochs``; 0 for those of ``epochs``.
         batch: Images a step, over all towers and replicas.
         optimizer: ``sgd`` with momentum, or ``rmsprop`` (edgekit.training.optimizers).
@@ -56,8 +60,13 @@ class Recipe:
         label_smoothing: Probability mass spread over all classes.
         ema: Decay of the moving average of the weights; starts lower, as
             ``min(ema, (1 + step) / (10 + step))``.
+        augmentation: ``small``: images are brought to the model's size first, then cropped,
+            shifted, mirrored and erased in batches. ``plain`` and ``inception``
+            (:mod:`edgekit.training.distort`): each picture is cropped from its own size while it is
+            decoded; shifting and erasing come after.
         crop: Least share of an image's area that a random crop keeps; it is resized to the whole
             size (Szegedy et al. 2015, "Going Deeper with Convolutions", section 6). 1: no crop.
+            ``plain`` has a crop of its own.
         shift: Random translation in pixels, each way.
         flip: Mirror left-right at random.
         erase: Probability of erasing a random rectangle (Zhong et al. 2017, "Random Erasing").
@@ -65,6 +74,8 @@ class Recipe:
     """
 
     epochs: int = 30
+    head_epochs: int = 0
+    head_learning_rate: float = 0.1
     steps: int = 0
     batch: int = 128
     optimizer: Optimizer = "sgd"
@@ -79,6 +90,7 @@ class Recipe:
     weight_decay: float = 1e-4
     label_smoothing: float = 0.1
     ema: float = 0.999
+    augmentation: Augmentation = "small"
     crop: float = 1.0
     shift: int = 2
     flip: bool = True
@@ -88,6 +100,8 @@ class Recipe:
     def __post_init__(self) -> None:
         ranges: dict[str, tuple[float, float]] = {
             "epochs": (1, 1e6),
+            "head_epochs": (0, 1e6),
+            "head_learning_rate": (1e-9, 1e3),
             "steps": (0, 1e9),
             "batch": (1, 1e6),
             "learning_rate": (1e-9, 1e3),
@@ -111,25 +125,35 @@ class Recipe:
         for name, choices in (
             ("schedule", ("cosine", "exponential")),
             ("optimizer", ("sgd", "rmsprop")),
+            ("augmentation", ("small", "plain", "inception")),
         ):
             if getattr(self, name) not in choices:
                 raise InvalidOptionError(
                     f"expected {name} {' or '.join(choices)}, got {getattr(self, name)!r}"
                 )
 
+        if self.augmentation == "plain" and self.crop < 1:
+            raise InvalidOptionError(
+                f"augmentation plain has a crop of its own; expected crop 1, got {self.crop:g}"
+            )
+
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run."""
-        return self.steps or self.epochs * steps_per_epoch
+        return self.steps or (self.head_epochs + self.epochs) * steps_per_epoch
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of a step, counted from 0."""
+        head = self.head_epochs * steps_per_epoch
+        if step < head:
+            return self.head_learning_rate * 0.5 * (1 + math.cos(math.pi * step / head))
+        step -= head
         warmup = self.warmup_epochs * steps_per_epoch
         if step < warmup:
             return self.learning_rate * (step + 1) / max(warmup, 1)
         if self.schedule == "exponential":
             every = max(1, round(self.decay_epochs * steps_per_epoch))
             return float(self.learning_rate * self.decay ** (step // every))
-        part = (step - warmup) / max(self.total_steps(steps_per_epoch) - warmup, 1)
+        part = (step - warmup) / max(self.total_steps(steps_per_epoch) - head - warmup, 1)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
 
 

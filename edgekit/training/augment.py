@@ -22,6 +22,8 @@ def augment(x: Any, recipe: Recipe, step: Any, *, first: Any = 0, of: int | None
         of: Images of the whole batch; default those of ``x``.
     """
     tf = keras_format.tensorflow()
+    if recipe.crop == 1 and not (recipe.shift or recipe.flip or recipe.erase):
+        return x
     n, height, width = tf.shape(x)[0], x.shape[1], x.shape[2]
 
     def uniform(stream: int, low: Any, high: Any, dtype: Any = tf.int32) -> Any:

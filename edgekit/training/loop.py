@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit import cli, outputs, schema
 from edgekit.errors import InvalidDataError, InvalidOptionError, reason
@@ -80,7 +79,7 @@ def fit(
         while (step := int(trainer.step.numpy())) < total:
             epoch = step // per_epoch
             last = min((epoch + 1) * per_epoch, total)
-            order = _order(trainer, epoch)
+            order = trainer.order(epoch)
             started = time.perf_counter()
             losses, rights, weights = [], [], []
             for begin in range(step, last, fused):
@@ -118,13 +117,6 @@ def fit(
                 )
             journal.keep(entry | (watch() if watch is not None else {}))
         return journal.log
-
-
-def _order(trainer: Trainer, epoch: int) -> npt.NDArray[np.int64]:
-    """Image numbers ``[steps, batch]`` of an epoch, the same in every process."""
-    per_epoch, batch = trainer.steps_per_epoch, trainer.recipe.batch
-    random = np.random.default_rng([trainer.recipe.seed, epoch])
-    return random.permutation(trainer.images)[: per_epoch * batch].reshape(per_epoch, batch)
 
 
 class _Journal:

@@ -66,8 +66,8 @@ class Trainer:
         model: Any,
         recipe: Recipe,
         *,
-        images: npt.NDArray[Any],
-        labels: npt.NDArray[np.int64],
+        images: Any,
+        labels: npt.NDArray[np.int64] | None,
         prepare: Preprocessing,
         towers: int,
         replicas: Replicas | None = None,
@@ -86,10 +86,9 @@ class Trainer:
         self.classes = int(model.output_shape[-1])
         self._prepare = prepare
         self._data_format = data_format
+        self._augmentation = recipe
         self._jit = jit
-        with tf.device("/CPU:0"):
-            self._images = tf.constant(images)
-            self._labels = tf.constant(labels)
+        self._hold(images, labels)
         self._set_up(model)
         self._decayed = {id(v) for v in self.decayed}
         trained = {id(v) for v in self.trainable}
@@ -111,6 +110,13 @@ class Trainer:
         )
         self._run = self._function(self._steps)
 
+    def _hold(self, images: Any, labels: Any) -> None:
+        """Keep what batches are made of."""
+        tf = keras_format.tensorflow()
+        with tf.device("/CPU:0"):
+            self._images = tf.constant(images)
+            self._labels = tf.constant(labels)
+
     def _set_up(self, model: Any) -> None:
         """Say what is trained, what is kept, and how logits are made."""
         self.variables: list[Any] = model.variables
@@ -129,6 +135,12 @@ class Trainer:
                 tf.TensorSpec([None], tf.float32),
             ],
         )
+
+    def order(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Image numbers ``[steps, batch]`` of an epoch, the same in every process."""
+        per_epoch, batch = self.steps_per_epoch, self.recipe.batch
+        random = np.random.default_rng([self.recipe.seed, epoch])
+        return random.permutation(self.images)[: per_epoch * batch].reshape(per_epoch, batch)
 
     def run_epoch_part(
         self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
@@ -249,19 +261,22 @@ class Trainer:
     def _batch(self, indices: Any, first: Any, size: int) -> tuple[Any, Any]:
         """Model inputs and labels of ``size`` images of a batch, from ``first`` on."""
         tf = keras_format.tensorflow()
-        whole = self.replicas.count == 1
-        if not whole:
-            indices = tf.slice(indices, [first], [size])
-        x = tf.gather(self._images, indices)
-        y = tf.gather(self._labels, indices)
-        x = tf.cast(x, tf.float32)
-        if self._images.dtype == tf.uint8:
+        pixels, y = self._gathered(indices, first, size)
+        x = tf.cast(pixels, tf.float32)
+        if pixels.dtype == tf.uint8:
             if self._prepare.channels == "bgr":
                 x = tf.reverse(x, [-1])
             x = x * tf.constant(self._prepare.scale) + tf.constant(self._prepare.offset)
-        of = None if whole else self.recipe.batch
-        x = augment(x, self.recipe, self.step, first=first, of=of)
+        of = None if self.replicas.count == 1 else self.recipe.batch
+        x = augment(x, self._augmentation, self.step, first=first, of=of)
         return tf.transpose(x, [0, 3, 1, 2]) if self._data_format == "NCHW" else x, y
+
+    def _gathered(self, indices: Any, first: Any, size: int) -> tuple[Any, Any]:
+        """Images as they are kept, and labels."""
+        tf = keras_format.tensorflow()
+        if self.replicas.count > 1:
+            indices = tf.slice(indices, [first], [size])
+        return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
 
 class LossScale:

@@ -1,0 +1,188 @@
+"""Fine-tuning: a trained model gets a classifier of new classes, which is trained first, alone.
+
+For the recipe's ``head_epochs`` the layers below stay as they are and answer as in deployment; then
+all layers are trained together, from a lower rate (Yosinski et al. 2014, "How transferable are
+features in deep neural networks?", section 4; that a random classifier would spoil them: Kumar et
+al. 2022, "Fine-Tuning can Distort Pretrained Features").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.formats import float_model
+from edgekit.formats import keras as keras_format
+from edgekit.recipes import Recipe
+from edgekit.signature import Preprocessing
+from edgekit.training.stream import StreamTrainer
+from edgekit.training.trainer import Trainer
+
+DROPOUT, LOGITS, PROBABILITIES = "head_dropout", "logits", "probabilities"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A trained model to begin with.
+
+    Attributes:
+        given: The model, and where it came from.
+        shape: ``(H, W, C)`` of the input that the new model gets.
+        prepare: The model's own preprocessing; a background class is left behind.
+    """
+
+    given: float_model.FloatModel
+    shape: tuple[int, int, int]
+    prepare: Preprocessing
+
+    def build(self, classes: int, *, dropout: float, seed: int) -> Any:
+        """The model's layers up to its classifier, and a new classifier.
+
+        Returns:
+            A functional model with the layers ``logits`` and ``probabilities`` at its end; all
+            variables are new ones.
+
+        Raises:
+            InvalidModelError: If the model has another form or does not work at this size.
+        """
+        keras = keras_format.tf_keras()
+        body = _resized(self.given.model, self.shape)
+        x = _features(body)
+        x = keras.layers.Dropout(dropout, seed=seed, name=DROPOUT)(x)
+        x = keras.layers.Dense(
+            classes,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01, seed=seed),
+            name=LOGITS,
+        )(x)
+        answers = keras.layers.Softmax(name=PROBABILITIES)(x)
+        try:
+            return keras.Model(body.input, answers, name=body.name)
+        except ValueError as exc:  # two layers of one name
+            raise InvalidModelError(
+                f"{self.given.model_id} cannot get a new classifier: {reason(exc)}"
+            ) from None
+
+
+def start(model: Path, *, size: int | None, preprocessing: str | None) -> Start:
+    """Load the model to begin with.
+
+    Args:
+        model: A float Keras artifact, or a ``.keras`` file with ``preprocessing``.
+        size: Height and width of the new model's input; None for the model's own.
+        preprocessing: For a ``.keras`` file.
+
+    Raises:
+        EdgekitError: If it cannot be read, is no float classifier, or does not say its size.
+    """
+    found = float_model.load(model, preprocessing=preprocessing)
+    if found.encodings is not None:
+        raise InvalidModelError(f"{model} was trained with fake quantization; pass the float model")
+    shapes = [tuple(each.shape[1:]) for each in found.model.inputs]
+    if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][2] is None:
+        raise InvalidModelError(f"{model}: expected one input [H, W, C], got {shapes}")
+    height, width, channels = shapes[0]
+    if size is None and (height is None or width is None):
+        raise InvalidOptionError(f"{model} does not say how large its images are; pass --size N")
+    prepare = found.preprocessing
+    if prepare.class_offset:
+        prepare = Preprocessing(
+            prepare.name.split("#")[0],
+            prepare.scale,
+            prepare.offset,
+            prepare.resize,
+            prepare.crop,
+            prepare.channels,
+        )
+    made = Start(found, (size or height, size or width, channels), prepare)
+    made.build(2, dropout=0.0, seed=0)  # refuse before data are read
+    return made
+
+
+def _resized(model: Any, shape: tuple[int, int, int]) -> Any:
+    """A copy of a model, with its weights, for images of another size."""
+    keras = keras_format.tf_keras()
+    try:
+        name = keras_format.tensor_name(model.inputs[0])
+        made = keras.models.clone_model(model, input_tensors=keras.Input(shape, name=name))
+        made.set_weights(model.get_weights())
+    except Exception as exc:  # whatever a layer raises
+        raise InvalidModelError(
+            f"the model's layers do not fit images of {shape[0]} x {shape[1]} ({reason(exc)}); "
+            f"leave out --size, or take a model with global pooling"
+        ) from None
+    return made
+
+
+def _features(model: Any) -> Any:
+    """What the last dense layer classifies, ``[N, features]``."""
+    layers = keras_format.tf_keras().layers
+    tensor = model.outputs[0] if len(model.outputs) == 1 else None
+    passed = layers.Softmax | layers.Activation | layers.Dropout
+    while tensor is not None:
+        layer = tensor._keras_history.layer
+        if isinstance(layer, layers.Dense):
+            break
+        tensor = layer.input if isinstance(layer, passed) else None
+    if tensor is None:
+        raise InvalidModelError(
+            f"{model.name}: expected a classifier that ends in a Dense layer and at most a "
+            f"softmax, got {type(model.layers[-1]).__name__} at its end"
+        )
+    found = layer.input
+    while isinstance(found._keras_history.layer, layers.Dropout):
+        found = found._keras_history.layer.input
+    if len(found.shape) != 2:
+        raise InvalidModelError(
+            f"{model.name}: expected [N, features] before its last Dense layer, got "
+            f"{list(found.shape)}"
+        )
+    return found
+
+
+class FineTuner(Trainer):
+    """A model of :meth:`Start.build`: the classifier is trained first, then all layers.
+
+    Args:
+        settings: Of :class:`edgekit.training.trainer.Trainer`.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, **settings: Any) -> None:
+        self._head_only = False
+        super().__init__(model, recipe, **settings)
+        self._run_all, self._run_head = self._run, self._function(self._head_steps)
+
+    def _set_up(self, model: Any) -> None:
+        super()._set_up(model)
+        self._dropout, self._classifier = model.get_layer(DROPOUT), model.get_layer(LOGITS)
+        self._body = keras_format.tf_keras().Model(model.input, self._dropout.input)
+
+    def run_epoch_part(
+        self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
+    ) -> tuple[float, float]:
+        """See :class:`edgekit.training.trainer.Trainer`."""
+        head = self.recipe.head_epochs * self.steps_per_epoch
+        self._run = self._run_head if int(self.step.numpy()) < head else self._run_all
+        return super().run_epoch_part(indices, rates)
+
+    def _head_steps(self, batches: Any, rates: Any) -> tuple[Any, Any]:
+        self._head_only = True  # while this is traced
+        found = self._steps(batches, rates)
+        self._head_only = False
+        return found
+
+    def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
+        tf = keras_format.tensorflow()
+        features = self._body(x, training=not self._head_only)
+        if self._head_only:
+            features = tf.stop_gradient(features)
+        logits = tf.cast(self._classifier(self._dropout(features, training=True)), tf.float32)
+        return tf.reduce_mean(self.cross_entropy(logits, y)), logits
+
+
+class StreamFineTuner(FineTuner, StreamTrainer):
+    """The same over a stream."""

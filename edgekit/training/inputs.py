@@ -1,0 +1,345 @@
+"""What a run trains on and is tested with: in memory or streamed, with a part held out or not."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import cli, data, environment
+from edgekit.data import images as image_sets
+from edgekit.data.source import Fit, Source, images_of
+from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.recipes import Recipe
+from edgekit.signature import Preprocessing
+from edgekit.training.stream import ArrayFeed, Feed, NumberFeed, Stream, stream_of
+
+Mode = Literal["auto", "memory", "stream"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+#: Training images that a streamed run is tested with when there are no others.
+SOME = 2000
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Images to train on and to test with.
+
+    Attributes:
+        training: Arrays in memory, or a stream.
+        testing: With labels.
+        tested_on: ``test``, ``validation`` (held out of the training set) or ``train``.
+        class_names: One a class.
+        held_out: CSV table of the pictures that were held out, for ``--data csv:FILE``; empty where
+            they have no paths.
+        split: How they were drawn; None where nothing was held out.
+    """
+
+    training: data.ImageSet | Stream
+    testing: data.ImageSet
+    tested_on: str
+    class_names: tuple[str, ...]
+    held_out: bytes = b""
+    split: dict[str, Any] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(H, W, C)``."""
+        if isinstance(self.training, Stream):
+            return self.training.shape
+        return _three(self.training)
+
+    @property
+    def name(self) -> str:
+        """Of the training set, as tables call it."""
+        found = self.training
+        return found.feed.name if isinstance(found, Stream) else found.name
+
+    @property
+    def sha256(self) -> str:
+        """Of the training images; of a stream of pictures of their names, lengths and labels."""
+        found = self.training
+        return found.feed.sha256 if isinstance(found, Stream) else found.sha256
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How images are to come.
+
+    Attributes:
+        shape: ``(H, W, C)`` of the model; None where the data say it.
+        mode: ``auto`` streams if pictures are cropped from their own sizes or do not fit memory.
+        validation: Share to hold out; 0 for none, None for none if the data have a test part and
+            else ``default``.
+        default: See there.
+        skip_broken: Of a stream: leave out what cannot be decoded.
+    """
+
+    recipe: Recipe
+    prepare: Preprocessing
+    shape: tuple[int, int, int] | None = None
+    limit: int | None = None
+    mode: Mode = "auto"
+    validation: float | None = None
+    default: float = 0.0
+    skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InvalidOptionError(f"expected input {', '.join(MODES)}, got {self.mode!r}")
+        if self.mode == "memory" and self.recipe.augmentation != "small":
+            raise InvalidOptionError(
+                f"augmentation {self.recipe.augmentation} crops pictures while they are decoded; "
+                f"leave out --input memory, or pass --augmentation small"
+            )
+        if self.validation is not None and not 0 <= self.validation < 1:
+            raise InvalidOptionError(f"expected 0 <= validation < 1, got {self.validation}")
+
+    def share(self, word: str) -> float:
+        """What is held out of a set."""
+        if not data.has_test_part(word):
+            return self.default if self.validation is None else self.validation
+        if self.validation:
+            raise InvalidOptionError(f"{word} has a test part; leave out --validation")
+        return 0.0
+
+    def streams(self, name: str, count: int | None, shape: tuple[int, ...]) -> bool:
+        """Decide, and say so."""
+        if self.mode == "memory":
+            return False
+        why = ""
+        size = (count or 0) * math.prod(shape)
+        available = environment.available_memory()
+        if self.recipe.augmentation != "small":
+            why = f"augmentation {self.recipe.augmentation} crops pictures of any size"
+        elif self.mode == "stream":
+            why = "as asked for"
+        elif 2 * size > available:
+            why = f"{size / 1e9:.1f} GB decoded, {available / 1e9:.1f} GB of memory are free"
+        if why:
+            shown = "" if count is None else f"{count:,} images "
+            cli.say(f"{name}: {shown}streamed ({why})")
+        return bool(why)
+
+
+def inputs(word: str, wanted: Wanted) -> Inputs:
+    """Open the images of a ``--data`` word.
+
+    Raises:
+        EdgekitError: If they cannot be used, or an option does not fit them.
+    """
+    share = wanted.share(word)
+    found = data.sequential(word, "train")
+    if found is not None:
+        shape = data.shape_of(word, found.size, wanted.shape)
+        count = found.samples or len(found.part)
+        if wanted.streams(word, min(count, wanted.limit or count), shape):
+            return _sequential(word, found, shape, share, wanted)
+    opened = data.open_word(word, "train")
+    if isinstance(opened.source, Source) and opened.source.count is not None:
+        return _pictures(word, opened, opened.source, share, wanted)
+    images = opened.load(shape=wanted.shape, prepare=wanted.prepare, limit=wanted.limit)
+    if wanted.shape is not None and images.images.shape[1:] != wanted.shape:
+        raise InvalidDataError(
+            f"{images.name}: expected images {list(wanted.shape)} as the model's input, got "
+            f"{list(images.images.shape[1:])}"
+        )
+    if images.labels is None:
+        raise InvalidDataError(f"{word}: training needs labels")
+    names = _names(images.class_names, images.labels)
+    testing, training, record = images, images, None
+    if share:
+        rest, held = split(images.name, images.labels, share, wanted.recipe.seed)
+        training, testing = images.take(rest), images.take(held)
+        record = _record(share, wanted.recipe.seed, testing)
+    elif data.has_test_part(word):
+        testing = _tested(word, images.images.shape[1:], len(names), wanted)
+    tested_on = "validation" if share else "test" if testing is not images else "train"
+    if not isinstance(opened.source, Source) and wanted.streams(
+        word, len(training), training.images.shape[1:]
+    ):
+        feed = ArrayFeed(training, names)
+        stream = Stream(feed, _three(training), wanted.prepare, wanted.recipe)
+        return Inputs(stream, testing, tested_on, names, split=record)
+    if wanted.recipe.augmentation != "small":
+        raise InvalidOptionError(
+            f"{word}: what is iterated once cannot be streamed; pass --augmentation small"
+        )
+    return Inputs(training, testing, tested_on, names, split=record)
+
+
+def _three(images: data.ImageSet) -> tuple[int, int, int]:
+    shape = images.images.shape
+    if len(shape) != 4:
+        raise InvalidDataError(f"{images.name}: expected images [N, H, W, C], got {list(shape)}")
+    return int(shape[1]), int(shape[2]), int(shape[3])
+
+
+def _names(found: tuple[str, ...], labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    if found and int(labels.max()) >= len(found):
+        raise InvalidDataError(f"label {int(labels.max())} is outside of {len(found)} classes")
+    return found or tuple(str(i) for i in range(int(labels.max()) + 1))
+
+
+def _sequential(
+    word: str,
+    found: data.Sequential,
+    shape: tuple[int, int, int],
+    share: float,
+    wanted: Wanted,
+) -> Inputs:
+    if share:
+        raise InvalidOptionError(
+            f"{word}: nothing can be held out of what is read in sequence; pass --validation 0, or "
+            f"a folder with train-*-of-* and validation-*-of-*"
+        )
+    stream = stream_of(
+        word,
+        found,
+        shape=shape,
+        prepare=wanted.prepare,
+        recipe=wanted.recipe,
+        limit=wanted.limit,
+        skip_broken=wanted.skip_broken,
+    )
+    names = stream.feed.classes
+    if data.has_test_part(word):
+        return Inputs(stream, _tested(word, shape, len(names), wanted), "test", names)
+    return Inputs(stream, _some(stream), "train", names)
+
+
+def _tested(word: str, shape: tuple[int, ...], classes: int, wanted: Wanted) -> data.ImageSet:
+    """The test part of a set."""
+    given = None if word == "fashion_mnist" else shape
+    testing = data.load(word, "test", shape=given, prepare=wanted.prepare)
+    if testing.labels is None or int(testing.labels.max()) >= classes:
+        raise InvalidDataError(f"{word}: the test part has other classes than the {classes} here")
+    return testing
+
+
+def _some(stream: Stream) -> data.ImageSet:
+    """Some training images as testing sees them."""
+    count = min(SOME, len(stream))
+    plain = replace(stream, recipe=replace(stream.recipe, augmentation="small", crop=1.0, batch=1))
+    pixels, labels = [], []
+    for x, y, _ in plain.batches(0, count).take(count).as_numpy_iterator():
+        pixels.append(x[0])
+        labels.append(int(y[0]))
+    return image_sets.make(
+        f"{stream.feed.name}[{count} of {len(stream)}]", np.stack(pixels), np.array(labels)
+    )
+
+
+def _pictures(
+    word: str, opened: data.Opened, source: Source, share: float, wanted: Wanted
+) -> Inputs:
+    """Pictures that are found by number."""
+    shape = opened.shape(wanted.shape)
+    assert source.count is not None
+    if source.labels is None:
+        raise InvalidDataError(f"{word}: training needs labels")
+    numbering = opened.numbering(source, (), wanted.prepare.class_offset)
+    assert numbering is not None
+    labels = numbering.apply(source.labels)
+    known = data.class_count(word)
+    if known is None:
+        names = _names(numbering.class_names, labels)
+    else:
+        names = tuple(str(i) for i in range(known + wanted.prepare.class_offset))
+    count, seed = source.count, wanted.recipe.seed
+    chosen, name = np.arange(count), source.name
+    if opened.samples is not None:
+        chosen = image_sets.stratified(name, source.labels, count, opened.samples, opened.seed)
+        name = image_sets.sample_name(name, opened.samples, count, opened.seed)
+    if wanted.limit is not None and wanted.limit < len(chosen):
+        chosen, name = chosen[: wanted.limit], f"{name}[:{wanted.limit}]"
+    fit = Fit(shape, wanted.prepare, opened.background)
+
+    def decoded(numbers: npt.NDArray[np.int64], what: str) -> data.ImageSet:
+        found = images_of(
+            replace(source, name=f"{name}{what}"),
+            fit,
+            chosen=numbers,
+            number=numbering.apply,
+            class_names=names,
+        )
+        for warning in found.warnings:
+            cli.say(f"warning: {warning}")
+        return found
+
+    streams = wanted.streams(word, len(chosen), shape)
+    rest, held, record, table = chosen, chosen[: SOME if streams else None], None, b""
+    if share:
+        kept, out = split(name, labels[chosen], share, seed)
+        rest, held = chosen[kept], chosen[out]
+        table = _table(word, source, held, [names[i] for i in labels[held]])
+    tested_on, testing = "validation" if share else "train", None
+    if data.has_test_part(word):
+        tested_on, testing = "test", _tested(word, shape, len(names), wanted)
+    elif share or streams:
+        testing = decoded(held, "[held out]" if share else f"[:{len(held)}]")
+        record = _record(share, seed, testing) if share else None
+    training: data.ImageSet | Stream
+    if streams:
+        feed: Feed = NumberFeed(replace(source, name=name), rest, labels[rest], names)
+        training = Stream(
+            feed, shape, wanted.prepare, wanted.recipe, opened.background, wanted.skip_broken
+        )
+    else:
+        training = decoded(rest, "")
+        testing = testing or training
+    assert testing is not None
+    return Inputs(training, testing, tested_on, names, table, record)
+
+
+def split(
+    name: str, labels: npt.NDArray[np.int64], share: float, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Numbers to train on and numbers held out, each in order: the same share of every class.
+
+    Every class keeps at least one image and gives at least one.
+
+    Raises:
+        InvalidDataError: If a class has one image only.
+    """
+    random = np.random.default_rng(seed)
+    held = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if len(members) < 2:
+            raise InvalidDataError(
+                f"{name}: class {int(label)} has one image; expected at least 2 to hold one out, "
+                f"or pass --validation 0"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held.append(random.permutation(members)[:count])
+    out = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def _record(share: float, seed: int, testing: data.ImageSet) -> dict[str, Any]:
+    return {
+        "held_out": share,
+        "seed": seed,
+        "images": len(testing),
+        "sha256": testing.sha256,
+    }
+
+
+def _table(word: str, source: Source, numbers: npt.NDArray[np.int64], names: list[str]) -> bytes:
+    """Paths and classes of pictures in files of their own."""
+    root = data.path_of(word)
+    if root is None:
+        return b""
+    root = (root if root.is_dir() else root.parent).resolve()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label"))
+    for entry, name in zip(source.entries(numbers), names, strict=True):
+        writer.writerow((Path(root, entry.where), name))
+    return text.getvalue().encode(errors="surrogateescape")
