@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import Done
@@ -84,8 +85,12 @@ def test_ctrl_c_in_models_is_one_line() -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(3)
-    for _ in range(5):  # one that falls into a callback of TensorFlow's is lost; press again
+    loaded = Path(f"/proc/{running.pid}/maps")
+    until = time.monotonic() + 60
+    while "tensorflow" not in loaded.read_text() and time.monotonic() < until:
+        time.sleep(0.1)
+    time.sleep(1)
+    for _ in range(20):  # one that falls into a callback of TensorFlow's is lost; press again
         if running.poll() is not None:
             break
         running.send_signal(signal.SIGINT)
