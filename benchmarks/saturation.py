@@ -32,7 +32,7 @@ from edgekit import cli, data, environment, signature, stats
 from edgekit.calibrate import observe
 from edgekit.encodings import Encoding
 from edgekit.environment import PRECISE
-from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats import float_model, onnx, onnx_convert, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, equalize, profiles, quantize, reconstruct
 from edgekit.quant.reconstruct import Layers
@@ -82,10 +82,10 @@ def rows(canonical: bytes, images: data.ImageSet, prepare: Any) -> list[Row]:
         feed=feed,
         observe=lambda other: observe(other, images, prepare=prepare),
     )
-    written = onnx.quantize(onnx.from_tflite(best.graph), best.stored)
+    written = onnx_integers.quantize(onnx_convert.from_tflite(best.graph), best.stored)
     auto = Row("edgekit", written.SerializeToString(), {}, way=best.way)
     return [
-        Row("float32", onnx.from_tflite(canonical).SerializeToString(), {}),
+        Row("float32", onnx_convert.from_tflite(canonical).SerializeToString(), {}),
         plain,
         Row("8 bit, precise kernels", plain.content, {PRECISE: "1"}, plain.pairs),
         Row("8 bit, U8U8", unsigned(plain.content), {}),
@@ -111,8 +111,8 @@ def file(name: str, graph: Graph, given: Mapping[str, Encoding], layers: Layers)
     changed = Graph(graph.serialize())
     for layer in changed.layers:
         reconstruct.put(changed, layer, layers[layer.output])
-    model = onnx.from_tflite(changed.serialize())
-    written = onnx.quantize(model, reconstruct.stored(given, layers))
+    model = onnx_convert.from_tflite(changed.serialize())
+    written = onnx_integers.quantize(model, reconstruct.stored(given, layers))
     pairs = sum(found.pairs for found in quantize.predictions(graph, layers))
     return Row(name, written.SerializeToString(), {}, pairs)
 
@@ -230,7 +230,7 @@ def act_paper_net(options: argparse.Namespace, machine: Environment) -> cli.Outc
     given = encode.activations(graph, table.ranges, profile)
     eight = file("8 bit", graph, given, reconstruct.nearest(graph, given, pair_bound=False))
     found = [
-        Row("float32", onnx.from_tflite(canonical).SerializeToString(), {}),
+        Row("float32", onnx_convert.from_tflite(canonical).SerializeToString(), {}),
         eight,
         Row("8 bit, precise kernels", eight.content, {PRECISE: "1"}, eight.pairs),
         file("pair-sum", graph, given, reconstruct.nearest(graph, given, pair_bound=True)),

@@ -32,7 +32,7 @@ from edgekit.errors import (
     InvalidOptionError,
 )
 from edgekit.feeds import Feed, Inputs, Samples
-from edgekit.formats import float_model, half, onnx, tflite
+from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, onnx_file, profiles
@@ -314,8 +314,8 @@ def _make(
         halved = precision == "float16"
         content = source.canonical(float16=True) if halved else canonical
         return _Written(content, tflite.signature(content), canonical)
-    model = onnx.from_tflite(canonical)
-    onnx.rename_ends(model, Graph(canonical))
+    model = onnx_convert.from_tflite(canonical)
+    onnx_convert.rename_ends(model, Graph(canonical))
     notes: tuple[str, ...] = ()
     if precision == "float16":
         feed = _to_watch(calibration, source, onnx.signature(model).inputs)
@@ -480,15 +480,15 @@ def _make_int8(
         return _Written(
             content, tflite.signature(content), canonical, quantized, table, tuple(notes)
         )
-    model = onnx.quantize(
-        onnx.from_tflite(quantized.graph),
+    model = onnx_integers.quantize(
+        onnx_convert.from_tflite(quantized.graph),
         quantized.stored,
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
     )
-    onnx.rename_ends(model, Graph(canonical))
-    read = onnx.read_stored(model, Graph(quantized.graph))
-    absent = onnx.absent(model, Graph(quantized.graph))
+    onnx_convert.rename_ends(model, Graph(canonical))
+    read = onnx_integers.read_stored(model, Graph(quantized.graph))
+    absent = onnx_integers.absent(model, Graph(quantized.graph))
     if absent:
         notes.append(
             f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "

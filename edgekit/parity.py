@@ -22,7 +22,7 @@ from edgekit.artifact import Artifact
 from edgekit.blocks import blocks
 from edgekit.encodings import Difference, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import onnx, tflite
+from edgekit.formats import onnx, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.results import Environment, Measurement, Parity, ParityPair
 from edgekit.runtimes.worker import Job, Worker
@@ -74,7 +74,7 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         )
     content = formats["tflite"].model_path.read_bytes()
     ours = tflite.read_stored(content)
-    theirs = onnx.read_stored(onnx.load(formats["onnx"].model_path), Graph(content))
+    theirs = onnx_integers.read_stored(onnx.load(formats["onnx"].model_path), Graph(content))
     expected = []
     if not any(layer.bias is not None for layer in theirs.layers.values()):
         ours = ours.without_biases()

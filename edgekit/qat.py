@@ -37,7 +37,7 @@ from edgekit.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats import float_model, onnx, onnx_integers, tflite
 from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant import profiles
@@ -454,7 +454,7 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
         if target == "tflite":
             stored = tflite.read_stored(path.read_bytes())
         else:
-            stored = onnx.read_stored(onnx.load(path), Graph(final))
+            stored = onnx_integers.read_stored(onnx.load(path), Graph(final))
         found = differences(stored.without_biases(), trained)
         if found:
             raise ExecutionError(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgekit.encodings import Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import onnx, onnx_tensors, tflite
+from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import walk
 
@@ -213,9 +213,9 @@ class OnnxTensors(Tensors):
         return self._answers(self._cut, given)
 
     def numbers(self) -> Numbers:
-        stored, found = onnx.read_stored(self._model, self._graph), {}
-        floats = onnx.read_floats(self._model, self._graph)
-        kept = onnx.activated(self._model, self._graph)
+        stored, found = onnx_integers.read_stored(self._model, self._graph), {}
+        floats = onnx_integers.read_floats(self._model, self._graph)
+        kept = onnx_integers.activated(self._model, self._graph)
         for layer in self._graph.layers:
             if layer.output in stored.layers:
                 found[layer.output] = _real_numbers(

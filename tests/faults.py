@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.formats import onnx
+from edgekit.formats import onnx_integers
 from edgekit.formats.flatbuffer import Graph, Layer, Quantization
 from edgekit.quant import walk
 
@@ -78,7 +78,7 @@ def in_onnx(
     tensors = {tensor.name: tensor for tensor in changed.graph.initializer}
     makers = {output: node for node in changed.graph.node for output in node.output}
     ends = dict(zip((v.name for v in changed.graph.output), graph.outputs, strict=True))
-    nodes = {ends.get(place, place): node for node, place in onnx._layer_nodes(changed)}
+    nodes = {ends.get(place, place): node for node, place in onnx_integers.layer_nodes(changed)}
 
     def get(tensor: str) -> npt.NDArray[Any]:
         return library.numpy_helper.to_array(tensors[tensor]).copy()

@@ -252,7 +252,7 @@ def test_manifests_of_before_still_load() -> None:
 
 def test_every_runtime_gets_the_same_bytes(tmp_path: Path) -> None:
     """A network that answers its input, in three formats; the hash is that of numpy's tensor."""
-    from edgekit.formats import onnx, tflite
+    from edgekit.formats import onnx_convert, tflite
     from edgekit.formats.keras import tf_keras
     from edgekit.recording import inputs_sha256
     from edgekit.runtimes.worker import Job, Worker
@@ -266,7 +266,7 @@ def test_every_runtime_gets_the_same_bytes(tmp_path: Path) -> None:
     flatbuffer = tflite.from_keras(model)
     model.save(tmp_path / "m.keras")
     (tmp_path / "m.tflite").write_bytes(flatbuffer)
-    (tmp_path / "m.onnx").write_bytes(onnx.from_tflite(flatbuffer).SerializeToString())
+    (tmp_path / "m.onnx").write_bytes(onnx_convert.from_tflite(flatbuffer).SerializeToString())
     prepare = preprocessing("imagenet-rgb#crop=0.875,channels=bgr,resize=bicubic-aliased")
     found = data.load(f"{tmp_path}/set", "test", shape=(12, 16, 3), prepare=prepare)
     expected = inputs_sha256(found.images, prepare)

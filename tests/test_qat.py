@@ -18,7 +18,7 @@ from conftest import ROOT, Done
 from edgekit.artifact import Artifact
 from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe, differences
 from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats import float_model, onnx, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.layers.diff import diff
 from edgekit.qat import QatRecipe
@@ -87,7 +87,7 @@ def test_the_grid_is_the_same_tensor_by_tensor(
     source = float_model.load(trained[0])
     canonical = tflite.from_keras(source.model)
     model = onnx.load(Artifact.load(exported["onnx"]).model_path)
-    assert not differences(stored, onnx.read_stored(model, Graph(canonical)))
+    assert not differences(stored, onnx_integers.read_stored(model, Graph(canonical)))
 
     recipe = FakeQuantRecipe.load(trained[0] / FAKE_QUANT_FILE)
     written = sorted(stored.activations.values())

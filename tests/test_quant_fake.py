@@ -13,7 +13,7 @@ from edgekit.data.images import make
 from edgekit.encodings import differences
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import keras as keras_format
-from edgekit.formats import onnx, tflite
+from edgekit.formats import onnx_convert, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, fake, profiles, saturation
 from edgekit.quant.table import Range
@@ -109,10 +109,10 @@ def test_both_writers_store_what_was_trained(case: Case) -> None:
     graph, stored, _ = case.fake().deployed()
     file = tflite.quantize(graph, stored)
     assert not differences(tflite.read_stored(file), stored)
-    model = onnx.quantize(
-        onnx.from_tflite(graph), stored, activation_dtype="uint8", quantize_bias=True
+    model = onnx_integers.quantize(
+        onnx_convert.from_tflite(graph), stored, activation_dtype="uint8", quantize_bias=True
     )
-    assert not differences(onnx.read_stored(model, Graph(graph)), stored)
+    assert not differences(onnx_integers.read_stored(model, Graph(graph)), stored)
 
 
 def test_the_deployed_file_answers_as_the_handed_on_keras_model(case: Case) -> None:

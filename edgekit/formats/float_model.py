@@ -17,7 +17,7 @@ from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.feeds import Inputs, Samples
-from edgekit.formats import flatbuffer, keras, onnx, saved_model, tflite
+from edgekit.formats import flatbuffer, keras, onnx, onnx_convert, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.signature import Signature, TensorSpec
 
@@ -93,7 +93,7 @@ class FloatModel:
 
     def prepared(self) -> Any:
         """The ONNX model with batch normalisation folded and an operator set for int8."""
-        return onnx.prepare(self.model)
+        return onnx_convert.prepare(self.model)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

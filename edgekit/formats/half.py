@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import InvalidModelError, MissingDependencyError
-from edgekit.formats import onnx
+from edgekit.formats import onnx, onnx_convert
 from edgekit.formats.flatbuffer import short_name
 
 #: Largest number of float16.
@@ -88,7 +88,7 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
         for node in model.graph.node
         if any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
     )
-    half = onnx.to_float16(model, keep=kept)
+    half = onnx_convert.to_float16(model, keep=kept)
     if kept:
         _join(half)
     return Half(half, kept, found[where], where)

@@ -20,7 +20,7 @@ from edgekit import feeds
 from edgekit.encodings import Encoding, Encodings
 from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.feeds import Feed
-from edgekit.formats import onnx
+from edgekit.formats import onnx, onnx_integers
 from edgekit.quant import encode, rounding, saturation
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.profiles import DeviceProfile
@@ -248,14 +248,14 @@ def _write(
             bias = bias + _mean_answer(layer, layer.rows - steps * scale[:, None], entry)
         decided[layer.node.output[0]] = (steps, scale, bias, layer)
     ranges = {name: _stretched(found) for name, found in table.ranges.items()}
-    quantized = onnx.quantize_own(
+    quantized = onnx_integers.quantize_own(
         model,
         ranges,
         activation_dtype=profile.onnx_activations,
         symmetric=profile.symmetric,
         quantize_bias=profile.onnx_bias,
     )
-    tensors, numbers = onnx.put_own(
+    tensors, numbers = onnx_integers.put_own(
         quantized,
         {
             name: (_own_layout(layer, steps), scale, bias)

@@ -1,0 +1,373 @@
+"""ONNX from the canonical float graph, and other exporters' files made ready for int8."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.formats import onnx as onnx_file
+from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.quiet import quiet
+
+#: The last of the ONNX operators that tf2onnx writes for one of TFLite's.
+_LAST = {"SQUARED_DIFFERENCE": "Mul", "RSQRT": "Reciprocal"}
+OPSET = 18
+#: Ends the name of a mean over height and width before it is flattened.
+POOLED = "__pooled"
+
+
+def from_tflite(canonical: bytes) -> Any:
+    """Convert the canonical float flatbuffer; tensor names carry over.
+
+    The global mean becomes GlobalAveragePool and a dense layer becomes Gemm, the forms that
+    onnxruntime has integer kernels for. The batch axis becomes free where the graph allows.
+
+    Args:
+        canonical: Float flatbuffer.
+
+    Returns:
+        A checked ``onnx.ModelProto``.
+
+    Raises:
+        InvalidModelError: If an operator has no ONNX form.
+    """
+    onnx = onnx_file.package()
+    try:
+        import tf2onnx
+    except ImportError:
+        raise MissingDependencyError("tf2onnx", "convert") from None
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "float.tflite"
+        path.write_bytes(canonical)
+        try:
+            model, _ = tf2onnx.convert.from_tflite(str(path), opset=OPSET)
+        except Exception as exc:  # tf2onnx raises many types
+            raise InvalidModelError(
+                f"the graph cannot be converted to ONNX: {reason(exc)}"
+            ) from None
+    del model.opset_import[1:]
+    _spell_gelu(model)
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+            raise InvalidModelError(
+                f"{short_name(node.output[0])}: {node.op_type.removeprefix('TFL_')} has no ONNX "
+                f"form in tf2onnx; replace the layer, or export --target tflite"
+            )
+    _pool_instead_of_mean(model, Graph(canonical))
+    _gemm_instead_of_matmul(model)
+    _restore_gemm_names(model, Graph(canonical))
+    _name_activations(model, Graph(canonical))
+    del model.graph.value_info[:]
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    _free_batch(free)
+    model = free if _batches(free, model) else model
+    try:
+        model = onnx.shape_inference.infer_shapes(model)
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid ONNX: {reason(exc)}") from None
+    return model
+
+
+def rename_ends(model: Any, graph: Graph) -> None:
+    """Give inputs and outputs the names that the canonical graph's signature has, in place."""
+    renamed = {}
+    for values, tensors, signed in (
+        (model.graph.input, graph.inputs, graph.entries),
+        (model.graph.output, graph.outputs, graph.ends),
+    ):
+        names = {tensor: name for name, tensor in signed.items()}
+        for value, tensor in zip(values, tensors, strict=True):
+            renamed[value.name] = names.get(tensor, tensor)
+            value.name = renamed[value.name]
+    for node in model.graph.node:
+        for ends in (node.input, node.output):
+            for i, name in enumerate(ends):
+                ends[i] = renamed.get(name, name)
+
+
+def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
+    """The mean over height and width: a global average pool, then Flatten or Transpose, in place.
+
+    What the converter has channels last is brought to channels first for it.
+    """
+    helper = onnx_file.package().helper
+    constants = onnx_file.stored_constants(model)
+    makers = {node.output[0]: node for node in model.graph.node}
+    known = set(graph.tensors)
+    for node in list(model.graph.node):
+        if node.op_type != "ReduceMean":
+            continue
+        axes = constants.get(node.input[1]) if len(node.input) > 1 else None
+        over = [] if axes is None else sorted(axes.ravel().tolist())
+        kept = bool(onnx_file.attribute(node, "keepdims", 1))
+        if over == [2, 3] and kept and node.output[0] in known:
+            if len(graph.shape(node.output[0])) == 4:  # channels first already
+                del node.input[1:], node.attribute[:]
+                node.op_type = "GlobalAveragePool"
+            continue
+        if over != [1, 2]:
+            continue
+        position = list(model.graph.node).index(node)
+        before = makers.get(node.input[0])
+        added = []
+        if before is not None and _is_transpose(before, [0, 2, 3, 1]):
+            first = before.input[0]
+        else:
+            first = f"{node.output[0]}__first"
+            added.append(
+                helper.make_node("Transpose", [node.input[0]], [first], first, perm=[0, 3, 1, 2])
+            )
+        pooled = node.output[0] + POOLED
+        added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
+        kind, form = "Flatten", dict[str, Any](axis=1)
+        if kept:
+            kind, form = "Transpose", {"perm": [0, 2, 3, 1]}
+        added.append(helper.make_node(kind, [pooled], [node.output[0]], node.name, **form))
+        model.graph.node.remove(node)
+        for each in reversed(added):
+            model.graph.node.insert(position, each)
+        if before is not None and not any(before.output[0] in n.input for n in model.graph.node):
+            model.graph.node.remove(before)
+
+
+def _is_transpose(node: Any, order: list[int]) -> bool:
+    return node.op_type == "Transpose" and list(onnx_file.attribute(node, "perm", [])) == order
+
+
+def _gemm_instead_of_matmul(model: Any) -> None:
+    """A product with a constant matrix, then a constant summand: one Gemm with a bias."""
+    helper = onnx_file.package().helper
+    constants = onnx_file.stored_constants(model)
+    for node in list(model.graph.node):
+        if node.op_type != "MatMul" or node.input[1] not in constants:
+            continue
+        if constants[node.input[1]].ndim != 2:
+            continue
+        users = [other for other in model.graph.node if node.output[0] in other.input]
+        inputs, output, add = list(node.input), node.output[0], None
+        if len(users) == 1 and users[0].op_type == "Add":
+            bias = [name for name in users[0].input if name != node.output[0]]
+            if bias and bias[0] in constants and constants[bias[0]].ndim == 1:
+                add, inputs, output = users[0], [*inputs, bias[0]], users[0].output[0]
+        gemm = helper.make_node("Gemm", inputs, [output], name=node.name)
+        position = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        model.graph.node.insert(position, gemm)
+        if add is not None:
+            model.graph.node.remove(add)
+
+
+def _restore_gemm_names(model: Any, graph: Graph) -> None:
+    """tf2onnx gives a dense layer it fuses a name of its own; give back the canonical tensor's.
+
+    A sum with something computed, which it fuses too, becomes an operator of its own again.
+    """
+    sums = {name: o for o in graph.operators if o.kind == "ADD" for name in o.inputs}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    for node in list(model.graph.node):
+        canonical, suffix, _ = node.output[0].partition("_Gemm__")
+        computed = len(node.input) > 2 and node.input[2] not in constants
+        if node.op_type != "Gemm" or not suffix or not computed or canonical not in sums:
+            continue
+        fused, summed = node.output[0], sums[canonical].outputs[0]
+        for other in model.graph.node:
+            for i, name in enumerate(other.input):
+                if name == fused:
+                    other.input[i] = summed
+        add = onnx_file.package().helper.make_node(
+            "Add", [canonical, node.input[2]], [summed], name=summed
+        )
+        node.output[0] = canonical
+        del node.input[2]
+        model.graph.node.insert(list(model.graph.node).index(node) + 1, add)
+    for node in model.graph.node:
+        canonical, suffix, _ = node.output[0].partition("_Gemm__")
+        if node.op_type != "Gemm" or not suffix:
+            continue
+        for other in model.graph.node:
+            for i, name in enumerate(other.input):
+                if name == node.output[0]:
+                    other.input[i] = canonical
+        node.output[0] = canonical
+
+
+def _name_activations(model: Any, graph: Graph) -> None:
+    """Give the canonical name to the last of the operators that one became, not to the first.
+
+    tf2onnx calls the convolution's output as TFLite calls that of convolution and ReLU together.
+    """
+    lasts = {o.outputs[0]: _LAST[o.kind] for o in graph.operators if o.kind in _LAST}
+    fused = graph.fused()
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        activation = node.op_type in ("Clip", "Relu") and node.input[0] in fused
+        if not node.input or not (activation or lasts.get(node.input[0]) == node.op_type):
+            continue
+        canonical, before = node.input[0], f"{node.input[0]}__linear"
+        users = [other for other in model.graph.node if canonical in other.input]
+        if len(users) != 1 or canonical not in makers:
+            continue
+        renamed = {canonical: before, node.output[0]: canonical}
+        for other in model.graph.node:
+            for ends in (other.input, other.output):
+                for i, name in enumerate(ends):
+                    ends[i] = renamed.get(name, name)
+
+
+def _free_batch(model: Any) -> None:
+    """Make the batch axis free; Reshape copies it from its input instead of fixing it at 1."""
+    onnx = onnx_file.package()
+    constants = onnx_file.stored_constants(model)
+    for node in model.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in constants:
+            shape = constants[node.input[1]].copy()
+            if len(shape) and shape[0] == 1:
+                shape[0] = 0
+                name = f"{node.output[0]}__shape"
+                model.graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
+                node.input[1] = name
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _batches(free: Any, fixed: Any) -> bool:
+    """Whether two samples at once answer as one at a time; a batch inside of the graph forbids it.
+
+    A recurrent layer, say, has time before batch, and sizes that hold for one sample only.
+    """
+    random = np.random.default_rng(0)
+    feed = {}
+    for spec in onnx_file.signature(fixed).inputs:
+        if not spec.shape or spec.shape[0] != 1:
+            return False
+        values = random.integers(0, 2, (2, *spec.shape[1:]))
+        feed[spec.name] = values.astype(spec.dtype)
+    try:
+        alone = onnx_file.session(fixed.SerializeToString())
+        whole = onnx_file.session(free.SerializeToString()).run(None, feed)
+    except InvalidModelError:
+        raise
+    except Exception:  # onnxruntime raises its own types where sizes do not fit
+        return False
+    for i in range(2):
+        one = alone.run(None, {name: values[i : i + 1] for name, values in feed.items()})
+        for found, expected in zip(whole, one, strict=True):
+            if found.shape != (2, *expected.shape[1:]):
+                return False
+            if not np.allclose(found[i : i + 1], expected, 1e-2, 1e-3, equal_nan=True):
+                return False
+    return True
+
+
+def _spell_gelu(model: Any) -> None:
+    """GELU, for which tf2onnx has no form, in operators of ONNX (Hendrycks and Gimpel 2016)."""
+    onnx = onnx_file.package()
+    make = onnx.helper.make_node
+    for node in [node for node in model.graph.node if node.op_type == "TFL_GELU"]:
+        x, y = node.input[0], node.output[0]
+        exact = not onnx_file.attribute(node, "approximate", 0)
+        numbers = {"half": 0.5, "one": 1.0, "root": 0.5**0.5 if exact else (2 / np.pi) ** 0.5}
+        if not exact:
+            numbers["cubic"] = 0.044715
+        for name, value in numbers.items():
+            array = np.array(value, np.float32)
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{y}__{name}"))
+        steps: list[tuple[str, list[str], str]] = []
+        inner = x
+        if not exact:
+            steps += [
+                ("Mul", [x, x], "square"),
+                ("Mul", [f"{y}__square", x], "cube"),
+                ("Mul", [f"{y}__cube", f"{y}__cubic"], "term"),
+                ("Add", [f"{y}__term", x], "inner"),
+            ]
+            inner = f"{y}__inner"
+        steps += [
+            ("Mul", [inner, f"{y}__root"], "scaled"),
+            ("Erf" if exact else "Tanh", [f"{y}__scaled"], "curve"),
+            ("Add", [f"{y}__curve", f"{y}__one"], "raised"),
+            ("Mul", [x, f"{y}__half"], "halved"),
+            ("Mul", [f"{y}__halved", f"{y}__raised"], ""),
+        ]
+        place = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        for kind, inputs, name in reversed(steps):
+            output = f"{y}__{name}" if name else y
+            model.graph.node.insert(place, make(kind, inputs, [output], name=output))
+
+
+def prepare(model: Any) -> Any:
+    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+
+    Raises:
+        InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
+    """
+    onnx = onnx_file.package()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prepared.onnx"
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        settings.optimized_model_filepath = str(path)
+        try:
+            older = model.opset_import[0].version < OPSET
+            given = onnx.version_converter.convert_version(model, OPSET) if older else model
+            onnxruntime.InferenceSession(
+                given.SerializeToString(), settings, providers=[onnx_file.CPU]
+            )
+            found = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
+        except Exception as exc:  # onnx and onnxruntime raise many types
+            raise InvalidModelError(
+                f"the ONNX file cannot be prepared for int8: {reason(exc)}"
+            ) from None
+    for i, node in enumerate(found.graph.node):
+        node.name = node.name or f"{node.op_type}_{i}"
+    return found
+
+
+def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
+    """Weights and computation in float16, float32 in and out.
+
+    Weights have to lie in the range of float16, up to 65,504; :mod:`edgekit.formats.half` sees to
+    it, and to what lies between the operators.
+
+    Args:
+        model: Float ``onnx.ModelProto``; stays as it is.
+        keep: Names of nodes that stay float32, beside the operators that have no float16 form.
+    """
+    onnx = onnx_file.package()
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    given = onnx.ModelProto()
+    given.CopyFrom(model)
+    for node in list(given.graph.node):  # the converter casts every input under one name
+        for place, name in enumerate(node.input):
+            if name and name in list(node.input)[:place]:
+                node.input[place] = f"{node.output[0]}__input_{place}"
+                same = onnx.helper.make_node("Identity", [name], [node.input[place]])
+                same.name = node.input[place]
+                given.graph.node.insert(list(given.graph.node).index(node), same)
+    with quiet():
+        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
+    onnx_file.sort(half)
+    try:
+        onnx.checker.check_model(half)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
+    return half

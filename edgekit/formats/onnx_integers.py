@@ -1,0 +1,584 @@
+"""int8 in ONNX: QDQ with given encodings and integers, and what a file stores, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from edgekit.encodings import LayerIntegers, Stored
+from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
+from edgekit.formats import onnx as onnx_file
+from edgekit.formats.flatbuffer import Graph
+from edgekit.formats.quiet import quiet
+
+#: Ends the name of a mean over height and width before it is flattened.
+POOLED = "__pooled"
+#: Operators whose output has the values of their input, in order or not.
+_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
+_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
+
+
+def quantize(
+    model: Any,
+    stored: Stored,
+    *,
+    activation_dtype: str = "uint8",
+    quantize_bias: bool = True,
+) -> Any:
+    """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
+
+    onnxruntime's quantizer writes the graph; every scale, zero_point, weight and bias in it is the
+    one that was given.
+
+    Args:
+        model: Float ``onnx.ModelProto`` from :func:`from_tflite`, with the float constants that
+            ``stored`` stands for.
+        stored: Of all activations and layers of the canonical graph.
+        activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
+            ``int8``.
+        quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
+
+    Returns:
+        The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
+        in the canonical graph (parts of an operator that ONNX lacks), stays float.
+    """
+    onnx = onnx_file.package()
+    try:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    _separate(copied)
+    _drop_clips(copied, stored.activations)
+    activations = _activation_encodings(copied, stored.activations)
+    left = _without_encodings(copied, activations)
+    unsigned = activation_dtype == "uint8"
+    dtype, kind = (np.uint8, QuantType.QUInt8) if unsigned else (np.int8, QuantType.QInt8)
+    shift = 128 if unsigned else 0
+    overrides = {
+        name: [
+            {
+                "quant_type": kind,
+                "scale": np.array(scale, np.float32),
+                "zero_point": np.array(zero_point + shift, dtype),
+            }
+        ]
+        for name, (scale, zero_point) in activations.items()
+    }
+    ranges = {
+        name: TensorData(
+            lowest=np.array((-128 - zero_point) * scale, np.float32),
+            highest=np.array((127 - zero_point) * scale, np.float32),
+        )
+        for name, (scale, zero_point) in activations.items()
+    }
+    with quiet():
+        writer = QDQQuantizer(
+            copied,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=kind,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[node.name for node in left],
+            op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
+            extra_options={
+                "TensorQuantOverrides": overrides,
+                "WeightSymmetric": True,
+                "ActivationSymmetric": all(z == 0 for _, z in activations.values()),
+                "QuantizeBias": quantize_bias,
+                "QDQDisableWeightAdjustForInt32Bias": True,
+                "QDQKeepRemovableActivations": True,  # _drop_clips knows which the ranges replace
+            },
+        )
+        writer.quantize_model()
+    quantized = writer.model.model
+    _put_integers(quantized, stored, quantize_bias=quantize_bias)
+    _round_between(quantized, activations, dtype, shift)
+    onnx_file.sort(quantized)
+    onnx.checker.check_model(quantized)
+    return quantized
+
+
+def read_stored(model: Any, graph: Graph) -> Stored:
+    """The integers and scales of an int8 file, in the canonical graph's words.
+
+    Args:
+        model: Quantized ``onnx.ModelProto``.
+        graph: Any flatbuffer of the same model, for its tensors' names.
+    """
+    constants = onnx_file.stored_constants(model)
+    ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True))
+    ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    makers = {output: node for node in model.graph.node for output in node.output}
+
+    def origin(name: str) -> str:
+        """The tensor behind a pair of QuantizeLinear and DequantizeLinear."""
+        while name in makers and makers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
+            name = makers[name].input[0]
+        name = name.removesuffix("_QuantizeLinear_Input")
+        return str(ends.get(name, name))
+
+    found: dict[str, tuple[float, int]] = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            zero_point = constants[node.input[2]]
+            shift = 128 if zero_point.dtype == np.uint8 else 0
+            number = float(constants[node.input[1]]), int(zero_point) - shift
+            found[origin(node.input[0])] = number
+    # what is only moved may be rounded before or behind it
+    for node in [*model.graph.node, *reversed(model.graph.node)]:
+        if node.op_type in _MOVING:
+            one, other = origin(node.input[0]), origin(node.output[0])
+            if one in found:
+                found.setdefault(other, found[one])
+            elif other in found:
+                found[one] = found[other]
+    there = set(makers) | set(ends)
+    for operator in graph.operators:  # what the converter took out holds the same numbers
+        if operator.kind in _MOVED and operator.outputs[0] not in there:
+            if operator.inputs[0] in found:
+                found.setdefault(operator.outputs[0], found[operator.inputs[0]])
+    for operator in reversed(graph.operators):
+        merged = operator.kind in ("RELU", "RELU6")  # by onnxruntime's writer
+        if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
+            if operator.outputs[0] in found:
+                found.setdefault(operator.inputs[0], found[operator.outputs[0]])
+    names = set(graph.tensors)
+    activations = {name: number for name, number in found.items() if name in names}
+    layers = {}
+    for node, place in layer_nodes(model):
+        weights = _dequantized(model, node.input[1], constants)
+        if weights is None:
+            continue
+        bias = _dequantized(model, node.input[2], constants) if len(node.input) > 2 else None
+        layers[ends.get(place, place)] = LayerIntegers(
+            weights=_to_canonical(node, weights[0]),
+            weight_scale=np.atleast_1d(weights[1]),
+            bias=None if bias is None else bias[0],
+            bias_scale=None if bias is None else np.atleast_1d(bias[1]),
+        )
+    return Stored(activations, layers)
+
+
+def absent(model: Any, graph: Graph) -> tuple[str, ...]:
+    """Activations of the canonical graph that the ONNX graph has no tensor for, nor integers.
+
+    tf2onnx merges operators, and names what it turns around anew.
+    """
+    there = {
+        name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
+    }
+    known = read_stored(model, graph).activations
+    computed = [name for operator in graph.operators for name in operator.outputs]
+    return tuple(
+        name
+        for name in computed
+        if graph.dtype(name) == np.float32
+        and name not in (*graph.inputs, *graph.outputs)
+        and name not in there
+        and name not in known
+    )
+
+
+def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
+    """(weights or None, bias or None) of each layer that are stored in float, canonical layout.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        graph: Any flatbuffer of the same model, for its tensors' names.
+    """
+    constants = onnx_file.stored_constants(model)
+    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    found = {}
+    for node, place in layer_nodes(model):
+        weights = constants.get(node.input[1])
+        bias = constants.get(node.input[2]) if len(node.input) > 2 else None
+        if weights is not None or bias is not None:
+            whole = None if weights is None else _to_canonical(node, weights).astype(np.float32)
+            found[str(ends.get(place, place))] = (
+                None if whole is None else np.ascontiguousarray(whole),
+                None if bias is None else bias.astype(np.float32),
+            )
+    return found
+
+
+def activated(model: Any, graph: Graph) -> frozenset[str]:
+    """Layers, by canonical output, whose activation is an operator of the file."""
+    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    found = set()
+    for node, place in layer_nodes(model):
+        if node.output[0].removesuffix("_QuantizeLinear_Input") != place:
+            found.add(str(ends.get(place, place)))
+    return frozenset(found)
+
+
+def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
+    """Take out each Clip or Relu that the integer range behind it does by itself, in place.
+
+    A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip). What writes the
+    first then writes the second, under the canonical name.
+    """
+    constants = onnx_file.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in list(model.graph.node):
+        if node.op_type not in ("Clip", "Relu") or node.output[0] not in encodings:
+            continue
+        source = node.input[0]
+        users = [other for other in model.graph.node if source in other.input]
+        if len(users) != 1 or source not in makers or source in encodings:
+            continue
+        scale, zero_point = encodings[node.output[0]]
+        low = high = None
+        if node.op_type == "Relu":
+            low = 0.0
+        else:
+            ends = [constants.get(name) if name else None for name in node.input[1:3]]
+            low, high = (None if end is None else float(end) for end in [*ends, None][:2])
+        tolerance = scale / 2
+        if low is not None and (-128 - zero_point) * scale < low - tolerance:
+            continue
+        if high is not None and (127 - zero_point) * scale > high + tolerance:
+            continue
+        maker = makers[source]
+        maker.output[list(maker.output).index(source)] = node.output[0]
+        model.graph.node.remove(node)
+
+
+def _activation_encodings(
+    model: Any, encodings: Mapping[str, tuple[float, int]]
+) -> dict[str, tuple[float, int]]:
+    """(scale, int8 zero_point) of each activation of the ONNX graph.
+
+    A tensor that is only moved (Transpose, Reshape, Flatten) keeps its numbers, and a Clip that is
+    left has one encoding on both of its sides.
+    """
+    in_graph = {value.name for value in model.graph.input}
+    in_graph.update(output for node in model.graph.node for output in node.output)
+    found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
+    for node in model.graph.node:
+        if node.op_type in ("Clip", "Relu", *_MOVING):
+            if node.input[0] in found:
+                found.setdefault(node.output[0], found[node.input[0]])
+            elif node.output[0] in found:
+                found[node.input[0]] = found[node.output[0]]
+    return found
+
+
+def _separate(model: Any) -> None:
+    """Give every convolution and dense layer constants of its own, in place.
+
+    tf2onnx keeps equal ones once; each use gets integers of its own.
+    """
+    layers = ("Conv", "Gemm", "MatMul")
+    seen = {name for n in model.graph.node if n.op_type not in layers for name in n.input}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type not in layers or place == 0 or name not in tensors:
+                continue
+            if name in seen:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(tensors[name])
+                copied.name = node.input[place] = f"{name}__of__{node.output[0]}"
+            seen.add(name)
+
+
+def _round_between(
+    model: Any, activations: Mapping[str, tuple[float, int]], dtype: Any, shift: int
+) -> None:
+    """Round what lies between two operators without an integer kernel as well, in place.
+
+    onnxruntime's writer leaves such a tensor in float; a pair of QuantizeLinear and
+    DequantizeLinear behind it makes it the same number as in TFLite.
+    """
+    onnx = onnx_file.package()
+    makers = {output: node for node in model.graph.node for output in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    ends = {value.name for value in model.graph.output}
+
+    def rounded_behind(name: str) -> bool:
+        return any(
+            node.op_type == "QuantizeLinear"
+            or (node.op_type in _MOVING and rounded_behind(node.output[0]))
+            for node in readers.get(name, [])
+        )
+
+    def rounded_before(name: str) -> bool:
+        maker = makers.get(name)
+        if maker is None or maker.op_type == "DequantizeLinear":
+            return True
+        return maker.op_type in _MOVING and rounded_before(maker.input[0])
+
+    for name, (scale, zero_point) in activations.items():
+        if name not in makers or name in ends or rounded_behind(name) or rounded_before(name):
+            continue
+        if makers[name].op_type in _MOVING:
+            continue  # what it moves is rounded
+        numbers = []
+        for suffix, value in (
+            ("scale", np.float32(scale)),
+            ("zero_point", dtype(zero_point + shift)),
+        ):
+            numbers.append(f"{name}__{suffix}")
+            model.graph.initializer.append(
+                onnx.numpy_helper.from_array(np.asarray(value), numbers[-1])
+            )
+        stored, real = f"{name}__stored", f"{name}__rounded"
+        for reader in readers[name]:
+            for place, given in enumerate(reader.input):
+                if given == name:
+                    reader.input[place] = real
+        make = onnx.helper.make_node
+        model.graph.node.append(make("QuantizeLinear", [name, *numbers], [stored], name=stored))
+        model.graph.node.append(make("DequantizeLinear", [stored, *numbers], [real], name=real))
+
+
+def layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
+    """(node, tensor that it writes in the canonical graph) of convolutions and dense layers."""
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        name = node.output[0]
+        while True:  # an activation that is an operator of its own is part of the layer
+            users = readers.get(name, [])
+            if len(users) != 1:
+                break
+            if _belongs(users[0], name):
+                name = users[0].output[0]
+            elif users[0].op_type == "QuantizeLinear":
+                back = readers.get(users[0].output[0], [])
+                users = readers.get(back[0].output[0], []) if len(back) == 1 else []
+                if len(users) != 1 or not _belongs(users[0], name):
+                    break
+                name = users[0].output[0]
+            else:
+                break
+        yield node, name.removesuffix("_QuantizeLinear_Input")
+
+
+def _belongs(node: Any, name: str) -> bool:
+    """Whether a node behind a layer is part of it: an activation, or the turn of an output."""
+    return node.op_type in ("Clip", "Relu") or (
+        node.op_type == "Transpose" and "_raw_output_" in name
+    )
+
+
+def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
+    """Write given integers and scales where onnxruntime's quantizer put its own, in place."""
+    makers = {node.output[0]: node for node in model.graph.node}
+    for number, (node, place) in enumerate(layer_nodes(model)):
+        layer = stored.layers.get(place)
+        if layer is None:
+            continue
+        weights = _from_canonical(node, layer.weights)
+        _replace(model, makers[node.input[1]], f"weights_{number}", weights, layer.weight_scale)
+        if layer.bias is not None and quantize_bias and len(node.input) > 2:
+            assert layer.bias_scale is not None
+            _replace(model, makers[node.input[2]], f"bias_{number}", layer.bias, layer.bias_scale)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
+    """Give a DequantizeLinear constants of its own."""
+    onnx = onnx_file.package()
+    old = onnx_file.stored_constants(model)[dequantize.input[0]]
+    if old.shape != values.shape or old.dtype != values.dtype:
+        raise ExecutionError(
+            f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "
+            f"{values.shape}; please report the model"
+        )
+    for place, (suffix, array) in enumerate(
+        (
+            ("", values),
+            ("_scale", scale.astype(np.float32)),
+            ("_zero_point", np.zeros(len(scale), values.dtype)),
+        )
+    ):
+        tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{name}{suffix}")
+        model.graph.initializer.append(tensor)
+        if place < len(dequantize.input):
+            dequantize.input[place] = tensor.name
+        else:
+            dequantize.input.append(tensor.name)
+
+
+def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """(integers, scale) of a constant behind a DequantizeLinear, or None."""
+    for node in model.graph.node:
+        if node.output[0] == name and node.op_type == "DequantizeLinear":
+            if node.input[0] in constants:
+                return constants[node.input[0]], constants[node.input[1]]
+    return None
+
+
+def _to_canonical(node: Any, weights: Any) -> Any:
+    """Weights of a node in TFLite's layout."""
+    if node.op_type == "Conv":
+        depthwise = onnx_file.attribute(node, "group", 1) > 1 and weights.shape[1] == 1
+        return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
+    return weights if onnx_file.attribute(node, "transB", 0) else weights.T
+
+
+def _from_canonical(node: Any, weights: Any) -> Any:
+    """Weights in TFLite's layout as a node takes them."""
+    if node.op_type == "Conv":
+        depthwise = onnx_file.attribute(node, "group", 1) > 1 and weights.shape[0] == 1
+        return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
+    return weights if onnx_file.attribute(node, "transB", 0) else weights.T
+
+
+def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]]) -> list[Any]:
+    """Nodes that read or write a tensor without encodings, constants apart."""
+    stored = {tensor.name for tensor in model.graph.initializer} | {""}
+    return [
+        node
+        for node in model.graph.node
+        if any(name not in activations for name in node.output)
+        or any(name not in activations and name not in stored for name in node.input)
+    ]
+
+
+def quantize_own(
+    model: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    activation_dtype: str,
+    symmetric: bool,
+    quantize_bias: bool,
+) -> Any:
+    """QDQ int8 of a foreign float model with given ranges, weights per channel.
+
+    Args:
+        model: Float ``onnx.ModelProto`` of another exporter.
+        ranges: (min, max) by tensor name, 0 between them.
+        activation_dtype: ``uint8`` or ``int8``.
+        symmetric: Whether zero_point has to be 0.
+        quantize_bias: Write int32 biases; else they stay float.
+
+    Raises:
+        InvalidModelError: If onnxruntime's quantizer refuses the model.
+    """
+    try:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    onnx = onnx_file.package()
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    _separate(copied)
+    found = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    known = set(found) | {tensor.name for tensor in copied.graph.initializer} | {""}
+    left = [n.name for n in copied.graph.node if not known.issuperset([*n.input, *n.output])]
+    try:
+        with quiet():
+            writer = QDQQuantizer(
+                copied,
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=(
+                    QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
+                ),
+                tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+                nodes_to_quantize=[],
+                nodes_to_exclude=left,
+                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
+                extra_options={
+                    "WeightSymmetric": True,
+                    "ActivationSymmetric": symmetric,
+                    "QuantizeBias": quantize_bias,
+                    "QDQDisableWeightAdjustForInt32Bias": True,
+                },
+            )
+            writer.quantize_model()
+            quantized = writer.model.model
+            onnx_file.sort(quantized)
+            onnx.checker.check_model(quantized)
+    except Exception as exc:  # onnxruntime's quantizer raises many types
+        raise InvalidModelError(
+            f"onnxruntime's quantizer refuses the ONNX file: {reason(exc)}"
+        ) from None
+    return quantized
+
+
+def put_own(
+    model: Any, layers: Mapping[str, tuple[Any, Any, Any]], *, quantize_bias: bool
+) -> tuple[dict[str, tuple[float, int]], int]:
+    """Write given weights and biases where :func:`quantize_own` put others, in place.
+
+    Args:
+        model: Quantized.
+        layers: (int8 weights as the node has them, scale a channel, real bias or None), by what a
+            layer writes.
+        quantize_bias: Whether biases are int32.
+
+    Returns:
+        (scale, zero_point as stored) of each activation, and how many weights and biases were
+        written.
+    """
+    makers = {node.output[0]: node for node in model.graph.node if node.output}
+    constants = onnx_file.stored_constants(model)
+    numbers = 0
+    for node in list(model.graph.node):
+        name = node.output[0].removesuffix("_QuantizeLinear_Input") if node.output else ""
+        given = layers.get(name)
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or given is None:
+            continue
+        weights, scale, bias = given
+        behind, before = makers.get(node.input[1]), makers.get(node.input[0])
+        if behind is None or behind.op_type != "DequantizeLinear":
+            continue  # stays float
+        _replace(model, behind, f"{name}__weights", weights, scale)
+        numbers += weights.size
+        if bias is None or len(node.input) < 3:
+            continue
+        end = makers.get(node.input[2])
+        if end is None or end.op_type != "DequantizeLinear":
+            _set_constant(model, node.input[2], bias.astype(np.float32))
+        elif before is not None and quantize_bias:
+            entry = np.float32(constants[before.input[1]])
+            bias_scale = (entry * scale.astype(np.float32)).astype(np.float32)
+            whole = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
+            _replace(model, end, f"{name}__bias", whole, bias_scale)
+        numbers += bias.size
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [t for t in model.graph.initializer if t.name not in used]:
+        model.graph.initializer.remove(tensor)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            name = node.input[0].removesuffix("_QuantizeLinear_Input")
+            found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+    return found, numbers
+
+
+def _set_constant(model: Any, name: str, values: Any) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            old = list(tensor.dims)
+            array = np.ascontiguousarray(values).reshape(old)
+            tensor.CopyFrom(onnx_file.package().numpy_helper.from_array(array, name))
