@@ -132,6 +132,7 @@ def _make_small(folder: Path) -> None:
     keras = tf_keras()
     layers = keras.layers
     keras.utils.set_random_seed(3)
+    keras.backend.reset_uids()  # names of layers do not depend on what ran before
     image = keras.Input((12, 12, 3), name="image")
     x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(image)
     x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
