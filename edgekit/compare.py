@@ -1,8 +1,8 @@
 """``python -m edgekit.compare``: are these deployables still the float model, and how fast?
 
-The float Keras model is the reference, or what ``--reference`` names: another runner of the float
-model such as ``ort:cuda:float16``, or a recording of one. Every model runs in a process of its own;
-evaluation is spread over the cores, in shards that outlive a kill, or over the workers of a
+The float model is the reference, in the format it was saved in, or what ``--reference`` names:
+another runner of it such as ``ort:cuda:float16``, or a recording of one. Every model runs in a
+process of its own; evaluation is spread over the cores, in shards that outlive a kill, or over the workers of a
 cluster. Latency is taken at batch 1 in rounds that go through all models in turn, so that a change
 of the machine's speed meets all of them. Writes a Report.
 """
@@ -36,9 +36,9 @@ from edgekit import (
 )
 from edgekit import parity as parity_of
 from edgekit.artifact import Artifact
-from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.figures import Measured
+from edgekit.formats import float_model
 from edgekit.layers import options as layer_options
 from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
 from edgekit.results import (
@@ -92,6 +92,7 @@ def compare(
     processes: int | None = None,
     cluster: str | None = None,
     resources: Mapping[str, str] | None = None,
+    trust: bool = False,
     command: str = "",
 ) -> Report:
     """Measure artifacts against the float model they came from.
@@ -102,8 +103,9 @@ def compare(
         limit: Use the first images only.
         threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
-        reference: The float model, an artifact or ``.keras`` file; default the shipped one or
-            where the manifests say. Or a runner of it, e.g. ``ort:cuda:float16``; or a recording.
+        reference: The float model, an artifact or a file or folder that ``export`` takes; default
+            where the manifests say or the shipped one. Or a runner of it, e.g.
+            ``ort:cuda:float16``; or a recording.
         record: Write what the reference answered and how long it took to this file, which stands
             in for it as a ``reference`` on machines without its device.
         force: Replace ``record`` if it exists.
@@ -122,6 +124,7 @@ def compare(
         cluster: Address of a Dask scheduler, whose workers evaluate the artifacts. The reference
             is evaluated here, and what a worker evaluated has no latency, load time and memory.
         resources: Worker resource, ``any`` or ``local``, by artifact; see :func:`fleet.devices`.
+        trust: Let code inside of the float model run, as ``export --trust`` does.
         command: Recorded in the report.
 
     Raises:
@@ -165,11 +168,12 @@ def compare(
     ):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if runner is not None:
-            base = run_by(runner, loaded, dataset, threads, folder)
+            base = run_by(runner, loaded, dataset, threads, folder, trust)
         elif reference is not None and is_recording(Path(reference)):
             base = recorded_in(Path(reference), loaded[0], images)
         else:
-            base = reference_of(loaded, None if reference is None else Path(reference), threads)
+            given = None if reference is None else Path(reference)
+            base = reference_of(loaded, given, threads, trust=trust)
         if record is not None and base.recording is not None:
             raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
         subjects = [base, *(subject_of(artifact, threads) for artifact in loaded)]
@@ -183,6 +187,11 @@ def compare(
             raise InvalidOptionError(
                 f"{base.name} is evaluated or replayed here, as --reference and --record ask; "
                 f"leave it out of --resources"
+            )
+        if base.name in devices and base.format == "saved_model":
+            raise InvalidOptionError(
+                f"{base.name} is a SavedModel folder, which is evaluated here; leave it out of "
+                f"--resources"
             )
         task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
 
@@ -243,7 +252,6 @@ def compare(
                     f"got shape {list(each.answers.shape[1:])}"
                 )
             if not measured:
-                _expect_probabilities(subject.name, each.answers)
                 suspected = _suspected(each, images, labels, manifest.preprocessing)
             measured.append(each)
         watched = _time(measured, images.images[:1], rounds)
@@ -290,16 +298,6 @@ def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
         raise InvalidDataError(f"{images.name}: comparing needs labels; add y to the .npz")
     mistakes.check_range(images.name, images.labels, classes)
     return images.labels
-
-
-def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
-    """KL needs them; of logits it would be a number without meaning."""
-    for (block,) in blocks(answers):
-        if block.min() < 0 or np.abs(block.sum(axis=1) - 1).max() > 0.01:
-            raise InvalidModelError(
-                f"{name}: expected probabilities that sum to 1, got values from {block.min():.3g} "
-                f"to {block.max():.3g}; end the model with a softmax and export it again"
-            )
 
 
 def _suspected(
@@ -577,6 +575,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add("--out", type=Path, help="report (default: report.json)")
     add("--force", action="store_true", help="replace outputs that exist")
+    float_model.add_trust(result)
     layer_options.add_arguments(result)
     return result
 
@@ -621,6 +620,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         processes=options.processes,
         cluster=options.cluster,
         resources=fleet.assigned(options.resources),
+        trust=options.trust,
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)

@@ -85,6 +85,7 @@ def report(
     base = measured[0].answers
     choices = [_choices(each.answers, labels) for each in measured]
     base_choice = choices[0][0]
+    probable = stats.is_probability(base)
     # One number for all that are compared, so that it is the same part of a round.
     common = max((_slow(each) for each in measured if timed_here(each)), default=0)
     float32 = {
@@ -102,7 +103,7 @@ def report(
             "top5": stats.proportion(top5, len(labels)),
             "agreement": stats.proportion(int((choice == base_choice).sum()), len(labels)),
             **_paired(*right, settings),
-            "kl": stats.divergence(base, each.answers),
+            **({"kl": stats.divergence(base, each.answers)} if probable else {}),
             "sqnr": stats.sqnr(base, each.answers),
             "size": Measurement(subject.size, "bytes", 1),
             **each.metrics,

@@ -89,7 +89,7 @@ _VERDICTS = {
 }
 #: What has to be seen first.
 _URGENCY = ("worse", "unknown", "unclear", "better", "same")
-_FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras"}
+_FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
 _PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
 _PICTURES, _RAW = 900_000, 400_000

@@ -32,6 +32,7 @@ from edgekit import cli, environment, outputs, schema
 from edgekit.blocks import let_go
 from edgekit.encodings import FAKE_QUANT_FILE
 from edgekit.errors import EdgekitError, ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.formats import saved_model
 from edgekit.results import Environment, Place, Runtime
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import Preprocessing
@@ -80,7 +81,7 @@ class Run:
         gpu = environment.gpu() if job.device in ("cuda", "gpu") else None
         return cls(
             name=job.name,
-            files={path.name: outputs.sha256_file(path) for path in model_files(job)},
+            files={path.name: saved_model.sha256_of(path) for path in model_files(job)},
             data=data,
             count=count,
             shard=shard,
@@ -123,7 +124,8 @@ class _Header:
 
 
 def model_files(job: Job) -> list[Path]:
-    """The model file, and the recipe of fake quantization that a Keras model may have beside it."""
+    """The model's file or folder, and the recipe of fake quantization that a Keras model may have
+    beside it."""
     recipe = job.model.with_name(FAKE_QUANT_FILE)
     return [job.model, *([recipe] if job.format == "keras" and recipe.is_file() else [])]
 

@@ -188,6 +188,12 @@ def is_probability(answers: npt.NDArray[np.float32]) -> bool:
     )
 
 
+def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities ``[N, C]`` of logits ``[N, C]``."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
+
+
 def latency_spread(samples: npt.NDArray[np.float64]) -> float:
     """Range of the medians of rounds, ``[rounds, samples]`` in ms, as a part of their median."""
     rounds = np.median(samples, axis=1)

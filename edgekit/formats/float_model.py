@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit import data, outputs, signature
+from edgekit import data, signature
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
@@ -175,7 +175,7 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
     return FloatModel(
         model=model,
         model_id=path.stem,
-        source=Source(_from_here(path), sha256_of(path)),
+        source=Source(_from_here(path), saved_model.sha256_of(path)),
         preprocessing=prepared,
         class_names=_classes(ends),
         kind=kind,
@@ -198,11 +198,6 @@ def kind_of(path: Path) -> Kind:
             f"got {path}"
         )
     return _SUFFIXES[path.suffix]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a SavedModel."""
-    return saved_model.sha256(path) if path.is_dir() else outputs.sha256_file(path)
 
 
 def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
@@ -270,7 +265,7 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
         given: Where it is; default where the manifest says, or the shipped model.
 
     Returns:
-        Artifact folder or file, model file, its sha256.
+        Artifact folder, file or SavedModel folder; the model in it; its sha256.
 
     Raises:
         InvalidModelError: If it is not there or another one.
@@ -287,14 +282,9 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
             found = Artifact.load(place)
             model, sha256 = found.model_path, found.sha256
         elif place.exists():
-            model, sha256 = place, sha256_of(place)
+            model, sha256 = place, saved_model.sha256_of(place)
         else:
             continue
-        if sha256 == source.sha256 and kind_of(place) != "keras":
-            raise InvalidModelError(
-                f"{artifact.path} was made from {place}; expected an artifact of a Keras model, "
-                f"which can be run as the reference"
-            )
         if sha256 == source.sha256:
             return place, model, sha256
         if given:

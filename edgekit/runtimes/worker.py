@@ -47,6 +47,7 @@ class Job:
         batch: Images a run; None for what the runtime does best.
         device: As :func:`edgekit.runtimes.open_runner` takes it.
         precision: Policy of a Keras model's layers.
+        trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Job:
     batch: int | None = None
     device: str = "cpu"
     precision: str = "float32"
+    trust: bool = False
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
@@ -248,6 +250,7 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             batch=job.batch,
             device=job.device,
             precision=job.precision,
+            trust=job.trust,
         )
         load_ms = 1e3 * (time.perf_counter() - started)
         spec = runner.signature.single_input()
@@ -275,6 +278,10 @@ def _import_runtime(format: str) -> None:
         from edgekit.formats.keras import tf_keras
 
         tf_keras()
+    elif format == "saved_model":
+        from edgekit.formats.keras import tensorflow
+
+        tensorflow()
     elif format == "onnx":
         try:
             import onnxruntime  # noqa: F401
