@@ -59,6 +59,7 @@ class Run:
         device: Worker resource that it has to run on; empty for any.
         runner: What computes, and in which policy, as ``cuda:float32``.
         gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
+        outputs: Of a model with several, in the order of the answers.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Run:
     device: str = ""
     runner: str = "cpu:float32"
     gpu: str = ""
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: Job, *, data: str, count: int, shard: int, device: str = "") -> Run:
@@ -93,6 +95,7 @@ class Run:
             device=device,
             runner=f"{job.device}:{job.precision}",
             gpu=f"{gpu.name}, driver {gpu.driver}" if gpu else "",
+            outputs=job.outputs,
         )
 
     @property

@@ -180,6 +180,15 @@ def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> M
     return Measurement(total / reference.size, "unit^2", len(reference))
 
 
+def max_error(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
+    """Largest absolute error of a number of the answers, in the answer's own unit."""
+    largest = max(
+        float(np.abs(exact.astype(np.float64) - found).max())
+        for exact, found in blocks(reference, other)
+    )
+    return Measurement(largest, "unit", len(reference))
+
+
 def is_probability(answers: npt.NDArray[np.float32]) -> bool:
     """Whether rows are probabilities that sum to 1, of which a KL divergence has a meaning."""
     return answers.ndim == 2 and all(

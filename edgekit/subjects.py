@@ -34,6 +34,10 @@ class Subject:
     manifest_sha256: str = ""
     recording: Recording | None = None
 
+    def answering(self, outputs: tuple[str, ...]) -> Subject:
+        """The same with its outputs in this order; empty for as they are."""
+        return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
+
 
 def check_one_source(artifacts: list[Artifact]) -> None:
     """Refuse artifacts of several float models, a float model, and two of one folder name."""

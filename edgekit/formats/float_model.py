@@ -15,8 +15,8 @@ from typing import Any, Literal
 from edgekit import data, signature
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.feeds import Inputs, Samples
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.feeds import Inputs, Samples, refuse_images
 from edgekit.formats import flatbuffer, keras, onnx, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.signature import Signature, TensorSpec
@@ -113,11 +113,7 @@ class FloatModel:
             InvalidDataError: If they cannot be decoded or their classes are not the model's.
         """
         specs = self.inputs
-        if len(specs) != 1:
-            raise InvalidDataError(
-                f"{opened.word}: expected an .npz with an array for each input, "
-                f"{', '.join(spec.name for spec in specs)}; got images only"
-            )
+        refuse_images(opened.word, specs)
         return opened.load(
             shape=specs[0].shape[1:],
             prepare=self.preprocessing,
