@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,15 @@ import numpy as np
 import pytest
 
 from edgekit.artifact import Artifact
+from edgekit.benchmark import benchmark
+from edgekit.bounds import parse
+from edgekit.compare import _print as print_report
 from edgekit.compare import compare
+from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
+from edgekit.gate import gate
+from edgekit.report import report as page
 from edgekit.results import Report
 from edgekit.subjects import reference_of
 
@@ -122,3 +129,72 @@ def test_numbers_of_several_outputs_are_held_against_the_reference(
         assert metrics["sqnr"] == pytest.approx(10 * np.log10(power / noise), abs=0.01)
         assert metrics["max_error"] ** 2 >= metrics["mse"]
         assert "latency_p50" in metrics
+
+
+def test_the_page_of_numbers(several: tuple[Path, Report]) -> None:
+    report = several[1]
+    text = page(report)
+    assert "All 2 deployables answer close to the float model" in text
+    assert text.count("close answers") >= 4  # a badge and a cell of each
+    assert "SQNR against latency" in text and "signal to error (SQNR), dB" in text
+    assert "SQNR price" in text and "Farthest off" in text
+    assert "% top-1" not in text and "top-1 change" not in text
+    far = lowered(report, 9.5)
+    assert "1 of 2 deployables answers far off the float model: tflite" in page(far)
+    unknown = replace(
+        report, artifacts=tuple(replace(each, metrics={}) for each in report.artifacts)
+    )
+    assert "No proof for 2 of 2 deployables" in page(unknown)
+
+
+def lowered(report: Report, value: float) -> Report:
+    """The report with another SQNR of its first artifact, in dB."""
+    first, *rest = report.artifacts
+    metrics = {**first.metrics, "sqnr": replace(first.metrics["sqnr"], value=value)}
+    return replace(report, artifacts=(replace(first, metrics=metrics), *rest))
+
+
+def test_the_gate_of_numbers(several: tuple[Path, Report]) -> None:
+    report = several[1]
+    checks = gate(report, baseline=report)
+    assert [(c.metric, c.rule, c.verdict) for c in checks] == 2 * [
+        ("sqnr", "max-drop 3 dB", "PASS")
+    ]
+    was = report.artifacts[0].metrics["sqnr"].value
+    assert gate(lowered(report, was - 2.9), baseline=report)[0].verdict == "PASS"
+    assert gate(lowered(report, was - 3.1), baseline=report)[0].verdict == "FAIL"
+    own = gate(report, baseline=report, bounds=[parse("max-rise", "mse=1 %")])
+    assert {c.metric for c in own} == {"sqnr", "mse"}
+    bare = replace(report, artifacts=tuple(replace(r, metrics={}) for r in report.artifacts))
+    with pytest.raises(InvalidOptionError, match="neither top1 nor sqnr.*pass a bound"):
+        gate(report, baseline=bare)
+    assert gate(bare, baseline=report)[0].verdict == "FAIL"
+
+
+def test_what_does_not_go_with_an_array_an_input(
+    several: tuple[Path, Report], tmp_path: Path
+) -> None:
+    folder, _ = several
+    data = str(folder / "set.npz")
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 6, 6, 3), np.uint8))
+    with pytest.raises(InvalidDataError, match="array for each input, .*; got images only"):
+        compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
+    with pytest.raises(InvalidOptionError, match="--record takes images"):
+        compare([folder / "onnx"], dataset=data, record=tmp_path / "r")
+    with pytest.raises(InvalidOptionError, match="--parity compares classes"):
+        compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
+
+
+def test_benchmark_feeds_every_input(several: tuple[Path, Report]) -> None:
+    found = benchmark(Artifact.load(several[0] / "onnx"), seconds=0.05)
+    assert found.metrics["latency_p50"].value > 0
+    assert sum(operator.count for operator in found.operators) > 0
+
+
+def test_the_printed_table_shows_what_is_there(
+    several: tuple[Path, Report], capfd: pytest.CaptureFixture[str]
+) -> None:
+    print_report(several[1])
+    said = capfd.readouterr().err
+    assert "MSE" in said and "top-1" not in said and "images_needed" not in said
+    assert "a loss of" not in said
