@@ -126,8 +126,10 @@ class Bound:
 
 #: What is asked where nothing says anything of top-1: half a point at the most.
 DEFAULT = Bound("max-drop", "top1", 0.5, source="default")
-#: The same of answers that have no top-1: 3 dB, twice the power of the error, at the most.
+#: The same of answers that have no top-1: 3 dB, twice the power of the error, at the most. Values
+#: above ROUNDING count as that many dB.
 DEFAULT_OF_NUMBERS = Bound("max-drop", "sqnr", 3.0, source="default")
+ROUNDING = 100.0
 
 
 @dataclass(frozen=True)

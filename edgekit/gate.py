@@ -4,7 +4,7 @@ What a bound may be is in :mod:`edgekit.bounds`: limits (``min``, ``max``) on th
 how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come from
 ``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line, which
 wins. Without any on top-1, half a point is allowed; where answers have no top-1, 3 dB of SQNR,
-which is twice the power of the error.
+which is twice the power of the error; above 100 dB any change is rounding.
 
 A line fails when the value is beyond its bound; it also says whether the change is more than
 chance: for top-1 by the exact McNemar test on the images of both reports, else by whether the

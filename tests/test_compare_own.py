@@ -60,7 +60,8 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
         place / name, target=target, precision="int8", preprocessing="unit",
         calibration=str(place / "set.npz"), out=tmp_path / "int8",
     )  # fmt: skip
-    found = compare([written.path], dataset=str(place / "set.npz"), rounds=1, processes=1)
+    data = str(place / "set.npz")
+    found = compare([written.path], dataset=data, rounds=1, processes=1)
     assert found.reference.runtime.name == runtime
     assert np.isinf(found.reference.metrics["sqnr"].value)
     (result,) = found.artifacts
@@ -68,6 +69,10 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
     assert {"top1", "agreement", "mcnemar_p", "latency_p50"} <= set(result.metrics)
     assert "kl" not in result.metrics  # logits
     assert any("softmax: the answers are no probabilities" in said for said in found.warnings)
+    asked = {"saved_model-source": "any"}
+    if name == "saved":
+        with pytest.raises(InvalidOptionError, match="is a SavedModel folder, .* evaluated here"):
+            compare([written.path], dataset=data, cluster="tcp://127.0.0.1:1", resources=asked)
 
 
 def _several(keras: Any) -> Any:
@@ -163,6 +168,9 @@ def test_the_gate_of_numbers(several: tuple[Path, Report]) -> None:
     was = report.artifacts[0].metrics["sqnr"].value
     assert gate(lowered(report, was - 2.9), baseline=report)[0].verdict == "PASS"
     assert gate(lowered(report, was - 3.1), baseline=report)[0].verdict == "FAIL"
+    exact = lowered(report, np.inf)
+    assert gate(lowered(report, 130.0), baseline=exact)[0].verdict == "PASS"
+    assert gate(lowered(report, 90.0), baseline=exact)[0].verdict == "FAIL"
     own = gate(report, baseline=report, bounds=[parse("max-rise", "mse=1 %")])
     assert {c.metric for c in own} == {"sqnr", "mse"}
     bare = replace(report, artifacts=tuple(replace(r, metrics={}) for r in report.artifacts))
