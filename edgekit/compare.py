@@ -162,6 +162,11 @@ def compare(
     images = _images(dataset, manifest, limit)
     by_input = images.images.dtype.names is not None
     labels = _labels(images, classes, needed=not by_input)
+    if labels is None and (power, bound) != (DEFAULT_POWER, DEFAULT_BOUND):
+        raise InvalidOptionError(
+            f"--power and --bound are of top-1, and {images.name} has no right classes for these "
+            f"models; leave them out"
+        )
     machine = environment.describe()
     here = shards.this_place(machine)
     processes = processes or shards.processes_for(threads)

@@ -236,7 +236,7 @@ python -m edgekit.gate report.json --baseline exports/baseline.json --update \\
         "min": "least value of a metric, e.g. top1=93",
         "max": "largest value of a metric, e.g. size=700000",
         "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
-        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points)",
+        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without top1 sqnr=3 dB)",
         "max-rise": "the same for metrics where lower is better, e.g. size=20000",
     }
     for kind, text in kinds.items():

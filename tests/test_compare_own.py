@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
+from onnx import save as save_onnx
 
+from edgekit import changes
 from edgekit.artifact import Artifact
 from edgekit.benchmark import benchmark
 from edgekit.bounds import parse
 from edgekit.compare import _print as print_report
 from edgekit.compare import compare
-from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
 from edgekit.gate import gate
 from edgekit.report import report as page
 from edgekit.results import Report
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import preprocessing
 from edgekit.subjects import reference_of
 
 COUNT = 24
@@ -189,6 +194,8 @@ def test_what_does_not_go_with_an_array_an_input(
         compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
     with pytest.raises(InvalidOptionError, match="--record takes images"):
         compare([folder / "onnx"], dataset=data, record=tmp_path / "r")
+    with pytest.raises(InvalidOptionError, match="--power and --bound are of top-1"):
+        compare([folder / "onnx"], dataset=data, bound=1.0)
     with pytest.raises(InvalidOptionError, match="--parity compares classes"):
         compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
 
@@ -206,3 +213,32 @@ def test_the_printed_table_shows_what_is_there(
     said = capfd.readouterr().err
     assert "MSE" in said and "top-1" not in said and "images_needed" not in said
     assert "a loss of" not in said
+
+
+def test_scores_become_probabilities_beside_pictures() -> None:
+    base, answers = np.array([[2, 0], [0, 1]], np.float32), np.array([[0, 1], [0, 1]], np.float32)
+    choices = base.argmax(axis=1), answers.argmax(axis=1)
+    (image,) = changes.find(
+        base, answers, choices, np.array([0, 1]), np.zeros((2, 1, 1, 1), np.uint8), 5
+    ).images
+    assert image.index == 0
+    assert image.before_probability == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-4)
+    assert image.now_probability == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-4)
+
+
+def test_an_answer_is_asked_of_every_output_and_sample(tmp_path: Path) -> None:
+    node = helper.make_node("ReduceMax", ["x"], ["all"], keepdims=0)
+    ends = [
+        [helper.make_tensor_value_info(name, 1, shape)]
+        for name, shape in (("x", [4, 2]), ("all", []))
+    ]
+    graph = helper.make_graph([node], "net", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    save_onnx(model, tmp_path / "net.onnx")
+    job = Job("net", tmp_path / "net.onnx", "onnx", preprocessing("none"), 1, {})
+    images = np.zeros((4, 2), np.float32)
+    with Worker(job) as worker, pytest.raises(InvalidModelError, match="give the output a batch"):
+        worker.outputs(images)
+    named = replace(job, outputs=("all", "other"))
+    with Worker(named) as worker, pytest.raises(InvalidModelError, match="outputs all, other, got"):
+        worker.outputs(images)
