@@ -123,6 +123,7 @@ def _make_small(folder: Path) -> None:
 
     keras = tf_keras()
     layers = keras.layers
+    keras.backend.clear_session()  # layers are named alike, whatever test made layers before
     keras.utils.set_random_seed(3)
     image = keras.Input((12, 12, 3), name="image")
     x = layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)(image)
