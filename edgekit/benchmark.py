@@ -13,12 +13,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from edgekit import cli, conditions, environment, gpu_suite, outputs
+from edgekit import cli, conditions, environment, feeds, gpu_suite, outputs
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
@@ -103,9 +102,10 @@ def benchmark(
     if not 0 < seconds < 1e6:
         raise InvalidOptionError(f"expected --seconds > 0, got {seconds}")
     started = time.perf_counter()
+    specs = manifest.signature.inputs
+    feed = feeds.random(specs, manifest.preprocessing, batch, seed=0)
+    images = feeds.records(feed)
     with Worker(Job.of(artifact, threads=threads, batch=batch)) as worker:
-        shape = (batch, *worker.loaded.input_shape)
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         worker.outputs(images)
         cold_start = 1e3 * (time.perf_counter() - started)
         worker.latencies(images, WARM_UP)
@@ -118,7 +118,7 @@ def benchmark(
             readings.append(conditions.look([worker.process]))
         joules = counters.since()
         loaded, memory = worker.loaded, worker.peak_memory()
-    operators, in_float, notes = _profile(artifact, threads, images)
+    operators, in_float, notes = _profile(artifact, threads, feed)
     times = np.array(samples)
     watched = conditions.summarize(readings)
     disturbed = conditions.reasons(watched)
@@ -161,17 +161,16 @@ def benchmark(
 
 
 def _profile(
-    artifact: Artifact, threads: int, images: Any
+    artifact: Artifact, threads: int, feed: feeds.Feed
 ) -> tuple[tuple[Operator, ...], tuple[str, ...] | None, tuple[str, ...]]:
     """onnxruntime's profile of some runs; other runtimes offer none to Python."""
     manifest = artifact.manifest
     if manifest.format != "onnx":
         note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
         return (), None, (note,)
-    entry = manifest.signature.single_input()
     ran = onnx.executed(
         artifact.model_path,
-        {entry.name: entry.quantize(manifest.preprocessing.apply(images))},
+        feeds.quantized(feed, manifest.signature.inputs),
         threads=threads,
         options=manifest.runtime_options,
         runs=PROFILED_RUNS,

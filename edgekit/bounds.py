@@ -38,6 +38,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 HIGHER_IS_BETTER = ("top1", "top5", "agreement", "top1_change", "mcnemar_p", "sqnr")
 LOWER_IS_BETTER = (
     "kl",
+    "mse",
+    "max_error",
     "size",
     "peak_memory",
     "load_time",
@@ -53,7 +55,7 @@ TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
 #: Figures that compare only where machine class and threads are the same.
 OF_THE_MACHINE = ("peak_memory", "latency_ratio", "energy")
 #: Figures that hold answers against the reference.
-OF_THE_REFERENCE = ("agreement", "top1_change", "mcnemar_p", "kl", "sqnr")
+OF_THE_REFERENCE = ("agreement", "top1_change", "mcnemar_p", "kl", "sqnr", "mse", "max_error")
 
 TABLE = "tool.edgekit.gate"
 COMMAND_LINE = "command line"
@@ -124,6 +126,10 @@ class Bound:
 
 #: What is asked where nothing says anything of top-1: half a point at the most.
 DEFAULT = Bound("max-drop", "top1", 0.5, source="default")
+#: The same of answers that have no top-1: 3 dB, twice the power of the error, at the most. Values
+#: above ROUNDING count as that many dB.
+DEFAULT_OF_NUMBERS = Bound("max-drop", "sqnr", 3.0, source="default")
+ROUNDING = 100.0
 
 
 @dataclass(frozen=True)
@@ -209,8 +215,9 @@ def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
     for bound in bounds:
         if bound.artifact in (None, artifact):
             found[bound.kind, bound.metric] = bound
-    others = {bound.metric for bound in found.values() if bound != DEFAULT}
-    kept = [b for b in found.values() if b != DEFAULT or b.metric not in others]
+    defaults = (DEFAULT, DEFAULT_OF_NUMBERS)
+    others = {bound.metric for bound in found.values() if bound not in defaults}
+    kept = [b for b in found.values() if b not in defaults or b.metric not in others]
     return tuple(sorted(kept, key=lambda b: (METRICS.index(b.metric), KINDS.index(b.kind))))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import stats
 from edgekit.results import PNG_SIGNATURE, ChangedImage, Changes
 
 #: Longer edge of a picture, at most.
@@ -27,7 +28,8 @@ def find(
     """Count the changed answers by class, and picture those that changed most.
 
     Args:
-        base: Probabilities of the float model, ``[N, classes]``.
+        base: Probabilities of the float model, ``[N, classes]``; of scores that are none, those
+            that a softmax makes of them.
         answers: The same of the other model.
         choices: The class that each of the two answers, ``[N]``.
         labels: The right class, ``[N]``.
@@ -40,8 +42,12 @@ def find(
         np.stack([before[where], now[where]], axis=1), axis=0, return_counts=True
     )
     order = np.argsort(-counts, kind="stable")
-    lost = base[where, before[where]] - answers[where, before[where]]
-    most = where[np.argsort(-lost, kind="stable")][:pictures]
+    ours, theirs = base[where], answers[where]
+    if not stats.is_probability(base):
+        ours, theirs = (stats.softmax(scores) for scores in (ours, theirs))
+    rows = np.arange(len(where))
+    lost = ours[rows, before[where]] - theirs[rows, before[where]]
+    most = np.argsort(-lost, kind="stable")[:pictures]
     return Changes(
         counts=tuple((int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order),
         images=tuple(
@@ -49,12 +55,12 @@ def find(
                 index=int(i),
                 label=int(labels[i]),
                 before=int(before[i]),
-                before_probability=_share(base[i, before[i]]),
+                before_probability=_share(ours[row, before[i]]),
                 now=int(now[i]),
-                now_probability=_share(answers[i, now[i]]),
+                now_probability=_share(theirs[row, now[i]]),
                 picture=picture(images[i]),
             )
-            for i in most
+            for row, i in zip(most, where[most], strict=True)
         ),
     )
 

@@ -1,10 +1,13 @@
 """``python -m edgekit.compare``: are these deployables still the float model, and how fast?
 
-The float Keras model is the reference, or what ``--reference`` names: another runner of the float
-model such as ``ort:cuda:float16``, or a recording of one. Every model runs in a process of its own;
-evaluation is spread over the cores, in shards that outlive a kill, or over the workers of a
-cluster. Latency is taken at batch 1 in rounds that go through all models in turn, so that a change
-of the machine's speed meets all of them. Writes a Report.
+The float model is the reference, in the format it was saved in, or what ``--reference`` names:
+another runner of it such as ``ort:cuda:float16``, or a recording of one. Every model runs in a
+process of its own; evaluation is spread over the cores, in shards that outlive a kill, or over the
+workers of a cluster. Latency is taken at batch 1 in rounds that go through all models in turn, so
+that a change of the machine's speed meets all of them. Writes a Report.
+
+Answers that are one score a class are held against labels; other answers, of one output or several,
+against the reference's numbers only: SQNR, mean squared and largest error.
 """
 
 from __future__ import annotations
@@ -14,9 +17,9 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,18 +30,20 @@ from edgekit import (
     conditions,
     data,
     environment,
+    feeds,
     figures,
     fleet,
     mistakes,
     outputs,
     shards,
     stats,
+    words,
 )
 from edgekit import parity as parity_of
-from edgekit.artifact import Artifact
-from edgekit.blocks import blocks
+from edgekit.artifact import Artifact, Manifest
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.figures import Measured
+from edgekit.formats import float_model
 from edgekit.layers import options as layer_options
 from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
 from edgekit.results import (
@@ -52,7 +57,7 @@ from edgekit.results import (
 )
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import Preprocessing
+from edgekit.signature import Preprocessing, TensorSpec
 from edgekit.subjects import (
     Subject,
     cannot_saturate,
@@ -69,6 +74,7 @@ WARM_UP = 10
 DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
 #: Images on which classic mistakes are looked for; ``edgekit.data check`` takes more.
 SUSPECTED = 128
+_DATA_HELP = f"{data.WORDS}; or FILE.npz with an array named like each input"
 #: Images that changed their answer, pictured in the report, of each artifact.
 PICTURES = 24
 
@@ -92,18 +98,21 @@ def compare(
     processes: int | None = None,
     cluster: str | None = None,
     resources: Mapping[str, str] | None = None,
+    trust: bool = False,
     command: str = "",
 ) -> Report:
     """Measure artifacts against the float model they came from.
 
     Args:
         artifacts: Folders, all made from one float model.
-        dataset: What :func:`edgekit.data.open_word` takes, with labels.
+        dataset: What :func:`edgekit.feeds.open_word` takes. Labels are needed where images have
+            classes; without them records of several inputs are compared with the reference only.
         limit: Use the first images only.
         threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
-        reference: The float model, an artifact or ``.keras`` file; default the shipped one or
-            where the manifests say. Or a runner of it, e.g. ``ort:cuda:float16``; or a recording.
+        reference: The float model, an artifact or a file or folder that ``export`` takes; default
+            where the manifests say or the shipped one. Or a runner of it, e.g.
+            ``ort:cuda:float16``; or a recording.
         record: Write what the reference answered and how long it took to this file, which stands
             in for it as a ``reference`` on machines without its device.
         force: Replace ``record`` if it exists.
@@ -122,6 +131,7 @@ def compare(
         cluster: Address of a Dask scheduler, whose workers evaluate the artifacts. The reference
             is evaluated here, and what a worker evaluated has no latency, load time and memory.
         resources: Worker resource, ``any`` or ``local``, by artifact; see :func:`fleet.devices`.
+        trust: Let code inside of the float model run, as ``export --trust`` does.
         command: Recorded in the report.
 
     Raises:
@@ -144,17 +154,19 @@ def compare(
         runners.require_device(runner)
     pair = parity_of.pair_of(loaded) if parity else None
     manifest = loaded[0].manifest
-    images = data.load(
-        dataset,
-        "test",
-        shape=manifest.signature.single_input().shape[1:],
-        prepare=manifest.preprocessing,
-        class_names=manifest.class_names,
-        limit=limit,
-        quiet=True,  # they go into the report, which is printed
-    )
     classes = len(manifest.class_names)
-    labels = _labels(images, classes)
+    if parity and not classes:
+        raise InvalidOptionError(
+            "--parity compares classes, these models answer no class; leave it out"
+        )
+    images = _images(dataset, manifest, limit)
+    by_input = images.images.dtype.names is not None
+    labels = _labels(images, classes, needed=not by_input)
+    if labels is None and (power, bound) != (DEFAULT_POWER, DEFAULT_BOUND):
+        raise InvalidOptionError(
+            f"--power and --bound are of top-1, and {images.name} has no right classes for these "
+            f"models; leave them out"
+        )
     machine = environment.describe()
     here = shards.this_place(machine)
     processes = processes or shards.processes_for(threads)
@@ -165,14 +177,22 @@ def compare(
     ):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if runner is not None:
-            base = run_by(runner, loaded, dataset, threads, folder)
+            base = run_by(runner, loaded, dataset, threads, folder, trust)
         elif reference is not None and is_recording(Path(reference)):
+            _refuse_records("--reference RECORDING", by_input)
             base = recorded_in(Path(reference), loaded[0], images)
         else:
-            base = reference_of(loaded, None if reference is None else Path(reference), threads)
+            given = None if reference is None else Path(reference)
+            base = reference_of(loaded, given, threads, trust=trust)
+        if record is not None:
+            _refuse_records("--record", by_input)
         if record is not None and base.recording is not None:
             raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
-        subjects = [base, *(subject_of(artifact, threads) for artifact in loaded)]
+        parts = _parts(manifest.signature.outputs)
+        subjects = [
+            subject.answering(tuple(parts))
+            for subject in (base, *(subject_of(artifact, threads) for artifact in loaded))
+        ]
         devices = fleet.devices(
             [subject.name for subject in subjects],
             {artifact.name: artifact.manifest.device for artifact in loaded},
@@ -183,6 +203,11 @@ def compare(
             raise InvalidOptionError(
                 f"{base.name} is evaluated or replayed here, as --reference and --record ask; "
                 f"leave it out of --resources"
+            )
+        if base.name in devices and base.format == "saved_model":
+            raise InvalidOptionError(
+                f"{base.name} is a SavedModel folder, which is evaluated here; leave it out of "
+                f"--resources"
             )
         task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
 
@@ -237,13 +262,8 @@ def compare(
                 each = far[subject.name]
             else:
                 each = _run(subject.job, images, stack, evaluate)
-            if each.answers.ndim != 2 or each.answers.shape[1] != classes:
-                raise InvalidModelError(
-                    f"{subject.name}: expected answers for {classes} classes, "
-                    f"got shape {list(each.answers.shape[1:])}"
-                )
-            if not measured:
-                _expect_probabilities(subject.name, each.answers)
+            _check_answers(subject.name, each.answers, measured, classes)
+            if not measured and labels is not None and not by_input:
                 suspected = _suspected(each, images, labels, manifest.preprocessing)
             measured.append(each)
         watched = _time(measured, images.images[:1], rounds)
@@ -263,6 +283,8 @@ def compare(
             images,
             labels,
             machine,
+            classes=classes > 0,
+            parts=parts if sum(parts.values()) == measured[0].answers.shape[1] else {},
             model_id=loaded[0].manifest.model_id,
             parity=found,
             watched=watched,
@@ -285,21 +307,71 @@ def compare(
         )
 
 
-def _labels(images: data.ImageSet, classes: int) -> npt.NDArray[np.int64]:
+def _images(dataset: str, manifest: Manifest, limit: int | None) -> data.ImageSet:
+    """What a ``--data`` word names: images, or records with a field an input."""
+    specs = manifest.signature.inputs
+    plain = not manifest.class_names and words.split(dataset)[0].endswith(".npz")
+    opened = feeds.open_word(dataset, "calibration" if plain else "test")  # one has no labels
+    if not isinstance(opened, feeds.Inputs):
+        feeds.refuse_images(dataset, specs)
+        return opened.load(
+            shape=specs[0].shape[1:],
+            prepare=manifest.preprocessing,
+            class_names=manifest.class_names,
+            limit=limit,
+            quiet=True,  # they go into the report, which is printed
+        )
+    samples = opened.head(limit)
+    arrays, labels = dict(samples.arrays), None
+    if manifest.class_names and "y" not in {spec.name for spec in specs} and "y" in arrays:
+        labels = arrays.pop("y")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise InvalidDataError(
+                f"{samples.name}: expected y as integer classes [N], got {labels.dtype} "
+                f"{list(labels.shape)}"
+            )
+        labels = labels.astype(np.int64) + manifest.preprocessing.class_offset
+    real = [
+        replace(spec, dtype="float32", scale=None, zero_point=None) if spec.is_real else spec
+        for spec in specs
+    ]
+    feeds.check(replace(samples, arrays=arrays), real)
+    return data.ImageSet(samples.name, feeds.records(arrays), labels, (), samples.sha256)
+
+
+def _labels(images: data.ImageSet, classes: int, *, needed: bool) -> npt.NDArray[np.int64] | None:
+    """The right classes; None where answers are no classes, or nobody knows and need not."""
+    if not classes or (images.labels is None and not needed):
+        return None
     if images.labels is None:
         raise InvalidDataError(f"{images.name}: comparing needs labels; add y to the .npz")
     mistakes.check_range(images.name, images.labels, classes)
     return images.labels
 
 
-def _expect_probabilities(name: str, answers: npt.NDArray[np.float32]) -> None:
-    """KL needs them; of logits it would be a number without meaning."""
-    for (block,) in blocks(answers):
-        if block.min() < 0 or np.abs(block.sum(axis=1) - 1).max() > 0.01:
-            raise InvalidModelError(
-                f"{name}: expected probabilities that sum to 1, got values from {block.min():.3g} "
-                f"to {block.max():.3g}; end the model with a softmax and export it again"
-            )
+def _refuse_records(option: str, by_input: bool) -> None:
+    if by_input:
+        raise InvalidOptionError(
+            f"{option} takes images; this data has an array an input, so leave it out"
+        )
+
+
+def _parts(outputs: Sequence[TensorSpec]) -> dict[str, int]:
+    """Numbers of each of several outputs, in the order of the answers; empty for one output."""
+    if len(outputs) == 1:
+        return {}
+    return {spec.name: math.prod(spec.shape[1:]) for spec in outputs}
+
+
+def _check_answers(
+    name: str, answers: npt.NDArray[np.float32], before: list[Measured], classes: int
+) -> None:
+    """Refuse answers of another size than the classes, or than those of the reference."""
+    size = before[0].answers.shape[1] if before and not classes else classes
+    if answers.ndim == 2 and answers.shape[1] == (size or answers.shape[1]):
+        return
+    expected = f"answers for {classes} classes" if classes else f"{size} numbers a sample"
+    raise InvalidModelError(f"{name}: expected {expected}, got shape {list(answers.shape[1:])}")
 
 
 def _suspected(
@@ -320,11 +392,8 @@ def _run(
 ) -> Measured:
     """Start a worker, which stays for the timing, and let it and its like answer all images."""
     worker = stack.enter_context(Worker(job))
-    if worker.loaded.input_shape != images.images.shape[1:]:
-        raise InvalidDataError(
-            f"{images.name}: expected images {list(worker.loaded.input_shape)} as "
-            f"{job.name} takes, got {list(images.images.shape[1:])}"
-        )
+    if misfit := worker.loaded.misfit(job.name, images.images):
+        raise InvalidDataError(f"{images.name}: {misfit}")
     runtime = worker.loaded.runtime
     if runtime.emulated:
         return Measured(evaluate(worker), runtime)
@@ -378,7 +447,7 @@ def _recording(
         data=Data(images.name, images.sha256, len(images), images.class_names),
         preprocessing=manifest.preprocessing,
         inputs_sha256=inputs_sha256(images.images, manifest.preprocessing),
-        created=figures.now(),
+        created=figures.created(),
         command=command,
         metrics=each.metrics,
     )
@@ -429,36 +498,78 @@ def _take_energy(measured: list[Measured], image: npt.NDArray[Any]) -> None:
             each.metrics["energy"] = Measurement(1e3 * joules / runs, "mJ", runs)
 
 
+@dataclass(frozen=True)
+class _Column:
+    """A column of the printed table.
+
+    Attributes:
+        form: The figure as text.
+        meaning: Said below the table; ``{against}`` is the reference.
+        always: Shown where nothing was measured, too.
+    """
+
+    title: str
+    metric: str
+    form: Callable[[Measurement], str]
+    meaning: str = ""
+    always: bool = False
+
+
+def _share(found: Measurement) -> str:
+    return f"{found.value:.2f} ±{((found.high or 0) - (found.low or 0)) / 2:.2f}"
+
+
+_COLUMNS = (
+    _Column("top-1 %", "top1", _share),
+    _Column("agrees", "agreement", lambda m: f"{m.value:.2f}", "% same answers as {against}"),
+    _Column("p", "mcnemar_p", lambda m: f"{m.value:.3f}", "McNemar"),
+    _Column(
+        "dB",
+        "sqnr",
+        lambda m: "exact" if math.isinf(m.value) else f"{m.value:.1f}",
+        "SQNR of the outputs",
+    ),
+    _Column("MSE", "mse", lambda m: f"{m.value:.3g}", "mean squared error against {against}"),
+    _Column("max", "max_error", lambda m: f"{m.value:.3g}", "largest error"),
+    _Column("MB", "size", lambda m: f"{m.value / 1e6:.2f}"),
+    _Column("ms", "latency_p50", lambda m: f"{m.value:.3f}", "p50 at batch 1", always=True),
+    _Column(
+        "x",
+        "latency_ratio",
+        lambda m: f"{m.value:.2f}",
+        "ms against float32 of the same runtime",
+        always=True,
+    ),
+)
+
+
 def _print(report: Report) -> None:
+    results = (report.reference, *report.artifacts)
+    title = f"{report.model_id} on {report.data.name}, {report.data.count:,} images"
     table = Table(
-        title=cli.plain(f"{report.model_id} on {report.data.name}, {report.data.count:,} images"),
+        title=cli.plain(title),
         caption=cli.plain(
             f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
         ),
     )
-    for column in ("artifact", "top-1 %", "agrees", "p", "dB", "MB", "ms", "x"):
-        justify: Literal["left", "right"] = "left" if column == "artifact" else "right"
-        table.add_column(column, justify=justify, no_wrap=column != "artifact", overflow="fold")
-    for result in (report.reference, *report.artifacts):
-        m = result.metrics
-        top1 = m["top1"]
-        table.add_row(
-            _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-"))),
-            f"{top1.value:.2f} ±{((top1.high or 0) - (top1.low or 0)) / 2:.2f}",
-            f"{m['agreement'].value:.2f}",
-            f"{m['mcnemar_p'].value:.3f}",
-            "exact" if np.isinf(m["sqnr"].value) else f"{m['sqnr'].value:.1f}",
-            f"{m['size'].value / 1e6:.2f}",
-            f"{m['latency_p50'].value:.3f}" if "latency_p50" in m else "-",
-            f"{m['latency_ratio'].value:.2f}" if "latency_ratio" in m else "-",
-        )
+    shown = [
+        column
+        for column in _COLUMNS
+        if column.always or any(column.metric in result.metrics for result in results)
+    ]
+    table.add_column("artifact", overflow="fold")
+    for column in shown:
+        table.add_column(column.title, justify="right", no_wrap=True, overflow="fold")
+    for result in results:
+        name = _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-")))
+        found = [(column, result.metrics.get(column.metric)) for column in shown]
+        table.add_row(name, *("-" if each is None else c.form(each) for c, each in found))
     cli.console.print(table)
-    against = cli.plain(report.reference_in_words)
-    cli.console.print(
-        f"[dim]agrees: % same answers as {against}; p: McNemar; dB: SQNR of the outputs; "
-        f"ms: p50 at batch 1; x: ms against float32 of the same runtime[/]"
-    )
-    for result in (report.reference, *report.artifacts):
+    meanings = "; ".join(
+        f"{column.title}: {column.meaning}" for column in shown if column.meaning
+    ).format(against=cli.plain(report.reference_in_words))
+    cli.console.print(f"[dim]{meanings}[/]")
+    for result in results:
         for place in result.places:
             where = f"{place.host} {place.device}".rstrip()
             cli.say(
@@ -471,12 +582,14 @@ def _print(report: Report) -> None:
             f"[dim]the first {left_out} of {SAMPLES} samples of each round are slower and left "
             f"out[/]"
         )
-    need = max(result.metrics["images_needed"].value for result in report.artifacts)
-    cli.console.print(
-        f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
-        f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} images; "
-        f"these are {report.data.count:,}[/]"
-    )
+    needs = [result.metrics.get("images_needed") for result in report.artifacts]
+    need = max((each.value for each in needs if each is not None), default=None)
+    if need is not None:
+        cli.console.print(
+            f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
+            f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} images; "
+            f"these are {report.data.count:,}[/]"
+        )
     if report.parity is not None:
         _print_parity(report.parity)
     for warning in report.warnings:
@@ -531,7 +644,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add = result.add_argument
     add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
-    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=_DATA_HELP)
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
@@ -577,6 +690,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add("--out", type=Path, help="report (default: report.json)")
     add("--force", action="store_true", help="replace outputs that exist")
+    float_model.add_trust(result)
     layer_options.add_arguments(result)
     return result
 
@@ -621,6 +735,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         processes=options.processes,
         cluster=options.cluster,
         resources=fleet.assigned(options.resources),
+        trust=options.trust,
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)

@@ -167,7 +167,7 @@ def random(
     found: Feed = {}
     for spec in specs:
         shape = (samples, *spec.shape[1:])
-        if spec.scale is None and np.dtype(spec.dtype).kind != "f":
+        if not spec.is_real:
             found[spec.name] = drawn.integers(0, 2, shape).astype(spec.dtype)
             continue
         pixels = drawn.integers(0, 256, shape, dtype=np.uint8)
@@ -180,6 +180,31 @@ def random(
 def quantized(feed: Feed, specs: Sequence[TensorSpec]) -> Feed:
     """Real values as a model's inputs store them."""
     return {spec.name: spec.quantize(feed[spec.name]) for spec in specs}
+
+
+def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Arrays ``[N, ...]`` as one structured array ``[N]``, a record a sample and a field an input.
+
+    It is cut into ranges, sent and mapped as an array of images is.
+    """
+    fields = [(name, values.dtype, values.shape[1:]) for name, values in feed.items()]
+    found = np.empty(len(next(iter(feed.values()))), fields)
+    for name, values in feed.items():
+        found[name] = values
+    return found
+
+
+def refuse_images(name: str, specs: Sequence[TensorSpec]) -> None:
+    """Refuse images for a model of several inputs.
+
+    Raises:
+        InvalidDataError: If it has not exactly one.
+    """
+    if len(specs) != 1:
+        raise InvalidDataError(
+            f"{name}: expected an .npz with an array for each input, "
+            f"{', '.join(spec.name for spec in specs)}; got images only"
+        )
 
 
 def count(feed: Feed) -> int:
@@ -199,11 +224,7 @@ def batches(feed: Feed, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
 def _by_name(samples: Samples, specs: Sequence[TensorSpec]) -> Mapping[str, npt.NDArray[Any]]:
     names = [spec.name for spec in specs]
     if isinstance(samples, ImageSet):
-        if len(names) != 1:
-            raise InvalidDataError(
-                f"{samples.name}: expected an .npz with an array for each input, "
-                f"{', '.join(names)}; got images only"
-            )
+        refuse_images(samples.name, specs)
         return {names[0]: samples.images}
     missing = [name for name in names if name not in samples.arrays]
     unknown = [name for name in samples.arrays if name not in names]

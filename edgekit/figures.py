@@ -54,9 +54,11 @@ def report(
     subjects: list[Subject],
     measured: list[Measured],
     images: data.ImageSet,
-    labels: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64] | None,
     machine: Environment,
     *,
+    classes: bool,
+    parts: Mapping[str, int],
     model_id: str,
     safe: Collection[str],
     suspected: Sequence[str],
@@ -71,8 +73,10 @@ def report(
     Args:
         subjects: The reference and the artifacts.
         measured: What was measured of each.
-        images: What they answered; ``labels`` are right.
+        images: What they answered; ``labels`` are right, None where nobody knows.
         machine: Where.
+        classes: Whether an answer is one score a class; else it is numbers.
+        parts: Numbers of each output, in order; empty for one output.
         model_id: Of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
         suspected: Classic mistakes of model and data, a sentence each.
@@ -83,8 +87,9 @@ def report(
         settings: Of the run; ``bound`` and ``power`` among them.
     """
     base = measured[0].answers
-    choices = [_choices(each.answers, labels) for each in measured]
-    base_choice = choices[0][0]
+    choices = [_Choices.of(each.answers, labels) if classes else None for each in measured]
+    before = choices[0]
+    probable = classes and stats.is_probability(base)
     # One number for all that are compared, so that it is the same part of a round.
     common = max((_slow(each) for each in measured if timed_here(each)), default=0)
     float32 = {
@@ -93,24 +98,25 @@ def report(
         if subject.precision == "float32" and timed_here(each)
     }
     results: list[ArtifactResult] = []
-    for subject, each, (choice, top5) in zip(subjects, measured, choices, strict=True):
+    for subject, each, now in zip(subjects, measured, choices, strict=True):
         unquantized = float32.get(subject.format) if timed_here(each) else None
         slow = common if timed_here(each) else _slow(each)
-        right = (base_choice == labels, choice == labels)
+        if before is None or now is None:
+            figures = _of_numbers(base, each.answers, parts)
+        else:
+            figures = _of_classes(before, now, settings)
+            if probable:
+                figures["kl"] = stats.divergence(base, each.answers)
+            figures["sqnr"] = stats.sqnr(base, each.answers)
         metrics = {
-            "top1": stats.proportion(int(right[1].sum()), len(labels)),
-            "top5": stats.proportion(top5, len(labels)),
-            "agreement": stats.proportion(int((choice == base_choice).sum()), len(labels)),
-            **_paired(*right, settings),
-            "kl": stats.divergence(base, each.answers),
-            "sqnr": stats.sqnr(base, each.answers),
+            **figures,
             "size": Measurement(subject.size, "bytes", 1),
             **each.metrics,
             **_times(each, slow, unquantized),
         }
-        result = _result(subject, each, metrics, right[1], slow)
-        if results:  # the first is the reference
-            both = (base_choice, choice)
+        result = _result(subject, each, metrics, None if now is None else now.right, slow)
+        if results and before is not None and now is not None and labels is not None:
+            both = (before.first, now.first)  # the first result is the reference
             found = changes.find(base, each.answers, both, labels, images.images, pictures)
             result = replace(result, changes=found)
         results.append(result)
@@ -120,7 +126,7 @@ def report(
         environment=machine,
         reference=results[0],
         artifacts=tuple(results[1:]),
-        created=now(),
+        created=created(),
         command=command,
         settings=settings,
         warnings=(
@@ -158,18 +164,66 @@ def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
     return found
 
 
-def _choices(
-    answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int32], int]:
-    """The first class of each image, and how often the label is among the first five."""
-    choice = np.empty(len(answers), np.int32)
-    found, start = 0, 0
-    for block, right in blocks(answers, labels):
-        order = stats.ranking(block)
-        choice[start : start + len(block)] = order[:, 0]
-        found += int((order[:, :5] == right[:, None]).any(axis=1).sum())
-        start += len(block)
-    return choice, found
+@dataclass(frozen=True)
+class _Choices:
+    """What a classifier answered.
+
+    Attributes:
+        first: The first class of each image, ``[N]``.
+        right: Whether it is the label, ``[N]``; None where there are no labels.
+        top5: How often the label is among the first five.
+    """
+
+    first: npt.NDArray[np.int32]
+    right: npt.NDArray[np.bool_] | None
+    top5: int
+
+    @classmethod
+    def of(cls, answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None) -> _Choices:
+        """Rank the classes of ``[N, C]`` scores, once."""
+        first = np.empty(len(answers), np.int32)
+        found, start = 0, 0
+        for (block,) in blocks(answers):
+            order = stats.ranking(block)
+            stop = start + len(block)
+            first[start:stop] = order[:, 0]
+            if labels is not None:
+                found += int((order[:, :5] == labels[start:stop, None]).any(axis=1).sum())
+            start = stop
+        return cls(first, None if labels is None else first == labels, found)
+
+
+def _of_classes(
+    before: _Choices, now: _Choices, settings: Mapping[str, Any]
+) -> dict[str, Measurement]:
+    """Shares of the same answers, and of right ones where these are known."""
+    count = len(now.first)
+    agreement = stats.proportion(int((now.first == before.first).sum()), count)
+    if before.right is None or now.right is None:
+        return {"agreement": agreement}
+    return {
+        "top1": stats.proportion(int(now.right.sum()), count),
+        "top5": stats.proportion(now.top5, count),
+        "agreement": agreement,
+        **_paired(before.right, now.right, settings),
+    }
+
+
+def _of_numbers(
+    base: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], parts: Mapping[str, int]
+) -> dict[str, Measurement]:
+    """How far answers that are no classes are from the reference's, whole and by output."""
+    found = {
+        "sqnr": stats.sqnr(base, answers),
+        "mse": stats.mse(base, answers),
+        "max_error": stats.max_error(base, answers),
+    }
+    start = 0
+    for name, size in parts.items():
+        part = slice(start, start + size)
+        found[f"sqnr:{name}"] = stats.sqnr(base[:, part], answers[:, part])
+        start += size
+    return found
 
 
 def _paired(
@@ -209,7 +263,7 @@ def _result(
     subject: Subject,
     each: Measured,
     metrics: dict[str, Measurement],
-    right: npt.NDArray[np.bool_],
+    right: npt.NDArray[np.bool_] | None,
     slow: int,
 ) -> ArtifactResult:
     latency = np.array(each.latency, np.float64)
@@ -222,7 +276,7 @@ def _result(
         runtime=each.runtime,
         metrics=metrics,
         manifest_sha256=subject.manifest_sha256,
-        correct=pack_bits(right),
+        correct="" if right is None else pack_bits(right),
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
         latency_rounds=len(latency),
         latency_warm_up=slow,
@@ -232,7 +286,11 @@ def _result(
 
 def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> list[str]:
     """One sentence, with the largest need, where a loss of the bound could go unseen."""
-    needs = [(result.metrics["images_needed"], result.name) for result in results]
+    needs = [
+        (result.metrics["images_needed"], result.name)
+        for result in results
+        if "images_needed" in result.metrics
+    ]
     short = [(need.value, name, need.count) for need, name in needs if need.value > need.count]
     if not short:
         return []
@@ -304,5 +362,6 @@ def recorded(facts: Facts) -> str:
     )
 
 
-def now() -> str:
+def created() -> str:
+    """The time, UTC, ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

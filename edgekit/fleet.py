@@ -440,11 +440,8 @@ def answer(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) -> 
         if _sha256(images) != task.images:
             raise ExecutionError("images changed on the way to the worker")
         with _models.model(files, task) as worker:
-            if worker.loaded.input_shape != images.shape[1:]:
-                raise InvalidDataError(
-                    f"expected images {list(worker.loaded.input_shape)} as {task.job.name} takes, "
-                    f"got {list(images.shape[1:])}"
-                )
+            if misfit := worker.loaded.misfit(task.job.name, images):
+                raise InvalidDataError(misfit)
             return Answer(worker.outputs(images), worker.loaded.runtime, place)
     except EdgekitError as exc:
         if "process ended with code" in str(exc):

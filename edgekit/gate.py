@@ -3,7 +3,8 @@
 What a bound may be is in :mod:`edgekit.bounds`: limits (``min``, ``max``) on the report alone, and
 how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come from
 ``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line, which
-wins. Without any on top-1, half a point is allowed.
+wins. Without any on top-1, half a point is allowed; where answers have no top-1, 3 dB of SQNR,
+which is twice the power of the error; above 100 dB any change is rounding.
 
 A line fails when the value is beyond its bound; it also says whether the change is more than
 chance: for top-1 by the exact McNemar test on the images of both reports, else by whether the
@@ -59,7 +60,8 @@ def gate(
         baseline: The accepted report; bounds that look at the report alone need none.
         max_drop: How much worse a metric may be: a number in its unit (points for shares), or text
             as ``1 %`` of the baseline's value. Default: half a point of top-1, where there is a
-            baseline and ``bounds`` asks nothing of top-1.
+            baseline and ``bounds`` asks nothing of top-1; of a baseline without top-1, 3 dB of
+            SQNR.
         bounds: More, of any kind; later ones win over earlier ones of the same kind and metric.
 
     Returns:
@@ -76,13 +78,32 @@ def gate(
         asked = [grammar.read("max-drop", *pair, source="max_drop") for pair in max_drop.items()]
         asked += bounds
     elif baseline is not None:
-        asked.insert(0, grammar.DEFAULT)
+        asked = [*default_of(baseline, bounds), *asked]
     _check_answerable(asked, baseline is not None)
     checks = judged.judge(report, baseline=baseline, bounds=asked)
     for check in checks:
         if check.verdict == "REFUSED":
             raise ReportError(check.reason)
     return checks
+
+
+def default_of(accepted: Report, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
+    """What is asked of accuracy where nobody says it: of top-1, or of SQNR where there is none.
+
+    Raises:
+        InvalidOptionError: If there is neither and ``bounds`` asks nothing either.
+    """
+    known = {metric for result in accepted.artifacts for metric in result.metrics}
+    if "top1" in known or not accepted.artifacts:  # without any, nothing can be judged
+        return (grammar.DEFAULT,)
+    if "sqnr" in known:
+        return (grammar.DEFAULT_OF_NUMBERS,)
+    if not bounds:
+        raise InvalidOptionError(
+            "the baseline has neither top1 nor sqnr, which the default bounds are on; pass a "
+            "bound, e.g. --max-rise 'mse=10 %'"
+        )
+    return ()
 
 
 def _check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
@@ -215,7 +236,7 @@ python -m edgekit.gate report.json --baseline exports/baseline.json --update \\
         "min": "least value of a metric, e.g. top1=93",
         "max": "largest value of a metric, e.g. size=700000",
         "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
-        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points)",
+        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without top1 sqnr=3 dB)",
         "max-rise": "the same for metrics where lower is better, e.g. size=20000",
     }
     for kind, text in kinds.items():
@@ -251,14 +272,18 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     bounds = (*config.bounds, *grammar.once(options.bounds or []))
     if options.update or options.accept is not None:
         target = _checked_update(options, baseline_path)
-        return _update(Report.load(path), target, (grammar.DEFAULT, *bounds), options.accept)
+        report = Report.load(path)
+        accepted = Report.load(target) if target.exists() else report
+        asked = (*default_of(accepted, bounds), *bounds)
+        return _update(report, target, asked, options.accept)
     if baseline_path is None:
         _check_answerable(bounds, False)
     written = _outputs(options, [path, baseline_path, config.path])
     report = Report.load(path)
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds)
-    _print(checks, (grammar.DEFAULT, *bounds), report.model_id, report.reference_in_words)
+    defaults = (grammar.DEFAULT, grammar.DEFAULT_OF_NUMBERS)
+    _print(checks, (*defaults, *bounds), report.model_id, report.reference_in_words)
     for word, given, file in (
         ("report", options.report, path),
         ("baseline", options.baseline, baseline_path),

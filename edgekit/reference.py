@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit import schema
-from edgekit.artifact import Artifact
+from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import ExecutionError, InvalidModelError
 from edgekit.runtimes.spec import RunnerSpec
 from edgekit.signature import Preprocessing
@@ -27,25 +27,27 @@ def onnx_artifact(
     folder: Path,
     images: str | None = None,
     device: str = "generic",
+    trust: bool = False,
 ) -> Artifact:
     """Export a float model to ONNX as ``python -m edgekit.export`` does.
 
     Args:
-        model: Keras artifact or ``.keras`` file.
+        model: Keras artifact, or another file or folder that export takes.
         precision: ``float32`` or ``float16``.
-        preprocessing: For a ``.keras`` file.
+        preprocessing: For what is no artifact.
         folder: Where the artifact is put, as ``onnx-PRECISION``.
         images: A ``--calibration`` word: on these nothing may overflow in float16; default random
             ones.
         device: Device profile.
+        trust: Let code inside of the model run.
 
     Raises:
         InvalidModelError: If the model cannot be exported; says what export said.
     """
     out = folder / f"onnx-{precision}"
     arguments = [str(model), "--target", "onnx", "--precision", precision, "--out", str(out)]
-    arguments += ["--device", device]
-    if not model.is_dir():
+    arguments += ["--device", device, *(["--trust"] if trust else [])]
+    if not (model / MANIFEST).is_file():
         prepared = folder / "preprocessing.json"
         prepared.write_text(schema.dumps(preprocessing), encoding="utf-8")
         arguments += ["--preprocessing", str(prepared)]

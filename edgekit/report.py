@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "images_needed": ("needs", "images", ",.0f", 1),
     "kl": ("KL", "nats", ".1e", 1),
     "sqnr": ("SQNR", "dB", ".1f", 1),
+    "mse": ("MSE", "unit²", ".3g", 1),
+    "max_error": ("largest error", "unit", ".3g", 1),
     "size": ("size", "MB", ".2f", 1e-6),
     "peak_memory": ("peak memory", "MB", ".0f", 1e-6),
     "load_time": ("load", "ms", ".1f", 1),
@@ -69,6 +71,8 @@ _MEANINGS = {
     "test on the same images); below 0.05 it is taken for real",
     "kl": "Distance of the probabilities from the float model's; 0 is none",
     "sqnr": "Strength of the outputs against their error; 10 dB more is a tenth of the error power",
+    "mse": "Mean squared difference from the float model's numbers, in their own unit",
+    "max_error": "Largest difference of a number from the float model's, in its own unit",
     "size": "Bytes of the model file",
     "peak_memory": "Memory of the process that ran it, at its highest",
     "load_time": "From the file to ready for the first image",
@@ -77,6 +81,8 @@ _MEANINGS = {
     "latency_p99": "Time for one image: 99 of 100 samples were faster",
     "latency_ratio": "Time against float32 of the same runtime; below 1 is faster",
 }
+#: SQNR in dB from which on numbers count as close: the error is a tenth of the answers' strength.
+CLOSE = 20.0
 #: Points of top-1. A wider doubt than this is no proof that nothing was lost.
 RESOLUTION = 1.0
 
@@ -86,10 +92,24 @@ _VERDICTS = {
     "worse": "less accurate",
     "unclear": "too few images to tell",
     "unknown": "not measured",
+    "close": "close answers",
+    "far": "answers far off",
 }
 #: What has to be seen first.
-_URGENCY = ("worse", "unknown", "unclear", "better", "same")
-_FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras"}
+_URGENCY = ("worse", "far", "unknown", "unclear", "better", "same", "close")
+#: Figures in the table of verdicts, of classes and of numbers.
+_IN_VERDICTS = ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
+_IN_VERDICTS_OF_NUMBERS = (
+    "sqnr",
+    "agreement",
+    "mse",
+    "max_error",
+    "size",
+    "latency_p50",
+    "latency_ratio",
+)
+_OF_OUTPUT = "sqnr:"
+_FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
 _PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
 _PICTURES, _RAW = 900_000, 400_000
@@ -197,9 +217,10 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
             else value
         ),
     )
-    lines = [_line(result, source) for result in source.artifacts]
     results = (source.reference, *source.artifacts)
-    shown = [name for name in _COLUMNS if any(name in result.metrics for result in results)]
+    lines = [_line(result, source) for result in source.artifacts]
+    shown = _shown(_COLUMNS, results)
+    shown += sorted({n for r in results for n in r.metrics if n.startswith(_OF_OUTPUT)})
     words = source.reference_in_words
     meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
@@ -214,6 +235,9 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         reference=source.reference,
         reference_top1=_cell("top1", source.reference.metrics.get("top1")),
         reference_words=words,
+        of_classes=_of_classes(source),
+        close=f"{CLOSE:g}",
+        in_verdicts=[_header(name, meanings) for name in _in_verdicts(source)],
         headline=_headline(lines, words),
         summary=_summary(source),
         lines=lines,
@@ -221,10 +245,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),
-        columns=[
-            {"title": _COLUMNS[name][0], "unit": _COLUMNS[name][1], "meaning": meanings[name]}
-            for name in shown
-        ],
+        columns=[_header(name, meanings) for name in shown],
         meanings=meanings,
         rows=[_row(result, source, shown) for result in results],
         results=results,
@@ -234,6 +255,39 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         raw=_raw(source, markupsafe.escape),
         short=lambda result: _short(result, source),
     )
+
+
+def _of_classes(source: Report) -> bool:
+    """Whether right answers were counted; else accuracy is how near the numbers are."""
+    results = (source.reference, *source.artifacts)
+    return any("top1" in r.metrics for r in results) or not any(
+        "sqnr" in r.metrics for r in results
+    )
+
+
+def _shown(names: Iterable[str], results: Sequence[ArtifactResult]) -> list[str]:
+    """Those of the figures that something has."""
+    return [name for name in names if any(name in result.metrics for result in results)]
+
+
+def _in_verdicts(source: Report) -> list[str]:
+    """Figures in the table of verdicts."""
+    if _of_classes(source):
+        return list(_IN_VERDICTS)
+    return _shown(_IN_VERDICTS_OF_NUMBERS, source.artifacts)
+
+
+def _column(name: str) -> tuple[str, str, str, float]:
+    """Title, unit, format and factor of a metric; ``sqnr:NAME`` is the SQNR of an output."""
+    if name.startswith(_OF_OUTPUT):
+        return (f"SQNR {name.removeprefix(_OF_OUTPUT)}", *_COLUMNS["sqnr"][1:])
+    return _COLUMNS[name]
+
+
+def _header(name: str, meanings: Mapping[str, str]) -> dict[str, str]:
+    """Head of a metric's column."""
+    title, unit, _, _ = _column(name)
+    return {"title": title, "unit": unit, "meaning": meanings[name.partition(":")[0]]}
 
 
 def _against(text: str, reference: str) -> str:
@@ -298,14 +352,23 @@ def _headline(lines: list[dict[str, Any]], reference: str) -> str:
 
     if not lines:
         return "No deployable was measured"
-    worse, open_ = named("worse"), named("unclear", "unknown")
+    worse, open_, far = named("worse"), named("unclear", "unknown"), named("far")
     if worse:
         return (
             f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
             f"less accurate than {reference}: {', '.join(worse)}"
         )
+    if far:
+        return (
+            f"{len(far)} of {len(lines)} deployables {'answers' if len(far) == 1 else 'answer'} "
+            f"far off {reference}: {', '.join(far)}"
+        )
     if open_:
         return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
+    if named("close"):
+        one = len(lines) == 1
+        who = lines[0]["name"] if one else f"All {len(lines)} deployables"
+        return f"{who} {'answers' if one else 'answer'} close to {reference}"
     if len(lines) == 1:
         return f"{lines[0]['name']} answers as well as {reference}"
     return f"All {len(lines)} deployables answer as well as {reference}"
@@ -318,13 +381,15 @@ def _summary(source: Report) -> list[str]:
         ("Fastest", "latency_p50"),
         ("Smallest", "size"),
         ("Fewest same answers", "agreement"),
+        *(() if _of_classes(source) else (("Farthest off", "sqnr"),)),
     ):
         having = [result for result in source.artifacts if metric in result.metrics]
         if having:
             least = min(having, key=lambda result: result.metrics[metric].value)
             unit = _COLUMNS[metric][1]
             value = _cell(metric, least.metrics[metric])["value"]
-            found.append(f"{title}: {value} {unit} ({_short(least, source)})")
+            value = value if value == "exact" else f"{value} {unit}"
+            found.append(f"{title}: {value} ({_short(least, source)})")
     return found
 
 
@@ -334,7 +399,10 @@ def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
     interval = _change_interval(result, source)
     p = result.metrics.get("mcnemar_p")
     verdict = "same"
-    if change is None or p is None:
+    if not _of_classes(source):
+        sqnr = result.metrics.get("sqnr")
+        verdict = "unknown" if sqnr is None else "close" if sqnr.value >= CLOSE else "far"
+    elif change is None or p is None:
         verdict = "unknown"
     elif p.value < SIGNIFICANT:
         verdict = "worse" if change < 0 else "better"
@@ -349,10 +417,7 @@ def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
         "shown": "–" if change is None else _signed(change),
         "low": "" if interval is None else interval[0],
         "interval": "" if interval is None else " to ".join(map(_signed, interval)),
-        "cells": [
-            _cell(name, result.metrics.get(name))
-            for name in ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
-        ],
+        "cells": [_cell(name, result.metrics.get(name)) for name in _in_verdicts(source)],
     }
 
 
@@ -378,6 +443,8 @@ def _accuracy_words(
     interval: tuple[float, float] | None,
 ) -> str:
     base = source.reference_in_words
+    if verdict in ("close", "far"):
+        return _numbers_words(result, base, verdict)
     if verdict == "unknown" or change is None:
         return f"was not held against {base}'s accuracy"
     top1, agreement = result.metrics["top1"].value, result.metrics.get("agreement")
@@ -394,6 +461,19 @@ def _accuracy_words(
         "unclear": f"saw too few images to tell whether it is as accurate as {base}",
     }
     return f"{words[verdict]} ({figures})"
+
+
+def _numbers_words(result: ArtifactResult, base: str, verdict: str) -> str:
+    """How far numbers are from the reference's; the error is a root mean square."""
+    sqnr = result.metrics["sqnr"].value
+    if sqnr == math.inf:
+        return f"gives {base}'s numbers exactly"
+    share = 100 * 10 ** (-sqnr / 20) if sqnr > -300 else math.inf
+    words = "close to" if verdict == "close" else "far off"
+    return (
+        f"answers {words} {base}: its error is {share:.2g} % of the answers' strength "
+        f"(SQNR {sqnr:.1f} dB; close is {CLOSE:g} dB or more, an error of 10 % at most)"
+    )
 
 
 def _speed_words(result: ArtifactResult) -> str:
@@ -471,9 +551,9 @@ def _row(result: ArtifactResult, source: Report, shown: Sequence[str]) -> dict[s
 def _cell(name: str, found: Measurement | None) -> dict[str, str]:
     if found is None:
         return {"value": "–", "interval": "", "sort": ""}
-    _, _, form, factor = _COLUMNS[name]
+    _, _, form, factor = _column(name)
     if math.isinf(found.value):
-        exact = name == "sqnr" and found.value > 0
+        exact = name.partition(":")[0] == "sqnr" and found.value > 0
         sort = "Infinity" if found.value > 0 else "-Infinity"
         return {"value": "exact" if exact else f"{found.value:+}", "interval": "", "sort": sort}
     interval = ""
@@ -487,12 +567,36 @@ def _cell(name: str, found: Measurement | None) -> dict[str, str]:
     return {"value": value, "interval": interval, "sort": f"{found.value!r}"}
 
 
-def _drawable(result: ArtifactResult, metric: str) -> bool:
-    top1, other = result.metrics.get("top1"), result.metrics.get(metric)
+@dataclass(frozen=True)
+class _Accuracy:
+    """What the charts show upward.
+
+    Attributes:
+        form: Of a value, as a format.
+        ends: Least and greatest value that can be drawn.
+    """
+
+    metric: str
+    title: str
+    unit: str
+    label: str
+    words: str
+    form: str
+    ends: tuple[float, float]
+
+
+_TOP1 = _Accuracy(
+    "top1", "Top-1", "%", "right answers (top-1), %", "right answers", ".2f", (0, 100)
+)
+_SQNR = _Accuracy("sqnr", "SQNR", "dB", "signal to error (SQNR), dB", "SQNR", ".1f", (-1000, 1000))
+
+
+def _drawable(result: ArtifactResult, metric: str, accuracy: _Accuracy) -> bool:
+    height, other = result.metrics.get(accuracy.metric), result.metrics.get(metric)
     return (
-        top1 is not None
+        height is not None
         and other is not None
-        and 0 <= top1.value <= 100
+        and accuracy.ends[0] <= height.value <= accuracy.ends[1]
         and 1e-9 < other.value < 1e18
     )
 
@@ -500,27 +604,32 @@ def _drawable(result: ArtifactResult, metric: str) -> bool:
 def _plots(source: Report) -> list[dict[str, Any]]:
     """The two scatters, each with what it shows as words and as a table."""
     plots = []
-    level = source.reference.metrics.get("top1")
-    if level is not None and not 0 <= level.value <= 100:
+    accuracy = _TOP1 if _of_classes(source) else _SQNR
+    level = source.reference.metrics.get(accuracy.metric)
+    if level is not None and not accuracy.ends[0] <= level.value <= accuracy.ends[1]:
         level = None
     for metric, axis, unit, form, factor, title in (
         ("latency_p50", "time for one image, ms (p50, log scale)", "ms", ".3f", 1.0, "latency"),
         ("size", "size of the file, MB (log scale)", "MB", ".2f", 1e-6, "size"),
     ):
-        drawn = [result for result in source.artifacts if _drawable(result, metric)]
+        drawn = [result for result in source.artifacts if _drawable(result, metric, accuracy)]
         if not drawn:
             continue
-        marks = [_marked(result, source, metric, unit, form, factor) for result in drawn]
+        marks = [_marked(result, source, metric, accuracy, unit, form, factor) for result in drawn]
         best = charts.front(marks)
         marks = [
             _on_front(mark) if i in best and len(best) > 1 else mark for i, mark in enumerate(marks)
         ]
-        points = "; ".join(f"{mark.name} {mark.y:.2f} % at {mark.x:.3g} {unit}" for mark in marks)
-        name = f"Top-1 against {title}"
+        points = "; ".join(
+            f"{mark.name} {mark.y:{accuracy.form}} {accuracy.unit} at {mark.x:.3g} {unit}"
+            for mark in marks
+        )
+        name = f"{accuracy.title} against {title}"
         plots.append(
             {
                 "title": name,
                 "unit": unit,
+                "accuracy": accuracy,
                 "heading": "time" if unit == "ms" else "size",
                 "svg": charts.scatter(
                     marks,
@@ -528,15 +637,15 @@ def _plots(source: Report) -> list[dict[str, Any]]:
                     title=name,
                     description=f"{name}: {points}",
                     x_label=axis,
-                    y_label="right answers (top-1), %",
+                    y_label=accuracy.label,
                     level=None if level is None else level.value,
                     level_name=source.reference_in_words.removeprefix("the "),
                 ),
                 "rows": [
                     {
                         "name": mark.name,
-                        "y": f"{mark.y:.2f}",
-                        "y_ends": _range_words(mark.y, mark.y_ends, ".2f"),
+                        "y": f"{mark.y:{accuracy.form}}",
+                        "y_ends": _range_words(mark.y, mark.y_ends, accuracy.form),
                         "y_sort": repr(mark.y),
                         "x": f"{mark.x:{form}}",
                         "x_ends": _range_words(mark.x, mark.x_ends, form),
@@ -552,25 +661,32 @@ def _plots(source: Report) -> list[dict[str, Any]]:
 
 
 def _marked(
-    result: ArtifactResult, source: Report, metric: str, unit: str, form: str, factor: float
+    result: ArtifactResult,
+    source: Report,
+    metric: str,
+    accuracy: _Accuracy,
+    unit: str,
+    form: str,
+    factor: float,
 ) -> charts.Mark:
-    top1, other = result.metrics["top1"], result.metrics[metric]
-    x, x_ends, y_ends = other.value * factor, _ends(other, factor), _ends(top1, 1)
-    y_ends = max(y_ends[0], 0.0), min(y_ends[1], 100.0)
+    height, other = result.metrics[accuracy.metric], result.metrics[metric]
+    x, x_ends, y_ends = other.value * factor, _ends(other, factor), _ends(height, 1)
+    y_ends = max(y_ends[0], accuracy.ends[0]), min(y_ends[1], accuracy.ends[1])
     if x_ends[0] <= 0:  # which a log axis cannot show
         x_ends = x, x
     x_ends = max(x_ends[0], x / 1e3), min(x_ends[1], x * 1e3)
     if metric == "latency_p50" and x_ends == (x, x):
         x_ends = _latency_ends(result, x)
     name = _short(result, source)
-    words = f"{name}: {top1.value:.2f} % right"
-    if y_range := _range_words(top1.value, y_ends, ".2f"):
+    words = f"{name}: {height.value:{accuracy.form}} {accuracy.unit}"
+    words += " right" if accuracy is _TOP1 else f" {accuracy.title}"
+    if y_range := _range_words(height.value, y_ends, accuracy.form):
         words += f" ({y_range})"
     words += f", {x:{form}} {unit}"
     if x_range := _range_words(x, x_ends, form):
         words += f" ({x_range})"
     group = result.precision if result.precision in _PRECISIONS else "other"
-    return charts.Mark(name, words, x, top1.value, x_ends, y_ends, group, result.format)
+    return charts.Mark(name, words, x, height.value, x_ends, y_ends, group, result.format)
 
 
 def _on_front(mark: charts.Mark) -> charts.Mark:

@@ -28,7 +28,7 @@ class Measurement:
     Attributes:
         value: The figure. May be infinite (SQNR of identical outputs), never NaN.
         unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
-            ``x`` (ratio) or ``p``.
+            ``x`` (ratio), ``p``, or ``unit`` and ``unit^2``, the answers' own.
         count: Number of samples it was taken from.
         low: Lower end of the interval, or None where none is given.
         high: Upper end of the interval.
@@ -146,7 +146,7 @@ class Runtime:
     """What really executed a model.
 
     Attributes:
-        name: ``litert``, ``ort`` or ``keras``.
+        name: ``litert``, ``ort``, ``keras`` or ``tensorflow`` (a SavedModel).
         provider: The execution provider or delegate that ran, as the runtime reports it.
         threads: Threads it was given.
         options: Runtime options that were set; of a GPU's provider all that it reports.
@@ -232,9 +232,11 @@ class ArtifactResult:
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
         metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl sqnr
-            size peak_memory load_time latency_p50 latency_p90 latency_p99 latency_ratio energy``;
+            mse max_error sqnr:OUTPUT size peak_memory load_time latency_p50 latency_p90 latency_p99
+            latency_ratio energy``;
             what was not measured is not there.
-        correct: Base64 of the packed bits "top-1 right", image by image; empty without labels.
+        correct: Base64 of the packed bits "top-1 right", image by image; empty without labels or
+            classes.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Rounds; those of all artifacts were interleaved.
         latency_warm_up: Samples at the start of each round that are left out of the figures.

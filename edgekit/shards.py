@@ -32,6 +32,7 @@ from edgekit import cli, environment, outputs, schema
 from edgekit.blocks import let_go
 from edgekit.encodings import FAKE_QUANT_FILE
 from edgekit.errors import EdgekitError, ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.formats import saved_model
 from edgekit.results import Environment, Place, Runtime
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import Preprocessing
@@ -58,6 +59,7 @@ class Run:
         device: Worker resource that it has to run on; empty for any.
         runner: What computes, and in which policy, as ``cuda:float32``.
         gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
+        outputs: Of a model with several, in the order of the answers.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Run:
     device: str = ""
     runner: str = "cpu:float32"
     gpu: str = ""
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: Job, *, data: str, count: int, shard: int, device: str = "") -> Run:
@@ -80,7 +83,7 @@ class Run:
         gpu = environment.gpu() if job.device in ("cuda", "gpu") else None
         return cls(
             name=job.name,
-            files={path.name: outputs.sha256_file(path) for path in model_files(job)},
+            files={path.name: saved_model.sha256_of(path) for path in model_files(job)},
             data=data,
             count=count,
             shard=shard,
@@ -92,6 +95,7 @@ class Run:
             device=device,
             runner=f"{job.device}:{job.precision}",
             gpu=f"{gpu.name}, driver {gpu.driver}" if gpu else "",
+            outputs=job.outputs,
         )
 
     @property
@@ -123,7 +127,8 @@ class _Header:
 
 
 def model_files(job: Job) -> list[Path]:
-    """The model file, and the recipe of fake quantization that a Keras model may have beside it."""
+    """The model's file or folder, and the recipe of fake quantization that a Keras model may have
+    beside it."""
     recipe = job.model.with_name(FAKE_QUANT_FILE)
     return [job.model, *([recipe] if job.format == "keras" and recipe.is_file() else [])]
 

@@ -49,6 +49,11 @@ class TensorSpec:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise InvalidInputError(f"expected scale of {self.name} > 0, got {self.scale}")
 
+    @property
+    def is_real(self) -> bool:
+        """Whether it holds real numbers, quantized or not; else integers as they are."""
+        return self.scale is not None or np.dtype(self.dtype).kind == "f"
+
     def quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Real values to this tensor's dtype: ``round(x / scale) + zero_point``, saturated.
 

@@ -180,12 +180,27 @@ def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> M
     return Measurement(total / reference.size, "unit^2", len(reference))
 
 
+def max_error(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
+    """Largest absolute error of a number of the answers, in the answer's own unit."""
+    largest = max(
+        float(np.abs(exact.astype(np.float64) - found).max())
+        for exact, found in blocks(reference, other)
+    )
+    return Measurement(largest, "unit", len(reference))
+
+
 def is_probability(answers: npt.NDArray[np.float32]) -> bool:
     """Whether rows are probabilities that sum to 1, of which a KL divergence has a meaning."""
     return answers.ndim == 2 and all(
         block.min() >= 0 and np.abs(block.sum(axis=1) - 1).max() <= 0.01
         for (block,) in blocks(answers)
     )
+
+
+def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities ``[N, C]`` of logits ``[N, C]``."""
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True), np.float32)
 
 
 def latency_spread(samples: npt.NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from edgekit import data
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import float_model
+from edgekit.formats import float_model, saved_model
 from edgekit.quant.profiles import PROFILES
 from edgekit.recording import Recording
 from edgekit.reference import onnx_artifact, profile_of
@@ -33,6 +33,10 @@ class Subject:
     size: int
     manifest_sha256: str = ""
     recording: Recording | None = None
+
+    def answering(self, outputs: tuple[str, ...]) -> Subject:
+        """The same with its outputs in this order; empty for as they are."""
+        return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
 
 
 def check_one_source(artifacts: list[Artifact]) -> None:
@@ -84,10 +88,16 @@ def run_by(
     dataset: str,
     threads: int,
     folder: Path,
+    trust: bool = False,
 ) -> Subject:
     """The float model on another runner; what has to be converted is put into ``folder``."""
-    found = reference_of(artifacts, None, threads)
+    found = reference_of(artifacts, None, threads, trust=trust)
     assert found.job is not None
+    if runner.format == "keras" and found.format != "keras":
+        raise InvalidOptionError(
+            f"{runner.word} runs Keras models, {found.path} is none; take an ort runner, or leave "
+            f"--reference out to run it as it is"
+        )
     job = replace(found.job, name=runner.word, device=runner.device)
     if runner.format == "keras":
         options = {"data_format": "NCHW"} if runner.data_format == "NCHW" else {}
@@ -100,6 +110,7 @@ def run_by(
         images=dataset,
         folder=folder,
         device=profile_of(runner),
+        trust=trust,
     )
     # float32 is float32: the CUDA provider would take TF32 without being asked
     exact = runner.device == "cuda" and runner.precision == "float32"
@@ -110,6 +121,7 @@ def run_by(
             job,
             model=converted.model_path,
             format="onnx",
+            trust=False,
             options={"use_tf32": "0"} if exact else {},
         ),
         path=found.path,
@@ -119,19 +131,30 @@ def run_by(
     )
 
 
-def reference_of(artifacts: list[Artifact], given: Path | None, threads: int) -> Subject:
-    """The float model whose sha256 the manifests name."""
+def reference_of(
+    artifacts: list[Artifact], given: Path | None, threads: int, *, trust: bool = False
+) -> Subject:
+    """The float model whose sha256 the manifests name, in the format that it was saved in.
+
+    Args:
+        artifacts: Made from it.
+        given: Where it is; default where the first manifest says, or the shipped one.
+        threads: Threads inside an operator.
+        trust: Let code inside of it run.
+    """
     place, model, sha256 = float_model.find(artifacts[0], given)
+    kind = float_model.kind_of(place)
+    name = "keras-float32" if kind == "keras" else f"{kind}-source"
     preprocessing = artifacts[0].manifest.preprocessing
     return Subject(
-        "keras-float32",
-        "keras",
-        Job("keras-float32", model, "keras", preprocessing, threads, {}),
+        name,
+        kind,
+        Job(name, model, kind, preprocessing, threads, {}, trust=trust),
         place,
         "float32",
         sha256,
-        model.stat().st_size,
-        Artifact.load(place).manifest_sha256 if place.is_dir() else "",
+        saved_model.size_of(model),
+        Artifact.load(place).manifest_sha256 if place.is_dir() and model != place else "",
     )
 
 

@@ -16,7 +16,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.export import export
 from edgekit.export import main as export_main
-from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats import float_model, onnx, saved_model, tflite
 from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph
 
@@ -91,7 +91,7 @@ def test_every_format_is_read(place: Path, name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
         source = written.manifest.source
         assert source is not None
-        assert source.sha256 == float_model.sha256_of(place / name)
+        assert source.sha256 == saved_model.sha256_of(place / name)
 
 
 @pytest.mark.parametrize("name", ["saved", "plain.tflite"])

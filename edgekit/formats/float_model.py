@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit import data, outputs, signature
+from edgekit import data, signature
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.feeds import Inputs, Samples
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.feeds import Inputs, Samples, refuse_images
 from edgekit.formats import flatbuffer, keras, onnx, onnx_convert, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.signature import Signature, TensorSpec
@@ -113,11 +113,7 @@ class FloatModel:
             InvalidDataError: If they cannot be decoded or their classes are not the model's.
         """
         specs = self.inputs
-        if len(specs) != 1:
-            raise InvalidDataError(
-                f"{opened.word}: expected an .npz with an array for each input, "
-                f"{', '.join(spec.name for spec in specs)}; got images only"
-            )
+        refuse_images(opened.word, specs)
         return opened.load(
             shape=specs[0].shape[1:],
             prepare=self.preprocessing,
@@ -175,7 +171,7 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
     return FloatModel(
         model=model,
         model_id=path.stem,
-        source=Source(_from_here(path), sha256_of(path)),
+        source=Source(_from_here(path), saved_model.sha256_of(path)),
         preprocessing=prepared,
         class_names=_classes(ends),
         kind=kind,
@@ -198,11 +194,6 @@ def kind_of(path: Path) -> Kind:
             f"got {path}"
         )
     return _SUFFIXES[path.suffix]
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a SavedModel."""
-    return saved_model.sha256(path) if path.is_dir() else outputs.sha256_file(path)
 
 
 def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
@@ -270,7 +261,7 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
         given: Where it is; default where the manifest says, or the shipped model.
 
     Returns:
-        Artifact folder or file, model file, its sha256.
+        Artifact folder, file or SavedModel folder; the model in it; its sha256.
 
     Raises:
         InvalidModelError: If it is not there or another one.
@@ -287,14 +278,9 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
             found = Artifact.load(place)
             model, sha256 = found.model_path, found.sha256
         elif place.exists():
-            model, sha256 = place, sha256_of(place)
+            model, sha256 = place, saved_model.sha256_of(place)
         else:
             continue
-        if sha256 == source.sha256 and kind_of(place) != "keras":
-            raise InvalidModelError(
-                f"{artifact.path} was made from {place}; expected an artifact of a Keras model, "
-                f"which can be run as the reference"
-            )
         if sha256 == source.sha256:
             return place, model, sha256
         if given:

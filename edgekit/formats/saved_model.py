@@ -80,14 +80,22 @@ def is_saved_model(path: Path) -> bool:
     return (path / FILE).is_file()
 
 
-def sha256(path: Path) -> str:
-    """Of the names and contents of all files that make the model."""
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a model's file, or of the names and contents of all files of a SavedModel."""
+    if not path.is_dir():
+        return outputs.sha256_file(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")):
         if file.is_file() and file.name != "fingerprint.pb":
             name = file.relative_to(path).as_posix()
             digest.update(f"{name} {outputs.sha256_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a model's file, or of all files of a SavedModel."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _check(path: Path, *, trust: bool) -> None:

@@ -228,7 +228,11 @@ def _canonical(one: _Side, other: _Side, source: Path | None) -> bytes:
     elif other.trained:
         model = _trained_model(source, other.path)
     else:
-        _, model, _ = float_model.find(other.artifact, source)
+        place, model, _ = float_model.find(other.artifact, source)
+        if float_model.kind_of(place) != "keras":
+            raise InvalidModelError(
+                f"{other.path} was made from {place}; --layers expects an artifact of a Keras model"
+            )
     canonical = tflite.from_keras(keras.load(model))
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256

@@ -89,6 +89,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("out", "pass --csv, --overlay or --plot"),
         ("limit", "pass --images"),
         ("record", "compare without --layers"),
+        ("trust", "compare without --layers"),
         ("power", "compare without --layers"),
     ):
         if getattr(options, name):

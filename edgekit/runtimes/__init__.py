@@ -14,7 +14,7 @@ from edgekit.signature import Signature
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
-#: Runtime by model format.
+#: Runtime by format of an artifact.
 RUNTIMES = {"tflite": "litert", "onnx": "ort", "keras": "keras"}
 
 
@@ -63,18 +63,20 @@ def open_runner(
     batch: int | None = None,
     device: str = "cpu",
     precision: str = "float32",
+    trust: bool = False,
 ) -> Runner:
     """Load a model on the runtime of its format.
 
     Args:
-        model: The model file.
-        format: ``tflite``, ``onnx`` or ``keras``.
+        model: The model file, or the folder of a SavedModel.
+        format: ``tflite``, ``onnx``, ``keras`` or ``saved_model``.
         threads: Threads inside an operator.
         options: Runtime options of the manifest: session config entries of onnxruntime,
             ``kernels`` of LiteRT, or ``data_format`` of Keras.
         batch: Images a run; default what the runtime does best.
         device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``.
         precision: Of a Keras model's layers: ``float32``, ``mixed_float16`` or ``bfloat16``.
+        trust: Run code inside of a Keras file, and operators of a SavedModel that reach beyond it.
 
     Raises:
         InvalidModelError: If the file cannot be loaded.
@@ -113,5 +115,10 @@ def open_runner(
             device=device,
             precision=precision,
             data_format=(options or {}).get("data_format", "NHWC"),
+            trust=trust,
         )
-    raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, got {format!r}")
+    if format == "saved_model":
+        from edgekit.runtimes.saved_model import SavedModelRunner
+
+        return SavedModelRunner(model, threads=threads, batch=batch, trust=trust)
+    raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, saved_model, got {format!r}")

@@ -41,14 +41,13 @@ class KerasRunner(Runner):
         device: str = "cpu",
         precision: str = "float32",
         data_format: str = "NHWC",
+        trust: bool = False,
     ) -> None:
         tf = keras_format.tensorflow()
         arrange.check(data_format, precision)
         self._device = device
         self._form = (data_format, precision)
-        _choose_device(tf, device)
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        set_up(tf, device=device, threads=threads)
         self._fake = model.with_name(encodings.FAKE_QUANT_FILE).is_file()
         if self._fake:
             from edgekit.quant import fake
@@ -60,7 +59,7 @@ class KerasRunner(Runner):
                 )
             loaded = fake.load(model)
         else:
-            loaded = keras_format.load(model)
+            loaded = keras_format.load(model, trust=trust)
         self.signature = keras_format.signature(loaded)
         where = "/GPU:0" if device == "gpu" else "/CPU:0"
         if self._form != _PLAIN:
@@ -74,9 +73,10 @@ class KerasRunner(Runner):
         self._constant = tf.constant
         self._place = tf.device(where)
 
-        def forward(x: Any) -> Any:
-            x = tf.transpose(x, [0, 3, 1, 2]) if data_format == "NCHW" else x
-            return made(x, training=False)
+        def forward(*inputs: Any) -> Any:
+            if data_format == "NCHW":
+                inputs = tuple(tf.transpose(x, [0, 3, 1, 2]) for x in inputs)
+            return keras_format.call(made, inputs)
 
         self._forward = tf.function(forward, reduce_retracing=True)
 
@@ -106,26 +106,26 @@ class KerasRunner(Runner):
         """Let go of the model."""
         del self._forward
 
-    def _constants(self, feed: Feed) -> Any:
+    def _constants(self, feed: Feed) -> list[Any]:
         with self._place:
-            values = [self._constant(feed[spec.name]) for spec in self.signature.inputs]
-        return values if len(values) > 1 else values[0]
+            return [self._constant(feed[spec.name]) for spec in self.signature.inputs]
 
-    def _answer(self, values: Any) -> dict[str, npt.NDArray[Any]]:
+    def _answer(self, values: list[Any]) -> dict[str, npt.NDArray[Any]]:
         with self._place:
-            found = self._forward(values)
-        found = found if isinstance(found, list | tuple) else [found]
+            found = self._forward(*values)
         if self._device == "gpu" and not all("GPU" in value.device for value in found):
             raise ExecutionError(f"expected the answer from a GPU, got it from {found[0].device}")
         return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
 
 
-def _choose_device(tf: Any, device: str) -> None:
-    """Show TensorFlow no GPU, or one that has to run everything.
+def set_up(tf: Any, *, device: str, threads: int) -> None:
+    """Give TensorFlow its threads, and show it no GPU or one that has to run everything.
 
     Raises:
         ExecutionError: If there is none.
     """
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     found = tf.config.list_physical_devices("GPU")
     if device != "gpu":
         if found:  # TensorFlow would take it without being asked

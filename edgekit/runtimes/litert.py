@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
-from edgekit.formats import tflite
+from edgekit.formats import flatbuffer, tflite
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
 
@@ -36,9 +36,13 @@ class LiteRtRunner(Runner):
         self.batch = batch
         self._threads = threads
         self._options = dict(options or {})
-        self._interpreter = tflite.interpreter(
-            model, threads=threads, **_interpreter_options(self._options)
-        )
+        asked = _interpreter_options(self._options)
+        self._interpreter = tflite.interpreter(model, threads=threads, **asked)
+        if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
+            content = flatbuffer.canonical(
+                model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY
+            )  # a file of others: tensors get the names that export gave them
+            self._interpreter = tflite.interpreter(content, threads=threads, **asked)
         self.signature = tflite.signature_of(self._interpreter)
         if batch != 1:
             for detail in self._interpreter.get_input_details():

@@ -19,7 +19,9 @@ _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(uint8)": "uint8",
     "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
     "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
     "tensor(int64)": "int64",
 }
 

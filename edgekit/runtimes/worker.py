@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,13 +29,14 @@ from edgekit.errors import (
     EdgekitError,
     ExecutionError,
     InvalidInputError,
+    InvalidModelError,
     InvalidOptionError,
     MissingDependencyError,
     reason,
 )
 from edgekit.results import Runtime
 from edgekit.runtimes import open_runner
-from edgekit.signature import Preprocessing
+from edgekit.signature import Preprocessing, Signature, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class Job:
         batch: Images a run; None for what the runtime does best.
         device: As :func:`edgekit.runtimes.open_runner` takes it.
         precision: Policy of a Keras model's layers.
+        trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.
+        outputs: Names of the outputs to answer with, in order; empty for all as the file has them.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Job:
     batch: int | None = None
     device: str = "cpu"
     precision: str = "float32"
+    trust: bool = False
+    outputs: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
@@ -81,13 +86,32 @@ class Loaded:
     Attributes:
         load_ms: From the file to a model that can run, without imports.
         baseline_memory: Largest resident size before loading, in bytes: Python and the runtime.
-        input_shape: Of one image.
+        signature: As the model's file has it.
     """
 
     load_ms: float
     baseline_memory: int
     runtime: Runtime
-    input_shape: tuple[int, ...]
+    signature: Signature
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image.
+
+        Raises:
+            InvalidInputError: If the model has not one input and one output.
+        """
+        return self.signature.single_input().shape[1:]
+
+    def misfit(self, name: str, images: npt.NDArray[Any]) -> str:
+        """Why images, or records by input, do not fit the model of this name; empty if they do."""
+        inputs = self.signature.inputs
+        expected: Any = list(inputs[0].shape[1:])
+        got: Any = list(images.shape[1:])
+        if images.dtype.names is not None:
+            expected = {spec.name: list(spec.shape[1:]) for spec in inputs}
+            got = {each: list(images.dtype[each].shape) for each in images.dtype.names}
+        return "" if expected == got else f"expected images {expected} as {name} takes, got {got}"
 
 
 class Worker:
@@ -143,7 +167,13 @@ class Worker:
         return self._process.pid
 
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Real-valued answers ``[N, ...]`` for raw images ``[N, ...]``."""
+        """Real-valued answers float32 ``[N, M]`` for raw images ``[N, ...]``, or for records of
+        :func:`edgekit.feeds.records`; several outputs are flattened and follow each other.
+
+        Raises:
+            InvalidModelError: If an output of the job is not there, or has no batch axis.
+            ExecutionError: If an answer is NaN or Inf.
+        """
         self.send(images)
         return self.receive()
 
@@ -248,10 +278,11 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             batch=job.batch,
             device=job.device,
             precision=job.precision,
+            trust=job.trust,
         )
         load_ms = 1e3 * (time.perf_counter() - started)
-        spec = runner.signature.single_input()
-        pipe.send(("done", Loaded(load_ms, baseline, runner.describe(), spec.shape[1:])))
+        loaded = Loaded(load_ms, baseline, runner.describe(), runner.signature)
+        pipe.send(("done", loaded))
         commands: dict[str, Callable[..., Any]] = {
             "outputs": _outputs,
             "latencies": _latencies,
@@ -275,6 +306,10 @@ def _import_runtime(format: str) -> None:
         from edgekit.formats.keras import tf_keras
 
         tf_keras()
+    elif format == "saved_model":
+        from edgekit.formats.keras import tensorflow
+
+        tensorflow()
     elif format == "onnx":
         try:
             import onnxruntime  # noqa: F401
@@ -288,26 +323,62 @@ def _import_runtime(format: str) -> None:
 
 
 def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
-    feed = entry.quantize(job.preprocessing.apply(images))
-    missing = -len(feed) % runner.batch if entry.shape[0] != -1 else 0
+    feed = _feed(runner.signature.inputs, job, images)
+    ends = _ends(runner.signature.outputs, job)
+    fixed = any(spec.shape[0] != -1 for spec in runner.signature.inputs)
+    missing = -len(images) % runner.batch if fixed else 0
     if missing:  # a model of a fixed batch: its last run is filled up with the last image
-        feed = np.concatenate([feed, np.repeat(feed[-1:], missing, axis=0)])
-    answers = [
-        runner.run({entry.name: feed[start : start + runner.batch]})[end.name]
-        for start in range(0, len(feed), runner.batch)
+        feed = {n: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for n, v in feed.items()}
+    total = len(images) + missing
+    answers = []
+    for start in range(0, total, runner.batch):
+        stop = min(start + runner.batch, total)
+        each = runner.run({name: values[start:stop] for name, values in feed.items()})
+        for end in ends:
+            if each[end.name].shape[:1] != (stop - start,):
+                raise InvalidModelError(
+                    f"expected an answer of {end.name} for each of {stop - start} samples, got "
+                    f"shape {list(each[end.name].shape)}; give the output a batch axis"
+                )
+        answers.append(each)
+    parts = [
+        end.dequantize(np.concatenate([each[end.name] for each in answers])[: len(images)])
+        for end in ends
     ]
-    found: npt.NDArray[np.float32] = end.dequantize(np.concatenate(answers)[: len(images)])
+    found: npt.NDArray[np.float32] = np.concatenate(
+        [part.reshape(len(images), -1) for part in parts], axis=1
+    )
     if not np.isfinite(found).all():
         first = int(np.argwhere(~np.isfinite(found))[0][0])
         raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
     return found
 
 
+def _feed(
+    specs: Sequence[TensorSpec], job: Job, images: npt.NDArray[Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """What each input stores, for images or records."""
+    found = {}
+    for spec in specs:
+        values = images if images.dtype.names is None else images[spec.name]
+        values = job.preprocessing.apply(values) if spec.is_real else values
+        found[spec.name] = np.ascontiguousarray(spec.quantize(values))
+    return found
+
+
+def _ends(specs: Sequence[TensorSpec], job: Job) -> list[TensorSpec]:
+    """The outputs that are asked for, in order."""
+    known = {spec.name: spec for spec in specs}
+    if job.outputs and set(job.outputs) != set(known):
+        raise InvalidModelError(
+            f"expected the outputs {', '.join(job.outputs)}, got {', '.join(known)}; compare what "
+            f"was exported from one model"
+        )
+    return [known[name] for name in job.outputs or known]
+
+
 def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
-    entry = runner.signature.inputs[0]
-    feed = {entry.name: entry.quantize(job.preprocessing.apply(images))}
-    run = runner.prepared(feed)
+    run = runner.prepared(_feed(runner.signature.inputs, job, images))
     samples = []
     for _ in range(count):
         started = time.perf_counter_ns()

@@ -1,0 +1,244 @@
+"""Comparisons of float models of other makers: any format, logits, numbers, any inputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import helper
+from onnx import save as save_onnx
+
+from edgekit import changes
+from edgekit.artifact import Artifact
+from edgekit.benchmark import benchmark
+from edgekit.bounds import parse
+from edgekit.compare import _print as print_report
+from edgekit.compare import compare
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.export import export
+from edgekit.formats import keras as keras_format
+from edgekit.gate import gate
+from edgekit.report import report as page
+from edgekit.results import Report
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import preprocessing
+from edgekit.subjects import reference_of
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier that ends in logits, as a SavedModel, .tflite and .onnx, and set.npz."""
+    folder = tmp_path_factory.mktemp("logits")
+    tf, keras = keras_format.tensorflow(), keras_format.tf_keras()
+    keras.utils.set_random_seed(4)
+    image = keras.Input((6, 6, 3), name="image")
+    x = keras.layers.Conv2D(4, 3, activation="relu")(image)
+    model = keras.Model(image, keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+    model.export(str(folder / "saved"))
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "saved"))
+    (folder / "plain.tflite").write_bytes(converter.convert())
+    written = export(
+        folder / "saved", target="onnx", precision="float32", preprocessing="unit",
+        out=folder / "made",
+    )  # fmt: skip
+    (folder / "plain.onnx").write_bytes(written.model_path.read_bytes())
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
+    np.savez(folder / "set.npz", x=pixels, y=random.integers(0, 4, COUNT))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "runtime"),
+    [("saved", "tflite", "tensorflow"), ("plain.tflite", "tflite", "litert"),
+     ("plain.onnx", "onnx", "ort")],
+)  # fmt: skip
+def test_the_reference_runs_in_the_format_it_was_saved_in(
+    place: Path, name: str, target: str, runtime: str, tmp_path: Path
+) -> None:
+    written = export(
+        place / name, target=target, precision="int8", preprocessing="unit",
+        calibration=str(place / "set.npz"), out=tmp_path / "int8",
+    )  # fmt: skip
+    data = str(place / "set.npz")
+    found = compare([written.path], dataset=data, rounds=1, processes=1)
+    assert found.reference.runtime.name == runtime
+    assert np.isinf(found.reference.metrics["sqnr"].value)
+    (result,) = found.artifacts
+    assert result.metrics["sqnr"].value > 20
+    assert {"top1", "agreement", "mcnemar_p", "latency_p50"} <= set(result.metrics)
+    assert "kl" not in result.metrics  # logits
+    assert any("softmax: the answers are no probabilities" in said for said in found.warnings)
+    asked = {"saved_model-source": "any"}
+    if name == "saved":
+        with pytest.raises(InvalidOptionError, match="is a SavedModel folder, .* evaluated here"):
+            compare([written.path], dataset=data, cluster="tcp://127.0.0.1:1", resources=asked)
+
+
+def _several(keras: Any) -> Any:
+    """Picture and words in, a map and a number out; none of it a class."""
+    layers = keras.layers
+    keras.utils.set_random_seed(4)
+    picture = keras.Input((6, 6, 3), name="picture")
+    words = keras.Input((4,), name="words", dtype="int32")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(picture)
+    image = layers.Conv2D(2, 3, name="map", padding="same")(x)
+    meant = layers.GlobalAveragePooling1D()(layers.Embedding(9, 3)(words))
+    x = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), meant])
+    price = layers.Dense(1, name="price")(layers.Lambda(lambda v: v * 2, name="twice")(x))
+    return keras.Model({"words": words, "picture": picture}, [price, image])
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """The net, set.npz with an array an input, int8 artifacts of it, and their report."""
+    folder = tmp_path_factory.mktemp("several")
+    _several(keras_format.tf_keras()).save(folder / "net.keras")
+    random = np.random.default_rng(0)
+    pixels = random.integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
+    np.savez(folder / "set.npz", picture=pixels, words=random.integers(0, 9, (COUNT, 4), np.int32))
+    for target in ("tflite", "onnx"):
+        export(
+            folder / "net.keras", target=target, precision="int8", preprocessing="unit",
+            calibration=str(folder / "set.npz"), trust=True, out=folder / target,
+        )  # fmt: skip
+    data = str(folder / "set.npz")
+    unasked = reference_of([Artifact.load(folder / "onnx")], None, 1)
+    assert unasked.job is not None and not unasked.job.trust
+    made = compare(
+        [folder / "tflite", folder / "onnx"],
+        dataset=data, rounds=1, shard=10, processes=1, trust=True,
+    )  # fmt: skip
+    return folder, made
+
+
+def test_numbers_of_several_outputs_are_held_against_the_reference(
+    several: tuple[Path, Report],
+) -> None:
+    folder, report = several
+    model = keras_format.load(folder / "net.keras", trust=True)
+    with np.load(folder / "set.npz") as data:
+        values = [data["picture"] / np.float32(255), data["words"]]
+    price, image = (np.asarray(v) for v in keras_format.call(model, values))
+    assert report.data.count == COUNT
+    assert not {"top1", "agreement", "mcnemar_p", "images_needed", "kl"} & set(
+        report.artifacts[0].metrics
+    )
+    assert not report.reference.correct
+    for result in report.artifacts:
+        metrics = {name: metric.value for name, metric in result.metrics.items()}
+        assert metrics["sqnr"] > 25 and metrics["sqnr:map"] > 25 and metrics["sqnr:price"] > 20
+        assert np.isinf(report.reference.metrics["sqnr:map"].value)
+        power = (price**2).sum() + (image**2).sum()
+        noise = metrics["mse"] * COUNT * (1 + image[0].size)
+        assert metrics["sqnr"] == pytest.approx(10 * np.log10(power / noise), abs=0.01)
+        assert metrics["max_error"] ** 2 >= metrics["mse"]
+        assert "latency_p50" in metrics
+
+
+def test_the_page_of_numbers(several: tuple[Path, Report]) -> None:
+    report = several[1]
+    text = page(report)
+    assert "All 2 deployables answer close to the float model" in text
+    assert text.count("close answers") >= 4  # a badge and a cell of each
+    assert "SQNR against latency" in text and "signal to error (SQNR), dB" in text
+    assert "SQNR price" in text and "Farthest off" in text
+    assert "% top-1" not in text and "top-1 change" not in text
+    far = lowered(report, 9.5)
+    assert "1 of 2 deployables answers far off the float model: tflite" in page(far)
+    unknown = replace(
+        report, artifacts=tuple(replace(each, metrics={}) for each in report.artifacts)
+    )
+    assert "No proof for 2 of 2 deployables" in page(unknown)
+
+
+def lowered(report: Report, value: float) -> Report:
+    """The report with another SQNR of its first artifact, in dB."""
+    first, *rest = report.artifacts
+    metrics = {**first.metrics, "sqnr": replace(first.metrics["sqnr"], value=value)}
+    return replace(report, artifacts=(replace(first, metrics=metrics), *rest))
+
+
+def test_the_gate_of_numbers(several: tuple[Path, Report]) -> None:
+    report = several[1]
+    checks = gate(report, baseline=report)
+    assert [(c.metric, c.rule, c.verdict) for c in checks] == 2 * [
+        ("sqnr", "max-drop 3 dB", "PASS")
+    ]
+    was = report.artifacts[0].metrics["sqnr"].value
+    assert gate(lowered(report, was - 2.9), baseline=report)[0].verdict == "PASS"
+    assert gate(lowered(report, was - 3.1), baseline=report)[0].verdict == "FAIL"
+    exact = lowered(report, np.inf)
+    assert gate(lowered(report, 130.0), baseline=exact)[0].verdict == "PASS"
+    assert gate(lowered(report, 90.0), baseline=exact)[0].verdict == "FAIL"
+    own = gate(report, baseline=report, bounds=[parse("max-rise", "mse=1 %")])
+    assert {c.metric for c in own} == {"sqnr", "mse"}
+    bare = replace(report, artifacts=tuple(replace(r, metrics={}) for r in report.artifacts))
+    with pytest.raises(InvalidOptionError, match="neither top1 nor sqnr.*pass a bound"):
+        gate(report, baseline=bare)
+    assert gate(bare, baseline=report)[0].verdict == "FAIL"
+
+
+def test_what_does_not_go_with_an_array_an_input(
+    several: tuple[Path, Report], tmp_path: Path
+) -> None:
+    folder, _ = several
+    data = str(folder / "set.npz")
+    np.savez(tmp_path / "x.npz", x=np.zeros((4, 6, 6, 3), np.uint8))
+    with pytest.raises(InvalidDataError, match="array for each input, .*; got images only"):
+        compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
+    with pytest.raises(InvalidOptionError, match="--record takes images"):
+        compare([folder / "onnx"], dataset=data, record=tmp_path / "r")
+    with pytest.raises(InvalidOptionError, match="--power and --bound are of top-1"):
+        compare([folder / "onnx"], dataset=data, bound=1.0)
+    with pytest.raises(InvalidOptionError, match="--parity compares classes"):
+        compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
+
+
+def test_benchmark_feeds_every_input(several: tuple[Path, Report]) -> None:
+    found = benchmark(Artifact.load(several[0] / "onnx"), seconds=0.05)
+    assert found.metrics["latency_p50"].value > 0
+    assert sum(operator.count for operator in found.operators) > 0
+
+
+def test_the_printed_table_shows_what_is_there(
+    several: tuple[Path, Report], capfd: pytest.CaptureFixture[str]
+) -> None:
+    print_report(several[1])
+    said = capfd.readouterr().err
+    assert "MSE" in said and "top-1" not in said and "images_needed" not in said
+    assert "a loss of" not in said
+
+
+def test_scores_become_probabilities_beside_pictures() -> None:
+    base, answers = np.array([[2, 0], [0, 1]], np.float32), np.array([[0, 1], [0, 1]], np.float32)
+    choices = base.argmax(axis=1), answers.argmax(axis=1)
+    (image,) = changes.find(
+        base, answers, choices, np.array([0, 1]), np.zeros((2, 1, 1, 1), np.uint8), 5
+    ).images
+    assert image.index == 0
+    assert image.before_probability == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-4)
+    assert image.now_probability == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-4)
+
+
+def test_an_answer_is_asked_of_every_output_and_sample(tmp_path: Path) -> None:
+    node = helper.make_node("ReduceMax", ["x"], ["all"], keepdims=0)
+    ends = [
+        [helper.make_tensor_value_info(name, 1, shape)]
+        for name, shape in (("x", [4, 2]), ("all", []))
+    ]
+    graph = helper.make_graph([node], "net", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    save_onnx(model, tmp_path / "net.onnx")
+    job = Job("net", tmp_path / "net.onnx", "onnx", preprocessing("none"), 1, {})
+    images = np.zeros((4, 2), np.float32)
+    with Worker(job) as worker, pytest.raises(InvalidModelError, match="give the output a batch"):
+        worker.outputs(images)
+    named = replace(job, outputs=("all", "other"))
+    with Worker(named) as worker, pytest.raises(InvalidModelError, match="outputs all, other, got"):
+        worker.outputs(images)
