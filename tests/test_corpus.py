@@ -201,7 +201,7 @@ def test_models_that_only_a_runtime_can_refuse(
         for words in (
             ["benchmark", path, "--seconds", "0.1"],
             ["compare", path, "--reference", good.keras, "--data", good.images]
-            + ["--out", folder / "out"],
+            + ["--out", folder / "out", "--work", tmp_path / f"work-{i}"],
         ):
             found = problem(words, folder, capfd)
             if found is not None:
