@@ -313,13 +313,13 @@ def _images(dataset: str, manifest: Manifest, limit: int | None) -> data.ImageSe
     plain = not manifest.class_names and words.split(dataset)[0].endswith(".npz")
     opened = feeds.open_word(dataset, "calibration" if plain else "test")  # one has no labels
     if not isinstance(opened, feeds.Inputs):
-        feeds.refuse_images(dataset, specs)
-        return opened.load(
-            shape=specs[0].shape[1:],
-            prepare=manifest.preprocessing,
-            class_names=manifest.class_names,
-            limit=limit,
-            quiet=True,  # they go into the report, which is printed
+        return feeds.images(
+            opened,
+            specs,
+            manifest.preprocessing,
+            manifest.class_names,
+            limit,
+            quiet=True,  # warnings go into the report, which is printed
         )
     samples = opened.head(limit)
     arrays, labels = dict(samples.arrays), None
@@ -482,13 +482,15 @@ def _take_energy(measured: list[Measured], image: npt.NDArray[Any]) -> None:
 
     They move once in some milliseconds; half a second makes that no matter.
     """
-    meters: dict[str, conditions.Meter] = {
-        "cpu": conditions.Energy(),
-        "gpu": conditions.GpuEnergy(environment.gpu_bus()),
-    }
+    meters: dict[str, conditions.Meter] = {"cpu": conditions.Energy()}
     for each in measured:
-        meter = meters[each.runtime.device]
-        if each.worker is None or not each.latency or not meter.readable:
+        if each.worker is None or not each.latency:
+            continue
+        device = each.runtime.device
+        if device not in meters:  # the driver is asked where a GPU ran
+            meters[device] = conditions.GpuEnergy(environment.gpu_bus())
+        meter = meters[device]
+        if not meter.readable:
             continue
         runs = max(SAMPLES, math.ceil(500 / float(np.median(each.latency))))
         meter.since()

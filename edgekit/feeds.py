@@ -36,7 +36,7 @@ class Inputs:
     sha256: str
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return count(self.arrays)
 
     def head(self, limit: int | None) -> Inputs:
         """The first ``limit`` samples; the identity changes with the content."""
@@ -188,10 +188,42 @@ def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     It is cut into ranges, sent and mapped as an array of images is.
     """
     fields = [(name, values.dtype, values.shape[1:]) for name, values in feed.items()]
-    found = np.empty(len(next(iter(feed.values()))), fields)
+    found = np.empty(count(feed), fields)
     for name, values in feed.items():
         found[name] = values
     return found
+
+
+def images(
+    opened: data.Opened,
+    specs: Sequence[TensorSpec],
+    prepare: Preprocessing,
+    class_names: tuple[str, ...],
+    limit: int | None,
+    *,
+    quiet: bool = False,
+) -> ImageSet:
+    """The images of a word for a model of one input.
+
+    Args:
+        opened: What the word names.
+        specs: The model's inputs.
+        prepare: Says how pictures become images.
+        class_names: Of the model.
+        limit: The first images only.
+        quiet: Do not say the set's warnings.
+
+    Raises:
+        InvalidDataError: If the model has several inputs, or the images cannot be used.
+    """
+    refuse_images(opened.word, specs)
+    return opened.load(
+        shape=specs[0].shape[1:],
+        prepare=prepare,
+        class_names=class_names,
+        limit=limit,
+        quiet=quiet,
+    )
 
 
 def refuse_images(name: str, specs: Sequence[TensorSpec]) -> None:
@@ -207,7 +239,7 @@ def refuse_images(name: str, specs: Sequence[TensorSpec]) -> None:
         )
 
 
-def count(feed: Feed) -> int:
+def count(feed: Mapping[str, npt.NDArray[Any]]) -> int:
     """Number of samples."""
     return len(next(iter(feed.values())))
 

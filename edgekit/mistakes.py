@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgekit.errors import InvalidDataError
 from edgekit.signature import PREPROCESSING_NAMES, Preprocessing, preprocessing
-from edgekit.stats import discordant, mcnemar_exact
+from edgekit.stats import discordant, is_probability, mcnemar_exact
 
 Kind = Literal["scaling", "channels", "classes", "softmax"]
 #: Images that are tried, evenly spread over the set.
@@ -137,7 +137,7 @@ def _better(before: Right, after: Right) -> bool:
 
 
 def _softmax(answers: npt.NDArray[np.float32]) -> list[Finding]:
-    if answers.min() >= 0 and np.abs(answers.sum(axis=1) - 1).max() <= 0.01:
+    if is_probability(answers):
         return []
     return [
         Finding(

@@ -22,13 +22,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, environment, outputs
+from edgekit import artifact, cli, data, environment, outputs, recipes
 from edgekit.calibrate import cached
 from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
 from edgekit.errors import (
@@ -93,14 +93,7 @@ class QatRecipe(Recipe):
             "range_decay": (0, 0.999999),
             "weight_bits": (2, 8),
         }
-        for name, (low, high) in limits.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
-        if self.ranges not in RANGE_MODES:
-            raise InvalidOptionError(
-                f"expected ranges {' or '.join(RANGE_MODES)}, got {self.ranges!r}"
-            )
+        recipes.check(self, limits, {"ranges": RANGE_MODES})
 
 
 class QatTrainer(Trainer):
@@ -113,6 +106,8 @@ class QatTrainer(Trainer):
         settings: Of :class:`edgekit.train.Trainer`.
     """
 
+    PHASES: ClassVar[int] = 2
+
     def __init__(
         self,
         fake: FakeQuantized,
@@ -124,11 +119,9 @@ class QatTrainer(Trainer):
     ) -> None:
         self._fake = fake
         self._distill = recipe.distill if labelled else 1.0
-        self._frozen = False
         super().__init__(teacher, recipe, **settings)
         total = recipe.total_steps(self.steps_per_epoch)
         self._first_frozen = math.ceil(total * (1 - recipe.frozen))
-        self._run_live, self._run_frozen = self._run, self._function(self._frozen_steps)
 
     def _set_up(self, model: Any) -> None:
         self.variables = self._fake.variables
@@ -136,23 +129,13 @@ class QatTrainer(Trainer):
         self.decayed = self._fake.decayed
         self._teacher = model
 
-    def run_epoch_part(
-        self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
-    ) -> tuple[float, float]:
-        """See the class above; frozen when the last part has been reached."""
-        frozen = int(self.step.numpy()) >= self._first_frozen
-        self._run = self._run_frozen if frozen else self._run_live
-        return super().run_epoch_part(indices, rates)
-
-    def _frozen_steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
-        self._frozen = True  # while this is traced
-        found = self._steps(indices, rates)
-        self._frozen = False
-        return found
+    def _phase_of(self, step: int) -> int:
+        """Frozen, 1, when the last part has been reached."""
+        return int(step >= self._first_frozen)
 
     def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()
-        logits = self._fake.logits(x, training=not self._frozen)
+        logits = self._fake.logits(x, training=self._phase == 0)
         loss = tf.constant(0.0)
         if self._distill < 1:
             loss += (1 - self._distill) * tf.reduce_mean(self.cross_entropy(logits, y))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit import data, signature
+from edgekit import data, feeds, signature
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.feeds import Inputs, Samples, refuse_images
+from edgekit.feeds import Inputs, Samples
 from edgekit.formats import flatbuffer, keras, onnx, onnx_convert, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.signature import Signature, TensorSpec
@@ -112,14 +112,7 @@ class FloatModel:
         Raises:
             InvalidDataError: If they cannot be decoded or their classes are not the model's.
         """
-        specs = self.inputs
-        refuse_images(opened.word, specs)
-        return opened.load(
-            shape=specs[0].shape[1:],
-            prepare=self.preprocessing,
-            class_names=self.class_names,
-            limit=limit,
-        )
+        return feeds.images(opened, self.inputs, self.preprocessing, self.class_names, limit)
 
     def samples(self, opened: data.Opened | Inputs, limit: int | None = None) -> Samples:
         """Images, or samples with an array for each input.

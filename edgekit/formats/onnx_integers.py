@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,53 @@ def quantize(
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
         in the canonical graph (parts of an operator that ONNX lacks), stays float.
     """
-    onnx = onnx_file.package()
+    copied = onnx_file.package().ModelProto()
+    copied.CopyFrom(model)
+    _separate(copied)
+    _drop_clips(copied, stored.activations)
+    activations = _activation_encodings(copied, stored.activations)
+    ranges = {
+        name: ((-128 - zero_point) * scale, (127 - zero_point) * scale)
+        for name, (scale, zero_point) in activations.items()
+    }
+    dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
+    quantized = _written(
+        copied,
+        ranges,
+        activation_dtype=activation_dtype,
+        left=_without_encodings(copied, activations),
+        symmetric=all(zero_point == 0 for _, zero_point in activations.values()),
+        quantize_bias=quantize_bias,
+        encodings={
+            name: (np.array(scale, np.float32), np.array(zero_point + shift, dtype))
+            for name, (scale, zero_point) in activations.items()
+        },
+    )
+    _put_integers(quantized, stored, quantize_bias=quantize_bias)
+    _round_between(quantized, activations, dtype, shift)
+    onnx_file.sort(quantized)
+    onnx_file.package().checker.check_model(quantized)
+    return quantized
+
+
+def _written(
+    model: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    activation_dtype: str,
+    left: Sequence[Any],
+    symmetric: bool,
+    quantize_bias: bool,
+    encodings: Mapping[str, tuple[Any, Any]] | None = None,
+) -> Any:
+    """What onnxruntime's quantizer makes of a float model, in place; weights per channel.
+
+    Args:
+        ranges: (min, max) by tensor name.
+        left: Nodes that stay float.
+        encodings: (scale, zero_point as stored) that are taken instead of what ranges give; no
+            Clip is taken out then, since the caller knows which the ranges replace.
+    """
     try:
         from onnxruntime.quantization import QuantType
         from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -52,60 +98,39 @@ def quantize(
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
-
-    copied = onnx.ModelProto()
-    copied.CopyFrom(model)
-    _separate(copied)
-    _drop_clips(copied, stored.activations)
-    activations = _activation_encodings(copied, stored.activations)
-    left = _without_encodings(copied, activations)
-    unsigned = activation_dtype == "uint8"
-    dtype, kind = (np.uint8, QuantType.QUInt8) if unsigned else (np.int8, QuantType.QInt8)
-    shift = 128 if unsigned else 0
-    overrides = {
-        name: [
-            {
-                "quant_type": kind,
-                "scale": np.array(scale, np.float32),
-                "zero_point": np.array(zero_point + shift, dtype),
-            }
-        ]
-        for name, (scale, zero_point) in activations.items()
-    }
-    ranges = {
-        name: TensorData(
-            lowest=np.array((-128 - zero_point) * scale, np.float32),
-            highest=np.array((127 - zero_point) * scale, np.float32),
-        )
-        for name, (scale, zero_point) in activations.items()
+    kind = QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
+    given: dict[str, Any] = {}
+    if encodings is not None:
+        overrides = {
+            name: [{"quant_type": kind, "scale": scale, "zero_point": zero_point}]
+            for name, (scale, zero_point) in encodings.items()
+        }
+        given = {"TensorQuantOverrides": overrides, "QDQKeepRemovableActivations": True}
+    found = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
     }
     with quiet():
         writer = QDQQuantizer(
-            copied,
+            model,
             per_channel=True,
             reduce_range=False,
             weight_qType=QuantType.QInt8,
             activation_qType=kind,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+            tensors_range=TensorsData(CalibrationMethod.MinMax, found),
             nodes_to_quantize=[],
             nodes_to_exclude=[node.name for node in left],
             op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
             extra_options={
-                "TensorQuantOverrides": overrides,
                 "WeightSymmetric": True,
-                "ActivationSymmetric": all(z == 0 for _, z in activations.values()),
+                "ActivationSymmetric": symmetric,
                 "QuantizeBias": quantize_bias,
                 "QDQDisableWeightAdjustForInt32Bias": True,
-                "QDQKeepRemovableActivations": True,  # _drop_clips knows which the ranges replace
+                **given,
             },
         )
         writer.quantize_model()
-    quantized = writer.model.model
-    _put_integers(quantized, stored, quantize_bias=quantize_bias)
-    _round_between(quantized, activations, dtype, shift)
-    onnx_file.sort(quantized)
-    onnx.checker.check_model(quantized)
-    return quantized
+    return writer.model.model
 
 
 def read_stored(model: Any, graph: Graph) -> Stored:
@@ -476,48 +501,23 @@ def quantize_own(
     Raises:
         InvalidModelError: If onnxruntime's quantizer refuses the model.
     """
-    try:
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    except ImportError:
-        raise MissingDependencyError("onnxruntime", "convert") from None
-    onnx = onnx_file.package()
-    copied = onnx.ModelProto()
+    copied = onnx_file.package().ModelProto()
     copied.CopyFrom(model)
     _separate(copied)
-    found = {
-        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-        for name, (low, high) in ranges.items()
-    }
-    known = set(found) | {tensor.name for tensor in copied.graph.initializer} | {""}
-    left = [n.name for n in copied.graph.node if not known.issuperset([*n.input, *n.output])]
+    known = set(ranges) | {tensor.name for tensor in copied.graph.initializer} | {""}
     try:
-        with quiet():
-            writer = QDQQuantizer(
-                copied,
-                per_channel=True,
-                reduce_range=False,
-                weight_qType=QuantType.QInt8,
-                activation_qType=(
-                    QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
-                ),
-                tensors_range=TensorsData(CalibrationMethod.MinMax, found),
-                nodes_to_quantize=[],
-                nodes_to_exclude=left,
-                op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
-                extra_options={
-                    "WeightSymmetric": True,
-                    "ActivationSymmetric": symmetric,
-                    "QuantizeBias": quantize_bias,
-                    "QDQDisableWeightAdjustForInt32Bias": True,
-                },
-            )
-            writer.quantize_model()
-            quantized = writer.model.model
-            onnx_file.sort(quantized)
-            onnx.checker.check_model(quantized)
+        quantized = _written(
+            copied,
+            ranges,
+            activation_dtype=activation_dtype,
+            left=[n for n in copied.graph.node if not known.issuperset([*n.input, *n.output])],
+            symmetric=symmetric,
+            quantize_bias=quantize_bias,
+        )
+        onnx_file.sort(quantized)
+        onnx_file.package().checker.check_model(quantized)
+    except MissingDependencyError:
+        raise
     except Exception as exc:  # onnxruntime's quantizer raises many types
         raise InvalidModelError(
             f"onnxruntime's quantizer refuses the ONNX file: {reason(exc)}"

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import math
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from edgekit import schema
 from edgekit.errors import InvalidOptionError
@@ -31,6 +32,9 @@ from edgekit.errors import InvalidOptionError
 Schedule = Literal["cosine", "exponential"]
 Optimizer = Literal["sgd", "rmsprop"]
 Augmentation = Literal["small", "plain", "inception"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 
 DEFAULT = "small"
 FINE_TUNING = "finetune"
@@ -98,7 +102,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges: dict[str, tuple[float, float]] = {
+        limits: dict[str, tuple[float, float]] = {
             "epochs": (1, 1e6),
             "head_epochs": (0, 1e6),
             "head_learning_rate": (1e-9, 1e3),
@@ -118,20 +122,12 @@ class Recipe:
             "shift": (0, 1e4),
             "erase": (0, 1),
         }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
-        for name, choices in (
-            ("schedule", ("cosine", "exponential")),
-            ("optimizer", ("sgd", "rmsprop")),
-            ("augmentation", ("small", "plain", "inception")),
-        ):
-            if getattr(self, name) not in choices:
-                raise InvalidOptionError(
-                    f"expected {name} {' or '.join(choices)}, got {getattr(self, name)!r}"
-                )
-
+        choices = {
+            "schedule": SCHEDULES,
+            "optimizer": OPTIMIZERS,
+            "augmentation": AUGMENTATIONS,
+        }
+        check(self, limits, choices)
         if self.augmentation == "plain" and self.crop < 1:
             raise InvalidOptionError(
                 f"augmentation plain has a crop of its own; expected crop 1, got {self.crop:g}"
@@ -155,6 +151,26 @@ class Recipe:
             return float(self.learning_rate * self.decay ** (step // every))
         part = (step - warmup) / max(self.total_steps(steps_per_epoch) - head - warmup, 1)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * part))
+
+
+def check(
+    values: object,
+    limits: Mapping[str, tuple[float, float]],
+    choices: Mapping[str, Sequence[str]],
+) -> None:
+    """Refuse attributes outside of their limits or choices.
+
+    Raises:
+        InvalidOptionError: If there is one; NaN is outside.
+    """
+    for name, (low, high) in limits.items():
+        value = getattr(values, name)
+        if not low <= value <= high:
+            raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
+    for name, known in choices.items():
+        value = getattr(values, name)
+        if value not in known:
+            raise InvalidOptionError(f"expected {name} {' or '.join(known)}, got {value!r}")
 
 
 @dataclass(frozen=True)

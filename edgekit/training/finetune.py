@@ -8,17 +8,13 @@ al. 2022, "Fine-Tuning can Distort Pretrained Features").
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, ClassVar
 
 from edgekit.errors import InvalidModelError, InvalidOptionError, reason
 from edgekit.formats import float_model
 from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
 from edgekit.signature import Preprocessing
 from edgekit.training.stream import StreamTrainer
 from edgekit.training.trainer import Trainer
@@ -90,14 +86,7 @@ def start(model: Path, *, size: int | None, preprocessing: str | None) -> Start:
         raise InvalidOptionError(f"{model} does not say how large its images are; pass --size N")
     prepare = found.preprocessing
     if prepare.class_offset:
-        prepare = Preprocessing(
-            prepare.name.split("#")[0],
-            prepare.scale,
-            prepare.offset,
-            prepare.resize,
-            prepare.crop,
-            prepare.channels,
-        )
+        prepare = replace(prepare, name=prepare.name.split("#")[0], class_offset=0)
     made = Start(found, (size or height, size or width, channels), prepare)
     made.build(2, dropout=0.0, seed=0)  # refuse before data are read
     return made
@@ -151,34 +140,22 @@ class FineTuner(Trainer):
         settings: Of :class:`edgekit.training.trainer.Trainer`.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, **settings: Any) -> None:
-        self._head_only = False
-        super().__init__(model, recipe, **settings)
-        self._run_all, self._run_head = self._run, self._function(self._head_steps)
+    PHASES: ClassVar[int] = 2
 
     def _set_up(self, model: Any) -> None:
         super()._set_up(model)
         self._dropout, self._classifier = model.get_layer(DROPOUT), model.get_layer(LOGITS)
         self._body = keras_format.tf_keras().Model(model.input, self._dropout.input)
 
-    def run_epoch_part(
-        self, indices: npt.NDArray[np.int64], rates: npt.NDArray[np.float32]
-    ) -> tuple[float, float]:
-        """See :class:`edgekit.training.trainer.Trainer`."""
-        head = self.recipe.head_epochs * self.steps_per_epoch
-        self._run = self._run_head if int(self.step.numpy()) < head else self._run_all
-        return super().run_epoch_part(indices, rates)
-
-    def _head_steps(self, batches: Any, rates: Any) -> tuple[Any, Any]:
-        self._head_only = True  # while this is traced
-        found = self._steps(batches, rates)
-        self._head_only = False
-        return found
+    def _phase_of(self, step: int) -> int:
+        """The classifier alone, 0, or all layers, 1."""
+        return int(step >= self.recipe.head_epochs * self.steps_per_epoch)
 
     def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()
-        features = self._body(x, training=not self._head_only)
-        if self._head_only:
+        head_only = self._phase == 0
+        features = self._body(x, training=not head_only)
+        if head_only:
             features = tf.stop_gradient(features)
         logits = tf.cast(self._classifier(self._dropout(features, training=True)), tf.float32)
         return tf.reduce_mean(self.cross_entropy(logits, y)), logits

@@ -9,7 +9,7 @@ logits and loss are float32, whatever layers compute in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,10 @@ class Trainer:
         jit: Whether XLA compiles the step.
     """
 
+    #: Steps of different kinds that a run is made of, each traced once; ``_phase`` says which one
+    #: is being traced.
+    PHASES: ClassVar[int] = 1
+
     def __init__(
         self,
         model: Any,
@@ -108,7 +112,24 @@ class Trainer:
             step=self.step,
             **({"scale": self._scale.variables} if self._scale else {}),
         )
-        self._run = self._function(self._steps)
+        self._phase = 0
+        self._runs = [self._function(self._in_phase(number)) for number in range(self.PHASES)]
+
+    @property
+    def _run(self) -> Any:
+        """The function of the step that comes next."""
+        return self._runs[self._phase_of(int(self.step.numpy()))]
+
+    def _phase_of(self, step: int) -> int:
+        """Which of :attr:`PHASES` a step is in; of those in one call the first decides."""
+        return 0
+
+    def _in_phase(self, number: int) -> Callable[[Any, Any], tuple[Any, Any]]:
+        def steps(batches: Any, rates: Any) -> tuple[Any, Any]:
+            self._phase = number  # while this is traced
+            return self._steps(batches, rates)
+
+        return steps
 
     def _hold(self, images: Any, labels: Any) -> None:
         """Keep what batches are made of."""
@@ -164,17 +185,22 @@ class Trainer:
         values: list[npt.NDArray[Any]] = self.replicas.call(lambda: [v.numpy() for v in found])
         return values
 
-    def _steps(self, indices: Any, rates: Any) -> tuple[Any, Any]:
+    def _steps(self, batches: Any, rates: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()
         loss = tf.constant(0.0)
         right = tf.constant(0.0)
-        count = tf.shape(indices)[0]
+        count = tf.shape(rates)[0]
         for i in tf.range(count):
-            step_loss, step_right = self.replicas.run(self._one_step, indices[i], rates[i])
+            batch = self._taken(batches, i)
+            step_loss, step_right = self.replicas.run(self._one_step, batch, rates[i])
             loss += step_loss
             right += step_right
         steps = tf.cast(count, tf.float32)
         return loss / steps, right / steps
+
+    def _taken(self, batches: Any, i: Any) -> Any:
+        """What step ``i`` of some fused ones is given: image numbers ``[batch]``."""
+        return batches[i]
 
     def _one_step(self, indices: Any, rate: Any) -> tuple[Any, Any]:
         """The part of a step that one replica computes, then its end with all others."""
