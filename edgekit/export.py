@@ -15,16 +15,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, environment, feeds, outputs
-from edgekit.artifact import Artifact, CalibrationRecord, Execution, QuantizationRecord
+from edgekit import artifact, cli, data, encodings, feeds, outputs, proof
+from edgekit.artifact import Artifact, CalibrationRecord, QuantizationRecord
 from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
-from edgekit.encodings import Stored, differences
 from edgekit.errors import (
     ExecutionError,
     InvalidDataError,
@@ -54,9 +51,8 @@ from edgekit.signature import Signature, TensorSpec
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
 DEFAULT_MODEL = float_model.SHIPPED
-#: Largest difference from the float answers, as a part of their largest value.
-_TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
-_CHECKED_IMAGES = 4
+#: Held-out images that an ONNX file is scored on, at the most.
+_HELD = 64
 #: Images on which activations are measured before they become float16.
 _WATCHED_IMAGES = 64
 #: Calibration images that layers are fitted to, at the most.
@@ -213,24 +209,32 @@ def export(
     outputs.check_free(out, force=force)
     written = _make(source, target, precision, found, profile, correction)
     options = dict(profile.runtime_options.get(target, {}))
-    execution = _execution(written, source, target, precision, profile)
+    quantized, table = written.quantized, written.table
+    numbers = 0
+    if isinstance(quantized, OnnxQuantized):
+        numbers = quantized.numbers
+    elif quantized is not None:
+        numbers = quantized.stored.numbers()
+    execution = proof.execution(
+        written.content, written.signature, source, target, precision, profile, numbers
+    )
     if strict and execution.floats:
         raise ExecutionError(
             f"--strict: {len(execution.floats)} operators of the {target} int8 model compute in "
             f"float: {', '.join(execution.floats)}; replace them in the model, or export without "
             f"--strict"
         )
-    difference = _check_answers(written, source, target, precision)
+    answers = proof.check_answers(
+        written.content, written.signature, written.canonical, source, target, precision
+    )
     computed = f"operators that compute in float: {', '.join(execution.floats)}"
     notes = (
         *written.notes,
         *([computed] if execution.floats else []),
-        f"answers to {_CHECKED_IMAGES} random images differ from float32 by {difference:.2g} "
-        f"at most",
+        answers,
     )
     model_file = f"model.{target}"
     files: dict[str, bytes | Path] = {model_file: written.content}
-    quantized, table = written.quantized, written.table
     if quantized is not None:
         files[encodings.FILE] = quantized.encodings.dumps().encode()
     return artifact.write(
@@ -350,9 +354,7 @@ def _from_onnx(
     table = _table(calibration, prepared, source)
     held: Feed | None = None
     if calibration.images is not None and len(calibration.images) >= FEWEST_IMAGES:
-        places = np.arange(len(calibration.images))[HELD_OUT - 1 :: HELD_OUT][
-            : _CHECKED_IMAGES * 16
-        ]
+        places = np.arange(len(calibration.images))[HELD_OUT - 1 :: HELD_OUT][:_HELD]
         held = feeds.feed(calibration.images, signature.inputs, source.preprocessing, places)
     found = onnx_file.quantize(
         onnx.parse(prepared), table, profile=profile, feed=held, correct=correction == "auto"
@@ -476,7 +478,7 @@ def _make_int8(
     notes += quantized.notes
     if target == "tflite":
         content = tflite.quantize(quantized.graph, quantized.stored)
-        _check_stored(target, tflite.read_stored(content), quantized.stored)
+        proof.check_stored(target, tflite.read_stored(content), quantized.stored)
         return _Written(
             content, tflite.signature(content), canonical, quantized, table, tuple(notes)
         )
@@ -494,7 +496,7 @@ def _make_int8(
             f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
             f"not rounded there: {', '.join(map(short_name, absent[:3]))}"
         )
-    _check_stored(target, read, quantized.stored.without(absent), biases=profile.onnx_bias)
+    proof.check_stored(target, read, quantized.stored.without(absent), biases=profile.onnx_bias)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "
@@ -510,111 +512,6 @@ def _way(found: Quantized | OnnxQuantized) -> str:
         return f"weights: {found.way}"
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
     return f"weights: {found.way}; on held-out calibration images: {tried}"
-
-
-def _check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
-    """The file holds what was decided, number for number.
-
-    Raises:
-        ExecutionError: If it does not.
-    """
-    found = differences(read, decided if biases else decided.without_biases())
-    if found:
-        first = found[0]
-        raise ExecutionError(
-            f"the {target} file differs from the encodings in {len(found)} places, first "
-            f"{first.what} of {short_name(first.tensor)} ({first.count} numbers, up to "
-            f"{first.largest:.3g}); please report the model"
-        )
-
-
-def _execution(
-    written: _Written, source: FloatModel, target: str, precision: str, profile: DeviceProfile
-) -> Execution:
-    """Load and run what will be written; say which kernels did it."""
-    isa = environment.describe().isa
-    found = written.quantized
-    numbers = 0
-    if found is not None:
-        numbers = found.numbers if isinstance(found, OnnxQuantized) else found.stored.numbers()
-    if target == "tflite":
-        return Execution("XNNPACK", isa, tflite.kernels(written.content), (), numbers)
-    if profile.provider != "CPUExecutionProvider":
-        note = f"not run: {profile.provider} is not on this machine"
-        return Execution(profile.provider, isa, {}, (), numbers, note)
-    given = feeds.random(written.signature.inputs, source.preprocessing, 1, seed=0)
-    feed = feeds.quantized(given, written.signature.inputs)
-    options = dict(profile.runtime_options.get(target, {}))
-    nodes = onnx.executed(written.content, feed, options=options)
-    kernels: dict[str, int] = {}
-    for node in nodes:
-        kernels[node.kind] = kernels.get(node.kind, 0) + 1
-    floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
-    return Execution(
-        "CPUExecutionProvider", isa, kernels, floats if precision == "int8" else (), numbers
-    )
-
-
-def _check_answers(written: _Written, source: FloatModel, target: str, precision: str) -> float:
-    """Run what will be written, on fixed random images, beside the canonical float graph.
-
-    Returns:
-        The largest difference between their answers.
-
-    Raises:
-        ExecutionError: If an answer is NaN or infinite, or differs by more than the precision
-            explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
-    """
-    inputs, ends = written.signature.inputs, written.signature.outputs
-    base = onnx.signature(source.model) if source.kind == "onnx" else None
-    given = (base or tflite.signature(written.canonical)).inputs
-    values = feeds.random(given, source.preprocessing, _CHECKED_IMAGES, seed=0)
-    if base is not None:
-        expected = _answers_onnx(written.canonical, values, base)
-    else:
-        expected = _answers_tflite(written.canonical, values)
-    feed = feeds.quantized(values, inputs)
-    if target == "tflite":
-        answers = _answers_tflite(written.content, feed)
-    else:
-        answers = _answers_onnx(written.content, feed, written.signature)
-    largest = 0.0
-    for end in ends:
-        found = end.dequantize(answers[end.name])
-        if not np.isfinite(found).all():
-            raise ExecutionError(
-                f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
-                f"{end.name}; export it in float32"
-            )
-        exact = expected[end.name]
-        difference = float(np.abs(found - exact).max(initial=0))
-        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(exact).max(initial=0)))
-        if difference > allowed:
-            raise ExecutionError(
-                f"the {target} {precision} model of {source.model_id} differs from the float model "
-                f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most; please report "
-                f"the model"
-            )
-        largest = max(largest, difference)
-    return largest
-
-
-def _answers_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
-    names = [end.name for end in found.outputs]
-    run = onnx.session(content).run
-    parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
-    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
-
-
-def _answers_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
-    """Answers ``[N, ...]`` by name of the signature."""
-    opened = tflite.interpreter(content)
-    runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
-    found = [
-        runner(**{name: array[i : i + 1] for name, array in values.items()})
-        for i in range(feeds.count(values))
-    ]
-    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
 
 def parser() -> cli.Parser:

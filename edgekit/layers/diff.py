@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from edgekit.layers.measure import (
     Sound,
     Verdict,
     blame,
+    first_below,
     measure,
 )
 from edgekit.quant.profiles import DEFAULT, PROFILES
@@ -200,7 +201,7 @@ def diff(
         tensors=len(graph.operators) + len(graph.inputs),
         computed=tuple(row.layer for row in rows if row.name not in right.names),
         verdict=blame(rows),
-        first_below={mode: _first_below(rows, mode, bound) for mode in modes}
+        first_below={mode: first_below(rows, mode, bound) for mode in modes}
         if bound is not None
         else {},
         bound=bound,
@@ -266,11 +267,3 @@ def _factors(side: _Side) -> Factors:
     if side.artifact is None or side.precision != "int8" or side.format == "keras":
         return {}
     return Encodings.load(side.artifact.path / encodings.FILE).factors
-
-
-def _first_below(rows: Sequence[LayerRow], mode: str, bound: float) -> str | None:
-    for row in rows:
-        errors = row.of(mode)
-        if errors is not None and errors.sqnr < bound:
-            return row.layer
-    return None

@@ -239,7 +239,7 @@ def measure(
         given: The same images as the suspect's does.
         modes: Of :data:`MODES`.
         reference_factors: What the reference's channels are multiplied with; none in float.
-        half: Whether the suspect stores float16.
+        half: Whether the suspect stores float16; each layer alone is then fed with what that holds.
         advance: Called with the number of images done.
 
     Raises:
@@ -271,6 +271,7 @@ def measure(
             for name in names:
                 whole[name].add(right[name], found[name])
         if ISOLATED in modes:
+            right = _halved(right) if half else right
             stored = {
                 name: as_stored(values, suspect.encodings.get(name))
                 for name, values in right.items()
@@ -383,6 +384,16 @@ def _scaled(values: Values, factors: Factors, own: Factors) -> Values:
     return found
 
 
+def _halved(values: Values) -> Values:
+    """What float16 holds of the values; tensors beyond it stay float32, as their operators do."""
+    return {
+        name: array.astype(np.float16).astype(np.float32)
+        if np.abs(array).max(initial=0) <= np.finfo(np.float16).max
+        else array
+        for name, array in values.items()
+    }
+
+
 def as_stored(
     values: npt.NDArray[np.float32], encoding: tuple[float, int] | None
 ) -> npt.NDArray[np.float32]:
@@ -413,4 +424,13 @@ def blame(rows: Sequence[LayerRow]) -> Verdict | None:
             coarse.name,
             f"its step is {coarse.step:.1f} times what its values need",
         )
+    return None
+
+
+def first_below(rows: Sequence[LayerRow], mode: str, bound: float) -> str | None:
+    """The first layer with less SQNR than ``bound`` dB in one of :data:`MODES`."""
+    for row in rows:
+        errors = row.of(mode)
+        if errors is not None and errors.sqnr < bound:
+            return row.layer
     return None

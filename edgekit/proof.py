@@ -1,0 +1,178 @@
+"""What has to be seen of a model file before it becomes an artifact.
+
+Every number is the one that was decided, the file loads and runs, and its answers are those of the
+float graph as far as the precision explains: in float16, what no rounding explains is a fault, and
+the layer that has it is named.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import environment, feeds
+from edgekit.artifact import Execution
+from edgekit.encodings import Stored, differences
+from edgekit.errors import ExecutionError
+from edgekit.feeds import Feed
+from edgekit.formats import onnx, tflite
+from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.float_model import FloatModel
+from edgekit.layers import measure
+from edgekit.quant.profiles import DeviceProfile
+from edgekit.signature import Signature
+from edgekit.tensors import OnnxTensors, TfLiteTensors
+
+#: Largest difference from the float answers, as a part of their largest value.
+_TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
+IMAGES = 4
+#: dB below which a tensor is said to be off.
+_OFF = 30.0
+
+
+def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
+    """The file holds what was decided, number for number.
+
+    Raises:
+        ExecutionError: If it does not.
+    """
+    found = differences(read, decided if biases else decided.without_biases())
+    if found:
+        first = found[0]
+        raise ExecutionError(
+            f"the {target} file differs from the encodings in {len(found)} places, first "
+            f"{first.what} of {short_name(first.tensor)} ({first.count} numbers, up to "
+            f"{first.largest:.3g}); please report the model"
+        )
+
+
+def execution(
+    content: bytes,
+    found: Signature,
+    source: FloatModel,
+    target: str,
+    precision: str,
+    profile: DeviceProfile,
+    numbers: int,
+) -> Execution:
+    """Load and run what will be written; say which kernels did it.
+
+    Args:
+        content: The model file.
+        found: Its signature.
+        source: What it was made from.
+        numbers: How many weights and biases were read back from it.
+    """
+    isa = environment.describe().isa
+    if target == "tflite":
+        return Execution("XNNPACK", isa, tflite.kernels(content), (), numbers)
+    if profile.provider != "CPUExecutionProvider":
+        note = f"not run: {profile.provider} is not on this machine"
+        return Execution(profile.provider, isa, {}, (), numbers, note)
+    feed = feeds.quantized(
+        feeds.random(found.inputs, source.preprocessing, 1, seed=0), found.inputs
+    )
+    options = dict(profile.runtime_options.get(target, {}))
+    nodes = onnx.executed(content, feed, options=options)
+    kernels: dict[str, int] = {}
+    for node in nodes:
+        kernels[node.kind] = kernels.get(node.kind, 0) + 1
+    floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
+    return Execution(
+        "CPUExecutionProvider", isa, kernels, floats if precision == "int8" else (), numbers
+    )
+
+
+def check_answers(
+    content: bytes,
+    found: Signature,
+    canonical: bytes,
+    source: FloatModel,
+    target: str,
+    precision: str,
+) -> str:
+    """Run what will be written, on fixed random samples, beside the float graph.
+
+    Args:
+        content: The model file.
+        found: Its signature.
+        canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
+
+    Returns:
+        How far the answers differ, in words.
+
+    Raises:
+        ExecutionError: If an answer is NaN or infinite, or differs by more than the precision
+            explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
+    """
+    base = onnx.signature(source.model) if source.kind == "onnx" else None
+    given = (base or tflite.signature(canonical)).inputs
+    values = feeds.random(given, source.preprocessing, IMAGES, seed=0)
+    expected = _of_tflite(canonical, values) if base is None else _of_onnx(canonical, values, base)
+    feed = feeds.quantized(values, found.inputs)
+    run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
+    largest, beyond = 0.0, ""
+    for end in found.outputs:
+        answers, exact = end.dequantize(run[end.name]), expected[end.name]
+        if not np.isfinite(answers).all():
+            raise ExecutionError(
+                f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
+                f"{end.name}; export it in float32"
+            )
+        difference = float(np.abs(answers - exact).max(initial=0))
+        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(exact).max(initial=0)))
+        if difference > allowed and not beyond:
+            beyond = f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most"
+        largest = max(largest, difference)
+    if not beyond:
+        return f"answers to {IMAGES} random images differ from float32 by {largest:.2g} at most"
+    said = f"the {target} {precision} model of {source.model_id} differs from the float model"
+    if precision != "float16" or base is not None:
+        raise ExecutionError(f"{said} {beyond}; please report the model")
+    fault, why = _judge(content, canonical, target, values)
+    if fault:
+        raise ExecutionError(f"{said} {beyond}: {why}; export it in float32, or report the model")
+    return f"{said} {beyond}, on {IMAGES} random images: {why}"
+
+
+def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple[bool, str]:
+    """Whether a layer of a float16 file errs by more than rounding, and which, in words."""
+    graph = Graph(canonical)
+    right = TfLiteTensors(canonical, graph, threads=1)
+    wrong = (
+        TfLiteTensors(content, graph, threads=1)
+        if target == "tflite"
+        else OnnxTensors(onnx.parse(content), graph, threads=1)
+    )
+    given = next(iter(values.values()))
+    rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+    if verdict := measure.blame(rows):
+        return True, f"{verdict.layer} is to blame, {verdict.reason}"
+    judged = [row for row in rows if row.excess is not None]
+    worst = max(judged, key=lambda row: row.excess or 0.0)
+    from_here = measure.first_below(rows, measure.ACCUMULATED, _OFF)
+    return False, (
+        f"every layer rounds as float16 does (worst {worst.layer}, {worst.excess:.1f} dB over a "
+        f"sound layer's error), the network amplifies it"
+        + (f", below {_OFF:.0f} dB from {from_here} on" if from_here else "")
+    )
+
+
+def _of_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
+    names = [end.name for end in found.outputs]
+    run = onnx.session(content).run
+    parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+
+def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
+    """Answers ``[N, ...]`` by name of the signature."""
+    opened = tflite.interpreter(content)
+    runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
+    found = [
+        runner(**{name: array[i : i + 1] for name, array in values.items()})
+        for i in range(feeds.count(values))
+    ]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}

@@ -1,0 +1,87 @@
+"""What is seen of a file before it becomes an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit import proof
+from edgekit.errors import ExecutionError
+from edgekit.export import export
+from edgekit.formats import float_model, half, keras, onnx, onnx_convert, tflite
+from edgekit.formats.flatbuffer import Graph
+from edgekit.formats.float_model import FloatModel
+
+TARGETS = ("tflite", "onnx")
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A net whose last layer takes twins apart, which float16 rounds to much the same numbers."""
+    made = keras.tf_keras()
+    made.utils.set_random_seed(4)
+    image = made.Input((8, 8, 3), name="image")
+    x = image
+    for i in range(3):
+        x = made.layers.Conv2D(12, 3, padding="same", activation="relu", name=f"conv_{i}")(x)
+    x = made.layers.Flatten()(x)
+    x = made.layers.Dense(20, name="twins")(x)
+    model = made.Model(image, made.layers.Dense(10, name="answer")(x))
+    random = np.random.default_rng(4)
+    kernel, bias = model.get_layer("twins").get_weights()
+    kernel[:, 1::2] = kernel[:, ::2] * random.normal(1, 1e-3, kernel[:, ::2].shape)
+    model.get_layer("twins").set_weights([kernel, bias])
+    apart = np.kron(np.eye(10), [[1], [-1]]).astype(np.float32)
+    model.get_layer("answer").set_weights([apart, np.zeros(10)])
+    path = tmp_path_factory.mktemp("twins") / "twins.keras"
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_rounding_explains_is_said(target: str, twins: Path, tmp_path: Path) -> None:
+    written = export(
+        twins,
+        target=target,
+        precision="float16",
+        preprocessing="unit",
+        out=tmp_path / "half",
+    )
+    said = written.manifest.notes[-1]
+    assert "differs from the float model by" in said
+    assert "every layer rounds as float16 does" in said
+
+
+@pytest.mark.parametrize("layer", range(3))
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_fault_is_named(target: str, layer: int, twins: Path, tmp_path: Path) -> None:
+    """A file in which two channels of a layer are swapped is not excused by rounding."""
+    source = float_model.load(twins, preprocessing="unit")
+    canonical = source.canonical()
+    changed = keras.load(twins)
+    convolution = changed.get_layer(f"conv_{layer}")
+    kernel, bias = convolution.get_weights()
+    order = [1, 0, *range(2, 12)]
+    convolution.set_weights([kernel[..., order], bias])
+    changed.save(tmp_path / "changed.keras")
+    wrong = float_model.load(tmp_path / "changed.keras", preprocessing="unit")
+    content = _halved(wrong, target)
+    signature = (
+        tflite.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
+    )
+    with pytest.raises(ExecutionError, match=f"conv_{layer} is to blame"):
+        proof.check_answers(content, signature, canonical, source, target, "float16")
+
+
+def _halved(source: FloatModel, target: str) -> bytes:
+    if target == "tflite":
+        return source.canonical(float16=True)
+    canonical = source.canonical()
+    model = onnx_convert.from_tflite(canonical)
+    onnx_convert.rename_ends(model, Graph(canonical))
+    name = onnx.signature(model).inputs[0].name
+    return bytes(
+        half.to_float16(model, {name: np.ones((1, 8, 8, 3), np.float32)}).model.SerializeToString()
+    )
