@@ -322,21 +322,17 @@ def _images(dataset: str, manifest: Manifest, limit: int | None) -> data.ImageSe
             quiet=True,  # warnings go into the report, which is printed
         )
     samples = opened.head(limit)
-    arrays, labels = dict(samples.arrays), None
-    if manifest.class_names and "y" not in {spec.name for spec in specs} and "y" in arrays:
-        labels = arrays.pop("y")
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise InvalidDataError(
-                f"{samples.name}: expected y as integer classes [N], got {labels.dtype} "
-                f"{list(labels.shape)}"
-            )
-        labels = labels.astype(np.int64) + manifest.preprocessing.class_offset
+    labels = None
+    if manifest.class_names:
+        samples, labels = feeds.labelled(samples, specs)
+    if labels is not None:
+        labels = labels + manifest.preprocessing.class_offset
     real = [
         replace(spec, dtype="float32", scale=None, zero_point=None) if spec.is_real else spec
         for spec in specs
     ]
-    feeds.check(replace(samples, arrays=arrays), real)
-    return data.ImageSet(samples.name, feeds.records(arrays), labels, (), samples.sha256)
+    feeds.check(samples, real)
+    return data.ImageSet(samples.name, feeds.records(samples.arrays), labels, (), samples.sha256)
 
 
 def _labels(images: data.ImageSet, classes: int, *, needed: bool) -> npt.NDArray[np.int64] | None:

@@ -6,7 +6,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,26 @@ def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:
             )
 
 
+def labelled(
+    samples: Inputs, specs: Sequence[TensorSpec]
+) -> tuple[Inputs, npt.NDArray[np.int64] | None]:
+    """Samples without ``y``, and the classes in it; as they are if ``y`` is an input or missing.
+
+    Raises:
+        InvalidDataError: If ``y`` is not one integer a sample.
+    """
+    if "y" not in samples.arrays or "y" in {spec.name for spec in specs}:
+        return samples, None
+    labels = samples.arrays["y"]
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise InvalidDataError(
+            f"{samples.name}: expected y as integer classes [N], got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    arrays = {name: values for name, values in samples.arrays.items() if name != "y"}
+    return replace(samples, arrays=arrays), labels.astype(np.int64)
+
+
 def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, where: Any) -> Feed:
     """What goes into each input for some of the samples, ``[n, ...]`` by input name.
 
@@ -244,13 +264,18 @@ def count(feed: Mapping[str, npt.NDArray[Any]]) -> int:
     return len(next(iter(feed.values())))
 
 
+def part(feed: Mapping[str, npt.NDArray[Any]], where: slice) -> Feed:
+    """Some of the samples."""
+    return {name: values[where] for name, values in feed.items()}
+
+
 def batches(feed: Feed, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
     """The whole feed where the batch is free, else sample by sample."""
     if all(spec.shape[0] == -1 for spec in specs):
         yield feed
         return
     for i in range(count(feed)):
-        yield {name: values[i : i + 1] for name, values in feed.items()}
+        yield part(feed, slice(i, i + 1))
 
 
 def _by_name(samples: Samples, specs: Sequence[TensorSpec]) -> Mapping[str, npt.NDArray[Any]]:

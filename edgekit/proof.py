@@ -27,7 +27,7 @@ from edgekit.tensors import OnnxTensors, TfLiteTensors
 
 #: Largest difference from the float answers, as a part of their largest value.
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
-IMAGES = 4
+SAMPLES = 4
 #: dB below which a tensor is said to be off.
 _OFF = 30.0
 
@@ -109,7 +109,7 @@ def check_answers(
     """
     base = onnx.signature(source.model) if source.kind == "onnx" else None
     given = (base or tflite.signature(canonical)).inputs
-    values = feeds.random(given, source.preprocessing, IMAGES, seed=0)
+    values = feeds.random(given, source.preprocessing, SAMPLES, seed=0)
     expected = _of_tflite(canonical, values) if base is None else _of_onnx(canonical, values, base)
     feed = feeds.quantized(values, found.inputs)
     run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
@@ -127,14 +127,14 @@ def check_answers(
             beyond = f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most"
         largest = max(largest, difference)
     if not beyond:
-        return f"answers to {IMAGES} random images differ from float32 by {largest:.2g} at most"
+        return f"answers to {SAMPLES} random inputs differ from float32 by {largest:.2g} at most"
     said = f"the {target} {precision} model of {source.model_id} differs from the float model"
     if precision != "float16" or base is not None:
         raise ExecutionError(f"{said} {beyond}; please report the model")
     fault, why = _judge(content, canonical, target, values)
     if fault:
         raise ExecutionError(f"{said} {beyond}: {why}; export it in float32, or report the model")
-    return f"{said} {beyond}, on {IMAGES} random images: {why}"
+    return f"{said} {beyond}, on {SAMPLES} random inputs: {why}"
 
 
 def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple[bool, str]:
@@ -146,7 +146,7 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
         if target == "tflite"
         else OnnxTensors(onnx.parse(content), graph, threads=1)
     )
-    given = next(iter(values.values()))
+    given = {graph.entries[name]: array for name, array in values.items()}
     rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
     if verdict := measure.blame(rows):
         return True, f"{verdict.layer} is to blame, {verdict.reason}"

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import feeds
 from edgekit.encodings import Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.feeds import Feed
 from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import walk
@@ -28,13 +30,13 @@ class LayerNumbers:
     """What a layer computes with, as real numbers in the canonical layout.
 
     Attributes:
-        weights: float32.
+        weights: float32, or None where the file computes them.
         bias: float32 ``[O]``, or None.
         activation: Whether the activation behind it is an operator or option of the file; in int8
             the ends of the output's range can stand for it.
     """
 
-    weights: npt.NDArray[np.float32]
+    weights: npt.NDArray[np.float32] | None
     bias: npt.NDArray[np.float32] | None
     activation: bool
 
@@ -54,8 +56,12 @@ class Tensors(Protocol):
     own: Mapping[str, str]
     graph_id: str
 
-    def run(self, images: npt.NDArray[np.float32]) -> Values:
-        """All activations ``[N, ...]`` of preprocessed images, as real numbers."""
+    def run(self, feed: Feed) -> Values:
+        """All activations ``[N, ...]`` as real numbers.
+
+        Args:
+            feed: ``[N, ...]`` by the input's canonical name; real ones preprocessed.
+        """
 
     def alone(self, values: Values) -> Values:
         """What each operator answers to given inputs, stored as this model stores them."""
@@ -65,15 +71,27 @@ class Tensors(Protocol):
 
 
 def activations(graph: Graph) -> tuple[str, ...]:
-    """Inputs and what operators compute, in order of execution; float or int8 only."""
-    order = [*graph.inputs, *(name for found in graph.operators for name in found.outputs)]
-    kinds = (np.float32, np.int8)
-    return tuple(name for name in dict.fromkeys(order) if graph.dtype(name) in kinds)
+    """Inputs and what operators compute, in order of execution; float or int8 only.
+
+    Others hold places, counts or tokens: they are handed on, and have no error.
+    """
+    return tuple(
+        name
+        for name in dict.fromkeys(_computed(graph))
+        if graph.dtype(name) in (np.float32, np.int8) and 0 not in graph.shape(name)
+    )
+
+
+def _computed(graph: Graph) -> list[str]:
+    """Inputs in order of their names in the signature, then what operators compute."""
+    inputs = [tensor for _, tensor in sorted(graph.entries.items())]
+    return [*inputs, *(name for found in graph.operators for name in found.outputs)]
 
 
 def _form(graph: Graph) -> list[tuple[Any, ...]]:
-    """Operators and sizes, without names."""
-    return [
+    """Sizes of inputs, operators and their sizes, without names."""
+    inputs = [(graph.shape(tensor),) for _, tensor in sorted(graph.entries.items())]
+    return inputs + [
         (found.kind, *(graph.shape(name) for name in found.outputs)) for found in graph.operators
     ]
 
@@ -89,35 +107,42 @@ class TfLiteTensors(Tensors):
     def __init__(self, content: bytes | Graph, graph: Graph, *, threads: int) -> None:
         self._graph = Graph(content) if isinstance(content, bytes) else content
         self._graph.fold()
-        own = activations(self._graph)
-        self.own = {name: name for name in own}
-        if _form(self._graph) == _form(graph) and own != activations(graph):
-            self.own = dict(zip(activations(graph), own, strict=True))
-            self._graph.rename({name: canonical for canonical, name in self.own.items()})
+        self.own = {name: name for name in _computed(self._graph)}
+        if _form(self._graph) == _form(graph):
+            aligned = dict(zip(_computed(graph), _computed(self._graph), strict=True))
+        else:
+            entries = self._graph.entries
+            aligned = {at: entries[name] for name, at in graph.entries.items() if name in entries}
+        self.own.update(aligned)
+        renamed = {name: canonical for canonical, name in aligned.items() if name != canonical}
+        if renamed:
+            self._graph.rename(renamed)
         self._threads = threads
-        self.names = tuple(name for name in activations(graph) if name in self.own)
+        own = set(activations(self._graph))
+        self.names = tuple(name for name in activations(graph) if name in own)
         self.graph_id = self._graph.name
         stored = tflite.stored_of(self._graph)
         self.encodings = {
-            name: encoding for name, encoding in stored.activations.items() if name in self.own
+            name: encoding for name, encoding in stored.activations.items() if name in own
         }
         self._steps: list[walk.Step] = []
 
-    def run(self, images: npt.NDArray[np.float32]) -> Values:
-        entry = self._graph.inputs[0]
-        wanted = [name for name in self.names if name != entry]
+    def run(self, feed: Feed) -> Values:
+        entries = self._graph.inputs
+        wanted = [name for name in self.names if name not in entries]
         opened = tflite.interpreter(self._graph.with_outputs(wanted), threads=self._threads)
-        place = opened.get_input_details()[0]["index"]
+        places = [detail["index"] for detail in opened.get_input_details()]
         ends = [detail["index"] for detail in opened.get_output_details()]
         found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in wanted}
-        stored = self._stored(entry, images)
-        for start in range(len(images)):
-            opened.set_tensor(place, stored[start : start + 1])
+        stored = {name: self._stored(name, feed[name]) for name in entries}
+        for i in range(feeds.count(feed)):
+            for place, values in zip(places, stored.values(), strict=True):
+                opened.set_tensor(place, values[i : i + 1])
             opened.invoke()
             for name, end in zip(wanted, ends, strict=True):
-                found[name].append(opened.get_tensor(end))
+                found[name].append(np.atleast_1d(opened.get_tensor(end)))
         whole = {name: np.concatenate(parts) for name, parts in found.items()}
-        return {name: self._real(name, array) for name, array in {entry: stored, **whole}.items()}
+        return {name: self._real(name, array) for name, array in {**stored, **whole}.items()}
 
     def complete(self, values: Values) -> Values:
         """The same values, with those that are missing computed from them; a float model only."""
@@ -140,9 +165,9 @@ class TfLiteTensors(Tensors):
     def alone(self, values: Values) -> Values:
         graph = self._graph
         stored = {name: self._stored(name, array) for name, array in values.items()}
-        found = {graph.inputs[0]: self._real(graph.inputs[0], stored[graph.inputs[0]])}
+        found = {name: self._real(name, stored[name]) for name in graph.inputs}
         for step in self.steps():
-            if all(name in stored for name in step.fed):
+            if step.fed and all(name in stored for name in step.fed):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
                     found[name] = self._real(name, array)
         return found
@@ -197,20 +222,21 @@ class OnnxTensors(Tensors):
         self._whole: Any = None
         self._cut: Any = None
 
-    def run(self, images: npt.NDArray[np.float32]) -> Values:
+    def run(self, feed: Feed) -> Values:
         self._whole = self._whole or self._open(onnx_tensors.watched(self._model, self._places))
-        return self._answers(self._whole, {self._model.graph.input[0].name: images})
+        return self._answers(self._whole, self._given(feed), feeds.count(feed))
 
     def alone(self, values: Values) -> Values:
         self._cut = self._cut or self._open(onnx_tensors.cut(self._model, self._places))
         entries = {entry.name for entry in self._cut.get_inputs()}
-        given = {self._model.graph.input[0].name: values[self._graph.inputs[0]]}
+        given = self._given(values)
         for name, place in self._places.items():
             if onnx_tensors.fed(place) in entries:
                 if name not in values:
                     raise InvalidModelError(f"the reference has no tensor {name}")
                 given[onnx_tensors.fed(place)] = place.own(values[name])
-        return self._answers(self._cut, given)
+        samples = len(given[self._cut.get_inputs()[0].name])
+        return self._answers(self._cut, given, samples)
 
     def numbers(self) -> Numbers:
         stored, found = onnx_integers.read_stored(self._model, self._graph), {}
@@ -232,14 +258,27 @@ class OnnxTensors(Tensors):
     def _open(self, content: bytes) -> Any:
         return onnx.session(content, threads=self._threads, options=self._options)
 
-    def _answers(self, session: Any, feed: Mapping[str, npt.NDArray[Any]]) -> Values:
+    def _given(self, values: Feed) -> dict[str, npt.NDArray[Any]]:
+        """Values of the inputs by their names in the file."""
+        names = (value.name for value in self._model.graph.input)
+        return {
+            name: values[tensor] for name, tensor in zip(names, self._graph.inputs, strict=True)
+        }
+
+    def _answers(self, session: Any, feed: Feed, samples: int) -> Values:
         ends = [end.name for end in session.get_outputs()]
-        fixed = [e.shape[0] for e in session.get_inputs() if isinstance(e.shape[0], int)]
-        count = len(next(iter(feed.values())))
-        batch = 1 if fixed else count
+        fixed = any(isinstance(each.shape[0], int) for each in session.get_inputs() if each.shape)
+        batch = 1 if fixed else samples
+        sizes = {name: len(array) // samples for name, array in feed.items()}  # 1, or no batch
         parts = [
-            session.run(ends, {name: array[i : i + batch] for name, array in feed.items()})
-            for i in range(0, count, batch)
+            session.run(
+                ends,
+                {
+                    name: array[i * sizes[name] : (i + batch) * sizes[name]]
+                    for name, array in feed.items()
+                },
+            )
+            for i in range(0, samples, batch)
         ]
         whole = dict(zip(ends, map(np.concatenate, zip(*parts, strict=True)), strict=True))
         given = {
@@ -258,21 +297,21 @@ class OnnxTensors(Tensors):
 class KerasTensors(Tensors):
     """A tf_keras model, whose tensors get the names of canonical ones that hold the same values."""
 
-    def __init__(self, model: Any, graph: Graph, images: npt.NDArray[np.float32]) -> None:
-        from edgekit.formats.keras import by_values, tensors_of, tf_keras
+    def __init__(self, model: Any, graph: Graph, feed: Feed) -> None:
+        from edgekit.formats.keras import by_values, input_names, tensors_of, tf_keras
 
-        self._graph, self._keras = graph, tf_keras()
+        self._keras = tf_keras()
+        self._entries = [graph.entries[name] for name in input_names(model)]
         self.encodings: Mapping[str, tuple[float, int]] = {}
         self.graph_id = str(model.name)
         every = tensors_of(model)
-        answers = self._keras.Model(model.inputs, [tensor for _, tensor in every])(
-            images, training=False
-        )
+        answers = self._call(self._keras.Model(model.inputs, [at for _, at in every]), feed)
         values = {
             key: np.asarray(answer, np.float32)
             for (key, _), answer in zip(every, answers, strict=True)
         }
-        expected = TfLiteTensors(graph.serialize(), graph, threads=1).run(images)
+        lite = TfLiteTensors(graph.serialize(), graph, threads=1)
+        expected = {name: each for name, each in lite.run(feed).items() if name in lite.names}
         self.own = {
             name: key
             for name, key in by_values(expected, values).items()
@@ -284,13 +323,16 @@ class KerasTensors(Tensors):
             raise InvalidModelError(f"no tensor of {model.name} has the values of a canonical one")
         self._model = self._keras.Model(model.inputs, [chosen[name] for name in self.names])
 
-    def run(self, images: npt.NDArray[np.float32]) -> Values:
-        answers = self._model(images, training=False)
-        answers = answers if isinstance(answers, list | tuple) else [answers]
+    def run(self, feed: Feed) -> Values:
         return {
             name: np.asarray(answer, np.float32)
-            for name, answer in zip(self.names, answers, strict=True)
+            for name, answer in zip(self.names, self._call(self._model, feed), strict=True)
         }
+
+    def _call(self, model: Any, feed: Feed) -> list[Any]:
+        inputs = [feed[name] for name in self._entries]
+        answers = model(inputs if len(inputs) > 1 else inputs[0], training=False)
+        return list(answers) if isinstance(answers, list | tuple) else [answers]
 
     def alone(self, values: Values) -> Values:
         raise InvalidOptionError(

@@ -12,7 +12,6 @@ from typing import Any
 
 import faults
 import numpy as np
-import numpy.typing as npt
 import pytest
 from conftest import Done
 
@@ -21,6 +20,7 @@ from edgekit.artifact import Artifact
 from edgekit.encodings import Encodings
 from edgekit.errors import InvalidModelError
 from edgekit.export import export
+from edgekit.feeds import Feed
 from edgekit.formats import keras, onnx
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import SHIPPED
@@ -45,7 +45,7 @@ class Models:
         self.graph = Graph(self.float_tflite)
         manifest = Artifact.load(artifacts["tflite-int8"]).manifest
         images = data.load("fashion_mnist", "test").head(count).images
-        self.images = manifest.preprocessing.apply(images)
+        self.images = {self.graph.inputs[0]: manifest.preprocessing.apply(images)}
         self.reference = TfLiteTensors(self.float_tflite, self.graph, threads=1)
         self.equalized = equalize.apply(self.float_tflite, self.factors)
         self.sound = {
@@ -77,7 +77,7 @@ class Models:
         suspect: Tensors,
         *,
         modes: tuple[str, ...] = (ISOLATED,),
-        given: npt.NDArray[np.float32] | None = None,
+        given: Feed | None = None,
     ) -> tuple[LayerRow, ...]:
         return measure.measure(
             self.reference,
@@ -233,13 +233,18 @@ def _expect_named(models: Models, kind: str, fault: str, names: list[str]) -> No
 
 def test_wrong_preprocessing_is_the_inputs_fault(models: Models) -> None:
     suspect = TfLiteTensors(models.int8_tflite, models.graph, threads=1)
-    verdict = measure.blame(models.measure(suspect, given=models.images * 2 - 1))
+    ((name, images),) = models.images.items()
+
+    def given(changed: Any) -> Feed:
+        return {name: changed}
+
+    verdict = measure.blame(models.measure(suspect, given=given(images * 2 - 1)))
     assert verdict is not None
     assert verdict.layer == "input"
     # a channel order, a mean or a scale that is off by a little is found too
-    verdict = measure.blame(models.measure(suspect, given=models.images * np.float32(255 / 256)))
+    verdict = measure.blame(models.measure(suspect, given=given(images * np.float32(255 / 256))))
     assert verdict is None  # less than a step
-    verdict = measure.blame(models.measure(suspect, given=models.images * np.float32(0.9)))
+    verdict = measure.blame(models.measure(suspect, given=given(images * np.float32(0.9))))
     assert verdict is not None and verdict.layer == "input"
 
 

@@ -171,6 +171,21 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
     )
 
 
+def graph_of(place: Path, *, trust: bool = False) -> bytes:
+    """The canonical float graph of a model, whatever its input is made from.
+
+    Args:
+        place: Artifact folder, file or SavedModel folder.
+        trust: Let code inside of it run.
+
+    Raises:
+        InvalidModelError: If it cannot be loaded, or has no such graph.
+    """
+    if place.is_dir() and not saved_model.is_saved_model(place):
+        return _load_artifact(place, None).canonical()
+    return load(place, preprocessing="none", trust=trust).canonical()
+
+
 def kind_of(path: Path) -> Kind:
     """What kind of float model a file or folder is, by its name.
 

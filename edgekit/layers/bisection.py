@@ -10,10 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import stats
+from edgekit.errors import InvalidOptionError
+from edgekit.feeds import Feed
 from edgekit.formats.flatbuffer import Graph
 from edgekit.layers.measure import BLAME, LayerRow, Sound, as_stored
 from edgekit.quant import walk
-from edgekit.tensors import Tensors, TfLiteTensors
+from edgekit.tensors import Tensors, TfLiteTensors, Values
+
+#: float32 ``[N, ...]``, one an output.
+Answers = list[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Bound:
 
     Attributes:
         value: The least.
-        unit: ``dB``, SQNR of the answers, or ``%``, the same class as the reference's.
+        unit: ``dB``, SQNR of each output, or ``%``, the same class as the reference's.
     """
 
     value: float
@@ -35,12 +40,13 @@ class Bound:
         """Whether a value of this unit is enough."""
         return found >= self.value
 
-    def of(self, reference: npt.NDArray[np.float32], answers: npt.NDArray[np.float32]) -> float:
-        """The answers' value in this unit."""
+    def of(self, reference: Answers, answers: Answers) -> float:
+        """The answers' value in this unit; of several outputs that of the worst."""
         if self.unit == "dB":
-            return stats.sqnr(reference, answers).value
+            pairs = zip(reference, answers, strict=True)
+            return min(stats.sqnr(*pair).value for pair in pairs)
         first, second = (
-            values.reshape(len(values), -1).argmax(axis=1) for values in (reference, answers)
+            values.reshape(len(values), -1).argmax(axis=1) for (values,) in (reference, answers)
         )
         return 100 * float((first == second).mean())
 
@@ -75,8 +81,8 @@ def bisect(
     reference: Tensors,
     suspect: Tensors,
     sound: Sound,
-    expected: npt.NDArray[np.float32],
-    given: npt.NDArray[np.float32],
+    expected: Feed,
+    given: Feed,
     bound: Bound,
     *,
     rows: Sequence[LayerRow] = (),
@@ -94,25 +100,38 @@ def bisect(
         reference: What is right.
         suspect: TFLite or ONNX.
         sound: Made from the float model of both, in the suspect's units.
-        expected: Images as the reference's preprocessing makes them.
-        given: The same images as the suspect's does.
+        expected: As :func:`edgekit.layers.measure.measure` takes it.
+        given: The same.
         bound: What the answers have to reach.
         rows: Of :func:`measure`; layers to blame are tried first.
         advance: Called after each evaluation.
+
+    Raises:
+        InvalidOptionError: If no output is a float, or agreement is asked of several.
     """
+    ends = [name for name in sound.graph.outputs if name in sound.kinds]
+    if not ends or (bound.unit == "%" and len(ends) > 1):
+        raise InvalidOptionError(
+            f"--bisect {bound}: expected {'one output' if ends else 'an output'} of real numbers, "
+            f"got {len(ends)} of {len(sound.graph.outputs)}"
+            + ("; pass dB, which each of them has to reach" if ends else "")
+        )
     network = _Emulated(suspect, sound, expected, given)
-    end = sound.graph.outputs[0]
-    wanted = reference.run(expected)[end]
+    right = reference.run(expected)
+    right = sound.tensors.complete({**expected, **right})
+    wanted = [right[name] for name in ends]
     evaluations = 0
 
     def value(left: Collection[str]) -> float:
         nonlocal evaluations
         evaluations += 1
-        found = bound.of(wanted, network.answers(frozenset(left)))
+        answers = network.answers(frozenset(left))
+        found = bound.of(wanted, [answers[name] for name in ends])
         advance(1)
         return found
 
-    actual = bound.of(wanted, suspect.run(given)[end])
+    own = suspect.run(given)
+    actual = bound.of(wanted, [own[name] for name in ends])
     names = network.names
     before = value(())
 
@@ -158,8 +177,8 @@ class _Emulated:
         self,
         suspect: Tensors,
         sound: Sound,
-        expected: npt.NDArray[np.float32],
-        given: npt.NDArray[np.float32],
+        expected: Feed,
+        given: Feed,
     ) -> None:
         self.graph = sound.graph
         self._encodings = suspect.encodings
@@ -170,22 +189,23 @@ class _Emulated:
             found = numbers.get(layer.output)
             if found is None:
                 continue
-            changed.set_constant(layer.weights, found.weights)
+            if found.weights is not None:
+                changed.set_constant(layer.weights, found.weights)
             if layer.bias and found.bias is not None:
                 changed.set_constant(layer.bias, found.bias)
             if not found.activation:
                 changed.set_activation(layer.output, "none")
         self._sound = sound.tensors.steps()
         self._own = TfLiteTensors(changed, changed, threads=sound.threads).steps()
-        self.names = [
-            *self.graph.inputs,
-            *(step.operator.outputs[0] for step in self._sound),
-        ]
+        written = (step.operator.outputs[0] for step in self._sound)
+        self.names = [n for n in (*self.graph.inputs, *written) if n in sound.kinds]
 
-    def answers(self, left: frozenset[str]) -> npt.NDArray[np.float32]:
+    def answers(self, left: frozenset[str]) -> Values:
         """The network's answers with the operators that write these tensors in float."""
-        entry = self.graph.inputs[0]
-        values = {entry: self._expected if entry in left else self._stored(entry, self._given)}
+        values = {
+            name: self._expected[name] if name in left else self._stored(name, self._given[name])
+            for name in self.graph.inputs
+        }
         for position, (sound, own) in enumerate(zip(self._sound, self._own, strict=True)):
             names = sound.operator.outputs
             exact = names[0] in left
@@ -193,7 +213,7 @@ class _Emulated:
                 values[name] = array if exact else self._stored(name, array)
             for name in [n for n in values if self._ends.get(n, position + 1) <= position]:
                 del values[name]
-        return values[self.graph.outputs[0]]
+        return {name: values[name] for name in self.graph.outputs}
 
     def _stored(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return as_stored(values, self._encodings.get(name))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from edgekit import cli, data, encodings, outputs
-from edgekit.artifact import Artifact
+from edgekit import cli, encodings, feeds
+from edgekit.artifact import Artifact, Manifest
 from edgekit.encodings import Encodings
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.formats import float_model, keras, onnx, tflite
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.feeds import Samples
+from edgekit.formats import float_model, keras, onnx, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.layers.bisection import Bisection, Bound, bisect
 from edgekit.layers.measure import (
@@ -30,6 +28,7 @@ from edgekit.layers.measure import (
 )
 from edgekit.quant.profiles import DEFAULT, PROFILES
 from edgekit.quant.quantize import TRAINED
+from edgekit.signature import Preprocessing, TensorSpec
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
 
 IMAGES = 32
@@ -44,15 +43,17 @@ class LayerDiff:
     Attributes:
         reference: Path as given.
         suspect: Path as given.
-        images: How many.
+        images: How many samples.
         rows: In order of execution.
-        tensors: How many tensors the canonical graph has.
+        tensors: How many tensors of real numbers the canonical graph has.
         computed: Layers whose tensor the reference lacks, so that it was computed from others.
         verdict: The layer to blame; None if all are sound or the isolated view was not asked for.
         first_below: First layer below ``bound``, by mode; None where there is none.
         bound: In dB; None if not given.
         bisection: None if not asked for.
         graph_id: Of the suspect's file, for Model Explorer.
+        through_lite: Whether the reference, a SavedModel, a ``.tflite`` file or a model of Keras 3,
+            ran as the float TFLite graph that it becomes.
     """
 
     reference: str
@@ -66,6 +67,7 @@ class LayerDiff:
     bound: float | None
     bisection: Bisection | None
     graph_id: str
+    through_lite: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,21 +100,23 @@ def diff(
     bisect_bound: Bound | None = None,
     source: Path | None = None,
     threads: int = 1,
+    trust: bool = False,
 ) -> LayerDiff:
     """Compare two models of one float model, layer by layer.
 
     Args:
-        reference: What is right: an artifact, or the ``.keras`` file that the suspect was made
-            from.
+        reference: What is right: an artifact, or the Keras file, SavedModel or ``.tflite`` file
+            that the suspect was made from.
         suspect: An artifact.
-        dataset: What :func:`edgekit.data.open_word` takes; labels are not used.
-        images: Use the first so many.
+        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used.
+        images: Use the first so many samples.
         modes: Of :data:`MODES`.
         bound: In dB, to find the first layer below it.
         bisect_bound: If given, the layers that have to stay in float are looked for.
         source: The float model of both, if it is not where the manifests say; needed where the
             reference is neither it nor its float32 TFLite artifact.
         threads: Inside an operator.
+        trust: Let code inside of the float model run.
 
     Raises:
         EdgekitError: If models, data or options do not fit together.
@@ -120,7 +124,7 @@ def diff(
     one, other = _side(reference), _side(suspect)
     if other.artifact is None:
         raise InvalidOptionError(
-            f"{suspect} is no artifact; give the .keras file first, it is the reference"
+            f"{suspect} is no artifact; give the float model first, it is the reference"
         )
     if one.source != other.source:
         raise InvalidModelError(
@@ -139,26 +143,18 @@ def diff(
             f"first, or pass --mode accumulated"
         )
     manifest = other.artifact.manifest
-    found = data.load(
-        dataset,
-        "test" if dataset == "fashion_mnist" else "calibration",
-        shape=manifest.signature.single_input().shape[1:],
-        prepare=manifest.preprocessing,
-        class_names=manifest.class_names,
-        limit=images,
-    )
-    given = manifest.preprocessing.apply(found.images)
-    expected = given
-    if one.artifact is not None:
-        expected = one.artifact.manifest.preprocessing.apply(found.images)
-    canonical = _canonical(one, other, source)
+    canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
-    if graph.shape(graph.inputs[0])[1:] != found.images.shape[1:]:
-        raise InvalidDataError(
-            f"{found.name}: expected images {list(graph.shape(graph.inputs[0])[1:])} as "
-            f"{reference} takes, got {list(found.images.shape[1:])}"
-        )
-    right = _open(one, graph, expected, threads)
+    specs = tflite.signature(canonical).inputs
+    found = _samples(dataset, specs, manifest, images)
+
+    def fed(prepare: Preprocessing) -> feeds.Feed:
+        values = feeds.feed(found, specs, prepare, slice(None))
+        return {graph.entries[name]: array for name, array in values.items()}
+
+    given = fed(manifest.preprocessing)
+    expected = given if one.artifact is None else fed(one.artifact.manifest.preprocessing)
+    right = _open(one, graph, expected, threads, trust=trust)
     wrong = _open(other, graph, given, threads)
     sound = Sound(
         canonical,
@@ -198,7 +194,7 @@ def diff(
         suspect=str(suspect),
         images=len(found),
         rows=rows,
-        tensors=len(graph.operators) + len(graph.inputs),
+        tensors=len(sound.kinds),
         computed=tuple(row.layer for row in rows if row.name not in right.names),
         verdict=blame(rows),
         first_below={mode: first_below(rows, mode, bound) for mode in modes}
@@ -207,58 +203,82 @@ def diff(
         bound=bound,
         bisection=bisection,
         graph_id=wrong.graph_id,
+        through_lite=one.artifact is None and isinstance(right, TfLiteTensors),
     )
 
 
+def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limit: int) -> Samples:
+    """What a ``--data`` word names, without labels."""
+    opened = feeds.open_word(dataset, "test" if dataset == "fashion_mnist" else "calibration")
+    if isinstance(opened, feeds.Inputs):
+        found: Samples = feeds.labelled(opened, specs)[0].head(limit)
+    else:
+        found = feeds.images(opened, specs, manifest.preprocessing, manifest.class_names, limit)
+    feeds.check(found, specs)
+    return found
+
+
 def _side(path: Path) -> _Side:
-    if path.is_file() and path.suffix == ".keras":
-        return _Side(path, None, outputs.sha256_file(path), "keras", "float32")
+    if path.is_file() or saved_model.is_saved_model(path):
+        kind = float_model.kind_of(path)
+        _refuse_onnx(kind, path)
+        return _Side(path, None, saved_model.sha256_of(path), kind, "float32")
     artifact = Artifact.load(path)
     manifest = artifact.manifest
     source = artifact.sha256 if manifest.source is None else manifest.source.sha256
     return _Side(path, artifact, source, manifest.format, manifest.precision)
 
 
-def _canonical(one: _Side, other: _Side, source: Path | None) -> bytes:
+def _refuse_onnx(kind: float_model.Kind, path: Path) -> None:
+    if kind == "onnx":
+        raise InvalidModelError(
+            f"{path} is an ONNX file, which has no float TFLite graph to name its tensors by; "
+            f"--layers takes artifacts of a Keras, SavedModel or .tflite model"
+        )
+
+
+def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) -> bytes:
     """The float flatbuffer that both come from."""
     assert other.artifact is not None
     if one.format == "tflite" and one.precision == "float32" and one.artifact is not None:
         return one.artifact.model_path.read_bytes()
-    if one.format == "keras":
-        model = one.path if one.artifact is None else one.artifact.model_path
+    if one.artifact is None or one.format == "keras":
+        place = one.path
     elif other.trained:
-        model = _trained_model(source, other.path)
+        place = _trained_model(source, other.path)
     else:
-        place, model, _ = float_model.find(other.artifact, source)
-        if float_model.kind_of(place) != "keras":
-            raise InvalidModelError(
-                f"{other.path} was made from {place}; --layers expects an artifact of a Keras model"
-            )
-    canonical = tflite.from_keras(keras.load(model))
+        place, _, _ = float_model.find(other.artifact, source)
+        _refuse_onnx(float_model.kind_of(place), place)
+    canonical = float_model.graph_of(place, trust=trust)
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
         if expected != hashlib.sha256(canonical).hexdigest():
-            raise InvalidModelError(f"{other.path} was not exported from {model.parent}")
+            raise InvalidModelError(f"{other.path} was not exported from {place}")
     return canonical
 
 
 def _trained_model(source: Path | None, path: Path) -> Path:
-    """The Keras model that quantization-aware training left."""
+    """The artifact that quantization-aware training left."""
     if source is None or not source.is_dir():
         raise InvalidOptionError(
             f"{path} was trained with fake quantization; pass --reference with the artifact that "
             f"`python -m edgekit.qat` wrote"
         )
-    return Artifact.load(source).model_path
+    return source
 
 
-def _open(side: _Side, graph: Graph, images: npt.NDArray[np.float32], threads: int) -> Tensors:
+def _open(
+    side: _Side, graph: Graph, feed: feeds.Feed, threads: int, *, trust: bool = False
+) -> Tensors:
     path = side.path if side.artifact is None else side.artifact.model_path
     if side.format == "keras":
-        return KerasTensors(keras.load(path), graph, images[:_MATCHED])
+        model = keras.load(path, trust=trust)
+        if keras.is_keras_2(model):
+            return KerasTensors(model, graph, feeds.part(feed, slice(_MATCHED)))
+    if side.artifact is None:
+        return TfLiteTensors(graph.serialize(), graph, threads=threads)
     if side.format == "tflite":
         return TfLiteTensors(path.read_bytes(), graph, threads=threads)
-    assert side.artifact is not None
     options = side.artifact.manifest.runtime_options
     return OnnxTensors(onnx.load(path), graph, threads=threads, options=options)
 

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import feeds
 from edgekit.encodings import Encoding
 from edgekit.errors import InvalidModelError
+from edgekit.feeds import Feed
 from edgekit.formats.flatbuffer import Graph, Layer, short_name
 from edgekit.quant import encode, equalize, reconstruct, rounding
 from edgekit.quant.profiles import DEFAULT, PROFILES, DeviceProfile
 from edgekit.quant.table import Range
-from edgekit.tensors import Tensors, TfLiteTensors, Values
+from edgekit.tensors import Tensors, TfLiteTensors, Values, activations
 
 ACCUMULATED, ISOLATED = "accumulated", "isolated"
 MODES = (ACCUMULATED, ISOLATED)
@@ -111,7 +113,7 @@ class Verdict:
 
 
 class _Sums:
-    """Sums over images of one tensor in one mode."""
+    """Sums over samples of one tensor in one mode."""
 
     def __init__(self, channels: int) -> None:
         self.signal = self.other = self.dot = self.largest = 0.0
@@ -197,9 +199,10 @@ class Sound:
         self.graph, self.factors = equalize.apply(canonical, factors or {}), factors or {}
         self.profile, self.threads = profile, threads
         self.tensors = TfLiteTensors(self.graph, self.graph, threads=threads)
-        self.kinds = {name: INPUT for name in self.graph.inputs}
+        kinds = dict.fromkeys(self.graph.inputs, INPUT)
         for found in self.graph.operators:
-            self.kinds.update(dict.fromkeys(found.outputs, found.kind))
+            kinds.update(dict.fromkeys(found.outputs, found.kind))
+        self.kinds = {name: kinds[name] for name in activations(self.graph)}
         self.labels = _labels(self.kinds)
         self._scales: dict[str, npt.NDArray[np.float64]] = {}
 
@@ -218,8 +221,8 @@ def measure(
     reference: Tensors,
     suspect: Tensors,
     sound: Sound,
-    expected: npt.NDArray[np.float32],
-    given: npt.NDArray[np.float32],
+    expected: Feed,
+    given: Feed,
     *,
     modes: Collection[str] = MODES,
     reference_factors: Factors | None = None,
@@ -235,12 +238,13 @@ def measure(
         reference: What is right.
         suspect: What may not be.
         sound: Made from the float model of both, in the suspect's units.
-        expected: Images as the reference's preprocessing makes them, ``[N, ...]``.
-        given: The same images as the suspect's does.
+        expected: Samples ``[N, ...]`` by canonical input name, as the reference's preprocessing
+            makes them; integers as they are.
+        given: The same samples as the suspect's does.
         modes: Of :data:`MODES`.
         reference_factors: What the reference's channels are multiplied with; none in float.
         half: Whether the suspect stores float16; each layer alone is then fed with what that holds.
-        advance: Called with the number of images done.
+        advance: Called with the number of samples done.
 
     Raises:
         InvalidModelError: If fewer than half of the tensors are found in both.
@@ -253,21 +257,21 @@ def measure(
             f"models made from one float model"
         )
     names = [name for name in kinds if name in suspect.names]
-    channels = {name: graph.shape(name)[-1] for name in kinds}
+    channels = {name: (graph.shape(name) or (1,))[-1] for name in kinds}
     whole = {name: _Sums(channels[name]) for name in names}
     alone = {name: _Sums(channels[name]) for name in names}
     seen = {name: _Seen(channels[name]) for name in kinds}
-    entry = graph.inputs[0]
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
     chunk = max(1, _CHUNK_BYTES // (6 * one))
-    for start in range(0, len(expected), chunk):
-        part = slice(start, start + chunk)
-        right = _scaled(reference.run(expected[part]), sound.factors, reference_factors or {})
-        right = sound.tensors.complete(right)
+    for start in range(0, feeds.count(expected), chunk):
+        part = feeds.part(expected, slice(start, start + chunk))
+        own = feeds.part(given, slice(start, start + chunk))
+        right = _scaled(reference.run(part), sound.factors, reference_factors or {})
+        right = sound.tensors.complete({**part, **right})
         for name, values in seen.items():
             values.add(right[name], suspect.encodings.get(name))
         if ACCUMULATED in modes:
-            found = suspect.run(given[part])
+            found = suspect.run(own)
             for name in names:
                 whole[name].add(right[name], found[name])
         if ISOLATED in modes:
@@ -278,12 +282,11 @@ def measure(
             }
             answers, floats = suspect.alone(right), sound.tensors.alone(stored)
             for name in names:
-                if name == entry:
-                    own = as_stored(given[part], suspect.encodings.get(name))
-                    alone[name].add(right[name], own)
+                if name in own:
+                    alone[name].add(right[name], as_stored(own[name], suspect.encodings.get(name)))
                 elif name in answers and name in floats:
                     alone[name].add(floats[name], answers[name])
-        advance(len(right[entry]))
+        advance(feeds.count(part))
     steps = _steps(graph, seen, sound.profile) if suspect.encodings else {}
     limits = _sound_noise(sound, seen, suspect, steps, half=half)
     rows = []
@@ -388,7 +391,7 @@ def _halved(values: Values) -> Values:
     """What float16 holds of the values; tensors beyond it stay float32, as their operators do."""
     return {
         name: array.astype(np.float16).astype(np.float32)
-        if np.abs(array).max(initial=0) <= np.finfo(np.float16).max
+        if array.dtype == np.float32 and np.abs(array).max(initial=0) <= np.finfo(np.float16).max
         else array
         for name, array in values.items()
     }

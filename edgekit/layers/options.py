@@ -18,7 +18,7 @@ from edgekit.layers.measure import MODES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m edgekit.compare A B --layers``."""
     group = parser.add_argument_group(
-        "layer by layer", "with exactly two models: the reference (a .keras file too), the suspect"
+        "layer by layer", "with exactly two models: the reference (a float model too), the suspect"
     )
     add = group.add_argument
     add("--layers", action="store_true", help="compare tensor by tensor instead of accuracy")
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BOUND",
         help="layers to leave in float so that the answers reach e.g. 30dB or 99.5%% agreement",
     )
-    add("--images", type=cli.positive_int, help=f"use the first N (default: {IMAGES})")
+    add("--images", type=cli.positive_int, help=f"use the first N samples (default: {IMAGES})")
     add("--all", action="store_true", help=f"show every layer, not the worst {views.SHOWN}")
     add("--csv", type=Path, metavar="FILE", help="write every layer's figures")
     add("--overlay", type=Path, metavar="FILE", help="write node data for Model Explorer")
@@ -89,7 +89,6 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("out", "pass --csv, --overlay or --plot"),
         ("limit", "pass --images"),
         ("record", "compare without --layers"),
-        ("trust", "compare without --layers"),
         ("power", "compare without --layers"),
     ):
         if getattr(options, name):
@@ -108,6 +107,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         bisect_bound=options.bisect,
         source=None if options.reference is None else Path(options.reference),
         threads=options.threads,
+        trust=options.trust,
     )
     if options.csv is not None:
         outputs.write_text(options.csv, views.to_csv(found.rows), force=options.force)

@@ -176,6 +176,11 @@ def show(found: LayerDiff, shown: int | None) -> None:
             f"from its other values",
             soft_wrap=True,
         )
+    if found.through_lite:
+        cli.console.print(
+            f"note: {escape(found.reference)} ran as the float TFLite graph that it becomes",
+            soft_wrap=True,
+        )
     for mode, name in found.first_below.items():
         said = "none" if name is None else escape(name)
         cli.console.print(f"first layer below {found.bound:g} dB, {mode}: {said}")
