@@ -407,24 +407,30 @@ def _belongs(node: Any, name: str) -> bool:
 def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
     """Write given integers and scales where onnxruntime's quantizer put its own, in place."""
     makers = {node.output[0]: node for node in model.graph.node}
+    constants = onnx_file.stored_constants(model)
+
+    def put(dequantized: str, name: str, values: Any, scale: Any) -> None:
+        before = makers[dequantized]
+        _replace(model, before, constants[before.input[0]], name, values, scale)
+
     for number, (node, place) in enumerate(layer_nodes(model)):
         layer = stored.layers.get(place)
         if layer is None:
             continue
         weights = _from_canonical(node, layer.weights)
-        _replace(model, makers[node.input[1]], f"weights_{number}", weights, layer.weight_scale)
+        put(node.input[1], f"weights_{number}", weights, layer.weight_scale)
         if layer.bias is not None and quantize_bias and len(node.input) > 2:
             assert layer.bias_scale is not None
-            _replace(model, makers[node.input[2]], f"bias_{number}", layer.bias, layer.bias_scale)
+            put(node.input[2], f"bias_{number}", layer.bias, layer.bias_scale)
     used = {name for node in model.graph.node for name in node.input}
-    for tensor in [t for t in model.graph.initializer if t.name not in used]:
-        model.graph.initializer.remove(tensor)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
 
 
-def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
-    """Give a DequantizeLinear constants of its own."""
+def _replace(model: Any, dequantize: Any, old: Any, name: str, values: Any, scale: Any) -> None:
+    """Give a DequantizeLinear constants of its own in place of the ``old`` ones."""
     onnx = onnx_file.package()
-    old = onnx_file.stored_constants(model)[dequantize.input[0]]
     if old.shape != values.shape or old.dtype != values.dtype:
         raise ExecutionError(
             f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "

@@ -90,17 +90,18 @@ def shrink(
     over = (first * second > 0) & (np.abs(first) + np.abs(second) > LIMIT)
     if not over.any():
         return found
-    sizes = np.abs(np.stack([first[over], second[over]]))
-    goals = np.abs(np.stack([values[:, 0:pairs:2][over], values[:, 1:pairs:2][over]]))
-    while True:
-        open_ = sizes.sum(axis=0) > LIMIT
-        if not open_.any():
-            break
-        by_first = sizes[0] - goals[0] >= sizes[1] - goals[1]
-        sizes[0] -= open_ & by_first
-        sizes[1] -= open_ & ~by_first
-    first[over] = np.sign(first[over]) * sizes[0]
-    second[over] = np.sign(second[over]) * sizes[1]
+    one, other = first[over], second[over]
+    sizes = np.abs(one), np.abs(other)
+    goals = np.abs(values[:, 0:pairs:2][over]), np.abs(values[:, 1:pairs:2][over])
+    taken = sizes[0] + sizes[1] - LIMIT
+    # Steps are taken from the weight that lies farther above its value: in a row from the one that
+    # is ahead, then in turn.
+    ahead = (sizes[0] - goals[0]) - (sizes[1] - goals[1])
+    row = np.minimum(taken, np.where(ahead >= 0, np.floor(ahead) + 1, np.ceil(-ahead)))
+    rest = taken - row
+    by_first = np.where(ahead >= 0, row + rest // 2, (rest + 1) // 2)
+    first[over] = np.sign(one) * (sizes[0] - by_first)
+    second[over] = np.sign(other) * (sizes[1] - (taken - by_first))
     return found
 
 
