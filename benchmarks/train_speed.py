@@ -4,6 +4,7 @@
     python benchmarks/train_speed.py --parts                 # what each part of the step brings
     python benchmarks/train_speed.py --grid                  # layouts, precisions, XLA on a GPU
     python benchmarks/train_speed.py --grid --device cpu     # those of them that a CPU can do
+    python benchmarks/train_speed.py --grid "NCHW float32" --device cpu --steps 4 --rounds 1
 
 Each side runs in its own process, because threads are set once a process; rounds go through all
 sides in turn. ``plain`` is Keras' own loop without augmentation, weight decay and moving average;
@@ -234,14 +235,14 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--steps", type=int, default=40)
     options.add_argument("--parts", nargs="*", metavar="NAME", help="of: " + "; ".join(PARTS))
-    options.add_argument("--grid", action="store_true")
+    options.add_argument("--grid", nargs="*", metavar="NAME", help="of: " + "; ".join(grid()))
     options.add_argument("--device", choices=("gpu", "cpu"), help="of --grid (default: gpu)")
     options.add_argument("--side", help=argparse.SUPPRESS)
     chosen = options.parse_args()
     if chosen.side:
         one_side(json.loads(chosen.side))
         return 0
-    device = chosen.device or ("gpu" if chosen.grid else "cpu")
+    device = chosen.device or ("cpu" if chosen.grid is None else "gpu")
     if device == "gpu":
         from edgekit import environment
 
@@ -252,14 +253,15 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 2
-    sides, base = {name: PARTS[name] for name in ("model.fit", "edgekit")}, "model.fit"
-    if chosen.grid:
-        sides, base = grid(), "NHWC float32"
+    sides, wanted, base = PARTS, ["edgekit"], "model.fit"
+    if chosen.grid is not None:
+        sides, wanted, base = grid(), chosen.grid or list(grid()), "NHWC float32"
     elif chosen.parts is not None:
-        unknown = [name for name in chosen.parts if name not in PARTS]
-        if unknown:
-            options.error(f"unknown part {unknown[0]!r}; expected one of {', '.join(PARTS)}")
-        sides = {name: PARTS[name] for name in ("model.fit", *(chosen.parts or PARTS))}
+        wanted = chosen.parts or list(PARTS)
+    unknown = [name for name in wanted if name not in sides]
+    if unknown:
+        options.error(f"unknown part {unknown[0]!r}; expected some of {', '.join(sides)}")
+    sides = {name: sides[name] for name in dict.fromkeys((base, *wanted))}
     common = {
         "net": GPU_NET if device == "gpu" else CPU_NET,
         "steps": chosen.steps,

@@ -67,14 +67,14 @@ def cores() -> int:
 
 
 def available_memory() -> int:
-    """Bytes that a program can take without driving others out; of all, where that is unknown."""
+    """Bytes to take without driving others out; half of all memory, where that is unknown."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) // 2
 
 
 def gpu() -> Device | None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import worker
+from conftest import ROOT
 
 from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
 from edgekit.formats import arrange
@@ -146,3 +150,21 @@ def test_a_layer_without_such_a_form_is_refused() -> None:
         arrange.arrange(keras.Model(image, keras.layers.Conv2D(2, 1)(image)), data_format="NCHW")
     with pytest.raises(InvalidOptionError, match="NHWC, NCHW, got 'CHWN'"):
         arrange.arrange(keras.Model(image, x), data_format="CHWN")
+
+
+@pytest.mark.slow
+def test_the_grid_times_what_a_cpu_can_do_and_names_what_not() -> None:
+    wanted = ("NCHW float32", "NCHW mixed_float16")
+    command = [sys.executable, str(ROOT / "benchmarks" / "train_speed.py"), "--grid", *wanted]
+    done = subprocess.run(
+        [*command, "--device", "cpu", "--steps", "2", "--rounds", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    sides = json.loads(done.stdout.splitlines()[-1])["sides"]
+    assert list(sides) == ["NHWC float32", *wanted]
+    for name in ("NHWC float32", "NCHW float32"):
+        assert sides[name]["images_per_second"] > 0
+        assert sides[name]["inference_images_per_second"] > 0
+    assert "use data format NHWC" in sides["NCHW mixed_float16"]["left_out"]
