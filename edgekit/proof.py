@@ -7,6 +7,8 @@ the layer that has it is named.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from edgekit.artifact import Execution
 from edgekit.encodings import Stored, differences
 from edgekit.errors import ExecutionError
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, tflite
+from edgekit.formats import onnx, onnx_tensors, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.layers import measure
@@ -129,12 +131,29 @@ def check_answers(
     if not beyond:
         return f"answers to {SAMPLES} random inputs differ from float32 by {largest:.2g} at most"
     said = f"the {target} {precision} model of {source.model_id} differs from the float model"
-    if precision != "float16" or base is not None:
+    if precision != "float16":
         raise ExecutionError(f"{said} {beyond}; please report the model")
-    fault, why = _judge(content, canonical, target, values)
+    if base is None:
+        fault, why = _judge(content, canonical, target, values)
+    else:
+        fault, why = _judge_onnx(content, canonical, values)
     if fault:
         raise ExecutionError(f"{said} {beyond}: {why}; export it in float32, or report the model")
     return f"{said} {beyond}, on {SAMPLES} random inputs: {why}"
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Errors of a layer in float16.
+
+    Attributes:
+        excess: With exact inputs, over those of a sound layer, in dB.
+        off: Whether the tensor is below :data:`_OFF` dB when the network runs on its own.
+    """
+
+    layer: str
+    excess: float
+    off: bool
 
 
 def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple[bool, str]:
@@ -148,15 +167,73 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
     )
     given = {graph.entries[name]: array for name, array in values.items()}
     rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
-    if verdict := measure.blame(rows):
-        return True, f"{verdict.layer} is to blame, {verdict.reason}"
-    judged = [row for row in rows if row.excess is not None]
-    worst = max(judged, key=lambda row: row.excess or 0.0)
-    from_here = measure.first_below(rows, measure.ACCUMULATED, _OFF)
+    return _verdict(
+        [
+            _Rounding(row.layer, row.excess, row.accumulated.sqnr < _OFF)
+            for row in rows
+            if row.excess is not None and row.accumulated is not None
+        ]
+    )
+
+
+def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, str]:
+    """The same of a file that was made from another exporter's, tensor by tensor of its names."""
+    models = onnx.parse(original), onnx.parse(content)
+    places = [onnx_tensors.own_places(model) for model in models]
+    names = [name for name in places[0] if name in places[1]]
+    places = [{name: each[name] for name in names} for each in places]
+
+    def run(cut: bytes, fed: Feed) -> Feed:
+        session = onnx.session(cut)
+        taken = {entry.name for entry in session.get_inputs()}
+        ends = [end.name for end in session.get_outputs()]
+        found = session.run(ends, {name: fed[name] for name in taken})
+        return dict(zip(ends, found, strict=True))
+
+    totals = {name: np.zeros(4) for name in names}
+    for i in range(feeds.count(values)):
+        one = feeds.part(values, slice(i, i + 1))
+        whole = [
+            run(onnx_tensors.watched(model, each), one)
+            for model, each in zip(models, places, strict=True)
+        ]
+        held = measure.halved(whole[0])
+        alone = [
+            run(
+                onnx_tensors.cut(model, each),
+                one | {onnx_tensors.fed(p): p.own(held[n]) for n, p in each.items()},
+            )
+            for model, each in zip(models, places, strict=True)
+        ]
+        for name in names:
+            right, wrong, exact, own = (each[name].astype(np.float64) for each in (*whole, *alone))
+            parts = (right, wrong - right, exact, own - exact)
+            totals[name] += [float((part**2).sum()) for part in parts]
+    sound = measure.HALF**2
+    return _verdict(
+        [
+            _Rounding(
+                name,
+                measure.decibels(noise_alone, sound * (power_alone + 1e-12)),
+                measure.decibels(power, noise) < _OFF,
+            )
+            for name, (power, noise, power_alone, noise_alone) in totals.items()
+        ]
+    )
+
+
+def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
+    """(whether a layer is at fault, what to say) of layers in order of execution."""
+    worst = max(rows, key=lambda row: row.excess)
+    if worst.excess >= measure.BLAME:
+        return True, (
+            f"{worst.layer} is to blame, it errs {worst.excess:.1f} dB more than a sound layer"
+        )
+    first = next((row.layer for row in rows if row.off), None)
     return False, (
         f"every layer rounds as float16 does (worst {worst.layer}, {worst.excess:.1f} dB over a "
         f"sound layer's error), the network amplifies it"
-        + (f", below {_OFF:.0f} dB from {from_here} on" if from_here else "")
+        + (f", below {_OFF:.0f} dB from {first} on" if first else "")
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
+import onnx as package
 import pytest
 
 from edgekit import proof
@@ -73,6 +75,31 @@ def test_a_fault_is_named(target: str, layer: int, twins: Path, tmp_path: Path) 
     )
     with pytest.raises(ExecutionError, match=f"conv_{layer} is to blame"):
         proof.check_answers(content, signature, canonical, source, target, "float16")
+
+
+def test_files_of_other_exporters_are_judged_by_their_own_names(
+    twins: Path, tmp_path: Path
+) -> None:
+    given = {"target": "onnx", "preprocessing": "unit"}
+    whole = export(twins, precision="float32", out=tmp_path / "whole", **given).model_path
+    written = export(whole, precision="float16", out=tmp_path / "half", **given)
+    assert "every layer rounds as float16 does" in written.manifest.notes[-1]
+    source = float_model.load(whole, preprocessing="unit")
+    model = onnx.load(written.model_path)
+    node = [node for node in model.graph.node if node.op_type == "Conv"][1]
+    kernel = next(each for each in model.graph.initializer if each.name == node.input[1])
+    values = package.numpy_helper.to_array(kernel)[[1, 0, *range(2, 12)]]
+    kernel.CopyFrom(package.numpy_helper.from_array(values, kernel.name))
+    content = model.SerializeToString()
+    with pytest.raises(ExecutionError, match=rf"{re.escape(node.output[0])} is to blame"):
+        proof.check_answers(
+            content,
+            written.manifest.signature,
+            source.model.SerializeToString(),
+            source,
+            "onnx",
+            "float16",
+        )
 
 
 def _halved(source: FloatModel, target: str) -> bytes:

@@ -249,6 +249,14 @@ def stored_constants(model: Any) -> dict[str, Any]:
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
 
 
+def drop_unused(model: Any) -> None:
+    """Leave out constants that no node reads, in place."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
 def attribute(node: Any, name: str, default: Any) -> Any:
     for attribute in node.attribute:
         if attribute.name == name:

@@ -233,9 +233,7 @@ def _free_batch(model: Any) -> None:
                 name = f"{node.output[0]}__shape"
                 model.graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
                 node.input[1] = name
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [t for t in model.graph.initializer if t.name not in used]:
-        model.graph.initializer.remove(tensor)
+    onnx_file.drop_unused(model)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
 

@@ -407,33 +407,26 @@ def _belongs(node: Any, name: str) -> bool:
 def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
     """Write given integers and scales where onnxruntime's quantizer put its own, in place."""
     makers = {node.output[0]: node for node in model.graph.node}
-    constants = onnx_file.stored_constants(model)
-
-    def put(dequantized: str, name: str, values: Any, scale: Any) -> None:
-        before = makers[dequantized]
-        _replace(model, before, constants[before.input[0]], name, values, scale)
-
     for number, (node, place) in enumerate(layer_nodes(model)):
         layer = stored.layers.get(place)
         if layer is None:
             continue
         weights = _from_canonical(node, layer.weights)
-        put(node.input[1], f"weights_{number}", weights, layer.weight_scale)
+        _replace(model, makers[node.input[1]], f"weights_{number}", weights, layer.weight_scale)
         if layer.bias is not None and quantize_bias and len(node.input) > 2:
             assert layer.bias_scale is not None
-            put(node.input[2], f"bias_{number}", layer.bias, layer.bias_scale)
-    used = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+            _replace(model, makers[node.input[2]], f"bias_{number}", layer.bias, layer.bias_scale)
+    onnx_file.drop_unused(model)
 
 
-def _replace(model: Any, dequantize: Any, old: Any, name: str, values: Any, scale: Any) -> None:
-    """Give a DequantizeLinear constants of its own in place of the ``old`` ones."""
+def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
+    """Give a DequantizeLinear constants of its own."""
     onnx = onnx_file.package()
-    if old.shape != values.shape or old.dtype != values.dtype:
+    old = next(t for t in model.graph.initializer if t.name == dequantize.input[0])
+    dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(old.data_type), tuple(old.dims)
+    if shape != values.shape or dtype != values.dtype:
         raise ExecutionError(
-            f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "
+            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} "
             f"{values.shape}; please report the model"
         )
     for place, (suffix, array) in enumerate(
@@ -571,9 +564,7 @@ def put_own(
             whole = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
             _replace(model, end, f"{name}__bias", whole, bias_scale)
         numbers += bias.size
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [t for t in model.graph.initializer if t.name not in used]:
-        model.graph.initializer.remove(tensor)
+    onnx_file.drop_unused(model)
     found = {}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":

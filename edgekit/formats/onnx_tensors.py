@@ -125,6 +125,16 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
     return found
 
 
+def own_places(model: Any) -> dict[str, Place]:
+    """Every float tensor that a model computes, by its own name, as it is laid out there."""
+    shapes = _shapes(model)
+    return {
+        name: Place(name, name, shapes[name][0], shapes[name][1], False, None)
+        for name in (output for node in model.graph.node for output in node.output)
+        if name in shapes and shapes[name][0] in (np.float32, np.float16)
+    }
+
+
 def watched(model: Any, found: Mapping[str, Place]) -> bytes:
     """The model with every place as an output."""
     changed = copy.deepcopy(model)

@@ -38,7 +38,7 @@ BLAME = 12.0
 #: Without such a layer, one whose step is this many times what its values need.
 COARSE = 1.7
 #: Relative error that float arithmetic may make: of float16 files, and of float32.
-_HALF, _SINGLE = 2.0**-10, 2.0**-18
+HALF, _SINGLE = 2.0**-10, 2.0**-18
 _CHUNK_BYTES = 256 << 20
 _STEPS = 256
 
@@ -275,7 +275,7 @@ def measure(
             for name in names:
                 whole[name].add(right[name], found[name])
         if ISOLATED in modes:
-            right = _halved(right) if half else right
+            right = halved(right) if half else right
             stored = {
                 name: as_stored(values, suspect.encodings.get(name))
                 for name, values in right.items()
@@ -330,7 +330,7 @@ def _sound_noise(
     for name, values in seen.items():
         mean = values.power / values.rows
         if name not in suspect.encodings:
-            relative = _HALF if half else _SINGLE
+            relative = HALF if half else _SINGLE
             found[name] = np.full(len(mean), relative**2 * (float(mean.mean()) + 1e-12))
             continue
         noise = np.full(len(mean), steps[name] ** 2 / 12)
@@ -387,7 +387,7 @@ def _scaled(values: Values, factors: Factors, own: Factors) -> Values:
     return found
 
 
-def _halved(values: Values) -> Values:
+def halved(values: Values) -> Values:
     """What float16 holds of the values; tensors beyond it stay float32, as their operators do."""
     return {
         name: array.astype(np.float16).astype(np.float32)
