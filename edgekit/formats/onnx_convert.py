@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import onnx as onnx_file
+from edgekit.formats import onnx_forms
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 
@@ -307,7 +308,8 @@ def _spell_gelu(model: Any) -> None:
 
 
 def prepare(model: Any) -> Any:
-    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+    """Batch normalisation folded, constants computed, forms that int8 has kernels for, an operator
+    set with scales a channel.
 
     Raises:
         InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
@@ -334,9 +336,13 @@ def prepare(model: Any) -> Any:
             raise InvalidModelError(
                 f"the ONNX file cannot be prepared for int8: {reason(exc)}"
             ) from None
+    onnx_forms.for_integers(found)
+    seen: set[str] = set()
     for i, node in enumerate(found.graph.node):
-        node.name = node.name or f"{node.op_type}_{i}"
-    return found
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{i}_{node.output[0]}"
+        seen.add(node.name)
+    return onnx.shape_inference.infer_shapes(found, strict_mode=True)
 
 
 def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
@@ -356,6 +362,7 @@ def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
         raise MissingDependencyError("onnxruntime", "convert") from None
     given = onnx.ModelProto()
     given.CopyFrom(model)
+    onnx_forms.transpose_behind_products(given)
     for node in list(given.graph.node):  # the converter casts every input under one name
         for place, name in enumerate(node.input):
             if name and name in list(node.input)[:place]:

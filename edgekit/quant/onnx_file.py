@@ -246,7 +246,7 @@ def _write(
         entry = table.statistics.get(layer.node.input[0])
         if corrected and bias is not None and entry is not None:
             bias = bias + _mean_answer(layer, layer.rows - steps * scale[:, None], entry)
-        decided[layer.node.output[0]] = (steps, scale, bias, layer)
+        decided[layer.node.name] = (steps, scale, bias, layer)
     ranges = {name: _stretched(found) for name, found in table.ranges.items()}
     quantized = onnx_integers.quantize_own(
         model,
