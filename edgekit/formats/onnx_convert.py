@@ -363,15 +363,14 @@ def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
     given = onnx.ModelProto()
     given.CopyFrom(model)
     onnx_forms.transpose_behind_products(given)
-    for node in list(given.graph.node):  # the converter casts every input under one name
-        for place, name in enumerate(node.input):
-            if name and name in list(node.input)[:place]:
-                node.input[place] = f"{node.output[0]}__input_{place}"
-                same = onnx.helper.make_node("Identity", [name], [node.input[place]])
-                same.name = node.input[place]
-                given.graph.node.insert(list(given.graph.node).index(node), same)
     with quiet():
         half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
+    casts: set[str] = set()
+    for node in list(half.graph.node):  # one for each reader of a tensor, all under one name
+        if node.op_type == "Cast" and node.output[0] in casts:
+            half.graph.node.remove(node)
+        elif node.op_type == "Cast":
+            casts.add(node.output[0])
     onnx_file.sort(half)
     try:
         onnx.checker.check_model(half)
