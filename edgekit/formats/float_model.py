@@ -89,11 +89,12 @@ class FloatModel:
         """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
         if self.kind != "onnx":
             return self.canonical()
-        return bytes(self.prepared().SerializeToString(deterministic=True))
+        return bytes(self.prepared(integers=True).SerializeToString(deterministic=True))
 
-    def prepared(self) -> Any:
-        """The ONNX model with batch normalisation folded and an operator set for int8."""
-        return onnx_convert.prepare(self.model)
+    def prepared(self, *, integers: bool = False) -> Any:
+        """The ONNX model with batch normalisation folded, as
+        :func:`edgekit.formats.onnx_convert.prepare` has it."""
+        return onnx_convert.prepare(self.model, integers=integers)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -307,9 +307,12 @@ def _spell_gelu(model: Any) -> None:
             model.graph.node.insert(place, make(kind, inputs, [output], name=output))
 
 
-def prepare(model: Any) -> Any:
-    """Batch normalisation folded, constants computed, forms that int8 has kernels for, an operator
-    set with scales a channel.
+def prepare(model: Any, *, integers: bool) -> Any:
+    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+
+    Args:
+        model: ``onnx.ModelProto`` of another exporter; stays as it is.
+        integers: Also put operators into the forms that int8 has kernels for.
 
     Raises:
         InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
@@ -336,7 +339,8 @@ def prepare(model: Any) -> Any:
             raise InvalidModelError(
                 f"the ONNX file cannot be prepared for int8: {reason(exc)}"
             ) from None
-    onnx_forms.for_integers(found)
+    if integers:
+        onnx_forms.for_integers(found)
     seen: set[str] = set()
     for i, node in enumerate(found.graph.node):
         if not node.name or node.name in seen:

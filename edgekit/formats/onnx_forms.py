@@ -12,6 +12,8 @@ import numpy as np
 
 from edgekit.formats import onnx as onnx_file
 
+#: Operator, inputs, output, attributes.
+_Step = tuple[str, list[str], str, dict[str, Any]]
 #: Operators whose answer is never negative.
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
@@ -48,9 +50,7 @@ class _Graph:
         self.constants[name] = array
         return name
 
-    def replace(
-        self, node: Any, added: Sequence[tuple[str, list[str], str, dict[str, Any]]]
-    ) -> None:
+    def replace(self, node: Any, added: Sequence[_Step]) -> None:
         """Put nodes (operator, inputs, output, attributes) in place of one."""
         place, given = list(self.nodes).index(node), node.name
         self.nodes.remove(node)
@@ -73,10 +73,13 @@ def for_integers(model: Any) -> None:
         "ReduceMean": _pool,
         "Pad": _pad_by_reader,
         "HardSigmoid": _hard_sigmoid,
+        "ConvTranspose": _convolution,
     }
     for node in list(graph.nodes):
         if node.op_type in forms:
             forms[node.op_type](graph, node)
+    for node in graph.nodes:
+        _bias(graph, node)
     used = {name for node in graph.nodes for name in node.input} | graph.ends
     for tensor in [t for t in graph.stored if t.name not in used]:
         graph.stored.remove(tensor)
@@ -96,7 +99,7 @@ def _pool(graph: _Graph, node: Any) -> None:
     if onnx_file.attribute(node, "keepdims", 1):
         graph.replace(node, [("GlobalAveragePool", [node.input[0]], output, {})])
         return
-    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+    steps: list[_Step] = [
         ("GlobalAveragePool", [node.input[0]], pooled, {}),
         ("Flatten", [pooled], output, {"axis": 1}),
     ]
@@ -151,7 +154,7 @@ def _hard_sigmoid(graph: _Graph, node: Any) -> None:
     if graph.only_reader(x) is not None and _scale_layer(graph, graph.makers.get(x), alpha, beta):
         graph.replace(node, [("Clip", [x, *ends], y, {})])
         return
-    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+    steps: list[_Step] = [
         ("Mul", [x, numbers["alpha"]], f"{y}__scaled", {}),
         ("Add", [f"{y}__scaled", numbers["beta"]], f"{y}__line", {}),
         ("Clip", [f"{y}__line", *ends], y, {}),
@@ -170,6 +173,64 @@ def _scale_layer(graph: _Graph, layer: Any, alpha: float, beta: float) -> bool:
     layer.input[1] = graph.store(f"{name}__weights", (weights * alpha).astype(weights.dtype))
     layer.input[2] = graph.store(f"{name}__bias", (bias * alpha + beta).astype(bias.dtype))
     return True
+
+
+def _convolution(graph: _Graph, node: Any) -> None:
+    """A transposed convolution of stride s: a convolution that answers s by s pixels a place, put
+    side by side (Shi et al. 2016, arXiv 1609.07009), and cut to size."""
+    weights = graph.constants.get(node.input[1])
+    if weights is None or weights.ndim != 4 or onnx_file.attribute(node, "group", 1) != 1:
+        return
+    kernel, strides = weights.shape[2:], onnx_file.attribute(node, "strides", [1, 1])
+    pads = onnx_file.attribute(node, "pads", [0, 0, 0, 0])
+    more = onnx_file.attribute(node, "output_padding", [0, 0])
+    other = any(step != 1 for step in onnx_file.attribute(node, "dilations", [1, 1]))
+    other |= onnx_file.attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
+    step = strides[0]
+    if other or strides != [step, step] or onnx_file.attribute(node, "output_shape", []):
+        return
+    taps = [-(-size // step) for size in kernel]
+    # of the (n + taps - 1) * step rows there are, pads are cut off in front, and behind
+    behind = [taps[i] * step - kernel[i] + pads[2 + i] - more[i] for i in (0, 1)]
+    if min(behind) < 0:
+        return
+    inputs, outputs = weights.shape[:2]
+    whole = np.zeros((inputs, outputs, taps[0] * step, taps[1] * step), weights.dtype)
+    whole[:, :, : kernel[0], : kernel[1]] = weights
+    whole = whole.reshape(inputs, outputs, taps[0], step, taps[1], step)[:, :, ::-1, :, ::-1]
+    whole = whole.transpose(1, 3, 5, 0, 2, 4).reshape(-1, inputs, *taps)
+    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2}
+    given = [node.input[0], graph.store(f"{name}__weights", whole)]
+    if len(node.input) > 2:
+        bias = graph.constants.get(node.input[2])
+        if bias is None:
+            return
+        given.append(graph.store(f"{name}__bias", bias.repeat(step * step)))
+    cut = any(pads[:2]) or any(behind)
+    wide = f"{name}__wide" if cut else name
+    steps: list[_Step] = [("Conv", given, f"{name}__dense" if step > 1 else wide, form)]
+    if step > 1:
+        steps.append(("DepthToSpace", [f"{name}__dense"], wide, {"blocksize": step, "mode": "CRD"}))
+    if cut:
+        ends = [-size if size else np.iinfo(np.int64).max for size in behind]
+        limits = [
+            graph.store(f"{name}__{key}", np.array(value, np.int64))
+            for key, value in (("from", pads[:2]), ("to", ends), ("axes", [2, 3]))
+        ]
+        steps.append(("Slice", [wide, *limits], name, {}))
+    graph.replace(node, steps)
+
+
+def _bias(graph: _Graph, node: Any) -> None:
+    """A bias of zeros where a layer has none: it can take up the mean error of the weights."""
+    if node.op_type not in ("Conv", "Gemm") or len(node.input) != 2:
+        return
+    weights = graph.constants.get(node.input[1])
+    if weights is None:
+        return
+    turned = node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0)
+    zeros = np.zeros(weights.shape[0 if turned else 1], weights.dtype)
+    node.input.append(graph.store(f"{node.output[0]}__bias", zeros))
 
 
 def _set(node: Any, name: str, value: Any) -> None:
@@ -193,7 +254,7 @@ def transpose_behind_products(model: Any) -> None:
         if turn is None or turn.op_type != "Transpose" or order[-1:] != [len(order) - 1]:
             continue
         plain, output = f"{node.output[0]}__plain", node.output[0]
-        steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        steps: list[_Step] = [
             ("MatMul", [turn.input[0], node.input[1]], plain, {}),
             ("Transpose", [plain], output, {"perm": order}),
         ]

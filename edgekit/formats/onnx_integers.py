@@ -424,10 +424,11 @@ def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
 def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
     """Give a DequantizeLinear constants of its own."""
     onnx = onnx_file.package()
-    old = onnx_file.stored_constants(model)[dequantize.input[0]]
-    if old.shape != values.shape or old.dtype != values.dtype:
+    old = next(t for t in model.graph.initializer if t.name == dequantize.input[0])
+    dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(old.data_type), tuple(old.dims)
+    if shape != values.shape or dtype != values.dtype:
         raise ExecutionError(
-            f"onnxruntime wrote {name} as {old.dtype} {old.shape}, expected {values.dtype} "
+            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} "
             f"{values.shape}; please report the model"
         )
     for place, (suffix, array) in enumerate(
