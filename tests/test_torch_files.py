@@ -16,7 +16,8 @@ from edgekit.errors import InvalidModelError
 from edgekit.export import export
 from edgekit.formats import float_model, onnx, onnx_convert, onnx_forms, saved_model
 from edgekit.quant import saturation
-from edgekit.runtimes.worker import Job
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import preprocessing
 
 FILES = Path(__file__).parent / "data" / "torch"
 CALIBRATION = 24
@@ -151,6 +152,32 @@ def test_two_float32_readers_of_a_float16_tensor() -> None:
         for each in (model, half)
     )
     assert _noise(exact, found) > 50
+
+
+def test_pictures_get_their_channels_first(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    pixels = np.ascontiguousarray(arrays["image"].transpose(0, 2, 3, 1))
+    prepared = preprocessing("imagenet-rgb").apply(pixels).transpose(0, 3, 1, 2)
+    made = []
+    for name, values in (("pixels", pixels), ("floats", prepared)):
+        np.savez(tmp_path / f"{name}.npz", x=values)
+        made.append(
+            export(
+                FILES / "mobile.onnx",
+                target="onnx",
+                precision="int8",
+                preprocessing="imagenet-rgb",
+                calibration=str(tmp_path / f"{name}.npz"),
+                out=tmp_path / name,
+            )
+        )
+    assert made[0].sha256 == made[1].sha256
+    with Worker(Job.of(made[0], threads=1)) as worker:
+        assert worker.loaded.input_shape == (16, 16, 3)
+        assert not worker.loaded.misfit("mobile", pixels)
+        assert "[16, 16, 3]" in worker.loaded.misfit("mobile", pixels[:, :9])
+        found = worker.outputs(pixels)
+    exact = onnx.session(made[0].model_path).run(None, {"image": prepared})[0]
+    np.testing.assert_array_equal(found, exact)
 
 
 def _forms() -> Any:
