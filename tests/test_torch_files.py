@@ -268,3 +268,43 @@ def test_a_transposed_convolution_is_a_convolution(
         onnx.session(each.SerializeToString()).run(None, {"x": x})[0] for each in (model, changed)
     )
     np.testing.assert_allclose(found, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "mode, value, in_float", [("reflect", 0, 0), ("constant", 0, 0), ("constant", 1, 1)]
+)
+def test_padding_that_several_read_pads_integers(
+    mode: str, value: float, in_float: int, tmp_path: Path
+) -> None:
+    graph, random = package.helper, np.random.default_rng(0)
+    stored = {
+        "first": random.normal(0, 0.4, (6, 3, 3, 3)).astype(np.float32),
+        "second": random.normal(0, 0.4, (6, 6, 3, 3)).astype(np.float32),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "value": np.array(value, np.float32),
+    }
+    nodes = [
+        graph.make_node("Conv", ["x", "first"], ["a"]),
+        graph.make_node("Relu", ["a"], ["b"]),
+        graph.make_node("Pad", ["b", "pads", "value"], ["c"], mode=mode),
+        graph.make_node("Conv", ["c", "second"], ["d"]),
+        graph.make_node("MaxPool", ["c"], ["e"], kernel_shape=[3, 3]),
+        graph.make_node("Add", ["d", "e"], ["y"]),
+    ]
+    whole = graph.make_graph(
+        nodes,
+        "padded",
+        [graph.make_tensor_value_info("x", 1, ["batch", 3, 8, 8])],
+        [graph.make_tensor_value_info("y", 1, ["batch", 6, 6, 6])],
+        [package.numpy_helper.from_array(values, name) for name, values in stored.items()],
+    )
+    opset = [graph.make_opsetid("", 13)]
+    package.save(graph.make_model(whole, opset_imports=opset, ir_version=8), tmp_path / "net.onnx")
+    x = random.normal(0, 1, (30, 3, 8, 8)).astype(np.float32)
+    written = _export(tmp_path / "net.onnx", "int8", {"x": x}, tmp_path / "out")
+    (found,) = _answers(written, {"x": x}).values()
+    (exact,) = onnx.session(tmp_path / "net.onnx").run(None, {"x": x})
+    assert _noise(exact, found) > 30
+    execution = written.manifest.execution
+    assert execution is not None and execution.kernels["Pad"] == 1
+    assert len(execution.floats) == in_float

@@ -239,6 +239,36 @@ def _set(node: Any, name: str, value: Any) -> None:
     node.attribute.append(onnx_file.package().helper.make_attribute(name, value))
 
 
+def pad_integers(model: Any) -> None:
+    """Let padding between DequantizeLinear and QuantizeLinear of one scale pad the integers, in
+    place; onnxruntime has the kernel, but does not take the pair out by itself."""
+    graph = _Graph(model)
+
+    def numbers(node: Any) -> list[float]:
+        return [float(graph.constants[name]) for name in node.input[1:3]]
+
+    for node in [node for node in graph.nodes if node.op_type == "Pad"]:
+        before, behind = graph.makers.get(node.input[0]), graph.only_reader(node.output[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        if behind is None or behind.op_type != "QuantizeLinear":
+            continue
+        if numbers(before) != numbers(behind):
+            continue
+        inputs = [*node.input, "", ""][:4]
+        if onnx_file.attribute(node, "mode", b"constant") == b"constant" and inputs[2]:
+            value = graph.makers.get(inputs[2])
+            given = graph.constants.get(inputs[2] if value is None else value.input[0])
+            zero = 0.0 if value is None else numbers(value)[1]
+            if given is None or float(given) != zero:
+                continue
+        inputs[2] = before.input[2]  # its type has to be that of the numbers, used or not
+        del node.input[:]
+        node.input.extend(inputs if inputs[3] else inputs[:3])
+        node.input[0], node.output[0] = before.input[0], behind.output[0]
+        graph.nodes.remove(behind)
+
+
 def transpose_behind_products(model: Any) -> None:
     """Where a product with a constant matrix reads a transposition of the other axes, turn its
     answer instead, in place.

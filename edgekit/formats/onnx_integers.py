@@ -10,6 +10,7 @@ import numpy as np
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import onnx as onnx_file
+from edgekit.formats import onnx_forms
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.quiet import quiet
 
@@ -515,6 +516,7 @@ def quantize_own(
             symmetric=symmetric,
             quantize_bias=quantize_bias,
         )
+        onnx_forms.pad_integers(quantized)
         onnx_file.sort(quantized)
         onnx_file.package().checker.check_model(quantized)
     except MissingDependencyError:
