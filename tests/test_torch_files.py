@@ -140,6 +140,17 @@ def test_a_file_exported_in_training_is_refused() -> None:
         float_model.load(FILES / "training.onnx", preprocessing="none")
 
 
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_a_file_that_is_no_float32_is_refused(
+    precision: str, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    written = _export(
+        FILES / "unfolded.onnx", precision, {"image": arrays["image"]}, tmp_path / "out"
+    )
+    with pytest.raises(InvalidModelError, match="expected a float32 model, got .*model.float"):
+        float_model.load(written.model_path, preprocessing="none")
+
+
 def test_two_float32_readers_of_a_float16_tensor() -> None:
     model = float_model.load(FILES / "mobile.onnx", preprocessing="none").prepared()
     stem = next(node.output[0] for node in model.graph.node if node.op_type == "Conv")

@@ -225,6 +225,12 @@ def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec
         content = flatbuffer.canonical(path.read_bytes(), str(path), key=tflite.SIGNATURE_KEY)
         return content, tflite.signature(content).outputs
     proto = onnx.load(path)
+    other = onnx.not_float32(proto)
+    if other is not None:
+        raise InvalidModelError(
+            f"{path}: expected a float32 model, got {other}; export the one it was made from, of "
+            f"PyTorch after model.float()"
+        )
     _check_sizes(path, onnx.signature(proto))
     trained = onnx.in_training(proto)
     if trained is not None:

@@ -24,6 +24,7 @@ _MOVING = frozenset(
     "GatherElements GatherND Identity QuantizeLinear ReorderInput ReorderOutput Reshape Slice "
     "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
 )
+_OTHER_FLOATS = {10: "float16", 11: "float64", 16: "bfloat16"}
 _DTYPES = {
     1: "float32",
     10: "float16",
@@ -303,6 +304,20 @@ def sort(model: Any) -> None:
 def stored_constants(model: Any) -> dict[str, Any]:
     to_array = package().numpy_helper.to_array
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
+
+
+def not_float32(model: Any) -> str | None:
+    """What of a model is no float32, quantized or of another type; None where nothing is."""
+    for node in model.graph.node:
+        if node.op_type.endswith("uantizeLinear") or "QLinear" in node.op_type:
+            return f"{node.op_type} {node.name or node.output[0]}, it is quantized already"
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type in _OTHER_FLOATS:
+            return f"{_OTHER_FLOATS[value.type.tensor_type.elem_type]} in {value.name}"
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) > 1:
+            return f"{_OTHER_FLOATS[tensor.data_type]} in {tensor.name}"
+    return None
 
 
 def in_training(model: Any) -> str | None:
