@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from edgekit.formats.quiet import quiet
 WAYS = tuple((t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8"))
 CALIBRATION, TEST = 40, 64
 SIZE, CLASSES = 96, 100
+TORCH = Path(__file__).resolve().parents[1] / "tests" / "data" / "torch"
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,13 @@ class Case:
         path: The file or folder.
         preprocessing: As ``--preprocessing`` takes it.
         arrays: By input name, or ``x``; the first are for calibration, the rest for the test.
+        calibration: How many are for calibration.
     """
 
     path: Path
     preprocessing: str
     arrays: dict[str, np.ndarray]
+    calibration: int = CALIBRATION
 
 
 def images(count: int, size: int = SIZE) -> np.ndarray:
@@ -182,52 +186,17 @@ def segmentation(folder: Path) -> Case:
     return Case(folder / "segmentation", "unit", {"x": images(CALIBRATION + TEST, 64)})
 
 
-def torch_like(folder: Path) -> Case:
-    """An ONNX file as PyTorch's exporter lays it out: channels first, batch free, opset 11."""
-    import onnx as package
-    from onnx import helper, numpy_helper
+def torch_file(name: str, *inputs: str) -> Callable[[Path], Case]:
+    """A file that PyTorch wrote; see ``tests/data/torch/make.py``."""
 
-    random = np.random.default_rng(3)
-    stored: list[Any] = []
-    nodes: list[Any] = []
+    def make(folder: Path) -> Case:
+        for path in TORCH.glob(f"{name}.onnx*"):
+            shutil.copy(path, folder)
+        with np.load(TORCH / "answers.npz") as file:
+            arrays = {key: file[key] for key in inputs}
+        return Case(folder / f"{name}.onnx", "symmetric", arrays, 24)
 
-    def constant(name: str, *shape: int) -> str:
-        fan = float(np.prod(shape[1:])) if len(shape) > 1 else 10.0
-        values = random.normal(0, (2 / fan) ** 0.5, shape).astype(np.float32)
-        stored.append(numpy_helper.from_array(values, name))
-        return name
-
-    def add(kind: str, name: str, inputs: list[str], **form: Any) -> str:
-        nodes.append(helper.make_node(kind, inputs, [f"{name}_output_0"], name, **form))
-        return f"{name}_output_0"
-
-    before, channels = "input", 3
-    for i, (width, stride) in enumerate(((16, 2), (24, 2), (32, 2), (48, 1))):
-        here = f"/features/features.{i}"
-        own = [constant(f"{i}.dw.weight", channels, 1, 3, 3), constant(f"{i}.dw.bias", channels)]
-        form = {"group": channels, "strides": [stride, stride], "pads": [1, 1, 1, 1]}
-        x = add("Conv", f"{here}/dw/Conv", [before, *own], **form)
-        own = [constant(f"{i}.pw.weight", width, channels, 1, 1), constant(f"{i}.pw.bias", width)]
-        x = add("Conv", f"{here}/pw/Conv", [x, *own])
-        gate = add("Sigmoid", f"{here}/act/Sigmoid", [x])
-        before, channels = add("Mul", f"{here}/act/Mul", [x, gate]), width
-    x = add("Flatten", "/Flatten", [add("GlobalAveragePool", "/avgpool", [before])], axis=1)
-    weights = constant("classifier.weight", CLASSES, channels)
-    dense = [x, weights, constant("classifier.bias", CLASSES)]
-    nodes.append(helper.make_node("Gemm", dense, ["output"], "/classifier/Gemm", transB=1))
-    graph = helper.make_graph(
-        nodes,
-        "main_graph",
-        [helper.make_tensor_value_info("input", 1, ["batch", 3, SIZE, SIZE])],
-        [helper.make_tensor_value_info("output", 1, ["batch", CLASSES])],
-        stored,
-    )
-    opset = [helper.make_opsetid("", 11)]
-    package.save(
-        helper.make_model(graph, opset_imports=opset, ir_version=7), folder / "torch_like.onnx"
-    )
-    values = images(CALIBRATION + TEST).transpose(0, 3, 1, 2) / np.float32(127.5) - 1
-    return Case(folder / "torch_like.onnx", "symmetric", {"x": values})
+    return make
 
 
 CASES: dict[str, Callable[[Path], Case]] = {
@@ -242,7 +211,13 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "regression": regression,
     "tokens": tokens,
     "segmentation": segmentation,
-    "torch-like ONNX": torch_like,
+    "torch mobile": torch_file("mobile", "image"),
+    "torch attention": torch_file("attention", "image"),
+    "torch segments": torch_file("segments", "image"),
+    "torch unfolded": torch_file("unfolded", "image"),
+    "torch both": torch_file("both", "image", "facts"),
+    "torch words": torch_file("words", "tokens"),
+    "torch sound": torch_file("sound", "tone"),
 }
 
 
@@ -251,8 +226,8 @@ def run_one(name: str, folder: Path, correction: str) -> None:
     with quiet():
         case = CASES[name](folder)
     found = folder / "calibration.npz"
-    np.savez(found, **{key: values[:CALIBRATION] for key, values in case.arrays.items()})
-    test = {key: values[CALIBRATION:] for key, values in case.arrays.items()}
+    np.savez(found, **{key: values[: case.calibration] for key, values in case.arrays.items()})
+    test = {key: values[case.calibration :] for key, values in case.arrays.items()}
     floats: dict[str, dict[str, np.ndarray]] = {}
     for target, precision in WAYS:
         started = time.perf_counter()
@@ -276,7 +251,7 @@ def run_one(name: str, folder: Path, correction: str) -> None:
             assert written.manifest.execution is not None
             result["floats"] = len(written.manifest.execution.floats)
         except EdgekitError as exc:
-            result["failed"] = str(exc).replace(f"{folder}/", "")
+            result["failed"] = str(exc).replace(f"{case.path}: ", "").replace(f"{folder}/", "")
         except Exception as exc:  # a fault of edgekit's: said as such
             result["failed"] = f"{type(exc).__name__}: {reason(exc)}"
             result["fault"] = True
@@ -361,7 +336,8 @@ def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
         "By `python benchmarks/conversion_table.py --out docs/conversion.md",
         f"--correction {correction}`: random weights,",
         f"{SIZE}x{SIZE} pictures where nothing else is said, {CALIBRATION} samples to calibrate",
-        f"with and {TEST} others to test. A cell has the seconds of the export; int8 cells also",
+        f"with and {TEST} others to test; 16x16, 24 and 12 for the files that PyTorch wrote, of",
+        "`tests/data/torch`. A cell has the seconds of the export; int8 cells also",
         "SQNR in dB of the worst output and % of the same largest entry, against float32 of the",
         "same format, and `f N` where N operators compute in float. Random networks amplify",
         "rounding more than trained ones: the figures compare ways, not tools.",
@@ -369,15 +345,14 @@ def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
         "| model | " + " | ".join(head) + " |",
         "|" + "---|" * (len(WAYS) + 1),
     ]
-    notes = []
+    notes: dict[str, list[str]] = {}
     for name, results in found.items():
         cells = []
         for result in results:
             if "failed" in result:
-                notes.append(
-                    f"{name}, {result['target']} {result['precision']}: {result['failed']}"
-                )
-                cells.append(f"no [{len(notes)}]")
+                where = f"{name}, {result['target']} {result['precision']}"
+                notes.setdefault(result["failed"], []).append(where)
+                cells.append(f"no [{list(notes).index(result['failed']) + 1}]")
                 continue
             cell = f"{result['seconds']:.1f} s"
             if "sqnr" in result:
@@ -388,7 +363,10 @@ def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
                 cell += f", f {result['floats']}"
             cells.append(cell)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+    for i, (why, where) in enumerate(notes.items(), 1):
+        lines += [""] * (i == 1)
+        more = f" and {len(where) - 1} others" if len(where) > 1 else ""
+        lines.append(f"{i}. {where[0]}{more}: {why}")
     return "\n".join(lines).rstrip() + "\n"
 
 

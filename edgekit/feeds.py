@@ -111,10 +111,10 @@ def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:
     arrays = _by_name(samples, specs)
     for spec in specs:
         found = arrays[spec.name]
-        if tuple(found.shape[1:]) != tuple(spec.shape[1:]):
+        if not spec.fits(tuple(found.shape[1:])):
             what = "images" if isinstance(samples, ImageSet) else f"{spec.name} as"
             raise InvalidDataError(
-                f"{samples.name}: expected {what} {list(spec.shape[1:])} as the model's input, "
+                f"{samples.name}: expected {what} {list(spec.picture)} as the model's input, "
                 f"got {list(found.shape[1:])}"
             )
         wanted = np.dtype(spec.dtype)
@@ -162,7 +162,9 @@ def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, 
     for spec in specs:
         values = arrays[spec.name][where]
         floats = np.dtype(spec.dtype).kind == "f"
-        found[spec.name] = prepare.apply(values) if floats else values.astype(spec.dtype)
+        found[spec.name] = (
+            spec.arrange(prepare.apply(values)) if floats else values.astype(spec.dtype)
+        )
     return found
 
 
@@ -186,14 +188,14 @@ def random(
     drawn = np.random.default_rng(seed)
     found: Feed = {}
     for spec in specs:
-        shape = (samples, *spec.shape[1:])
         if not spec.is_real:
-            found[spec.name] = drawn.integers(0, 2, shape).astype(spec.dtype)
+            values = drawn.integers(0, 2, (samples, *spec.shape[1:]))
+            found[spec.name] = values.astype(spec.dtype)
             continue
-        pixels = drawn.integers(0, 256, shape, dtype=np.uint8)
+        pixels = drawn.integers(0, 256, (samples, *spec.picture), dtype=np.uint8)
         if extremes:
             pixels[0], pixels[1] = 0, 255
-        found[spec.name] = prepare.apply(pixels)
+        found[spec.name] = spec.arrange(prepare.apply(pixels))
     return found
 
 
@@ -238,7 +240,7 @@ def images(
     """
     refuse_images(opened.word, specs)
     return opened.load(
-        shape=specs[0].shape[1:],
+        shape=specs[0].picture,
         prepare=prepare,
         class_names=class_names,
         limit=limit,

@@ -32,7 +32,7 @@ from edgekit import cli, environment, outputs, schema
 from edgekit.blocks import let_go
 from edgekit.encodings import FAKE_QUANT_FILE
 from edgekit.errors import EdgekitError, ExecutionError, InvalidModelError, InvalidOptionError
-from edgekit.formats import saved_model
+from edgekit.formats import onnx, saved_model
 from edgekit.results import Environment, Place, Runtime
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import Preprocessing
@@ -127,8 +127,10 @@ class _Header:
 
 
 def model_files(job: Job) -> list[Path]:
-    """The model's file or folder, and the recipe of fake quantization that a Keras model may have
-    beside it."""
+    """The model's file or folder, and what belongs to it beside it: a Keras model's recipe of fake
+    quantization, the weights of an ONNX file."""
+    if job.format == "onnx":
+        return [job.model, *onnx.beside(job.model)]
     recipe = job.model.with_name(FAKE_QUANT_FILE)
     return [job.model, *([recipe] if job.format == "keras" and recipe.is_file() else [])]
 

@@ -54,6 +54,25 @@ class TensorSpec:
         """Whether it holds real numbers, quantized or not; else integers as they are."""
         return self.scale is not None or np.dtype(self.dtype).kind == "f"
 
+    @property
+    def picture(self) -> tuple[int, ...]:
+        """Sizes of one sample as data has it: a picture is ``(H, W, C)``, also where the model
+        takes its 1 or 3 channels first, as PyTorch's do."""
+        if len(self.shape) == 4 and self.shape[1] in (1, 3) and self.shape[3] not in (1, 3):
+            return self.shape[2], self.shape[3], self.shape[1]
+        return self.shape[1:]
+
+    def fits(self, sizes: tuple[int, ...]) -> bool:
+        """Whether samples of these sizes can be fed, as they are or by :meth:`arrange`."""
+        return sizes in (self.shape[1:], self.picture)
+
+    def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Samples ``[N, ...]`` as the model takes them: pictures get their channels first where it
+        has them so; what has its sizes already passes."""
+        if values.shape[1:] == self.shape[1:] or values.shape[1:] != self.picture:
+            return values
+        return np.ascontiguousarray(np.moveaxis(values, -1, 1))
+
     def quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Real values to this tensor's dtype: ``round(x / scale) + zero_point``, saturated.
 
@@ -160,7 +179,7 @@ class Preprocessing:
             if len(field) not in (1, images.shape[-1]):
                 raise InvalidDataError(
                     f"preprocessing {self.name!r} is for {len(field)} channels, "
-                    f"the images have {images.shape[-1]}"
+                    f"the images have {images.shape[-1]} in their last axis"
                 )
         if self.channels == "bgr":
             if images.shape[-1] != 3:

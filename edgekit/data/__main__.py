@@ -64,11 +64,9 @@ def check(
     with Worker(job) as worker:
         shape = worker.loaded.input_shape
         images = opened.load(shape=shape, prepare=job.preprocessing, class_names=names, limit=limit)
-        if images.images.shape[1:] != shape:
-            raise InvalidDataError(
-                f"{images.name}: expected images {list(shape)} as {job.name} takes, got "
-                f"{list(images.images.shape[1:])}"
-            )
+        misfit = worker.loaded.misfit(job.name, images.images)
+        if misfit:
+            raise InvalidDataError(f"{images.name}: {misfit}")
         if images.labels is None:
             raise InvalidDataError(f"{images.name}: checking needs labels")
         classes = worker.outputs(images.images[:1]).shape[-1]

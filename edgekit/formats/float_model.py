@@ -89,11 +89,12 @@ class FloatModel:
         """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
         if self.kind != "onnx":
             return self.canonical()
-        return bytes(self.prepared().SerializeToString(deterministic=True))
+        return bytes(self.prepared(integers=True).SerializeToString(deterministic=True))
 
-    def prepared(self) -> Any:
-        """The ONNX model with batch normalisation folded and an operator set for int8."""
-        return onnx_convert.prepare(self.model)
+    def prepared(self, *, integers: bool = False) -> Any:
+        """The ONNX model with batch normalisation folded, as
+        :func:`edgekit.formats.onnx_convert.prepare` has it."""
+        return onnx_convert.prepare(self.model, integers=integers)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -239,18 +240,31 @@ def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec
         content = flatbuffer.canonical(path.read_bytes(), str(path), key=tflite.SIGNATURE_KEY)
         return content, tflite.signature(content).outputs
     proto = onnx.load(path)
-    _check_onnx(path, onnx.signature(proto))
+    other = onnx.not_float32(proto)
+    if other is not None:
+        raise InvalidModelError(
+            f"{path}: expected a float32 model, got {other}; export the one it was made from, of "
+            f"PyTorch after model.float()"
+        )
+    _check_sizes(path, onnx.signature(proto))
+    trained = onnx.in_training(proto)
+    if trained is not None:
+        raise InvalidModelError(
+            f"{path}: {trained} computes as in training, so that answers depend on the batch or on "
+            f"chance; export it after model.eval(), with training=TrainingMode.EVAL"
+        )
     return proto, onnx.signature(proto).outputs
 
 
-def _check_onnx(path: Path, found: Signature) -> None:
-    """Refuse sizes that are free behind the batch."""
+def _check_sizes(path: Path, found: Signature) -> None:
+    """Refuse sizes that are free behind the batch, and a batch of several."""
     for spec in found.inputs:
         if spec.shape[:1] not in ((-1,), (1,)) or -1 in spec.shape[1:]:
             raise InvalidModelError(
                 f"{path}: expected a fixed size of input {spec.name} behind a batch of 1 or any, "
-                f"got {list(spec.shape)}; fix it with "
-                f"python -m onnxruntime.tools.make_dynamic_shape_fixed"
+                f"got {list(spec.shape)}; export it with one sample of that size, or fix it with "
+                f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {spec.name} "
+                f"--input_shape 1,SIZES {path} FIXED.onnx"
             )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats.quiet import quiet
@@ -15,14 +17,14 @@ from edgekit.signature import Signature, TensorSpec
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FLOAT_NAMES = frozenset(("float", "float16"))
-#: onnxruntime operators that compute; those whose answer is float in an int8 model are named.
-#: Moving data (Transpose, Reshape) is no computation.
-COMPUTING = frozenset(
-    "Conv FusedConv Gemm FusedGemm MatMul FusedMatMul Add Mul Sub Div Relu Clip Sigmoid "
-    "HardSigmoid HardSwish Softmax GlobalAveragePool AveragePool MaxPool ReduceMean "
-    "BatchNormalization "
-    "Concat Pad Resize LeakyRelu PRelu Tanh Exp Sqrt".split()
+#: onnxruntime operators that hand numbers on, store or read them: no computation. Any other one
+#: whose answer is float in an int8 model is named.
+_MOVING = frozenset(
+    "Cast Constant ConstantOfShape DepthToSpace DequantizeLinear Expand Flatten Gather "
+    "GatherElements GatherND Identity QuantizeLinear ReorderInput ReorderOutput Reshape Slice "
+    "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
 )
+_OTHER_FLOATS = {10: "float16", 11: "float64", 16: "bfloat16"}
 _DTYPES = {
     1: "float32",
     10: "float16",
@@ -60,22 +62,76 @@ def signature(model: Any) -> Signature:
 
 
 def load(path: Path) -> Any:
-    """Read and check a ``.onnx`` file; returns an ``onnx.ModelProto``.
+    """Read and check a ``.onnx`` file and what lies beside it; returns an ``onnx.ModelProto``.
 
     Raises:
-        InvalidModelError: If the file is missing or no whole ONNX model.
+        InvalidModelError: If a file is missing or no whole ONNX model.
     """
     onnx = package()
-    if not path.is_file():
-        raise InvalidModelError(f"{path} not found; expected an .onnx file")
     try:
-        model = onnx.load(path)
+        model = _without_data(path)
+        for file in _data_of(model, path):
+            if not file.is_file():
+                raise InvalidModelError(
+                    f"{path} keeps weights in {file.name}, which is not in its folder; put it "
+                    f"there, or export with torch.onnx.export(..., external_data=False)"
+                )
+        onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
+    except InvalidModelError:
+        raise
     except Exception as exc:  # protobuf's and the checker's own types
         raise InvalidModelError(
             f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
         ) from None
     return model
+
+
+def beside(path: Path) -> tuple[Path, ...]:
+    """The files next to a ``.onnx`` file in which it keeps weights; none where it holds all.
+
+    Raises:
+        InvalidModelError: If it is missing or no ONNX model.
+    """
+    return _data_of(_without_data(path), path)
+
+
+def _without_data(path: Path) -> Any:
+    """A file as it is, whose weights may lie in others."""
+    if not path.is_file():
+        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+    try:
+        return package().load(path, load_external_data=False)
+    except Exception as exc:  # protobuf's own types
+        raise InvalidModelError(
+            f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
+        ) from None
+
+
+def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
+    locations = {
+        entry.value
+        for tensor in _tensors(model.graph)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for name in locations:
+        if Path(name).name != name:
+            raise InvalidModelError(
+                f"{path} keeps weights in {name!r}; expected a file in its own folder: load it and "
+                f"save it again with onnx.save"
+            )
+    return tuple(path.with_name(name) for name in sorted(locations))
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """All constants of a graph and of the graphs in it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for found in node.attribute:
+            yield from (found.t, *found.tensors)
+            for inner in (found.g, *found.graphs):
+                yield from _tensors(inner)
 
 
 def parse(content: bytes) -> Any:
@@ -164,7 +220,7 @@ class Node:
         kind: Operator.
         name: Name in the graph that was run, after onnxruntime fused it.
         ms: Time of all runs together.
-        computes_in_float: Whether it is a computing operator that answered in float.
+        computes_in_float: Whether it is an operator that computes and answered in float.
     """
 
     kind: str
@@ -227,7 +283,8 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
         if where != provider and not of_shapes:
             elsewhere[name] = f"{kind} {name} on {where or 'none'}"
         ms = event["dur"] / 1e3 + (found[name].ms if name in found else 0.0)
-        found[name] = Node(kind, name, ms, kind in COMPUTING and bool(answers & _FLOAT_NAMES))
+        in_float = kind not in _MOVING and bool(answers & _FLOAT_NAMES)
+        found[name] = Node(kind, name, ms, in_float)
     if elsewhere:
         first = next(iter(elsewhere.values()))
         raise ExecutionError(
@@ -255,6 +312,40 @@ def drop_unused(model: Any) -> None:
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
+
+
+def not_float32(model: Any) -> str | None:
+    """What of a model is no float32, quantized or of another type; None where nothing is."""
+    for node in model.graph.node:
+        if node.op_type.endswith("uantizeLinear") or "QLinear" in node.op_type:
+            return f"{node.op_type} {node.name or node.output[0]}, it is quantized already"
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type in _OTHER_FLOATS:
+            return f"{_OTHER_FLOATS[value.type.tensor_type.elem_type]} in {value.name}"
+    for tensor in model.graph.initializer:
+        if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) > 1:
+            return f"{_OTHER_FLOATS[tensor.data_type]} in {tensor.name}"
+    return None
+
+
+def in_training(model: Any) -> str | None:
+    """The first node that computes as in training, by operator and name; None where none does."""
+    constants = stored_constants(model)
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            value = attribute(node, "value", None)
+            if value is not None:
+                constants[node.output[0]] = package().numpy_helper.to_array(value)
+    for node in model.graph.node:
+        if node.op_type == "BatchNormalization":
+            found = attribute(node, "training_mode", 0) or len(node.output) > 1
+        elif node.op_type == "Dropout" and len(node.input) > 2:
+            found = bool(np.any(constants.get(node.input[2], True)))
+        else:
+            continue
+        if found:
+            return f"{node.op_type} {node.name or node.output[0]}"
+    return None
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import onnx as onnx_file
+from edgekit.formats import onnx_forms
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 
@@ -304,8 +305,12 @@ def _spell_gelu(model: Any) -> None:
             model.graph.node.insert(place, make(kind, inputs, [output], name=output))
 
 
-def prepare(model: Any) -> Any:
+def prepare(model: Any, *, integers: bool) -> Any:
     """Batch normalisation folded, constants computed, an operator set with scales a channel.
+
+    Args:
+        model: ``onnx.ModelProto`` of another exporter; stays as it is.
+        integers: Also put operators into the forms that int8 has kernels for.
 
     Raises:
         InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
@@ -332,9 +337,14 @@ def prepare(model: Any) -> Any:
             raise InvalidModelError(
                 f"the ONNX file cannot be prepared for int8: {reason(exc)}"
             ) from None
+    if integers:
+        onnx_forms.for_integers(found)
+    seen: set[str] = set()
     for i, node in enumerate(found.graph.node):
-        node.name = node.name or f"{node.op_type}_{i}"
-    return found
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{i}_{node.output[0]}"
+        seen.add(node.name)
+    return onnx.shape_inference.infer_shapes(found, strict_mode=True)
 
 
 def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
@@ -354,15 +364,15 @@ def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
         raise MissingDependencyError("onnxruntime", "convert") from None
     given = onnx.ModelProto()
     given.CopyFrom(model)
-    for node in list(given.graph.node):  # the converter casts every input under one name
-        for place, name in enumerate(node.input):
-            if name and name in list(node.input)[:place]:
-                node.input[place] = f"{node.output[0]}__input_{place}"
-                same = onnx.helper.make_node("Identity", [name], [node.input[place]])
-                same.name = node.input[place]
-                given.graph.node.insert(list(given.graph.node).index(node), same)
+    onnx_forms.transpose_behind_products(given)
     with quiet():
         half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
+    casts: set[str] = set()
+    for node in list(half.graph.node):  # one for each reader of a tensor, all under one name
+        if node.op_type == "Cast" and node.output[0] in casts:
+            half.graph.node.remove(node)
+        elif node.op_type == "Cast":
+            casts.add(node.output[0])
     onnx_file.sort(half)
     try:
         onnx.checker.check_model(half)

@@ -10,6 +10,7 @@ import numpy as np
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import onnx as onnx_file
+from edgekit.formats import onnx_forms
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.quiet import quiet
 
@@ -513,6 +514,7 @@ def quantize_own(
             symmetric=symmetric,
             quantize_bias=quantize_bias,
         )
+        onnx_forms.pad_integers(quantized)
         onnx_file.sort(quantized)
         onnx_file.package().checker.check_model(quantized)
     except MissingDependencyError:
@@ -531,26 +533,37 @@ def put_own(
 
     Args:
         model: Quantized.
-        layers: (int8 weights as the node has them, scale a channel, real bias or None), by what a
-            layer writes.
+        layers: (int8 weights as the node has them, scale a channel, real bias or None), by name of
+            the node: what it writes is called otherwise where its activation was taken in.
         quantize_bias: Whether biases are int32.
 
     Returns:
         (scale, zero_point as stored) of each activation, and how many weights and biases were
         written.
+
+    Raises:
+        ExecutionError: If a layer holds integers that nobody gave.
     """
     makers = {node.output[0]: node for node in model.graph.node if node.output}
     constants = onnx_file.stored_constants(model)
     numbers = 0
     for node in list(model.graph.node):
-        name = node.output[0].removesuffix("_QuantizeLinear_Input") if node.output else ""
-        given = layers.get(name)
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or given is None:
+        name, given = node.name, layers.get(node.name)
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
-        weights, scale, bias = given
         behind, before = makers.get(node.input[1]), makers.get(node.input[0])
         if behind is None or behind.op_type != "DequantizeLinear":
             continue  # stays float
+        if behind.input[0] not in constants:
+            continue  # a product of two computed matrices
+        if given is None and node.op_type == "MatMul" and constants[behind.input[0]].ndim != 2:
+            continue  # a batch of matrices, which onnxruntime's quantizer rounds
+        if given is None:
+            raise ExecutionError(
+                f"{node.op_type} {name} holds integers that edgekit has not decided; please report "
+                f"the model"
+            )
+        weights, scale, bias = given
         _replace(model, behind, f"{name}__weights", weights, scale)
         numbers += weights.size
         if bias is None or len(node.input) < 3:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgekit import outputs
 from edgekit.errors import InvalidModelError, reason
+from edgekit.formats import onnx
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import TensorSpec
@@ -81,20 +82,27 @@ def is_saved_model(path: Path) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a model's file, or of the names and contents of all files of a SavedModel."""
-    if not path.is_dir():
+    """SHA-256 of a model's file; of an ONNX file with weights beside it, and of a SavedModel, of
+    all files' names and contents, but not of the ONNX file's own name."""
+    if path.is_dir():
+        files = sorted(path.rglob("*"))
+        names = {f: f.relative_to(path).as_posix() for f in files if f.name != "fingerprint.pb"}
+    elif path.suffix == ".onnx" and (found := onnx.beside(path)):
+        names = {path: "", **{file: file.name for file in found}}
+    else:
         return outputs.sha256_file(path)
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != "fingerprint.pb":
-            name = file.relative_to(path).as_posix()
+    for file, name in names.items():
+        if file.is_file():
             digest.update(f"{name} {outputs.sha256_file(file)}\n".encode())
     return digest.hexdigest()
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a model's file, or of all files of a SavedModel."""
-    files = path.rglob("*") if path.is_dir() else [path]
+    """Bytes of a model's file with those in which it keeps weights, or of a SavedModel's files."""
+    files: Iterable[Path] = path.rglob("*") if path.is_dir() else [path]
+    if path.suffix == ".onnx":
+        files = [path, *onnx.beside(path)]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -65,8 +65,9 @@ class _Seen:
     rows: int = 0
     average: tuple[float, float] | None = None
 
-    def add(self, values: npt.NDArray[np.float32]) -> None:
-        rows = np.moveaxis(values, 1, -1) if values.ndim > 2 else values
+    def add(self, values: npt.NDArray[np.float32], *, last: bool) -> None:
+        """Take in a sample, whose channels are the second axis, or the ``last``."""
+        rows = values if last or values.ndim < 3 else np.moveaxis(values, 1, -1)
         rows = rows.reshape(-1, rows.shape[-1] if rows.ndim > 1 else 1).astype(np.float64)
         low, high = rows.min(axis=0), rows.max(axis=0)
         self.low = low if self.low is None else np.minimum(self.low, low)
@@ -121,6 +122,7 @@ def observe(model: Any, given: Feed, *, name: str) -> dict[str, TensorStatistics
                     watched.graph.output.append(value)
     session = onnx.session(watched.SerializeToString())
     names = [value.name for value in session.get_outputs()]
+    dense = {n.input[0] for n in model.graph.node if n.op_type in ("Gemm", "MatMul")}
     seen: dict[str, _Seen] = {}
     for i in range(feeds.count(given)):
         feed = {key: values[i : i + 1] for key, values in given.items()}
@@ -133,7 +135,7 @@ def observe(model: Any, given: Feed, *, name: str) -> dict[str, TensorStatistics
                     f"{name}: sample {i} makes {key} NaN or infinite; check the model and the "
                     f"preprocessing"
                 )
-            seen.setdefault(key, _Seen()).add(values)
+            seen.setdefault(key, _Seen()).add(values, last=key in dense)
     return {key: each.result() for key, each in seen.items()}
 
 
@@ -246,7 +248,7 @@ def _write(
         entry = table.statistics.get(layer.node.input[0])
         if corrected and bias is not None and entry is not None:
             bias = bias + _mean_answer(layer, layer.rows - steps * scale[:, None], entry)
-        decided[layer.node.output[0]] = (steps, scale, bias, layer)
+        decided[layer.node.name] = (steps, scale, bias, layer)
     ranges = {name: _stretched(found) for name, found in table.ranges.items()}
     quantized = onnx_integers.quantize_own(
         model,

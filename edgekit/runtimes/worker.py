@@ -96,22 +96,27 @@ class Loaded:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one image.
+        """Of one image, ``(H, W, C)`` of a picture.
 
         Raises:
             InvalidInputError: If the model has not one input and one output.
         """
-        return self.signature.single_input().shape[1:]
+        return self.signature.single_input().picture
 
     def misfit(self, name: str, images: npt.NDArray[Any]) -> str:
         """Why images, or records by input, do not fit the model of this name; empty if they do."""
         inputs = self.signature.inputs
-        expected: Any = list(inputs[0].shape[1:])
-        got: Any = list(images.shape[1:])
-        if images.dtype.names is not None:
-            expected = {spec.name: list(spec.shape[1:]) for spec in inputs}
-            got = {each: list(images.dtype[each].shape) for each in images.dtype.names}
-        return "" if expected == got else f"expected images {expected} as {name} takes, got {got}"
+        if images.dtype.names is None:
+            fit = inputs[0].fits(images.shape[1:])
+            expected: Any = list(inputs[0].picture)
+            got: Any = list(images.shape[1:])
+        else:
+            sizes = {each: images.dtype[each].shape for each in images.dtype.names}
+            known = {spec.name: spec for spec in inputs}
+            fit = set(sizes) == set(known) and all(known[n].fits(v) for n, v in sizes.items())
+            expected = {name: list(spec.picture) for name, spec in known.items()}
+            got = {name: list(found) for name, found in sizes.items()}
+        return "" if fit else f"expected images {expected} as {name} takes, got {got}"
 
 
 class Worker:
@@ -361,7 +366,7 @@ def _feed(
     found = {}
     for spec in specs:
         values = images if images.dtype.names is None else images[spec.name]
-        values = job.preprocessing.apply(values) if spec.is_real else values
+        values = spec.arrange(job.preprocessing.apply(values)) if spec.is_real else values
         found[spec.name] = np.ascontiguousarray(spec.quantize(values))
     return found
 
