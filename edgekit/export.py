@@ -30,6 +30,7 @@ from edgekit.errors import (
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
+    reason,
 )
 from edgekit.feeds import Feed, Inputs, Samples
 from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_integers, tflite
@@ -494,7 +495,8 @@ def _make_int8(
             f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
             f"not rounded there: {', '.join(map(short_name, absent[:3]))}"
         )
-    _check_stored(target, read, quantized.stored.without(absent), biases=profile.onnx_bias)
+    decided = quantized.stored.without(absent, onnx_integers.merged(model, Graph(quantized.graph)))
+    _check_stored(target, read, decided, biases=profile.onnx_bias)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "
@@ -602,7 +604,10 @@ def _check_answers(written: _Written, source: FloatModel, target: str, precision
 def _answers_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
     names = [end.name for end in found.outputs]
     run = onnx.session(content).run
-    parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    try:
+        parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    except Exception as exc:  # onnxruntime raises its own types
+        raise ExecutionError(f"the model cannot run on random inputs: {reason(exc)}") from None
     return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
 
@@ -611,7 +616,7 @@ def _answers_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]
     opened = tflite.interpreter(content)
     runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
     found = [
-        runner(**{name: array[i : i + 1] for name, array in values.items()})
+        tflite.invoke(runner, **{name: array[i : i + 1] for name, array in values.items()})
         for i in range(feeds.count(values))
     ]
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
