@@ -95,12 +95,16 @@ class Quantization:
 class Graph:
     """A flatbuffer that can be read, changed and written again.
 
+    Args:
+        content: The flatbuffer.
+        distinct: Name a tensor anew whose name another has.
+
     Raises:
         InvalidModelError: If the bytes are no TFLite model, or two tensors share a name.
         MissingDependencyError: If ai-edge-litert is not installed.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, distinct: bool = False) -> None:
         try:
             from ai_edge_litert import schema_py_generated as schema
         except ImportError:
@@ -133,6 +137,9 @@ class Graph:
         self._tensors: dict[str, Any] = {}
         for tensor in self._subgraph.tensors:
             name = tensor.name.decode(errors="replace")
+            if distinct and name in self._tensors:
+                name = f"{name}__{len(self._tensors)}"
+                tensor.name = name.encode()
             if name in self._tensors:
                 raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
             self._tensors[name] = tensor

@@ -248,14 +248,16 @@ def _name_activations(model: Any, graph: Graph) -> None:
     lasts = {o.outputs[0]: _LAST[o.kind] for o in graph.operators if o.kind in _LAST}
     fused = graph.fused()
     makers = {output: node for node in model.graph.node for output in node.output}
+    done: set[str] = set()
     for node in model.graph.node:
         activation = node.op_type in ("Clip", "Relu") and node.input[0] in fused
         if not node.input or not (activation or lasts.get(node.input[0]) == node.op_type):
             continue
         canonical, before = node.input[0], f"{node.input[0]}__linear"
         users = [other for other in model.graph.node if canonical in other.input]
-        if len(users) != 1 or canonical not in makers:
+        if len(users) != 1 or canonical not in makers or canonical in done:
             continue
+        done.add(canonical)
         renamed = {canonical: before, node.output[0]: canonical}
         for other in model.graph.node:
             for ends in (other.input, other.output):

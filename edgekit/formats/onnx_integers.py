@@ -17,6 +17,7 @@ from edgekit.formats.quiet import quiet
 POOLED = "__pooled"
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
 _BEHIND = ("Clip", "Relu", "QuantizeLinear", "DequantizeLinear", *_MOVING)
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
@@ -422,18 +423,22 @@ def layer_nodes(
         name = name.removesuffix("_QuantizeLinear_Input")
         return ends.get(name, name)
 
-    for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        name, activated = node.output[0], False
-        while canonical(name) not in layers:
-            users = readers.get(name, [])
-            if len(users) != 1 or users[0].op_type not in _BEHIND:
-                break
-            name = users[0].output[0]
-            activated = activated or users[0].op_type in ("Clip", "Relu")
+    def whole(name: str, activated: bool) -> tuple[str, bool] | None:
+        """The canonical tensor behind one, and whether an activation lies between."""
         if canonical(name) in layers:
-            yield node, canonical(name), activated
+            return canonical(name), activated
+        users = readers.get(name, [])
+        for user in users:
+            own = user.op_type in ("Clip", "Relu")
+            if user.op_type in _BEHIND and (len(users) == 1 or not own):
+                if found := whole(user.output[0], activated or own):
+                    return found
+        return None
+
+    for node in model.graph.node:
+        found = whole(node.output[0], False) if node.op_type in _WEIGHTED else None
+        if found is not None:
+            yield node, *found
 
 
 def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:

@@ -176,7 +176,7 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
             raise InvalidModelError(
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
-    graph = Graph(content)
+    graph = Graph(content, distinct=True)  # two QUANTIZE of one tensor have one name
     tflite_integers.complete(graph, stored.activations, Graph(canonical))
     content = graph.serialize()
     converted = {  # whole numbers on their way to int8

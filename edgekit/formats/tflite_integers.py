@@ -24,6 +24,7 @@ KINDS = frozenset(
 #: Operators whose inputs have the scale of their answer, brought to it by a QUANTIZE where another
 #: scale is fixed for them.
 JOINING = frozenset(("CONCATENATION", "PACK", "MAXIMUM", "SELECT", "SELECT_V2"))
+_COMPARING = frozenset(("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"))
 #: Operators that give their values on as they are: a constant has the scale of the answer.
 _KEEPING = frozenset(("GATHER", "MINIMUM"))
 
@@ -49,6 +50,8 @@ def complete(graph: Graph, activations: Mapping[str, tuple[float, int]], canonic
             if kind == np.float32 and np.dtype(np.int8) in kinds and name in activations:
                 graph.make_integer(name, *activations[name])
     for position, operator in enumerate(graph.operators):
+        if operator.kind in _COMPARING:
+            _compare_integers(graph, position, integer)
         if operator.kind not in KINDS:
             continue
         if operator.kind == "GATHER" and _embeds(operator, canonical, activations):
@@ -75,7 +78,23 @@ def complete(graph: Graph, activations: Mapping[str, tuple[float, int]], canonic
             if name not in activations and 0 in graph.shape(name):  # nothing, but of a dtype
                 graph.make_integer(name, *activations[written[0]])
         graph.set_inputs(position, inputs)
+    # ai-edge-quantizer answers the real copy of an inner tensor, its signature the integers
+    graph.set_outputs([integer.get(name, name) for name in graph.outputs])
     _drop_requantizing(graph, activations)
+
+
+def _compare_integers(graph: Graph, position: int, integer: Mapping[str, str]) -> None:
+    """Let a comparison with a constant read integers; its kernel takes scales below 1."""
+    one, other = graph.operators[position].inputs
+    source = integer.get(one, "")
+    found = graph.quantization(source) if source else None
+    if found is None or float(found.scale[0]) >= 1 or not graph.is_constant(other):
+        return
+    values = graph.constant(other)
+    scale = float(np.abs(values).max(initial=0)) / 127 or 1 / 127
+    if values.dtype == np.float32 and scale < 1:
+        graph.make_integer(other, scale, 0, _steps(values, scale, 0))
+        graph.set_inputs(position, (source, other))
 
 
 def quantized(graph: Graph) -> dict[str, str]:
