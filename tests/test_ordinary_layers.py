@@ -32,7 +32,9 @@ def _activation_at_the_end(image: Any) -> Any:
 
 def _rows(rows: Any) -> Any:
     x = layers.Dense(4, activation="relu")(rows)
-    return layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)])
+    one = layers.GlobalAveragePooling1D(keepdims=True)(rows)
+    one = layers.MultiHeadAttention(1, 4)(one, one)
+    return [layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)]), one]
 
 
 def _rows_of_an_image(image: Any) -> Any:
@@ -59,7 +61,8 @@ def _normalized(facts: Any) -> Any:
 
 def _ends(facts: Any) -> Any:
     x = layers.Dense(4)(facts)
-    return [x, x, layers.ReLU()(x), facts]
+    inner = layers.LeakyReLU(0.2)(layers.Dense(4)(facts))
+    return [x, x, layers.ReLU()(x), facts, inner, layers.Dense(2)(layers.ELU()(inner))]
 
 
 def _bytes(pixels: Any) -> Any:

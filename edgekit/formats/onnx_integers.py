@@ -50,6 +50,7 @@ def quantize(
     copied = onnx_file.package().ModelProto()
     copied.CopyFrom(model)
     _separate(copied)
+    _spell_certain(copied)
     _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
     activations = _activation_encodings(copied, stored.activations, ("Clip", "Relu", *_MOVING))
     ranges = {
@@ -326,6 +327,28 @@ def _activation_encodings(
         if node.input[0] in found:
             found.setdefault(node.output[0], found[node.input[0]])
     return found
+
+
+def _spell_certain(model: Any) -> None:
+    """Write a softmax of one entry, which is 1, as x == x, in place.
+
+    onnxruntime's int8 kernel answers 0 there, seen in 1.31; e.g. attention over one step.
+    """
+    onnx = onnx_file.package()
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+    for node in list(model.graph.node):
+        sizes = shapes.get(node.output[0], ())
+        if node.op_type != "Softmax" or not sizes:
+            continue
+        if sizes[onnx_file.attribute(node, "axis", -1)].dim_value != 1:
+            continue
+        place, equal = list(model.graph.node).index(node), f"{node.output[0]}__equal"
+        make = onnx.helper.make_node
+        model.graph.node.remove(node)
+        cast = make("Cast", [equal], [node.output[0]], node.name, to=onnx.TensorProto.FLOAT)
+        model.graph.node.insert(place, cast)
+        model.graph.node.insert(place, make("Equal", [node.input[0]] * 2, [equal], equal))
 
 
 def _separate(model: Any) -> None:
