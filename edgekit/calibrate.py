@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import cli, data, environment, feeds, outputs, words
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
+from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.feeds import Samples
 from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats.flatbuffer import Graph
@@ -143,10 +143,16 @@ def observe(
     Raises:
         InvalidDataError: If the images do not fit the input, there is only one, or a tensor becomes
             NaN or infinite.
+        InvalidModelError: If the graph has a loop.
     """
     if canonical[4:8] != b"TFL3":
         return _observe_onnx(canonical, images, prepare=prepare, method=method, word=word)
     _expect_several(images)
+    if loops := Graph(canonical).loops:
+        raise InvalidModelError(
+            f"{loops[0]} is a loop, whose inner values are not calibrated; unroll it, "
+            f"e.g. with unroll=True of a recurrent layer, or export it in float32"
+        )
     sample = max(64, SAMPLE // len(images))
     probed = probe(canonical, sample=sample)
     threads = environment.cores()
@@ -167,7 +173,7 @@ def observe(
             given = feeds.feed(images, specs, prepare, slice(start, start + size))
             for name, values in given.items():
                 opened.set_tensor(entries[name], values)
-            opened.invoke()
+            tflite.invoke(opened)
             observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
     return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)

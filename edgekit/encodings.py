@@ -149,10 +149,11 @@ class Stored:
             found += sum(part.size for part in parts if part is not None)
         return found
 
-    def without(self, names: Collection[str]) -> Stored:
-        """The same without some activations."""
+    def without(self, names: Collection[str], layers: Collection[str] = ()) -> Stored:
+        """The same without some activations, and some layers."""
         kept = {name: each for name, each in self.activations.items() if name not in names}
-        return replace(self, activations=kept)
+        left = {name: each for name, each in self.layers.items() if name not in layers}
+        return replace(self, activations=kept, layers=left)
 
     def without_biases(self) -> Stored:
         """The same without biases, for a device that wants them in float."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgekit import environment, feeds
 from edgekit.artifact import Execution
 from edgekit.encodings import Stored, differences
-from edgekit.errors import ExecutionError
+from edgekit.errors import ExecutionError, reason
 from edgekit.feeds import Feed
 from edgekit.formats import onnx, onnx_tensors, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
@@ -240,7 +240,10 @@ def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
 def _of_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
     names = [end.name for end in found.outputs]
     run = onnx.session(content).run
-    parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    try:
+        parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+    except Exception as exc:  # onnxruntime raises its own types
+        raise ExecutionError(f"the model cannot run on random inputs: {reason(exc)}") from None
     return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
 
 
@@ -249,7 +252,7 @@ def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
     opened = tflite.interpreter(content)
     runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
     found = [
-        runner(**{name: array[i : i + 1] for name, array in values.items()})
+        tflite.invoke(runner, **{name: array[i : i + 1] for name, array in values.items()})
         for i in range(feeds.count(values))
     ]
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}

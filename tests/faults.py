@@ -78,7 +78,8 @@ def in_onnx(
     tensors = {tensor.name: tensor for tensor in changed.graph.initializer}
     makers = {output: node for node in changed.graph.node for output in node.output}
     ends = dict(zip((v.name for v in changed.graph.output), graph.outputs, strict=True))
-    nodes = {ends.get(place, place): node for node, place in onnx_integers.layer_nodes(changed)}
+    layers = {layer.output for layer in graph.layers}
+    nodes = {place: node for node, place, _ in onnx_integers.layer_nodes(changed, layers, ends)}
 
     def get(tensor: str) -> npt.NDArray[Any]:
         return library.numpy_helper.to_array(tensors[tensor]).copy()

@@ -95,12 +95,16 @@ class Quantization:
 class Graph:
     """A flatbuffer that can be read, changed and written again.
 
+    Args:
+        content: The flatbuffer.
+        distinct: Name a tensor anew whose name another has.
+
     Raises:
         InvalidModelError: If the bytes are no TFLite model, or two tensors share a name.
         MissingDependencyError: If ai-edge-litert is not installed.
     """
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, *, distinct: bool = False) -> None:
         try:
             from ai_edge_litert import schema_py_generated as schema
         except ImportError:
@@ -133,6 +137,9 @@ class Graph:
         self._tensors: dict[str, Any] = {}
         for tensor in self._subgraph.tensors:
             name = tensor.name.decode(errors="replace")
+            if distinct and name in self._tensors:
+                name = f"{name}__{len(self._tensors)}"
+                tensor.name = name.encode()
             if name in self._tensors:
                 raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
             self._tensors[name] = tensor
@@ -210,6 +217,12 @@ class Graph:
     def operators(self) -> tuple[Operator, ...]:
         """Operators in order of execution."""
         return tuple(self._operator(found) for found in self._subgraph.operators)
+
+    @property
+    def loops(self) -> tuple[str, ...]:
+        """Layers that run other subgraphs (WHILE, IF), by the path of their names."""
+        found = [o.outputs[0] for o in self.operators if o.kind in ("WHILE", "IF")]
+        return tuple(name.split("/while")[0].removesuffix("/PartitionedCall") for name in found)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -352,22 +365,46 @@ class Graph:
         kept = [each for i, each in enumerate(self._subgraph.operators) if i not in gone]
         self._subgraph.operators, self._original = kept, len(kept)
 
-    def spell_negations(self) -> bool:
-        """Write each NEG as a product with -1, in place: LiteRT's int8 NEG ignores the scales.
+    def spell_products(self) -> bool:
+        """Write NEG as a product with -1 and SQUARE as one of two equal factors, in place.
+
+        LiteRT's int8 NEG ignores the scales, and SQUARE has no int8 kernel.
 
         Returns:
             Whether there was one.
         """
-        options = self._schema.MulOptionsT()
-        places = [i for i, each in enumerate(self.operators) if each.kind == "NEG"]
+        places = [i for i, each in enumerate(self.operators) if each.kind in ("NEG", "SQUARE")]
         for place in places:
             raw = self._subgraph.operators[place]
-            minus = self._order.index(self._add_constant(np.array(-1, np.float32)))
+            source = factor = int(raw.inputs[0])
+            if self._operator(raw).kind == "NEG":
+                factor = self._order.index(self._add_constant(np.array(-1, np.float32)))
             raw.opcodeIndex = self._code("MUL", 1)
-            raw.inputs = [int(raw.inputs[0]), minus]
+            raw.inputs = [source, factor]
             raw.builtinOptionsType = self._schema.BuiltinOptions.MulOptions
-            raw.builtinOptions = options
+            raw.builtinOptions = self._schema.MulOptionsT()
         return bool(places)
+
+    def flatten_dense(self) -> bool:
+        """Bring what a dense layer flattens by itself to two axes before it, in place.
+
+        Returns:
+            Whether there was such a layer.
+        """
+        found = False
+        for position in reversed(range(len(self._subgraph.operators))):
+            raw = self._subgraph.operators[position]
+            operator = self._operator(raw)
+            if operator.kind != "FULLY_CONNECTED" or raw.builtinOptions.keepNumDims:
+                continue
+            source, width = operator.inputs[0], self.shape(operator.inputs[1])[1]
+            if len(self.shape(source)) == 2:
+                continue
+            flat = self.add_reshape(source, (-1, width))
+            self.set_inputs(position, (flat, *operator.inputs[1:]))
+            self._subgraph.operators.insert(position, self._subgraph.operators.pop())
+            found = True
+        return found
 
     def fused(self) -> frozenset[str]:
         """Tensors whose operator has an activation behind it."""
@@ -663,7 +700,7 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
     model.signatureDefs[0].signatureKey = key.encode()
     graph = Graph(_pack(model))
     graph.fold()
-    graph.spell_negations()
+    graph.spell_products()
     return graph.serialize()
 
 

@@ -195,11 +195,15 @@ def input_names(model: Any) -> tuple[str, ...]:
 
 
 def output_names(model: Any) -> tuple[str, ...]:
-    """A name for each output, each once: that of the layer that answers it."""
+    """A name for each output, each once: that of the layer that answers it.
+
+    An input that is an output as well is called ``NAME_out`` there.
+    """
     names = [tensor_name(tensor) for tensor in model.outputs]
     if not is_keras_2(model):  # there a tensor has no name of its layer
         names = [tensor._keras_history.operation.name for tensor in model.outputs]
-    return _once(names)
+    given = input_names(model)
+    return _once([f"{name}_out" if name in given else name for name in names])
 
 
 def is_keras_2(model: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from edgekit.formats.quiet import quiet
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
 #: Operators whose output has the values of their input, in order or not.
-_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")
+_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
+#: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
+_BEHIND = ("Clip", "Relu", "QuantizeLinear", "DequantizeLinear", *_MOVING)
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 
 
@@ -48,8 +51,9 @@ def quantize(
     copied = onnx_file.package().ModelProto()
     copied.CopyFrom(model)
     _separate(copied)
-    _drop_clips(copied, stored.activations)
-    activations = _activation_encodings(copied, stored.activations)
+    _spell_certain(copied)
+    _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
+    activations = _activation_encodings(copied, stored.activations, ("Clip", "Relu", *_MOVING))
     ranges = {
         name: ((-128 - zero_point) * scale, (127 - zero_point) * scale)
         for name, (scale, zero_point) in activations.items()
@@ -168,7 +172,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
                 found.setdefault(other, found[one])
             elif other in found:
                 found[one] = found[other]
-    there = set(makers) | set(ends)
+    there = {*makers, *ends, *ends.values()}
     for operator in graph.operators:  # what the converter took out holds the same numbers
         if operator.kind in _MOVED and operator.outputs[0] not in there:
             if operator.inputs[0] in found:
@@ -181,13 +185,14 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     names = set(graph.tensors)
     activations = {name: number for name, number in found.items() if name in names}
     layers = {}
-    for node, place in layer_nodes(model):
+    kinds = {layer.output: layer.kind for layer in graph.layers}
+    for node, place, _ in layer_nodes(model, kinds, ends):
         weights = _dequantized(model, node.input[1], constants)
         if weights is None:
             continue
         bias = _dequantized(model, node.input[2], constants) if len(node.input) > 2 else None
-        layers[ends.get(place, place)] = LayerIntegers(
-            weights=_to_canonical(node, weights[0]),
+        layers[place] = LayerIntegers(
+            weights=_to_canonical(node, weights[0], depthwise=kinds[place] == "depthwise"),
             weight_scale=np.atleast_1d(weights[1]),
             bias=None if bias is None else bias[0],
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
@@ -215,6 +220,26 @@ def absent(model: Any, graph: Graph) -> tuple[str, ...]:
     )
 
 
+def merged(model: Any, graph: Graph) -> tuple[str, ...]:
+    """Layers that the ONNX graph has no node for, since another holds the same weights.
+
+    TFLite's converter computes a layer twice where its answer is read with and without its
+    activation; tf2onnx computes it once.
+    """
+    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    layers = {layer.output: layer for layer in graph.layers}
+    there = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    return tuple(
+        name
+        for name, layer in layers.items()
+        if name not in there
+        and any(
+            np.array_equal(graph.constant(layer.weights), graph.constant(layers[other].weights))
+            for other in there
+        )
+    )
+
+
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
     """(weights or None, bias or None) of each layer that are stored in float, canonical layout.
 
@@ -225,12 +250,16 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
     constants = onnx_file.stored_constants(model)
     ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
     found = {}
-    for node, place in layer_nodes(model):
+    kinds = {layer.output: layer.kind for layer in graph.layers}
+    for node, place, _ in layer_nodes(model, kinds, ends):
         weights = constants.get(node.input[1])
         bias = constants.get(node.input[2]) if len(node.input) > 2 else None
         if weights is not None or bias is not None:
-            whole = None if weights is None else _to_canonical(node, weights).astype(np.float32)
-            found[str(ends.get(place, place))] = (
+            whole = None
+            if weights is not None:
+                depthwise = kinds[place] == "depthwise"
+                whole = _to_canonical(node, weights, depthwise=depthwise).astype(np.float32)
+            found[place] = (
                 None if whole is None else np.ascontiguousarray(whole),
                 None if bias is None else bias.astype(np.float32),
             )
@@ -240,11 +269,8 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
 def activated(model: Any, graph: Graph) -> frozenset[str]:
     """Layers, by canonical output, whose activation is an operator of the file."""
     ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
-    found = set()
-    for node, place in layer_nodes(model):
-        if node.output[0].removesuffix("_QuantizeLinear_Input") != place:
-            found.add(str(ends.get(place, place)))
-    return frozenset(found)
+    layers = {layer.output for layer in graph.layers}
+    return frozenset(place for _, place, own in layer_nodes(model, layers, ends) if own)
 
 
 def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
@@ -280,23 +306,50 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
 
 
 def _activation_encodings(
-    model: Any, encodings: Mapping[str, tuple[float, int]]
+    model: Any, encodings: Mapping[str, tuple[float, int]], keeping: Collection[str]
 ) -> dict[str, tuple[float, int]]:
     """(scale, int8 zero_point) of each activation of the ONNX graph.
 
-    A tensor that is only moved (Transpose, Reshape, Flatten) keeps its numbers, and a Clip that is
-    left has one encoding on both of its sides.
+    Operators of the kinds in ``keeping`` have one encoding on both of their sides: a tensor that is
+    only moved (Transpose, Reshape, Flatten) keeps its numbers, and so does what a Clip that is left
+    does not cut.
     """
     in_graph = {value.name for value in model.graph.input}
     in_graph.update(output for node in model.graph.node for output in node.output)
     found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
-    for node in model.graph.node:
-        if node.op_type in ("Clip", "Relu", *_MOVING):
-            if node.input[0] in found:
-                found.setdefault(node.output[0], found[node.input[0]])
-            elif node.output[0] in found:
-                found[node.input[0]] = found[node.output[0]]
+    nodes = [node for node in model.graph.node if node.op_type in keeping]
+    for node in nodes:
+        if node.input[0] in found:
+            found.setdefault(node.output[0], found[node.input[0]])
+    for node in reversed(nodes):
+        if node.output[0] in found:
+            found.setdefault(node.input[0], found[node.output[0]])
+    for node in nodes:
+        if node.input[0] in found:
+            found.setdefault(node.output[0], found[node.input[0]])
     return found
+
+
+def _spell_certain(model: Any) -> None:
+    """Write a softmax of one entry, which is 1, as x == x, in place.
+
+    onnxruntime's int8 kernel answers 0 there, seen in 1.31; e.g. attention over one step.
+    """
+    onnx = onnx_file.package()
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+    for node in list(model.graph.node):
+        sizes = shapes.get(node.output[0], ())
+        if node.op_type != "Softmax" or not sizes:
+            continue
+        if sizes[onnx_file.attribute(node, "axis", -1)].dim_value != 1:
+            continue
+        place, equal = list(model.graph.node).index(node), f"{node.output[0]}__equal"
+        make = onnx.helper.make_node
+        model.graph.node.remove(node)
+        cast = make("Cast", [equal], [node.output[0]], node.name, to=onnx.TensorProto.FLOAT)
+        model.graph.node.insert(place, cast)
+        model.graph.node.insert(place, make("Equal", [node.input[0]] * 2, [equal], equal))
 
 
 def _separate(model: Any) -> None:
@@ -321,38 +374,43 @@ def _separate(model: Any) -> None:
 def _round_between(
     model: Any, activations: Mapping[str, tuple[float, int]], dtype: Any, shift: int
 ) -> None:
-    """Round what lies between two operators without an integer kernel as well, in place.
+    """Round what operators without an integer kernel read and write as well, in place.
 
-    onnxruntime's writer leaves such a tensor in float; a pair of QuantizeLinear and
-    DequantizeLinear behind it makes it the same number as in TFLite.
+    onnxruntime's writer leaves such a tensor in float, be it between two of them or an end of the
+    graph; a pair of QuantizeLinear and DequantizeLinear makes it the same number as in TFLite.
     """
     onnx = onnx_file.package()
     makers = {output: node for node in model.graph.node for output in node.output}
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
-        for name in node.input:
+        for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
     ends = {value.name for value in model.graph.output}
 
-    def rounded_behind(name: str) -> bool:
-        return any(
-            node.op_type == "QuantizeLinear"
-            or (node.op_type in _MOVING and rounded_behind(node.output[0]))
-            for node in readers.get(name, [])
-        )
-
-    def rounded_before(name: str) -> bool:
-        maker = makers.get(name)
-        if maker is None or maker.op_type == "DequantizeLinear":
+    def rounds(node: Any) -> bool:
+        """Whether a reader rounds what it reads, or moves it there."""
+        if node.op_type == "QuantizeLinear":
             return True
-        return maker.op_type in _MOVING and rounded_before(maker.input[0])
+        behind = readers.get(node.output[0], []) if node.op_type in _MOVING else []
+        return bool(behind) and node.output[0] not in ends and all(map(rounds, behind))
 
-    for name, (scale, zero_point) in activations.items():
-        if name not in makers or name in ends or rounded_behind(name) or rounded_before(name):
+    for name, encoding in activations.items():
+        maker = makers.get(name)
+        if maker is not None and maker.op_type in ("DequantizeLinear", *_MOVING):
+            continue  # what is moved was rounded before
+        unrounded = [node for node in readers.get(name, []) if not rounds(node)]
+        if name in ends and maker is not None:
+            real, raw = name, f"{name}_QuantizeLinear_Input"
+            maker.output[list(maker.output).index(name)] = raw
+        elif unrounded:
+            real, raw = f"{name}__rounded", name
+            for reader in unrounded:
+                for place, given in enumerate(reader.input):
+                    if given == name:
+                        reader.input[place] = real
+        else:
             continue
-        if makers[name].op_type in _MOVING:
-            continue  # what it moves is rounded
-        numbers = []
+        numbers, (scale, zero_point) = [], encoding
         for suffix, value in (
             ("scale", np.float32(scale)),
             ("zero_point", dtype(zero_point + shift)),
@@ -361,58 +419,61 @@ def _round_between(
             model.graph.initializer.append(
                 onnx.numpy_helper.from_array(np.asarray(value), numbers[-1])
             )
-        stored, real = f"{name}__stored", f"{name}__rounded"
-        for reader in readers[name]:
-            for place, given in enumerate(reader.input):
-                if given == name:
-                    reader.input[place] = real
-        make = onnx.helper.make_node
-        model.graph.node.append(make("QuantizeLinear", [name, *numbers], [stored], name=stored))
-        model.graph.node.append(make("DequantizeLinear", [stored, *numbers], [real], name=real))
+        made, make = f"{name}__stored", onnx.helper.make_node
+        model.graph.node.append(make("QuantizeLinear", [raw, *numbers], [made], f"{name}__round"))
+        model.graph.node.append(make("DequantizeLinear", [made, *numbers], [real], f"{name}__real"))
 
 
-def layer_nodes(model: Any) -> Iterator[tuple[Any, str]]:
-    """(node, tensor that it writes in the canonical graph) of convolutions and dense layers."""
+def layer_nodes(
+    model: Any, layers: Collection[str], ends: Mapping[str, str]
+) -> Iterator[tuple[Any, str, bool]]:
+    """(node, tensor that it writes in the canonical graph) of convolutions and dense layers.
+
+    Third is whether the layer's activation is an operator of the file. An activation that is one,
+    and what turns the layer's answer around, are part of the layer: they lie between the node and a
+    tensor that the canonical graph knows.
+
+    Args:
+        model: Float or quantized.
+        layers: What the canonical graph's layers write.
+        ends: Canonical name of the graph's inputs and outputs, where it is another.
+    """
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
-        for name in node.input:
+        for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
+
+    def canonical(name: str) -> str:
+        name = name.removesuffix("_QuantizeLinear_Input")
+        return ends.get(name, name)
+
+    def whole(name: str, activated: bool) -> tuple[str, bool] | None:
+        """The canonical tensor behind one, and whether an activation lies between."""
+        if canonical(name) in layers:
+            return canonical(name), activated
+        users = readers.get(name, [])
+        for user in users:
+            own = user.op_type in ("Clip", "Relu")
+            if user.op_type in _BEHIND and (len(users) == 1 or not own):
+                if found := whole(user.output[0], activated or own):
+                    return found
+        return None
+
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        name = node.output[0]
-        while True:  # an activation that is an operator of its own is part of the layer
-            users = readers.get(name, [])
-            if len(users) != 1:
-                break
-            if _belongs(users[0], name):
-                name = users[0].output[0]
-            elif users[0].op_type == "QuantizeLinear":
-                back = readers.get(users[0].output[0], [])
-                users = readers.get(back[0].output[0], []) if len(back) == 1 else []
-                if len(users) != 1 or not _belongs(users[0], name):
-                    break
-                name = users[0].output[0]
-            else:
-                break
-        yield node, name.removesuffix("_QuantizeLinear_Input")
-
-
-def _belongs(node: Any, name: str) -> bool:
-    """Whether a node behind a layer is part of it: an activation, or the turn of an output."""
-    return node.op_type in ("Clip", "Relu") or (
-        node.op_type == "Transpose" and "_raw_output_" in name
-    )
+        found = whole(node.output[0], False) if node.op_type in _WEIGHTED else None
+        if found is not None:
+            yield node, *found
 
 
 def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
     """Write given integers and scales where onnxruntime's quantizer put its own, in place."""
     makers = {node.output[0]: node for node in model.graph.node}
-    for number, (node, place) in enumerate(layer_nodes(model)):
-        layer = stored.layers.get(place)
-        if layer is None:
-            continue
-        weights = _from_canonical(node, layer.weights)
+    for number, (node, place, _) in enumerate(layer_nodes(model, stored.layers, {})):
+        layer = stored.layers[place]
+        if node.input[1] not in makers:
+            continue  # stays float
+        depthwise = len(layer.weight_scale) != len(layer.weights)
+        weights = _from_canonical(node, layer.weights, depthwise=depthwise)
         _replace(model, makers[node.input[1]], f"weights_{number}", weights, layer.weight_scale)
         if layer.bias is not None and quantize_bias and len(node.input) > 2:
             assert layer.bias_scale is not None
@@ -454,18 +515,16 @@ def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[A
     return None
 
 
-def _to_canonical(node: Any, weights: Any) -> Any:
+def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
     """Weights of a node in TFLite's layout."""
     if node.op_type == "Conv":
-        depthwise = onnx_file.attribute(node, "group", 1) > 1 and weights.shape[1] == 1
         return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
     return weights if onnx_file.attribute(node, "transB", 0) else weights.T
 
 
-def _from_canonical(node: Any, weights: Any) -> Any:
+def _from_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
     """Weights in TFLite's layout as a node takes them."""
     if node.op_type == "Conv":
-        depthwise = onnx_file.attribute(node, "group", 1) > 1 and weights.shape[0] == 1
         return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
     return weights if onnx_file.attribute(node, "transB", 0) else weights.T
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.encodings import LayerIntegers, Stored
-from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import keras, tflite_integers
 from edgekit.formats.flatbuffer import Graph, Quantization, short_name
 from edgekit.formats.keras import tensorflow
@@ -106,7 +106,7 @@ def from_function(
                 f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
     graph = Graph(content)
-    return graph.serialize() if graph.spell_negations() else content
+    return graph.serialize() if graph.spell_products() else content
 
 
 def _fixed(spec: Any) -> Any:
@@ -176,13 +176,18 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
             raise InvalidModelError(
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
-    graph = Graph(content)
+    graph = Graph(content, distinct=True)  # two QUANTIZE of one tensor have one name
     tflite_integers.complete(graph, stored.activations, Graph(canonical))
     content = graph.serialize()
+    converted = {  # whole numbers on their way to int8
+        operator.inputs[0] for operator in graph.operators if operator.kind == "QUANTIZE"
+    } & {operator.outputs[0] for operator in graph.operators if operator.kind == "CAST"}
     floats = [
         f"{operator.kind} {short_name(operator.outputs[0])}"
         for operator in graph.operators
-        if operator.kind != "DEQUANTIZE" and graph.dtype(operator.outputs[0]) == np.float32
+        if operator.kind != "DEQUANTIZE"
+        and graph.dtype(operator.outputs[0]) == np.float32
+        and operator.outputs[0] not in converted
     ]
     if floats:
         more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
@@ -197,15 +202,16 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
 def _put_integers(content: bytes, stored: Stored) -> bytes:
     """Write given integers and scales where ai-edge-quantizer put its own."""
     graph = Graph(content)
+    added = tflite_integers.added(graph, stored.activations)
     for name in graph.used:
         if graph.dtype(name) != np.int8 or graph.is_constant(name) or 0 in graph.shape(name):
             continue
-        if name not in stored.activations:
+        if name not in stored.activations and name not in added:
             raise InvalidModelError(
                 f"ai-edge-quantizer added the tensor {short_name(name)}, for which there is no "
                 f"encoding; please report the model"
             )
-        scale, zero_point = stored.activations[name]
+        scale, zero_point = added.get(name) or stored.activations[name]
         graph.set_quantization(
             name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
         )
@@ -230,12 +236,13 @@ def read_stored(content: bytes) -> Stored:
 def stored_of(graph: Graph) -> Stored:
     """The same of a graph that is open already."""
     activations = {}
+    canonical = tflite_integers.quantized(graph)
     for name in graph.used:
         found = graph.quantization(name)
         if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
             continue
-        if not graph.is_constant(name):
-            activations[name] = (float(found.scale[0]), int(found.zero_point[0]))
+        if not graph.is_constant(name) and (known := canonical.get(name, name)):
+            activations[known] = (float(found.scale[0]), int(found.zero_point[0]))
     layers = {}
     for layer in graph.layers:
         weights = graph.quantization(layer.weights)
@@ -251,18 +258,33 @@ def stored_of(graph: Graph) -> Stored:
     return Stored(activations, layers)
 
 
-def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any:
+def interpreter(
+    model: Path | bytes, *, threads: int = 1, exact: bool = False, **options: Any
+) -> Any:
     """Open an allocated LiteRT interpreter.
+
+    Args:
+        model: File or flatbuffer.
+        threads: Of an operator.
+        exact: Compute every tensor that the file names, and keep it: no delegate merges any.
+        options: As LiteRT takes them.
 
     Raises:
         InvalidModelError: If the file is missing or is no whole TFLite model.
         MissingDependencyError: If ai-edge-litert is not installed.
     """
     try:
-        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError:
         raise MissingDependencyError("ai-edge-litert", "runtime") from None
 
+    if exact:
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        options = {
+            "experimental_preserve_all_tensors": True,
+            "experimental_op_resolver_type": plain,
+            **options,
+        }
     if isinstance(model, Path):
         if not model.is_file():
             raise InvalidModelError(f"{model} not found; expected a .tflite file")
@@ -280,6 +302,24 @@ def interpreter(model: Path | bytes, *, threads: int = 1, **options: Any) -> Any
             f"{name} cannot be read (cut short?): {reason(exc)}; export it again"
         ) from None
     return found
+
+
+def invoke(opened: Any, **inputs: Any) -> Any:
+    """Run an interpreter, or a signature's runner on its inputs.
+
+    Raises:
+        ExecutionError: If an operator refuses its values.
+    """
+    try:
+        return opened(**inputs) if inputs else opened.invoke()
+    except RuntimeError as exc:
+        raise ExecutionError(
+            f"the model cannot run on these inputs: {reason(exc)}; indices have to be inside of "
+            f"their table, and an input that holds them needs a dtype of integers: "
+            f"Input(shape, dtype='int32')"
+            if "index" in str(exc)
+            else f"the model cannot run on these inputs: {reason(exc)}"
+        ) from None
 
 
 def signature(model: Path | bytes) -> Signature:

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgekit.encodings import Encoding
 from edgekit.errors import InvalidDataError, InvalidModelError
+from edgekit.formats import tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.table import Range
@@ -24,8 +25,8 @@ _MOVING = frozenset(
     "RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
     "BROADCAST_TO REDUCE_MAX REDUCE_MIN".split()
 )
-#: Operators whose inputs all share the output's scale.
-_JOINING = frozenset(("CONCATENATION", "PACK", "MAXIMUM", "MINIMUM", "SELECT", "SELECT_V2"))
+#: Operators whose inputs all share the output's scale, but for one that is fixed.
+_JOINING = tflite_integers.JOINING | {"MINIMUM"}
 #: Outputs whose scale and zero_point TensorFlow's "LiteRT 8-bit quantization specification" fixes.
 _FIXED = {
     "SOFTMAX": (1 / 256, -128),
@@ -65,6 +66,11 @@ def sharing(graph: Graph) -> Sharing:
             for name in written if fed else ():
                 groups.join(fed[0], name)
         elif operator.kind in _JOINING:
+            set_by = {groups.root(name): value for name, value in fixed.items()}
+            scales = {set_by.get(groups.root(name)) for name in fed}
+            scales |= {None for name in operator.inputs if graph.is_constant(name)}
+            if len(scales) > 1 and operator.kind in tflite_integers.JOINING:
+                fed = [name for name in fed if groups.root(name) not in set_by]
             for name in (*fed, *written[1:]):
                 groups.join(written[0], name)
         elif operator.kind in _FIXED:
@@ -89,8 +95,18 @@ def activations(
 
     Raises:
         InvalidDataError: If a tensor has no range, or one of width 0.
-        InvalidModelError: If a fixed scale is joined with values that do not fit it.
+        InvalidModelError: If a fixed scale is joined with values that do not fit it, or indices
+            are made from real numbers.
     """
+    for operator in graph.operators:
+        if operator.kind == "CAST" and graph.dtype(operator.inputs[0]) == np.float32:
+            if np.issubdtype(graph.dtype(operator.outputs[0]) or np.float32, np.integer):
+                raise InvalidModelError(
+                    f"{short_name(operator.outputs[0])} takes whole numbers from "
+                    f"{short_name(operator.inputs[0])}, which is float and would be rounded to one "
+                    f"of 256 steps; give the input the dtype int32, e.g. Input(shape, "
+                    f"dtype='int32') before an Embedding"
+                )
     found = sharing(graph)
     shared: dict[str, Range] = {}
     for name, root in found.roots.items():

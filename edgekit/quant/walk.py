@@ -61,7 +61,7 @@ class Step:
             ):
                 part = array[start * length : (start + size) * length]
                 self._opened.set_tensor(entry, part if shape else part.reshape(()))
-            self._opened.invoke()
+            tflite.invoke(self._opened)
             ends = [np.atleast_1d(self._opened.get_tensor(end)) for end in self._ends]
             if size > 1 and any(len(end) != size for end in ends):
                 self._whole = False  # batch 1 is written into the operator: image by image

@@ -1,0 +1,180 @@
+"""Ordinary layers of Keras in int8: each net answers about as in float, in both formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgekit import feeds
+from edgekit.artifact import Artifact
+from edgekit.errors import InvalidModelError
+from edgekit.export import export
+from edgekit.formats import keras as keras_format
+from edgekit.formats import onnx, tflite
+
+COUNT = 48
+keras = keras_format.tf_keras()
+layers = keras.layers
+
+
+def _one_channel(image: Any) -> Any:
+    one = layers.Conv2D(1, 3)(image)
+    return [one, layers.DepthwiseConv2D(3, depth_multiplier=3)(layers.Conv2D(1, 1)(image))]
+
+
+def _activation_at_the_end(image: Any) -> Any:
+    return layers.Conv2D(5, 3, activation="relu")(image)
+
+
+def _rows(rows: Any) -> Any:
+    x = layers.Dense(4, activation="relu")(rows)
+    one = layers.GlobalAveragePooling1D(keepdims=True)(rows)
+    one = layers.MultiHeadAttention(1, 4)(one, one)
+    return [layers.Add()([x, layers.MultiHeadAttention(2, 4)(x, x)]), one]
+
+
+def _rows_of_an_image(image: Any) -> Any:
+    x = layers.UpSampling2D()(layers.Conv2D(4, 3)(image))
+    return layers.Conv2D(3, 1)(layers.Add()([x, layers.Dense(4)(x)]))
+
+
+def _facts(facts: Any) -> Any:
+    x = layers.Dense(6)(facts)
+    read_twice = layers.Dense(3, activation="relu")(layers.Add()([x, layers.Dense(6)(x)]))
+    curves = [layers.Dense(3, activation=kind)(facts) for kind in ("sigmoid", "tanh", "softmax")]
+    joined = layers.Concatenate()([*curves, layers.Dense(3)(facts)])
+    return [read_twice, layers.Dense(2)(joined), layers.UnitNormalization()(x)]
+
+
+def _words(words: Any, facts: Any) -> Any:
+    one = layers.Flatten()(layers.Embedding(20, 6)(words))
+    return [layers.Dense(3)(one), layers.Dense(1)(layers.Concatenate()([facts, one]))]
+
+
+def _normalized(facts: Any) -> Any:
+    return layers.LayerNormalization()(facts)
+
+
+def _ends(facts: Any) -> Any:
+    x = layers.Dense(4)(facts)
+    inner = layers.LeakyReLU(0.2)(layers.Dense(4)(facts))
+    return [x, x, layers.ReLU()(x), facts, inner, layers.Dense(2)(layers.ELU()(inner))]
+
+
+def _bytes(pixels: Any) -> Any:
+    x = layers.Conv2D(4, 3)(layers.Rescaling(1 / 16, -0.5)(pixels))
+    return layers.Dense(3)(layers.ReLU(threshold=0.1)(layers.GroupNormalization(2)(x)))
+
+
+IMAGE, ROWS, FACTS = ((8, 8, 3), "float32"), ((10, 4), "float32"), ((6,), "float32")
+WORD, PIXELS = ((1,), "int32"), ((8, 8, 3), "uint8")
+NETS: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], str], ...]]] = {
+    "one channel": (_one_channel, (IMAGE,)),
+    "activation at the end": (_activation_at_the_end, (IMAGE,)),
+    "rows": (_rows, (ROWS,)),
+    "rows of an image": (_rows_of_an_image, (IMAGE,)),
+    "facts": (_facts, (FACTS,)),
+    "words": (_words, (WORD, FACTS)),
+    "normalized": (_normalized, (FACTS,)),
+    "ends": (_ends, (FACTS,)),
+    "bytes": (_bytes, (PIXELS,)),
+}
+
+
+def _build(
+    net: Callable[..., Any], inputs: tuple[tuple[tuple[int, ...], str], ...], place: Path
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Save a net with random weights, and set.npz; its samples and its answers by output."""
+    keras.utils.set_random_seed(3)
+    random = np.random.default_rng(3)
+    entries, values = [], {}
+    for i, (shape, dtype) in enumerate(inputs):
+        entries.append(keras.Input(shape, name=f"in{i}", dtype=dtype))
+        drawn = random.normal(0, 1, (COUNT, *shape)).clip(-3, 3)
+        if dtype != "float32":
+            drawn = random.integers(0, 20, drawn.shape)
+        values[f"in{i}"] = drawn.astype(dtype)
+    model = keras.Model(entries, net(*entries))
+    for layer in model.layers:
+        weights = layer.get_weights()  # biases that are not 0, rows of a table that differ
+        layer.set_weights([w + random.normal(0, 0.1, w.shape).astype(np.float32) for w in weights])
+    model.save(place / "net.keras")
+    np.savez(place / "set.npz", **values)
+    answers = keras_format.call(model, list(values.values()))
+    names = keras_format.output_names(model)
+    return values, dict(zip(names, map(np.asarray, answers), strict=True))
+
+
+def _answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Real answers by output."""
+    found = written.manifest.signature
+    feed = {spec.name: spec.quantize(values[spec.name]) for spec in found.inputs}
+    names = [spec.name for spec in found.outputs]
+    if written.manifest.format == "onnx":
+        session = onnx.session(written.model_path)
+        each = [
+            dict(zip(names, session.run(names, part), strict=True))
+            for part in feeds.batches(feed, found.inputs)
+        ]
+    else:
+        runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
+        each = [runner(**{n: v[i : i + 1] for n, v in feed.items()}) for i in range(COUNT)]
+    return {
+        spec.name: spec.dequantize(np.concatenate([one[spec.name] for one in each]))
+        for spec in found.outputs
+    }
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_ordinary_layers_become_int8(name: str, tmp_path: Path) -> None:
+    values, exact = _build(*NETS[name], tmp_path)
+    for target in ("tflite", "onnx"):
+        written = export(
+            tmp_path / "net.keras",
+            target=target,
+            precision="int8",
+            preprocessing="none",
+            calibration=str(tmp_path / "set.npz"),
+            correction="none",
+            out=tmp_path / target,
+        )
+        found = _answers(written, values)
+        assert found.keys() == exact.keys()
+        for output, real in exact.items():
+            error = float(((real.astype(np.float64) - found[output]) ** 2).sum())
+            assert 10 * np.log10(float((real**2).sum()) / error) > 23
+
+
+def _looped(rows: Any) -> Any:
+    return layers.LSTM(3, name="memory")(rows)
+
+
+def _real_indices(words: Any) -> Any:
+    return layers.Embedding(300, 2, name="table")(layers.ReLU()(words))
+
+
+@pytest.mark.parametrize(
+    "net, inputs, said",
+    [
+        (_looped, ROWS, "memory is a loop.*unroll=True"),
+        (_real_indices, FACTS, "table/Cast takes whole numbers .* dtype='int32'"),
+    ],
+)
+def test_what_has_no_int8_form_is_named(
+    net: Callable[..., Any], inputs: tuple[tuple[int, ...], str], said: str, tmp_path: Path
+) -> None:
+    _build(net, (inputs,), tmp_path)
+    with pytest.raises(InvalidModelError, match=said):
+        export(
+            tmp_path / "net.keras",
+            target="tflite",
+            precision="int8",
+            preprocessing="none",
+            calibration=str(tmp_path / "set.npz"),
+            out=tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
