@@ -51,6 +51,8 @@ from edgekit.signature import Signature, TensorSpec
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
 DEFAULT_MODEL = float_model.SHIPPED
+#: SQNR on held-out calibration images, in dB, below which an int8 file is said to be poor.
+_POOR = 10.0
 #: Held-out images that an ONNX file is scored on, at the most.
 _HELD = 64
 #: Images on which activations are measured before they become float16.
@@ -360,7 +362,7 @@ def _from_onnx(
         onnx.parse(prepared), table, profile=profile, feed=held, correct=correction == "auto"
     )
     return _Written(
-        found.model.SerializeToString(), signature, original, found, table, (_way(found),)
+        found.model.SerializeToString(), signature, original, found, table, _ways(found)
     )
 
 
@@ -469,7 +471,7 @@ def _make_int8(
     quantized: Quantized,
     profile: DeviceProfile,
 ) -> _Written:
-    notes = [_way(quantized)]
+    notes = [*_ways(quantized)]
     if profile.pair_bound and quantized.saturating:
         notes.append(
             f"{len(quantized.saturating)} layers would saturate on x86 without VNNI with weights "
@@ -508,11 +510,20 @@ def _make_int8(
     )
 
 
-def _way(found: Quantized | OnnxQuantized) -> str:
+def _ways(found: Quantized | OnnxQuantized) -> tuple[str, ...]:
+    """What was done to the weights, and whether that is enough."""
     if not found.trials:
-        return f"weights: {found.way}"
+        return (f"weights: {found.way}",)
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
-    return f"weights: {found.way}; on held-out calibration images: {tried}"
+    said = f"weights: {found.way}; on held-out calibration images: {tried}"
+    best = next(trial.sqnr for trial in found.trials if trial.way == found.way)
+    if best >= _POOR:
+        return (said,)
+    return (
+        said,
+        f"{best:.1f} dB is poor, expected {_POOR:.0f} at least; `python -m edgekit.compare MODEL "
+        f"OUT --layers` names the layer that needs another form",
+    )
 
 
 def parser() -> cli.Parser:

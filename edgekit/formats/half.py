@@ -81,7 +81,7 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
     if not np.isfinite(found[where]):
         raise InvalidModelError(
             f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
-            f"already; no precision can help"
+            f"already; pass --calibration with real inputs if random ones are to blame"
         )
     kept = tuple(
         node.name

@@ -108,7 +108,7 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
     helper = onnx_file.package().helper
     constants = onnx_file.stored_constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
-    known = set(graph.tensors)
+    known, ends = set(graph.tensors), {value.name for value in model.graph.output}
     for node in list(model.graph.node):
         if node.op_type != "ReduceMean":
             continue
@@ -141,7 +141,9 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
         model.graph.node.remove(node)
         for each in reversed(added):
             model.graph.node.insert(position, each)
-        if before is not None and not any(before.output[0] in n.input for n in model.graph.node):
+        if before is None or before.output[0] in ends:
+            continue
+        if not any(before.output[0] in each.input for each in model.graph.node):
             model.graph.node.remove(before)
 
 
