@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 from onnx import helper
@@ -17,15 +19,23 @@ from edgekit.benchmark import benchmark
 from edgekit.bounds import parse
 from edgekit.compare import _print as print_report
 from edgekit.compare import compare
+from edgekit.compare import main as compare_main
+from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.export import export
+from edgekit.formats import float_model, onnx
 from edgekit.formats import keras as keras_format
+from edgekit.formats.flatbuffer import Graph
 from edgekit.gate import gate
+from edgekit.layers.bisection import Bound, bisect
+from edgekit.layers.diff import diff
+from edgekit.layers.measure import Sound, blame, measure
 from edgekit.report import report as page
 from edgekit.results import Report
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import preprocessing
 from edgekit.subjects import reference_of
+from edgekit.tensors import OnnxTensors, Tensors, TfLiteTensors
 
 COUNT = 24
 
@@ -74,6 +84,14 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
     assert {"top1", "agreement", "mcnemar_p", "latency_p50"} <= set(result.metrics)
     assert "kl" not in result.metrics  # logits
     assert any("softmax: the answers are no probabilities" in said for said in found.warnings)
+    if name == "plain.onnx":
+        with pytest.raises(InvalidModelError, match="is an ONNX file, which has no float TFLite"):
+            diff(written.path, written.path, dataset=data)
+    else:
+        layers = diff(place / name, written.path, dataset=data, bisect_bound=Bound(90.0, "%"))
+        assert layers.through_lite and layers.verdict is None
+        shown = [row.layer for row in layers.rows]
+        assert (shown[0], shown[-1]) == ("input", "output") and layers.bisection is not None
     asked = {"saved_model-source": "any"}
     if name == "saved":
         with pytest.raises(InvalidOptionError, match="is a SavedModel folder, .* evaluated here"):
@@ -198,6 +216,64 @@ def test_what_does_not_go_with_an_array_an_input(
         compare([folder / "onnx"], dataset=data, bound=1.0)
     with pytest.raises(InvalidOptionError, match="--parity compares classes"):
         compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_a_layer_of_a_net_of_several_inputs_is_to_blame(
+    several: tuple[Path, Report], target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = several[0]
+    call = [str(folder / "net.keras"), str(folder / target), "--data", str(folder / "set.npz")]
+    assert compare_main([*call, "--layers", "--all", "--trust", "--bisect", "20dB"]) == 0
+    stdout, said = capsys.readouterr()
+    found = json.loads(stdout)
+    assert [row["layer"] for row in found["rows"]].count("picture") == 1
+    assert {"price", "map", "embedding_lookup"} < {row["layer"] for row in found["rows"]}
+    assert "words" not in {row["layer"] for row in found["rows"]}  # tokens have no error
+    assert found["verdict"] is None and "to blame: none" in said
+    assert found["bisection"]["reached"] and found["bisection"]["actual"] > 20
+    assert compare_main([*call, "--layers", "--trust", "--bisect", "99%"]) == 2
+    assert "expected one output of real numbers, got 2 of 2" in capsys.readouterr().err
+
+    canonical = float_model.graph_of(folder / "net.keras", trust=True)
+    graph = Graph(canonical)
+    with np.load(folder / "set.npz") as arrays:
+        values = {"picture": arrays["picture"] / np.float32(255), "words": arrays["words"]}
+    fed = {graph.entries[name]: array[:8] for name, array in values.items()}
+    content = (folder / "tflite" / "model.tflite").read_bytes()
+    sound = Sound(canonical, factors=Encodings.load(folder / "tflite" / FILE).factors)
+    for layer in [layer for layer in graph.layers if layer.bias]:
+        changed = faults.in_tflite(content, layer.output, "weight scale doubled")
+        suspect: Tensors = TfLiteTensors(changed, graph, threads=1)
+        if target == "onnx":
+            file = onnx.load(folder / "onnx" / "model.onnx")
+            changed = faults.in_onnx(file, graph, layer.output, "weight scale doubled")
+            suspect = OnnxTensors(changed, graph, threads=1)
+        right = TfLiteTensors(canonical, graph, threads=1)
+        rows = measure(right, suspect, sound, fed, fed, modes=("isolated",))
+        verdict = blame(rows)
+        assert verdict is not None and verdict.tensor == layer.output
+        best = bisect(right, suspect, sound, fed, fed, Bound(25.0, "dB"), rows=rows)
+        assert layer.output in best.tensors or best.before >= 25
+
+
+def test_tokens_go_through_a_net_of_many_operators_a_layer(tmp_path: Path) -> None:
+    """A GRU: one Keras layer, and time before the batch. A norm: means over all of a sample."""
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(2)
+    words = keras.Input((3,), name="words", dtype="int32")
+    x = keras.layers.GRU(4, unroll=True, reset_after=False)(keras.layers.Embedding(9, 4)(words))
+    x = keras.layers.Dense(2)(keras.layers.LayerNormalization()(x))
+    keras.Model(words, x).save(tmp_path / "net.keras")
+    data = str(tmp_path / "set.npz")
+    np.savez(data, words=np.random.default_rng(0).integers(0, 9, (6, 3), np.int32))
+    written = export(
+        tmp_path / "net.keras", target="onnx", precision="float32", preprocessing="none",
+        out=tmp_path / "onnx",
+    )  # fmt: skip
+    found = diff(tmp_path / "net.keras", written.path, dataset=data)
+    assert len(found.rows) > 40 and len(found.computed) > 30 and found.verdict is None
+    assert {row.kind for row in found.rows if row.isolated is None} == set()
 
 
 def test_benchmark_feeds_every_input(several: tuple[Path, Report]) -> None:
