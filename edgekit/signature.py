@@ -54,6 +54,11 @@ class TensorSpec:
         """Whether it holds real numbers, quantized or not; else integers as they are."""
         return self.scale is not None or np.dtype(self.dtype).kind == "f"
 
+    @property
+    def numbers(self) -> int:
+        """How many it holds of one sample; -1 where that is free."""
+        return -1 if -1 in self.shape[1:] else math.prod(self.shape[1:])
+
     def quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Real values to this tensor's dtype: ``round(x / scale) + zero_point``, saturated.
 

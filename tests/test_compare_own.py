@@ -13,15 +13,16 @@ import pytest
 from onnx import helper
 from onnx import save as save_onnx
 
-from edgekit import changes
+from edgekit import changes, feeds
 from edgekit.artifact import Artifact
 from edgekit.benchmark import benchmark
 from edgekit.bounds import parse
 from edgekit.compare import _print as print_report
 from edgekit.compare import compare
 from edgekit.compare import main as compare_main
+from edgekit.data import ImageSet
 from edgekit.encodings import FILE, Encodings
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError, RecordingError
 from edgekit.export import export
 from edgekit.formats import float_model, onnx
 from edgekit.formats import keras as keras_format
@@ -30,6 +31,7 @@ from edgekit.gate import gate
 from edgekit.layers.bisection import Bound, bisect
 from edgekit.layers.diff import diff
 from edgekit.layers.measure import Sound, blame, measure
+from edgekit.recording import Recording
 from edgekit.report import report as page
 from edgekit.results import Report
 from edgekit.runtimes.worker import Job, Worker
@@ -130,7 +132,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     assert unasked.job is not None and not unasked.job.trust
     made = compare(
         [folder / "tflite", folder / "onnx"],
-        dataset=data, rounds=1, shard=10, processes=1, trust=True,
+        dataset=data, rounds=1, shard=10, processes=1, trust=True, record=folder / "base.rec",
     )  # fmt: skip
     return folder, made
 
@@ -210,8 +212,6 @@ def test_what_does_not_go_with_an_array_an_input(
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 6, 6, 3), np.uint8))
     with pytest.raises(InvalidDataError, match="array for each input, .*; got images only"):
         compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
-    with pytest.raises(InvalidOptionError, match="--record takes images"):
-        compare([folder / "onnx"], dataset=data, record=tmp_path / "r")
     with pytest.raises(InvalidOptionError, match="--power and --bound are of top-1"):
         compare([folder / "onnx"], dataset=data, bound=1.0)
     with pytest.raises(InvalidOptionError, match="--parity compares classes"):
@@ -274,6 +274,56 @@ def test_tokens_go_through_a_net_of_many_operators_a_layer(tmp_path: Path) -> No
     found = diff(tmp_path / "net.keras", written.path, dataset=data)
     assert len(found.rows) > 40 and len(found.computed) > 30 and found.verdict is None
     assert {row.kind for row in found.rows if row.isolated is None} == set()
+
+
+def test_a_recording_of_several_inputs_and_outputs(several: tuple[Path, Report]) -> None:
+    folder, before = several
+    path, data = folder / "base.rec", str(folder / "set.npz")
+    after = compare([folder / "onnx"], dataset=data, rounds=1, processes=1, reference=path)
+    assert after.reference.name == "keras-float32 (recorded)"
+    assert after.data == before.data and after.data.unit == "samples"
+    assert after.reference.latency_ms == before.reference.latency_ms
+    for name, metric in before.artifacts[1].metrics.items():
+        if "latency" not in name and name not in ("load_time", "peak_memory", "energy"):
+            assert after.artifacts[0].metrics[name] == metric, name
+
+    found = Recording.load(path)
+    assert found.facts.outputs == {"map": 72, "price": 1}
+    turned = found.answering(["price", "map"])
+    np.testing.assert_array_equal(turned.answers[:, :1], found.answers[:, 72:])
+    np.testing.assert_array_equal(turned.answering(["map", "price"]).answers, found.answers)
+
+    manifest = Artifact.load(folder / "onnx").manifest
+    with np.load(data) as file:
+        arrays = dict(file)
+    records = feeds.records(arrays)
+    images = ImageSet("set.npz", records, None, (), found.facts.data.sha256)
+    fits: dict[str, Any] = {
+        "source_sha256": found.facts.source_sha256,
+        "images": images,
+        "preprocessing": manifest.preprocessing,
+        "inputs": manifest.signature.inputs,
+        "outputs": {"price": 1, "map": -1},
+    }
+    found.check(path, **fits)
+    wider = feeds.records({name: array.astype(np.int64) for name, array in arrays.items()
+                           if name == "words"} | {"picture": arrays["picture"]})  # fmt: skip
+    found.check(path, **{**fits, "images": replace(images, images=wider)})  # the same tensors
+    arrays["words"][1, 2] ^= 1
+    other = replace(images, images=feeds.records(arrays))
+    few = replace(images, images=records[:5], sha256="0" * 64)
+    for change, message in (
+        ({"outputs": {"price": 1}}, r"another set of outputs \(map of 72, price of 1, here price"),
+        ({"outputs": {"price": 2, "map": 72}}, "here price of 2, map of 72"),
+        ({"images": other}, "another preprocessed tensors"),
+        (
+            {"images": few},
+            r"another data set .*, another number of samples \(24, here 5",
+        ),
+        ({"preprocessing": preprocessing("none")}, "another preprocessing"),
+    ):
+        with pytest.raises(RecordingError, match=message):
+            found.check(path, **{**fits, **change})
 
 
 def test_benchmark_feeds_every_input(several: tuple[Path, Report]) -> None:
