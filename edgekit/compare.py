@@ -48,7 +48,6 @@ from edgekit.layers import options as layer_options
 from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
 from edgekit.results import (
     Conditions,
-    Data,
     Device,
     Environment,
     Measurement,
@@ -179,16 +178,18 @@ def compare(
         if runner is not None:
             base = run_by(runner, loaded, dataset, threads, folder, trust)
         elif reference is not None and is_recording(Path(reference)):
-            _refuse_records("--reference RECORDING", by_input)
             base = recorded_in(Path(reference), loaded[0], images)
         else:
             given = None if reference is None else Path(reference)
             base = reference_of(loaded, given, threads, trust=trust)
-        if record is not None:
-            _refuse_records("--record", by_input)
         if record is not None and base.recording is not None:
             raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
         parts = _parts(manifest.signature.outputs)
+        if record is not None and min(parts.values(), default=0) < 0:
+            raise InvalidOptionError(
+                f"--record: expected outputs of fixed sizes, "
+                f"{', '.join(n for n, size in parts.items() if size < 0)} has none; leave it out"
+            )
         subjects = [
             subject.answering(tuple(parts))
             for subject in (base, *(subject_of(artifact, threads) for artifact in loaded))
@@ -345,18 +346,11 @@ def _labels(images: data.ImageSet, classes: int, *, needed: bool) -> npt.NDArray
     return images.labels
 
 
-def _refuse_records(option: str, by_input: bool) -> None:
-    if by_input:
-        raise InvalidOptionError(
-            f"{option} takes images; this data has an array an input, so leave it out"
-        )
-
-
 def _parts(outputs: Sequence[TensorSpec]) -> dict[str, int]:
     """Numbers of each of several outputs, in the order of the answers; empty for one output."""
     if len(outputs) == 1:
         return {}
-    return {spec.name: math.prod(spec.shape[1:]) for spec in outputs}
+    return {spec.name: spec.numbers for spec in outputs}
 
 
 def _check_answers(
@@ -440,9 +434,13 @@ def _recording(
         precision=base.precision,
         model_sha256=base.sha256,
         model_bytes=base.size,
-        data=Data(images.name, images.sha256, len(images), images.class_names),
+        data=figures.data_of(images),
         preprocessing=manifest.preprocessing,
-        inputs_sha256=inputs_sha256(images.images, manifest.preprocessing),
+        inputs_sha256=inputs_sha256(
+            images.images, manifest.preprocessing, manifest.signature.inputs
+        ),
+        outputs=_parts(manifest.signature.outputs)
+        or {manifest.signature.outputs[0].name: each.answers.shape[1]},
         created=figures.created(),
         command=command,
         metrics=each.metrics,

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgekit import data
 from edgekit.data.images import ImageSet, Split
 from edgekit.errors import InvalidDataError, reason
+from edgekit.results import Unit
 from edgekit.signature import Preprocessing, TensorSpec
 
 Feed = dict[str, npt.NDArray[Any]]
@@ -214,6 +215,20 @@ def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     for name, values in feed.items():
         found[name] = values
     return found
+
+
+def unit(samples: npt.NDArray[Any]) -> Unit:
+    """What people call the things in an array ``[N, ...]`` or in records.
+
+    ``images`` are pictures with one or three channels, first or last, and nothing else goes in
+    beside them.
+    """
+    if samples.dtype.names is not None:
+        if len(samples.dtype.names) != 1:
+            return "samples"
+        samples = samples[samples.dtype.names[0]]
+    pictures = samples.ndim == 4 and {samples.shape[1], samples.shape[3]} & {1, 3}
+    return "images" if pictures else "samples"
 
 
 def images(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import changes, conditions, data, environment, stats
+from edgekit import changes, conditions, data, environment, feeds, stats
 from edgekit.blocks import blocks
 from edgekit.recording import Facts
 from edgekit.results import (
@@ -122,7 +122,7 @@ def report(
         results.append(result)
     return Report(
         model_id=model_id,
-        data=Data(images.name, images.sha256, len(images), images.class_names),
+        data=data_of(images),
         environment=machine,
         reference=results[0],
         artifacts=tuple(results[1:]),
@@ -360,6 +360,12 @@ def recorded(facts: Facts) -> str:
         f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; "
         f"all figures of this row are that machine's"
     )
+
+
+def data_of(images: data.ImageSet) -> Data:
+    """What was evaluated, in the words of a report."""
+    unit = feeds.unit(images.images)
+    return Data(images.name, images.sha256, len(images), images.class_names, unit)
 
 
 def created() -> str:

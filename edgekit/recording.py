@@ -13,7 +13,8 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from edgekit import outputs, schema
 from edgekit.data import ImageSet
 from edgekit.errors import EdgekitError, RecordingError
 from edgekit.results import Data, Device, Environment, Measurement, Runtime
-from edgekit.signature import Preprocessing
+from edgekit.signature import Preprocessing, TensorSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DOCUMENT = "recording.json"
 _ARRAYS = ("answers", "latency_ms")
 _DIGEST = 64
@@ -46,7 +47,8 @@ class Facts:
         precision: Of the model file that ran.
         model_sha256: Of the model file that ran.
         model_bytes: Its size.
-        data: The images, as ``--limit`` left them.
+        data: The images or samples, as ``--limit`` left them.
+        outputs: Numbers of each output, by its name, in order of the answers' columns.
         inputs_sha256: Of the preprocessed tensors, as they went into the model.
         metrics: ``load_time`` and ``peak_memory``, where they mean something.
         arrays: sha256 of each array's bytes in the file.
@@ -65,6 +67,7 @@ class Facts:
     data: Data
     preprocessing: Preprocessing
     inputs_sha256: str
+    outputs: dict[str, int]
     created: str
     command: str
     metrics: dict[str, Measurement] = field(default_factory=dict)
@@ -77,7 +80,8 @@ class Recording:
     """A recorded reference.
 
     Attributes:
-        answers: Real-valued outputs, float32 ``[images, classes]``.
+        answers: Real-valued outputs, float32 ``[N, M]``; several are flattened and follow each
+            other.
         latency: Milliseconds at batch 1 ``[rounds, samples]``, raw; None where none were taken.
     """
 
@@ -126,7 +130,14 @@ class Recording:
         answers = _array(path, arrays["answers"], np.dtype(np.float32))
         if len(answers) != facts.data.count or not np.isfinite(answers).all():
             raise RecordingError(
-                f"{path}: expected finite answers to {facts.data.count} images, got {answers.shape}"
+                f"{path}: expected finite answers to {facts.data.count} {facts.data.unit}, got "
+                f"{answers.shape}"
+            )
+        sizes = facts.outputs.values()
+        if min(sizes, default=0) < 1 or sum(sizes) != answers.shape[1]:
+            raise RecordingError(
+                f"{path}: expected answers of the outputs {_sizes(facts.outputs)}, got "
+                f"{answers.shape[1]} numbers; record again"
             )
         latency = None
         if "latency_ms" in arrays:
@@ -169,11 +180,23 @@ class Recording:
         source_sha256: str,
         images: ImageSet,
         preprocessing: Preprocessing,
+        inputs: Sequence[TensorSpec] = (),
+        outputs: Mapping[str, int] | None = None,
     ) -> None:
         """Refuse to stand in for a reference that would have been asked something else.
 
+        Args:
+            path: Of the recording.
+            source_sha256: Of the float model.
+            images: What it would be asked, or records with a field an input.
+            preprocessing: Of float inputs.
+            inputs: Of the model, where there are records.
+            outputs: Numbers of each that it has to answer, in any order; negative where free, None
+                where nobody knows.
+
         Raises:
-            RecordingError: If float model, data or preprocessing differ; names all that do.
+            RecordingError: If float model, data, preprocessing or outputs differ; names all that
+                do.
         """
         facts = self.facts
         found = []
@@ -184,13 +207,15 @@ class Recording:
             if recorded != here:
                 found.append(f"{what} (sha256 {recorded[:12]}…, here {here[:12]}…)")
         if facts.data.count != len(images):
-            found.append(f"number of images ({facts.data.count}, here {len(images)})")
+            found.append(f"number of {facts.data.unit} ({facts.data.count}, here {len(images)})")
         if facts.preprocessing != preprocessing:
             found.append(
                 f"preprocessing ({_in_words(facts.preprocessing)}, here {_in_words(preprocessing)})"
             )
+        if outputs is not None and not _same(facts.outputs, outputs):
+            found.append(f"set of outputs ({_sizes(facts.outputs)}, here {_sizes(outputs)})")
         if not found:
-            here = inputs_sha256(images.images, preprocessing)
+            here = inputs_sha256(images.images, preprocessing, inputs)
             if facts.inputs_sha256 != here:
                 found.append(
                     f"preprocessed tensors (sha256 {facts.inputs_sha256[:12]}…, here {here[:12]}…)"
@@ -201,6 +226,16 @@ class Recording:
                 f"here, or pass the recording of this one"
             )
 
+    def answering(self, outputs: Sequence[str]) -> Recording:
+        """The same with its outputs in this order; none for as they are."""
+        if not outputs or tuple(self.facts.outputs) == tuple(outputs):
+            return self
+        ends = np.cumsum(list(self.facts.outputs.values()))
+        columns = dict(zip(self.facts.outputs, np.split(self.answers, ends[:-1], 1), strict=True))
+        facts = replace(self.facts, outputs={name: self.facts.outputs[name] for name in outputs})
+        answers = np.concatenate([columns[name] for name in outputs], axis=1)
+        return replace(self, facts=facts, answers=answers)
+
 
 def is_recording(path: Path) -> bool:
     """Whether a file is a recording, whole or not; a ``.keras`` file is a zip archive as well."""
@@ -210,13 +245,52 @@ def is_recording(path: Path) -> bool:
         return stream.read(30 + len(DOCUMENT))[30:] == DOCUMENT.encode()
 
 
-def inputs_sha256(images: npt.NDArray[Any], preprocessing: Preprocessing) -> str:
-    """Of shape and bytes of the preprocessed float32 tensors."""
-    digest = hashlib.sha256(f"<f4{images.shape}".encode())
-    for start in range(0, len(images), 1024):
-        values = preprocessing.apply(images[start : start + 1024])
-        digest.update(np.ascontiguousarray(values, "<f4").tobytes())
+def inputs_sha256(
+    images: npt.NDArray[Any], preprocessing: Preprocessing, inputs: Sequence[TensorSpec] = ()
+) -> str:
+    """Of the tensors that go into the model: shape and bytes, of records also name and dtype.
+
+    Args:
+        images: ``[N, ...]``, or records ``[N]`` with a field an input.
+        preprocessing: What makes float32 of images and of the inputs that are real.
+        inputs: Of the model, where there are records; those that hold integers take them as they
+            are.
+    """
+    if images.dtype.names is None:
+        digest = hashlib.sha256(f"<f4{images.shape}".encode())
+        _digest(digest, images, preprocessing.apply, "<f4")
+        return digest.hexdigest()
+    digest = hashlib.sha256()
+    for spec in sorted(inputs, key=lambda spec: spec.name):
+        dtype = "<f4" if spec.is_real else np.dtype(spec.dtype).newbyteorder("<").str
+        values = images[spec.name]
+        digest.update(f"{spec.name} {dtype}{values.shape}".encode())
+        _digest(digest, values, preprocessing.apply if spec.is_real else None, dtype)
     return digest.hexdigest()
+
+
+def _digest(
+    digest: Any,
+    values: npt.NDArray[Any],
+    change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None,
+    dtype: str,
+) -> None:
+    for start in range(0, len(values), 1024):
+        part = values[start : start + 1024]
+        part = part if change is None else change(part)
+        digest.update(np.ascontiguousarray(part, dtype).tobytes())
+
+
+def _same(recorded: Mapping[str, int], here: Mapping[str, int]) -> bool:
+    return recorded.keys() == here.keys() and all(
+        size < 0 or size == recorded[name] for name, size in here.items()
+    )
+
+
+def _sizes(outputs: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{name} of {size if size >= 0 else 'any number'}" for name, size in outputs.items()
+    )
 
 
 def _facts(path: Path, text: bytes) -> Facts:

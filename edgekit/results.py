@@ -18,6 +18,8 @@ from edgekit import schema
 from edgekit.errors import EdgekitError, ReportError
 
 SCHEMA_VERSION = 2
+#: Pictures, or anything else that a model is asked.
+Unit = Literal["images", "samples"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -55,12 +57,14 @@ class Data:
 
     Attributes:
         sha256: Of images and labels, after ``--limit``.
+        unit: What people call the things in it.
     """
 
     name: str
     sha256: str
     count: int
     class_names: tuple[str, ...] = ()
+    unit: Unit = "images"
 
     def __post_init__(self) -> None:
         if self.count < 0:

@@ -73,6 +73,11 @@ class TensorSpec:
             return values
         return np.ascontiguousarray(np.moveaxis(values, -1, 1))
 
+    @property
+    def numbers(self) -> int:
+        """How many it holds of one sample; -1 where that is free."""
+        return -1 if -1 in self.shape[1:] else math.prod(self.shape[1:])
+
     def quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Real values to this tensor's dtype: ``round(x / scale) + zero_point``, saturated.
 

@@ -36,6 +36,8 @@ class Subject:
 
     def answering(self, outputs: tuple[str, ...]) -> Subject:
         """The same with its outputs in this order; empty for as they are."""
+        if self.recording is not None:
+            return replace(self, recording=self.recording.answering(outputs))
         return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
 
 
@@ -68,6 +70,8 @@ def recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> Subjec
         source_sha256=manifest.source.sha256,
         images=images,
         preprocessing=manifest.preprocessing,
+        inputs=manifest.signature.inputs,
+        outputs={spec.name: spec.numbers for spec in manifest.signature.outputs},
     )
     facts = recording.facts
     return Subject(

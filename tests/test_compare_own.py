@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faults
 import numpy as np
 import pytest
 from onnx import helper
 from onnx import save as save_onnx
 
-from edgekit import changes
+from edgekit import changes, feeds
 from edgekit.artifact import Artifact
 from edgekit.benchmark import benchmark
 from edgekit.bounds import parse
 from edgekit.compare import _print as print_report
 from edgekit.compare import compare
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.compare import main as compare_main
+from edgekit.data import ImageSet
+from edgekit.encodings import FILE, Encodings
+from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError, RecordingError
 from edgekit.export import export
+from edgekit.formats import float_model, onnx
 from edgekit.formats import keras as keras_format
+from edgekit.formats.flatbuffer import Graph
 from edgekit.gate import gate
+from edgekit.layers.bisection import Bound, bisect
+from edgekit.layers.diff import diff
+from edgekit.layers.measure import Sound, blame, measure
+from edgekit.recording import Recording
 from edgekit.report import report as page
 from edgekit.results import Report
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import preprocessing
 from edgekit.subjects import reference_of
+from edgekit.tensors import OnnxTensors, Tensors, TfLiteTensors
 
 COUNT = 24
 
@@ -74,6 +86,14 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
     assert {"top1", "agreement", "mcnemar_p", "latency_p50"} <= set(result.metrics)
     assert "kl" not in result.metrics  # logits
     assert any("softmax: the answers are no probabilities" in said for said in found.warnings)
+    if name == "plain.onnx":
+        with pytest.raises(InvalidModelError, match="is an ONNX file, which has no float TFLite"):
+            diff(written.path, written.path, dataset=data)
+    else:
+        layers = diff(place / name, written.path, dataset=data, bisect_bound=Bound(90.0, "%"))
+        assert layers.through_lite and layers.verdict is None
+        shown = [row.layer for row in layers.rows]
+        assert (shown[0], shown[-1]) == ("input", "output") and layers.bisection is not None
     asked = {"saved_model-source": "any"}
     if name == "saved":
         with pytest.raises(InvalidOptionError, match="is a SavedModel folder, .* evaluated here"):
@@ -112,7 +132,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     assert unasked.job is not None and not unasked.job.trust
     made = compare(
         [folder / "tflite", folder / "onnx"],
-        dataset=data, rounds=1, shard=10, processes=1, trust=True,
+        dataset=data, rounds=1, shard=10, processes=1, trust=True, record=folder / "base.rec",
     )  # fmt: skip
     return folder, made
 
@@ -192,12 +212,118 @@ def test_what_does_not_go_with_an_array_an_input(
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 6, 6, 3), np.uint8))
     with pytest.raises(InvalidDataError, match="array for each input, .*; got images only"):
         compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
-    with pytest.raises(InvalidOptionError, match="--record takes images"):
-        compare([folder / "onnx"], dataset=data, record=tmp_path / "r")
     with pytest.raises(InvalidOptionError, match="--power and --bound are of top-1"):
         compare([folder / "onnx"], dataset=data, bound=1.0)
     with pytest.raises(InvalidOptionError, match="--parity compares classes"):
         compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_a_layer_of_a_net_of_several_inputs_is_to_blame(
+    several: tuple[Path, Report], target: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = several[0]
+    call = [str(folder / "net.keras"), str(folder / target), "--data", str(folder / "set.npz")]
+    assert compare_main([*call, "--layers", "--all", "--trust", "--bisect", "20dB"]) == 0
+    stdout, said = capsys.readouterr()
+    found = json.loads(stdout)
+    assert [row["layer"] for row in found["rows"]].count("picture") == 1
+    assert {"price", "map", "embedding_lookup"} < {row["layer"] for row in found["rows"]}
+    assert "words" not in {row["layer"] for row in found["rows"]}  # tokens have no error
+    assert found["verdict"] is None and "to blame: none" in said
+    assert found["bisection"]["reached"] and found["bisection"]["actual"] > 20
+    assert compare_main([*call, "--layers", "--trust", "--bisect", "99%"]) == 2
+    assert "expected one output of real numbers, got 2 of 2" in capsys.readouterr().err
+
+    canonical = float_model.graph_of(folder / "net.keras", trust=True)
+    graph = Graph(canonical)
+    with np.load(folder / "set.npz") as arrays:
+        values = {"picture": arrays["picture"] / np.float32(255), "words": arrays["words"]}
+    fed = {graph.entries[name]: array[:8] for name, array in values.items()}
+    content = (folder / "tflite" / "model.tflite").read_bytes()
+    sound = Sound(canonical, factors=Encodings.load(folder / "tflite" / FILE).factors)
+    for layer in [layer for layer in graph.layers if layer.bias]:
+        changed = faults.in_tflite(content, layer.output, "weight scale doubled")
+        suspect: Tensors = TfLiteTensors(changed, graph, threads=1)
+        if target == "onnx":
+            file = onnx.load(folder / "onnx" / "model.onnx")
+            changed = faults.in_onnx(file, graph, layer.output, "weight scale doubled")
+            suspect = OnnxTensors(changed, graph, threads=1)
+        right = TfLiteTensors(canonical, graph, threads=1)
+        rows = measure(right, suspect, sound, fed, fed, modes=("isolated",))
+        verdict = blame(rows)
+        assert verdict is not None and verdict.tensor == layer.output
+        best = bisect(right, suspect, sound, fed, fed, Bound(25.0, "dB"), rows=rows)
+        assert layer.output in best.tensors or best.before >= 25
+
+
+def test_tokens_go_through_a_net_of_many_operators_a_layer(tmp_path: Path) -> None:
+    """A GRU: one Keras layer, and time before the batch. A norm: means over all of a sample."""
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(2)
+    words = keras.Input((3,), name="words", dtype="int32")
+    x = keras.layers.GRU(4, unroll=True, reset_after=False)(keras.layers.Embedding(9, 4)(words))
+    x = keras.layers.Dense(2)(keras.layers.LayerNormalization()(x))
+    keras.Model(words, x).save(tmp_path / "net.keras")
+    data = str(tmp_path / "set.npz")
+    np.savez(data, words=np.random.default_rng(0).integers(0, 9, (6, 3), np.int32))
+    written = export(
+        tmp_path / "net.keras", target="onnx", precision="float32", preprocessing="none",
+        out=tmp_path / "onnx",
+    )  # fmt: skip
+    found = diff(tmp_path / "net.keras", written.path, dataset=data)
+    assert len(found.rows) > 40 and len(found.computed) > 30 and found.verdict is None
+    assert {row.kind for row in found.rows if row.isolated is None} == set()
+
+
+def test_a_recording_of_several_inputs_and_outputs(several: tuple[Path, Report]) -> None:
+    folder, before = several
+    path, data = folder / "base.rec", str(folder / "set.npz")
+    after = compare([folder / "onnx"], dataset=data, rounds=1, processes=1, reference=path)
+    assert after.reference.name == "keras-float32 (recorded)"
+    assert after.data == before.data and after.data.unit == "samples"
+    assert after.reference.latency_ms == before.reference.latency_ms
+    for name, metric in before.artifacts[1].metrics.items():
+        if "latency" not in name and name not in ("load_time", "peak_memory", "energy"):
+            assert after.artifacts[0].metrics[name] == metric, name
+
+    found = Recording.load(path)
+    assert found.facts.outputs == {"map": 72, "price": 1}
+    turned = found.answering(["price", "map"])
+    np.testing.assert_array_equal(turned.answers[:, :1], found.answers[:, 72:])
+    np.testing.assert_array_equal(turned.answering(["map", "price"]).answers, found.answers)
+
+    manifest = Artifact.load(folder / "onnx").manifest
+    with np.load(data) as file:
+        arrays = dict(file)
+    records = feeds.records(arrays)
+    images = ImageSet("set.npz", records, None, (), found.facts.data.sha256)
+    fits: dict[str, Any] = {
+        "source_sha256": found.facts.source_sha256,
+        "images": images,
+        "preprocessing": manifest.preprocessing,
+        "inputs": manifest.signature.inputs,
+        "outputs": {"price": 1, "map": -1},
+    }
+    found.check(path, **fits)
+    wider = feeds.records({name: array.astype(np.int64) for name, array in arrays.items()
+                           if name == "words"} | {"picture": arrays["picture"]})  # fmt: skip
+    found.check(path, **{**fits, "images": replace(images, images=wider)})  # the same tensors
+    arrays["words"][1, 2] ^= 1
+    other = replace(images, images=feeds.records(arrays))
+    few = replace(images, images=records[:5], sha256="0" * 64)
+    for change, message in (
+        ({"outputs": {"price": 1}}, r"another set of outputs \(map of 72, price of 1, here price"),
+        ({"outputs": {"price": 2, "map": 72}}, "here price of 2, map of 72"),
+        ({"images": other}, "another preprocessed tensors"),
+        (
+            {"images": few},
+            r"another data set .*, another number of samples \(24, here 5",
+        ),
+        ({"preprocessing": preprocessing("none")}, "another preprocessing"),
+    ):
+        with pytest.raises(RecordingError, match=message):
+            found.check(path, **{**fits, **change})
 
 
 def test_benchmark_feeds_every_input(several: tuple[Path, Report]) -> None:

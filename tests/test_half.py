@@ -193,6 +193,72 @@ def test_io_binding_answers_as_a_plain_session(artifacts: dict[str, Path]) -> No
         assert "52 Conv" in ran.notes[0]
 
 
+def test_runners_take_and_give_tensors_of_any_dtype(tmp_path: Path) -> None:
+    """Two floats, tokens, bytes and a mask in; half of it computed in float16, two kinds out."""
+    kinds = {"x": 1, "h": 10, "tokens": 7, "bytes": 2, "mask": 9}
+    table = numpy_helper.from_array(
+        np.random.default_rng(0).normal(0, 1, (5, 3)).astype(np.float16), "table"
+    )
+    half_, single, whole = ({"to": to} for to in (10, 1, 6))
+    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
+        ("Cast", ["x"], "a", half_),
+        ("Gather", ["table", "tokens"], "b", {"axis": 0}),
+        ("Cast", ["bytes"], "c", half_),
+        ("Mul", ["a", "b"], "d", {}),
+        ("Add", ["d", "c"], "e", {}),
+        ("Add", ["e", "h"], "f", {}),
+        ("Where", ["mask", "f", "h"], "half", {}),
+        ("Cast", ["half"], "y", single),
+        ("Cast", ["half"], "n", whole),
+    ]
+    nodes = [
+        helper.make_node(kind, inputs, [output], name=output, **form)
+        for kind, inputs, output, form in steps
+    ]
+    sizes = {"tokens": ["batch"]}
+    graph = helper.make_graph(
+        nodes,
+        "mixed",
+        [helper.make_tensor_value_info(n, k, sizes.get(n, ["batch", 3])) for n, k in kinds.items()],
+        [
+            helper.make_tensor_value_info(n, k, ["batch", 3])
+            for n, k in (("y", 1), ("n", 6), ("half", 10))
+        ],
+        [table],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    package.save(model, tmp_path / "mixed.onnx")
+    random = np.random.default_rng(1)
+    feed = {
+        "x": random.normal(0, 3, (4, 3)).astype(np.float32),
+        "h": random.normal(0, 3, (4, 3)).astype(np.float16),
+        "tokens": random.integers(0, 5, 4),
+        "bytes": random.integers(0, 9, (4, 3)).astype(np.uint8),
+        "mask": random.integers(0, 2, (4, 3)).astype(bool),
+    }
+    a, b = feed["x"].astype(np.float16), numpy_helper.to_array(table)[feed["tokens"]]
+    expected = (a * b + feed["bytes"].astype(np.float16)) + feed["h"]
+    expected = np.where(feed["mask"], expected, feed["h"])
+    with EmulatedRunner(tmp_path / "mixed.onnx", threads=1, options={}) as runner:
+        found = runner.run(feed | {"h": feed["h"].astype(np.float32)})
+        assert [spec.dtype for spec in runner.signature.outputs] == ["float32", "int32", "float32"]
+    np.testing.assert_array_equal(found["y"], expected.astype(np.float32))
+    np.testing.assert_array_equal(found["half"], found["y"])
+    np.testing.assert_array_equal(found["n"], expected.astype(np.int32))
+    with (
+        OrtRunner(tmp_path / "mixed.onnx", threads=1, options={}) as plain,
+        BoundRunner(tmp_path / "mixed.onnx", threads=1, options={}, provider=onnx.CPU) as bound,
+    ):
+        assert bound.signature == plain.signature and len(bound.signature.inputs) == 5
+        bound.prepared(feed)()
+        found, same = bound.run(feed), plain.run(feed)
+        assert {n: v.dtype.name for n, v in found.items()} == {
+            "y": "float32", "n": "int32", "half": "float16",
+        }  # fmt: skip
+        for name, values in same.items():
+            np.testing.assert_array_equal(found[name], values)
+
+
 @without_gpu
 def test_a_session_that_fell_back_to_the_cpu_is_an_error(artifacts: dict[str, Path]) -> None:
     artifact = Artifact.load(artifacts["onnx-float32"])

@@ -164,7 +164,12 @@ def npy(values: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(schema_version=2), "schema_version 2, this edgekit reads 1"),
+        (lambda d: d.update(schema_version=1), "schema_version 1, this edgekit reads 2"),
+        (
+            lambda d: d["outputs"].update(more=1),
+            "of the outputs dense of 5, more of 1, got",
+        ),
+        (lambda d: d.update(outputs={}), "answers of the outputs"),
         (lambda d: d.pop("schema_version"), "schema_version None"),
         (lambda d: d.update(extra=1), "unknown key 'extra'"),
         (lambda d: d.pop("device"), "missing key 'device'"),

@@ -28,6 +28,9 @@ LARGEST = float(np.finfo(np.float16).max)
 #: An activation is let into float16 up to this part of it: other images may go further.
 ROOM = 0.5
 _FLOAT, _FLOAT16 = 1, 10
+#: Integers that float16 holds exactly: uint8, int8 and bool.
+_SMALL = (2, 3, 9)
+_EXACT, _ROUNDED = "__exact", "__rounded"
 #: Operators that hand on numbers as they are.
 MOVING = frozenset(
     ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool", "Slice")
@@ -146,28 +149,56 @@ def emulate(half: Any) -> tuple[Any, int]:
             tensor.CopyFrom(numpy_helper.from_array(single, tensor.name))
     nodes: list[Any] = []
     casts = 0
+    entries = {}
+    for value in (*result.graph.input, *result.graph.output):
+        if value.type.tensor_type.elem_type == _FLOAT16:
+            value.type.tensor_type.elem_type = _FLOAT
+            if value in result.graph.input:
+                entries[value.name] = f"{value.name}__half"
+    for name, entry in entries.items():
+        nodes += _rounded(name, entry, name)
+        casts += 2
     for node in result.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = entries.get(name, name)
         to_half = [name for name in node.output if types.get(name) == _FLOAT16]
-        if node.op_type == "Cast" and types.get(node.input[0]) == _FLOAT16 and not to_half:
+        back = node.op_type == "Cast" and _target(node) == _FLOAT
+        if back and types.get(node.input[0], _FLOAT16) == _FLOAT16:  # it has no entry's new name
             node = helper.make_node("Identity", node.input, node.output, name=node.name)
         nodes.append(node)
+        if node.op_type == "Cast" and to_half and types.get(node.input[0]) in _SMALL:
+            nodes[-1] = helper.make_node("Cast", node.input, node.output, node.name, to=_FLOAT)
+            to_half = []
         if not to_half or node.op_type in MOVING:
             continue
         for name in to_half:
-            exact, rounded = f"{name}__exact", f"{name}__rounded"
+            exact = name + _EXACT
             if node.op_type == "Cast":
                 node.op_type = "Identity"
                 del node.attribute[:]
             place = list(node.output).index(name)
             node.output[place] = exact
-            nodes.append(helper.make_node("Cast", [exact], [rounded], to=_FLOAT16, name=rounded))
-            nodes.append(helper.make_node("Cast", [rounded], [name], to=_FLOAT, name=exact))
+            nodes += _rounded(exact, name, name)
             casts += 2
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     del result.graph.value_info[:]
     _onnx().checker.check_model(result, full_check=True)
     return result, casts
+
+
+def _rounded(source: str, target: str, name: str) -> list[Any]:
+    """Two casts that round one tensor into another."""
+    make, between = _onnx().helper.make_node, name + _ROUNDED
+    return [
+        make("Cast", [source], [between], to=_FLOAT16, name=between),
+        make("Cast", [between], [target], to=_FLOAT, name=name + _EXACT),
+    ]
+
+
+def is_rounding(name: str) -> bool:
+    """Whether a cast of this name is one that :func:`emulate` put in."""
+    return name.endswith((_EXACT, _ROUNDED))
 
 
 def _join(half: Any) -> None:

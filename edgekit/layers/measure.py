@@ -203,7 +203,7 @@ class Sound:
         for found in self.graph.operators:
             kinds.update(dict.fromkeys(found.outputs, found.kind))
         self.kinds = {name: kinds[name] for name in activations(self.graph)}
-        self.labels = _labels(self.kinds)
+        self.labels = _labels(self.graph, self.kinds)
         self._scales: dict[str, npt.NDArray[np.float64]] = {}
 
     def scales(self, layer: Layer) -> npt.NDArray[np.float64]:
@@ -247,16 +247,19 @@ def measure(
         advance: Called with the number of samples done.
 
     Raises:
-        InvalidModelError: If fewer than half of the tensors are found in both.
+        InvalidModelError: If fewer than half of the tensors are found in the suspect, or in the
+            reference, unless that has all outputs: a layer of Keras may be many operators.
     """
     graph, kinds = sound.graph, sound.kinds
-    both = [name for name in kinds if name in reference.names and name in suspect.names]
-    if 2 * len(both) < len(kinds):
-        raise InvalidModelError(
-            f"only {len(both)} of {len(kinds)} tensors are found in both models; expected two "
-            f"models made from one float model"
-        )
     names = [name for name in kinds if name in suspect.names]
+    known = [name for name in kinds if name in reference.names]
+    answered = all(name in known for name in graph.outputs if name in kinds)
+    for which, found_in, enough in (("suspect", names, False), ("reference", known, answered)):
+        if 2 * len(found_in) < len(kinds) and not enough:
+            raise InvalidModelError(
+                f"only {len(found_in)} of {len(kinds)} tensors are found in the {which}; expected "
+                f"two models made from one float model"
+            )
     channels = {name: (graph.shape(name) or (1,))[-1] for name in kinds}
     whole = {name: _Sums(channels[name]) for name in names}
     alone = {name: _Sums(channels[name]) for name in names}
@@ -366,12 +369,22 @@ def _weight_noise(sound: Sound, layer: Layer, entry: _Seen) -> npt.NDArray[np.fl
     return np.asarray(scale**2 / 12 * taps)
 
 
-def _labels(kinds: Mapping[str, str]) -> dict[str, str]:
-    """Names for people: the Keras layer's where it is of one tensor only, else a longer one."""
+def _labels(graph: Graph, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Names for people: the Keras layer's where it is of one tensor only, else a longer one.
+
+    Several inputs have the names of the signature, and so have several outputs.
+    """
+    entries = {tensor: name for name, tensor in graph.entries.items()}
+    ends = {tensor: name for name, tensor in graph.ends.items()}
+    if len(entries) == 1:
+        entries = dict.fromkeys(entries, "input")
+    if len(ends) == 1:
+        ends = dict.fromkeys(ends, "output")
+    # the converter's name of what the model's function answers
+    ends = {name: end for name, end in ends.items() if "PartitionedCall" in name}
     for make in (lambda name: short_name(name).split("/")[0], short_name):
-        found = {name: "input" if kind == INPUT else make(name) for name, kind in kinds.items()}
-        # the converter's name of what the model's function answers
-        found.update({name: "output" for name in found if "PartitionedCall" in found[name]})
+        found = {name: make(name) for name in kinds} | ends | entries
+        found = {name: found[name] for name in kinds}
         if len(set(found.values())) == len(found):
             return found
     return {name: name for name in kinds}

@@ -171,9 +171,11 @@ def show(found: LayerDiff, shown: int | None) -> None:
         "% of values beyond them[/]"
     )
     if found.computed:
+        more = len(found.computed) - SHOWN
+        names = ", ".join(found.computed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
         cli.console.print(
-            f"note: the reference has no tensor for {escape(', '.join(found.computed))}; computed "
-            f"from its other values",
+            f"note: the reference has no tensor for {escape(names)}; computed from its other "
+            f"values",
             soft_wrap=True,
         )
     if found.through_lite:

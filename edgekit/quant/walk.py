@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidModelError
 from edgekit.formats import tflite
 from edgekit.formats.flatbuffer import Graph, Operator
 
@@ -26,15 +25,17 @@ class Step:
     def __init__(self, graph: Graph, position: int, *, threads: int) -> None:
         self.operator = graph.operators[position]
         self.fed = fed(graph, self.operator)
-        self._opened = tflite.interpreter(graph.single(position), threads=threads)
+        self._content, self._threads = graph.single(position), threads
+        self._opened = tflite.interpreter(self._content, threads=threads)
         self._ends = [detail["index"] for detail in self._opened.get_output_details()]
         places = {detail["name"]: detail["index"] for detail in self._opened.get_input_details()}
         self._entries = [places[name] for name in self.fed]
         self._lengths = [_length(graph, name) for name in self.fed]
         self._shapes = [graph.shape(name) for name in self.fed]
         outputs = self.operator.outputs
-        # a first axis that is no batch, as behind a transposition: sample by sample
-        self._whole = all(
+        # a first axis that is no batch, as behind a transposition, or would be another's last one,
+        # as where one mean is taken from all: sample by sample
+        self._whole = len({len(shape) for shape in self._shapes}) == 1 and all(
             len(graph.shape(name)) > 0 and graph.shape(name)[0] == 1
             for name in (*self.fed, *outputs)
         )
@@ -74,18 +75,16 @@ class Step:
         if size == self._size:
             return True
         try:
-            for entry, array in zip(self._entries, inputs, strict=True):
-                self._opened.resize_tensor_input(entry, (size, *array.shape[1:]))
-            self._opened.allocate_tensors()
-        except (RuntimeError, ValueError) as exc:
-            self._size = 0  # the inputs are resized, the rest is not
-            if size == 1:
-                raise InvalidModelError(
-                    f"{self.operator.kind} cannot be run alone: {exc}"
-                ) from None
-            return False
-        self._size = size
-        return True
+            if size > 1:
+                for entry, array in zip(self._entries, inputs, strict=True):
+                    self._opened.resize_tensor_input(entry, (size, *array.shape[1:]))
+                self._opened.allocate_tensors()
+        except (RuntimeError, ValueError):
+            size = 0  # the inputs are resized, the rest is not
+        if size <= 1:  # from another size XNNPACK does not always find its way back
+            self._opened = tflite.interpreter(self._content, threads=self._threads)
+        self._size = max(size, 1)
+        return size > 0
 
 
 def _length(graph: Graph, name: str) -> int:

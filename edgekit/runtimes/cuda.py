@@ -14,7 +14,7 @@ from edgekit.errors import InvalidOptionError
 from edgekit.formats import onnx
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
-from edgekit.runtimes.ort import signature
+from edgekit.runtimes.ort import signature, zeros
 
 #: Images a run when none are asked for.
 BATCH = 250
@@ -52,15 +52,13 @@ class BoundRunner(Runner):
         self._provider, self._threads, self._of_session = provider, threads, of_session
         self._memory = "cuda" if provider == onnx.CUDA else "cpu"
         self.signature = signature(self._session)
-        entry = self.signature.single_input()
-        fixed = entry.shape[0]
+        fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
         self.batch = batch or (BATCH if fixed == -1 else fixed)
-        shape = (1 if fixed == -1 else fixed, *entry.shape[1:])
         nodes = onnx.executed(
             model,
-            {entry.name: np.zeros(shape, entry.dtype)},
+            zeros(self.signature.inputs),
             threads=threads,
             options=of_session,
             provider=provider,

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from edgekit.errors import ExecutionError, InvalidOptionError
 from edgekit.formats import half, onnx
 from edgekit.results import Runtime
-from edgekit.runtimes.ort import OrtRunner
+from edgekit.runtimes.ort import OrtRunner, zeros
 
 NOTE = (
     "float16 emulated on the CPU: weights and the answer of every operator are rounded to "
@@ -36,10 +34,8 @@ class EmulatedRunner(OrtRunner):
             raise InvalidOptionError(f"{model} holds no float16; nothing is there to emulate")
         content = rounding.SerializeToString()
         super().__init__(content, threads=threads, options={}, batch=batch)
-        entry = self.signature.single_input()
-        shape = (1 if entry.shape[0] == -1 else entry.shape[0], *entry.shape[1:])
-        nodes = onnx.executed(content, {entry.name: np.zeros(shape, entry.dtype)}, threads=threads)
-        got = sum(node.kind == "Cast" for node in nodes)
+        nodes = onnx.executed(content, zeros(self.signature.inputs), threads=threads)
+        got = sum(half.is_rounding(node.name) for node in nodes if node.kind == "Cast")
         if got < casts:
             raise ExecutionError(
                 f"expected {casts} casts for the rounding, onnxruntime ran {got}; please report "

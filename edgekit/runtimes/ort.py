@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
@@ -59,6 +60,14 @@ class OrtRunner(Runner):
     def close(self) -> None:
         """Let go of the model."""
         del self._session
+
+
+def zeros(inputs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[Any]]:
+    """The least that a model can be asked: 0 for each input, one sample where the batch is free."""
+    return {
+        spec.name: np.zeros([1 if size == -1 else size for size in spec.shape], spec.dtype)
+        for spec in inputs
+    }
 
 
 def signature(session: Any) -> Signature:
