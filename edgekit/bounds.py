@@ -6,6 +6,7 @@ baseline's value::
 
     --min top1=93.0     --max size=700000     --max-drop top1=0.5     --max-rise size='1 %'
     --max-drop mine-tflite-int8:top1=1.0                             (of one artifact)
+    --min sqnr:price=30                                              (of one output of several)
 
     [tool.edgekit.gate]                       in pyproject.toml
     report = "build/report.json"              paths are relative to this file
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from edgekit.errors import InvalidInputError, InvalidOptionError
+from edgekit.results import OF_OUTPUT
 
 Kind = Literal["min", "max", "max-drop", "max-rise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -56,6 +58,17 @@ TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
 OF_THE_MACHINE = ("peak_memory", "latency_ratio", "energy")
 #: Figures that hold answers against the reference.
 OF_THE_REFERENCE = ("agreement", "top1_change", "mcnemar_p", "kl", "sqnr", "mse", "max_error")
+
+
+def family(metric: str) -> str:
+    """``sqnr`` of an output's SQNR; a metric of the whole model itself."""
+    return "sqnr" if metric.startswith(OF_OUTPUT) else metric
+
+
+def higher_is_better(metric: str) -> bool:
+    """Whether more of a known metric is better."""
+    return family(metric) in HIGHER_IS_BETTER
+
 
 TABLE = "tool.edgekit.gate"
 COMMAND_LINE = "command line"
@@ -86,12 +99,12 @@ class Bound:
             raise InvalidOptionError(
                 f"unknown kind of bound {self.kind!r}; expected one of {', '.join(KINDS)}"
             )
-        if self.metric not in METRICS:
+        if self.metric == OF_OUTPUT or family(self.metric) not in METRICS:
             raise InvalidOptionError(
                 f"unknown metric {self.metric!r} in {self.kind}; "
-                f"expected one of {', '.join(METRICS)}"
+                f"expected one of {', '.join(METRICS)}, or {OF_OUTPUT}OUTPUT"
             )
-        higher = self.metric in HIGHER_IS_BETTER
+        higher = higher_is_better(self.metric)
         if self.kind == "max-drop" and not higher:
             object.__setattr__(self, "kind", "max-rise")
         elif higher and self.kind in ("max", "max-rise"):
@@ -156,6 +169,9 @@ def parse(kind: Kind, text: str, *, source: str = COMMAND_LINE) -> Bound:
     """
     place, equals, value = text.rpartition("=")
     artifact, colon, metric = place.rpartition(":")
+    before, found, output = f":{place}".partition(f":{OF_OUTPUT}")
+    if found and metric not in METRICS:
+        artifact, colon, metric = before[1:], before[:1], OF_OUTPUT + output
     if not equals or (colon and not artifact):
         raise InvalidOptionError(
             f"{kind}: expected [ARTIFACT:]METRIC=VALUE as top1=0.5, got {text!r}"
@@ -218,7 +234,9 @@ def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
     defaults = (DEFAULT, DEFAULT_OF_NUMBERS)
     others = {bound.metric for bound in found.values() if bound not in defaults}
     kept = [b for b in found.values() if b not in defaults or b.metric not in others]
-    return tuple(sorted(kept, key=lambda b: (METRICS.index(b.metric), KINDS.index(b.kind))))
+    return tuple(
+        sorted(kept, key=lambda b: (METRICS.index(family(b.metric)), b.metric, KINDS.index(b.kind)))
+    )
 
 
 def named(bounds: Sequence[Bound], artifacts: Sequence[str], model_id: str) -> tuple[Bound, ...]:

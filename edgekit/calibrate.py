@@ -97,7 +97,7 @@ def cached(
             cli.say(f"warning: {exc}; calibrating again")
         else:
             cli.console.print(
-                f"[dim]calibration statistics of {found.count} images: {cli.plain(path)}[/]",
+                f"[dim]calibration statistics of {found.count} samples: {cli.plain(path)}[/]",
                 soft_wrap=True,
             )
             return choose(replace(found, data=word), method)
@@ -411,7 +411,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         word=word,
     )
     outputs.write_text(out, table.dumps(), force=options.force)
-    cli.say(f"{len(table.ranges)} tensors from {table.count} images: {out}")
+    cli.say(f"{len(table.ranges)} tensors from {table.count} samples: {out}")
     return 0, {
         "table": str(out),
         "graph_sha256": table.graph_sha256,

@@ -16,7 +16,7 @@ from edgekit import bounds as grammar
 from edgekit import stats
 from edgekit.bounds import Bound
 from edgekit.errors import ReportError
-from edgekit.results import ArtifactResult, Measurement, Report
+from edgekit.results import OF_OUTPUT, ArtifactResult, Measurement, Report
 
 Verdict = Literal["PASS", "FAIL", "STALE", "NEW", "REFUSED"]
 
@@ -191,6 +191,9 @@ def _judge(
         if now is None:
             return check("FAIL", "the artifact is missing from the report")
         hint = "; compare it with its float32 artifact" if metric == "latency_ratio" else ""
+        if metric.startswith(OF_OUTPUT):
+            those = [each for each in now.metrics if each.startswith(OF_OUTPUT)]
+            hint = f"; it has {', '.join(those) or 'one output, whose metric is sqnr'}"
         return check("FAIL", f"the metric is missing from the report{hint}")
     if not bound.of_baseline:
         return check(*_limit(bound, new, report, now))
@@ -243,7 +246,7 @@ def _refusal(
     metric: str, report: Report, baseline: Report, now: ArtifactResult, before: ArtifactResult
 ) -> str | None:
     """Why two figures of the machine or of two references do not compare, or None."""
-    if metric in grammar.OF_THE_REFERENCE:
+    if grammar.family(metric) in grammar.OF_THE_REFERENCE:
         here, there = (
             each.reference_in_words.removesuffix(" (recorded)") for each in (report, baseline)
         )
@@ -309,7 +312,7 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
 def _drop(metric: str, old: float, new: float) -> float:
     if old == new:  # also when both are infinite
         return 0.0
-    return old - new if metric in grammar.HIGHER_IS_BETTER else new - old
+    return old - new if grammar.higher_is_better(metric) else new - old
 
 
 def _exceeds(change: float, bound: float, old: float, new: float) -> bool:

@@ -66,6 +66,7 @@ from edgekit.subjects import (
     run_by,
     subject_of,
 )
+from edgekit.text import decimals
 
 SAMPLES = 20
 WARM_UP = 10
@@ -147,10 +148,7 @@ def compare(
         )
     loaded = [Artifact.load(path) for path in artifacts]
     check_one_source(loaded)
-    runner = None
-    if reference is not None and runners.is_spec(str(reference)):
-        runner = runners.parse(str(reference))
-        runners.require_device(runner)
+    runner = _runner(reference)
     pair = parity_of.pair_of(loaded) if parity else None
     manifest = loaded[0].manifest
     classes = len(manifest.class_names)
@@ -182,14 +180,9 @@ def compare(
         else:
             given = None if reference is None else Path(reference)
             base = reference_of(loaded, given, threads, trust=trust)
-        if record is not None and base.recording is not None:
-            raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
         parts = _parts(manifest.signature.outputs)
-        if record is not None and min(parts.values(), default=0) < 0:
-            raise InvalidOptionError(
-                f"--record: expected outputs of fixed sizes, "
-                f"{', '.join(n for n, size in parts.items() if size < 0)} has none; leave it out"
-            )
+        if record is not None:
+            _check_recordable(base, parts)
         subjects = [
             subject.answering(tuple(parts))
             for subject in (base, *(subject_of(artifact, threads) for artifact in loaded))
@@ -200,16 +193,8 @@ def compare(
             resources or {},
             cluster=cluster,
         )
-        if base.name in devices and (runner is not None or base.job is None or record is not None):
-            raise InvalidOptionError(
-                f"{base.name} is evaluated or replayed here, as --reference and --record ask; "
-                f"leave it out of --resources"
-            )
-        if base.name in devices and base.format == "saved_model":
-            raise InvalidOptionError(
-                f"{base.name} is a SavedModel folder, which is evaluated here; leave it out of "
-                f"--resources"
-            )
+        if base.name in devices:
+            _check_sendable(base, here=runner is not None or record is not None)
         task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
 
         def advance(count: int) -> None:
@@ -241,17 +226,9 @@ def compare(
                     kept.open(run(jobs[name], device), workers.accepts(device))
                     for name, device in devices.items()
                 ]
-                workers.evaluate(
-                    stores,
-                    [jobs[name] for name in devices],
-                    images.images,
-                    advance=advance,
-                )
-            for store in stores:
-                assert store.runtime is not None
-                far[store.run.name] = Measured(
-                    store.answers(), fleet.noted(store.runtime, store), places=store.places()
-                )
+                sent = [jobs[name] for name in devices]
+                workers.evaluate(stores, sent, images.images, advance=advance)
+            far = {store.run.name: _far(store) for store in stores}
         measured: list[Measured] = []
         suspected: list[str] = []
         for subject in subjects:
@@ -306,6 +283,45 @@ def compare(
                 **({"cluster": cluster} if cluster else {}),
             },
         )
+
+
+def _runner(reference: Path | str | None) -> runners.RunnerSpec | None:
+    """The runner that a reference names, if it names one; its device is there."""
+    if reference is None or not runners.is_spec(str(reference)):
+        return None
+    found = runners.parse(str(reference))
+    runners.require_device(found)
+    return found
+
+
+def _check_recordable(base: Subject, parts: Mapping[str, int]) -> None:
+    if base.recording is not None:
+        raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
+    free = [name for name, size in parts.items() if size < 0]
+    if free:
+        raise InvalidOptionError(
+            f"--record: expected outputs of fixed sizes, {', '.join(free)} has none; leave it out"
+        )
+
+
+def _check_sendable(base: Subject, *, here: bool) -> None:
+    """Refuse a reference that no worker of a cluster can evaluate."""
+    if here or base.job is None:
+        raise InvalidOptionError(
+            f"{base.name} is evaluated or replayed here, as --reference and --record ask; leave "
+            f"it out of --resources"
+        )
+    if base.format == "saved_model":
+        raise InvalidOptionError(
+            f"{base.name} is a SavedModel folder, which is evaluated here; leave it out of "
+            f"--resources"
+        )
+
+
+def _far(store: shards.Shards) -> Measured:
+    """What a cluster's workers answered."""
+    assert store.runtime is not None
+    return Measured(store.answers(), fleet.noted(store.runtime, store), places=store.places())
 
 
 def _images(dataset: str, manifest: Manifest, limit: int | None) -> data.ImageSet:
@@ -527,7 +543,7 @@ _COLUMNS = (
     ),
     _Column("MSE", "mse", lambda m: f"{m.value:.3g}", "mean squared error against {against}"),
     _Column("max", "max_error", lambda m: f"{m.value:.3g}", "largest error"),
-    _Column("MB", "size", lambda m: f"{m.value / 1e6:.2f}"),
+    _Column("MB", "size", lambda m: decimals(m.value / 1e6, ".2f")),
     _Column("ms", "latency_p50", lambda m: f"{m.value:.3f}", "p50 at batch 1", always=True),
     _Column(
         "x",
@@ -541,7 +557,7 @@ _COLUMNS = (
 
 def _print(report: Report) -> None:
     results = (report.reference, *report.artifacts)
-    title = f"{report.model_id} on {report.data.name}, {report.data.count:,} images"
+    title = f"{report.model_id} on {report.data.name}, {report.data.count:,} {report.data.unit}"
     table = Table(
         title=cli.plain(title),
         caption=cli.plain(
@@ -583,8 +599,8 @@ def _print(report: Report) -> None:
     if need is not None:
         cli.console.print(
             f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
-            f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} images; "
-            f"these are {report.data.count:,}[/]"
+            f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} "
+            f"{report.data.unit}; these are {report.data.count:,}[/]"
         )
     if report.parity is not None:
         _print_parity(report.parity)

@@ -515,7 +515,7 @@ def _ways(found: Quantized | OnnxQuantized) -> tuple[str, ...]:
     if not found.trials:
         return (f"weights: {found.way}",)
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
-    said = f"weights: {found.way}; on held-out calibration images: {tried}"
+    said = f"weights: {found.way}; on held-out calibration samples: {tried}"
     best = next(trial.sqnr for trial in found.trials if trial.way == found.way)
     if best >= _POOR:
         return (said,)

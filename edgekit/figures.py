@@ -14,6 +14,7 @@ from edgekit import changes, conditions, data, environment, feeds, stats
 from edgekit.blocks import blocks
 from edgekit.recording import Facts
 from edgekit.results import (
+    OF_OUTPUT,
     ArtifactResult,
     Conditions,
     Data,
@@ -23,6 +24,7 @@ from edgekit.results import (
     Place,
     Report,
     Runtime,
+    Unit,
     pack_bits,
 )
 from edgekit.runtimes.worker import Worker
@@ -133,7 +135,7 @@ def report(
             *images.warnings,
             *suspected,
             *_of_reference(subjects[0], results[0]),
-            *_too_few(results[1:], settings),
+            *_too_few(results[1:], settings, feeds.unit(images.images)),
             *_warnings(results[1:], machine, watched, safe),
         ),
         parity=parity,
@@ -221,7 +223,7 @@ def _of_numbers(
     start = 0
     for name, size in parts.items():
         part = slice(start, start + size)
-        found[f"sqnr:{name}"] = stats.sqnr(base[:, part], answers[:, part])
+        found[f"{OF_OUTPUT}{name}"] = stats.sqnr(base[:, part], answers[:, part])
         start += size
     return found
 
@@ -284,7 +286,9 @@ def _result(
     )
 
 
-def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> list[str]:
+def _too_few(
+    results: Sequence[ArtifactResult], settings: Mapping[str, Any], unit: Unit
+) -> list[str]:
     """One sentence, with the largest need, where a loss of the bound could go unseen."""
     needs = [
         (result.metrics["images_needed"], result.name)
@@ -296,7 +300,7 @@ def _too_few(results: Sequence[ArtifactResult], settings: Mapping[str, Any]) -> 
         return []
     value, name, count = max(short)
     return [
-        f"{count:,} images are too few to see a loss of {settings['bound']:g} points of top-1 with "
+        f"{count:,} {unit} are too few to see a loss of {settings['bound']:g} points of top-1 with "
         f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
         f"{name} needs {value:,.0f}"
     ]

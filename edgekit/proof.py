@@ -119,7 +119,7 @@ def check_answers(
     for end in found.outputs:
         answers, exact = end.dequantize(run[end.name]), expected[end.name]
         whole = np.isfinite(exact)
-        if not whole.any():
+        if precision != "int8" and not whole.any():
             raise ExecutionError(
                 f"{source.model_id} answers NaN or infinity in {end.name} to each of {SAMPLES} "
                 f"random inputs, in float32 already; check its weights, and whether preprocessing "

@@ -26,6 +26,7 @@ import numpy as np
 from edgekit import charts, cli, outputs, schema, stats
 from edgekit.errors import InvalidDataError, MissingDependencyError
 from edgekit.results import (
+    OF_OUTPUT,
     ArtifactResult,
     ChangedImage,
     Conditions,
@@ -34,7 +35,7 @@ from edgekit.results import (
     Report,
 )
 from edgekit.stats import SIGNIFICANT, discordant
-from edgekit.text import visible, visible_lines
+from edgekit.text import decimals, visible, visible_lines
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -108,7 +109,6 @@ _IN_VERDICTS_OF_NUMBERS = (
     "latency_p50",
     "latency_ratio",
 )
-_OF_OUTPUT = "sqnr:"
 _FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
 _PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
@@ -220,7 +220,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
     results = (source.reference, *source.artifacts)
     lines = [_line(result, source) for result in source.artifacts]
     shown = _shown(_COLUMNS, results)
-    shown += sorted({n for r in results for n in r.metrics if n.startswith(_OF_OUTPUT)})
+    shown += sorted({n for r in results for n in r.metrics if n.startswith(OF_OUTPUT)})
     words = source.reference_in_words
     meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
@@ -279,8 +279,8 @@ def _in_verdicts(source: Report) -> list[str]:
 
 def _column(name: str) -> tuple[str, str, str, float]:
     """Title, unit, format and factor of a metric; ``sqnr:NAME`` is the SQNR of an output."""
-    if name.startswith(_OF_OUTPUT):
-        return (f"SQNR {name.removeprefix(_OF_OUTPUT)}", *_COLUMNS["sqnr"][1:])
+    if name.startswith(OF_OUTPUT):
+        return (f"SQNR {name.removeprefix(OF_OUTPUT)}", *_COLUMNS["sqnr"][1:])
     return _COLUMNS[name]
 
 
@@ -495,7 +495,7 @@ def _size_words(result: ArtifactResult, source: Report) -> str:
     size = result.metrics.get("size")
     if size is None or not math.isfinite(size.value):
         return ""
-    words = f"is {size.value / 1e6:.2f} MB"
+    words = f"is {decimals(size.value / 1e6, '.2f')} MB"
     same = [
         other
         for other in source.artifacts
@@ -559,7 +559,7 @@ def _cell(name: str, found: Measurement | None) -> dict[str, str]:
     interval = ""
     if found.low is not None and found.high is not None:
         interval = f"{found.low * factor:{form}} – {found.high * factor:{form}}"
-    value = f"{found.value * factor:{form}}"
+    value = decimals(found.value * factor, form)
     if name == "kl" and found.value == 0:
         value = "0"
     if name == "mcnemar_p" and found.value < 0.001:
@@ -647,7 +647,7 @@ def _plots(source: Report) -> list[dict[str, Any]]:
                         "y": f"{mark.y:{accuracy.form}}",
                         "y_ends": _range_words(mark.y, mark.y_ends, accuracy.form),
                         "y_sort": repr(mark.y),
-                        "x": f"{mark.x:{form}}",
+                        "x": decimals(mark.x, form),
                         "x_ends": _range_words(mark.x, mark.x_ends, form),
                         "x_sort": repr(mark.x),
                         "best": i in best,
@@ -682,7 +682,7 @@ def _marked(
     words += " right" if accuracy is _TOP1 else f" {accuracy.title}"
     if y_range := _range_words(height.value, y_ends, accuracy.form):
         words += f" ({y_range})"
-    words += f", {x:{form}} {unit}"
+    words += f", {decimals(x, form)} {unit}"
     if x_range := _range_words(x, x_ends, form):
         words += f" ({x_range})"
     group = result.precision if result.precision in _PRECISIONS else "other"

@@ -20,6 +20,8 @@ from edgekit.errors import EdgekitError, ReportError
 SCHEMA_VERSION = 2
 #: Pictures, or anything else that a model is asked.
 Unit = Literal["images", "samples"]
+#: Begins the name of the SQNR of one of several outputs: ``sqnr:OUTPUT``.
+OF_OUTPUT = "sqnr:"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 

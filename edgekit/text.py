@@ -1,4 +1,4 @@
-"""Names from files, made safe to show.
+"""Names from files, made safe to show, and numbers.
 
 An artifact, a class, a layer or a folder may be called anything. What steers a terminal, ends a
 line or turns the direction of writing is shown as its escape, ``\\x1b`` say.
@@ -14,6 +14,11 @@ _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff\ufffe\uffff]"
 )
 _BUT_LINES = re.compile(_CONTROL.pattern.replace("\x00-\x1f", "\x00-\x09\x0b-\x1f"))
+
+
+def decimals(value: float, form: str) -> str:
+    """A number as a format says, but small ones, which two decimals would hide, with two digits."""
+    return f"{value:.2g}" if form == ".2f" and 0 < abs(value) < 0.1 else f"{value:{form}}"
 
 
 def visible(text: str) -> str:

@@ -57,7 +57,7 @@ def test_any_text_is_a_bound_or_one_error(kind: Kind, text: str) -> None:
     except InvalidOptionError as exc:
         assert str(exc)
     else:
-        assert bound.metric in METRICS
+        assert bound.metric in METRICS or bound.metric.startswith("sqnr:")
         assert math.isfinite(bound.value)
 
 
@@ -92,6 +92,18 @@ def test_a_direction_is_known_of_every_metric(kind: Kind, metric: str) -> None:
 def test_bad_bounds(kind: Kind, text: str, message: str) -> None:
     with pytest.raises(InvalidOptionError, match=re.escape(message)):
         parse(kind, text)
+
+
+def test_an_output_of_several_can_be_bounded() -> None:
+    bound = parse("min", "sqnr:price=30")
+    assert (bound.artifact, bound.metric, bound.value) == (None, "sqnr:price", 30)
+    bound = parse("max-drop", "mine-int8:sqnr:head:0=3")
+    assert (bound.artifact, bound.metric, bound.kind) == ("mine-int8", "sqnr:head:0", "max-drop")
+    assert parse("max-drop", "sqnr=3").metric == "sqnr"
+    with pytest.raises(InvalidOptionError, match="higher sqnr:price is better; use min"):
+        parse("max", "sqnr:price=30")
+    with pytest.raises(InvalidOptionError, match="unknown metric 'sqnr:'"):
+        parse("min", "sqnr:=30")
 
 
 def test_names_may_hold_what_the_grammar_uses() -> None:

@@ -118,7 +118,7 @@ def test_images_run_once_for_all_methods(
         )  # fmt: skip
         assert done.status == 0, done.stderr
         assert done.document["method"] == method
-        assert ("calibration statistics of 40 images" in done.stderr) == (method != METHODS[0])
+        assert ("calibration statistics of 40 samples" in done.stderr) == (method != METHODS[0])
         tables[method] = CalibrationTable.load(tmp_path / f"{method}.json")
     first = tables["minmax"]
     for table in tables.values():

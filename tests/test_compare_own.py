@@ -161,6 +161,21 @@ def test_numbers_of_several_outputs_are_held_against_the_reference(
         assert "latency_p50" in metrics
 
 
+def test_one_output_can_be_bounded(several: tuple[Path, Report]) -> None:
+    report = several[1]
+    price = report.artifacts[0].metrics["sqnr:price"].value
+    asked = [parse("min", "sqnr:map=25"), parse("min", f"tflite:sqnr:price={price + 1}")]
+    verdicts = {(c.artifact, c.metric): c.verdict for c in gate(report, bounds=asked)}
+    assert verdicts == {
+        ("tflite", "sqnr:map"): "PASS",
+        ("onnx", "sqnr:map"): "PASS",
+        ("tflite", "sqnr:price"): "FAIL",
+    }
+    (missing, _) = gate(report, bounds=[parse("min", "sqnr:colour=25")])
+    assert missing.verdict == "FAIL"
+    assert "missing from the report; it has sqnr:" in missing.reason
+
+
 def test_the_page_of_numbers(several: tuple[Path, Report]) -> None:
     report = several[1]
     text = page(report)

@@ -11,7 +11,7 @@ import pytest
 
 from edgekit import feeds
 from edgekit.artifact import Artifact
-from edgekit.errors import InvalidModelError
+from edgekit.errors import ExecutionError, InvalidModelError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
 from edgekit.formats import onnx, tflite
@@ -65,6 +65,11 @@ def _ends(facts: Any) -> Any:
     return [x, x, layers.ReLU()(x), facts, inner, layers.Dense(2)(layers.ELU()(inner))]
 
 
+def _pooled_and_shown(image: Any) -> Any:
+    x = layers.Conv2D(4, 3, activation="relu6")(image)
+    return [x, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))]
+
+
 def _bytes(pixels: Any) -> Any:
     x = layers.Conv2D(4, 3)(layers.Rescaling(1 / 16, -0.5)(pixels))
     return layers.Dense(3)(layers.ReLU(threshold=0.1)(layers.GroupNormalization(2)(x)))
@@ -75,6 +80,7 @@ WORD, PIXELS = ((1,), "int32"), ((8, 8, 3), "uint8")
 NETS: dict[str, tuple[Callable[..., Any], tuple[tuple[tuple[int, ...], str], ...]]] = {
     "one channel": (_one_channel, (IMAGE,)),
     "activation at the end": (_activation_at_the_end, (IMAGE,)),
+    "pooled and shown": (_pooled_and_shown, (IMAGE,)),
     "rows": (_rows, (ROWS,)),
     "rows of an image": (_rows_of_an_image, (IMAGE,)),
     "facts": (_facts, (FACTS,)),
@@ -178,3 +184,40 @@ def test_what_has_no_int8_form_is_named(
             out=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()
+
+
+def _cancelling(facts: Any) -> Any:
+    """What is left of two large numbers is less than a step of theirs."""
+    large = layers.Rescaling(20.0)(facts)
+    left = layers.Subtract()([layers.Activation("softplus")(large), layers.ReLU()(large)])
+    return layers.Dense(2)(left)
+
+
+def test_a_poor_int8_file_says_so(tmp_path: Path) -> None:
+    _build(_cancelling, (FACTS,), tmp_path)
+    written = export(
+        tmp_path / "net.keras",
+        target="tflite",
+        precision="int8",
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path / "out",
+    )
+    (said,) = (note for note in written.manifest.notes if "is poor" in note)
+    assert "expected 10 at least" in said and "--layers" in said
+
+
+def _steep(facts: Any, factor: float) -> Any:
+    """e^255 is infinite in float32, and random inputs are bytes here."""
+    grown = layers.Activation("exponential")(layers.Rescaling(factor)(facts))
+    return layers.Dense(2, kernel_initializer="ones")(grown)
+
+
+def test_what_overflows_in_float32_too_is_left_out(tmp_path: Path) -> None:
+    given = {"target": "tflite", "precision": "float32", "preprocessing": "none"}
+    _build(lambda facts: _steep(facts, 0.38), (FACTS,), tmp_path)
+    written = export(tmp_path / "net.keras", out=tmp_path / "out", **given)
+    assert "infinities of the float model's own in" in written.manifest.notes[-1]
+    _build(lambda facts: _steep(facts, 1.0), (FACTS,), tmp_path)
+    with pytest.raises(ExecutionError, match="to each of 4 random inputs, in float32 already"):
+        export(tmp_path / "net.keras", out=tmp_path / "none", **given)

@@ -22,7 +22,7 @@ from edgekit import cli, compare, schema
 from edgekit.cli import Screen
 from edgekit.report import report as page_of
 from edgekit.results import Data, Measurement, Parity, ParityPair, Report
-from edgekit.text import visible
+from edgekit.text import decimals, visible
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m",
@@ -183,3 +183,8 @@ def test_a_page_is_made_of_a_file_with_a_hostile_name(
 
 def test_documents_on_standard_output_are_ascii() -> None:
     assert schema.dumps({"é\u2028": "\x9b"}, indent=None, ascii=True).isascii()
+
+
+def test_small_numbers_keep_two_digits() -> None:
+    shown = [decimals(value, ".2f") for value in (12.34, 0.1, 0.0123, 0.00000523, 0.0)]
+    assert shown == ["12.34", "0.10", "0.012", "5.2e-06", "0.00"]

@@ -140,7 +140,7 @@ def show(found: LayerDiff, shown: int | None) -> None:
     if shown is not None and len(rows) > shown:
         worst = sorted(rows, key=badness)[:shown]
         rows = tuple(row for row in rows if row in worst)
-    title = f"{len(found.rows)} of {found.tensors} tensors, {found.images} images"
+    title = f"{len(found.rows)} of {found.tensors} tensors, {found.images} samples"
     if len(rows) < len(found.rows):
         title += f"; the worst {len(rows)}, --all shows the rest"
     table = Table(title=title)
