@@ -468,7 +468,8 @@ def test_ctrl_c_writes_nothing(place: Path, tmp_path: Path) -> None:
     time.sleep(2)
     os.kill(running.pid, signal.SIGINT)
     _, errors = running.communicate(timeout=60)
-    assert running.returncode == 130, errors
+    # Where the signal came while exec() ran a string, Python ends by it; a shell says 130 of both.
+    assert running.returncode in (130, -signal.SIGINT), errors
     assert errors == "edgekit export: error: interrupted; nothing was written\n"
     assert list(tmp_path.iterdir()) == []
 

@@ -338,7 +338,7 @@ def test_changed_images_are_shown_with_what_became_of_them(measured: Report) -> 
     assert '<td class="heat4">17</td>' in page and '<td class="heat1">2</td>' in page
     assert "Not recorded: onnx-int8" in page
     assert 'id="changes"' not in page_of(measured)
-    assert "No image of 1,000: tflite-int8" in page_of(changed(measured, Changes(())))
+    assert "None of 1,000 images: tflite-int8" in page_of(changed(measured, Changes(())))
 
 
 def test_many_classes_and_pictures_stay_below_two_megabytes(measured: Report) -> None:

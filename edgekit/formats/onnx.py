@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -87,12 +89,24 @@ def load(path: Path) -> Any:
     return model
 
 
+#: Where a constant that lies in another file says so.
+_LOCATION = b"location"
+
+
 def beside(path: Path) -> tuple[Path, ...]:
     """The files next to a ``.onnx`` file in which it keeps weights; none where it holds all.
+
+    A board that only runs models has no package onnx; it is asked where there may be such files.
 
     Raises:
         InvalidModelError: If it is missing or no ONNX model.
     """
+    if not path.is_file():
+        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+    with path.open("rb") as file, contextlib.suppress(ValueError):  # an empty file has no map
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(_LOCATION) < 0:
+                return ()
     return _data_of(_without_data(path), path)
 
 
@@ -113,7 +127,7 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
         entry.value
         for tensor in _tensors(model.graph)
         for entry in tensor.external_data
-        if entry.key == "location"
+        if entry.key == _LOCATION.decode()
     }
     for name in locations:
         if Path(name).name != name:
