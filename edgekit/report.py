@@ -56,7 +56,7 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_p90": ("p90", "ms", ".3f", 1),
     "latency_p99": ("p99", "ms", ".3f", 1),
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
-    "energy": ("energy", "mJ an image", ".3f", 1),
+    "energy": ("energy", "mJ an answer", ".3f", 1),
 }
 #: Metric: what it says, for those who do not know it.
 _MEANINGS = {
@@ -67,7 +67,7 @@ _MEANINGS = {
     "top1_change": "Share of right answers less that of the float model; below it the bootstrap "
     "95 % interval on the paired images",
     "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
-    "energy": "Energy of the device for one image",
+    "energy": "Energy of the device for one answer",
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",
     "kl": "Distance of the probabilities from the float model's; 0 is none",
@@ -77,9 +77,9 @@ _MEANINGS = {
     "size": "Bytes of the model file",
     "peak_memory": "Memory of the process that ran it, at its highest",
     "load_time": "From the file to ready for the first image",
-    "latency_p50": "Time for one image: half of the samples were faster",
-    "latency_p90": "Time for one image: nine of ten samples were faster",
-    "latency_p99": "Time for one image: 99 of 100 samples were faster",
+    "latency_p50": "Time for one answer: half of the samples were faster",
+    "latency_p90": "Time for one answer: nine of ten samples were faster",
+    "latency_p99": "Time for one answer: 99 of 100 samples were faster",
     "latency_ratio": "Time against float32 of the same runtime; below 1 is faster",
 }
 #: SQNR in dB from which on numbers count as close: the error is a tenth of the answers' strength.
@@ -109,6 +109,7 @@ _IN_VERDICTS_OF_NUMBERS = (
     "latency_p50",
     "latency_ratio",
 )
+_ONE = {"images": "an image", "samples": "a sample"}
 _FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
 _PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
@@ -430,7 +431,7 @@ def _sentence(
 ) -> str:
     """What became of the float model, in words anyone reads; goes on after the artifact's name."""
     parts = [_accuracy_words(result, source, verdict, change, interval)]
-    parts += [words for words in (_speed_words(result), _size_words(result, source)) if words]
+    parts += filter(None, (_speed_words(result, source), _size_words(result, source)))
     text = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     return f"{text.rstrip(',')}."
 
@@ -476,11 +477,11 @@ def _numbers_words(result: ArtifactResult, base: str, verdict: str) -> str:
     )
 
 
-def _speed_words(result: ArtifactResult) -> str:
+def _speed_words(result: ArtifactResult, source: Report) -> str:
     time, ratio = result.metrics.get("latency_p50"), result.metrics.get("latency_ratio")
     if time is None or not math.isfinite(time.value):
         return ""
-    words = f"takes {time.value:.3g} ms an image"
+    words = f"takes {time.value:.3g} ms {_ONE[source.data.unit]}"
     if ratio is None or result.precision == "float32" or not math.isfinite(ratio.value):
         return words
     base = f"float32 {_FORMATS.get(result.format, result.format)}"
@@ -609,7 +610,14 @@ def _plots(source: Report) -> list[dict[str, Any]]:
     if level is not None and not accuracy.ends[0] <= level.value <= accuracy.ends[1]:
         level = None
     for metric, axis, unit, form, factor, title in (
-        ("latency_p50", "time for one image, ms (p50, log scale)", "ms", ".3f", 1.0, "latency"),
+        (
+            "latency_p50",
+            f"time for {_ONE[source.data.unit]}, ms (p50, log scale)",
+            "ms",
+            ".3f",
+            1.0,
+            "latency",
+        ),
         ("size", "size of the file, MB (log scale)", "MB", ".2f", 1e-6, "size"),
     ):
         drawn = [result for result in source.artifacts if _drawable(result, metric, accuracy)]

@@ -182,6 +182,7 @@ def test_the_page_of_numbers(several: tuple[Path, Report]) -> None:
     assert "All 2 deployables answer close to the float model" in text
     assert text.count("close answers") >= 4  # a badge and a cell of each
     assert "SQNR against latency" in text and "signal to error (SQNR), dB" in text
+    assert "ms a sample" in text and "an image" not in text
     assert "SQNR price" in text and "Farthest off" in text
     assert "% top-1" not in text and "top-1 change" not in text
     far = lowered(report, 9.5)
@@ -289,6 +290,25 @@ def test_tokens_go_through_a_net_of_many_operators_a_layer(tmp_path: Path) -> No
     found = diff(tmp_path / "net.keras", written.path, dataset=data)
     assert len(found.rows) > 40 and len(found.computed) > 30 and found.verdict is None
     assert {row.kind for row in found.rows if row.isolated is None} == set()
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_what_a_relu_cuts_off_is_no_error(target: str, tmp_path: Path) -> None:
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(2)
+    image = keras.Input((6, 6, 3), name="image")
+    x = keras.layers.Conv2DTranspose(8, 3, strides=2, name="up")(image)
+    x = keras.layers.Conv2D(4, 3, name="down")(keras.layers.ReLU()(x))
+    keras.Model(image, x).save(tmp_path / "net.keras")
+    data = str(tmp_path / "set.npz")
+    np.savez(data, x=np.random.default_rng(0).integers(0, 256, (24, 6, 6, 3), np.uint8))
+    written = export(
+        tmp_path / "net.keras", target=target, precision="int8", preprocessing="unit",
+        calibration=data, correction="none", out=tmp_path / target,
+    )  # fmt: skip
+    found = diff(tmp_path / "net.keras", written.path, dataset=data)
+    assert {"CONV_2D", "TRANSPOSE_CONV"} <= {row.kind for row in found.rows}
+    assert found.verdict is None
 
 
 def test_a_recording_of_several_inputs_and_outputs(several: tuple[Path, Report]) -> None:

@@ -521,5 +521,5 @@ def test_statistics_conditions_and_links_are_on_the_page(measured: Report) -> No
         "finds a loss of 0.5 points with power 0.8",
     ):
         assert text in page
-    assert "mJ an image" not in page  # nobody read a counter
+    assert "mJ an answer" not in page  # nobody read a counter
     assert "nothing could be read" in page_of(measured)

@@ -14,6 +14,7 @@ The error of one channel, not of all: two swapped channels out of 1,280 are 0.2 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -265,6 +266,11 @@ def measure(
     alone = {name: _Sums(channels[name]) for name in names}
     seen = {name: _Seen(channels[name]) for name in kinds}
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
+    ends = _ends(graph)
+
+    def read(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.clip(values, *ends[name]) if name in ends else values
+
     chunk = max(1, _CHUNK_BYTES // (6 * one))
     for start in range(0, feeds.count(expected), chunk):
         part = feeds.part(expected, slice(start, start + chunk))
@@ -272,11 +278,11 @@ def measure(
         right = _scaled(reference.run(part), sound.factors, reference_factors or {})
         right = sound.tensors.complete({**part, **right})
         for name, values in seen.items():
-            values.add(right[name], suspect.encodings.get(name))
+            values.add(read(name, right[name]), suspect.encodings.get(name))
         if ACCUMULATED in modes:
             found = suspect.run(own)
             for name in names:
-                whole[name].add(right[name], found[name])
+                whole[name].add(read(name, right[name]), read(name, found[name]))
         if ISOLATED in modes:
             right = halved(right) if half else right
             stored = {
@@ -288,7 +294,7 @@ def measure(
                 if name in own:
                     alone[name].add(right[name], as_stored(own[name], suspect.encodings.get(name)))
                 elif name in answers and name in floats:
-                    alone[name].add(floats[name], answers[name])
+                    alone[name].add(read(name, floats[name]), read(name, answers[name]))
         advance(feeds.count(part))
     steps = _steps(graph, seen, sound.profile) if suspect.encodings else {}
     limits = _sound_noise(sound, seen, suspect, steps, half=half)
@@ -317,6 +323,20 @@ def measure(
             )
         )
     return tuple(rows)
+
+
+def _ends(graph: Graph) -> dict[str, tuple[float, float]]:
+    """What is seen of tensors that only a ReLU reads: int8 may clip them as that does."""
+    readers = Counter(name for operator in graph.operators for name in operator.inputs)
+    bounds = graph.bounds()
+    return {
+        operator.inputs[0]: bounds[operator.outputs[0]]
+        for operator in graph.operators
+        if operator.kind in ("RELU", "RELU6")
+        and readers[operator.inputs[0]] == 1
+        and operator.inputs[0] not in graph.outputs
+        and operator.outputs[0] in bounds
+    }
 
 
 def _sound_noise(
