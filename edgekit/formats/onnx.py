@@ -187,7 +187,7 @@ def session(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what fails is raised, in the same words
     for key, value in (options or {}).items():
         settings.add_session_config_entry(key, value)
     if profile is not None:
