@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from exported import answers, decibels
 
-from edgekit import feeds
-from edgekit.artifact import Artifact
 from edgekit.errors import ExecutionError, InvalidModelError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
-from edgekit.formats import onnx, tflite
 
 COUNT = 48
 keras = keras_format.tf_keras()
@@ -110,29 +108,9 @@ def _build(
         layer.set_weights([w + random.normal(0, 0.1, w.shape).astype(np.float32) for w in weights])
     model.save(place / "net.keras")
     np.savez(place / "set.npz", **values)
-    answers = keras_format.call(model, list(values.values()))
+    found = keras_format.call(model, list(values.values()))
     names = keras_format.output_names(model)
-    return values, dict(zip(names, map(np.asarray, answers), strict=True))
-
-
-def _answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Real answers by output."""
-    found = written.manifest.signature
-    feed = {spec.name: spec.quantize(values[spec.name]) for spec in found.inputs}
-    names = [spec.name for spec in found.outputs]
-    if written.manifest.format == "onnx":
-        session = onnx.session(written.model_path)
-        each = [
-            dict(zip(names, session.run(names, part), strict=True))
-            for part in feeds.batches(feed, found.inputs)
-        ]
-    else:
-        runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
-        each = [runner(**{n: v[i : i + 1] for n, v in feed.items()}) for i in range(COUNT)]
-    return {
-        spec.name: spec.dequantize(np.concatenate([one[spec.name] for one in each]))
-        for spec in found.outputs
-    }
+    return values, dict(zip(names, map(np.asarray, found), strict=True))
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -148,11 +126,10 @@ def test_ordinary_layers_become_int8(name: str, tmp_path: Path) -> None:
             correction="none",
             out=tmp_path / target,
         )
-        found = _answers(written, values)
+        found = answers(written, values)
         assert found.keys() == exact.keys()
         for output, real in exact.items():
-            error = float(((real.astype(np.float64) - found[output]) ** 2).sum())
-            assert 10 * np.log10(float((real**2).sum()) / error) > 23
+            assert decibels(real, found[output]) > 23
 
 
 def _looped(rows: Any) -> Any:

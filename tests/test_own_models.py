@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exported import answers, decibels
 
 from edgekit import data, feeds, parity
-from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.export import export
 from edgekit.export import main as export_main
-from edgekit.formats import float_model, onnx, saved_model, tflite
+from edgekit.formats import float_model, onnx, saved_model
 from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph
 
@@ -54,23 +54,6 @@ def _pixels(count: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)
 
 
-def _answers(written: Artifact, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Real answers by output, for real inputs ``[N, ...]`` by name."""
-    found = written.manifest.signature
-    feed = {spec.name: spec.quantize(values[spec.name]) for spec in found.inputs}
-    if written.manifest.format == "onnx":
-        names = [spec.name for spec in found.outputs]
-        session = onnx.session(written.model_path)
-        parts = [session.run(names, each) for each in feeds.batches(feed, found.inputs)]
-        got = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
-    else:
-        runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
-        count = len(next(iter(feed.values())))
-        each = [runner(**{n: v[i : i + 1] for n, v in feed.items()}) for i in range(count)]
-        got = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
-    return {spec.name: spec.dequantize(got[spec.name]) for spec in found.outputs}
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_format_is_read(place: Path, name: str, tmp_path: Path) -> None:
     keras = keras_format.tf_keras() if name.startswith("two") else keras_format.keras_3()
@@ -87,7 +70,7 @@ def test_every_format_is_read(place: Path, name: str, tmp_path: Path) -> None:
             out=tmp_path / target,
         )
         (entry,) = written.manifest.signature.inputs
-        (found,) = _answers(written, {entry.name: values}).values()
+        (found,) = answers(written, {entry.name: values}).values()
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
         source = written.manifest.source
         assert source is not None
@@ -108,7 +91,7 @@ def test_other_formats_become_int8_and_float16(place: Path, name: str, tmp_path:
             out=tmp_path / f"{target}-{precision}",
         )
         (entry,) = written.manifest.signature.inputs
-        (found,) = _answers(written, {entry.name: values}).values()
+        (found,) = answers(written, {entry.name: values}).values()
         noise = 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum())
         assert noise > (20 if precision == "int8" else 50)
         floats = Graph(written.model_path.read_bytes()) if target == "tflite" else None
@@ -151,7 +134,7 @@ def test_code_in_a_file_is_refused_by_layer(
             trust=True,
             out=tmp_path / "o",
         )
-        (found,) = _answers(written, {"image": np.ones((2, 4), np.float32)}).values()
+        (found,) = answers(written, {"image": np.ones((2, 4), np.float32)}).values()
         assert (found == 2).all()
 
 
@@ -189,12 +172,6 @@ def test_a_saved_model_that_reaches_beyond_is_refused(tmp_path: Path) -> None:
         float_model.load(tmp_path / "saved", preprocessing="none")
 
 
-def _noise(exact: np.ndarray, found: np.ndarray) -> float:
-    """SQNR in dB."""
-    error = float(((exact.astype(np.float64) - found) ** 2).sum())
-    return 200.0 if error == 0 else 10 * float(np.log10((exact**2).sum() / error))
-
-
 def _two_inputs(keras: Any) -> Any:
     """Picture and numbers in, classes and a number out; inputs are not in order of name."""
     layers = keras.layers
@@ -227,9 +204,9 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         )
         assert {spec.name for spec in written.manifest.signature.inputs} == {"picture", "facts"}
         assert written.manifest.class_names == ()
-        found = _answers(written, values)
+        found = answers(written, values)
         for name, bound in (("kind", 25), ("price", 20)):
-            assert _noise(exact[name], found[name]) > (bound if precision == "int8" else 50)
+            assert decibels(exact[name], found[name]) > (bound if precision == "int8" else 50)
     assert parity.main([str(made["tflite"].path), str(made["onnx"].path)]) == 0
 
 
@@ -305,7 +282,7 @@ def test_other_nets_have_the_same_integers_in_both_formats(
         values = random.normal(0, 1, (40, *entry.shape[1:])).astype(np.float32)
     np.savez(tmp_path / "set.npz", **{entry.name: values})
     exact = np.asarray(model(values))
-    answers = {}
+    made = {}
     for target in ("tflite", "onnx"):
         written = export(
             tmp_path / "net.keras",
@@ -316,9 +293,9 @@ def test_other_nets_have_the_same_integers_in_both_formats(
             correction="none",
             out=tmp_path / target,
         )
-        (answers[target],) = _answers(written, {entry.name: values}).values()
-        assert _noise(exact, answers[target]) > least
-    assert _noise(answers["tflite"], answers["onnx"]) > least + 3
+        (made[target],) = answers(written, {entry.name: values}).values()
+        assert decibels(exact, made[target]) > least
+    assert decibels(made["tflite"], made["onnx"]) > least + 3
 
 
 def _torch_like(path: Path, *, free: bool = False) -> None:
@@ -389,8 +366,8 @@ def test_an_onnx_file_becomes_onnx_only(tmp_path: Path) -> None:
             out=tmp_path / precision,
             **options,
         )
-        (found,) = _answers(written, {"input": values}).values()
-        assert _noise(exact, found) > least
+        (found,) = answers(written, {"input": values}).values()
+        assert decibels(exact, found) > least
     record, ran = written.manifest.quantization, written.manifest.execution
     assert record is not None and set(record.tried) == {"nearest rounding", "corrected biases"}
     assert ran is not None and ran.floats == () and ran.kernels["QLinearConv"] == 3

@@ -1,0 +1,36 @@
+"""What an exported file answers, and how far that is from right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit import feeds
+from edgekit.artifact import Artifact
+from edgekit.formats import onnx, tflite
+
+
+def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Real answers by output, for real inputs ``[N, ...]`` by name."""
+    found = written.manifest.signature
+    feed = {spec.name: spec.quantize(values[spec.name]) for spec in found.inputs}
+    names = [spec.name for spec in found.outputs]
+    if written.manifest.format == "onnx":
+        session = onnx.session(written.model_path)
+        parts = [session.run(names, each) for each in feeds.batches(feed, found.inputs)]
+        got = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    else:
+        runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
+        each = [
+            runner(**{name: array[i : i + 1] for name, array in feed.items()})
+            for i in range(feeds.count(feed))
+        ]
+        got = {name: np.concatenate([one[name] for one in each]) for name in names}
+    return {spec.name: spec.dequantize(got[spec.name]) for spec in found.outputs}
+
+
+def decibels(exact: np.ndarray, found: np.ndarray) -> float:
+    """SQNR of all samples together, 200 where nothing differs."""
+    error = float(((exact.astype(np.float64) - found) ** 2).sum())
+    return 200.0 if error == 0 else 10 * float(np.log10((exact**2).sum() / error))
