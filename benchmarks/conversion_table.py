@@ -250,6 +250,8 @@ def run_one(name: str, folder: Path, correction: str) -> None:
                 result.update(distance(floats[target], answers))
             assert written.manifest.execution is not None
             result["floats"] = len(written.manifest.execution.floats)
+            told = [n for n in written.manifest.notes if "differs from the float model" in n]
+            result["told"] = told[0] if told else ""
         except EdgekitError as exc:
             result["failed"] = str(exc).replace(f"{case.path}: ", "").replace(f"{folder}/", "")
         except Exception as exc:  # a fault of edgekit's: said as such
@@ -340,7 +342,8 @@ def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
         "`tests/data/torch`. A cell has the seconds of the export; int8 cells also",
         "SQNR in dB of the worst output and % of the same largest entry, against float32 of the",
         "same format, and `f N` where N operators compute in float. Random networks amplify",
-        "rounding more than trained ones: the figures compare ways, not tools.",
+        "rounding more than trained ones: the figures compare ways, not tools. `torch`: files that",
+        "PyTorch wrote (tests/data/torch).",
         "",
         "| model | " + " | ".join(head) + " |",
         "|" + "---|" * (len(WAYS) + 1),
@@ -349,12 +352,15 @@ def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
     for name, results in found.items():
         cells = []
         for result in results:
+            where = f"{name}, {result['target']} {result['precision']}"
             if "failed" in result:
-                where = f"{name}, {result['target']} {result['precision']}"
                 notes.setdefault(result["failed"], []).append(where)
                 cells.append(f"no [{list(notes).index(result['failed']) + 1}]")
                 continue
             cell = f"{result['seconds']:.1f} s"
+            if result.get("told"):
+                notes.setdefault(result["told"], []).append(where)
+                cell += f" [{list(notes).index(result['told']) + 1}]"
             if "sqnr" in result:
                 cell += f", {result['sqnr']:.1f} dB"
             if "agreement" in result:

@@ -170,7 +170,7 @@ def parse(kind: Kind, text: str, *, source: str = COMMAND_LINE) -> Bound:
     place, equals, value = text.rpartition("=")
     artifact, colon, metric = place.rpartition(":")
     before, found, output = f":{place}".partition(f":{OF_OUTPUT}")
-    if found and metric not in METRICS:
+    if found:
         artifact, colon, metric = before[1:], before[:1], OF_OUTPUT + output
     if not equals or (colon and not artifact):
         raise InvalidOptionError(

@@ -301,6 +301,7 @@ def _make(
     if source.kind == "onnx":
         return _from_onnx(source, precision, calibration, profile, correction, target)
     canonical = source.canonical()
+    _check_ends(tflite.signature(canonical))
     if precision == "int8" and source.encodings is not None:
         quantized = trained(canonical, source.encodings, profile=profile)
         return _make_int8(source, target, canonical, None, quantized, profile)
@@ -343,6 +344,7 @@ def _from_onnx(
         source.canonical()  # says what to use instead
     original = bytes(source.model.SerializeToString())
     signature = onnx.signature(source.model)
+    _check_ends(signature)
     if precision == "float32":
         return _Written(original, signature, original)
     if precision == "float16":
@@ -364,6 +366,16 @@ def _from_onnx(
     return _Written(
         found.model.SerializeToString(), signature, original, found, table, _ways(found)
     )
+
+
+def _check_ends(found: Signature) -> None:
+    """Refuse an output that does not belong to a sample."""
+    for end in found.outputs:
+        if not end.shape:
+            raise InvalidModelError(
+                f"expected an answer of {end.name} for each sample, got one number for all; give "
+                f"the output a batch axis"
+            )
 
 
 def _to_watch(

@@ -193,7 +193,10 @@ def random(
             values = drawn.integers(0, 2, (samples, *spec.shape[1:]))
             found[spec.name] = values.astype(spec.dtype)
             continue
-        pixels = drawn.integers(0, 256, (samples, *spec.picture), dtype=np.uint8)
+        sizes = spec.picture
+        if len(prepare.scale) not in (1, sizes[-1] if sizes else 1):
+            sizes = spec.shape[1:]  # no picture with its channels first
+        pixels = drawn.integers(0, 256, (samples, *sizes), dtype=np.uint8)
         if extremes:
             pixels[0], pixels[1] = 0, 255
         found[spec.name] = spec.arrange(prepare.apply(pixels))

@@ -194,6 +194,8 @@ def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, st
     models = onnx.parse(original), onnx.parse(content)
     places = [onnx_tensors.own_places(model) for model in models]
     names = [name for name in places[0] if name in places[1]]
+    if not names:
+        raise ExecutionError("no tensor of both files has a known size; export it in float32")
     places = [{name: each[name] for name in names} for each in places]
 
     def run(cut: bytes, fed: Feed) -> Feed:
@@ -220,6 +222,11 @@ def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, st
         ]
         for name in names:
             right, wrong, exact, own = (each[name].astype(np.float64) for each in (*whole, *alone))
+            whole_ones = np.isfinite(right) & np.isfinite(exact)  # e.g. not a mask of -infinity
+            parts = (right, wrong, exact, own)
+            right, wrong, exact, own = (
+                np.where(np.isnan(part), np.inf, part)[whole_ones] for part in parts
+            )
             parts = (right, wrong - right, exact, own - exact)
             totals[name] += [float((part**2).sum()) for part in parts]
     sound = measure.HALF**2

@@ -138,7 +138,7 @@ class TfLiteTensors(Tensors):
         for i in range(feeds.count(feed)):
             for place, values in zip(places, stored.values(), strict=True):
                 opened.set_tensor(place, values[i : i + 1])
-            opened.invoke()
+            tflite.invoke(opened)
             for name, end in zip(wanted, ends, strict=True):
                 found[name].append(np.atleast_1d(opened.get_tensor(end)))
         whole = {name: np.concatenate(parts) for name, parts in found.items()}

@@ -100,6 +100,7 @@ def test_an_output_of_several_can_be_bounded() -> None:
     bound = parse("max-drop", "mine-int8:sqnr:head:0=3")
     assert (bound.artifact, bound.metric, bound.kind) == ("mine-int8", "sqnr:head:0", "max-drop")
     assert parse("max-drop", "sqnr=3").metric == "sqnr"
+    assert parse("min", "a:sqnr:energy=30").metric == "sqnr:energy"
     with pytest.raises(InvalidOptionError, match="higher sqnr:price is better; use min"):
         parse("max", "sqnr:price=30")
     with pytest.raises(InvalidOptionError, match="unknown metric 'sqnr:'"):

@@ -72,12 +72,7 @@ def load(path: Path) -> Any:
     onnx = package()
     try:
         model = _without_data(path)
-        for file in _data_of(model, path):
-            if not file.is_file():
-                raise InvalidModelError(
-                    f"{path} keeps weights in {file.name}, which is not in its folder; put it "
-                    f"there, or export with torch.onnx.export(..., external_data=False)"
-                )
+        _data_of(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
     except InvalidModelError:
@@ -112,10 +107,11 @@ def beside(path: Path) -> tuple[Path, ...]:
 
 def _without_data(path: Path) -> Any:
     """A file as it is, whose weights may lie in others."""
+    onnx = package()
     if not path.is_file():
         raise InvalidModelError(f"{path} not found; expected an .onnx file")
     try:
-        return package().load(path, load_external_data=False)
+        return onnx.load(path, load_external_data=False)
     except Exception as exc:  # protobuf's own types
         raise InvalidModelError(
             f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
@@ -130,12 +126,19 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
         if entry.key == _LOCATION.decode()
     }
     for name in locations:
-        if Path(name).name != name:
+        if name in ("", "..") or Path(name).name != name:
             raise InvalidModelError(
                 f"{path} keeps weights in {name!r}; expected a file in its own folder: load it and "
                 f"save it again with onnx.save"
             )
-    return tuple(path.with_name(name) for name in sorted(locations))
+    found = tuple(path.with_name(name) for name in sorted(locations))
+    for file in found:
+        if not file.is_file():
+            raise InvalidModelError(
+                f"{path} keeps weights in {file.name}, which is not in its folder; put it there, "
+                f"or export with torch.onnx.export(..., external_data=False)"
+            )
+    return found
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
@@ -320,9 +323,26 @@ def stored_constants(model: Any) -> dict[str, Any]:
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
 
 
+def read(graph: Any) -> Iterator[str]:
+    """What the nodes of a graph read, and those of the graphs in it: bodies of If and Loop."""
+    for node in graph.node:
+        yield from node.input
+        for body in bodies(node):
+            yield from read(body)
+            yield from (value.name for value in body.output)
+
+
+def bodies(node: Any) -> Iterator[Any]:
+    """The graphs in a node."""
+    for found in node.attribute:
+        yield from found.graphs
+        if found.HasField("g"):
+            yield found.g
+
+
 def drop_unused(model: Any) -> None:
-    """Leave out constants that no node reads, in place."""
-    used = {name for node in model.graph.node for name in node.input}
+    """Leave out constants that nothing reads, in place."""
+    used = {*read(model.graph), *(value.name for value in model.graph.output)}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)

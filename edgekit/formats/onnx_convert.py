@@ -251,7 +251,8 @@ def _name_activations(model: Any, graph: Graph) -> None:
     fused = graph.fused()
     makers = {output: node for node in model.graph.node for output in node.output}
     done: set[str] = set()
-    for node in model.graph.node:
+    answers = {value.name for value in model.graph.output}
+    for node in list(model.graph.node):
         activation = node.op_type in ("Clip", "Relu") and node.input[0] in fused
         if not node.input or not (activation or lasts.get(node.input[0]) == node.op_type):
             continue
@@ -260,11 +261,15 @@ def _name_activations(model: Any, graph: Graph) -> None:
         if len(users) != 1 or canonical not in makers or canonical in done:
             continue
         done.add(canonical)
-        renamed = {canonical: before, node.output[0]: canonical}
+        end = node.output[0]
+        renamed = {canonical: before, end: canonical}
         for other in model.graph.node:
             for ends in (other.input, other.output):
                 for i, name in enumerate(ends):
                     ends[i] = renamed.get(name, name)
+        if end in answers:
+            make = onnx_file.package().helper.make_node
+            model.graph.node.append(make("Identity", [canonical], [end], name=end))
 
 
 def _separate_ends(model: Any) -> None:
@@ -350,16 +355,18 @@ def _computed(canonical: bytes, inputs: Sequence[str]) -> tuple[dict[str, Any], 
 
 
 def _sums(values: Any) -> tuple[int, Any]:
-    """Size of a tensor, and four numbers of it that do not depend on the order of its values."""
-    exact = values.astype(np.float64).ravel()
+    """Size of a tensor, and numbers of it that do not depend on the order of its values."""
+    every = values.astype(np.float64).ravel()
+    exact = every[np.isfinite(every)]
     if not exact.size:
-        return 0, np.zeros(4)
-    return exact.size, np.array([exact.min(), exact.max(), exact.mean(), np.abs(exact).mean()])
+        return every.size, np.zeros(5)
+    sums = exact.min(), exact.max(), exact.mean(), np.abs(exact).mean(), every.size - exact.size
+    return every.size, np.array(sums)
 
 
 def _same(one: tuple[int, Any], other: tuple[int, Any]) -> bool:
-    near = 1e-3 * float(np.abs(other[1]).max()) + 1e-9
-    return one[0] == other[0] and bool(np.allclose(one[1], other[1], 0, near, equal_nan=True))
+    near = 1e-3 * float(np.abs(other[1][:4]).max()) + 1e-9
+    return one[0] == other[0] and bool(np.allclose(one[1], other[1], 0, near))
 
 
 def _free_batch(model: Any) -> None:
@@ -475,16 +482,15 @@ def prepare(model: Any, *, integers: bool) -> Any:
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         settings.optimized_model_filepath = str(path)
         try:
-            older = model.opset_import[0].version < OPSET
+            own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+            older = any(version < OPSET for version in own)
             given = onnx.version_converter.convert_version(model, OPSET) if older else model
             onnxruntime.InferenceSession(
                 given.SerializeToString(), settings, providers=[onnx_file.CPU]
             )
             found = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
         except Exception as exc:  # onnx and onnxruntime raise many types
-            raise InvalidModelError(
-                f"the ONNX file cannot be prepared for int8: {reason(exc)}"
-            ) from None
+            raise InvalidModelError(f"the ONNX file cannot be prepared: {reason(exc)}") from None
     if integers:
         onnx_forms.for_integers(found)
     seen: set[str] = set()

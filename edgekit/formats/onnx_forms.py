@@ -26,7 +26,11 @@ class _Graph:
         self.stored = model.graph.initializer
         self.constants = onnx_file.stored_constants(model)
         self.makers = {name: node for node in self.nodes for name in node.output}
-        self.ends = {value.name for value in model.graph.output}
+        bodies = (inner for node in self.nodes for inner in onnx_file.bodies(node))
+        self.ends = {
+            *(value.name for value in model.graph.output),
+            *(name for body in bodies for name in onnx_file.read(body)),
+        }
         self.shapes = {
             value.name: value.type.tensor_type
             for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -80,9 +84,7 @@ def for_integers(model: Any) -> None:
             forms[node.op_type](graph, node)
     for node in graph.nodes:
         _bias(graph, node)
-    used = {name for node in graph.nodes for name in node.input} | graph.ends
-    for tensor in [t for t in graph.stored if t.name not in used]:
-        graph.stored.remove(tensor)
+    onnx_file.drop_unused(model)
 
 
 def _pool(graph: _Graph, node: Any) -> None:

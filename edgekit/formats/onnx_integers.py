@@ -15,7 +15,6 @@ from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.quiet import quiet
 
 #: Ends the name of a mean over height and width before it is flattened.
-POOLED = "__pooled"
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -623,7 +622,7 @@ def put_own(
                 f"the model"
             )
         weights, scale, bias = given
-        _replace(model, behind, f"{name}__weights", weights, scale)
+        _replace(model, behind, f"{name}__stored_weights", weights, scale)
         numbers += weights.size
         if bias is None or len(node.input) < 3:
             continue
@@ -634,7 +633,7 @@ def put_own(
             entry = np.float32(constants[before.input[1]])
             bias_scale = (entry * scale.astype(np.float32)).astype(np.float32)
             whole = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
-            _replace(model, end, f"{name}__bias", whole, bias_scale)
+            _replace(model, end, f"{name}__stored_bias", whole, bias_scale)
         numbers += bias.size
     onnx_file.drop_unused(model)
     found = {}

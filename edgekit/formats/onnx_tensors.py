@@ -119,9 +119,11 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
     for name, (tensor, named, stored) in chosen.items():
         if name not in known or tensor not in shapes:
             continue
-        kind, sizes = shapes[tensor]
-        if int(np.prod(sizes)) == int(np.prod(graph.shape(name)[1:])):
-            found[name] = Place(tensor, named, kind, sizes, tensor in first, stored)
+        (kind, sizes), shape = shapes[tensor], graph.shape(name)
+        if int(np.prod(sizes)) == int(np.prod(shape[1:])):
+            # what the canonical graph has channels first as well is not turned
+            turned = tensor in first and (len(shape) != 4 or sizes == (*shape[3:], *shape[1:3]))
+            found[name] = Place(tensor, named, kind, sizes, turned, stored)
     return found
 
 

@@ -173,9 +173,12 @@ class _Seen:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """``10 log10(signal / noise)``; infinite without noise, -infinite without signal."""
+    """``10 log10(signal / noise)``; infinite without noise, -infinite where that is infinite, or
+    without signal."""
     if noise == 0:
         return math.inf
+    if math.isinf(noise):
+        return -math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
