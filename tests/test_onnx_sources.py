@@ -132,6 +132,17 @@ def test_channels_first_from_end_to_end(tmp_path: Path) -> None:
         ]
         pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 8, 8), dtype=np.uint8)
         np.savez(tmp_path / "set.npz", x=pixels)
+        whole = export(
+            tmp_path / f"{name}.keras",
+            target="onnx",
+            precision="int8",
+            preprocessing="unit",
+            calibration=str(tmp_path / "set.npz"),
+            out=tmp_path / f"{name}-int8",
+        )
+        fed = {"image": pixels / np.float32(255)}
+        (exact,), (own,) = (answers(each, fed).values() for each in (made[0], whole))
+        assert decibels(exact, own) > 30
         found = diff(made[0].path, made[1].path, dataset=str(tmp_path / "set.npz"))
         assert found.verdict is None
         assert any(row.name == found.rows[-1].name for row in found.rows)

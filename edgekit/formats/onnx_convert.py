@@ -67,6 +67,7 @@ def from_tflite(canonical: bytes) -> Any:
     onnx_file.sort(model)
     _name_activations(model, Graph(canonical))
     _separate_ends(model)
+    _part_from_turned_ends(model, Graph(canonical))
     del model.graph.value_info[:]
     _name_by_values(model, canonical)
     free = onnx.ModelProto()
@@ -284,6 +285,28 @@ def _separate_ends(model: Any) -> None:
             model.graph.node.append(copied)
             value.name = name
         taken.add(value.name)
+
+
+def _part_from_turned_ends(model: Any, graph: Graph) -> None:
+    """Give a layer's answer its name again where tf2onnx took out the Transpose behind it.
+
+    The output is the layer's answer then, as it is: the model has its channels first as well.
+    """
+    makers = {name: node for node in model.graph.node for name in node.output}
+    ends = {value.name for value in model.graph.output}
+    make = onnx_file.package().helper.make_node
+    for operator in graph.operators:
+        end, inner = operator.outputs[0], operator.inputs[0]
+        if operator.kind != "TRANSPOSE" or end not in ends or inner in makers:
+            continue
+        maker = makers[end]
+        if maker.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                for i, name in enumerate(names):
+                    names[i] = inner if name == end else name
+        model.graph.node.append(make("Identity", [inner], [end], name=end))
 
 
 def _name_by_values(model: Any, canonical: bytes) -> None:
