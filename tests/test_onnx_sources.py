@@ -20,7 +20,9 @@ from edgekit.formats import float_model, onnx
 from edgekit.formats import keras as keras_format
 from edgekit.layers.diff import diff
 
-RANDOM = np.random.default_rng(5)
+
+def _drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, shape)
 
 
 def _save(
@@ -61,7 +63,7 @@ def _int8(path: Path, shape: tuple[int, ...]) -> tuple[Artifact, float]:
 
 
 def test_a_layer_without_a_bias_that_is_called_as_its_answer(tmp_path: Path) -> None:
-    weights = {"w": RANDOM.normal(0, 0.3, (4, 3, 3, 3)), "u": RANDOM.normal(0, 0.3, (4, 2, 3, 3))}
+    weights = {"w": _drawn(1, 4, 3, 3, 3, scale=0.3), "u": _drawn(2, 4, 2, 3, 3, scale=0.3)}
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["a"], "a", pads=[1, 1, 1, 1]),
         helper.make_node("ConvTranspose", ["a", "u"], ["y"], "y", strides=[2, 2]),
@@ -75,7 +77,7 @@ def test_the_opset_of_onnx_need_not_be_named_first(tmp_path: Path) -> None:
         helper.make_node("Gemm", ["x", "w", "b"], ["a"], "dense", transB=1),
         helper.make_node("Gelu", ["a"], ["y"], "gelu"),
     ]
-    weights = {"w": RANDOM.normal(0, 1, (4, 6)), "b": RANDOM.normal(0, 1, 4)}
+    weights = {"w": _drawn(3, 4, 6), "b": _drawn(4, 4)}
     opsets = [("ai.onnx.ml", 3), ("", 20)]
     path = _save(tmp_path / "net.onnx", nodes, weights, ["batch", 6], ["batch", 4], opsets)
     assert _int8(path, (6,))[1] > 25
@@ -95,7 +97,7 @@ def test_a_weight_that_only_a_branch_reads_stays(tmp_path: Path) -> None:
             "If", ["positive"], ["y"], then_branch=branches[0], else_branch=branches[1]
         ),
     ]
-    weights = {"w": RANDOM.normal(0, 1, (4, 6)), "b": np.ones(4), "outer": np.full(4, 2), "zero": 0}
+    weights = {"w": _drawn(3, 4, 6), "b": np.ones(4), "outer": np.full(4, 2), "zero": 0}
     path = _save(tmp_path / "net.onnx", nodes, weights, [1, 6], [1, 4])
     assert _int8(path, (6,))[1] > 20
 
