@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidModelError, MissingDependencyError
+from edgekit.errors import InvalidModelError
 from edgekit.formats import onnx, onnx_convert
 from edgekit.formats.flatbuffer import short_name
 
@@ -73,7 +73,7 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
         InvalidModelError: If a weight is beyond float16, or an activation is not finite.
     """
     for tensor in model.graph.initializer:
-        name, values = tensor.name, _onnx().numpy_helper.to_array(tensor)
+        name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and np.abs(values).max(initial=0) > LARGEST:
             raise InvalidModelError(
                 f"expected weights that float16 can hold, up to 65504, got "
@@ -140,7 +140,7 @@ def emulate(half: Any) -> tuple[Any, int]:
     Returns:
         The model, and how many casts it must run for its answers to be those of the emulation.
     """
-    helper, numpy_helper = _onnx().helper, _onnx().numpy_helper
+    helper, numpy_helper = onnx.package().helper, onnx.package().numpy_helper
     result = _copy(half)
     types = _types(half)
     for tensor in result.graph.initializer:
@@ -183,13 +183,13 @@ def emulate(half: Any) -> tuple[Any, int]:
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     del result.graph.value_info[:]
-    _onnx().checker.check_model(result, full_check=True)
+    onnx.package().checker.check_model(result, full_check=True)
     return result, casts
 
 
 def _rounded(source: str, target: str, name: str) -> list[Any]:
     """Two casts that round one tensor into another."""
-    make, between = _onnx().helper.make_node, name + _ROUNDED
+    make, between = onnx.package().helper.make_node, name + _ROUNDED
     return [
         make("Cast", [source], [between], to=_FLOAT16, name=between),
         make("Cast", [between], [target], to=_FLOAT, name=name + _EXACT),
@@ -227,14 +227,14 @@ def _join(half: Any) -> None:
     used = {name for node in half.graph.node for name in node.input} | ends
     for node in [n for n in half.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
         half.graph.node.remove(node)
-    _onnx().checker.check_model(half)
+    onnx.package().checker.check_model(half)
 
 
 def _types(model: Any) -> dict[str, int]:
     """Element type of every tensor."""
     bare = _copy(model)
     del bare.graph.value_info[:]
-    inferred = _onnx().shape_inference.infer_shapes(bare, strict_mode=True).graph
+    inferred = onnx.package().shape_inference.infer_shapes(bare, strict_mode=True).graph
     found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
         found[value.name] = value.type.tensor_type.elem_type
@@ -246,14 +246,6 @@ def _target(cast: Any) -> int:
 
 
 def _copy(model: Any) -> Any:
-    copied = _onnx().ModelProto()
+    copied = onnx.package().ModelProto()
     copied.CopyFrom(model)
     return copied
-
-
-def _onnx() -> Any:
-    try:
-        import onnx as package
-    except ImportError:
-        raise MissingDependencyError("onnx", "convert") from None
-    return package

@@ -147,8 +147,8 @@ def _tensors(graph: Any) -> Iterator[Any]:
     for node in graph.node:
         for found in node.attribute:
             yield from (found.t, *found.tensors)
-            for inner in (found.g, *found.graphs):
-                yield from _tensors(inner)
+        for body in bodies(node):
+            yield from _tensors(body)
 
 
 def parse(content: bytes) -> Any:

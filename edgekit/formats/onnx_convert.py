@@ -18,8 +18,6 @@ from edgekit.formats.quiet import quiet
 #: The last of the ONNX operators that tf2onnx writes for one of TFLite's.
 _LAST = {"SQUARED_DIFFERENCE": "Mul", "RSQRT": "Reciprocal"}
 OPSET = 18
-#: Ends the name of a mean over height and width before it is flattened.
-POOLED = "__pooled"
 
 
 def from_tflite(canonical: bytes) -> Any:
@@ -133,7 +131,7 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
             added.append(
                 helper.make_node("Transpose", [node.input[0]], [first], first, perm=[0, 3, 1, 2])
             )
-        pooled = node.output[0] + POOLED
+        pooled = node.output[0] + onnx_forms.POOLED
         added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
         kind, form = "Flatten", dict[str, Any](axis=1)
         if kept:

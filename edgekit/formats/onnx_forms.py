@@ -17,6 +17,9 @@ _Step = tuple[str, list[str], str, dict[str, Any]]
 #: Operators whose answer is never negative.
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
+#: Ends the name of a mean over height and width before it is flattened.
+POOLED = "__pooled"
+
 
 class _Graph:
     """A model's graph, with who makes and who reads each tensor; changed in place."""
@@ -97,7 +100,7 @@ def _pool(graph: _Graph, node: Any) -> None:
         return
     if sorted(int(axis) % rank for axis in np.ravel(axes)) != list(range(2, rank)):
         return
-    output, pooled = node.output[0], f"{node.output[0]}__pooled"
+    output, pooled = node.output[0], node.output[0] + POOLED
     if onnx_file.attribute(node, "keepdims", 1):
         graph.replace(node, [("GlobalAveragePool", [node.input[0]], output, {})])
         return

@@ -14,7 +14,6 @@ from edgekit.formats import onnx_forms
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.quiet import quiet
 
-#: Ends the name of a mean over height and width before it is flattened.
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -145,8 +144,10 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
     constants = onnx_file.stored_constants(model)
-    ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True))
-    ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    ends = {
+        **dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True)),
+        **_canonical_ends(model, graph),
+    }
     makers = {output: node for node in model.graph.node for output in node.output}
 
     def origin(name: str) -> str:
@@ -199,6 +200,11 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     return Stored(activations, layers)
 
 
+def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
+    """Canonical names of the outputs."""
+    return dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+
+
 def absent(model: Any, graph: Graph) -> tuple[str, ...]:
     """Activations of the canonical graph that the ONNX graph has no tensor for, nor integers.
 
@@ -225,7 +231,7 @@ def merged(model: Any, graph: Graph) -> tuple[str, ...]:
     TFLite's converter computes a layer twice where its answer is read with and without its
     activation; tf2onnx computes it once.
     """
-    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    ends = _canonical_ends(model, graph)
     layers = {layer.output: layer for layer in graph.layers}
     there = {place for _, place, _ in layer_nodes(model, layers, ends)}
     return tuple(
@@ -247,7 +253,7 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
     constants = onnx_file.stored_constants(model)
-    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    ends = _canonical_ends(model, graph)
     found = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, ends):
@@ -267,7 +273,7 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
 
 def activated(model: Any, graph: Graph) -> frozenset[str]:
     """Layers, by canonical output, whose activation is an operator of the file."""
-    ends = dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    ends = _canonical_ends(model, graph)
     layers = {layer.output for layer in graph.layers}
     return frozenset(place for _, place, own in layer_nodes(model, layers, ends) if own)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.formats import onnx
 from edgekit.formats.flatbuffer import Graph
 
 #: ONNX operators whose answer has its channels first, by specification.
@@ -81,9 +82,7 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
         By canonical name; a tensor that the model does not have, or has in another size, is left
         out.
     """
-    import onnx
-
-    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    constants = onnx.stored_constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
     ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=False))
     ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=False))
@@ -150,9 +149,7 @@ def cut(model: Any, found: Mapping[str, Place]) -> bytes:
     One run then computes every layer from inputs of its own. What is fed has the name that
     :func:`fed` says.
     """
-    import onnx
-
-    helper = onnx.helper
+    helper = onnx.package().helper
     changed = copy.deepcopy(model)
     given = {value.name for value in changed.graph.input}
     inner = {place.tensor: place for place in found.values() if place.tensor not in given}
@@ -204,9 +201,7 @@ def _channels_first(model: Any) -> set[str]:
 
 def _shapes(model: Any) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """(dtype, sizes behind the batch) of every tensor whose sizes are known."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(model)
+    inferred = onnx.package().shape_inference.infer_shapes(model)
     found = {}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         kind = value.type.tensor_type
