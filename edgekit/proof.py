@@ -76,6 +76,7 @@ def execution(
     feed = feeds.quantized(
         feeds.random(found.inputs, source.preprocessing, 1, seed=0), found.inputs
     )
+    feed = next(feeds.one_by_one(feed, found.inputs))
     options = dict(profile.runtime_options.get(target, {}))
     nodes = onnx.executed(content, feed, options=options)
     kernels: dict[str, int] = {}
@@ -261,10 +262,12 @@ def _of_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.ND
     names = [end.name for end in found.outputs]
     run = onnx.session(content).run
     try:
-        parts = [run(names, each) for each in feeds.batches(values, found.inputs)]
+        several = found.batch == -1
+        each = feeds.batches if several else feeds.one_by_one
+        parts = [run(names, one) for one in each(values, found.inputs)]
     except Exception as exc:  # onnxruntime raises its own types
         raise ExecutionError(f"the model cannot run on random inputs: {reason(exc)}") from None
-    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    return feeds.joined([dict(zip(names, each, strict=True)) for each in parts], found.outputs)
 
 
 def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:

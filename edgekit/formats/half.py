@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import feeds
 from edgekit.errors import InvalidModelError
 from edgekit.formats import onnx, onnx_convert
 from edgekit.formats.flatbuffer import short_name
@@ -94,7 +95,30 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
     half = onnx_convert.to_float16(model, keep=kept)
     if kept:
         _join(half)
+    _refuse_float32(model, half)
     return Half(half, kept, found[where], where)
+
+
+def _refuse_float32(model: Any, half: Any) -> None:
+    """Refuse a file in which no number is float16, whatever it is called.
+
+    Raises:
+        InvalidModelError: Names an operator that has weights, or any.
+    """
+    before, found = (
+        sum(tensor.data_type == kind and bool(tensor.dims) for tensor in each.graph.initializer)
+        for each, kind in ((model, _FLOAT), (half, _FLOAT16))
+    )
+    computed = set(_types(half).values())
+    if found or (not before and _FLOAT16 in computed):
+        return
+    names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
+    nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
+    node = next(iter([*nodes, *model.graph.node]), None)
+    at = f", e.g. {node.op_type} {node.name}" if node is not None else ""
+    raise InvalidModelError(
+        f"nothing of the model becomes float16{at} has no form in it; export it in float32"
+    )
 
 
 def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
@@ -116,8 +140,7 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     session = onnx.session(watched.SerializeToString())
     names = [value.name for value in session.get_outputs()]
     found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
-    for i in range(len(next(iter(feed.values())))):
-        each = {name: values[i : i + 1] for name, values in feed.items()}
+    for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
         for name, values in zip(names, session.run(names, each), strict=True):
             if values.dtype == np.float32:
                 # max of NaN is NaN in numpy, and stays so here

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats.quiet import quiet
-from edgekit.signature import Signature, TensorSpec
+from edgekit.signature import Signature, TensorSpec, batched
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FLOAT_NAMES = frozenset(("float", "float16"))
@@ -36,6 +36,8 @@ _DTYPES = {
     6: "int32",
     7: "int64",
     9: "bool",
+    11: "float64",
+    16: "bfloat16",
 }
 
 
@@ -52,14 +54,17 @@ def signature(model: Any) -> Signature:
         kind = value.type.tensor_type
         return TensorSpec(
             name=value.name,
-            shape=tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim),
+            shape=tuple(
+                d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else -1
+                for d in kind.shape.dim
+            ),
             dtype=_DTYPES.get(kind.elem_type, str(kind.elem_type)),
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
-    return Signature(
-        inputs=tuple(spec(v) for v in model.graph.input if v.name not in weights),
-        outputs=tuple(spec(v) for v in model.graph.output),
+    return batched(
+        [spec(v) for v in model.graph.input if v.name not in weights],
+        [spec(v) for v in model.graph.output],
     )
 
 
@@ -326,10 +331,15 @@ def stored_constants(model: Any) -> dict[str, Any]:
 def read(graph: Any) -> Iterator[str]:
     """What the nodes of a graph read, and those of the graphs in it: bodies of If and Loop."""
     for node in graph.node:
-        yield from node.input
-        for body in bodies(node):
-            yield from read(body)
-            yield from (value.name for value in body.output)
+        yield from read_by(node)
+
+
+def read_by(node: Any) -> Iterator[str]:
+    """What a node reads, and the nodes of the graphs in it."""
+    yield from node.input
+    for body in bodies(node):
+        yield from read(body)
+        yield from (value.name for value in body.output)
 
 
 def bodies(node: Any) -> Iterator[Any]:
@@ -348,17 +358,22 @@ def drop_unused(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-def not_float32(model: Any) -> str | None:
-    """What of a model is no float32, quantized or of another type; None where nothing is."""
+def quantized(model: Any) -> str | None:
+    """The first node that is quantized already, by operator and name; None where none is."""
     for node in model.graph.node:
         if node.op_type.endswith("uantizeLinear") or "QLinear" in node.op_type:
-            return f"{node.op_type} {node.name or node.output[0]}, it is quantized already"
+            return f"{node.op_type} {node.name or node.output[0]}"
+    return None
+
+
+def other_float(model: Any) -> str | None:
+    """Which other float type than float32 a model's inputs, outputs or weights have, if any."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type in _OTHER_FLOATS:
-            return f"{_OTHER_FLOATS[value.type.tensor_type.elem_type]} in {value.name}"
-    for tensor in model.graph.initializer:
+            return _OTHER_FLOATS[value.type.tensor_type.elem_type]
+    for tensor in _tensors(model.graph):
         if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) > 1:
-            return f"{_OTHER_FLOATS[tensor.data_type]} in {tensor.name}"
+            return _OTHER_FLOATS[tensor.data_type]
     return None
 
 

@@ -52,7 +52,7 @@ class _Graph:
         return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
 
     def store(self, name: str, values: Any) -> str:
-        array = np.ascontiguousarray(values)
+        array = np.asarray(values, order="C")  # a bound of Clip has no axis, and keeps none
         self.stored.append(onnx_file.package().numpy_helper.from_array(array, name))
         self.constants[name] = array
         return name
@@ -85,7 +85,7 @@ def for_integers(model: Any) -> None:
     for node in list(graph.nodes):
         if node.op_type in forms:
             forms[node.op_type](graph, node)
-    for node in graph.nodes:
+    for node in list(graph.nodes):
         _bias(graph, node)
     onnx_file.drop_unused(model)
 
@@ -184,8 +184,9 @@ def _convolution(graph: _Graph, node: Any) -> None:
     """A transposed convolution of stride s: a convolution that answers s by s pixels a place, put
     side by side (Shi et al. 2016, arXiv 1609.07009), and cut to size."""
     weights = graph.constants.get(node.input[1])
-    if weights is None or weights.ndim != 4 or onnx_file.attribute(node, "group", 1) != 1:
+    if weights is None or weights.ndim != 4:
         return
+    groups = onnx_file.attribute(node, "group", 1)
     kernel, strides = weights.shape[2:], onnx_file.attribute(node, "strides", [1, 1])
     pads = onnx_file.attribute(node, "pads", [0, 0, 0, 0])
     more = onnx_file.attribute(node, "output_padding", [0, 0])
@@ -199,14 +200,15 @@ def _convolution(graph: _Graph, node: Any) -> None:
     behind = [taps[i] * step - kernel[i] + pads[2 + i] - more[i] for i in (0, 1)]
     if min(behind) < 0:
         return
-    inputs, outputs = weights.shape[:2]
+    inputs, outputs = weights.shape[:2]  # of the outputs those of one group
+    own = inputs // groups
     whole = np.zeros((inputs, outputs, taps[0] * step, taps[1] * step), weights.dtype)
     whole[:, :, : kernel[0], : kernel[1]] = weights
-    whole = whole.reshape(inputs, outputs, taps[0], step, taps[1], step)[:, :, ::-1, :, ::-1]
-    whole = whole.transpose(1, 3, 5, 0, 2, 4).reshape(-1, inputs, *taps)
-    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2}
+    whole = whole.reshape(groups, own, outputs, taps[0], step, taps[1], step)
+    whole = whole[:, :, :, ::-1, :, ::-1].transpose(0, 2, 4, 6, 1, 3, 5).reshape(-1, own, *taps)
+    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2, "group": groups}
     given = [node.input[0], graph.store(f"{name}__weights", whole)]
-    if len(node.input) > 2:
+    if len(node.input) > 2 and node.input[2]:
         bias = graph.constants.get(node.input[2])
         if bias is None:
             return
@@ -227,15 +229,42 @@ def _convolution(graph: _Graph, node: Any) -> None:
 
 
 def _bias(graph: _Graph, node: Any) -> None:
-    """A bias of zeros where a layer has none: it can take up the mean error of the weights."""
-    if node.op_type not in ("Conv", "Gemm") or len(node.input) != 2:
+    """A bias of one number for each output channel, and of zeros where a layer has none: it can
+    take up the mean error of the weights."""
+    if node.op_type not in ("Conv", "Gemm"):
         return
     weights = graph.constants.get(node.input[1])
     if weights is None:
         return
+    if len(node.input) > 2 and not node.input[2]:
+        del node.input[2]
+    name = node.output[0]
     turned = node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0)
     zeros = np.zeros(weights.shape[0 if turned else 1], weights.dtype)
-    node.input.append(graph.store(f"{node.output[0]}__bias", zeros))
+    bias = graph.constants.get(node.input[2]) if len(node.input) > 2 else zeros
+    if bias is None:
+        return  # a computed one
+    if node.op_type == "Gemm":
+        alpha, beta = (float(onnx_file.attribute(node, key, 1.0)) for key in ("alpha", "beta"))
+        if alpha != 1.0:
+            scaled = (weights * alpha).astype(weights.dtype)
+            node.input[1] = graph.store(f"{name}__weights", scaled)
+        bias = (bias * beta).astype(weights.dtype)
+        for key in ("alpha", "beta"):
+            _set(node, key, 1.0)
+    if bias.ndim > 1 and bias.shape[0] != 1:  # one number for each row as well: no bias
+        product = f"{name}__product"
+        add = onnx_file.package().helper.make_node(
+            "Add", [product, graph.store(f"{name}__summand", bias)], [name], f"{name}__add"
+        )
+        graph.nodes.insert(list(graph.nodes).index(node) + 1, add)
+        node.output[0], bias = product, zeros
+    row = np.broadcast_to(bias.reshape(-1), zeros.shape)
+    same = len(node.input) > 2 and graph.constants.get(node.input[2]) is not None
+    if same and np.array_equal(graph.constants[node.input[2]], row):
+        return
+    del node.input[2:]
+    node.input.append(graph.store(f"{node.output[0]}__bias", row))
 
 
 def _set(node: Any, name: str, value: Any) -> None:

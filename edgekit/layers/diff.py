@@ -264,7 +264,9 @@ def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) ->
     else:
         place, _, _ = float_model.find(other.artifact, source)
         _refuse_onnx(float_model.kind_of(place), place)
-    canonical = float_model.graph_of(place, trust=trust)
+    given = other.artifact.manifest.source
+    shapes = given.shapes if given is not None and not other.trained else {}
+    canonical = float_model.graph_of(place, trust=trust, shapes=shapes)
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
         if expected != hashlib.sha256(canonical).hexdigest():
