@@ -328,6 +328,7 @@ def _make(
     if precision == "float16":
         feed = _to_watch(calibration, source, onnx.signature(model).inputs)
         converted = half.to_float16(model, feed)
+        half.check(model, converted)
         model, notes = converted.model, (converted.note(feeds.count(feed)),)
     return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
 
@@ -352,6 +353,7 @@ def _from_onnx(
         model = source.prepared()
         feed = _to_watch(calibration, source, signature.inputs)
         converted = half.to_float16(model, feed)
+        half.check(model, converted)
         note = converted.note(feeds.count(feed))
         return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
     assert calibration is not None  # export() has seen to it

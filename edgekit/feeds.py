@@ -316,7 +316,9 @@ def one_by_one(feed: Feed, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
     """What the inputs take of each sample; a tensor without a batch axis loses that of the feed."""
     for i in range(count(feed)):
         yield {
-            spec.name: feed[spec.name][i : i + 1] if spec.batched else feed[spec.name][i]
+            spec.name: feed[spec.name][i : i + 1]
+            if spec.batched
+            else np.asarray(feed[spec.name][i])
             for spec in specs
         }
 

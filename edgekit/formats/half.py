@@ -75,10 +75,13 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
     """
     for tensor in model.graph.initializer:
         name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and np.abs(values).max(initial=0) > LARGEST:
+        if values.dtype != np.float32:
+            continue
+        largest = np.abs(values[~np.isinf(values)]).max(initial=0)  # float16 has infinities
+        if not largest <= LARGEST:
             raise InvalidModelError(
                 f"expected weights that float16 can hold, up to 65504, got "
-                f"{np.abs(values).max():.3g} in {short_name(name)}; export it in float32"
+                f"{largest:.3g} in {short_name(name)}; export it in float32"
             )
     found = magnitudes(model, feed)
     where = max(found, key=lambda name: found[name])
@@ -95,29 +98,32 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
     half = onnx_convert.to_float16(model, keep=kept)
     if kept:
         _join(half)
-    _refuse_float32(model, half)
     return Half(half, kept, found[where], where)
 
 
-def _refuse_float32(model: Any, half: Any) -> None:
+def check(model: Any, found: Half) -> None:
     """Refuse a file in which no number is float16, whatever it is called.
 
+    Args:
+        model: The float32 model that ``found`` was made from.
+        found: What :func:`to_float16` made.
+
     Raises:
-        InvalidModelError: Names an operator that has weights, or any.
+        InvalidModelError: Names an operator that stays float32.
     """
-    before, found = (
+    before, halved = (
         sum(tensor.data_type == kind and bool(tensor.dims) for tensor in each.graph.initializer)
-        for each, kind in ((model, _FLOAT), (half, _FLOAT16))
+        for each, kind in ((model, _FLOAT), (found.model, _FLOAT16))
     )
-    computed = set(_types(half).values())
-    if found or (not before and _FLOAT16 in computed):
+    if halved or (not before and _FLOAT16 in _types(found.model).values()):
         return
     names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
     nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
     node = next(iter([*nodes, *model.graph.node]), None)
-    at = f", e.g. {node.op_type} {node.name}" if node is not None else ""
+    why = "would overflow" if found.kept else "has no form in float16"
+    at = f"{node.op_type} {node.name}" if node is not None else "it"
     raise InvalidModelError(
-        f"nothing of the model becomes float16{at} has no form in it; export it in float32"
+        f"nothing of the model becomes float16: {at} {why}; export it in float32"
     )
 
 

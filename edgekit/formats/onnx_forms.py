@@ -80,11 +80,17 @@ def for_integers(model: Any) -> None:
         "ReduceMean": _pool,
         "Pad": _pad_by_reader,
         "HardSigmoid": _hard_sigmoid,
+        "Div": _by_a_constant,
+        "Sub": _by_a_constant,
+    }
+    later: dict[str, Callable[[_Graph, Any], None]] = {
+        "BatchNormalization": _normalization,
         "ConvTranspose": _convolution,
     }
-    for node in list(graph.nodes):
-        if node.op_type in forms:
-            forms[node.op_type](graph, node)
+    for each in (forms, *({kind: form} for kind, form in later.items())):
+        for node in list(graph.nodes):
+            if node.op_type in each:
+                each[node.op_type](graph, node)
     for node in list(graph.nodes):
         _bias(graph, node)
     onnx_file.drop_unused(model)
@@ -165,6 +171,60 @@ def _hard_sigmoid(graph: _Graph, node: Any) -> None:
         ("Clip", [f"{y}__line", *ends], y, {}),
     ]
     graph.replace(node, steps)
+
+
+def _by_a_constant(graph: _Graph, node: Any) -> None:
+    """A quotient by a constant is a product, a difference to one is a sum: those have kernels."""
+    number = graph.constants.get(node.input[1])
+    if number is None or number.dtype != np.float32 or not number.all() and node.op_type == "Div":
+        return
+    with np.errstate(over="ignore"):
+        other = -number if node.op_type == "Sub" else (1 / number).astype(np.float32)
+    if not np.isfinite(other).all():
+        return
+    name, kind = node.output[0], "Add" if node.op_type == "Sub" else "Mul"
+    inputs = [node.input[0], graph.store(f"{name}__{kind.lower()}", other)]
+    graph.replace(node, [(kind, inputs, name, {})])
+
+
+def _normalization(graph: _Graph, node: Any) -> None:
+    """A batch normalisation that no layer took in: one of the transposed convolution before, or a
+    convolution of each channel by itself, so that each has a step of its own."""
+    numbers = [graph.constants.get(name) for name in node.input[1:5]]
+    if any(each is None for each in numbers) or len(node.output) > 1:
+        return
+    scale, offset, mean, variance = (np.asarray(each, np.float64) for each in numbers)
+    factor = scale / np.sqrt(variance + onnx_file.attribute(node, "epsilon", 1e-5))
+    summand, name, layer = offset - mean * factor, node.output[0], graph.makers.get(node.input[0])
+    if (
+        layer is not None
+        and graph.only_reader(node.input[0]) is node
+        and layer.op_type == "ConvTranspose"
+        and onnx_file.attribute(layer, "group", 1) == 1
+    ):
+        weights = graph.constants.get(layer.input[1])
+        bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(len(mean))
+        if weights is not None and bias is not None:
+            shape = (1, -1, *[1] * (weights.ndim - 2))
+            whole = (weights * factor.reshape(shape)).astype(np.float32)
+            row = (bias * factor + summand).astype(np.float32)
+            del layer.input[1:]
+            layer.input.extend([graph.store(f"{name}__weights", whole)])
+            layer.input.append(graph.store(f"{name}__bias", row))
+            layer.output[0] = name
+            graph.nodes.remove(node)
+            graph.makers[name] = layer
+            return
+    rank = graph.rank(node.input[0])
+    if rank is None or rank < 3:
+        return
+    weights = factor.astype(np.float32).reshape(-1, 1, *[1] * (rank - 2))
+    given = [
+        node.input[0],
+        graph.store(f"{name}__weights", weights),
+        graph.store(f"{name}__bias", summand.astype(np.float32)),
+    ]
+    graph.replace(node, [("Conv", given, name, {"group": len(factor)})])
 
 
 def _scale_layer(graph: _Graph, layer: Any, alpha: float, beta: float) -> bool:

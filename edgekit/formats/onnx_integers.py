@@ -18,8 +18,6 @@ from edgekit.formats.quiet import quiet
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _WEIGHTED = ("Conv", "Gemm", "MatMul")
-#: What onnxruntime's quantizer would round by itself, where its weights are constants.
-_CONSTANT = (*_WEIGHTED, "ConvTranspose")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
 _BEHIND = ("Clip", "Relu", "QuantizeLinear", "DequantizeLinear", *_MOVING)
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
@@ -570,7 +568,7 @@ def quantize_own(
     activation_dtype: str,
     symmetric: bool,
     quantize_bias: bool,
-    layers: Collection[str],
+    left: Collection[str],
 ) -> Any:
     """QDQ int8 of a foreign float model with given ranges, weights per channel.
 
@@ -580,8 +578,7 @@ def quantize_own(
         activation_dtype: ``uint8`` or ``int8``.
         symmetric: Whether zero_point has to be 0.
         quantize_bias: Write int32 biases; else they stay float.
-        layers: Names of the nodes whose weights the caller decides. Other convolutions and
-            products with constant numbers stay float.
+        left: Names of nodes that stay float, beside those without ranges.
 
     Raises:
         InvalidModelError: If onnxruntime's quantizer refuses the model.
@@ -589,12 +586,7 @@ def quantize_own(
     copied = onnx_file.package().ModelProto()
     copied.CopyFrom(model)
     _separate(copied)
-    stored = {tensor.name for tensor in copied.graph.initializer}
-    known = set(ranges) | stored | {""}
-
-    def holds(node: Any) -> bool:
-        return not stored.isdisjoint(node.input[:2])
-
+    known = set(ranges) | {tensor.name for tensor in copied.graph.initializer} | {""}
     try:
         quantized = _written(
             copied,
@@ -603,8 +595,7 @@ def quantize_own(
             left=[
                 node
                 for node in copied.graph.node
-                if not known.issuperset([*node.input, *node.output])
-                or (node.op_type in _CONSTANT and node.name not in layers and holds(node))
+                if node.name in left or not known.issuperset([*node.input, *node.output])
             ],
             symmetric=symmetric,
             quantize_bias=quantize_bias,

@@ -29,6 +29,8 @@ _TYPES = ("to", "dtype", "output_datatype")
 _SHAPED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 #: Relative difference that rounding to a type explains.
 _ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float64": 1e-3}
+#: What exporters call an axis that has no name.
+_NAMELESS = ("", "?", "unk", "None")
 _Feed = dict[str, npt.NDArray[Any]]
 
 
@@ -71,6 +73,8 @@ def read(path: Path, shapes: Shapes | None = None) -> OnnxSource:
             f"the file's {wide} numbers "
             + ("were rounded to float32" if wide == "float64" else "are float32 here, the same")
         )
+    if shapes:
+        _open(model, found, path)
     before = model
     if found.batch > 1:
         model = _one_sample(model, found.batch, path)
@@ -187,7 +191,7 @@ def _give_sizes(model: Any, shapes: Shapes, path: Path) -> None:
     named: dict[str, tuple[int, str]] = {}
     for value, spec in zip(model.graph.input, found, strict=True):
         for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
-            if size == -1 or not dim.dim_param:
+            if size == -1 or dim.dim_param in _NAMELESS:
                 continue
             known = named.setdefault(dim.dim_param, (size, value.name))
             if known[0] != size:
@@ -202,6 +206,27 @@ def _give_sizes(model: Any, shapes: Shapes, path: Path) -> None:
             if size != -1:
                 dim.dim_value = size
     _forget_sizes(model, named)
+
+
+def _open(model: Any, found: Signature, path: Path) -> None:
+    """Refuse sizes that the graph does not take; what does, onnxruntime says."""
+    try:
+        onnx.session(model.SerializeToString())
+    except InvalidModelError as exc:
+        sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in found.inputs)
+        branches = [node for node in model.graph.node if any(True for _ in onnx.bodies(node))]
+        fix = "pass other sizes with --shape"
+        if branches:
+            fix += f", or export the network of one branch of {branches[0].op_type} alone"
+        raise InvalidModelError(
+            f"{path} does not take the sizes {sizes}: {_said(exc)}; {fix}"
+        ) from None
+
+
+def _said(exc: Exception) -> str:
+    """What onnxruntime says, from the first node that it names."""
+    text = str(exc)
+    return text[text.index("Node (") :] if "Node (" in text else text.partition(": ")[2]
 
 
 def _forget_sizes(model: Any, named: Mapping[str, object]) -> None:
