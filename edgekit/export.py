@@ -29,7 +29,7 @@ from edgekit.errors import (
     InvalidOptionError,
 )
 from edgekit.feeds import Feed, Inputs, Samples
-from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_integers, tflite
+from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_forms, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, onnx_file, profiles
@@ -352,7 +352,7 @@ def _from_onnx(
     if precision == "float16":
         model = source.prepared()
         feed = _to_watch(calibration, source, signature.inputs)
-        converted = half.to_float16(model, feed)
+        converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
         half.check(model, converted)
         note = converted.note(feeds.count(feed))
         return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))

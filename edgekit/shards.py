@@ -98,7 +98,7 @@ class Run:
             runner=f"{job.device}:{job.precision}",
             gpu=f"{gpu.name}, driver {gpu.driver}" if gpu else "",
             outputs=job.outputs,
-            shapes=dict(job.shapes),
+            shapes=dict(job.shapes or {}),
         )
 
     @property

@@ -132,7 +132,7 @@ def run_by(
             model=converted.model_path,
             format="onnx",
             trust=False,
-            shapes={},
+            shapes=None,
             options={"use_tf32": "0"} if exact else {},
         ),
         path=found.path,

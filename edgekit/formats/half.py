@@ -12,7 +12,7 @@ is a float32 model with rounded weights. :func:`emulate` writes the rounding out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,15 @@ class Half:
         )
 
 
-def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
+def to_float16(
+    model: Any, feed: Mapping[str, npt.NDArray[np.float32]], *, keep: Collection[str] = ()
+) -> Half:
     """Convert a float32 model so that nothing in it overflows on the images given.
 
     Args:
         model: Float ``onnx.ModelProto``.
         feed: Preprocessed images ``[N, ...]`` by input name.
+        keep: Names of nodes that stay float32 in any case.
 
     Raises:
         InvalidModelError: If a weight is beyond float16, or an activation is not finite.
@@ -93,7 +96,8 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
     kept = tuple(
         node.name
         for node in model.graph.node
-        if any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
+        if node.name in keep
+        or any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
     )
     half = onnx_convert.to_float16(model, keep=kept)
     if kept:

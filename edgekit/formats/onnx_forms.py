@@ -17,6 +17,9 @@ _Step = tuple[str, list[str], str, dict[str, Any]]
 #: Operators whose answer is never negative.
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
+#: Operators that need numbers near 0 as exact as large ones, and the inputs that they are of.
+_RELATIVE = {"Sqrt": (0,), "Reciprocal": (0,), "Log": (0,), "Pow": (0,), "Div": (1,)}
+
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
 
@@ -325,6 +328,26 @@ def _bias(graph: _Graph, node: Any) -> None:
         return
     del node.input[2:]
     node.input.append(graph.store(f"{node.output[0]}__bias", row))
+
+
+def relative(model: Any) -> frozenset[str]:
+    """Names of nodes that only roots, logarithms, powers and divisors read, through whatever lies
+    between: variances and spectra, which neither 8 bits nor float16 hold."""
+    graph = _Graph(model)
+    readers: dict[str, list[tuple[Any, int]]] = {}
+    for node in graph.nodes:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, []).append((node, place))
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        read = [each for name in node.output for each in readers.get(name, [])]
+        if read and graph.ends.isdisjoint(node.output):
+            if all(
+                reader.name in found or place in _RELATIVE.get(reader.op_type, ())
+                for reader, place in read
+            ):
+                found.add(node.name)
+    return frozenset(found)
 
 
 def _set(node: Any, name: str, value: Any) -> None:

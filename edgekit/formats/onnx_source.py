@@ -60,12 +60,18 @@ def read(path: Path, shapes: Shapes | None = None) -> OnnxSource:
         InvalidOptionError: If an axis is free that does not count samples, or ``shapes`` does not
             fit.
     """
-    model, notes = onnx.load(path), []
+    model, notes = onnx.load(path, whole=False), []
     _check(model, path)
     _constants_are_no_inputs(model)
     original = model.SerializeToString()
     wide = _widen(model, path)
     _give_sizes(model, shapes or {}, path)
+    try:
+        onnx.package().checker.check_model(model)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(
+            f"{path} is no valid ONNX: {reason(exc)}; export it again"
+        ) from None
     found = onnx.signature(model)
     signature.refuse_free(found.inputs, path)
     if wide:

@@ -267,7 +267,12 @@ def stored_of(graph: Graph) -> Stored:
 
 
 def interpreter(
-    model: Path | bytes, *, threads: int = 1, exact: bool = False, **options: Any
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    exact: bool = False,
+    sizes: Mapping[int, Sequence[int]] | None = None,
+    **options: Any,
 ) -> Any:
     """Open an allocated LiteRT interpreter.
 
@@ -275,6 +280,7 @@ def interpreter(
         model: File or flatbuffer.
         threads: Of an operator.
         exact: Compute every tensor that the file names, and keep it: no delegate merges any.
+        sizes: Of inputs, by the tensor's number, where they are other than in the file.
         options: As LiteRT takes them.
 
     Raises:
@@ -304,6 +310,8 @@ def interpreter(
     try:
         with quiet():
             found = Interpreter(model_content=content, num_threads=threads, **options)
+            for index, shape in (sizes or {}).items():
+                found.resize_tensor_input(index, list(shape))
             found.allocate_tensors()
     except (ValueError, RuntimeError) as exc:
         raise InvalidModelError(

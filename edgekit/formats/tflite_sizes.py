@@ -47,16 +47,15 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
             buffer.data, buffer.offset, buffer.size = data, 0, 0
     kinds = {value: key for key, value in vars(schema.BuiltinOperator).items()}
     try:
-        opened = tflite.interpreter(content, exact=True)
-        for index, spec in zip(subgraph.inputs, found, strict=True):
-            opened.resize_tensor_input(int(index), [abs(size) for size in spec.shape])
-        opened.allocate_tensors()
+        sizes = {
+            int(index): [abs(size) for size in spec.shape]  # a free batch is 1
+            for index, spec in zip(subgraph.inputs, found, strict=True)
+        }
+        opened = tflite.interpreter(content, exact=True, sizes=sizes)
         for detail in opened.get_input_details():
             opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         opened.invoke()
-    except EdgekitError:
-        raise
-    except Exception as exc:  # LiteRT raises ValueError and RuntimeError
+    except (EdgekitError, RuntimeError, ValueError) as exc:
         raise InvalidModelError(
             f"{name} cannot run at {', '.join(map(_in_words, found))}: {reason(exc)}; pass other "
             f"sizes with --shape"

@@ -21,7 +21,7 @@ from edgekit import feeds
 from edgekit.encodings import Encoding, Encodings
 from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, onnx_integers
+from edgekit.formats import onnx, onnx_forms, onnx_integers
 from edgekit.quant import encode, reconstruct, rounding, saturation
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.profiles import DeviceProfile
@@ -34,8 +34,6 @@ _SAMPLE = 1 << 12
 _LAYERS = ("Conv", "Gemm", "MatMul")
 #: What onnxruntime's quantizer would round by itself, where a factor is constant.
 _PRODUCTS = (*_LAYERS, "ConvTranspose")
-#: Operators that need numbers near 0 as exact as large ones, and the inputs that they are of.
-_RELATIVE = {"Sqrt": (0,), "Reciprocal": (0,), "Log": (0,), "Pow": (0,), "Div": (1,)}
 #: Inputs of one concatenation whose sizes differ by more than this need scales of their own.
 _APART = 8.0
 
@@ -343,33 +341,19 @@ def _left_float(
 ) -> set[str]:
     """Names of nodes that have to stay float.
 
-    What only roots, logarithms, powers and divisors read, through whatever lies between: variances,
-    spectra. Concatenations of parts of very different sizes. What reads a constant that is no
-    number of the model's, as the infinity of a mask. Products with constants that no layer holds.
+    Variances and spectra; concatenations of parts of very different sizes; what reads a constant
+    that is no number of the model's, as the infinity of a mask; products with constants that no
+    layer holds.
     """
     constants = onnx.stored_constants(model)
-    ends = {value.name for value in model.graph.output}
-    ends.update(name for node in model.graph.node for name in _inner(node))
-    readers: dict[str, list[tuple[Any, int]]] = {}
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            readers.setdefault(name, []).append((node, place))
-    relative: set[str] = set()
 
     def size(name: str) -> float:
         if name in constants:
             return float(np.abs(constants[name].astype(np.float64)).max(initial=0))
         return max(map(abs, ranges[name])) if name in ranges else 0.0
 
-    left = set()
-    for node in reversed(model.graph.node):
-        read = [each for name in node.output for each in readers.get(name, [])]
-        if read and ends.isdisjoint(node.output):
-            if all(
-                other.name in relative or place in _RELATIVE.get(other.op_type, ())
-                for other, place in read
-            ):
-                relative.add(node.name)
+    left = set(onnx_forms.relative(model))
+    for node in model.graph.node:
         sizes = [size(name) for name in node.input if name]
         apart = node.op_type == "Concat" and max(sizes) > _APART * min(sizes)
         endless = any(
@@ -380,12 +364,7 @@ def _left_float(
         product = node.op_type in _PRODUCTS and node.name not in layers
         if apart or endless or (product and any(name in constants for name in node.input[:2])):
             left.add(node.name)
-    return left | relative
-
-
-def _inner(node: Any) -> list[str]:
-    """What graphs inside of a node read."""
-    return [name for body in onnx.bodies(node) for name in onnx.read(body)]
+    return left
 
 
 def _stretched(found: Range) -> tuple[float, float]:

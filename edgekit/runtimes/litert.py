@@ -39,12 +39,12 @@ class LiteRtRunner(Runner):
         self._threads = threads
         self._options = dict(options or {})
         asked = _interpreter_options(self._options)
-        self._interpreter = tflite.interpreter(model, threads=threads, **asked)
+        opened: Path | bytes = model
         if shapes:
-            content = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
-            content = flatbuffer.canonical(content, str(model), key=tflite.SIGNATURE_KEY)
-            self._interpreter = tflite.interpreter(content, threads=threads, **asked)
-        elif tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
+            sized = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
+            opened = flatbuffer.canonical(sized, str(model), key=tflite.SIGNATURE_KEY)
+        self._interpreter = tflite.interpreter(opened, threads=threads, **asked)
+        if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
             content = flatbuffer.canonical(
                 model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY
             )  # a file of others: tensors get the names that export gave them

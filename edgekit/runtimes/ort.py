@@ -41,7 +41,7 @@ class OrtRunner(Runner):
         shapes: Shapes | None = None,
     ) -> None:
         content = model
-        if shapes and isinstance(model, Path):  # what is free in the file has these sizes here
+        if shapes is not None and isinstance(model, Path):  # a file of another exporter
             content = onnx_source.read(model, shapes).model.SerializeToString()
         self._session = onnx.session(content, threads=threads, options=options)
         self._threads = threads

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self, cast
@@ -37,7 +37,7 @@ from edgekit.errors import (
 )
 from edgekit.results import Runtime
 from edgekit.runtimes import open_runner
-from edgekit.signature import Preprocessing, Signature, TensorSpec
+from edgekit.signature import Preprocessing, Shapes, Signature, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Job:
         precision: Policy of a Keras model's layers.
         trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.
         outputs: Names of the outputs to answer with, in order; empty for all as the file has them.
-        shapes: Sizes of inputs with free axes, by name.
+        shapes: Sizes of inputs with free axes, by name; None of an artifact, which has none.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Job:
     precision: str = "float32"
     trust: bool = False
     outputs: tuple[str, ...] = ()
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: Shapes | None = None
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
