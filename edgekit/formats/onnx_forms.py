@@ -20,6 +20,9 @@ _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 #: Operators that need numbers near 0 as exact as large ones, and the inputs that they are of.
 _RELATIVE = {"Sqrt": (0,), "Reciprocal": (0,), "Log": (0,), "Pow": (0,), "Div": (1,)}
 
+#: Operators whose first input is handed on.
+_MOVING = ("Reshape", "Expand", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
 
@@ -331,8 +334,12 @@ def _bias(graph: _Graph, node: Any) -> None:
 
 
 def relative(model: Any) -> frozenset[str]:
-    """Names of nodes that only roots, logarithms, powers and divisors read, through whatever lies
-    between: variances and spectra, which neither 8 bits nor float16 hold."""
+    """Names of nodes whose numbers neither 8 bits nor float16 hold: variances, spectra, and the
+    factors that are made of them.
+
+    That is what only roots, logarithms, powers and divisors read, through whatever lies between,
+    and what reads a root or a reciprocal.
+    """
     graph = _Graph(model)
     readers: dict[str, list[tuple[Any, int]]] = {}
     for node in graph.nodes:
@@ -347,6 +354,16 @@ def relative(model: Any) -> frozenset[str]:
                 for reader, place in read
             ):
                 found.add(node.name)
+    factors: set[str] = set()
+    for node in graph.nodes:
+        known = [name in factors or name in graph.constants for name in node.input if name]
+        if node.op_type in ("Sqrt", "Reciprocal"):
+            factors.update(node.output)
+        elif not factors.isdisjoint(node.input):
+            found.add(node.name)
+            first = node.op_type in _MOVING and node.input[0] in factors
+            if first or (all(known) and node.op_type in ("Mul", "Add", "Div", "Reciprocal")):
+                factors.update(node.output)
     return frozenset(found)
 
 

@@ -34,6 +34,8 @@ _SAMPLE = 1 << 12
 _LAYERS = ("Conv", "Gemm", "MatMul")
 #: What onnxruntime's quantizer would round by itself, where a factor is constant.
 _PRODUCTS = (*_LAYERS, "ConvTranspose")
+#: Operators without an integer kernel whose own constants would lose by being rounded.
+_FLOAT = ("LayerNormalization", "InstanceNormalization", "BatchNormalization", "CumSum")
 #: Inputs of one concatenation whose sizes differ by more than this need scales of their own.
 _APART = 8.0
 
@@ -143,7 +145,7 @@ def observe(model: Any, given: Feed, *, name: str) -> dict[str, TensorStatistics
                     watched.graph.output.append(value)
     session = onnx.session(watched.SerializeToString())
     names = [value.name for value in session.get_outputs()]
-    dense = _read_as_rows(model)
+    dense = read_as_rows(model)
     seen: dict[str, _Seen] = {}
     for i, feed in enumerate(feeds.one_by_one(given, onnx.signature(model).inputs)):
         answers = dict(zip(names, session.run(names, feed), strict=True))
@@ -159,7 +161,7 @@ def observe(model: Any, given: Feed, *, name: str) -> dict[str, TensorStatistics
     return {key: each.result() for key, each in seen.items()}
 
 
-def _read_as_rows(model: Any) -> set[str]:
+def read_as_rows(model: Any) -> set[str]:
     """Tensors whose channels are the last axis, since a product of matrices reads them."""
     return {node.input[0] for node in model.graph.node if node.op_type in ("Gemm", "MatMul")}
 
@@ -256,6 +258,18 @@ def _layers(model: Any) -> list[_Layer]:
     return found
 
 
+def weight_steps(model: Any, profile: DeviceProfile) -> dict[str, tuple[str, Floats, int]]:
+    """(its input, a weight's step for each output channel, weights of one) by what a layer writes,
+    with weights rounded to nearest."""
+    found = {}
+    for layer in _layers(model):
+        scale = rounding.scales(layer.rows)
+        if profile.pair_bound and not layer.depthwise:
+            scale = rounding.pair_scales(layer.rows, scale)
+        found[layer.node.output[0]] = (layer.node.input[0], scale, layer.rows.shape[1])
+    return found
+
+
 def _predict(layer: _Layer) -> saturation.Prediction:
     scale = rounding.scales(layer.rows)
     steps = rounding.nearest(layer.rows, scale, pair_bound=False)
@@ -277,7 +291,7 @@ def _write(
 ) -> _Written:
     layers, notes = {layer.node.name: layer for layer in _layers(model)}, []
     steps, scales, biases = {}, {}, {}
-    rows = _read_as_rows(model)
+    rows = read_as_rows(model)
     for name, layer in layers.items():
         bound = profile.pair_bound and not layer.depthwise
         scale = rounding.scales(layer.rows)
@@ -321,12 +335,9 @@ def _write(
     )
     tensors, numbers = onnx_integers.put_own(quantized, finish, quantize_bias=profile.onnx_bias)
     if not numbers:
-        bodies = [node for node in model.graph.node if any(True for _ in onnx.bodies(node))]
-        inside = f"; {bodies[0].op_type} {bodies[0].name} keeps its own, which stay float"
         raise InvalidModelError(
-            f"nothing in the ONNX file can be quantized: expected operators such as "
-            f"{', '.join(_LAYERS)} with constant weights{inside if bodies else ''}; export it in "
-            f"float32 or float16"
+            f"nothing in the ONNX file can be quantized: {_why_nothing(model, layers)}; export it "
+            f"in float32 or float16"
         )
     shift = 128 if profile.onnx_activations == "uint8" else 0
     encodings = {
@@ -334,6 +345,21 @@ def _write(
         for name, (scale, zero_point) in tensors.items()
     }
     return _Written(quantized, encodings, numbers, tuple(notes))
+
+
+def _why_nothing(model: Any, layers: Mapping[str, _Layer]) -> str:
+    """Why a model has no layer that could be quantized, in words."""
+    bodies = [node for node in model.graph.node if any(True for _ in onnx.bodies(node))]
+    if layers:
+        first = next(iter(layers.values())).node
+        return (
+            f"its {len(layers)} layers make spectra or variances, which 8 bits do not hold, or "
+            f"have no known sizes, first {first.op_type} {first.name}"
+        )
+    wanted = f"expected operators such as {', '.join(_LAYERS)} with constant weights"
+    if bodies:
+        wanted += f"; {bodies[0].op_type} {bodies[0].name} keeps its own, which stay float"
+    return wanted
 
 
 def _left_float(
@@ -362,7 +388,12 @@ def _left_float(
             if name in constants
         )
         product = node.op_type in _PRODUCTS and node.name not in layers
-        if apart or endless or (product and any(name in constants for name in node.input[:2])):
+        if (
+            node.op_type in _FLOAT
+            or apart
+            or endless
+            or (product and any(name in constants for name in node.input[:2]))
+        ):
             left.add(node.name)
     return left
 
