@@ -59,9 +59,18 @@ class _Graph:
 
     def store(self, name: str, values: Any) -> str:
         array = np.asarray(values, order="C")  # a bound of Clip has no axis, and keeps none
+        while name in self.constants:
+            name += "_"
         self.stored.append(onnx_file.package().numpy_helper.from_array(array, name))
         self.constants[name] = array
         return name
+
+    def take_out(self, node: Any, layer: Any) -> None:
+        """Let the layer before a node write what the node wrote."""
+        del self.makers[layer.output[0]]
+        layer.output[0] = node.output[0]
+        self.makers[node.output[0]] = layer
+        self.nodes.remove(node)
 
     def replace(self, node: Any, added: Sequence[_Step]) -> None:
         """Put nodes (operator, inputs, output, attributes) in place of one."""
@@ -82,21 +91,16 @@ def for_integers(model: Any) -> None:
             caller.
     """
     graph = _Graph(model)
-    forms: dict[str, Callable[[_Graph, Any], None]] = {
-        "ReduceMean": _pool,
-        "Pad": _pad_by_reader,
-        "HardSigmoid": _hard_sigmoid,
-        "Div": _by_a_constant,
-        "Sub": _by_a_constant,
-    }
-    later: dict[str, Callable[[_Graph, Any], None]] = {
-        "BatchNormalization": _normalization,
-        "ConvTranspose": _convolution,
-    }
-    for each in (forms, *({kind: form} for kind, form in later.items())):
+    rounds: tuple[dict[str, Callable[[_Graph, Any], None]], ...] = (
+        {"ReduceMean": _pool, "Pad": _pad_by_reader, "Div": _by_a_constant, "Sub": _by_a_constant},
+        {"BatchNormalization": _normalization, "Mul": _into_layer, "Add": _into_layer},
+        {"HardSigmoid": _hard_sigmoid},
+        {"ConvTranspose": _convolution},
+    )
+    for forms in rounds:
         for node in list(graph.nodes):
-            if node.op_type in each:
-                each[node.op_type](graph, node)
+            if node.op_type in forms:
+                forms[node.op_type](graph, node)
     for node in list(graph.nodes):
         _bias(graph, node)
     onnx_file.drop_unused(model)
@@ -168,7 +172,7 @@ def _hard_sigmoid(graph: _Graph, node: Any) -> None:
         for name, value in (("alpha", alpha), ("beta", beta), ("zero", 0.0), ("one", 1.0))
     }
     ends = [numbers["zero"], numbers["one"]]
-    if graph.only_reader(x) is not None and _scale_layer(graph, graph.makers.get(x), alpha, beta):
+    if graph.only_reader(x) is not None and _take_in(graph, graph.makers.get(x), alpha, beta):
         graph.replace(node, [("Clip", [x, *ends], y, {})])
         return
     steps: list[_Step] = [
@@ -193,6 +197,60 @@ def _by_a_constant(graph: _Graph, node: Any) -> None:
     graph.replace(node, [(kind, inputs, name, {})])
 
 
+def _into_layer(graph: _Graph, node: Any) -> None:
+    """A factor or summand, of all channels or one for each, behind a convolution: part of it."""
+    fed = [name for name in node.input if name not in graph.constants]
+    number = next((graph.constants[name] for name in node.input if name in graph.constants), None)
+    if len(fed) != 1 or len(node.input) != 2 or number is None or number.dtype != np.float32:
+        return
+    layer = graph.makers.get(fed[0])
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose"):
+        return
+    rank = graph.constants[layer.input[1]].ndim if layer.input[1] in graph.constants else 0
+    channels_only = number.size == number.shape[1 - rank] if number.ndim >= rank - 1 > 0 else False
+    if number.ndim > rank or not (number.size == 1 or channels_only):
+        return
+    row = number.reshape(-1).astype(np.float64)
+    factor, summand = (row, 0.0) if node.op_type == "Mul" else (1.0, row)
+    if graph.only_reader(fed[0]) is node and _take_in(graph, layer, factor, summand):
+        graph.take_out(node, layer)
+
+
+def _take_in(graph: _Graph, layer: Any, factor: Any, summand: Any) -> bool:
+    """Let a layer with constant weights answer ``factor * x + summand``, one number of both or one
+    for each output channel; False if it cannot."""
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    weights = graph.constants.get(layer.input[1])
+    stored = [name for name in layer.input[2:] if name]
+    bias = graph.constants.get(stored[0]) if stored else np.zeros(1, np.float32)
+    if weights is None or bias is None:
+        return False
+    axis = 0
+    if layer.op_type == "ConvTranspose":
+        if onnx_file.attribute(layer, "group", 1) != 1:
+            return False
+        axis = 1
+    elif layer.op_type == "Gemm":
+        if any(onnx_file.attribute(layer, key, 1.0) != 1.0 for key in ("alpha", "beta")):
+            return False
+        axis = 0 if onnx_file.attribute(layer, "transB", 0) else 1
+    channels = weights.shape[axis]
+    if any(np.size(each) not in (1, channels) for each in (factor, summand, bias)):
+        return False
+    shape = [1] * weights.ndim
+    shape[axis] = -1
+    whole = weights * np.broadcast_to(factor, channels).reshape(shape)
+    row = np.broadcast_to(bias.reshape(-1), channels) * factor + summand
+    if not (np.isfinite(whole).all() and np.isfinite(row).all()):
+        return False
+    name = layer.output[0]
+    layer.input[1] = graph.store(f"{name}__weights", whole.astype(np.float32))
+    del layer.input[2:]
+    layer.input.append(graph.store(f"{name}__bias", row.astype(np.float32)))
+    return True
+
+
 def _normalization(graph: _Graph, node: Any) -> None:
     """A batch normalisation that no layer took in: one of the transposed convolution before, or a
     convolution of each channel by itself, so that each has a step of its own."""
@@ -202,25 +260,9 @@ def _normalization(graph: _Graph, node: Any) -> None:
     scale, offset, mean, variance = (np.asarray(each, np.float64) for each in numbers)
     factor = scale / np.sqrt(variance + onnx_file.attribute(node, "epsilon", 1e-5))
     summand, name, layer = offset - mean * factor, node.output[0], graph.makers.get(node.input[0])
-    if (
-        layer is not None
-        and graph.only_reader(node.input[0]) is node
-        and layer.op_type == "ConvTranspose"
-        and onnx_file.attribute(layer, "group", 1) == 1
-    ):
-        weights = graph.constants.get(layer.input[1])
-        bias = graph.constants.get(layer.input[2]) if len(layer.input) > 2 else np.zeros(len(mean))
-        if weights is not None and bias is not None:
-            shape = (1, -1, *[1] * (weights.ndim - 2))
-            whole = (weights * factor.reshape(shape)).astype(np.float32)
-            row = (bias * factor + summand).astype(np.float32)
-            del layer.input[1:]
-            layer.input.extend([graph.store(f"{name}__weights", whole)])
-            layer.input.append(graph.store(f"{name}__bias", row))
-            layer.output[0] = name
-            graph.nodes.remove(node)
-            graph.makers[name] = layer
-            return
+    if graph.only_reader(node.input[0]) is node and _take_in(graph, layer, factor, summand):
+        graph.take_out(node, layer)
+        return
     rank = graph.rank(node.input[0])
     if rank is None or rank < 3:
         return
@@ -231,19 +273,6 @@ def _normalization(graph: _Graph, node: Any) -> None:
         graph.store(f"{name}__bias", summand.astype(np.float32)),
     ]
     graph.replace(node, [("Conv", given, name, {"group": len(factor)})])
-
-
-def _scale_layer(graph: _Graph, layer: Any, alpha: float, beta: float) -> bool:
-    """Let a layer with constant weights and bias answer alpha x + beta; False if it cannot."""
-    if layer is None or layer.op_type not in ("Conv", "Gemm") or len(layer.input) < 3:
-        return False
-    weights, bias = (graph.constants.get(name) for name in layer.input[1:3])
-    if weights is None or bias is None or onnx_file.attribute(layer, "beta", 1.0) != 1.0:
-        return False
-    name = layer.output[0]
-    layer.input[1] = graph.store(f"{name}__weights", (weights * alpha).astype(weights.dtype))
-    layer.input[2] = graph.store(f"{name}__bias", (bias * alpha + beta).astype(bias.dtype))
-    return True
 
 
 def _convolution(graph: _Graph, node: Any) -> None:

@@ -353,6 +353,28 @@ def _give_output_sizes(model: Any) -> None:
                 dim.dim_value = one.shape[axis]
 
 
+def differ(one: Any, other: Any, *, share: float = 1e-3) -> str | None:
+    """Name of the first output in which two models of the same inputs differ on random numbers by
+    more than ``share`` of its largest; None where there is none, or the first cannot run on them.
+
+    Raises:
+        InvalidModelError: If the second cannot run where the first can.
+    """
+    feed = _random(onnx.signature(one), seed=0)
+    try:
+        right = _run(one, feed)
+    except Exception:  # e.g. indices out of their table
+        return None
+    try:
+        found = _run(other, feed)
+    except Exception as exc:
+        raise InvalidModelError(f"the changed model cannot run: {reason(exc)}") from None
+    for value, exact, each in zip(one.graph.output, right, found, strict=True):
+        if not _near(exact, each, share):
+            return str(value.name)
+    return None
+
+
 def _spec(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
     return next(spec for spec in specs if spec.name == name)
 
