@@ -124,7 +124,9 @@ def check(model: Any, found: Half) -> None:
     names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
     nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
     node = next(iter([*nodes, *model.graph.node]), None)
-    why = "would overflow" if found.kept else "has no form in float16"
+    why = "has no form in float16"
+    if found.kept:
+        why = "would overflow, or makes a spectrum or variance"
     at = f"{node.op_type} {node.name}" if node is not None else "it"
     raise InvalidModelError(
         f"nothing of the model becomes float16: {at} {why}; export it in float32"

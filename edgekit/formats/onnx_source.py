@@ -353,9 +353,10 @@ def _give_output_sizes(model: Any) -> None:
                 dim.dim_value = one.shape[axis]
 
 
-def differ(one: Any, other: Any, *, share: float = 1e-3) -> str | None:
+def differ(one: Any, other: Any, *, share: float = 5e-2) -> str | None:
     """Name of the first output in which two models of the same inputs differ on random numbers by
-    more than ``share`` of its largest; None where there is none, or the first cannot run on them.
+    more than ``share`` of its largest: what rounding can do, amplified by a network that was never
+    shown noise. None where there is none, or the first cannot run on them.
 
     Raises:
         InvalidModelError: If the second cannot run where the first can.
