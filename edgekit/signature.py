@@ -122,10 +122,9 @@ class Signature:
     def batch(self) -> int:
         """Samples that one run takes; -1 for any number."""
         specs = (*self.inputs, *self.outputs)
-        if not all(spec.batched for spec in specs):
-            return 1
-        fixed = {spec.shape[0] for spec in specs} - {-1}
-        return max(fixed, default=-1)
+        fixed = {spec.shape[0] for spec in specs if spec.batched} - {-1}
+        alone = not all(spec.batched for spec in specs)
+        return max(fixed, default=1 if alone else -1)
 
     def single_input(self) -> TensorSpec:
         """The one input, for callers that serve image classifiers only.

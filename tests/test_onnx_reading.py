@@ -516,8 +516,15 @@ def test_outputs_whose_size_depends_on_values_are_refused(tmp_path: Path) -> Non
         _made(path, "float32", {"x": _drawn(2, 40, 6)})
 
 
-def test_the_operator_set_is_too_old(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
-    path = _save(tmp_path / "net.onnx", nodes, {}, {"x": [1, 4]}, {"y": [1, 4]}, opset=6)
-    with pytest.raises(InvalidModelError, match="expected operator set 7 or later, got 6"):
-        load(path, preprocessing="none")
+def test_an_old_operator_set_becomes_a_newer_one(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["a"], "dense", broadcast=1)]
+    nodes.append(helper.make_node("Relu", ["a"], ["y"], "relu"))
+    constants = {"w": _drawn(1, 6, 4), "b": _drawn(2, 4)}
+    given = {"inputs": {"x": [1, 6]}, "outputs": {"y": [1, 4]}, "opset": 6, "version": 3}
+    path = _save(tmp_path / "net.onnx", nodes, constants, listed=True, **given)
+    x = _drawn(3, 40, 6)
+    exact = np.maximum(x @ constants["w"] + constants["b"], 0)
+    for precision, bound in (("float32", 100), ("int8", 30)):
+        written = _made(path, precision, {"x": x})
+        assert "the file's operator set 6 became 13" in written.manifest.notes
+        assert decibels(exact, answers(written, {"x": x})["y"]) > bound

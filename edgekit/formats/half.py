@@ -153,7 +153,7 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     names = [value.name for value in session.get_outputs()]
     found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
     for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
-        for name, values in zip(names, session.run(names, each), strict=True):
+        for name, values in zip(names, onnx.run(session, names, each), strict=True):
             if values.dtype == np.float32:
                 # max of NaN is NaN in numpy, and stays so here
                 found[name] = float(np.maximum(found.get(name, 0.0), np.abs(values).max(initial=0)))

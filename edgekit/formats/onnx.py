@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,18 @@ def session(
     return found
 
 
+def run(opened: Any, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+    """What a session answers, by the outputs' names in order; None for all.
+
+    Raises:
+        ExecutionError: If an operator refuses its values.
+    """
+    try:
+        return list(opened.run(names, dict(feed)))
+    except Exception as exc:  # onnxruntime raises its own types
+        raise ExecutionError(f"the model cannot run on these inputs: {reason(exc)}") from None
+
+
 @dataclass(frozen=True)
 class Node:
     """A node that ran.
@@ -281,7 +293,7 @@ def executed(
             provider_options=provider_options,
         )
         for _ in range(runs):
-            opened.run(None, dict(feed))
+            run(opened, None, feed)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     return ran(events, provider)
 

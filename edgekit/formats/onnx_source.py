@@ -21,6 +21,8 @@ from edgekit.signature import Shapes, Signature, TensorSpec
 
 #: onnxruntime runs operator sets from this one on.
 OLDEST = 7
+#: What an older one becomes.
+_SET = 13
 _FLOAT = 1
 _OTHERS = {10: "float16", 11: "float64", 16: "bfloat16"}
 #: Attributes that hold the type of what a node writes.
@@ -63,6 +65,9 @@ def read(path: Path, shapes: Shapes | None = None) -> OnnxSource:
     model, notes = onnx.load(path, whole=False), []
     _check(model, path)
     _constants_are_no_inputs(model)
+    if (older := _newer(model, path)) is not None:
+        notes.append(f"the file's operator set {_opset(model)} became {_opset(older)}")
+        model = older
     original = model.SerializeToString()
     wide = _widen(model, path)
     _give_sizes(model, shapes or {}, path)
@@ -99,12 +104,6 @@ def read(path: Path, shapes: Shapes | None = None) -> OnnxSource:
 
 def _check(model: Any, path: Path) -> None:
     """Refuse what is no float model of tensors that onnxruntime can run."""
-    own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
-    if own and max(own) < OLDEST:
-        raise InvalidModelError(
-            f"{path}: expected operator set {OLDEST} or later, got {max(own)}; convert it with "
-            f"onnx.version_converter, or export it again"
-        )
     quantized = onnx.quantized(model)
     if quantized is not None:
         raise InvalidModelError(
@@ -129,6 +128,24 @@ def _constants_are_no_inputs(model: Any) -> None:
     del model.graph.input[:]
     model.graph.input.extend(kept)
     model.ir_version = max(model.ir_version, 4)
+
+
+def _opset(model: Any) -> int:
+    own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    return max(own, default=1)
+
+
+def _newer(model: Any, path: Path) -> Any:
+    """The model in an operator set that onnxruntime runs; None where it is in one."""
+    if _opset(model) >= OLDEST:
+        return None
+    try:
+        return onnx.package().version_converter.convert_version(model, _SET)
+    except Exception as exc:  # the converter raises many types
+        raise InvalidModelError(
+            f"{path}: expected operator set {OLDEST} or later, got {_opset(model)}, which cannot "
+            f"be converted: {reason(exc)}; export it again"
+        ) from None
 
 
 def _graphs(graph: Any) -> Iterator[Any]:

@@ -165,7 +165,7 @@ class _Side:
 
     def _values(self, session: Any, fed: Feed, feed: Feed) -> Values:
         ends = [end.name for end in session.get_outputs()]
-        found = {**feed, **dict(zip(ends, session.run(ends, fed), strict=True))}
+        found = {**feed, **dict(zip(ends, onnx.run(session, ends, fed), strict=True))}
         return {
             name: place.real(found[place.tensor], found[place.tensor].shape)
             for name, place in self._places.items()

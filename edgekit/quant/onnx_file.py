@@ -148,7 +148,7 @@ def observe(model: Any, given: Feed, *, name: str) -> dict[str, TensorStatistics
     dense = read_as_rows(model)
     seen: dict[str, _Seen] = {}
     for i, feed in enumerate(feeds.one_by_one(given, onnx.signature(model).inputs)):
-        answers = dict(zip(names, session.run(names, feed), strict=True))
+        answers = dict(zip(names, onnx.run(session, names, feed), strict=True))
         for key, values in {**feed, **answers}.items():
             if values.dtype != np.float32 or not values.size:
                 continue
@@ -452,7 +452,8 @@ def _outputs(judged: Any, feed: Feed, model: Any) -> list[npt.NDArray[Any]]:
     session = onnx.session(judged.SerializeToString())
     names = [value.name for value in session.get_outputs()]
     parts = [
-        session.run(names, each) for each in feeds.one_by_one(feed, onnx.signature(model).inputs)
+        onnx.run(session, names, each)
+        for each in feeds.one_by_one(feed, onnx.signature(model).inputs)
     ]
     return [np.stack(each) for each in zip(*parts, strict=True)]
 
