@@ -58,7 +58,7 @@ def signature(model: Any) -> Signature:
                 d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else -1
                 for d in kind.shape.dim
             ),
-            dtype=_DTYPES.get(kind.elem_type, str(kind.elem_type)),
+            dtype=_DTYPES.get(kind.elem_type) or _type_name(kind.elem_type),
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -66,6 +66,10 @@ def signature(model: Any) -> Signature:
         [spec(v) for v in model.graph.input if v.name not in weights],
         [spec(v) for v in model.graph.output],
     )
+
+
+def _type_name(kind: int) -> str:
+    return str(package().TensorProto.DataType.Name(kind)).lower()
 
 
 def load(path: Path, *, whole: bool = True) -> Any:

@@ -291,6 +291,7 @@ def _write(
 ) -> _Written:
     layers, notes = {layer.node.name: layer for layer in _layers(model)}, []
     steps, scales, biases = {}, {}, {}
+    larger: list[str] = []
     rows = read_as_rows(model)
     for name, layer in layers.items():
         bound = profile.pair_bound and not layer.depthwise
@@ -321,7 +322,7 @@ def _write(
         if bias is not None and entry is not None:
             found, scale, raised = reconstruct.for_bias(found, scale, bias, entry, name)
             if raised:
-                notes.append(f"{name}: weight scales were raised so that the bias fits in int32")
+                larger.append(name)
         return onnx_integers.Integers(_own_layout(layer, found), scale, bias)
 
     ranges = {name: _stretched(found) for name, found in table.ranges.items()}
@@ -338,6 +339,12 @@ def _write(
         raise InvalidModelError(
             f"nothing in the ONNX file can be quantized: {_why_nothing(model, layers)}; export it "
             f"in float32 or float16"
+        )
+    if larger:
+        more = f" and {len(larger) - 3} more" if len(larger) > 3 else ""
+        notes.append(
+            f"{', '.join(larger[:3])}{more}: weight scales were raised so that the bias fits in "
+            f"int32"
         )
     shift = 128 if profile.onnx_activations == "uint8" else 0
     encodings = {
