@@ -13,6 +13,8 @@ from exported import answers, decibels
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.artifact import Artifact
+from edgekit.benchmark import benchmark
+from edgekit.calibrate import calibrate
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.export import export
 from edgekit.formats import onnx, onnx_source
@@ -276,6 +278,20 @@ def test_sizes_of_free_axes(tmp_path: Path, edgekit: Callable[..., Any]) -> None
     )  # fmt: skip
     assert done.status == 0, done.stderr
     assert done.document["artifacts"]["int8"]["sqnr"] > 25
+    table = calibrate(
+        path, dataset=str(tmp_path / "set.npz"), preprocessing="unit", shapes={"": (1, 3, 20, 16)}
+    )
+    (tmp_path / "table.json").write_text(table.dumps())
+    again = export(
+        path,
+        target="onnx",
+        precision="int8",
+        preprocessing="unit",
+        shapes={"x": (1, 3, 20, 16)},
+        calibration=str(tmp_path / "table.json"),
+        out=tmp_path / "again",
+    )
+    assert again.sha256 == made.sha256
     done = edgekit(
         "data", "check", path, "--preprocessing", "unit", "--shape", "x=1,3,20,16", "--data",
         tmp_path / "set.npz",
@@ -439,6 +455,7 @@ def test_states_and_scalars_are_inputs_without_a_batch(tmp_path: Path) -> None:
     )
     for result, bound in zip(report.artifacts, (100, 50, 28), strict=True):
         assert result.metrics["sqnr"].value > bound
+    assert benchmark(written["int8"], seconds=0.1).metrics["latency_p50"].value > 0
 
 
 def _flat_net(path: Path, batch: int, *, mixed: bool = False) -> Path:

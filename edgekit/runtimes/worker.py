@@ -335,7 +335,7 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
     specs = runner.signature.inputs
     feed = _feed(specs, job, images)
     ends = _ends(runner.signature.outputs, job)
-    if runner.signature.batch == 1:
+    if runner.batch == 1:
         answers = [runner.run(each) for each in feeds.one_by_one(feed, specs)]
         for end in ends:
             if end.batched and answers[0][end.name].shape[:1] != (1,):
@@ -405,7 +405,7 @@ def _ends(specs: Sequence[TensorSpec], job: Job) -> list[TensorSpec]:
 def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
     specs = runner.signature.inputs
     feed = _feed(specs, job, images)
-    if runner.signature.batch == 1:
+    if runner.batch == 1:
         feed = next(feeds.one_by_one(feed, specs))
     run = runner.prepared(feed)
     samples = []
