@@ -313,6 +313,20 @@ def test_a_batch_normalisation_that_no_layer_took_in(tmp_path: Path) -> None:
     assert found["y"] > 28
 
 
+def test_weights_that_several_steps_share_are_stored_once(tmp_path: Path) -> None:
+    """As in a recurrent network whose steps an exporter unrolled."""
+    constants = {"w": _drawn(1, 64, 64, scale=0.1), "b": _drawn(2, 64)}
+    nodes, name = [], "x"
+    for i in range(6):
+        nodes.append(helper.make_node("Gemm", [name, "w", "b"], [f"a{i}"], f"step{i}"))
+        nodes.append(helper.make_node("Tanh", [f"a{i}"], [f"h{i}"], f"tanh{i}"))
+        name = f"h{i}"
+    model = _model(nodes, constants, ["N", 64], {name: ["N", 64]})
+    written, found = _int8(model, tmp_path, _drawn(3, 40, 64), correction="none")
+    assert found[name] > 25
+    assert written.size < 2 * constants["w"].size
+
+
 def test_a_quotient_by_a_constant_is_a_product() -> None:
     nodes = [
         helper.make_node("Div", ["x", "six"], ["a"], "sixth"),

@@ -102,6 +102,7 @@ def to_float16(
     half = onnx_convert.to_float16(model, keep=kept)
     if kept:
         _join(half)
+    onnx.store_once(half)
     return Half(half, kept, found[where], where)
 
 

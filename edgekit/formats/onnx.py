@@ -379,6 +379,22 @@ def drop_unused(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
+def store_once(model: Any) -> None:
+    """Keep constants that hold the same numbers once, in place."""
+    kept: dict[tuple[Any, ...], str] = {}
+    renamed: dict[str, str] = {}
+    outputs = {value.name for value in model.graph.output}
+    for tensor in model.graph.initializer:
+        array = package().numpy_helper.to_array(tensor)
+        key = (tensor.data_type, tuple(tensor.dims), array.tobytes())
+        if tensor.name not in outputs and kept.setdefault(key, tensor.name) != tensor.name:
+            renamed[tensor.name] = kept[key]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    drop_unused(model)
+
+
 def quantized(model: Any) -> str | None:
     """The first node that is quantized already, by operator and name; None where none is."""
     for node in model.graph.node:

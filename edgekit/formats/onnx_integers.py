@@ -673,6 +673,7 @@ def put_own(
         if node.op_type == "QuantizeLinear":
             name = node.input[0].removesuffix("_QuantizeLinear_Input")
             found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+    onnx_file.store_once(model)
     return found, numbers
 
 
