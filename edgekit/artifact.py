@@ -49,10 +49,12 @@ class Source:
     Attributes:
         path: Where it was, as given.
         sha256: Of its model file.
+        shapes: Sizes that ``--shape`` gave to inputs with free axes.
     """
 
     path: str
     sha256: str
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

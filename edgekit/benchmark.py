@@ -168,9 +168,12 @@ def _profile(
     if manifest.format != "onnx":
         note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
         return (), None, (note,)
+    stored = feeds.quantized(feed, manifest.signature.inputs)
+    if manifest.signature.batch == 1:
+        stored = next(feeds.one_by_one(stored, manifest.signature.inputs))
     ran = onnx.executed(
         artifact.model_path,
-        feeds.quantized(feed, manifest.signature.inputs),
+        stored,
         threads=threads,
         options=manifest.runtime_options,
         runs=PROFILED_RUNS,

@@ -30,7 +30,7 @@ from edgekit.formats.probe import Place, Probe, probe
 from edgekit.quant import onnx_file, ranges
 from edgekit.quant.histogram import StreamingHistogram
 from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
-from edgekit.signature import Preprocessing
+from edgekit.signature import Preprocessing, Shapes
 
 DEFAULT_METHOD = "minmax"
 #: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
@@ -52,6 +52,7 @@ def calibrate(
     preprocessing: str | None = None,
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
+    shapes: Shapes | None = None,
     trust: bool = False,
 ) -> CalibrationTable:
     """Find the range of every activation of a float model.
@@ -60,6 +61,7 @@ def calibrate(
         model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
         dataset: What :func:`edgekit.feeds.open_word` takes; labels are only for an even sample.
         preprocessing: For a file: name or JSON file.
+        shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
         trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
@@ -72,7 +74,7 @@ def calibrate(
     if method not in METHODS:
         raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
     opened = feeds.open_word(dataset, "calibration")
-    source = float_model.load(model, preprocessing=preprocessing, trust=trust)
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
     return cached(
         source.graph(),
         source.samples(opened, limit),
@@ -372,6 +374,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite --preci
 """,
     )
     float_model.add_arguments(result)
+    float_model.add_shape(result)
     float_model.add_trust(result)
     add = result.add_argument
     add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
@@ -396,7 +399,10 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     word = words.join(options.data, samples=options.samples, seed=options.seed)
     opened = feeds.open_word(word, "calibration")
     source = float_model.load(
-        options.model, preprocessing=options.preprocessing, trust=options.trust
+        options.model,
+        preprocessing=options.preprocessing,
+        trust=options.trust,
+        shapes=float_model.shapes_of(options.shape),
     )
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem

@@ -29,7 +29,7 @@ from edgekit.errors import (
     InvalidOptionError,
 )
 from edgekit.feeds import Feed, Inputs, Samples
-from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_integers, tflite
+from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_forms, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, onnx_file, profiles
@@ -38,23 +38,21 @@ from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.quantize import (
     CORRECTIONS,
     FEWEST_IMAGES,
-    HELD_OUT,
     Correction,
     Quantized,
+    held_out,
     quantize,
     trained,
 )
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
-from edgekit.signature import Signature, TensorSpec
+from edgekit.signature import Shapes, Signature, TensorSpec
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
 DEFAULT_MODEL = float_model.SHIPPED
 #: SQNR on held-out calibration images, in dB, below which an int8 file is said to be poor.
 _POOR = 10.0
-#: Held-out images that an ONNX file is scored on, at the most.
-_HELD = 64
 #: Images on which activations are measured before they become float16.
 _WATCHED_IMAGES = 64
 #: Calibration images that layers are fitted to, at the most.
@@ -121,6 +119,7 @@ def export(
     correction: Correction = "auto",
     strict: bool = False,
     preprocessing: str | None = None,
+    shapes: Shapes | None = None,
     trust: bool = False,
     out: Path | None = None,
     force: bool = False,
@@ -142,6 +141,7 @@ def export(
             takes what is best on held-out calibration images; ``none`` rounds to nearest.
         strict: Refuse an int8 model in which an operator stays float.
         preprocessing: For a file: name or JSON file.
+        shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
         trust: Let code inside of the model's file run.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
@@ -185,7 +185,7 @@ def export(
     if out is not None:
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
-    source = float_model.load(model, preprocessing=preprocessing, trust=trust)
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
     if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
@@ -231,6 +231,7 @@ def export(
     )
     computed = f"operators that compute in float: {', '.join(execution.floats)}"
     notes = (
+        *source.notes,
         *written.notes,
         *([computed] if execution.floats else []),
         answers,
@@ -327,6 +328,7 @@ def _make(
     if precision == "float16":
         feed = _to_watch(calibration, source, onnx.signature(model).inputs)
         converted = half.to_float16(model, feed)
+        half.check(model, converted)
         model, notes = converted.model, (converted.note(feeds.count(feed)),)
     return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
 
@@ -350,28 +352,44 @@ def _from_onnx(
     if precision == "float16":
         model = source.prepared()
         feed = _to_watch(calibration, source, signature.inputs)
-        converted = half.to_float16(model, feed)
+        converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
+        half.check(model, converted)
         note = converted.note(feeds.count(feed))
         return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
     assert calibration is not None  # export() has seen to it
     prepared = source.graph()
     table = _table(calibration, prepared, source)
-    held: Feed | None = None
-    if calibration.images is not None and len(calibration.images) >= FEWEST_IMAGES:
-        places = np.arange(len(calibration.images))[HELD_OUT - 1 :: HELD_OUT][:_HELD]
-        held = feeds.feed(calibration.images, signature.inputs, source.preprocessing, places)
+    held: onnx_file.Held | None = None
+    images = calibration.images
+    if images is not None and len(images) >= FEWEST_IMAGES:
+        fitting, judging = held_out(len(images))
+        own = cached(
+            prepared,
+            feeds.take(images, fitting),
+            prepare=source.preprocessing,
+            method=table.method,
+            word=calibration.word,
+        )
+        feed = feeds.feed(images, signature.inputs, source.preprocessing, judging)
+        held = onnx_file.Held(own, feed)
     found = onnx_file.quantize(
-        onnx.parse(prepared), table, profile=profile, feed=held, correct=correction == "auto"
+        onnx.parse(prepared), table, profile=profile, held=held, correct=correction == "auto"
     )
     return _Written(
-        found.model.SerializeToString(), signature, original, found, table, _ways(found)
+        found.model.SerializeToString(),
+        signature,
+        original,
+        found,
+        table,
+        (*_ways(found), *found.notes),
     )
 
 
 def _check_ends(found: Signature) -> None:
     """Refuse an output that does not belong to a sample."""
+    several = any(spec.shape[:1] == (-1,) for spec in found.inputs)
     for end in found.outputs:
-        if not end.shape:
+        if not end.shape and several:
             raise InvalidModelError(
                 f"expected an answer of {end.name} for each sample, got one number for all; give "
                 f"the output a batch axis"
@@ -549,9 +567,12 @@ python -m edgekit.export --target onnx --precision float16 --out build/half
 python -m edgekit.export --target onnx --precision int8 --device auto --strict --out build/here
 python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --precision int8 \\
     --calibration images.npz --out build/mine
+python -m edgekit.export detector.onnx --shape 1,3,320,320 --preprocessing unit --target onnx \\
+    --precision int8 --calibration images.npz --out build/detector
 """,
     )
     float_model.add_arguments(result)
+    float_model.add_shape(result)
     float_model.add_trust(result)
     add = result.add_argument
     add("--target", required=True, choices=TARGETS)
@@ -596,6 +617,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         correction=options.correction,
         strict=options.strict,
         preprocessing=options.preprocessing,
+        shapes=float_model.shapes_of(options.shape),
         trust=options.trust,
         out=options.out,
         force=options.force,

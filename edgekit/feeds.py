@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edgekit import data
 from edgekit.data.images import ImageSet, Split
-from edgekit.errors import InvalidDataError, reason
+from edgekit.errors import InvalidDataError, InvalidModelError, reason
 from edgekit.results import Unit
 from edgekit.signature import Preprocessing, TensorSpec
 
@@ -44,6 +44,14 @@ class Inputs:
         if limit is None or limit >= len(self):
             return self
         return make(f"{self.name}[:{limit}]", {n: v[:limit] for n, v in self.arrays.items()})
+
+
+def take(samples: Samples, places: npt.NDArray[np.int64]) -> Samples:
+    """Some of the samples; the identity changes with the content."""
+    if isinstance(samples, ImageSet):
+        return samples.take(places)
+    name = f"{samples.name}[{len(places)} of {len(samples)}]"
+    return make(name, {key: values[places] for key, values in samples.arrays.items()})
 
 
 #: Images, or samples with an array for each input.
@@ -190,12 +198,12 @@ def random(
     found: Feed = {}
     for spec in specs:
         if not spec.is_real:
-            values = drawn.integers(0, 2, (samples, *spec.shape[1:]))
+            values = drawn.integers(0, 2, (samples, *spec.sample))
             found[spec.name] = values.astype(spec.dtype)
             continue
         sizes = spec.picture
         if len(prepare.scale) not in (1, sizes[-1] if sizes else 1):
-            sizes = spec.shape[1:]  # no picture with its channels first
+            sizes = spec.sample  # no picture with its channels first
         pixels = drawn.integers(0, 256, (samples, *sizes), dtype=np.uint8)
         if extremes:
             pixels[0], pixels[1] = 0, 255
@@ -274,9 +282,16 @@ def refuse_images(name: str, specs: Sequence[TensorSpec]) -> None:
     """
     if len(specs) != 1:
         raise InvalidDataError(
-            f"{name}: expected an .npz with an array for each input, "
-            f"{', '.join(spec.name for spec in specs)}; got images only"
+            f"{name}: expected an .npz with an array for each input, {in_words(specs)}, "
+            f"saved as numpy.savez('set.npz', **arrays); got images only"
         )
+
+
+def in_words(specs: Sequence[TensorSpec]) -> str:
+    """What an ``.npz`` needs for these inputs: name, shape and dtype of each array."""
+    return ", ".join(
+        f"{spec.name} {spec.dtype} [{', '.join(['N', *map(str, spec.sample)])}]" for spec in specs
+    )
 
 
 def count(feed: Mapping[str, npt.NDArray[Any]]) -> int:
@@ -291,11 +306,40 @@ def part(feed: Mapping[str, npt.NDArray[Any]], where: slice) -> Feed:
 
 def batches(feed: Feed, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
     """The whole feed where the batch is free, else sample by sample."""
-    if all(spec.shape[0] == -1 for spec in specs):
+    if all(spec.batched and spec.shape[0] == -1 for spec in specs):
         yield feed
         return
+    yield from one_by_one(feed, specs)
+
+
+def one_by_one(feed: Feed, specs: Sequence[TensorSpec]) -> Iterator[Feed]:
+    """What the inputs take of each sample; a tensor without a batch axis loses that of the feed."""
     for i in range(count(feed)):
-        yield part(feed, slice(i, i + 1))
+        yield {
+            spec.name: feed[spec.name][i : i + 1]
+            if spec.batched
+            else np.asarray(feed[spec.name][i])
+            for spec in specs
+        }
+
+
+def joined(parts: Sequence[Feed], specs: Sequence[TensorSpec]) -> Feed:
+    """Outputs of several runs as arrays ``[N, ...]``.
+
+    Raises:
+        InvalidModelError: If an output has another size each time.
+    """
+    found: Feed = {}
+    for spec in specs:
+        each = [run[spec.name] for run in parts]
+        if len({values.shape[spec.batched :] for values in each}) != 1:
+            raise InvalidModelError(
+                f"the size of output {spec.name} depends on the values of the inputs, got "
+                f"{list(each[0].shape)} and others; export the model without what picks out "
+                f"results, e.g. NonMaxSuppression"
+            )
+        found[spec.name] = np.concatenate(each) if spec.batched else np.stack(each)
+    return found
 
 
 def _by_name(samples: Samples, specs: Sequence[TensorSpec]) -> Mapping[str, npt.NDArray[Any]]:
@@ -307,7 +351,7 @@ def _by_name(samples: Samples, specs: Sequence[TensorSpec]) -> Mapping[str, npt.
     unknown = [name for name in samples.arrays if name not in names]
     if missing or unknown:
         raise InvalidDataError(
-            f"{samples.name}: expected an array for each input, {', '.join(names)}; got "
+            f"{samples.name}: expected an array for each input, {in_words(specs)}; got "
             f"{', '.join(samples.arrays)}"
         )
     return samples.arrays

@@ -20,7 +20,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,7 +45,9 @@ from edgekit.quant.ranges import RANGE_MODES, RangeMode
 from edgekit.quant.table import CalibrationTable
 from edgekit.recipes import Recipe
 from edgekit.runtimes import open_runner
+from edgekit.signature import Shapes
 from edgekit.train import add_run_arguments, given, run_settings
+from edgekit.training.finetune import resized
 from edgekit.training.loop import checkpoints_of, fit, log_bytes
 from edgekit.training.trainer import Trainer, configure_threads
 
@@ -184,6 +186,7 @@ def qat(
     device: str = profiles.DEFAULT,
     leave_float: Sequence[str] = (),
     preprocessing: str | None = None,
+    shapes: Shapes | None = None,
     towers: int | None = None,
     checkpoints: Path | None = None,
     tensorboard: Path | None = None,
@@ -205,6 +208,7 @@ def qat(
         device: The device profile that the numbers are trained for, or ``auto``.
         leave_float: Layers to train in float.
         preprocessing: For a ``.keras`` file: name or JSON file.
+        shapes: Sizes of a file's input with free axes, by name; under ``""`` of the only one.
         towers: Parts of a batch that run side by side; default one a core.
         checkpoints: Folder for resuming; default a sibling of ``out``.
         tensorboard: Folder for TensorBoard logs; none when absent.
@@ -233,7 +237,7 @@ def qat(
     configure_threads(towers)
     from edgekit.quant import fake as fake_quant
 
-    source = float_model.load(model, preprocessing=preprocessing)
+    source = float_model.load(model, preprocessing=preprocessing, shapes=shapes)
     if source.kind != "keras" or not keras_format.is_keras_2(source.model):
         raise InvalidModelError(
             f"{model}: fine-tuning needs a Keras 2 model, as tfmot does; build it with tf_keras"
@@ -242,6 +246,11 @@ def qat(
         raise InvalidModelError(
             f"{model} was trained with fake quantization already; pass the float model"
         )
+    if source.source.shapes:
+        size = source.inputs[0].sample
+        if len(source.inputs) != 1 or len(size) != 3:
+            raise InvalidModelError(f"{model}: expected one input [H, W, C], got {list(size)}")
+        source = replace(source, model=resized(source.model, (size[0], size[1], size[2])))
     fake_quant.check(source.model, leave_float)
     images = source.images(opened, limit)
     training, held = _split(images)
@@ -519,6 +528,7 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     )
     default = QatRecipe()
     float_model.add_arguments(result)
+    float_model.add_shape(result)
     add = result.add_argument
     add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
     add(
@@ -576,6 +586,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         device=profile.name,
         leave_float=options.leave_float,
         preprocessing=options.preprocessing,
+        shapes=float_model.shapes_of(options.shape),
         every=options.every,
         **run_settings(options),
     )

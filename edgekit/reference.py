@@ -16,7 +16,7 @@ from edgekit import schema
 from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import ExecutionError, InvalidModelError
 from edgekit.runtimes.spec import RunnerSpec
-from edgekit.signature import Preprocessing
+from edgekit.signature import Preprocessing, Shapes
 
 
 def onnx_artifact(
@@ -28,6 +28,7 @@ def onnx_artifact(
     images: str | None = None,
     device: str = "generic",
     trust: bool = False,
+    shapes: Shapes | None = None,
 ) -> Artifact:
     """Export a float model to ONNX as ``python -m edgekit.export`` does.
 
@@ -40,6 +41,7 @@ def onnx_artifact(
             ones.
         device: Device profile.
         trust: Let code inside of the model run.
+        shapes: Sizes of inputs with free axes.
 
     Raises:
         InvalidModelError: If the model cannot be exported; says what export said.
@@ -51,6 +53,8 @@ def onnx_artifact(
         prepared = folder / "preprocessing.json"
         prepared.write_text(schema.dumps(preprocessing), encoding="utf-8")
         arguments += ["--preprocessing", str(prepared)]
+    for name, sizes in (shapes or {}).items():
+        arguments += ["--shape", f"{name}={','.join(map(str, sizes))}"]
     if precision == "float16" and images is not None:
         arguments += ["--calibration", images]
     _export(arguments)

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -60,6 +60,7 @@ class Run:
         runner: What computes, and in which policy, as ``cuda:float32``.
         gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
         outputs: Of a model with several, in the order of the answers.
+        shapes: Sizes of inputs with free axes.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Run:
     runner: str = "cpu:float32"
     gpu: str = ""
     outputs: tuple[str, ...] = ()
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: Job, *, data: str, count: int, shard: int, device: str = "") -> Run:
@@ -96,6 +98,7 @@ class Run:
             runner=f"{job.device}:{job.precision}",
             gpu=f"{gpu.name}, driver {gpu.driver}" if gpu else "",
             outputs=job.outputs,
+            shapes=dict(job.shapes or {}),
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +17,9 @@ from edgekit.errors import InvalidDataError, InvalidInputError, InvalidOptionErr
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 Resize = Literal["bilinear", "bicubic", "area", "nearest", "bilinear-aliased", "bicubic-aliased"]
 Channels = Literal["rgb", "bgr"]
-DTYPES = ("float32", "float16", "int8", "uint8", "int16", "int32", "int64", "bool")
+DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+#: Sizes by the name of an input; under ``""`` those of the only one.
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class TensorSpec:
         dtype: A numpy dtype name.
         scale: Real value of one step, for integer tensors; else None.
         zero_point: Integer that stands for 0.0, for integer tensors; else None.
+        batched: Whether the first axis counts samples. If not, as in the state ``[2, 1, 128]`` of a
+            recurrent network, a sample is the whole tensor, and the model runs one at a time.
     """
 
     name: str
@@ -36,6 +41,7 @@ class TensorSpec:
     dtype: str
     scale: float | None = None
     zero_point: int | None = None
+    batched: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -55,28 +61,34 @@ class TensorSpec:
         return self.scale is not None or np.dtype(self.dtype).kind == "f"
 
     @property
+    def sample(self) -> tuple[int, ...]:
+        """Sizes of one sample as the model has it."""
+        return self.shape[1:] if self.batched else self.shape
+
+    @property
     def picture(self) -> tuple[int, ...]:
         """Sizes of one sample as data has it: a picture is ``(H, W, C)``, also where the model
         takes its 1 or 3 channels first, as PyTorch's do."""
-        if len(self.shape) == 4 and self.shape[1] in (1, 3) and self.shape[3] not in (1, 3):
-            return self.shape[2], self.shape[3], self.shape[1]
-        return self.shape[1:]
+        sizes = self.sample
+        if self.batched and len(sizes) == 3 and sizes[0] in (1, 3) and sizes[2] not in (1, 3):
+            return sizes[1], sizes[2], sizes[0]
+        return sizes
 
     def fits(self, sizes: tuple[int, ...]) -> bool:
         """Whether samples of these sizes can be fed, as they are or by :meth:`arrange`."""
-        return sizes in (self.shape[1:], self.picture)
+        return sizes in (self.sample, self.picture)
 
     def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Samples ``[N, ...]`` as the model takes them: pictures get their channels first where it
         has them so; what has its sizes already passes."""
-        if values.shape[1:] == self.shape[1:] or values.shape[1:] != self.picture:
+        if values.shape[1:] == self.sample or values.shape[1:] != self.picture:
             return values
         return np.ascontiguousarray(np.moveaxis(values, -1, 1))
 
     @property
     def numbers(self) -> int:
         """How many it holds of one sample; -1 where that is free."""
-        return -1 if -1 in self.shape[1:] else math.prod(self.shape[1:])
+        return -1 if -1 in self.sample else math.prod(self.sample)
 
     def quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Real values to this tensor's dtype: ``round(x / scale) + zero_point``, saturated.
@@ -106,6 +118,14 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def batch(self) -> int:
+        """Samples that one run takes; -1 for any number."""
+        specs = (*self.inputs, *self.outputs)
+        fixed = {spec.shape[0] for spec in specs if spec.batched} - {-1}
+        alone = not all(spec.batched for spec in specs)
+        return max(fixed, default=1 if alone else -1)
+
     def single_input(self) -> TensorSpec:
         """The one input, for callers that serve image classifiers only.
 
@@ -118,6 +138,86 @@ class Signature:
                 f"got {len(self.inputs)} inputs and {len(self.outputs)} outputs"
             )
         return self.inputs[0]
+
+
+def batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:
+    """The signature of a model file, which says sizes, but not which axis counts the samples.
+
+    It is the first one where that is free or 1. What has another size there beside such an input
+    is no batch of samples. Where no input has such an axis, all with one size have a fixed batch.
+    """
+    firsts = {spec.shape[0] if spec.shape else 0 for spec in inputs}
+    sizes = {-1, 1} if firsts & {-1, 1} or len(firsts) != 1 else firsts - {0} or {1}
+    sizes = sizes | {-1}
+
+    def seen(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(spec, batched=bool(spec.shape) and spec.shape[0] in sizes) for spec in specs
+        )
+
+    return Signature(seen(inputs), seen(outputs))
+
+
+def sized(specs: Sequence[TensorSpec], shapes: Shapes, model: object) -> tuple[TensorSpec, ...]:
+    """Inputs with the sizes that ``--shape`` gives to their free axes.
+
+    Args:
+        specs: Of a model file, free axes as -1.
+        shapes: By name; the file's fixed axes have to have the same size.
+        model: Its path, for messages.
+
+    Raises:
+        InvalidOptionError: If an input is unknown, or a size is not the file's.
+    """
+    names = [spec.name for spec in specs]
+    if "" in shapes and len(names) != 1:
+        shown = ",".join(map(str, shapes[""]))
+        raise InvalidOptionError(
+            f"--shape {shown}: {model} has the inputs {', '.join(names)}; say which, e.g. "
+            f"--shape {names[0]}={shown}"
+        )
+    given = {name or names[0]: tuple(sizes) for name, sizes in shapes.items()}
+    for name in given:
+        if name not in names:
+            raise InvalidOptionError(
+                f"--shape {name}: expected an input of {model}, {', '.join(names)}"
+            )
+    found = []
+    for spec in specs:
+        sizes = given.get(spec.name, spec.shape)
+        if len(sizes) != len(spec.shape):
+            raise InvalidOptionError(
+                f"--shape {spec.name}: expected {len(spec.shape)} sizes, as {list(spec.shape)}, "
+                f"got {len(sizes)}, {list(sizes)}"
+            )
+        for axis, (size, own) in enumerate(zip(sizes, spec.shape, strict=True)):
+            if own not in (-1, size):
+                raise InvalidOptionError(
+                    f"--shape {spec.name}: expected {own} in axis {axis}, which {model} fixes, "
+                    f"got {size}"
+                )
+        found.append(replace(spec, shape=sizes))
+    return tuple(found)
+
+
+def refuse_free(specs: Sequence[TensorSpec], model: object) -> None:
+    """Refuse inputs with a free axis that does not count samples.
+
+    Raises:
+        InvalidOptionError: With the option that fixes it.
+    """
+    for spec in specs:
+        free = [axis for axis, size in enumerate(spec.shape) if size == -1]
+        if free and (free != [0] or not spec.batched):
+            shown = ",".join(
+                str(size) if size != -1 else "1" if axis == 0 else "SIZE"
+                for axis, size in enumerate(spec.shape)
+            )
+            raise InvalidOptionError(
+                f"{model}: expected fixed sizes of input {spec.name}, got {list(spec.shape)}, free "
+                f"in axis {', '.join(str(axis) for axis in free if axis or not spec.batched)}; "
+                f"pass --shape {spec.name}={shown} with the sizes that it will run at"
+            )
 
 
 @dataclass(frozen=True)

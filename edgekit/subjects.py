@@ -55,6 +55,11 @@ def check_one_source(artifacts: list[Artifact]) -> None:
                 f"{artifact.path} and {first.path} were made from different float models; "
                 f"compare them one by one"
             )
+        if artifact.manifest.source.shapes != first.manifest.source.shapes:
+            raise InvalidModelError(
+                f"{artifact.path} and {first.path} were made for other sizes of their inputs "
+                f"(--shape); compare them one by one"
+            )
     names = [artifact.name for artifact in artifacts]
     if len(set(names)) != len(names):
         raise InvalidOptionError(f"two artifacts share a folder name: {', '.join(sorted(names))}")
@@ -115,6 +120,7 @@ def run_by(
         folder=folder,
         device=profile_of(runner),
         trust=trust,
+        shapes=found.job.shapes,
     )
     # float32 is float32: the CUDA provider would take TF32 without being asked
     exact = runner.device == "cuda" and runner.precision == "float32"
@@ -126,6 +132,7 @@ def run_by(
             model=converted.model_path,
             format="onnx",
             trust=False,
+            shapes=None,
             options={"use_tf32": "0"} if exact else {},
         ),
         path=found.path,
@@ -150,10 +157,12 @@ def reference_of(
     kind = float_model.kind_of(place)
     name = "keras-float32" if kind == "keras" else f"{kind}-source"
     preprocessing = artifacts[0].manifest.preprocessing
+    source = artifacts[0].manifest.source
+    assert source is not None
     return Subject(
         name,
         kind,
-        Job(name, model, kind, preprocessing, threads, {}, trust=trust),
+        Job(name, model, kind, preprocessing, threads, {}, trust=trust, shapes=source.shapes),
         place,
         "float32",
         sha256,

@@ -18,8 +18,10 @@ def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np
     names = [spec.name for spec in found.outputs]
     if written.manifest.format == "onnx":
         session = onnx.session(written.model_path)
-        parts = [session.run(names, each) for each in feeds.batches(feed, found.inputs)]
-        got = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        cut = feeds.batches if found.batch == -1 else feeds.one_by_one
+        parts = [session.run(names, each) for each in cut(feed, found.inputs)]
+        runs = [dict(zip(names, each, strict=True)) for each in parts]
+        got = feeds.joined(runs, found.outputs)
     else:
         runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
         each = [

@@ -104,7 +104,7 @@ def models(artifacts: dict[str, Path]) -> Models:
 
 
 def test_errors_by_hand() -> None:
-    sums = measure._Sums(2)
+    sums = measure.Sums(2)
     expected = np.array([[3.0, 4.0], [0.0, 0.0]], np.float32)
     sums.add(expected[:1], np.array([[3.0, 3.0]], np.float32))
     sums.add(expected[1:], np.array([[0.0, 2.0]], np.float32))
@@ -118,14 +118,14 @@ def test_errors_by_hand() -> None:
 
 
 def test_equal_tensors_have_no_error() -> None:
-    sums = measure._Sums(1)
+    sums = measure.Sums(1)
     sums.add(np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32))
     found = sums.errors(1.0)
     assert (found.sqnr, found.cosine, found.largest) == (math.inf, 1.0, 0.0)
 
 
 def test_range_use_by_hand() -> None:
-    seen = measure._Seen(1)
+    seen = measure.Seen(1)
     # steps of 0.5 from -64 to 63.5; 70 is beyond, 63.7 is rounded to the last step
     seen.add(np.array([[0.0], [31.5], [70.0], [63.7]], np.float32), (0.5, 0))
     assert seen.clipped == 1

@@ -214,7 +214,9 @@ def test_samples_have_to_fit_the_inputs(tmp_path: Path) -> None:
     _two_inputs(keras_format.tf_keras()).save(tmp_path / "two.keras")
     pixels, facts = np.zeros((4, 8, 8, 3), np.uint8), np.zeros((4, 6), np.float32)
     bad = {
-        "expected an array for each input, facts, picture; got": {"picture": pixels},
+        r"an array for each input, facts float32 \[N, 6\], picture float32 \[N, 8, 8, 3\]; got": {
+            "picture": pixels
+        },
         "got images only": {"x": pixels},
         "expected as many samples in each array, got": {"picture": pixels, "facts": facts[:2]},
         "sample 1 of facts holds NaN": {"picture": pixels, "facts": facts + [[0], [np.nan]] * 2},
@@ -437,17 +439,17 @@ def test_what_is_fed_is_checked() -> None:
 BAD: dict[str, tuple[str, str]] = {
     "no such kind": ("mine.pb", "expected a Keras artifact, a SavedModel folder or a file .keras"),
     "missing tflite": ("none.tflite", "none.tflite not found"),
-    "free size onnx": ("free.onnx", "make_dynamic_shape_fixed"),
+    "free size onnx": ("free.onnx", "pass --shape input=1,3,SIZE,SIZE"),
     "missing onnx": ("none.onnx", "none.onnx not found"),
     "no tflite": ("text.tflite", "text.tflite is not a TFLite model"),
     "truncated tflite": ("short.tflite", "short.tflite cannot be read (cut short?)"),
     "int8 tflite": ("int8.tflite", "is quantized already"),
-    "free size tflite": ("free.tflite", "expected a fixed size of input"),
+    "free size tflite": ("free.tflite", "expected fixed sizes of input"),
     "truncated onnx": ("text.onnx", "text.onnx cannot be read as ONNX"),
     "weights only": ("weights.h5", "weights.h5 holds weights only"),
     "truncated hdf5": ("short.h5", "cannot be read as HDF5"),
     "archive without a model": ("empty.keras", "cannot be read as a Keras model"),
-    "free size": ("free.keras", "expected a fixed size of input image"),
+    "free size": ("free.keras", "expected fixed sizes of input image"),
     "broken SavedModel": ("broken", "saved_model.pb cannot be read"),
     "SavedModel without variables": ("bare", "cannot be read as a SavedModel"),
     "folder of nothing": ("nothing", "no manifest.json"),

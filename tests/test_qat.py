@@ -18,7 +18,9 @@ from conftest import ROOT, Done
 from edgekit.artifact import Artifact
 from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe, differences
 from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.export import export
 from edgekit.formats import float_model, onnx, onnx_integers, tflite
+from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph
 from edgekit.layers.diff import diff
 from edgekit.qat import QatRecipe
@@ -325,3 +327,27 @@ def test_recipes_out_of_range_are_refused() -> None:
         QatRecipe(frozen=1.5)
     with pytest.raises(InvalidOptionError, match="ranges"):
         QatRecipe(ranges="guessed")  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_model_of_free_height_and_width_is_trained_at_the_sizes_given(
+    tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(1)
+    image = keras.Input((None, None, 3), name="image")
+    x = keras.layers.Conv2D(8, 3, 2, "same", activation="relu")(image)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(8, 3, activation="relu")(x))
+    keras.Model(image, keras.layers.Dense(4, activation="softmax")(x)).save(tmp_path / "net.keras")
+    random = np.random.default_rng(3)
+    pixels = random.integers(0, 256, (200, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x=pixels, y=random.integers(0, 4, 200))
+    done = edgekit(
+        "qat", tmp_path / "net.keras", "--shape", "1,16,16,3", "--preprocessing", "unit", "--data",
+        tmp_path / "set.npz", "--epochs", 1, "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.status == 0, done.stderr
+    written = Artifact.load(tmp_path / "out")
+    assert written.manifest.signature.inputs[0].shape == (-1, 16, 16, 3)
+    made = export(written.path, target="tflite", precision="int8", out=tmp_path / "lite")
+    assert made.manifest.signature.inputs[0].shape == (1, 16, 16, 3)

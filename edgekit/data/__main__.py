@@ -20,8 +20,9 @@ from edgekit import cli, data, mistakes, outputs
 from edgekit.artifact import Artifact
 from edgekit.data import describe as descriptions
 from edgekit.errors import InvalidDataError, InvalidOptionError
+from edgekit.formats import float_model, saved_model
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import PREPROCESSING_NAMES, preprocessing
+from edgekit.signature import PREPROCESSING_NAMES, Shapes, preprocessing
 
 _SHOWN = 20
 
@@ -47,20 +48,22 @@ def check(
     dataset: str,
     prepare: str | None = None,
     limit: int | None = None,
+    shapes: Shapes | None = None,
 ) -> Checked:
     """Look for classic mistakes between a model and images.
 
     Args:
-        model: An artifact, or a ``.keras`` file with ``prepare``.
+        model: An artifact, or another file or folder that export takes, with ``prepare``.
         dataset: What :func:`edgekit.data.open_word` takes, with labels.
-        prepare: Preprocessing of a ``.keras`` file.
+        prepare: Preprocessing of what is no artifact.
         limit: The first images only.
+        shapes: Sizes of a file's input with free axes, by name; under ``""`` of the only one.
 
     Raises:
         EdgekitError: If model and images cannot be used.
     """
     opened = data.open_word(dataset, "test")
-    job, names = _job(model, prepare)
+    job, names = _job(model, prepare, shapes or {})
     with Worker(job) as worker:
         shape = worker.loaded.input_shape
         images = opened.load(shape=shape, prepare=job.preprocessing, class_names=names, limit=limit)
@@ -75,12 +78,13 @@ def check(
     return Checked(str(model), images.name, images.sha256, len(images), tuple(found))
 
 
-def _job(model: Path, prepare: str | None) -> tuple[Job, tuple[str, ...]]:
-    if model.is_dir():
-        if prepare is not None:
-            raise InvalidOptionError(
-                f"{model} brings its preprocessing; give --preprocessing only with a .keras file"
-            )
+def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, tuple[str, ...]]:
+    if model.is_dir() and not saved_model.is_saved_model(model):
+        for option, given in (("--preprocessing", prepare), ("--shape", shapes)):
+            if given:
+                raise InvalidOptionError(
+                    f"{model} is an artifact, which brings it; give {option} only with a file"
+                )
         artifact = Artifact.load(model)
         return Job.of(artifact, threads=1), artifact.manifest.class_names
     if model.exists() and prepare is None:
@@ -88,9 +92,11 @@ def _job(model: Path, prepare: str | None) -> tuple[Job, tuple[str, ...]]:
             f"{model} does not say how its input is made; pass --preprocessing "
             f"{'|'.join(PREPROCESSING_NAMES)}|FILE.json"
         )
-    if not model.is_file():
-        raise InvalidOptionError(f"{model} not found; expected an artifact or a .keras file")
-    return Job(model.stem, model, "keras", preprocessing(prepare or ""), 1, {}), ()
+    if not model.exists():
+        raise InvalidOptionError(f"{model} not found; expected an artifact or a float model")
+    kind = float_model.kind_of(model)
+    prepared = preprocessing(prepare or "")
+    return Job(model.stem, model, kind, prepared, 1, {}, shapes=shapes), ()
 
 
 def parser() -> cli.Parser:
@@ -118,9 +124,10 @@ python -m edgekit.data check mine.keras --preprocessing symmetric#channels=bgr -
     look.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet")
     look.add_argument("--force", action="store_true", help="replace the sheet if it exists")
     fit = actions.add_parser("check", help="whether a model fits", description="Check a model.")
-    fit.add_argument("model", type=Path, metavar="MODEL", help="artifact folder or .keras file")
+    fit.add_argument("model", type=Path, metavar="MODEL", help="artifact folder or a float model")
     fit.add_argument("--data", required=True, metavar="IMAGES", help=data.WORDS)
-    fit.add_argument("--preprocessing", help="for a .keras file, as `edgekit.export` takes it")
+    fit.add_argument("--preprocessing", help="for a file, as `edgekit.export` takes it")
+    float_model.add_shape(fit)
     fit.add_argument("--limit", type=cli.positive_int, help="use the first N images only")
     return result
 
@@ -191,7 +198,11 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _check(options: argparse.Namespace) -> cli.Outcome:
     found = check(
-        options.model, dataset=options.data, prepare=options.preprocessing, limit=options.limit
+        options.model,
+        dataset=options.data,
+        prepare=options.preprocessing,
+        limit=options.limit,
+        shapes=float_model.shapes_of(options.shape),
     )
     for finding in found.findings:
         cli.say(f"{finding.kind}: {finding.said}")

@@ -513,7 +513,7 @@ class Graph:
         model.version, model.buffers = 3, buffers
         model.operatorCodes = [self._model.operatorCodes[raw.opcodeIndex]]
         model.subgraphs = [subgraph]
-        return _pack(model)
+        return pack(model)
 
     def add_reduce(self, kind: str, name: str, axes: Sequence[int]) -> str:
         """Append REDUCE_MIN or REDUCE_MAX over axes; the new tensor has no more of them."""
@@ -624,11 +624,11 @@ class Graph:
         subgraph.operators = [subgraph.operators[i] for i in order]
         subgraph.outputs = [self._order.index(name) for name in names]
         model.subgraphs, model.signatureDefs = [subgraph], None
-        return _pack(model)
+        return pack(model)
 
     def serialize(self) -> bytes:
         """The flatbuffer with all changes."""
-        return _pack(self._model)
+        return pack(self._model)
 
     def _operator(self, raw: Any) -> Operator:
         code = self._model.operatorCodes[raw.opcodeIndex]
@@ -698,7 +698,7 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
         model.signatureDefs = [_signature(schema, subgraph)]
     model.signatureDefs = model.signatureDefs[:1]
     model.signatureDefs[0].signatureKey = key.encode()
-    graph = Graph(_pack(model))
+    graph = Graph(pack(model))
     graph.fold()
     graph.spell_products()
     return graph.serialize()
@@ -718,7 +718,7 @@ def _signature(schema: Any, subgraph: Any) -> Any:
     return found
 
 
-def _pack(model: Any) -> bytes:
+def pack(model: Any) -> bytes:
     """Write a model whose constants are aligned to 16 bytes, as the format's schema asks for."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema

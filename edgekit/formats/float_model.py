@@ -8,7 +8,8 @@ ONNX there is no way to it, so that ONNX makes ONNX only (edgekit.quant.onnx_fil
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,18 @@ from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Inputs, Samples
-from edgekit.formats import flatbuffer, keras, onnx, onnx_convert, saved_model, tflite
+from edgekit.formats import (
+    flatbuffer,
+    keras,
+    onnx,
+    onnx_convert,
+    onnx_source,
+    saved_model,
+    tflite,
+    tflite_sizes,
+)
 from edgekit.formats.flatbuffer import Graph
-from edgekit.signature import Signature, TensorSpec
+from edgekit.signature import Shapes, TensorSpec
 
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
@@ -52,6 +62,7 @@ class FloatModel:
         class_names: One a class; empty when the answer is not one score a class.
         encodings: Of a model of ``python -m edgekit.qat``, which deployables take over.
         kind: What it was read from.
+        notes: What is other than in the file, a sentence each.
     """
 
     model: Any
@@ -61,6 +72,7 @@ class FloatModel:
     class_names: tuple[str, ...]
     encodings: Encodings | None = None
     kind: Kind = "keras"
+    notes: tuple[str, ...] = ()
 
     def canonical(self, *, float16: bool = False) -> bytes:
         """The canonical float graph, or its twin with weights in float16.
@@ -74,10 +86,14 @@ class FloatModel:
                 f"or export the model's SavedModel or Keras file"
             )
         if self.kind == "keras":
-            return tflite.from_keras(self.model, float16=float16)
+            return tflite.from_keras(self.model, self.source.shapes, float16=float16)
         if self.kind == "saved_model":
             return tflite.from_function(
-                self.model, self.model.inputs, self.model.outputs, float16=float16
+                self.model,
+                self.model.inputs,
+                self.model.outputs,
+                self.source.shapes,
+                float16=float16,
             )
         if not float16:
             return bytes(self.model)
@@ -99,13 +115,13 @@ class FloatModel:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes, batch axis -1 or 1."""
-        if self.kind == "keras":
-            return keras.signature(self.model).inputs
-        if self.kind == "saved_model":
-            return tuple(self.model.specs)
         if self.kind == "tflite":
             return tflite.signature(self.model).inputs
-        return onnx.signature(self.model).inputs
+        if self.kind == "onnx":
+            return onnx.signature(self.model).inputs
+        keras_model = self.kind == "keras"
+        found = keras.signature(self.model).inputs if keras_model else self.model.specs
+        return signature.sized(found, self.source.shapes, self.source.path)
 
     def images(self, opened: data.Opened, limit: int | None = None) -> data.ImageSet:
         """The images of a ``--data`` word, for this model.
@@ -134,6 +150,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The ``--shape`` argument."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        type=_shape,
+        default=[],
+        metavar="NAME=SIZES",
+        help="sizes of an input with free axes, e.g. image=1,3,320,320, or 1,3,320,320 of the only "
+        "one; repeatable",
+    )
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    try:
+        found = tuple(int(size) for size in sizes.strip("[]").split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"expected NAME=1,3,320,320 or 1,3,320,320, got {text!r}")
+    return name, found
+
+
+def shapes_of(given: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes:
+    """Sizes by input, as ``--shape`` names them.
+
+    Raises:
+        InvalidOptionError: If one input is given twice.
+    """
+    found = dict(given)
+    if len(found) != len(given):
+        names = [name for name, _ in given]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidOptionError(f"--shape {twice or 'SIZES'}: given twice; expected it once")
+    return found
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """The ``--trust`` argument."""
     parser.add_argument(
@@ -143,15 +197,33 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = False) -> FloatModel:
+def load(
+    path: Path | None,
+    *,
+    preprocessing: str | None = None,
+    trust: bool = False,
+    shapes: Shapes | None = None,
+    free: bool = False,
+) -> FloatModel:
     """Load a Keras artifact, or another file or folder with the name of its preprocessing.
 
+    Args:
+        path: Default the shipped model.
+        preprocessing: Name or JSON file.
+        trust: Let code inside of it run.
+        shapes: Sizes of inputs with free axes, by name; under ``""`` of the only one.
+        free: Let axes of a Keras model's inputs be free: they get their sizes later.
+
     Raises:
-        EdgekitError: If it cannot be read, holds code that is not trusted, or the preprocessing is
-            missing or given twice.
+        EdgekitError: If it cannot be read, holds code that is not trusted, an axis is free, or the
+            preprocessing is missing or given twice.
     """
     path = path or SHIPPED
     if path.is_dir() and not saved_model.is_saved_model(path):
+        if shapes:
+            raise InvalidOptionError(
+                f"{path} brings the sizes of its inputs; give --shape only with a file"
+            )
         return _load_artifact(path, preprocessing)
     kind = kind_of(path)
     if path.exists() and preprocessing is None:
@@ -160,31 +232,33 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
             f"pass --preprocessing {'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
         )
     prepared = signature.preprocessing(preprocessing) if preprocessing else None
-    model, ends = _open(path, kind, trust=trust)
+    opened = _open(path, kind, trust=trust, shapes=shapes or {}, free=free)
     assert prepared is not None  # _open has refused a path that does not exist
     return FloatModel(
-        model=model,
+        model=opened.model,
         model_id=path.stem,
-        source=Source(_from_here(path), saved_model.sha256_of(path)),
+        source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes),
         preprocessing=prepared,
-        class_names=_classes(ends),
+        class_names=_classes(opened.outputs),
         kind=kind,
+        notes=opened.notes,
     )
 
 
-def graph_of(place: Path, *, trust: bool = False) -> bytes:
+def graph_of(place: Path, *, trust: bool = False, shapes: Shapes | None = None) -> bytes:
     """The canonical float graph of a model, whatever its input is made from.
 
     Args:
         place: Artifact folder, file or SavedModel folder.
         trust: Let code inside of it run.
+        shapes: Sizes of inputs with free axes.
 
     Raises:
         InvalidModelError: If it cannot be loaded, or has no such graph.
     """
     if place.is_dir() and not saved_model.is_saved_model(place):
         return _load_artifact(place, None).canonical()
-    return load(place, preprocessing="none", trust=trust).canonical()
+    return load(place, preprocessing="none", trust=trust, shapes=shapes).canonical()
 
 
 def kind_of(path: Path) -> Kind:
@@ -226,46 +300,47 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
     )
 
 
-def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec, ...]]:
-    """The model, and its outputs."""
-    if kind == "keras":
-        model = keras.load(path, trust=trust)
-        return model, keras.signature(model).outputs
-    if kind == "saved_model":
-        found = saved_model.SavedModel(path, trust=trust)
-        return found, found.answers
+@dataclass(frozen=True)
+class _Opened:
+    """What a file or folder holds.
+
+    Attributes:
+        shapes: Sizes that were given, by the input's name.
+    """
+
+    model: Any
+    outputs: tuple[TensorSpec, ...]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) -> _Opened:
+    model: Any
+    if kind in ("keras", "saved_model"):
+        if kind == "keras":
+            model = keras.load(path, trust=trust)
+            inputs, outputs = (own := keras.signature(model)).inputs, own.outputs
+        else:
+            model = saved_model.SavedModel(path, trust=trust)
+            inputs, outputs = model.specs, model.answers
+        found = signature.sized(inputs, shapes, path)
+        if not free:
+            signature.refuse_free(found, path)
+        return _Opened(model, outputs, _named(inputs, shapes))
     if kind == "tflite":
         if not path.is_file():
             raise InvalidModelError(f"{path} not found; expected a .tflite file")
-        content = flatbuffer.canonical(path.read_bytes(), str(path), key=tflite.SIGNATURE_KEY)
-        return content, tflite.signature(content).outputs
-    proto = onnx.load(path)
-    other = onnx.not_float32(proto)
-    if other is not None:
-        raise InvalidModelError(
-            f"{path}: expected a float32 model, got {other}; export the one it was made from, of "
-            f"PyTorch after model.float()"
-        )
-    _check_sizes(path, onnx.signature(proto))
-    trained = onnx.in_training(proto)
-    if trained is not None:
-        raise InvalidModelError(
-            f"{path}: {trained} computes as in training, so that answers depend on the batch or on "
-            f"chance; export it after model.eval(), with training=TrainingMode.EVAL"
-        )
-    return proto, onnx.signature(proto).outputs
+        content = tflite_sizes.sized(path.read_bytes(), str(path), shapes)
+        content = flatbuffer.canonical(content, str(path), key=tflite.SIGNATURE_KEY)
+        own = tflite.signature(content)
+        return _Opened(content, own.outputs, _named(own.inputs, shapes))
+    read = onnx_source.read(path, shapes)
+    own = onnx.signature(read.model)
+    return _Opened(read.model, own.outputs, _named(own.inputs, shapes), read.notes)
 
 
-def _check_sizes(path: Path, found: Signature) -> None:
-    """Refuse sizes that are free behind the batch, and a batch of several."""
-    for spec in found.inputs:
-        if spec.shape[:1] not in ((-1,), (1,)) or -1 in spec.shape[1:]:
-            raise InvalidModelError(
-                f"{path}: expected a fixed size of input {spec.name} behind a batch of 1 or any, "
-                f"got {list(spec.shape)}; export it with one sample of that size, or fix it with "
-                f"python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {spec.name} "
-                f"--input_shape 1,SIZES {path} FIXED.onnx"
-            )
+def _named(specs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {name or specs[0].name: tuple(sizes) for name, sizes in shapes.items()}
 
 
 def _classes(ends: tuple[TensorSpec, ...]) -> tuple[str, ...]:

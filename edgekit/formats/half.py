@@ -12,13 +12,14 @@ is a float32 model with rounded weights. :func:`emulate` writes the rounding out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import feeds
 from edgekit.errors import InvalidModelError
 from edgekit.formats import onnx, onnx_convert
 from edgekit.formats.flatbuffer import short_name
@@ -62,22 +63,28 @@ class Half:
         )
 
 
-def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
+def to_float16(
+    model: Any, feed: Mapping[str, npt.NDArray[np.float32]], *, keep: Collection[str] = ()
+) -> Half:
     """Convert a float32 model so that nothing in it overflows on the images given.
 
     Args:
         model: Float ``onnx.ModelProto``.
         feed: Preprocessed images ``[N, ...]`` by input name.
+        keep: Names of nodes that stay float32 in any case.
 
     Raises:
         InvalidModelError: If a weight is beyond float16, or an activation is not finite.
     """
     for tensor in model.graph.initializer:
         name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and np.abs(values).max(initial=0) > LARGEST:
+        if values.dtype != np.float32:
+            continue
+        largest = np.abs(values[~np.isinf(values)]).max(initial=0)  # float16 has infinities
+        if not largest <= LARGEST:
             raise InvalidModelError(
                 f"expected weights that float16 can hold, up to 65504, got "
-                f"{np.abs(values).max():.3g} in {short_name(name)}; export it in float32"
+                f"{largest:.3g} in {short_name(name)}; export it in float32"
             )
     found = magnitudes(model, feed)
     where = max(found, key=lambda name: found[name])
@@ -89,12 +96,42 @@ def to_float16(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> Half:
     kept = tuple(
         node.name
         for node in model.graph.node
-        if any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
+        if node.name in keep
+        or any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
     )
     half = onnx_convert.to_float16(model, keep=kept)
     if kept:
         _join(half)
+    onnx.store_once(half)
     return Half(half, kept, found[where], where)
+
+
+def check(model: Any, found: Half) -> None:
+    """Refuse a file in which no number is float16, whatever it is called.
+
+    Args:
+        model: The float32 model that ``found`` was made from.
+        found: What :func:`to_float16` made.
+
+    Raises:
+        InvalidModelError: Names an operator that stays float32.
+    """
+    before, halved = (
+        sum(tensor.data_type == kind and bool(tensor.dims) for tensor in each.graph.initializer)
+        for each, kind in ((model, _FLOAT), (found.model, _FLOAT16))
+    )
+    if halved or (not before and _FLOAT16 in _types(found.model).values()):
+        return
+    names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
+    nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
+    node = next(iter([*nodes, *model.graph.node]), None)
+    why = "has no form in float16"
+    if found.kept:
+        why = "would overflow, or makes a spectrum or variance"
+    at = f"{node.op_type} {node.name}" if node is not None else "it"
+    raise InvalidModelError(
+        f"nothing of the model becomes float16: {at} {why}; export it in float32"
+    )
 
 
 def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
@@ -116,9 +153,8 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     session = onnx.session(watched.SerializeToString())
     names = [value.name for value in session.get_outputs()]
     found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
-    for i in range(len(next(iter(feed.values())))):
-        each = {name: values[i : i + 1] for name, values in feed.items()}
-        for name, values in zip(names, session.run(names, each), strict=True):
+    for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
+        for name, values in zip(names, onnx.run(session, names, each), strict=True):
             if values.dtype == np.float32:
                 # max of NaN is NaN in numpy, and stays so here
                 found[name] = float(np.maximum(found.get(name, 0.0), np.abs(values).max(initial=0)))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats.quiet import quiet
-from edgekit.signature import Signature, TensorSpec
+from edgekit.signature import Signature, TensorSpec, batched
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FLOAT_NAMES = frozenset(("float", "float16"))
@@ -36,6 +36,8 @@ _DTYPES = {
     6: "int32",
     7: "int64",
     9: "bool",
+    11: "float64",
+    16: "bfloat16",
 }
 
 
@@ -52,19 +54,30 @@ def signature(model: Any) -> Signature:
         kind = value.type.tensor_type
         return TensorSpec(
             name=value.name,
-            shape=tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim),
-            dtype=_DTYPES.get(kind.elem_type, str(kind.elem_type)),
+            shape=tuple(
+                d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else -1
+                for d in kind.shape.dim
+            ),
+            dtype=_DTYPES.get(kind.elem_type) or _type_name(kind.elem_type),
         )
 
     weights = {tensor.name for tensor in model.graph.initializer}
-    return Signature(
-        inputs=tuple(spec(v) for v in model.graph.input if v.name not in weights),
-        outputs=tuple(spec(v) for v in model.graph.output),
+    return batched(
+        [spec(v) for v in model.graph.input if v.name not in weights],
+        [spec(v) for v in model.graph.output],
     )
 
 
-def load(path: Path) -> Any:
+def _type_name(kind: int) -> str:
+    return str(package().TensorProto.DataType.Name(kind)).lower()
+
+
+def load(path: Path, *, whole: bool = True) -> Any:
     """Read and check a ``.onnx`` file and what lies beside it; returns an ``onnx.ModelProto``.
+
+    Args:
+        path: The file.
+        whole: Let the checker of the package onnx look at it; else the caller does.
 
     Raises:
         InvalidModelError: If a file is missing or no whole ONNX model.
@@ -74,7 +87,8 @@ def load(path: Path) -> Any:
         model = _without_data(path)
         _data_of(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
+        if whole:
+            onnx.checker.check_model(model)
     except InvalidModelError:
         raise
     except Exception as exc:  # protobuf's and the checker's own types
@@ -229,6 +243,18 @@ def session(
     return found
 
 
+def run(opened: Any, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
+    """What a session answers, by the outputs' names in order; None for all.
+
+    Raises:
+        ExecutionError: If an operator refuses its values.
+    """
+    try:
+        return list(opened.run(names, dict(feed)))
+    except Exception as exc:  # onnxruntime raises its own types
+        raise ExecutionError(f"the model cannot run on these inputs: {reason(exc)}") from None
+
+
 @dataclass(frozen=True)
 class Node:
     """A node that ran.
@@ -271,7 +297,7 @@ def executed(
             provider_options=provider_options,
         )
         for _ in range(runs):
-            opened.run(None, dict(feed))
+            run(opened, None, feed)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
     return ran(events, provider)
 
@@ -326,10 +352,15 @@ def stored_constants(model: Any) -> dict[str, Any]:
 def read(graph: Any) -> Iterator[str]:
     """What the nodes of a graph read, and those of the graphs in it: bodies of If and Loop."""
     for node in graph.node:
-        yield from node.input
-        for body in bodies(node):
-            yield from read(body)
-            yield from (value.name for value in body.output)
+        yield from read_by(node)
+
+
+def read_by(node: Any) -> Iterator[str]:
+    """What a node reads, and the nodes of the graphs in it."""
+    yield from node.input
+    for body in bodies(node):
+        yield from read(body)
+        yield from (value.name for value in body.output)
 
 
 def bodies(node: Any) -> Iterator[Any]:
@@ -348,17 +379,38 @@ def drop_unused(model: Any) -> None:
     model.graph.initializer.extend(kept)
 
 
-def not_float32(model: Any) -> str | None:
-    """What of a model is no float32, quantized or of another type; None where nothing is."""
+def store_once(model: Any) -> None:
+    """Keep constants that hold the same numbers once, in place."""
+    kept: dict[tuple[Any, ...], str] = {}
+    renamed: dict[str, str] = {}
+    outputs = {value.name for value in model.graph.output}
+    for tensor in model.graph.initializer:
+        array = package().numpy_helper.to_array(tensor)
+        key = (tensor.data_type, tuple(tensor.dims), array.tobytes())
+        if tensor.name not in outputs and kept.setdefault(key, tensor.name) != tensor.name:
+            renamed[tensor.name] = kept[key]
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+    drop_unused(model)
+
+
+def quantized(model: Any) -> str | None:
+    """The first node that is quantized already, by operator and name; None where none is."""
     for node in model.graph.node:
         if node.op_type.endswith("uantizeLinear") or "QLinear" in node.op_type:
-            return f"{node.op_type} {node.name or node.output[0]}, it is quantized already"
+            return f"{node.op_type} {node.name or node.output[0]}"
+    return None
+
+
+def other_float(model: Any) -> str | None:
+    """Which other float type than float32 a model's inputs, outputs or weights have, if any."""
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type in _OTHER_FLOATS:
-            return f"{_OTHER_FLOATS[value.type.tensor_type.elem_type]} in {value.name}"
-    for tensor in model.graph.initializer:
+            return _OTHER_FLOATS[value.type.tensor_type.elem_type]
+    for tensor in _tensors(model.graph):
         if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) > 1:
-            return f"{_OTHER_FLOATS[tensor.data_type]} in {tensor.name}"
+            return _OTHER_FLOATS[tensor.data_type]
     return None
 
 

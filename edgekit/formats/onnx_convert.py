@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import onnx as onnx_file
-from edgekit.formats import onnx_forms, tflite
+from edgekit.formats import onnx_forms, onnx_source, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 
@@ -513,7 +513,14 @@ def prepare(model: Any, *, integers: bool) -> Any:
         except Exception as exc:  # onnx and onnxruntime raise many types
             raise InvalidModelError(f"the ONNX file cannot be prepared: {reason(exc)}") from None
     if integers:
+        before = onnx.ModelProto()
+        before.CopyFrom(found)
         onnx_forms.for_integers(found)
+        if (output := onnx_source.differ(before, found)) is not None:
+            raise InvalidModelError(
+                f"{output} is another in the forms that int8 has kernels for, by more than "
+                f"rounding; export the model in float32 or float16"
+            )
     seen: set[str] = set()
     for i, node in enumerate(found.graph.node):
         if not node.name or node.name in seen:

@@ -17,6 +17,12 @@ _Step = tuple[str, list[str], str, dict[str, Any]]
 #: Operators whose answer is never negative.
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
+#: Operators that need numbers near 0 as exact as large ones, and the inputs that they are of.
+_RELATIVE = {"Sqrt": (0,), "Reciprocal": (0,), "Log": (0,), "Pow": (0,), "Div": (1,)}
+
+#: Operators whose first input is handed on.
+_MOVING = ("Reshape", "Expand", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
 
@@ -52,10 +58,19 @@ class _Graph:
         return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
 
     def store(self, name: str, values: Any) -> str:
-        array = np.ascontiguousarray(values)
+        array = np.asarray(values, order="C")  # a bound of Clip has no axis, and keeps none
+        while name in self.constants:
+            name += "_"
         self.stored.append(onnx_file.package().numpy_helper.from_array(array, name))
         self.constants[name] = array
         return name
+
+    def take_out(self, node: Any, layer: Any) -> None:
+        """Let the layer before a node write what the node wrote."""
+        del self.makers[layer.output[0]]
+        layer.output[0] = node.output[0]
+        self.makers[node.output[0]] = layer
+        self.nodes.remove(node)
 
     def replace(self, node: Any, added: Sequence[_Step]) -> None:
         """Put nodes (operator, inputs, output, attributes) in place of one."""
@@ -76,16 +91,17 @@ def for_integers(model: Any) -> None:
             caller.
     """
     graph = _Graph(model)
-    forms: dict[str, Callable[[_Graph, Any], None]] = {
-        "ReduceMean": _pool,
-        "Pad": _pad_by_reader,
-        "HardSigmoid": _hard_sigmoid,
-        "ConvTranspose": _convolution,
-    }
+    rounds: tuple[dict[str, Callable[[_Graph, Any], None]], ...] = (
+        {"ReduceMean": _pool, "Pad": _pad_by_reader, "Div": _by_a_constant, "Sub": _by_a_constant},
+        {"BatchNormalization": _normalization, "Mul": _into_layer, "Add": _into_layer},
+        {"HardSigmoid": _hard_sigmoid},
+        {"ConvTranspose": _convolution},
+    )
+    for forms in rounds:
+        for node in list(graph.nodes):
+            if node.op_type in forms:
+                forms[node.op_type](graph, node)
     for node in list(graph.nodes):
-        if node.op_type in forms:
-            forms[node.op_type](graph, node)
-    for node in graph.nodes:
         _bias(graph, node)
     onnx_file.drop_unused(model)
 
@@ -156,7 +172,7 @@ def _hard_sigmoid(graph: _Graph, node: Any) -> None:
         for name, value in (("alpha", alpha), ("beta", beta), ("zero", 0.0), ("one", 1.0))
     }
     ends = [numbers["zero"], numbers["one"]]
-    if graph.only_reader(x) is not None and _scale_layer(graph, graph.makers.get(x), alpha, beta):
+    if graph.only_reader(x) is not None and _take_in(graph, graph.makers.get(x), alpha, beta):
         graph.replace(node, [("Clip", [x, *ends], y, {})])
         return
     steps: list[_Step] = [
@@ -167,25 +183,105 @@ def _hard_sigmoid(graph: _Graph, node: Any) -> None:
     graph.replace(node, steps)
 
 
-def _scale_layer(graph: _Graph, layer: Any, alpha: float, beta: float) -> bool:
-    """Let a layer with constant weights and bias answer alpha x + beta; False if it cannot."""
-    if layer is None or layer.op_type not in ("Conv", "Gemm") or len(layer.input) < 3:
+def _by_a_constant(graph: _Graph, node: Any) -> None:
+    """A quotient by a constant is a product, a difference to one is a sum: those have kernels."""
+    number = graph.constants.get(node.input[1])
+    if number is None or number.dtype != np.float32 or not number.all() and node.op_type == "Div":
+        return
+    with np.errstate(over="ignore"):
+        other = -number if node.op_type == "Sub" else (1 / number).astype(np.float32)
+    if not np.isfinite(other).all():
+        return
+    name, kind = node.output[0], "Add" if node.op_type == "Sub" else "Mul"
+    inputs = [node.input[0], graph.store(f"{name}__{kind.lower()}", other)]
+    graph.replace(node, [(kind, inputs, name, {})])
+
+
+def _into_layer(graph: _Graph, node: Any) -> None:
+    """A factor or summand, of all channels or one for each, behind a convolution: part of it."""
+    fed = [name for name in node.input if name not in graph.constants]
+    number = next((graph.constants[name] for name in node.input if name in graph.constants), None)
+    if len(fed) != 1 or len(node.input) != 2 or number is None or number.dtype != np.float32:
+        return
+    layer = graph.makers.get(fed[0])
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose"):
+        return
+    rank = graph.constants[layer.input[1]].ndim if layer.input[1] in graph.constants else 0
+    channels_only = number.size == number.shape[1 - rank] if number.ndim >= rank - 1 > 0 else False
+    if number.ndim > rank or not (number.size == 1 or channels_only):
+        return
+    row = number.reshape(-1).astype(np.float64)
+    factor, summand = (row, 0.0) if node.op_type == "Mul" else (1.0, row)
+    if graph.only_reader(fed[0]) is node and _take_in(graph, layer, factor, summand):
+        graph.take_out(node, layer)
+
+
+def _take_in(graph: _Graph, layer: Any, factor: Any, summand: Any) -> bool:
+    """Let a layer with constant weights answer ``factor * x + summand``, one number of both or one
+    for each output channel; False if it cannot."""
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return False
-    weights, bias = (graph.constants.get(name) for name in layer.input[1:3])
-    if weights is None or bias is None or onnx_file.attribute(layer, "beta", 1.0) != 1.0:
+    weights = graph.constants.get(layer.input[1])
+    stored = [name for name in layer.input[2:] if name]
+    bias = graph.constants.get(stored[0]) if stored else np.zeros(1, np.float32)
+    if weights is None or bias is None:
+        return False
+    axis = 0
+    if layer.op_type == "ConvTranspose":
+        if onnx_file.attribute(layer, "group", 1) != 1:
+            return False
+        axis = 1
+    elif layer.op_type == "Gemm":
+        if any(onnx_file.attribute(layer, key, 1.0) != 1.0 for key in ("alpha", "beta")):
+            return False
+        axis = 0 if onnx_file.attribute(layer, "transB", 0) else 1
+    channels = weights.shape[axis]
+    if any(np.size(each) not in (1, channels) for each in (factor, summand, bias)):
+        return False
+    shape = [1] * weights.ndim
+    shape[axis] = -1
+    whole = weights * np.broadcast_to(factor, channels).reshape(shape)
+    row = np.broadcast_to(bias.reshape(-1), channels) * factor + summand
+    if not (np.isfinite(whole).all() and np.isfinite(row).all()):
         return False
     name = layer.output[0]
-    layer.input[1] = graph.store(f"{name}__weights", (weights * alpha).astype(weights.dtype))
-    layer.input[2] = graph.store(f"{name}__bias", (bias * alpha + beta).astype(bias.dtype))
+    layer.input[1] = graph.store(f"{name}__weights", whole.astype(np.float32))
+    del layer.input[2:]
+    layer.input.append(graph.store(f"{name}__bias", row.astype(np.float32)))
     return True
+
+
+def _normalization(graph: _Graph, node: Any) -> None:
+    """A batch normalisation that no layer took in: one of the transposed convolution before, or a
+    convolution of each channel by itself, so that each has a step of its own."""
+    numbers = [graph.constants.get(name) for name in node.input[1:5]]
+    if any(each is None for each in numbers) or len(node.output) > 1:
+        return
+    scale, offset, mean, variance = (np.asarray(each, np.float64) for each in numbers)
+    factor = scale / np.sqrt(variance + onnx_file.attribute(node, "epsilon", 1e-5))
+    summand, name, layer = offset - mean * factor, node.output[0], graph.makers.get(node.input[0])
+    if graph.only_reader(node.input[0]) is node and _take_in(graph, layer, factor, summand):
+        graph.take_out(node, layer)
+        return
+    rank = graph.rank(node.input[0])
+    if rank is None or rank < 3:
+        return
+    weights = factor.astype(np.float32).reshape(-1, 1, *[1] * (rank - 2))
+    given = [
+        node.input[0],
+        graph.store(f"{name}__weights", weights),
+        graph.store(f"{name}__bias", summand.astype(np.float32)),
+    ]
+    graph.replace(node, [("Conv", given, name, {"group": len(factor)})])
 
 
 def _convolution(graph: _Graph, node: Any) -> None:
     """A transposed convolution of stride s: a convolution that answers s by s pixels a place, put
     side by side (Shi et al. 2016, arXiv 1609.07009), and cut to size."""
     weights = graph.constants.get(node.input[1])
-    if weights is None or weights.ndim != 4 or onnx_file.attribute(node, "group", 1) != 1:
+    if weights is None or weights.ndim != 4:
         return
+    groups = onnx_file.attribute(node, "group", 1)
     kernel, strides = weights.shape[2:], onnx_file.attribute(node, "strides", [1, 1])
     pads = onnx_file.attribute(node, "pads", [0, 0, 0, 0])
     more = onnx_file.attribute(node, "output_padding", [0, 0])
@@ -199,14 +295,15 @@ def _convolution(graph: _Graph, node: Any) -> None:
     behind = [taps[i] * step - kernel[i] + pads[2 + i] - more[i] for i in (0, 1)]
     if min(behind) < 0:
         return
-    inputs, outputs = weights.shape[:2]
+    inputs, outputs = weights.shape[:2]  # of the outputs those of one group
+    own = inputs // groups
     whole = np.zeros((inputs, outputs, taps[0] * step, taps[1] * step), weights.dtype)
     whole[:, :, : kernel[0], : kernel[1]] = weights
-    whole = whole.reshape(inputs, outputs, taps[0], step, taps[1], step)[:, :, ::-1, :, ::-1]
-    whole = whole.transpose(1, 3, 5, 0, 2, 4).reshape(-1, inputs, *taps)
-    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2}
+    whole = whole.reshape(groups, own, outputs, taps[0], step, taps[1], step)
+    whole = whole[:, :, :, ::-1, :, ::-1].transpose(0, 2, 4, 6, 1, 3, 5).reshape(-1, own, *taps)
+    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2, "group": groups}
     given = [node.input[0], graph.store(f"{name}__weights", whole)]
-    if len(node.input) > 2:
+    if len(node.input) > 2 and node.input[2]:
         bias = graph.constants.get(node.input[2])
         if bias is None:
             return
@@ -227,15 +324,76 @@ def _convolution(graph: _Graph, node: Any) -> None:
 
 
 def _bias(graph: _Graph, node: Any) -> None:
-    """A bias of zeros where a layer has none: it can take up the mean error of the weights."""
-    if node.op_type not in ("Conv", "Gemm") or len(node.input) != 2:
+    """A bias of one number for each output channel, and of zeros where a layer has none: it can
+    take up the mean error of the weights."""
+    if node.op_type not in ("Conv", "Gemm"):
         return
     weights = graph.constants.get(node.input[1])
     if weights is None:
         return
+    if len(node.input) > 2 and not node.input[2]:
+        del node.input[2]
+    name = node.output[0]
     turned = node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0)
     zeros = np.zeros(weights.shape[0 if turned else 1], weights.dtype)
-    node.input.append(graph.store(f"{node.output[0]}__bias", zeros))
+    bias = graph.constants.get(node.input[2]) if len(node.input) > 2 else zeros
+    if bias is None:
+        return  # a computed one
+    if node.op_type == "Gemm":
+        alpha, beta = (float(onnx_file.attribute(node, key, 1.0)) for key in ("alpha", "beta"))
+        if alpha != 1.0:
+            scaled = (weights * alpha).astype(weights.dtype)
+            node.input[1] = graph.store(f"{name}__weights", scaled)
+        bias = (bias * beta).astype(weights.dtype)
+        for key in ("alpha", "beta"):
+            _set(node, key, 1.0)
+    if bias.ndim > 1 and bias.shape[0] != 1:  # one number for each row as well: no bias
+        product = f"{name}__product"
+        add = onnx_file.package().helper.make_node(
+            "Add", [product, graph.store(f"{name}__summand", bias)], [name], f"{name}__add"
+        )
+        graph.nodes.insert(list(graph.nodes).index(node) + 1, add)
+        node.output[0], bias = product, zeros
+    row = np.broadcast_to(bias.reshape(-1), zeros.shape)
+    same = len(node.input) > 2 and graph.constants.get(node.input[2]) is not None
+    if same and np.array_equal(graph.constants[node.input[2]], row):
+        return
+    del node.input[2:]
+    node.input.append(graph.store(f"{node.output[0]}__bias", row))
+
+
+def relative(model: Any) -> frozenset[str]:
+    """Names of nodes whose numbers neither 8 bits nor float16 hold: variances, spectra, and the
+    factors that are made of them.
+
+    That is what only roots, logarithms, powers and divisors read, through whatever lies between,
+    and what reads a root or a reciprocal.
+    """
+    graph = _Graph(model)
+    readers: dict[str, list[tuple[Any, int]]] = {}
+    for node in graph.nodes:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, []).append((node, place))
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        read = [each for name in node.output for each in readers.get(name, [])]
+        if read and graph.ends.isdisjoint(node.output):
+            if all(
+                reader.name in found or place in _RELATIVE.get(reader.op_type, ())
+                for reader, place in read
+            ):
+                found.add(node.name)
+    factors: set[str] = set()
+    for node in graph.nodes:
+        known = [name in factors or name in graph.constants for name in node.input if name]
+        if node.op_type in ("Sqrt", "Reciprocal"):
+            factors.update(node.output)
+        elif not factors.isdisjoint(node.input):
+            found.add(node.name)
+            first = node.op_type in _MOVING and node.input[0] in factors
+            if first or (all(known) and node.op_type in ("Mul", "Add", "Div", "Reciprocal")):
+                factors.update(node.output)
+    return frozenset(found)
 
 
 def _set(node: Any, name: str, value: Any) -> None:

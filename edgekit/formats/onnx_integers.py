@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -545,6 +546,21 @@ def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]])
     ]
 
 
+@dataclass(frozen=True)
+class Integers:
+    """What a layer of a foreign model is to hold.
+
+    Attributes:
+        weights: int8 as the node has them.
+        scale: float32, one for each output channel.
+        bias: Real, or None; it fits in int32 at ``scale`` times that of the input.
+    """
+
+    weights: Any
+    scale: Any
+    bias: Any
+
+
 def quantize_own(
     model: Any,
     ranges: Mapping[str, tuple[float, float]],
@@ -552,6 +568,7 @@ def quantize_own(
     activation_dtype: str,
     symmetric: bool,
     quantize_bias: bool,
+    left: Collection[str],
 ) -> Any:
     """QDQ int8 of a foreign float model with given ranges, weights per channel.
 
@@ -561,6 +578,7 @@ def quantize_own(
         activation_dtype: ``uint8`` or ``int8``.
         symmetric: Whether zero_point has to be 0.
         quantize_bias: Write int32 biases; else they stay float.
+        left: Names of nodes that stay float, beside those without ranges.
 
     Raises:
         InvalidModelError: If onnxruntime's quantizer refuses the model.
@@ -574,7 +592,11 @@ def quantize_own(
             copied,
             ranges,
             activation_dtype=activation_dtype,
-            left=[n for n in copied.graph.node if not known.issuperset([*n.input, *n.output])],
+            left=[
+                node
+                for node in copied.graph.node
+                if node.name in left or not known.issuperset([*node.input, *node.output])
+            ],
             symmetric=symmetric,
             quantize_bias=quantize_bias,
         )
@@ -591,14 +613,18 @@ def quantize_own(
 
 
 def put_own(
-    model: Any, layers: Mapping[str, tuple[Any, Any, Any]], *, quantize_bias: bool
+    model: Any,
+    decide: Callable[[str, np.float32 | None], Integers | None],
+    *,
+    quantize_bias: bool,
 ) -> tuple[dict[str, tuple[float, int]], int]:
     """Write given weights and biases where :func:`quantize_own` put others, in place.
 
     Args:
         model: Quantized.
-        layers: (int8 weights as the node has them, scale a channel, real bias or None), by name of
-            the node: what it writes is called otherwise where its activation was taken in.
+        decide: What a layer is to hold, by the name of its node (what it writes is called
+            otherwise where its activation was taken in) and the scale of its input, which is None
+            where the bias stays float; None of a node that is no such layer.
         quantize_bias: Whether biases are int32.
 
     Returns:
@@ -612,41 +638,42 @@ def put_own(
     constants = onnx_file.stored_constants(model)
     numbers = 0
     for node in list(model.graph.node):
-        name, given = node.name, layers.get(node.name)
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.op_type not in _WEIGHTED:
             continue
         behind, before = makers.get(node.input[1]), makers.get(node.input[0])
         if behind is None or behind.op_type != "DequantizeLinear":
             continue  # stays float
         if behind.input[0] not in constants:
             continue  # a product of two computed matrices
-        if given is None and node.op_type == "MatMul" and constants[behind.input[0]].ndim != 2:
-            continue  # a batch of matrices, which onnxruntime's quantizer rounds
+        end = makers.get(node.input[2]) if len(node.input) > 2 else None
+        whole = end is not None and end.op_type == "DequantizeLinear" and quantize_bias
+        entry = None
+        if whole and before is not None and before.op_type == "DequantizeLinear":
+            entry = np.float32(constants[before.input[1]])
+        given = decide(node.name, entry)
         if given is None:
             raise ExecutionError(
-                f"{node.op_type} {name} holds integers that edgekit has not decided; please report "
-                f"the model"
+                f"{node.op_type} {node.name} holds integers that edgekit has not decided; export "
+                f"the model in float32"
             )
-        weights, scale, bias = given
-        _replace(model, behind, f"{name}__stored_weights", weights, scale)
-        numbers += weights.size
-        if bias is None or len(node.input) < 3:
+        _replace(model, behind, f"{node.name}__stored_weights", given.weights, given.scale)
+        numbers += given.weights.size
+        if given.bias is None or len(node.input) < 3:
             continue
-        end = makers.get(node.input[2])
         if end is None or end.op_type != "DequantizeLinear":
-            _set_constant(model, node.input[2], bias.astype(np.float32))
-        elif before is not None and quantize_bias:
-            entry = np.float32(constants[before.input[1]])
-            bias_scale = (entry * scale.astype(np.float32)).astype(np.float32)
-            whole = np.clip(np.rint(bias / bias_scale), -(2**31), 2**31 - 1).astype(np.int32)
-            _replace(model, end, f"{name}__stored_bias", whole, bias_scale)
-        numbers += bias.size
+            _set_constant(model, node.input[2], given.bias.astype(np.float32))
+        elif entry is not None:
+            bias_scale = (entry * given.scale).astype(np.float32)
+            bias = np.rint(given.bias / bias_scale).astype(np.int32)
+            _replace(model, end, f"{node.name}__stored_bias", bias, bias_scale)
+        numbers += given.bias.size
     onnx_file.drop_unused(model)
     found = {}
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":
             name = node.input[0].removesuffix("_QuantizeLinear_Input")
             found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+    onnx_file.store_once(model)
     return found, numbers
 
 

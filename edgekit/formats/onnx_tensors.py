@@ -126,14 +126,33 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
     return found
 
 
-def own_places(model: Any) -> dict[str, Place]:
-    """Every float tensor that a model computes, by its own name, as it is laid out there."""
-    shapes = _shapes(model)
-    return {
-        name: Place(name, name, shapes[name][0], shapes[name][1], False, None)
-        for name in (output for node in model.graph.node for output in node.output)
-        if name in shapes and shapes[name][0] in (np.float32, np.float16)
-    }
+def own_places(model: Any, *, stored: bool = False) -> dict[str, Place]:
+    """Every float tensor of a model by its own name, as it is laid out there.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        stored: Take inputs too, and of a quantized model the integers that a tensor is stored as.
+    """
+    shapes, constants = _shapes(model), onnx.stored_constants(model)
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    names = [name for node in model.graph.node if node.op_type not in kinds for name in node.output]
+    if not stored:
+        names = [name for node in model.graph.node for name in node.output]
+    found: dict[str, Place] = {}
+    for node in model.graph.node if stored else ():
+        if node.op_type == "QuantizeLinear" and node.output[0] in shapes:
+            dtype, sizes = shapes[node.output[0]]
+            encoding = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+            name = node.input[0].removesuffix("_QuantizeLinear_Input")
+            place = Place(node.output[0], node.input[0], dtype, sizes, False, encoding)
+            found.setdefault(name, place)
+    for name in [*(value.name for value in model.graph.input if stored), *names]:
+        plain = name.removesuffix("_QuantizeLinear_Input") if stored else name
+        if name in shapes and shapes[name][0] in (np.float32, np.float16):
+            found.setdefault(plain, Place(name, name, *shapes[name], False, None))
+    order = [*(value.name for value in model.graph.input), *names]
+    known = {name.removesuffix("_QuantizeLinear_Input") if stored else name: None for name in order}
+    return {name: found[name] for name in known if name in found}
 
 
 def watched(model: Any, found: Mapping[str, Place]) -> bytes:

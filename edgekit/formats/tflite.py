@@ -21,16 +21,17 @@ from edgekit.formats import keras, tflite_integers
 from edgekit.formats.flatbuffer import Graph, Quantization, short_name
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
-from edgekit.signature import Signature, TensorSpec
+from edgekit.signature import Shapes, Signature, TensorSpec
 
 SIGNATURE_KEY = "serving_default"
 
 
-def from_keras(model: Any, *, float16: bool = False) -> bytes:
+def from_keras(model: Any, shapes: Shapes | None = None, *, float16: bool = False) -> bytes:
     """Convert a functional model of Keras 2 or 3 to a float flatbuffer with batch size 1.
 
     Args:
         model: One or more inputs, one or more outputs.
+        shapes: Sizes of inputs with free axes, by name.
         float16: Store weights as float16 (computed in float32 where the CPU has no float16).
 
     Returns:
@@ -48,6 +49,7 @@ def from_keras(model: Any, *, float16: bool = False) -> bytes:
         lambda *inputs: keras.call(model, inputs),
         specs,
         keras.output_names(model),
+        shapes,
         float16=float16,
     )
 
@@ -56,6 +58,7 @@ def from_function(
     forward: Callable[..., Sequence[Any]],
     inputs: Sequence[Any],
     outputs: Sequence[str],
+    shapes: Shapes | None = None,
     *,
     float16: bool = False,
 ) -> bytes:
@@ -68,6 +71,7 @@ def from_function(
         forward: From a tensor an input to a tensor an output.
         inputs: ``tf.TensorSpec`` with a name; a free first axis is the batch and becomes 1.
         outputs: A name for each output.
+        shapes: Sizes of inputs with free axes, by name.
         float16: As :func:`from_keras` takes it.
 
     Raises:
@@ -78,7 +82,11 @@ def from_function(
         convert_variables_to_constants_v2,
     )
 
-    specs = [_fixed(spec) for spec in inputs]
+    given = shapes or {}
+    specs = [
+        _fixed(tf.TensorSpec(given.get(spec.name, spec.shape), spec.dtype, name=spec.name))
+        for spec in inputs
+    ]
 
     def run(*given: Any) -> list[Any]:
         return list(forward(*given))
@@ -259,7 +267,12 @@ def stored_of(graph: Graph) -> Stored:
 
 
 def interpreter(
-    model: Path | bytes, *, threads: int = 1, exact: bool = False, **options: Any
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    exact: bool = False,
+    sizes: Mapping[int, Sequence[int]] | None = None,
+    **options: Any,
 ) -> Any:
     """Open an allocated LiteRT interpreter.
 
@@ -267,6 +280,7 @@ def interpreter(
         model: File or flatbuffer.
         threads: Of an operator.
         exact: Compute every tensor that the file names, and keep it: no delegate merges any.
+        sizes: Of inputs, by the tensor's number, where they are other than in the file.
         options: As LiteRT takes them.
 
     Raises:
@@ -296,6 +310,8 @@ def interpreter(
     try:
         with quiet():
             found = Interpreter(model_content=content, num_threads=threads, **options)
+            for index, shape in (sizes or {}).items():
+                found.resize_tensor_input(index, list(shape))
             found.allocate_tensors()
     except (ValueError, RuntimeError) as exc:
         raise InvalidModelError(

@@ -14,6 +14,7 @@ from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Samples
 from edgekit.formats import float_model, keras, onnx, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
+from edgekit.layers import own
 from edgekit.layers.bisection import Bisection, Bound, bisect
 from edgekit.layers.measure import (
     ISOLATED,
@@ -145,6 +146,14 @@ def diff(
             f"first, or pass --mode accumulated"
         )
     manifest = other.artifact.manifest
+    place = _onnx_source(one, other.artifact, source)
+    if place is not None:
+        if bisect_bound is not None:
+            raise InvalidOptionError(
+                f"--bisect runs the float TFLite graph of a model, which {place} has not; leave it "
+                f"out"
+            )
+        return _of_onnx(place, one, other, dataset, images, modes, bound)
     canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
     specs = tflite.signature(canonical).inputs
@@ -236,7 +245,6 @@ def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limi
 def _side(path: Path) -> _Side:
     if path.is_file() or saved_model.is_saved_model(path):
         kind = float_model.kind_of(path)
-        _refuse_onnx(kind, path)
         return _Side(path, None, saved_model.sha256_of(path), kind, "float32")
     artifact = Artifact.load(path)
     manifest = artifact.manifest
@@ -244,12 +252,72 @@ def _side(path: Path) -> _Side:
     return _Side(path, artifact, source, manifest.format, manifest.precision)
 
 
-def _refuse_onnx(kind: float_model.Kind, path: Path) -> None:
-    if kind == "onnx":
-        raise InvalidModelError(
-            f"{path} is an ONNX file, which has no float TFLite graph to name its tensors by; "
-            f"--layers takes artifacts of a Keras, SavedModel or .tflite model"
+def _onnx_source(one: _Side, suspect: Artifact, source: Path | None) -> Path | None:
+    """The ONNX file that both models were made from; None where it is of another kind."""
+    if one.artifact is None:
+        return one.path if one.format == "onnx" else None
+    place = suspect.manifest.source
+    if place is None or Path(place.path).suffix != ".onnx":
+        return None
+    return float_model.find(suspect, source)[0]
+
+
+def _of_onnx(
+    place: Path,
+    one: _Side,
+    other: _Side,
+    dataset: str,
+    images: int,
+    modes: Collection[str],
+    bound: float | None,
+) -> LayerDiff:
+    """Tensor by tensor of an ONNX file's own names."""
+    assert other.artifact is not None and other.artifact.manifest.source is not None
+    manifest = other.artifact.manifest
+    loaded = float_model.load(
+        place, preprocessing="none", shapes=other.artifact.manifest.source.shapes
+    )
+    specs = loaded.inputs
+    samples = _samples(dataset, specs, manifest, images)
+    if one.artifact is not None:
+        reference = onnx.load(one.artifact.model_path)
+    elif other.precision == "float32":
+        reference = loaded.model
+    else:
+        reference = loaded.prepared(integers=other.precision == "int8")
+    suspect = onnx.load(other.artifact.model_path)
+    given = feeds.feed(samples, specs, manifest.preprocessing, slice(None))
+    first = manifest if one.artifact is None else one.artifact.manifest
+    expected = feeds.feed(samples, specs, first.preprocessing, slice(None))
+    with cli.progress() as bar:
+        task = bar.add_task("tensors", total=len(samples), note="")
+        rows = own.rows(
+            reference,
+            suspect,
+            specs,
+            expected,
+            given,
+            profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
+            modes=modes,
+            half=other.precision == "float16",
+            options=manifest.runtime_options,
+            advance=lambda count: bar.advance(task, count),
         )
+    return LayerDiff(
+        reference=str(one.path),
+        suspect=str(other.path),
+        images=len(samples),
+        rows=rows,
+        tensors=len(rows),
+        computed=(),
+        verdict=_verdict(rows, other),
+        first_below={mode: first_below(rows, mode, bound) for mode in modes}
+        if bound is not None
+        else {},
+        bound=bound,
+        bisection=None,
+        graph_id=str(suspect.graph.name),
+    )
 
 
 def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) -> bytes:
@@ -263,8 +331,9 @@ def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) ->
         place = _trained_model(source, other.path)
     else:
         place, _, _ = float_model.find(other.artifact, source)
-        _refuse_onnx(float_model.kind_of(place), place)
-    canonical = float_model.graph_of(place, trust=trust)
+    given = other.artifact.manifest.source
+    shapes = given.shapes if given is not None and not other.trained else {}
+    canonical = float_model.graph_of(place, trust=trust, shapes=shapes)
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
         if expected != hashlib.sha256(canonical).hexdigest():

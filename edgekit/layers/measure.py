@@ -39,7 +39,7 @@ BLAME = 12.0
 #: Without such a layer, one whose step is this many times what its values need.
 COARSE = 1.7
 #: Relative error that float arithmetic may make: of float16 files, and of float32.
-HALF, _SINGLE = 2.0**-10, 2.0**-18
+HALF, SINGLE = 2.0**-10, 2.0**-18
 _CHUNK_BYTES = 256 << 20
 _STEPS = 256
 
@@ -113,7 +113,7 @@ class Verdict:
     reason: str
 
 
-class _Sums:
+class Sums:
     """Sums over samples of one tensor in one mode."""
 
     def __init__(self, channels: int) -> None:
@@ -144,7 +144,7 @@ class _Sums:
         )
 
 
-class _Seen:
+class Seen:
     """What the reference's values of one tensor are like, in the suspect's units."""
 
     def __init__(self, channels: int) -> None:
@@ -265,9 +265,9 @@ def measure(
                 f"two models made from one float model"
             )
     channels = {name: (graph.shape(name) or (1,))[-1] for name in kinds}
-    whole = {name: _Sums(channels[name]) for name in names}
-    alone = {name: _Sums(channels[name]) for name in names}
-    seen = {name: _Seen(channels[name]) for name in kinds}
+    whole = {name: Sums(channels[name]) for name in names}
+    alone = {name: Sums(channels[name]) for name in names}
+    seen = {name: Seen(channels[name]) for name in kinds}
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
     ends = _ends(graph)
 
@@ -344,7 +344,7 @@ def _ends(graph: Graph) -> dict[str, tuple[float, float]]:
 
 def _sound_noise(
     sound: Sound,
-    seen: Mapping[str, _Seen],
+    seen: Mapping[str, Seen],
     suspect: Tensors,
     steps: Mapping[str, float],
     *,
@@ -356,7 +356,7 @@ def _sound_noise(
     for name, values in seen.items():
         mean = values.power / values.rows
         if name not in suspect.encodings:
-            relative = HALF if half else _SINGLE
+            relative = HALF if half else SINGLE
             found[name] = np.full(len(mean), relative**2 * (float(mean.mean()) + 1e-12))
             continue
         noise = np.full(len(mean), steps[name] ** 2 / 12)
@@ -367,7 +367,7 @@ def _sound_noise(
     return found
 
 
-def _steps(graph: Graph, seen: Mapping[str, _Seen], profile: DeviceProfile) -> dict[str, float]:
+def _steps(graph: Graph, seen: Mapping[str, Seen], profile: DeviceProfile) -> dict[str, float]:
     """Step of each tensor if its range were what was seen, with the scales that are shared."""
     ranges, bounds = {}, graph.bounds()
     for name in encode.sharing(graph).roots:
@@ -380,7 +380,7 @@ def _steps(graph: Graph, seen: Mapping[str, _Seen], profile: DeviceProfile) -> d
     return {name: encoding.scale[0] for name, encoding in found.items()}
 
 
-def _weight_noise(sound: Sound, layer: Layer, entry: _Seen) -> npt.NDArray[np.float64]:
+def _weight_noise(sound: Sound, layer: Layer, entry: Seen) -> npt.NDArray[np.float64]:
     scale = sound.scales(layer)
     shape = sound.graph.shape(layer.weights)
     length = int(np.prod(shape)) // len(scale)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit import environment
 from edgekit.encodings import Encoding, Encodings, LayerIntegers, Stored
@@ -269,11 +270,16 @@ def _count(feed: walk.Values) -> int:
     return len(next(iter(feed.values())))
 
 
-def _split(feed: walk.Values) -> tuple[walk.Values, walk.Values]:
-    """(images to fit to, images to judge by), spread evenly over the set."""
-    places = np.arange(_count(feed))
+def held_out(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places of (images to fit to, images to judge by), spread evenly over the set."""
+    places = np.arange(count, dtype=np.int64)
     judging = places[HELD_OUT - 1 :: HELD_OUT][:_LARGEST_HELD_OUT]
-    fitting = np.setdiff1d(places, judging)
+    return np.setdiff1d(places, judging), judging
+
+
+def _split(feed: walk.Values) -> tuple[walk.Values, walk.Values]:
+    """(images to fit to, images to judge by)."""
+    fitting, judging = held_out(_count(feed))
     return (
         {name: values[fitting] for name, values in feed.items()},
         {name: values[judging] for name, values in feed.items()},

@@ -346,6 +346,43 @@ def rows_of(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
     return rows, bias
 
 
+def for_bias(
+    steps: Floats,
+    scale: npt.NDArray[np.float32],
+    bias: Floats,
+    entry: np.float32,
+    name: str,
+) -> tuple[Floats, npt.NDArray[np.float32], bool]:
+    """Raise weight scales where the bias would not fit in int32, whose step is the input's times
+    the weights'.
+
+    Args:
+        steps: Whole steps ``[O, K]``.
+        scale: ``[O]``.
+        bias: Real ``[O]``.
+        entry: Scale of the input.
+        name: Of the layer, for messages.
+
+    Returns:
+        Steps and scales, and whether a scale was raised.
+
+    Raises:
+        InvalidModelError: If the bias fits at no scale.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        over = np.abs(bias) / (entry * scale).astype(np.float32) > _LARGEST_BIAS
+    if not over.any():
+        return steps, scale, False
+    # weights that are this small beside their bias do not need all of their steps
+    wanted = np.abs(bias) / _LARGEST_BIAS / float(entry) * (1 + 1e-6)
+    with np.errstate(over="ignore"):
+        larger = np.where(over, wanted, scale).astype(np.float32)
+    if not np.isfinite(larger).all():
+        raise InvalidModelError(f"the bias of {name} does not fit in int32 at any weight scale")
+    kept = np.rint(steps * scale[:, None] / larger[:, None])
+    return np.where(over[:, None], kept, steps), larger, True
+
+
 def _mean_answer(
     layer: Layer, shape: tuple[int, ...], error: Floats, means: tuple[float, ...]
 ) -> Floats:
@@ -392,22 +429,8 @@ def finish(
     stored_bias: npt.NDArray[np.int32] | None = None
     real_bias: npt.NDArray[np.float32] | None = None
     if layer.bias is not None:
+        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
         bias_scale = (entry * weight_scale).astype(np.float32)
-        with np.errstate(divide="ignore", over="ignore"):
-            over = np.abs(bias) / bias_scale > _LARGEST_BIAS
-        if over.any():
-            # weights that are this small beside their bias do not need all of their steps
-            wanted = np.abs(bias) / _LARGEST_BIAS / float(entry) * (1 + 1e-6)
-            larger = np.where(over, wanted, weight_scale).astype(np.float32)
-            if not np.isfinite(larger).all():
-                raise InvalidModelError(
-                    f"the bias of {layer.short} does not fit in int32 at any weight scale"
-                )
-            steps = np.where(
-                over[:, None], np.rint(steps * weight_scale[:, None] / larger[:, None]), steps
-            )
-            weight_scale, raised = larger, True
-            bias_scale = (entry * weight_scale).astype(np.float32)
         stored_bias = np.rint(bias / bias_scale).astype(np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
     shape = graph.shape(layer.weights)

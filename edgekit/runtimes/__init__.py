@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
 from edgekit.results import Runtime
-from edgekit.signature import Signature
+from edgekit.signature import Shapes, Signature
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
@@ -64,6 +64,7 @@ def open_runner(
     device: str = "cpu",
     precision: str = "float32",
     trust: bool = False,
+    shapes: Shapes | None = None,
 ) -> Runner:
     """Load a model on the runtime of its format.
 
@@ -77,6 +78,8 @@ def open_runner(
         device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``.
         precision: Of a Keras model's layers: ``float32``, ``mixed_float16`` or ``bfloat16``.
         trust: Run code inside of a Keras file, and operators of a SavedModel that reach beyond it.
+        shapes: Of a float model of others, sizes of inputs with free axes, by name; an ONNX file is
+            then read as export reads it. None of an artifact.
 
     Raises:
         InvalidModelError: If the file cannot be loaded.
@@ -92,7 +95,9 @@ def open_runner(
     if format == "tflite":
         from edgekit.runtimes.litert import LiteRtRunner
 
-        return LiteRtRunner(model, threads=threads, batch=batch or 1, options=options)
+        return LiteRtRunner(
+            model, threads=threads, batch=batch or 1, options=options, shapes=shapes
+        )
     if format == "onnx" and device == "cuda":
         from edgekit.runtimes.cuda import BoundRunner
 
@@ -104,7 +109,7 @@ def open_runner(
     if format == "onnx":
         from edgekit.runtimes.ort import OrtRunner
 
-        return OrtRunner(model, threads=threads, options=options or {}, batch=batch)
+        return OrtRunner(model, threads=threads, options=options or {}, batch=batch, shapes=shapes)
     if format == "keras":
         from edgekit.runtimes.keras import KerasRunner
 
@@ -116,9 +121,10 @@ def open_runner(
             precision=precision,
             data_format=(options or {}).get("data_format", "NHWC"),
             trust=trust,
+            shapes=shapes,
         )
     if format == "saved_model":
         from edgekit.runtimes.saved_model import SavedModelRunner
 
-        return SavedModelRunner(model, threads=threads, batch=batch, trust=trust)
+        return SavedModelRunner(model, threads=threads, batch=batch, trust=trust, shapes=shapes)
     raise InvalidOptionError(f"expected format {', '.join(RUNTIMES)}, saved_model, got {format!r}")

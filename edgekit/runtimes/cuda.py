@@ -52,7 +52,7 @@ class BoundRunner(Runner):
         self._provider, self._threads, self._of_session = provider, threads, of_session
         self._memory = "cuda" if provider == onnx.CUDA else "cpu"
         self.signature = signature(self._session)
-        fixed = self.signature.inputs[0].shape[0]
+        fixed = self.signature.batch
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
         self.batch = batch or (BATCH if fixed == -1 else fixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from edgekit.formats import arrange
 from edgekit.formats import keras as keras_format
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
+from edgekit.signature import Shapes, sized
 
 _PLAIN = ("NHWC", "float32")
 
@@ -42,6 +44,7 @@ class KerasRunner(Runner):
         precision: str = "float32",
         data_format: str = "NHWC",
         trust: bool = False,
+        shapes: Shapes | None = None,
     ) -> None:
         tf = keras_format.tensorflow()
         arrange.check(data_format, precision)
@@ -60,7 +63,8 @@ class KerasRunner(Runner):
             loaded = fake.load(model)
         else:
             loaded = keras_format.load(model, trust=trust)
-        self.signature = keras_format.signature(loaded)
+        own = keras_format.signature(loaded)
+        self.signature = replace(own, inputs=sized(own.inputs, shapes or {}, model))
         where = "/GPU:0" if device == "gpu" else "/CPU:0"
         if self._form != _PLAIN:
             arrange.require(data_format, precision, device=where, training=False)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
-from edgekit.formats import flatbuffer, tflite
+from edgekit.formats import flatbuffer, tflite, tflite_sizes
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
+from edgekit.signature import Shapes
 
 KERNELS = ("xnnpack", "reference")
 
@@ -32,12 +33,17 @@ class LiteRtRunner(Runner):
         threads: int,
         batch: int = 1,
         options: Mapping[str, str] | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
         self.batch = batch
         self._threads = threads
         self._options = dict(options or {})
         asked = _interpreter_options(self._options)
-        self._interpreter = tflite.interpreter(model, threads=threads, **asked)
+        opened: Path | bytes = model
+        if shapes:
+            sized = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
+            opened = flatbuffer.canonical(sized, str(model), key=tflite.SIGNATURE_KEY)
+        self._interpreter = tflite.interpreter(opened, threads=threads, **asked)
         if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
             content = flatbuffer.canonical(
                 model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY

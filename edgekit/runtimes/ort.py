@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import onnx
+from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.formats import onnx, onnx_source
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
-from edgekit.signature import Signature, TensorSpec
+from edgekit.signature import Shapes, Signature, TensorSpec, batched
 
 _DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(double)": "float64",
     "tensor(uint8)": "uint8",
     "tensor(int8)": "int8",
     "tensor(int16)": "int16",
@@ -37,12 +38,16 @@ class OrtRunner(Runner):
         threads: int,
         options: Mapping[str, str],
         batch: int | None = None,
+        shapes: Shapes | None = None,
     ) -> None:
-        self._session = onnx.session(model, threads=threads, options=options)
+        content = model
+        if shapes is not None and isinstance(model, Path):  # a file of another exporter
+            content = onnx_source.read(model, shapes).model.SerializeToString()
+        self._session = onnx.session(content, threads=threads, options=options)
         self._threads = threads
         self._options = dict(options)
         self.signature = signature(self._session)
-        fixed = self.signature.inputs[0].shape[0]
+        fixed = self.signature.batch
         if batch is not None and fixed not in (-1, batch):
             name = model if isinstance(model, Path) else "the model"
             raise InvalidOptionError(f"{name} has a fixed batch of {fixed}, cannot run {batch}")
@@ -72,10 +77,13 @@ def zeros(inputs: Sequence[TensorSpec]) -> dict[str, npt.NDArray[Any]]:
 
 def signature(session: Any) -> Signature:
     """Inputs and outputs of a session's model."""
-    return Signature(inputs=_specs(session.get_inputs()), outputs=_specs(session.get_outputs()))
+    return batched(_specs(session.get_inputs()), _specs(session.get_outputs()))
 
 
 def _specs(ends: Any) -> tuple[TensorSpec, ...]:
+    for end in ends:
+        if end.type not in _DTYPES:
+            raise InvalidModelError(f"{end.name} is a {end.type}; expected {', '.join(_DTYPES)}")
     return tuple(
         TensorSpec(
             end.name,

@@ -13,7 +13,7 @@ from edgekit.formats.saved_model import SavedModel
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
 from edgekit.runtimes.keras import set_up
-from edgekit.signature import Signature
+from edgekit.signature import Shapes, Signature, sized
 
 
 class SavedModelRunner(Runner):
@@ -25,13 +25,20 @@ class SavedModelRunner(Runner):
     """
 
     def __init__(
-        self, model: Path, *, threads: int, batch: int | None = None, trust: bool = False
+        self,
+        model: Path,
+        *,
+        threads: int,
+        batch: int | None = None,
+        trust: bool = False,
+        shapes: Shapes | None = None,
     ) -> None:
         tf = keras_format.tensorflow()
         set_up(tf, device="cpu", threads=threads)
         self._model = SavedModel(model, trust=trust)
         self._constant = tf.constant
-        self.signature = Signature(inputs=self._model.specs, outputs=self._model.answers)
+        inputs = sized(self._model.specs, shapes or {}, model)
+        self.signature = Signature(inputs=inputs, outputs=self._model.answers)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")

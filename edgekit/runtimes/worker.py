@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self, cast
@@ -24,6 +24,7 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import feeds
 from edgekit.artifact import Artifact
 from edgekit.errors import (
     EdgekitError,
@@ -36,7 +37,7 @@ from edgekit.errors import (
 )
 from edgekit.results import Runtime
 from edgekit.runtimes import open_runner
-from edgekit.signature import Preprocessing, Signature, TensorSpec
+from edgekit.signature import Preprocessing, Shapes, Signature, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Job:
         precision: Policy of a Keras model's layers.
         trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.
         outputs: Names of the outputs to answer with, in order; empty for all as the file has them.
+        shapes: Sizes of inputs with free axes, by name; None of an artifact, which has none.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Job:
     precision: str = "float32"
     trust: bool = False
     outputs: tuple[str, ...] = ()
+    shapes: Shapes | None = None
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
@@ -284,6 +287,7 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             device=job.device,
             precision=job.precision,
             trust=job.trust,
+            shapes=job.shapes,
         )
         load_ms = 1e3 * (time.perf_counter() - started)
         loaded = Loaded(load_ms, baseline, runner.describe(), runner.signature)
@@ -328,14 +332,40 @@ def _import_runtime(format: str) -> None:
 
 
 def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    feed = _feed(runner.signature.inputs, job, images)
+    specs = runner.signature.inputs
+    feed = _feed(specs, job, images)
     ends = _ends(runner.signature.outputs, job)
-    fixed = any(spec.shape[0] != -1 for spec in runner.signature.inputs)
-    missing = -len(images) % runner.batch if fixed else 0
-    if missing:  # a model of a fixed batch: its last run is filled up with the last image
+    if runner.batch == 1:
+        answers = [runner.run(each) for each in feeds.one_by_one(feed, specs)]
+        for end in ends:
+            if end.batched and answers[0][end.name].shape[:1] != (1,):
+                ends[ends.index(end)] = replace(end, batched=False)  # all of it is of one sample
+    else:
+        answers = _in_batches(runner, feed, ends, len(images))
+    try:
+        whole = feeds.joined(answers, ends)
+    except InvalidModelError as exc:
+        raise InvalidModelError(f"{job.name}: {exc}") from None
+    found: npt.NDArray[np.float32] = np.concatenate(
+        [end.dequantize(whole[end.name][: len(images)]).reshape(len(images), -1) for end in ends],
+        axis=1,
+    )
+    if not np.isfinite(found).all():
+        first = int(np.argwhere(~np.isfinite(found))[0][0])
+        raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
+    return found
+
+
+def _in_batches(
+    runner: Any, feed: dict[str, npt.NDArray[Any]], ends: Sequence[TensorSpec], count: int
+) -> list[dict[str, npt.NDArray[Any]]]:
+    """Answers to several samples a run; the last run of a model of a fixed batch is filled up with
+    the last sample."""
+    fixed = runner.signature.batch != -1
+    missing = -count % runner.batch if fixed else 0
+    if missing:
         feed = {n: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for n, v in feed.items()}
-    total = len(images) + missing
-    answers = []
+    total, answers = count + missing, []
     for start in range(0, total, runner.batch):
         stop = min(start + runner.batch, total)
         each = runner.run({name: values[start:stop] for name, values in feed.items()})
@@ -346,17 +376,7 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
                     f"shape {list(each[end.name].shape)}; give the output a batch axis"
                 )
         answers.append(each)
-    parts = [
-        end.dequantize(np.concatenate([each[end.name] for each in answers])[: len(images)])
-        for end in ends
-    ]
-    found: npt.NDArray[np.float32] = np.concatenate(
-        [part.reshape(len(images), -1) for part in parts], axis=1
-    )
-    if not np.isfinite(found).all():
-        first = int(np.argwhere(~np.isfinite(found))[0][0])
-        raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
-    return found
+    return answers
 
 
 def _feed(
@@ -383,7 +403,11 @@ def _ends(specs: Sequence[TensorSpec], job: Job) -> list[TensorSpec]:
 
 
 def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
-    run = runner.prepared(_feed(runner.signature.inputs, job, images))
+    specs = runner.signature.inputs
+    feed = _feed(specs, job, images)
+    if runner.batch == 1:
+        feed = next(feeds.one_by_one(feed, specs))
+    run = runner.prepared(feed)
     samples = []
     for _ in range(count):
         started = time.perf_counter_ns()

@@ -47,7 +47,7 @@ class Start:
             InvalidModelError: If the model has another form or does not work at this size.
         """
         keras = keras_format.tf_keras()
-        body = _resized(self.given.model, self.shape)
+        body = resized(self.given.model, self.shape)
         x = _features(body)
         x = keras.layers.Dropout(dropout, seed=seed, name=DROPOUT)(x)
         x = keras.layers.Dense(
@@ -75,7 +75,7 @@ def start(model: Path, *, size: int | None, preprocessing: str | None) -> Start:
     Raises:
         EdgekitError: If it cannot be read, is no float classifier, or does not say its size.
     """
-    found = float_model.load(model, preprocessing=preprocessing)
+    found = float_model.load(model, preprocessing=preprocessing, free=True)
     if found.encodings is not None:
         raise InvalidModelError(f"{model} was trained with fake quantization; pass the float model")
     shapes = [tuple(each.shape[1:]) for each in found.model.inputs]
@@ -92,7 +92,7 @@ def start(model: Path, *, size: int | None, preprocessing: str | None) -> Start:
     return made
 
 
-def _resized(model: Any, shape: tuple[int, int, int]) -> Any:
+def resized(model: Any, shape: tuple[int, int, int]) -> Any:
     """A copy of a model, with its weights, for images of another size."""
     keras = keras_format.tf_keras()
     try:
