@@ -5,8 +5,8 @@
 onnxruntime, LiteRT, TensorFlow and OpenVINO ask the CPU (instruction CPUID) which kernels to take,
 and offer no switch, or one for a part of their kernels (ONEDNN_MAX_CPU_ISA). Here their libraries
 are copied with each CPUID replaced by an invalid instruction of the same length, and a preloaded
-handler answers in its place, with the flags of AVX-512, VNNI and AMX taken out. So the kernels of an
-AVX2 CPU really run, with this CPU's clock and caches: predictions are those of such a CPU, and
+handler answers in its place, with the flags of AVX-512, VNNI and AMX taken out. So the kernels of
+an AVX2 CPU really run, with this CPU's clock and caches: predictions are those of such a CPU, and
 latency ratios are close to it. Linux on x86-64, with cc and objdump.
 
 The copies lie in build/as-avx2, share what is not changed with the originals, and are made again

@@ -28,7 +28,7 @@ class SavedModelRunner(Runner):
         self, model: Path, *, threads: int, batch: int | None = None, trust: bool = False
     ) -> None:
         tf = keras_format.tensorflow()
-        set_up(tf, device="cpu", threads=threads)
+        self._options = set_up(tf, device="cpu", threads=threads)
         self._model = SavedModel(model, trust=trust)
         self._constant = tf.constant
         self.signature = Signature(inputs=self._model.specs, outputs=self._model.answers)
@@ -46,7 +46,7 @@ class SavedModelRunner(Runner):
 
     def describe(self) -> Runtime:
         """TensorFlow and its device."""
-        return Runtime("tensorflow", "TensorFlow CPU", self._threads)
+        return Runtime("tensorflow", "TensorFlow CPU", self._threads, self._options)
 
     def close(self) -> None:
         """Let go of the model."""
