@@ -16,6 +16,7 @@ that every result made this way says so. `make test-avx2` runs the tests that de
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -88,11 +89,25 @@ int sigaction(int number, const struct sigaction *act, struct sigaction *old) {
 def prepare() -> Path:
     """Make or refresh the copies; returns the folder for PYTHONPATH."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    source = FOLDER / "answer.c"
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # others may start at the same time
+        _make_handler()
+        _copy_packages()
+    return FOLDER
+
+
+def _make_handler() -> None:
+    source, library = FOLDER / "answer.c", FOLDER / "answer.so"
+    if library.is_file() and source.is_file() and source.read_text() == HANDLER:
+        return
+    part = FOLDER / "answer.part.so"  # a running process keeps the library that it has
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(part), "-x", "c", "-", "-ldl"]
+    subprocess.run(command, input=HANDLER.encode(), check=True)
+    part.replace(library)
     source.write_text(HANDLER)
-    subprocess.run(
-        ["cc", "-O1", "-shared", "-fPIC", "-o", FOLDER / "answer.so", source, "-ldl"], check=True
-    )
+
+
+def _copy_packages() -> None:
     for package in PACKAGES:
         try:
             origin = Path(str(metadata.distribution(_name(package)).locate_file(package)))
@@ -120,7 +135,6 @@ def prepare() -> Path:
             if count:
                 print(f"{package}/{library.name}: {count} CPUID instructions", file=sys.stderr)
         stamp.write_text(state)
-    return FOLDER
 
 
 def patch(library: Path) -> int:
