@@ -2,18 +2,21 @@
 
     python benchmarks/as_avx2.py python -m edgekit.compare ARTIFACT… --out report.json
 
-onnxruntime, LiteRT and OpenVINO ask the CPU (instruction CPUID) which kernels to take, and offer no
-switch. Here their libraries are copied with each CPUID replaced by an invalid instruction of the
-same length, and a preloaded handler answers in its place, with the flags of AVX-512, VNNI and AMX
-taken out. So the kernels of an AVX2 CPU really run, with this CPU's clock and caches: answers are
-those of such a CPU, and latency ratios are close to it. Linux on x86-64, with cc and objdump.
+onnxruntime, LiteRT, TensorFlow and OpenVINO ask the CPU (instruction CPUID) which kernels to take,
+and offer no switch, or one for a part of their kernels (ONEDNN_MAX_CPU_ISA). Here their libraries
+are copied with each CPUID replaced by an invalid instruction of the same length, and a preloaded
+handler answers in its place, with the flags of AVX-512, VNNI and AMX taken out. So the kernels of
+an AVX2 CPU really run, with this CPU's clock and caches: predictions are those of such a CPU, and
+latency ratios are close to it. Linux on x86-64, with cc and objdump.
 
-The copies lie in build/as-avx2 and are made again when a library changes. EDGEKIT_HIDDEN_ISA names
-the hidden flags, so that every figure made this way says so.
+The copies lie in build/as-avx2, share what is not changed with the originals, and are made again
+when a library changes (two minutes for TensorFlow's). EDGEKIT_HIDDEN_ISA names the hidden flags, so
+that every result made this way says so. `make test-avx2` runs the tests that depend on the CPU.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -26,21 +29,25 @@ from pathlib import Path
 HIDDEN = (
     "avx512f avx512bw avx512_vnni avx512_bf16 avx512_fp16 avx_vnni amx_int8 amx_bf16 amx_tile"
 ).split()
-PACKAGES = {"onnxruntime": "*.so*", "ai_edge_litert": "*.so", "openvino": "*.so*"}
+PACKAGES = ("onnxruntime", "ai_edge_litert", "tensorflow", "openvino")
+CPUID, INVALID = b"\x0f\xa2", b"\x06\x06"  # push ES, which 64-bit code does not have
 FOLDER = Path(__file__).resolve().parents[1] / "build" / "as-avx2"
 
 HANDLER = r"""
 #define _GNU_SOURCE
 #include <cpuid.h>
+#include <dlfcn.h>
 #include <signal.h>
 #include <ucontext.h>
 
-static struct sigaction before;
+typedef int (*sigaction_t)(int, const struct sigaction *, struct sigaction *);
+static sigaction_t kernel;
+static struct sigaction before; /* what the program wants to be done with SIGILL */
 
 static void answer(int number, siginfo_t *about, void *context) {
     greg_t *at = ((ucontext_t *)context)->uc_mcontext.gregs;
     const unsigned char *code = (const unsigned char *)at[REG_RIP];
-    if (code[0] != 0x0f || code[1] != 0x0b) { sigaction(SIGILL, &before, 0); return; }
+    if (code[0] != 0x06 || code[1] != 0x06) { kernel(SIGILL, &before, 0); return; }
     unsigned leaf = at[REG_RAX], sub = at[REG_RCX], a, b, c, d;
     __cpuid_count(leaf, sub, a, b, c, d);
     if (leaf == 7 && sub == 0) {
@@ -64,7 +71,17 @@ __attribute__((constructor)) static void install(void) {
     struct sigaction act = {0};
     act.sa_sigaction = answer;
     act.sa_flags = SA_SIGINFO | SA_NODEFER;
-    sigaction(SIGILL, &act, &before);
+    kernel = (sigaction_t)dlsym(RTLD_NEXT, "sigaction");
+    kernel(SIGILL, &act, &before);
+}
+
+/* Python's faulthandler, which pytest switches on, must not take the handler away. */
+int sigaction(int number, const struct sigaction *act, struct sigaction *old) {
+    if (!kernel) install();
+    if (number != SIGILL) return kernel(number, act, old);
+    if (old) *old = before;
+    if (act) before = *act;
+    return 0;
 }
 """
 
@@ -72,40 +89,59 @@ __attribute__((constructor)) static void install(void) {
 def prepare() -> Path:
     """Make or refresh the copies; returns the folder for PYTHONPATH."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    source = FOLDER / "answer.c"
+    with (FOLDER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # others may start at the same time
+        _make_handler()
+        _copy_packages()
+    return FOLDER
+
+
+def _make_handler() -> None:
+    source, library = FOLDER / "answer.c", FOLDER / "answer.so"
+    if library.is_file() and source.is_file() and source.read_text() == HANDLER:
+        return
+    part = FOLDER / "answer.part.so"  # a running process keeps the library that it has
+    command = ["cc", "-O1", "-shared", "-fPIC", "-o", str(part), "-x", "c", "-", "-ldl"]
+    subprocess.run(command, input=HANDLER.encode(), check=True)
+    part.replace(library)
     source.write_text(HANDLER)
-    subprocess.run(
-        ["cc", "-O1", "-shared", "-fPIC", "-o", FOLDER / "answer.so", source], check=True
-    )
-    for package, pattern in PACKAGES.items():
+
+
+def _copy_packages() -> None:
+    for package in PACKAGES:
         try:
             origin = Path(str(metadata.distribution(_name(package)).locate_file(package)))
         except metadata.PackageNotFoundError:
             continue
         stamp = FOLDER / f"{package}.stamp"
         libraries = sorted(
-            p for p in origin.rglob(pattern) if not p.is_symlink() and "cuda" not in p.name
+            p for p in origin.rglob("*.so*") if not p.is_symlink() and "cuda" not in p.name
         )
-        state = hashlib.sha256(
-            repr([(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in libraries]).encode()
-        ).hexdigest()
+        files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in libraries]
+        state = hashlib.sha256(repr((INVALID, files)).encode()).hexdigest()
         if stamp.is_file() and stamp.read_text() == state:
             continue
         copy = FOLDER / package
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(
-            origin, copy, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", "*_cuda.so")
+            origin,
+            copy,
+            symlinks=True,
+            ignore=shutil.ignore_patterns("__pycache__", "*_cuda.so", "include"),
+            copy_function=_same,
         )
         for library in libraries:
             count = patch(copy / library.relative_to(origin))
             if count:
                 print(f"{package}/{library.name}: {count} CPUID instructions", file=sys.stderr)
         stamp.write_text(state)
-    return FOLDER
 
 
 def patch(library: Path) -> int:
-    """Replace each CPUID of a library by UD2, in place; returns their number."""
+    """Replace each CPUID of a library; returns their number. The file is a new one if there are."""
+    content = bytearray(library.read_bytes())
+    if CPUID not in content:
+        return 0
     sections = subprocess.run(
         ["objdump", "-h", "-w", library], capture_output=True, text=True, check=True
     ).stdout
@@ -116,23 +152,37 @@ def patch(library: Path) -> int:
         )
     }
     listing = subprocess.Popen(
-        ["objdump", "-d", "-w", "--no-show-raw-insn", library], stdout=subprocess.PIPE, text=True
+        ["objdump", "-d", "-w", "--no-show-raw-insn", library], stdout=subprocess.PIPE
     )
-    assert listing.stdout is not None
+    lines = subprocess.run(
+        ["grep", "-P", r"^Disassembly of section |\tcpuid\s*$"],
+        stdin=listing.stdout,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    if listing.wait():
+        return 0
     section, places = "", []
-    for line in listing.stdout:
+    for line in lines:
         if line.startswith("Disassembly of section "):
             section = line.split()[-1].rstrip(":")
-        elif line.rstrip().endswith("\tcpuid"):
+        else:
             places.append(int(line.split(":")[0], 16) + offsets[section])
-    if listing.wait() or not places:
-        return 0
-    content = bytearray(library.read_bytes())
     for place in places:
-        assert content[place : place + 2] == b"\x0f\xa2", hex(place)
-        content[place : place + 2] = b"\x0f\x0b"
-    library.write_bytes(content)
+        assert content[place : place + 2] == CPUID, hex(place)
+        content[place : place + 2] = INVALID
+    if places:
+        library.unlink()  # or the original would change with it
+        library.write_bytes(content)
     return len(places)
+
+
+def _same(origin: str, copy: str) -> None:
+    """The same file in another place; a copy where the file system is another one."""
+    try:
+        os.link(origin, copy)
+    except OSError:
+        shutil.copy2(origin, copy)
 
 
 def _name(package: str) -> str:

@@ -41,19 +41,26 @@ def describe() -> Environment:
     """Read CPU, ISA flags, memory and versions of this machine."""
     cpu, flags = _cpu()
     hidden = os.environ.get(HIDDEN, "").split()
-    isa = tuple(flag for flag in _ISA if flag in flags and flag not in hidden)
+    found = isa()
     if hidden:
         cpu += " without " + " ".join(flag for flag in _ISA if flag in flags and flag in hidden)
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Environment(
         cpu=cpu,
-        isa=isa,
+        isa=found,
         cores=cores(),
         memory_bytes=pages * page,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions=artifact.package_versions(),
-        machine_class=f"{cpu} [{' '.join(isa)}]",
+        machine_class=f"{cpu} [{' '.join(found)}]",
     )
+
+
+def isa() -> tuple[str, ...]:
+    """Instruction sets of this CPU that decide about kernels; none where they cannot be read."""
+    _, flags = _cpu()
+    hidden = os.environ.get(HIDDEN, "").split()
+    return tuple(flag for flag in _ISA if flag in flags and flag not in hidden)
 
 
 def saturates(environment: Environment | Place) -> bool:

@@ -170,6 +170,7 @@ class TfLiteTensors(Tensors):
             if step.fed and all(name in stored for name in step.fed):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
                     found[name] = self._real(name, array)
+                    stored.setdefault(name, array)  # the file's own, e.g. in another scale
         return found
 
     def numbers(self) -> Numbers:
@@ -214,10 +215,9 @@ class OnnxTensors(Tensors):
         self.own = {name: self._places[name].named for name in self.names}
         self.graph_id = str(model.graph.name)
         self.encodings = {
-            name: (scale, zero_point - (128 if self._places[name].dtype == np.uint8 else 0))
-            for name in self.names
-            for scale, zero_point in [self._places[name].encoding or (0.0, 0)]
-            if scale
+            name: place.encoding
+            for name, place in self._places.items()
+            if name in self.names and place.encoding is not None
         }
         self._whole: Any = None
         self._cut: Any = None

@@ -21,6 +21,15 @@ def decimals(value: float, form: str) -> str:
     return f"{value:.2g}" if form == ".2f" and 0 < abs(value) < 0.1 else f"{value:{form}}"
 
 
+def shortened(text: str, width: int) -> str:
+    """Text of at most ``width`` characters, with an ellipsis in the middle of what is longer: names
+    of layers begin with the model's and end with the operator's."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
 def visible(text: str) -> str:
     """One line without control characters; any other text stays as it is."""
     return _CONTROL.sub(_shown, text)

@@ -38,7 +38,7 @@ from edgekit.recipes import Network, Preset, Recipe
 from edgekit.signature import Preprocessing, preprocessing
 from edgekit.training import finetune
 from edgekit.training import replicas as many
-from edgekit.training.inputs import MODES, Inputs, Mode, Wanted, inputs
+from edgekit.training.inputs import MODES, Inputs, Mode, Wanted, in_colour, inputs
 from edgekit.training.loop import checkpoints_of, fit, log_bytes
 from edgekit.training.stream import Stream, StreamTrainer
 from edgekit.training.trainer import Trainer, configure_threads
@@ -55,6 +55,7 @@ def train(
     start: Path | None = None,
     size: int | None = None,
     prepare: str | None = None,
+    channels: int | None = None,
     input: Mode = "auto",
     validation: float | None = None,
     skip_broken: bool = False,
@@ -79,6 +80,8 @@ def train(
         start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken.
         size: Height and width that pictures are resized to.
         prepare: Preprocessing name or file; default the preset's, or what ``start`` brings.
+        channels: Of the input, with ``start``: 1 or 3; default that of ``start``, or 3 if it takes
+            grey pictures and these are in colour.
         input: ``auto``, ``memory`` or ``stream``; see :class:`edgekit.training.inputs.Wanted`.
         validation: Share of the images to hold out and test with; default 0, with ``start`` 0.2.
         skip_broken: Of a stream: leave out pictures that cannot be decoded, and count them.
@@ -109,7 +112,11 @@ def train(
     device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
     towers = towers or _towers(device, strategy, replicas)
     configure_threads(towers)
-    begun = _begun(preset, start, size, prepare)
+    if channels is not None and start is None:
+        raise InvalidOptionError("channels is for fine-tuning; pass --from MODEL")
+    begun = _begun(
+        preset, start, size, prepare, channels, lambda: in_colour(words.join(dataset, size=size))
+    )
     found = inputs(
         words.join(dataset, size=size),
         Wanted(
@@ -157,13 +164,12 @@ def train(
     top1, top5 = accuracy(model, found.testing, begun.prepare)
     count = len(found.testing)
     cli.say(f"{found.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
-    held_out = {"validation.csv": found.held_out} if found.held_out else {}
     written = artifact.write(
         out,
         {
             "model.keras": keras_format.to_bytes(model),
             "training.jsonl": log_bytes(log),
-            **held_out,
+            **found.tables,
         },
         {
             "model_id": out.name,
@@ -217,16 +223,26 @@ class _Begun:
     about: dict[str, Any]
 
 
-def _begun(preset: Preset, start: Path | None, size: int | None, prepare: str | None) -> _Begun:
+def _begun(
+    preset: Preset,
+    start: Path | None,
+    size: int | None,
+    prepare: str | None,
+    channels: int | None,
+    colours: Callable[[], bool],
+) -> _Begun:
     network, seed = preset.network, preset.recipe.seed
     if start is not None:
-        begun = finetune.start(start, size=size, preprocessing=prepare)
+        begun = finetune.start(
+            start, size=size, preprocessing=prepare, channels=channels, colours=colours
+        )
 
         def tuned(found: Inputs) -> Any:
             return begun.build(len(found.class_names), dropout=network.dropout, seed=seed)
 
         about = {"from": begun.given.model_id, "from_sha256": begun.given.source.sha256}
-        return _Begun(begun.prepare, begun.shape, tuned, about | {"dropout": network.dropout})
+        own = {"dropout": network.dropout, "channels": begun.shape[2]}
+        return _Begun(begun.prepare, begun.shape, tuned, about | own)
     if preset.recipe.head_epochs:
         raise InvalidOptionError("head_epochs is for fine-tuning; pass --from MODEL")
     from edgekit.models.mobilenet_v2 import mobilenet_v2
@@ -309,6 +325,13 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
         type=Path,
         metavar="MODEL",
         help="fine-tune a Keras artifact or .keras file (default: the shipped model)",
+    )
+    add(
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="with --from: of the new model's input (default: MODEL's; 3 if MODEL takes grey "
+        "pictures and these are in colour)",
     )
     add(
         "--input",
@@ -433,6 +456,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         start=options.start,
         size=options.size,
         prepare=options.preprocessing,
+        channels=options.channels,
         input=options.input,
         validation=options.validation,
         skip_broken=options.skip_broken,

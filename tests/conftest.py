@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -52,6 +53,20 @@ def same_figures(found: Any, expected: Any) -> None:
         assert ours.correct == theirs.correct
         for name in ("top1", "top5", "agreement", "mcnemar_p", "kl", "sqnr"):
             assert ours.metrics[name] == theirs.metrics[name]
+
+
+@functools.cache
+def lacking(data_format: str, precision: str, *, training: bool) -> str:
+    """Why this CPU computes no convolutional net in this form, as edgekit says it; empty if it
+    does. A test asks it first, and expects that refusal or the net's predictions."""
+    from edgekit.errors import ExecutionError
+    from edgekit.formats import arrange
+
+    try:
+        arrange.require(data_format, precision, device="/CPU:0", training=training)
+    except ExecutionError as refusal:
+        return str(refusal)
+    return ""
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

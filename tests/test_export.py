@@ -465,9 +465,11 @@ def test_ctrl_c_writes_nothing(place: Path, tmp_path: Path) -> None:
         ],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(2)
+    maps, until = Path(f"/proc/{running.pid}/maps"), time.monotonic() + 120
+    while "libtensorflow" not in maps.read_text() and time.monotonic() < until:
+        time.sleep(0.05)  # the verb has begun when TensorFlow is there
     os.kill(running.pid, signal.SIGINT)
-    _, errors = running.communicate(timeout=60)
+    _, errors = running.communicate(timeout=120)
     # Where the signal came while exec() ran a string, Python ends by it; a shell says 130 of both.
     assert running.returncode in (130, -signal.SIGINT), errors
     assert errors == "edgekit export: error: interrupted; nothing was written\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,8 +12,9 @@ import numpy as np
 import pictures
 import pytest
 from conftest import Done
+from PIL import Image
 
-from edgekit import data
+from edgekit import data, recipes
 from edgekit.artifact import Artifact
 from edgekit.errors import (
     EdgekitError,
@@ -24,9 +26,9 @@ from edgekit.export import export
 from edgekit.formats import keras as keras_format
 from edgekit.qat import answers_of
 from edgekit.recipes import Recipe
-from edgekit.train import _trainer
+from edgekit.train import _begun, _trainer, train
 from edgekit.training.finetune import FineTuner, start
-from edgekit.training.inputs import Mode, Wanted, inputs
+from edgekit.training.inputs import Mode, Wanted, in_colour, inputs
 from edgekit.training.loop import fit
 from edgekit.training.stream import StreamTrainer
 
@@ -72,11 +74,24 @@ def test_the_artifact_has_the_folders_classes_and_says_what_was_held_out(
     assert len(log) == 6
 
 
-def test_it_exports_to_int8_and_answers(tuned: Path, photos: Path, tmp_path: Path) -> None:
+def test_every_picture_is_in_one_of_two_lists(tuned: Path, photos: Path) -> None:
+    """What it was trained on, to calibrate on, and what was held out, to compare on."""
+    lists = {}
+    for part in ("training", "validation"):
+        with (tuned / f"{part}.csv").open(encoding="utf-8") as stream:
+            lists[part] = {row["path"]: row["label"] for row in csv.DictReader(stream)}
+    assert (len(lists["training"]), len(lists["validation"])) == (20, 5)
+    assert not set(lists["training"]) & set(lists["validation"])
+    everything = lists["training"] | lists["validation"]
+    assert everything == {str(p.resolve()): p.parent.name for p in photos.rglob("*.jpg")}
+
+
+def test_it_exports_to_int8_and_answers(tuned: Path, tmp_path: Path) -> None:
     made = export(
-        tuned, target="tflite", precision="int8", calibration=f"folder:{photos}",
-        out=tmp_path / "int8",
+        tuned, target="tflite", precision="int8",
+        calibration=f"csv:{tuned / 'training.csv'}", out=tmp_path / "int8",
     )  # fmt: skip
+    assert made.manifest.calibration is not None and made.manifest.calibration.count == 20
     held = data.load(f"csv:{tuned / 'validation.csv'}", "test", shape=(16, 16, 3))
     values = made.manifest.preprocessing.apply(held.images)
     answers = answers_of(made.model_path, "tflite", values)
@@ -192,9 +207,100 @@ def test_models_that_cannot_begin(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidModelError, match="ends in a Dense layer"):
         start(tmp_path / "map.keras", size=None, preprocessing="unit")
     with pytest.raises(InvalidOptionError, match="head_epochs is for fine-tuning"):
-        from edgekit import recipes, train
-
         preset = recipes.load("finetune")
-        train._begun(preset, None, 16, None)
+        _begun(preset, None, 16, None, None, bool)
     with pytest.raises(EdgekitError, match="not found"):
         start(tmp_path / "none.keras", size=None, preprocessing="unit")
+
+
+@pytest.fixture(scope="module")
+def hues(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that have the same greys: where one is red, the other is green."""
+    folder = tmp_path_factory.mktemp("hues")
+    random = np.random.default_rng(0)
+    for name, colour in (("red", (200, 0, 0)), ("green", (0, 102, 0))):
+        (folder / name).mkdir()
+        for i in range(20):
+            pixels = random.integers(0, 30, (12, 12, 1)) + np.array(colour)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of grey pictures."""
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(0)
+    keras.backend.reset_uids()
+    layers = keras.layers
+    image = keras.Input((12, 12, 1), name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(image)
+    x = layers.ReLU(6.0)(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(x))
+    path = tmp_path_factory.mktemp("grey") / "grey.keras"
+    keras.Model(image, layers.Dense(3, activation="softmax")(x)).save(path)
+    return path
+
+
+def test_a_grey_model_learns_colours_from_pictures_in_colour(
+    grey: Path, hues: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    command = (
+        "train", "--from", grey, "--preprocessing", "unit", "--data", f"folder:{hues}",
+        "--batch", 8, "--epochs", 6, "--head-epochs", 1, "--learning-rate", 0.1,
+    )  # fmt: skip
+    done = edgekit(*command, "--out", tmp_path / "m")
+    assert done.status == 0, done.stderr
+    assert "takes grey pictures, these are in colour: the new model takes colours" in done.stderr
+    assert "colours are left out" not in done.stderr
+    written = Artifact.load(tmp_path / "m").manifest
+    assert written.signature.single_input().shape == (-1, 12, 12, 3)
+    assert written.training is not None and written.training["channels"] == 3
+    assert written.training["validation_top1"] > 80
+    kept = edgekit(*command, "--channels", 1, "--out", tmp_path / "g")
+    assert kept.status == 0, kept.stderr
+    assert "pictures are in colour; the model takes grey ones, their colours are left out" in (
+        kept.stderr
+    )
+    found = Artifact.load(tmp_path / "g").manifest
+    assert found.signature.single_input().shape == (-1, 12, 12, 1)
+
+
+def test_it_begins_with_what_the_grey_model_makes_of_the_grey_picture(
+    grey: Path, hues: Path
+) -> None:
+    begun = start(grey, size=None, preprocessing="unit", channels=3)
+    assert begun.shape == (12, 12, 3)
+    keras = keras_format.tf_keras()
+    made = begun.build(2, dropout=0.0, seed=0)
+    head = keras.Model(made.input, made.get_layer("head_dropout").input)
+    given = begun.given.model
+    own = keras.Model(given.input, given.layers[-1].input)
+    colours = data.load(f"folder:{hues}", "test", shape=(12, 12, 3)).images
+    greys = data.load(f"folder:{hues}", "test", shape=(12, 12, 1)).images
+    expected = own(begun.prepare.apply(greys)).numpy()
+    assert np.allclose(head(begun.prepare.apply(colours)), expected, atol=0.01 * np.ptp(expected))
+
+
+def test_colours_that_a_model_cannot_take(small: Path, tmp_path: Path) -> None:
+    keras = keras_format.tf_keras()
+    image = keras.Input((12, 12, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.DepthwiseConv2D(3)(image))
+    keras.Model(image, keras.layers.Dense(2)(x)).save(tmp_path / "apart.keras")
+    with pytest.raises(InvalidModelError, match="cannot be made to take colours.*--channels 1"):
+        start(tmp_path / "apart.keras", size=None, preprocessing="unit", channels=3)
+    with pytest.raises(InvalidOptionError, match="takes 3 channels: expected --channels 3, got 1"):
+        start(small / "small.keras", size=None, preprocessing="unit", channels=1)
+    with pytest.raises(InvalidOptionError, match="channels is for fine-tuning"):
+        train(out=tmp_path / "m", channels=3)
+
+
+def test_greys_in_an_rgb_file_are_no_colours(tmp_path: Path, photos: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 12), dtype=np.uint8)
+    for name, count in (("a", 3), ("b", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            picture = Image.fromarray(np.roll(pixels, i)).convert("RGB" if i else "L")
+            picture.save(tmp_path / name / f"{i}.jpg")
+    assert not in_colour(f"folder:{tmp_path}")
+    assert in_colour(f"folder:{photos}")

@@ -345,7 +345,7 @@ def test_held_out_pictures_are_drawn_from_every_class(photos: Path) -> None:
     for recipe in (KINDS["small"], KINDS["plain"]):
         found = inputs(f"folder:{photos}", Wanted(recipe, PREPARE, SHAPE, validation=0.25))
         assert found.tested_on == "validation"
-        table = found.held_out.decode().splitlines()[1:]
+        table = found.tables["validation.csv"].decode().splitlines()[1:]
         assert len(found.training) == 24 - len(table) == 18
         assert all(Path(row.split(",")[0]).is_file() for row in table)
 

@@ -22,7 +22,7 @@ from edgekit import cli, compare, schema
 from edgekit.cli import Screen
 from edgekit.report import report as page_of
 from edgekit.results import Data, Measurement, Parity, ParityPair, Report
-from edgekit.text import decimals, visible
+from edgekit.text import decimals, shortened, visible
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m",
@@ -188,3 +188,15 @@ def test_documents_on_standard_output_are_ascii() -> None:
 def test_small_numbers_keep_two_digits() -> None:
     shown = [decimals(value, ".2f") for value in (12.34, 0.1, 0.0123, 0.00000523, 0.0)]
     assert shown == ["12.34", "0.10", "0.012", "5.2e-06", "0.00"]
+
+
+@given(st.text(max_size=60), st.integers(3, 40))
+def test_long_names_lose_their_middle(text: str, width: int) -> None:
+    found = shortened(text, width)
+    assert len(found) == min(len(text), width)
+    head, mark, tail = found.partition("…")
+    if len(text) > width:
+        assert mark and text.startswith(head) and text.endswith(tail)
+        assert abs(len(head) - len(tail)) <= 1 or "…" in text
+    else:
+        assert found == text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, Done
+from conftest import ROOT, Done, lacking
 
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidOptionError
@@ -64,10 +64,14 @@ def test_a_recipe_of_ones_own_in_another_form_writes_a_plain_model(
         '[network]\nwidth = 0.35\nlowered_strides = 0\n[expected]\ntop1 = 50\nof = "stripes"\n'
         'source = "chance"\n'
     )
-    form = ("--data-format", "NCHW", "--precision", "bfloat16", "--learning-rate", "0.01")
-    done = edgekit(
-        "train", "--data", stripes, "--recipe", recipe, "--out", tmp_path / "m", *form
-    )  # fmt: skip
+    command = ("train", "--data", stripes, "--recipe", recipe, "--out", tmp_path / "m")
+    command += ("--learning-rate", "0.01")
+    for form in (("NCHW", "bfloat16"), ("NCHW", "float32"), ("NHWC", "bfloat16")):
+        done = edgekit(*command, "--data-format", form[0], "--precision", form[1])
+        if not (refusal := lacking(*form, training=True)):
+            break
+        assert (done.status, refusal in done.error) == (2, True), done.stderr
+        assert not (tmp_path / "m").exists()
     assert done.status == 0, done.stderr
     assert "expected top-1 50 % of stripes (chance)" in done.stderr
     written = Artifact.load(tmp_path / "m")
@@ -78,7 +82,7 @@ def test_a_recipe_of_ones_own_in_another_form_writes_a_plain_model(
         "rmsprop",
         0.01,
     )
-    assert (training["data_format"], training["precision"]) == ("NCHW", "bfloat16")
+    assert (training["data_format"], training["precision"]) == form
     log = [json.loads(line) for line in (written.path / "training.jsonl").open()]
     assert [entry["step"] for entry in log] == [8, 9]
     model = keras_format.load(written.model_path)

@@ -36,6 +36,8 @@ SUFFIXES = (
 #: Pixels of a picture, at most; what says it has more is not unpacked. 400 MB as RGBA.
 MAX_PIXELS = 89_478_485
 MAX_BYTES = 1 << 30
+#: Channels of a grey picture differ by no more; JPEG and palettes are not exact.
+_GREY = 16
 _SIXTEEN = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -117,6 +119,17 @@ def is_turned(picture: Image) -> bool:
         return picture.getexif().get(0x0112, 1) not in (0, 1)
     except Exception as exc:  # as above
         raise PictureError(f"EXIF: {reason(exc)}") from None
+
+
+def in_colour(picture: Image) -> bool:
+    """Whether it shows colours, and not only greys in an RGB file."""
+    if picture.mode in (*_SIXTEEN, "1", "L", "LA", "La", "I", "F"):
+        return False
+    try:
+        pixels = np.asarray(picture.resize((32, 32)).convert("RGB"), np.int16)
+    except Exception as exc:  # as above
+        raise PictureError(reason(exc)) from None
+    return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() > _GREY)
 
 
 def upright(picture: Image, *, channels: int, background: str) -> Image:

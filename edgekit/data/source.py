@@ -93,11 +93,8 @@ class Fit:
     prepare: Preprocessing
     background: str
 
-    def apply(self, content: Content) -> tuple[Pixels, bool]:
+    def apply(self, content: Content) -> Fitted:
         """Decode, turn, flatten, resize, crop.
-
-        Returns:
-            uint8 ``[H, W, C]``, and whether there was transparency.
 
         Raises:
             PictureError: If it cannot be decoded.
@@ -105,9 +102,25 @@ class Fit:
         height, width, channels = self.shape
         opened = decode.opened(content)
         transparent = decode.has_alpha(opened)
+        greyed = channels == 1 and decode.in_colour(opened)
         picture = decode.upright(opened, channels=channels, background=self.background)
-        fitted = decode.fit(picture, height=height, width=width, prepare=self.prepare)
-        return fitted, transparent
+        pixels = decode.fit(picture, height=height, width=width, prepare=self.prepare)
+        return Fitted(pixels, transparent, greyed)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A picture as a model takes it.
+
+    Attributes:
+        pixels: uint8 ``[H, W, C]``.
+        transparent: Whether there was transparency.
+        greyed: Whether colours were left out.
+    """
+
+    pixels: Pixels
+    transparent: bool
+    greyed: bool
 
 
 @dataclass
@@ -121,6 +134,7 @@ class _Spooled:
     broken: list[str] = field(default_factory=list)
     seen: int = 0
     transparent: int = 0
+    greyed: int = 0
 
 
 def parallel(work: Callable[[Entry], Any], entries: Iterable[Entry]) -> Iterator[tuple[Entry, Any]]:
@@ -180,6 +194,11 @@ def images_of(
             f"{source.name}: {spooled.transparent} pictures have transparency; they lie on "
             f"{fit.background} (#background={'|'.join(BACKGROUNDS)})"
         )
+    if spooled.greyed:
+        cli.say(
+            f"{source.name}: {spooled.greyed} pictures are in colour; the model takes grey ones, "
+            f"their colours are left out"
+        )
     labels = None
     if number is not None and None not in spooled.labels:
         labels = number(np.array(spooled.labels, np.int64))
@@ -196,7 +215,7 @@ def images_of(
 def _spool(
     spooled: _Spooled, entries: Iterator[Entry], fit: Fit, total: int | None, most: int | None
 ) -> None:
-    def work(entry: Entry) -> tuple[Pixels, bool] | PictureError:
+    def work(entry: Entry) -> Fitted | PictureError:
         try:
             return fit.apply(entry.content())
         except PictureError as exc:
@@ -209,9 +228,10 @@ def _spool(
             if isinstance(found, PictureError):
                 spooled.broken.append(f"{visible(entry.where)} ({found})")
             else:
-                content = found[0].tobytes()
+                content = found.pixels.tobytes()
                 spooled.file.write(content)
-                spooled.transparent += found[1]
+                spooled.transparent += found.transparent
+                spooled.greyed += found.greyed
                 spooled.kept.append(spooled.seen)
                 spooled.labels.append(entry.label)
                 spooled.digests += hashlib.sha256(content).digest()[:_DIGEST]

@@ -179,7 +179,12 @@ def require(data_format: str, precision: str, *, device: str, training: bool) ->
         try:
             with quiet():  # oneDNN says on stderr what it leaves to others
                 tf.nest.map_structure(np.asarray, tf.function(both if training else forward)(x))
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError) as exc:
+        except (
+            tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError,
+            tf.errors.AbortedError,  # oneDNN, where TensorFlow believes it has the kernel
+            ValueError,
+        ) as exc:
             other = "NHWC" if first else "NHWC and precision float32"
             raise ExecutionError(
                 f"TensorFlow has no {data_format} {precision} kernels for {device.strip('/')} here "
@@ -190,7 +195,8 @@ def require(data_format: str, precision: str, *, device: str, training: bool) ->
 def _cause(error: Exception) -> str:
     """The line of TensorFlow's many that says what is missing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "only support" in line or "not support" in line]
+    words = ("only support", "not support", "could not create")
+    telling = [line for line in lines if any(word in line for word in words)]
     return (telling or lines or [type(error).__name__])[0][:120]
 
 

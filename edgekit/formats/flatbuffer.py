@@ -748,9 +748,19 @@ def pack(model: Any) -> bytes:
 
 def short_name(name: str) -> str:
     """What a reader needs of a converter's tensor name, e.g. ``block1_expand/Conv2D``."""
-    pieces = [piece for piece in name.split(";") if "ReadVariableOp" not in piece]
-    parts = (pieces[-1] if pieces else name).split("/")
-    return "/".join(parts[-2:]) if len(parts) > 1 else parts[0]
+    return "/".join(path_of(name)[-2:])
+
+
+def path_of(name: str) -> list[str]:
+    """Model, layer and operator that a converter's tensor name speaks of.
+
+    Of an operator that others were fused with, e.g. ``a/relu/Relu;a/bn/batchnorm/add;a/conv/Conv2D;
+    a/bn/batchnorm/sub``, that of the layer with the weights.
+    """
+    pieces = name.split(";")
+    for word in ("ReadVariableOp", "/batchnorm/"):
+        pieces = [piece for piece in pieces if word not in piece] or pieces
+    return pieces[-1].split("/")
 
 
 def _names(enumeration: Any) -> dict[int, str]:

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +209,35 @@ def output_names(model: Any) -> tuple[str, ...]:
 def is_keras_2(model: Any) -> bool:
     """Whether it is a model of tf_keras; else of Keras 3."""
     return isinstance(model, tf_keras().Model)
+
+
+def own_names(model: Any, tensors: Iterable[str]) -> dict[str, str]:
+    """Names of tensors that a model was traced to, with the layers called as the model calls them.
+
+    Keras 3 opens the scope of a layer twice a call, so that TensorFlow names the layer ``conv2d``
+    ``conv2d_1``, as another layer may be called, and ``conv2d_1`` then ``conv2d_1_1``.
+
+    Returns:
+        The new name by that of TensorFlow, of tensors that get another one.
+    """
+    if is_keras_2(model):
+        return {}
+    names, models = {model.name}, [model]
+    while models:
+        for layer in models.pop().layers:
+            names.add(layer.name)
+            models += [layer] if hasattr(layer, "layers") else []
+
+    def renamed(part: str) -> str:
+        stem, _, number = part.rpartition("_")
+        return stem if number.isdigit() and stem in names else part
+
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        own = ";".join("/".join(map(renamed, p.split("/"))) for p in tensor.split(";"))
+        if own != tensor and own not in found.values():  # a layer called twice keeps its numbers
+            found[tensor] = own
+    return found
 
 
 def _once(names: list[str]) -> tuple[str, ...]:

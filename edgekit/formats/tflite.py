@@ -45,13 +45,17 @@ def from_keras(model: Any, shapes: Shapes | None = None, *, float16: bool = Fals
         tf.TensorSpec(tensor.shape, tensor.dtype, name=name)
         for name, tensor in zip(keras.input_names(model), model.inputs, strict=True)
     ]
-    return from_function(
+    content = from_function(
         lambda *inputs: keras.call(model, inputs),
         specs,
         keras.output_names(model),
         shapes,
         float16=float16,
     )
+    graph = Graph(content)
+    renamed = keras.own_names(model, graph.tensors)
+    graph.rename(renamed)
+    return graph.serialize() if renamed else content
 
 
 def from_function(

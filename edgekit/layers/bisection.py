@@ -149,10 +149,10 @@ def bisect(
     best = max(alone, key=alone.__getitem__)
     if bound.reached(alone[best]):
         return result((best,), alone[best], reached=True)
-    excess = {row.name: row.excess or 0.0 for row in rows}
-    guilty = {name for name in names if excess.get(name, 0.0) >= BLAME}
+    faults = {row.name: row.fault or 0.0 for row in rows}
+    guilty = {name for name in names if faults.get(name, 0.0) >= BLAME}
     order = sorted(
-        names, key=lambda n: (n in guilty, excess[n] if n in guilty else alone[n]), reverse=True
+        names, key=lambda n: (n in guilty, faults[n] if n in guilty else alone[n]), reverse=True
     )
     low, high = 1, len(order)  # too few, enough
     while high - low > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit import cli, encodings, feeds
@@ -28,13 +28,11 @@ from edgekit.layers.measure import (
     measure,
 )
 from edgekit.quant.profiles import DEFAULT, PROFILES
-from edgekit.quant.quantize import FITTED, TRAINED
+from edgekit.quant.quantize import CORRECTED, FITTED, TRAINED
 from edgekit.signature import Preprocessing, TensorSpec
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
 
 IMAGES = 32
-#: Excess in dB that no fitted layer was seen to have; wrong numbers have more.
-_SURE = 26.0
 #: Images by whose values Keras tensors are found.
 _MATCHED = 8
 
@@ -50,6 +48,8 @@ class LayerDiff:
         rows: In order of execution.
         tensors: How many tensors of real numbers the canonical graph has.
         computed: Layers whose tensor the reference lacks, so that it was computed from others.
+        unjudged: Layers that the suspect has without all of their inputs, or not at all; empty if
+            the isolated view was not asked for.
         verdict: The layer to blame; None if all are sound or the isolated view was not asked for.
         first_below: First layer below ``bound``, by mode; None where there is none.
         bound: In dB; None if not given.
@@ -65,6 +65,7 @@ class LayerDiff:
     rows: tuple[LayerRow, ...]
     tensors: int
     computed: tuple[str, ...]
+    unjudged: tuple[str, ...]
     verdict: Verdict | None
     first_below: dict[str, str | None]
     bound: float | None
@@ -90,6 +91,12 @@ class _Side:
             return False
         way = self.artifact.manifest.quantization
         return self.format == "keras" or (way is not None and way.way == TRAINED)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its layers may make up for errors before them."""
+        found = None if self.artifact is None else self.artifact.manifest.quantization
+        return found is not None and any(each in found.way for each in (CORRECTED, FITTED, TRAINED))
 
 
 def diff(
@@ -184,6 +191,7 @@ def diff(
             modes=modes,
             reference_factors=_factors(one),
             half=other.precision == "float16",
+            fitted=other.fitted,
             advance=lambda count: bar.advance(task, count),
         )
     bisection = None
@@ -207,7 +215,8 @@ def diff(
         rows=rows,
         tensors=len(sound.kinds),
         computed=tuple(row.layer for row in rows if row.name not in right.names),
-        verdict=_verdict(rows, other),
+        unjudged=_unjudged(rows, sound) if ISOLATED in modes else (),
+        verdict=blame(rows),
         first_below={mode: first_below(rows, mode, bound) for mode in modes}
         if bound is not None
         else {},
@@ -218,17 +227,9 @@ def diff(
     )
 
 
-def _verdict(rows: Sequence[LayerRow], other: _Side) -> Verdict | None:
-    """The layer to blame; of a fitted one a smaller error may be on purpose, which is said."""
-    found = blame(rows)
-    way = None if other.artifact is None else other.artifact.manifest.quantization
-    if found is None or way is None or FITTED not in way.way:
-        return found
-    excess = next(row.excess for row in rows if row.name == found.tensor)
-    if excess is None or excess >= _SURE:
-        return found
-    hedge = "or it was fitted to make up for errors before it; --correction none fits nothing"
-    return replace(found, reason=f"{found.reason}, {hedge}")
+def _unjudged(rows: Sequence[LayerRow], sound: Sound) -> tuple[str, ...]:
+    judged = {row.name for row in rows if row.excess is not None}
+    return tuple(label for name, label in sound.labels.items() if name not in judged)
 
 
 def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limit: int) -> Samples:
@@ -310,7 +311,8 @@ def _of_onnx(
         rows=rows,
         tensors=len(rows),
         computed=(),
-        verdict=_verdict(rows, other),
+        unjudged=(),
+        verdict=blame(rows),
         first_below={mode: first_below(rows, mode, bound) for mode in modes}
         if bound is not None
         else {},

@@ -7,8 +7,17 @@ layer that makes it, and nowhere else.
 
 A layer is to blame by its *excess*: the error of one of its channels over the error that a sound
 int8 layer would make there, which is ``step_out^2 / 12 + step_w^2 / 12 * sum of E[x^2]`` (rounding
-noise: Widrow 1956; weights per channel, outputs by the range that the reference's values have).
-The error of one channel, not of all: two swapped channels out of 1,280 are 0.2 % of the noise.
+noise: Widrow 1956; weights per channel, outputs by the layer's own step). The error of one channel,
+not of all: two swapped channels out of 1,280 are 0.2 % of the noise.
+
+What the range of an int8 tensor cuts off is no excess: where it ends was chosen for all channels
+together, to make steps smaller, or because no sample of the calibration was larger. That choice is
+judged by all channels together, as *cut*: the error of the values beyond the range over the
+rounding noise of a range that holds all of them. So is a range that is too wide, by its *step*.
+
+A layer whose weights or biases were fitted to make up for the errors before it errs on exact
+values, on purpose. Its error on what the suspect itself feeds it counts then, over what is sound
+and what the float layer makes of the same values.
 """
 
 from __future__ import annotations
@@ -17,6 +26,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +35,7 @@ from edgekit import feeds
 from edgekit.encodings import Encoding
 from edgekit.errors import InvalidModelError
 from edgekit.feeds import Feed
-from edgekit.formats.flatbuffer import Graph, Layer, short_name
+from edgekit.formats.flatbuffer import Graph, Layer, path_of
 from edgekit.quant import encode, equalize, reconstruct, rounding
 from edgekit.quant.profiles import DEFAULT, PROFILES, DeviceProfile
 from edgekit.quant.table import Range
@@ -34,7 +44,7 @@ from edgekit.tensors import Tensors, TfLiteTensors, Values, activations
 ACCUMULATED, ISOLATED = "accumulated", "isolated"
 MODES = (ACCUMULATED, ISOLATED)
 INPUT = "INPUT"
-#: A layer with more excess than this, in dB, is to blame.
+#: A layer with more excess or cut than this, in dB, is to blame.
 BLAME = 12.0
 #: Without such a layer, one whose step is this many times what its values need.
 COARSE = 1.7
@@ -73,11 +83,14 @@ class LayerRow:
         own: In the suspect's file.
         kind: TFLite's name of the operator; ``INPUT`` of what is fed.
         accumulated: With both networks on their own; None if not asked for.
-        isolated: With the reference's values as inputs; None if not asked for.
+        isolated: With the reference's values as inputs; None if not asked for, or if the suspect
+            does not have all of these.
         excess: Worst channel's own error over a sound layer's, in dB; None without ``isolated``.
         channel: That channel.
         use: % of the suspect's 256 steps that the reference's values span; None in float.
         clipped: % of the reference's values beyond the suspect's range; None in float.
+        cut: Error of those, of all channels together, over the rounding noise of a range that
+            holds them, in dB; None in float, and where there are none.
         step: The suspect's step over the one that the reference's values need; None in float.
     """
 
@@ -91,7 +104,15 @@ class LayerRow:
     channel: int | None
     use: float | None
     clipped: float | None
+    cut: float | None
     step: float | None
+
+    @property
+    def fault(self) -> float | None:
+        """Excess or cut, whichever is more, in dB; None without ``isolated``."""
+        return (
+            self.excess if self.excess is None or self.cut is None else max(self.excess, self.cut)
+        )
 
     def of(self, mode: str) -> Errors | None:
         """The errors in one of :data:`MODES`."""
@@ -151,6 +172,7 @@ class Seen:
         self.low, self.high = math.inf, -math.inf
         self.power = np.zeros(channels)
         self.rows = self.clipped = self.count = 0
+        self.cut = 0.0
 
     def add(self, values: npt.NDArray[np.float32], encoding: tuple[float, int] | None) -> None:
         self.low = min(self.low, float(values.min()))
@@ -160,9 +182,10 @@ class Seen:
         self.rows += len(rows)
         self.count += values.size
         if encoding is not None:
-            scale, zero_point = encoding
-            low, high = (-128.5 - zero_point) * scale, (127.5 - zero_point) * scale
-            self.clipped += int(((values < low) | (values > high)).sum())
+            beyond = np.abs(rows - within(rows, encoding))
+            beyond = beyond[beyond > encoding[0] / 2]
+            self.clipped += beyond.size
+            self.cut += float((beyond**2).sum())
 
     def use(self, encoding: tuple[float, int]) -> float:
         """% of the steps between the smallest and the largest value, both as stored."""
@@ -170,6 +193,15 @@ class Seen:
         ends = np.rint(np.array([self.low, self.high]) / scale) + zero_point
         low, high = np.clip(ends, -128, 127)
         return 100 * float(high - low + 1) / _STEPS
+
+
+def within(values: npt.NDArray[Any], encoding: tuple[float, int] | None) -> npt.NDArray[Any]:
+    """Real values, those beyond the ends of an int8 (scale, zero_point) at its ends."""
+    if encoding is None:
+        return values
+    scale, zero_point = encoding
+    ends = (-128 - zero_point) * scale, (127 - zero_point) * scale
+    return np.asarray(np.clip(values, *ends))
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -231,12 +263,14 @@ def measure(
     modes: Collection[str] = MODES,
     reference_factors: Factors | None = None,
     half: bool = False,
+    fitted: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[LayerRow, ...]:
     """Compare every tensor that the suspect has.
 
     One that the reference lacks, e.g. what goes into a softmax inside a Keras layer, is computed
-    from the reference's values by the canonical operator.
+    from the reference's values by the canonical operator. An operator of which the suspect lacks an
+    input has no errors of its own: those of what computes that input would be counted as its.
 
     Args:
         reference: What is right.
@@ -248,6 +282,7 @@ def measure(
         modes: Of :data:`MODES`.
         reference_factors: What the reference's channels are multiplied with; none in float.
         half: Whether the suspect stores float16; each layer alone is then fed with what that holds.
+        fitted: Whether the suspect's layers may make up for errors before them.
         advance: Called with the number of samples done.
 
     Raises:
@@ -265,8 +300,12 @@ def measure(
                 f"two models made from one float model"
             )
     channels = {name: (graph.shape(name) or (1,))[-1] for name in kinds}
+    fed = _fed(graph, names)
     whole = {name: Sums(channels[name]) for name in names}
     alone = {name: Sums(channels[name]) for name in names}
+    layers = {layer.output for layer in graph.layers} & set(names)
+    before = {name: Sums(channels[name]) for name in layers}
+    behind = {name: Sums(channels[name]) for name in layers}
     seen = {name: Seen(channels[name]) for name in kinds}
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
     ends = _ends(graph)
@@ -282,8 +321,8 @@ def measure(
         right = sound.tensors.complete({**part, **right})
         for name, values in seen.items():
             values.add(read(name, right[name]), suspect.encodings.get(name))
+        found = suspect.run(own) if ACCUMULATED in modes or fitted else {}
         if ACCUMULATED in modes:
-            found = suspect.run(own)
             for name in names:
                 whole[name].add(read(name, right[name]), read(name, found[name]))
         if ISOLATED in modes:
@@ -294,13 +333,22 @@ def measure(
             }
             answers, floats = suspect.alone(right), sound.tensors.alone(stored)
             for name in names:
+                encoding = suspect.encodings.get(name)
                 if name in own:
-                    alone[name].add(right[name], as_stored(own[name], suspect.encodings.get(name)))
-                elif name in answers and name in floats:
-                    alone[name].add(read(name, floats[name]), read(name, answers[name]))
+                    sure = within(right[name], encoding)
+                    alone[name].add(sure, as_stored(own[name], encoding))
+                elif name in answers and name in floats and name in fed:
+                    sure = within(read(name, floats[name]), encoding)
+                    alone[name].add(sure, read(name, answers[name]))
+            again = sound.tensors.alone(found) if fitted else {}
+            for name in layers & set(again) & set(found):
+                encoding = suspect.encodings.get(name)
+                exact = within(read(name, right[name]), encoding)
+                before[name].add(exact, within(read(name, again[name]), encoding))
+                behind[name].add(exact, read(name, found[name]))
         advance(feeds.count(part))
     steps = _steps(graph, seen, sound.profile) if suspect.encodings else {}
-    limits = _sound_noise(sound, seen, suspect, steps, half=half)
+    limits = _sound_noise(sound, seen, suspect, half=half)
     rows = []
     for name in names:
         encoding = suspect.encodings.get(name)
@@ -308,6 +356,10 @@ def measure(
         excess = channel = None
         if alone[name].count:
             ratio = alone[name].noise / alone[name].count / limits[name]
+            if name in layers and behind[name].count:
+                count = behind[name].count
+                own_ratio = behind[name].noise / (before[name].noise + count * limits[name])
+                ratio = np.minimum(ratio, own_ratio)
             channel = int(ratio.argmax())
             excess = decibels(float(ratio[channel]), 1.0)
         rows.append(
@@ -322,10 +374,24 @@ def measure(
                 channel=channel,
                 use=None if encoding is None else seen[name].use(encoding),
                 clipped=None if encoding is None else 100 * seen[name].clipped / seen[name].count,
+                cut=None
+                if not seen[name].clipped
+                else decibels(seen[name].cut / seen[name].count, steps[name] ** 2 / 12),
                 step=None if step is None else step / steps[name],
             )
         )
     return tuple(rows)
+
+
+def _fed(graph: Graph, names: Collection[str]) -> set[str]:
+    """What operators write that read only constants, integers and tensors of these names."""
+    lacking = set(activations(graph)) - set(names)
+    return {
+        name
+        for operator in graph.operators
+        if lacking.isdisjoint(operator.inputs)
+        for name in operator.outputs
+    }
 
 
 def _ends(graph: Graph) -> dict[str, tuple[float, float]]:
@@ -346,7 +412,6 @@ def _sound_noise(
     sound: Sound,
     seen: Mapping[str, Seen],
     suspect: Tensors,
-    steps: Mapping[str, float],
     *,
     half: bool,
 ) -> dict[str, npt.NDArray[np.float64]]:
@@ -359,7 +424,7 @@ def _sound_noise(
             relative = HALF if half else SINGLE
             found[name] = np.full(len(mean), relative**2 * (float(mean.mean()) + 1e-12))
             continue
-        noise = np.full(len(mean), steps[name] ** 2 / 12)
+        noise = np.full(len(mean), suspect.encodings[name][0] ** 2 / 12)
         layer = layers.get(name)
         if layer is not None and layer.input in seen:
             noise += _weight_noise(sound, layer, seen[layer.input])
@@ -405,12 +470,20 @@ def _labels(graph: Graph, kinds: Mapping[str, str]) -> dict[str, str]:
         ends = dict.fromkeys(ends, "output")
     # the converter's name of what the model's function answers
     ends = {name: end for name, end in ends.items() if "PartitionedCall" in name}
-    for make in (lambda name: short_name(name).split("/")[0], short_name):
-        found = {name: make(name) for name in kinds} | ends | entries
-        found = {name: found[name] for name in kinds}
-        if len(set(found.values())) == len(found):
-            return found
-    return {name: name for name in kinds}
+    found = {name: label for name, label in (ends | entries).items() if name in kinds}
+    for make in _NAMES:
+        labels = {name: make(path_of(name)) for name in kinds if name not in found}
+        count = Counter([*found.values(), *labels.values()])
+        found |= {name: label for name, label in labels.items() if count[label] == 1}
+    return {name: found.get(name, name) for name in kinds}
+
+
+#: From a path of model, layer, …, operator: the layer, where in it, all of it.
+_NAMES: tuple[Callable[[list[str]], str], ...] = (
+    lambda path: path[1] if len(path) > 2 else path[0],
+    lambda path: "/".join(path[1:] if len(path) > 2 else path),
+    "/".join,
+)
 
 
 def _scaled(values: Values, factors: Factors, own: Factors) -> Values:
@@ -445,23 +518,25 @@ def as_stored(
 def blame(rows: Sequence[LayerRow]) -> Verdict | None:
     """The layer to blame, or None if every layer is as good as a sound one.
 
-    That is the one with the most excess; without any over :data:`BLAME`, the one whose step is
-    largest beside what its values need, from :data:`COARSE` on.
+    That is the one with the most excess or cut; without any over :data:`BLAME`, the one whose step
+    is largest beside what its values need, from :data:`COARSE` on.
     """
-    judged = [row for row in rows if row.excess is not None]
-    worst = max(judged, key=lambda row: row.excess or 0.0, default=None)
-    if worst is not None and worst.excess is not None and worst.excess >= BLAME:
+    judged = [(row.fault, row) for row in rows if row.fault is not None]
+    fault, worst = max(judged, key=lambda each: each[0], default=(-math.inf, None))
+    if worst is not None and fault >= BLAME:
+        reason = f"channel {worst.channel} errs {fault:.1f} dB more than a sound layer's"
+        if fault == worst.cut:
+            reason = (
+                f"its range cuts off {worst.clipped:.2g} % of the values, which errs "
+                f"{fault:.1f} dB more than rounding; calibrate on more samples like these"
+            )
+        return Verdict(worst.layer, worst.name, reason)
+    step, coarse = max(
+        ((row.step or 0.0, row) for _, row in judged), key=lambda each: each[0], default=(0.0, None)
+    )
+    if coarse is not None and step >= COARSE:
         return Verdict(
-            worst.layer,
-            worst.name,
-            f"channel {worst.channel} errs {worst.excess:.1f} dB more than a sound layer's",
-        )
-    coarse = max(judged, key=lambda row: row.step or 0.0, default=None)
-    if coarse is not None and coarse.step is not None and coarse.step >= COARSE:
-        return Verdict(
-            coarse.layer,
-            coarse.name,
-            f"its step is {coarse.step:.1f} times what its values need",
+            coarse.layer, coarse.name, f"its step is {step:.1f} times what its values need"
         )
     return None
 

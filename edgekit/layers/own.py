@@ -29,6 +29,7 @@ from edgekit.layers.measure import (
     as_stored,
     decibels,
     halved,
+    within,
 )
 from edgekit.quant import onnx_file
 from edgekit.quant.profiles import DeviceProfile
@@ -111,7 +112,7 @@ def rows(
             floats, parts = sides[0].alone(one, stored), sides[1].alone(own, held)
             for name in names:
                 if name in makers:
-                    add(alone, name, floats[name], parts[name])
+                    add(alone, name, within(floats[name], encodings[name]), parts[name])
         advance(1)
     limits = _sound_noise(reference, suspect, seen, encodings, profile, half=half)
     result = []
@@ -136,6 +137,9 @@ def rows(
                 channel=channel,
                 use=None if encoding is None else seen[name].use(encoding),
                 clipped=None if encoding is None else 100 * seen[name].clipped / seen[name].count,
+                cut=None
+                if not seen[name].clipped
+                else decibels(seen[name].cut / seen[name].count, needed**2 / 12),
                 step=None if step is None else step / needed,
             )
         )

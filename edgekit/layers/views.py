@@ -17,6 +17,7 @@ from edgekit.errors import MissingDependencyError
 from edgekit.layers.bisection import Bisection
 from edgekit.layers.diff import LayerDiff
 from edgekit.layers.measure import ACCUMULATED, BLAME, INPUT, ISOLATED, MODES, LayerRow
+from edgekit.text import shortened, visible
 
 #: Layers that the table shows without ``--all``.
 SHOWN = 12
@@ -32,7 +33,7 @@ def to_csv(rows: Sequence[LayerRow]) -> str:
     writer.writerow(
         ["place", "layer", "operator", "tensor", "own_tensor"]
         + [f"{mode}_{figure}" for mode in MODES for figure in figures]
-        + ["excess_db", "channel", "range_use_percent", "clipped_percent", "step_ratio"]
+        + ["excess_db", "channel", "range_use_percent", "clipped_percent", "step_ratio", "cut_db"]
     )
     for place, row in enumerate(rows):
         cells: list[object] = [place, row.layer, row.kind, row.name, row.own]
@@ -43,7 +44,7 @@ def to_csv(rows: Sequence[LayerRow]) -> str:
                 if found is None
                 else [found.sqnr, found.cosine, found.largest, _cell(found.lsb)]
             )
-        cells += map(_cell, (row.excess, row.channel, row.use, row.clipped, row.step))
+        cells += map(_cell, (row.excess, row.channel, row.use, row.clipped, row.step, row.cut))
         writer.writerow(cells)
     return file.getvalue()
 
@@ -82,7 +83,7 @@ def to_overlay(found: LayerDiff) -> str:
 
 
 def plot(found: LayerDiff) -> bytes:
-    """A PNG: SQNR of every layer in both views above, excess below.
+    """A PNG: SQNR of every layer in both views above, excess or cut below.
 
     Raises:
         MissingDependencyError: If matplotlib is not installed.
@@ -109,10 +110,10 @@ def plot(found: LayerDiff) -> bytes:
     if found.bound is not None:
         axes[0].axhline(found.bound, color="0.5", linestyle="--", label=f"{found.bound:g} dB")
     if judged:
-        excess = [0.0 if row.excess is None else max(row.excess, 0.0) for row in rows]
-        axes[1].bar(places, excess, color="0.6")
+        faults = [0.0 if row.fault is None else max(row.fault, 0.0) for row in rows]
+        axes[1].bar(places, faults, color="0.6")
         axes[1].axhline(BLAME, color="0.5", linestyle="--")
-        axes[1].set_ylabel("excess, dB")
+        axes[1].set_ylabel("excess or cut, dB")
     if found.verdict is not None:
         place = next(i for i, row in enumerate(rows) if row.name == found.verdict.tensor)
         for axis in axes:
@@ -132,8 +133,8 @@ def show(found: LayerDiff, shown: int | None) -> None:
     """Print the table: the ``shown`` worst layers, or all of them."""
 
     def badness(row: LayerRow) -> float:
-        if row.excess is not None:
-            return -row.excess
+        if row.fault is not None:
+            return -row.fault
         return row.accumulated.sqnr if row.accumulated is not None else math.inf
 
     rows = found.rows
@@ -147,37 +148,37 @@ def show(found: LayerDiff, shown: int | None) -> None:
     table.add_column("layer", no_wrap=True)
     # names give way to figures
     width = max(16, cli.console.width - 62)
-    for column in ("excess", "alone", "LSB", "whole", "cosine", "use", "clip"):
+    for column in ("excess", "cut", "alone", "LSB", "whole", "cosine", "use"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         one, other = row.isolated, row.accumulated
         guilty = found.verdict is not None and row.name == found.verdict.tensor
         table.add_row(
-            escape(row.layer if len(row.layer) <= width else row.layer[: width - 1] + "…"),
+            escape(shortened(visible(row.layer), width)),
             _figure(row.excess, 1),
+            _figure(row.cut, 1),
             _figure(None if one is None else one.sqnr, 1),
             _figure(None if one is None else one.lsb, 1),
             _figure(None if other is None else other.sqnr, 1),
             _figure(None if other is None else other.cosine, 5),
             _figure(row.use, 0),
-            _figure(row.clipped, 2),
             style="bold red" if guilty else None,
         )
     cli.console.print(table)
     cli.console.print(
-        "[dim]alone, LSB: the layer fed with the reference's values, SQNR in dB and largest error "
-        "in steps; excess: its worst channel's error over a sound layer's, in dB; whole, cosine: "
-        "both networks on their own; use, clip: % of the steps that the reference's values span, "
-        "% of values beyond them[/]"
+        "[dim]excess: error of its worst channel, fed with the reference's values, over a sound "
+        "layer's, in dB; cut: error of what its range cuts off over rounding noise, in dB; alone, "
+        "LSB: SQNR of such a layer in dB, and its largest error in steps; whole, cosine: both "
+        "networks on their own; use: % of the steps that the reference's values span[/]"
     )
-    if found.computed:
-        more = len(found.computed) - SHOWN
-        names = ", ".join(found.computed[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-        cli.console.print(
-            f"note: the reference has no tensor for {escape(names)}; computed from its other "
-            f"values",
-            soft_wrap=True,
-        )
+    for layers, why in (
+        (found.computed, "the reference has no tensor for {}; computed from its other values"),
+        (found.unjudged, "not judged, the suspect has not all tensors of {}"),
+    ):
+        if layers:
+            more = len(layers) - SHOWN
+            names = ", ".join(layers[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+            cli.say(f"note: {why.format(names)}")
     if found.through_lite:
         cli.console.print(
             f"note: {escape(found.reference)} ran as the float TFLite graph that it becomes",
@@ -188,7 +189,8 @@ def show(found: LayerDiff, shown: int | None) -> None:
         cli.console.print(f"first layer below {found.bound:g} dB, {mode}: {said}")
     if any(row.excess is not None for row in found.rows):
         if found.verdict is None:
-            cli.console.print("to blame: none; every layer is as good as a sound one")
+            every = "every layer that is judged" if found.unjudged else "every layer"
+            cli.console.print(f"to blame: none; {every} is as good as a sound one")
         else:
             cli.console.print(
                 f"to blame: {escape(found.verdict.layer)}: {found.verdict.reason}",

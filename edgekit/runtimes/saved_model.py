@@ -34,7 +34,7 @@ class SavedModelRunner(Runner):
         shapes: Shapes | None = None,
     ) -> None:
         tf = keras_format.tensorflow()
-        set_up(tf, device="cpu", threads=threads)
+        self._options = set_up(tf, device="cpu", threads=threads)
         self._model = SavedModel(model, trust=trust)
         self._constant = tf.constant
         inputs = sized(self._model.specs, shapes or {}, model)
@@ -53,7 +53,7 @@ class SavedModelRunner(Runner):
 
     def describe(self) -> Runtime:
         """TensorFlow and its device."""
-        return Runtime("tensorflow", "TensorFlow CPU", self._threads)
+        return Runtime("tensorflow", "TensorFlow CPU", self._threads, self._options)
 
     def close(self) -> None:
         """Let go of the model."""

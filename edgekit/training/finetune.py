@@ -8,10 +8,15 @@ al. 2022, "Fine-Tuning can Distort Pretrained Features").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import cli
 from edgekit.errors import InvalidModelError, InvalidOptionError, reason
 from edgekit.formats import float_model
 from edgekit.formats import keras as keras_format
@@ -28,7 +33,10 @@ class Start:
 
     Attributes:
         given: The model, and where it came from.
-        shape: ``(H, W, C)`` of the input that the new model gets.
+        shape: ``(H, W, C)`` of the input that the new model gets. Where it has three channels and
+            the given model has one, the weights that read these are shared out as grey is made of
+            red, green and blue: to begin with, it predicts what the given model does of the grey
+            picture.
         prepare: The model's own preprocessing; a background class is left behind.
     """
 
@@ -64,13 +72,23 @@ class Start:
             ) from None
 
 
-def start(model: Path, *, size: int | None, preprocessing: str | None) -> Start:
+def start(
+    model: Path,
+    *,
+    size: int | None,
+    preprocessing: str | None,
+    channels: int | None = None,
+    colours: Callable[[], bool] = lambda: False,
+) -> Start:
     """Load the model to begin with.
 
     Args:
         model: A float Keras artifact, or a ``.keras`` file with ``preprocessing``.
         size: Height and width of the new model's input; None for the model's own.
         preprocessing: For a ``.keras`` file.
+        channels: Of the new model's input; default the model's own, or 3 if it takes grey pictures
+            and gets others, which is said.
+        colours: Whether the pictures that it gets are in colour.
 
     Raises:
         EdgekitError: If it cannot be read, is no float classifier, or does not say its size.
@@ -81,30 +99,72 @@ def start(model: Path, *, size: int | None, preprocessing: str | None) -> Start:
     shapes = [tuple(each.shape[1:]) for each in found.model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][2] is None:
         raise InvalidModelError(f"{model}: expected one input [H, W, C], got {shapes}")
-    height, width, channels = shapes[0]
+    height, width, own = shapes[0]
     if size is None and (height is None or width is None):
         raise InvalidOptionError(f"{model} does not say how large its images are; pass --size N")
     prepare = found.preprocessing
     if prepare.class_offset:
         prepare = replace(prepare, name=prepare.name.split("#")[0], class_offset=0)
-    made = Start(found, (size or height, size or width, channels), prepare)
+    if channels not in (None, own) and (own, channels) != (1, 3):
+        raise InvalidOptionError(
+            f"{model} takes {own} channels, expected these or 3 for 1, got {channels}"
+        )
+    made = Start(found, (size or height, size or width, own), prepare)
     made.build(2, dropout=0.0, seed=0)  # refuse before data are read
+    if channels is None and own == 1 and colours():
+        cli.say(
+            f"{found.model_id} takes grey pictures, these are in colour: the new model takes "
+            f"colours; --channels 1 leaves them out"
+        )
+        channels = 3
+    if channels in (None, own):
+        return made
+    made = replace(made, shape=(*made.shape[:2], 3))
+    made.build(2, dropout=0.0, seed=0)
     return made
 
 
 def resized(model: Any, shape: tuple[int, int, int]) -> Any:
-    """A copy of a model, with its weights, for images of another size."""
+    """A copy of a model, with its weights, for images of another size or in colours."""
     keras = keras_format.tf_keras()
+    own = model.inputs[0].shape[-1]
     try:
         name = keras_format.tensor_name(model.inputs[0])
         made = keras.models.clone_model(model, input_tensors=keras.Input(shape, name=name))
-        made.set_weights(model.get_weights())
+        weights = model.get_weights()
+        if shape[2] != own:
+            sizes = [tuple(each.shape) for each in made.weights]
+            weights = [_shared(*pair) for pair in zip(weights, sizes, strict=True)]
+        made.set_weights(weights)
     except Exception as exc:  # whatever a layer raises
+        if shape[2] != own:
+            raise InvalidModelError(
+                f"the model takes grey pictures and cannot be made to take colours, expected a "
+                f"convolution to read them ({reason(exc)}); pass --channels 1, or take a model of "
+                f"colours"
+            ) from None
         raise InvalidModelError(
             f"the model's layers do not fit images of {shape[0]} x {shape[1]} ({reason(exc)}); "
             f"leave out --size, or take a model with global pooling"
         ) from None
     return made
+
+
+#: Red, green and blue in grey, as pictures become grey (ITU-R 601 luma, as Pillow computes it).
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def _shared(weights: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
+    """Weights of a layer that may read three channels instead of one.
+
+    Raises:
+        ValueError: If other weights than the kernel of a convolution would change.
+    """
+    if weights.shape == size:
+        return weights
+    if weights.ndim != 4 or weights.shape[2] != 1 or size != (*weights.shape[:2], 3, size[3]):
+        raise ValueError(f"weights {list(weights.shape)} would become {list(size)}")
+    return np.asarray(weights * np.array(_LUMA, weights.dtype)[:, None])
 
 
 def _features(model: Any) -> Any:

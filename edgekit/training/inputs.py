@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import cli, data, environment
+from edgekit.data import decode
 from edgekit.data import images as image_sets
 from edgekit.data.source import Fit, Source, images_of
 from edgekit.errors import InvalidDataError, InvalidOptionError
@@ -24,6 +27,8 @@ Mode = Literal["auto", "memory", "stream"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 #: Training images that a streamed run is tested with when there are no others.
 SOME = 2000
+#: Pictures that are looked at for colours, evenly over the set.
+LOOKED_AT = 32
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,8 @@ class Inputs:
         testing: With labels.
         tested_on: ``test``, ``validation`` (held out of the training set) or ``train``.
         class_names: One a class.
-        held_out: CSV table of the pictures that were held out, for ``--data csv:FILE``; empty where
-            they have no paths.
+        tables: CSV tables for ``--data csv:FILE`` by name, of the pictures that were held out and
+            of the others; none where nothing was held out, or pictures have no paths.
         split: How they were drawn; None where nothing was held out.
     """
 
@@ -44,7 +49,7 @@ class Inputs:
     testing: data.ImageSet
     tested_on: str
     class_names: tuple[str, ...]
-    held_out: bytes = b""
+    tables: Mapping[str, bytes] = field(default_factory=dict)
     split: dict[str, Any] | None = None
 
     @property
@@ -125,6 +130,27 @@ class Wanted:
             shown = "" if count is None else f"{count:,} images "
             cli.say(f"{name}: {shown}streamed ({why})")
         return bool(why)
+
+
+def in_colour(word: str) -> bool:
+    """Whether the first pictures of a ``--data`` word that can be decoded are, some of them.
+
+    Raises:
+        EdgekitError: If they cannot be used.
+    """
+    source = data.open_word(word, "train").source
+    if isinstance(source, data.ImageSet):
+        return source.images.ndim == 4 and source.images.shape[3] == 3
+    spread = None
+    if source.count is not None:
+        spread = np.unique(np.linspace(0, source.count - 1, LOOKED_AT).astype(np.int64))
+    for entry in itertools.islice(source.entries(spread), LOOKED_AT):
+        try:
+            if decode.in_colour(decode.opened(entry.content())):
+                return True
+        except decode.PictureError:  # which is said when all are decoded
+            continue
+    return False
 
 
 def inputs(word: str, wanted: Wanted) -> Inputs:
@@ -273,11 +299,14 @@ def _pictures(
         return found
 
     streams = wanted.streams(word, len(chosen), shape)
-    rest, held, record, table = chosen, chosen[: SOME if streams else None], None, b""
+    rest, held, record = chosen, chosen[: SOME if streams else None], None
+    tables: dict[str, bytes] = {}
     if share:
         kept, out = split(name, labels[chosen], share, seed)
         rest, held = chosen[kept], chosen[out]
-        table = _table(word, source, held, [names[i] for i in labels[held]])
+        for part, numbers in (("training", rest), ("validation", held)):
+            table = _table(word, source, numbers, [names[i] for i in labels[numbers]])
+            tables |= {f"{part}.csv": table} if table else {}
     tested_on, testing = "validation" if share else "train", None
     if data.has_test_part(word):
         tested_on, testing = "test", _tested(word, shape, len(names), wanted)
@@ -294,7 +323,7 @@ def _pictures(
         training = decoded(rest, "")
         testing = testing or training
     assert testing is not None
-    return Inputs(training, testing, tested_on, names, table, record)
+    return Inputs(training, testing, tested_on, names, tables, record)
 
 
 def split(

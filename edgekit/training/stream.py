@@ -401,7 +401,7 @@ class Stream:
 
         def fitted(encoded: bytes) -> Any:
             try:
-                return fit.apply(encoded)[0]
+                return fit.apply(encoded).pixels
             except decode.PictureError as exc:
                 raise ValueError(reason(exc)) from None
 
