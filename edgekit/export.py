@@ -286,7 +286,8 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
     path = data.path_of(place)
     if dataset is None and path is not None and not path.exists():
         return _Calibration(None, table, place, method or table.method)
-    opened = feeds.open_word(place, "calibration")
+    typed = dataset is not None  # what stands in the table was typed by nobody
+    opened = feeds.open_word(place, "calibration", read_from=None if typed else Path(word))
     return _Calibration(opened, table, place, method or table.method)
 
 

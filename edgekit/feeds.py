@@ -76,25 +76,26 @@ def make(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Inputs:
     return Inputs(name, dict(arrays), digest.hexdigest())
 
 
-def open_word(word: str, split: Split) -> data.Opened | Inputs:
+def open_word(word: str, split: Split, *, read_from: Path | None = None) -> data.Opened | Inputs:
     """Find what a ``--data`` or ``--calibration`` word names.
 
     Args:
         word: As :func:`edgekit.data.open_word` takes it, or an ``.npz`` with other arrays than
             ``x`` and ``y``, which have the names of the model's inputs.
         split: As :func:`edgekit.data.open_word` takes it.
+        read_from: As :func:`edgekit.data.open_word` takes it.
 
     Raises:
-        InvalidDataError: If the data is missing or broken.
+        InvalidDataError: If the data is missing or broken, or a file names something to import.
     """
     path = Path(word)
     if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
-        return data.open_word(word, split)  # which says what is wrong
+        return data.open_word(word, split, read_from=read_from)  # which says what is wrong
     try:
         with zipfile.ZipFile(path) as archive:
             names = [member.removesuffix(".npy") for member in archive.namelist()]
         if set(names) <= {"x", "y"}:
-            return data.open_word(word, split)
+            return data.open_word(word, split, read_from=read_from)
         with np.load(path, allow_pickle=False) as file:
             return make(path.name, {name: file[name] for name in file.files})
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as exc:

@@ -237,9 +237,12 @@ def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec
     if kind == "tflite":
         if not path.is_file():
             raise InvalidModelError(f"{path} not found; expected a .tflite file")
-        content = flatbuffer.canonical(path.read_bytes(), str(path), key=tflite.SIGNATURE_KEY)
+        read = path.read_bytes()
+        if not trust and read[4:8] == b"TFL3":
+            tflite.check_operators(read, str(path))
+        content = flatbuffer.canonical(read, str(path), key=tflite.SIGNATURE_KEY)
         return content, tflite.signature(content).outputs
-    proto = onnx.load(path)
+    proto = onnx.load(path, trust=trust)
     other = onnx.not_float32(proto)
     if other is not None:
         raise InvalidModelError(
