@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import cli, data, environment, feeds, outputs, words
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
 from edgekit.feeds import Samples
 from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats.flatbuffer import Graph
@@ -69,8 +69,7 @@ def calibrate(
         InvalidDataError: If the images do not fit the model.
         InvalidOptionError: If the method is unknown.
     """
-    if method not in METHODS:
-        raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
+    words.one_of("method", method, METHODS)
     opened = feeds.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     return cached(

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, feeds, outputs, proof
+from edgekit import artifact, cli, data, encodings, feeds, outputs, proof, words
 from edgekit.artifact import Artifact, CalibrationRecord, QuantizationRecord
 from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
 from edgekit.errors import (
@@ -150,18 +150,11 @@ def export(
     Raises:
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
-    if target not in TARGETS:
-        raise InvalidOptionError(f"expected target {' or '.join(TARGETS)}, got {target!r}")
-    if precision not in artifact.PRECISIONS:
-        raise InvalidOptionError(
-            f"expected precision {', '.join(artifact.PRECISIONS)}, got {precision!r}"
-        )
-    if correction not in CORRECTIONS:
-        raise InvalidOptionError(
-            f"expected correction {' or '.join(CORRECTIONS)}, got {correction!r}"
-        )
-    if method is not None and method not in METHODS:
-        raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
+    words.one_of("target", target, TARGETS)
+    words.one_of("precision", precision, artifact.PRECISIONS)
+    words.one_of("correction", correction, CORRECTIONS)
+    if method is not None:
+        words.one_of("method", method, METHODS)
     profile = profiles.profile(device)
     if precision not in profile.precisions.get(target, ()):
         can = "; ".join(f"{key} in {', '.join(names)}" for key, names in profile.precisions.items())

@@ -30,7 +30,7 @@ from typing import Any
 
 from edgekit import bounds as grammar
 from edgekit import checks as judged
-from edgekit import ci, cli, outputs, review
+from edgekit import ci, cli, outputs, review, words
 from edgekit.bounds import Bound
 from edgekit.checks import Check
 from edgekit.errors import InvalidOptionError, ReportError
@@ -280,6 +280,11 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         _check_answerable(bounds, False)
     written = _outputs(options, [path, baseline_path, config.path])
     report = Report.load(path)
+    if baseline_path is not None and not baseline_path.exists():
+        raise ReportError(
+            f"{words.not_found(baseline_path)}; expected an accepted report: make it from a report "
+            f"that is good with `python -m edgekit.gate {path} --baseline {baseline_path} --update`"
+        )
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds)
     defaults = (grammar.DEFAULT, grammar.DEFAULT_OF_NUMBERS)

@@ -442,7 +442,8 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
         if found:
             raise ExecutionError(
                 f"the {target} file differs from the grid of training in {len(found)} places, "
-                f"first {found[0].what} of {short_name(found[0].tensor)}; please report the model"
+                f"first {found[0].what} of {short_name(found[0].tensor)}; leave that layer in "
+                f"float with --leave-float"
             )
     return trained.numbers()
 

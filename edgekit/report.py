@@ -36,6 +36,7 @@ from edgekit.results import (
 )
 from edgekit.stats import SIGNIFICANT, discordant
 from edgekit.text import decimals, visible, visible_lines
+from edgekit.words import not_found
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -150,7 +151,7 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = [row for row in csv.reader(stream, strict=True) if row]
     except FileNotFoundError:
-        raise InvalidDataError(f"{path} not found; {expected}") from None
+        raise InvalidDataError(f"{not_found(path)}; {expected}") from None
     except IsADirectoryError:
         raise InvalidDataError(f"{path} is a folder; {expected}") from None
     except (UnicodeDecodeError, csv.Error) as exc:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgekit import cli, outputs, schema
+from edgekit import cli, outputs, schema, words
 from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import EdgekitError, InvalidOptionError, MissingDependencyError, SignatureError
 from edgekit.results import Report
@@ -180,7 +180,7 @@ def _target(path: Path) -> Path:
         return path / MANIFEST
     if not path.is_file():
         raise InvalidOptionError(
-            f"{path} not found; expected an artifact folder, a report or a baseline"
+            f"{words.not_found(path)}; expected an artifact folder, a report or a baseline"
         )
     return path
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from edgekit import cli, words
 from edgekit.data import classes, fashion_mnist, images
 from edgekit.data.folder import Folder
-from edgekit.data.function import WORD, Function
+from edgekit.data.function import PREFIXES, WORD, Function
 from edgekit.data.images import ImageSet, Split, load_npz
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
@@ -74,13 +74,9 @@ class _Npz:
         return load_npz(Path(place), labels=split != "calibration")
 
 
-_PREFIXED: dict[str, Adapter] = {
-    "folder": Folder(),
-    "csv": Csv(),
-    "tfrecord": TfRecord(),
-    "imagenet-tfrecord": ImageNet(),
-    "tfds": Tfds(),
-}
+_PREFIXED: dict[str, Adapter] = dict(
+    zip(PREFIXES, (Folder(), Csv(), TfRecord(), ImageNet(), Tfds()), strict=True)
+)
 
 
 @dataclass(frozen=True)
@@ -358,4 +354,7 @@ def _adapter(word: str, head: str) -> tuple[str, Adapter, str]:
         return "function", Function(), head
     if Path(head).is_dir():
         return "folder", _PREFIXED["folder"], head
-    raise InvalidOptionError(f"expected --data to be {WORDS}, got {word!r}")
+    near = words.near(kind if colon else head, ("fashion_mnist", *_PREFIXED))
+    if "." in head or "/" in head:  # meant as a path
+        near = f": {words.not_found(Path(head))}"
+    raise InvalidOptionError(f"expected --data to be {WORDS}, got {word!r}{near}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
-from edgekit import cli, data, mistakes, outputs
+from edgekit import cli, data, mistakes, outputs, words
 from edgekit.artifact import Artifact
 from edgekit.data import describe as descriptions
 from edgekit.errors import InvalidDataError, InvalidOptionError
@@ -89,7 +89,7 @@ def _job(model: Path, prepare: str | None) -> tuple[Job, tuple[str, ...]]:
             f"{'|'.join(PREPROCESSING_NAMES)}|FILE.json"
         )
     if not model.is_file():
-        raise InvalidOptionError(f"{model} not found; expected an artifact or a .keras file")
+        raise InvalidOptionError(f"{words.not_found(model)}; expected an artifact or a .keras file")
     return Job(model.stem, model, "keras", preprocessing(prepare or ""), 1, {}), ()
 
 

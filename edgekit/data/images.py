@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import words
 from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, reason
 
@@ -164,7 +165,9 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
         InvalidDataError: If the file is missing or is not such an archive.
     """
     if not path.is_file():
-        raise InvalidDataError(f"{path} not found; expected an .npz with x (images) and y (labels)")
+        raise InvalidDataError(
+            f"{words.not_found(path)}; expected an .npz with x (images) and y (labels)"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = [name.removesuffix(".npy") for name in archive.namelist()]

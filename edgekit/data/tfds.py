@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import schema
+from edgekit import schema, words
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source
 from edgekit.errors import InvalidDataError, MissingDependencyError, reason
@@ -171,4 +171,5 @@ def _part(place: str, builder: Any, given: str | None, split: Split) -> str:
             return each
     raise InvalidDataError(
         f"tfds:{place} has the parts {', '.join(there)}; name one with #split=NAME"
+        f"{words.near(given or '', there)}"
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from edgekit import words
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import safe
 
@@ -63,8 +64,8 @@ def read(path: Path) -> KerasFile:
         InvalidModelError: If it is neither, holds no whole model, or would read other files.
     """
     if not path.is_file():
-        problem = "is a folder" if path.is_dir() else "not found"
-        raise InvalidModelError(f"{path} {problem}; expected a .keras or .h5 file")
+        problem = f"{path} is a folder" if path.is_dir() else words.not_found(path)
+        raise InvalidModelError(f"{problem}; expected a .keras or .h5 file")
     archive = zipfile.is_zipfile(path)
     if archive and path.suffix == ".keras":
         return _read_archive(path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit import words
 from edgekit.errors import (
     ExecutionError,
     InvalidModelError,
@@ -137,7 +138,7 @@ def beside(path: Path) -> tuple[Path, ...]:
         InvalidModelError: If it is missing or no ONNX model.
     """
     if not path.is_file():
-        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+        raise InvalidModelError(f"{words.not_found(path)}; expected an .onnx file")
     with path.open("rb") as file, contextlib.suppress(ValueError):  # an empty file has no map
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(_LOCATION) < 0:
@@ -149,7 +150,7 @@ def _without_data(path: Path) -> Any:
     """A file as it is, whose weights may lie in others."""
     onnx = package()
     if not path.is_file():
-        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+        raise InvalidModelError(f"{words.not_found(path)}; expected an .onnx file")
     try:
         return onnx.load(path, load_external_data=False)
     except Exception as exc:  # protobuf's own types
@@ -227,7 +228,7 @@ def session(
         raise MissingDependencyError("onnxruntime", "runtime") from None
 
     if isinstance(model, Path) and not model.is_file():
-        raise InvalidModelError(f"{model} not found; expected an .onnx file")
+        raise InvalidModelError(f"{words.not_found(model)}; expected an .onnx file")
     for key in (*(options or {}), *(provider_options or {})):
         if key not in safe.RUNTIME_OPTIONS:
             raise InvalidOptionError(

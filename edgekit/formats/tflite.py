@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekit import words
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import keras, safe, tflite_integers
@@ -287,7 +288,7 @@ def interpreter(
         }
     if isinstance(model, Path):
         if not model.is_file():
-            raise InvalidModelError(f"{model} not found; expected a .tflite file")
+            raise InvalidModelError(f"{words.not_found(model)}; expected a .tflite file")
         name, content = str(model), model.read_bytes()
     else:
         name, content = "the model", model
