@@ -15,6 +15,7 @@ import os
 import shlex
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,23 +87,59 @@ def say(text: str) -> None:
 Outcome = tuple[int, Any]
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which a number is called N or X, and long lists of choices stand in the text."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        if action.type in (positive_int, int, float):
+            return "X" if action.type is float else "N"
+        return super()._get_default_metavar_for_optional(action)
+
+    def _metavar_formatter(self, action: argparse.Action, default_metavar: str) -> Any:
+        if _is_long(action):
+            return lambda size: (action.dest.upper(),) * size
+        return super()._metavar_formatter(action, default_metavar)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        text = super()._expand_help(action)
+        if _is_long(action):
+            text += f"; one of {', '.join(map(str, action.choices or ()))}"
+        return text
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(
+            " ".join(text.split()), width, break_long_words=False, break_on_hyphens=False
+        )
+
+
+def _is_long(action: argparse.Action) -> bool:
+    listed = ",".join(map(str, action.choices or ()))
+    return action.metavar is None and bool(action.option_strings) and len(listed) > 40
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with edgekit's error form: one line, exit status 2, no abbreviations."""
 
     def __init__(self, verb: str, *, description: str, examples: str) -> None:
         super().__init__(
             prog=f"edgekit {verb}",
-            description=description,
+            description=textwrap.fill(description, 78),
             epilog=f"examples:\n{_indent(examples)}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
-        self.add_argument(
+        self._last = self.add_argument_group("errors")
+        self._last.add_argument(
             "--traceback",
             action="store_true",
             default=argparse.SUPPRESS,  # of an action, it would overwrite the verb's
             help="with an error, show where in the code it comes from",
         )
+
+    def format_help(self) -> str:
+        """What is seldom needed comes last."""
+        self._action_groups.sort(key=lambda group: group is self._last)
+        return super().format_help()
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Options that are not known are named first, with the one that is nearest."""

@@ -174,8 +174,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument(
         "--preprocessing",
-        help=f"for a file: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; with "
-        f"#resize=bicubic,crop=0.875,channels=bgr,class_offset=1 behind it where they differ",
+        metavar="NAME|FILE.json",
+        help=f"how pixels become the input; a file needs it, an artifact brings its own: "
+        f"{', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; behind # what differs, as in "
+        f"unit#resize=bicubic,crop=0.875; also channels=bgr, class_offset=1",
     )
 
 
@@ -184,7 +186,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run code inside of the model's file: Lambda layers, functions, layers of others",
+        help="load a file that holds more than layers and operators which are known to compute "
+        "only (Lambda layers, layers of others, operators that write files); it runs here",
     )
 
 
