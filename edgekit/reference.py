@@ -45,7 +45,7 @@ def onnx_artifact(
         InvalidModelError: If the model cannot be exported; says what export said.
     """
     out = folder / f"onnx-{precision}"
-    arguments = [str(model), "--target", "onnx", "--precision", precision, "--out", str(out)]
+    arguments = ["--target", "onnx", "--precision", precision, "--out", str(out)]
     arguments += ["--device", device, *(["--trust"] if trust else [])]
     if not (model / MANIFEST).is_file():
         prepared = folder / "preprocessing.json"
@@ -53,7 +53,7 @@ def onnx_artifact(
         arguments += ["--preprocessing", str(prepared)]
     if precision == "float16" and images is not None:
         arguments += ["--calibration", images]
-    _export(arguments)
+    _export([*arguments, "--", str(model)])  # whatever it is called
     return Artifact.load(out)
 
 

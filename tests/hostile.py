@@ -51,7 +51,7 @@ def cases() -> list[Case]:
             for version in (2, 3)
             for suffix in (".keras", ".h5")
         ),
-        Case("lambda in a wrapper of cells", _residual, "a ResidualWrapper", True),
+        Case("lambda in a wrapper of cells", _residual, "class ResidualWrapper", True),
         *(
             Case(f"TFOpLambda of {name}, {suffix}", _function(name, suffix), f"tf.{name}", live)
             for name, suffix, live in (
@@ -65,9 +65,9 @@ def cases() -> list[Case]:
             )
         ),
         Case("operator layer", _operator_layer, "operator WriteFile"),
-        Case("method of a class", _layer("ClassMethod", _METHOD), "a ClassMethod"),
-        Case("method of an instance", _layer("InstanceMethod", _METHOD), "an? InstanceMethod"),
-        Case("SavedModel in a layer", _tfsm, "a TFSMLayer", True),
+        Case("method of a class", _layer("ClassMethod", _METHOD), "class ClassMethod"),
+        Case("method of an instance", _layer("InstanceMethod", _METHOD), "class InstanceMethod"),
+        Case("SavedModel in a layer", _tfsm, "class TFSMLayer", True),
         *(
             Case(f"layer of a module, Keras {version}", _foreign(version), "evil.Dense")
             for version in (2, 3)
@@ -76,7 +76,7 @@ def cases() -> list[Case]:
         Case("type of a module", _typespec, "__typespec__", True),
         Case("optimizer of an inner model", _compiled, "evil.Adam"),
         Case("downloader as activation", _activation, "custom function get_file"),
-        Case("lookup of a vocabulary", _vocabulary, "a StringLookup"),
+        Case("lookup of a vocabulary", _vocabulary, "class StringLookup"),
         Case("HDF5 behind an archive", _archive_first, "Lambda", True),
         Case("archive behind HDF5", _hdf5_first, "tf.compat.v1.print", True),
         Case("file outside of its folder", _outside, "outside of its folder"),
@@ -146,7 +146,7 @@ def _residual(folder: Path, mark: Path) -> Path:
     return folder / "net.h5"
 
 
-def _changed(
+def changed(
     path: Path, change: Callable[[dict[str, Any]], None], members: dict[str, bytes] | None = None
 ) -> Path:
     """A Keras file with another configuration."""
@@ -188,7 +188,7 @@ def _function(name: str, suffix: str) -> Make:
             "inbound_nodes": [["_CONSTANT_VALUE", -1, first, more]],
         }
         path = _saved(_keras(2), folder / f"net{suffix}")
-        return _changed(path, lambda config: config["config"]["layers"].insert(1, layer))
+        return changed(path, lambda config: config["config"]["layers"].insert(1, layer))
 
     return make
 
@@ -205,7 +205,7 @@ def _layer(kind: str, config: dict[str, Any]) -> Make:
             layer |= {"class_name": kind, "registered_name": kind}
             layer["config"] = {"name": "inner", **config}
 
-        return _changed(_saved(_keras(2), folder / "net.keras"), change)
+        return changed(_saved(_keras(2), folder / "net.keras"), change)
 
     return make
 
@@ -233,14 +233,14 @@ def _foreign(version: int) -> Make:
             found["config"]["layers"][1]["module"] = "evil"
 
         module(folder, mark)
-        return _changed(_saved(_keras(version), folder / "net.keras"), change)
+        return changed(_saved(_keras(version), folder / "net.keras"), change)
 
     return make
 
 
 def _model_of_a_module(folder: Path, mark: Path) -> Path:
     module(folder, mark)
-    return _changed(
+    return changed(
         _saved(_keras(2), folder / "net.keras"), lambda config: config.update(module="evil")
     )
 
@@ -250,7 +250,7 @@ def _typespec(folder: Path, mark: Path) -> Path:
         found |= _TYPE
 
     module(folder, mark)
-    return _changed(_saved(_keras(2), folder / "net.keras"), change)
+    return changed(_saved(_keras(2), folder / "net.keras"), change)
 
 
 _TYPE = {
@@ -276,7 +276,7 @@ def _compiled(folder: Path, mark: Path) -> Path:
         }
 
     module(folder, mark)
-    return _changed(_saved(keras, folder / "net.keras", inner), change)
+    return changed(_saved(keras, folder / "net.keras", inner), change)
 
 
 def _activation(folder: Path, mark: Path) -> Path:
@@ -288,7 +288,7 @@ def _activation(folder: Path, mark: Path) -> Path:
             "registered_name": "get_file",
         }
 
-    return _changed(_saved(_keras(3), folder / "net.keras"), change)
+    return changed(_saved(_keras(3), folder / "net.keras"), change)
 
 
 def _tfsm(folder: Path, mark: Path) -> Path:
@@ -362,7 +362,7 @@ def _weights(folder: Path, change: Callable[[Any], None]) -> Path:
         stream = io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(stream, "r+") as file:
         change(file)
-    return _changed(path, lambda _: None, {"model.weights.h5": stream.getvalue()})
+    return changed(path, lambda _: None, {"model.weights.h5": stream.getvalue()})
 
 
 def _external(folder: Path, mark: Path) -> Path:

@@ -435,7 +435,7 @@ def test_what_is_fed_is_checked() -> None:
 
 
 BAD: dict[str, tuple[str, str]] = {
-    "no such kind": ("mine.pb", "expected a Keras artifact, a SavedModel folder or a file .keras"),
+    "no such kind": ("mine.xyz", "expected a Keras artifact, a SavedModel folder or a file .keras"),
     "missing tflite": ("none.tflite", "none.tflite not found"),
     "free size onnx": ("free.onnx", "make_dynamic_shape_fixed"),
     "missing onnx": ("none.onnx", "none.onnx not found"),
@@ -459,7 +459,7 @@ def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     keras = keras_format.keras_3()
     tf = keras_format.tensorflow()
-    for name in ("mine.pb", "text.tflite", "text.onnx"):
+    for name in ("mine.xyz", "text.tflite", "text.onnx"):
         (folder / name).write_text("not a model")
     for name, whole in (("short.tflite", "plain.tflite"), ("short.h5", "two.h5")):
         content = (place / whole).read_bytes()

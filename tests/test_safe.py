@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import corpus
 import hostile
 import numpy as np
 import pytest
 from hostile import Case
 
-from edgekit.errors import InvalidDataError
+from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
 from edgekit.formats import keras_file, safe, saved_model
@@ -78,6 +81,25 @@ def test_there_are_enough_of_them() -> None:
     assert sum(case.live for case in CASES) >= 20
 
 
+@pytest.mark.parametrize("key", ["class_name", "module", "registered_name", "config"])
+@pytest.mark.parametrize("value", [3, None, [], {}, ["Dense"], {"a": 1}, "a>b", "os", "", True])
+def test_configurations_of_any_form_are_looked_at(
+    key: str, value: Any, small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.keras"
+    shutil.copy(small / "small.keras", path)
+
+    def change(config: dict[str, Any]) -> None:
+        config["config"]["layers"][1][key] = value
+
+    hostile.changed(path, change)
+    found = keras_file.read(path)
+    assert all(isinstance(problem, str) for _, problem in found.code())
+    if key == "class_name":
+        common = ["--preprocessing", "none", "--target", "tflite", "--precision", "float32"]
+        refused(["export", path, *common, "--out", tmp_path / "out"], capfd)
+
+
 def table(path: Path, word: str) -> Path:
     """A calibration table that says that its images are this."""
     tensor = {"min": 0.0, "max": 1.0}
@@ -140,6 +162,48 @@ def test_pickles_are_refused(
         mark.unlink(missing_ok=True)
         assert "npz" in refused([*words, "--calibration", path], capfd)
         assert not mark.exists()
+
+
+def test_archives_of_named_arrays_are_refused_as_images_are(
+    small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words: list[object] = ["export", small / "small.keras", "--preprocessing", "unit"]
+    words += ["--target", "tflite", "--precision", "int8", "--out", tmp_path / "out"]
+    path = tmp_path / "set.npz"
+    np.savez(tmp_path / "good.npz", x=np.zeros((4, 12, 12, 3), np.uint8), y=np.arange(4))
+    for name, make in corpus.arrays(tmp_path / "good.npz"):
+        if not name.startswith(("member", "header", "shape", "dtype", "version", "a bomb")):
+            continue
+        make(path)
+        with zipfile.ZipFile(path) as archive:
+            members = {"image.npy": archive.read("x.npy"), "more.npy": archive.read("y.npy")}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        line = refused([*words, "--calibration", path], capfd)
+        assert "not a usable .npz" in line or "expected" in line, (name, line)
+
+
+def test_weights_of_onnx_behind_a_link_are_refused(tmp_path: Path) -> None:
+    import onnx as package
+    from onnx import TensorProto, helper, numpy_helper
+
+    from edgekit.formats import onnx
+
+    stored = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size])
+        for name, size in (("x", 4), ("y", 2))
+    ]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], [stored]))
+    path = tmp_path / "m.onnx"
+    package.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    onnx.load(path)
+    (tmp_path / "w.bin").rename(tmp_path / "other.bin")
+    (tmp_path / "w.bin").symlink_to("other.bin")
+    with pytest.raises(InvalidModelError, match="keeps weights in w.bin, which is a link"):
+        onnx.load(path)
 
 
 def test_features_of_a_data_set_import_nothing(tmp_path: Path) -> None:

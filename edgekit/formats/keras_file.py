@@ -235,10 +235,10 @@ def _problem(kind: Any, found: dict[str, Any]) -> str | None:
     """What is not known to be safe in an object of a configuration, or None."""
     config = found.get("config")
     module, registered = found.get("module"), found.get("registered_name")
+    if not (isinstance(kind, str) and all(isinstance(e, str | None) for e in (module, registered))):
+        return f"an object of the class {kind!r}, whose names are no text"
     if kind in _CODE:
         return _CODE[kind]
-    if not isinstance(kind, str) or not isinstance(module, str | None):
-        return f"an object of the class {kind!r}, which is no name"
     known = isinstance(module, str) and module.startswith(_INITIALIZERS)
     if isinstance(module, str) and module.split(".")[0] not in _OWN and not known:
         return f"the custom object {module}.{kind}"
@@ -246,6 +246,9 @@ def _problem(kind: Any, found: dict[str, Any]) -> str | None:
         if isinstance(config, str) and {config, registered or config} <= safe.KERAS_FUNCTIONS:
             return None
         return f"the custom function {config}"
+    own = registered is None or registered in safe.KERAS_REGISTERED or _plain(registered) == kind
+    if not own:
+        return f"the custom object {registered}"
     if kind in _OF_FUNCTIONS:
         return _of_function(config)
     if kind == "TensorFlowOpLayer":
@@ -254,11 +257,9 @@ def _problem(kind: Any, found: dict[str, Any]) -> str | None:
     allowed = safe.KERAS_OPERATIONS if operations else safe.KERAS_CLASSES
     if module is None:  # in HDF5 there is none
         allowed = safe.KERAS_OPERATIONS | safe.KERAS_CLASSES
-    if kind not in allowed:
-        return f"a {kind}, which is not among the layers of Keras that are known to compute only"
-    if registered is None or (isinstance(registered, str) and _plain(registered) == kind):
+    if kind in allowed:
         return None
-    return f"the custom object {registered}"
+    return f"the class {kind}, which is not among those of Keras that are known to compute only"
 
 
 def _plain(registered: str) -> str:

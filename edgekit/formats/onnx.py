@@ -174,6 +174,11 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
             )
     found = tuple(path.with_name(name) for name in sorted(locations))
     for file in found:
+        if file.is_symlink():
+            raise InvalidModelError(
+                f"{path} keeps weights in {file.name}, which is a link; put the file itself there, "
+                f"e.g. with cp --dereference"
+            )
         if not file.is_file():
             raise InvalidModelError(
                 f"{path} keeps weights in {file.name}, which is not in its folder; put it there, "

@@ -66,6 +66,9 @@ KERAS_CLASSES = frozenset(
     """.split()
 )
 
+#: Names under which Keras 2 has registered a layer of its own.
+KERAS_REGISTERED = frozenset(("Custom>CustomScaleLayer",))
+
 #: Operations of ``keras.ops`` that a Keras 3 graph may hold as nodes. Not among them: those that
 #: take a function, as ``Map`` and ``WhileLoop``.
 KERAS_OPERATIONS = frozenset(
