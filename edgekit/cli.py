@@ -35,7 +35,7 @@ from rich.progress import (
 from rich.segment import Segment
 
 from edgekit import schema, words
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, reason
 from edgekit.text import visible, visible_lines
 from edgekit.version import __version__
 
@@ -216,6 +216,9 @@ def run(
 def _failed(prog: str, error: BaseException, *, whole: bool) -> int:
     """Say in one line what went wrong, with ``whole`` all that is known; the exit status."""
     if whole:
+        cause: BaseException | None = error
+        while cause is not None:  # also what stood behind a message of ours
+            cause.__suppress_context__, cause = False, cause.__context__
         text = "".join(traceback.format_exception(error))
         print(visible_lines(text + getattr(error, "detail", "")), file=sys.stderr, flush=True)
     if isinstance(error, EdgekitError):
@@ -229,7 +232,8 @@ def _failed(prog: str, error: BaseException, *, whole: bool) -> int:
         _print_error(prog, f"{where}{os.strerror(error.errno)}; nothing was written")
         return 2
     if isinstance(error, MemoryError):
-        _print_error(prog, "there is not enough memory; nothing was written")
+        said = f": {reason(error)}" if str(error) else ""
+        _print_error(prog, f"there is not enough memory{said}; nothing was written")
         return 2
     said = " ".join(str(error).split())
     more = "" if whole else "; --traceback shows all of it"

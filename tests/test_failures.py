@@ -116,6 +116,11 @@ def test_traceback_shows_where_an_error_of_the_users_comes_from(verb: Verb, tmp_
     assert whole[1][0] == "Traceback (most recent call last):"
     assert whole[1][-1] == plain[1][0]
     assert not any("\x1b" in line for line in whole[1])
+    broken = tmp_path / "broken.keras"
+    broken.write_bytes(b"PK\x05\x06" + bytes(18))
+    call = ["--target", "onnx", "--precision", "float32", "--preprocessing", "unit"]
+    _, lines = verb("export", broken, *call, "--traceback")
+    assert any(line.startswith("KeyError: ") for line in lines)  # of the archive
     status, lines = verb("sign", "verify", tmp_path / "no", "--public", bad, "--traceback")
     assert status == 2 and lines[0] == "Traceback (most recent call last):"
 
