@@ -81,6 +81,8 @@ def cases() -> list[Case]:
         Case("archive behind HDF5", _hdf5_first, "tf.compat.v1.print", True),
         Case("file outside of its folder", _outside, "outside of its folder"),
         Case("config twice", _twice, "'config.json' twice"),
+        Case("archive that fills the disk", _bomb, "says that it becomes 300,000,000 bytes"),
+        Case("weights that fill the memory", _huge, "says that it has 1,099,511,627,776 bytes"),
         Case("weights in another file", _external, "lie in another file"),
         Case("weights behind a link", _linked, "link into another file"),
         *(
@@ -363,6 +365,24 @@ def _weights(folder: Path, change: Callable[[Any], None]) -> Path:
     with h5py.File(stream, "r+") as file:
         change(file)
     return changed(path, lambda _: None, {"model.weights.h5": stream.getvalue()})
+
+
+def _bomb(folder: Path, mark: Path) -> Path:
+    path = _saved(_keras(2), folder / "net.keras")
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        with archive.open("assets/zeros", "w") as member:
+            for _ in range(300):
+                member.write(bytes(1_000_000))
+    return path
+
+
+def _huge(folder: Path, mark: Path) -> Path:
+    """Chunks that were never written take no room in a file."""
+
+    def change(file: Any) -> None:
+        file.create_dataset("more", (1 << 40,), np.uint8, chunks=(1 << 20,))
+
+    return _weights(folder, change)
 
 
 def _external(folder: Path, mark: Path) -> Path:

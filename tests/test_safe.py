@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import corpus
 import hostile
 import numpy as np
 import pytest
+from conftest import Done
 from hostile import Case
 
+from edgekit import artifact, outputs
+from edgekit.artifact import Artifact
 from edgekit.errors import InvalidDataError, InvalidModelError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
@@ -28,7 +32,10 @@ LIVE = [case for case in CASES if case.live]
 def refused(words: list[object], capfd: pytest.CaptureFixture[str]) -> str:
     """The one line with which a verb refuses."""
     capfd.readouterr()
-    status = importlib.import_module(f"edgekit.{words[0]}").main(list(map(str, words[1:])))
+    verb = importlib.import_module(f"edgekit.{words[0]}")
+    if hasattr(verb, "__path__"):
+        verb = importlib.import_module(f"edgekit.{words[0]}.__main__")
+    status = verb.main(list(map(str, words[1:])))
     found = capfd.readouterr()
     lines = found.err.splitlines()
     assert status == 2, found.err
@@ -73,6 +80,46 @@ def test_they_are_hostile_indeed(case: Case, tmp_path: Path) -> None:
         each.unlink()
     hostile.trusted(path, folder)
     assert written(mark)
+
+
+def test_every_verb_that_loads_a_model_refuses(
+    tiny: tuple[Path, Path],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    edgekit: Callable[..., Done],
+) -> None:
+    """Also as an artifact whose hashes are right, as the source of one, and in a process."""
+    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "marks" / "ran.txt"
+    mark.parent.mkdir()
+    (case,) = [c for c in CASES if c.name == "TFOpLambda of compat.v1.io.write_file, .keras"]
+    path = case.make(tmp_path, mark)
+    like = Artifact.load(tiny[0]).manifest
+    evil = artifact.write(
+        tmp_path / "evil",
+        {"model.keras": path.read_bytes()},
+        {**vars(like), "format": "keras", "model_file": "model.keras"},
+        force=False,
+    )
+    source = {"path": str(path), "sha256": outputs.sha256_file(path)}
+    made = hostile.copy_with(tiny[0], tmp_path / "made", source=source)
+    unit = ["--preprocessing", "unit"]
+    for words in (
+        ["calibrate", path, *unit, "--data", tiny[1], "--out", "t.json"],
+        ["export", evil.path, "--target", "onnx", "--precision", "float32", "--out", "o"],
+        ["compare", made, "--data", tiny[1], "--out", "r.json"],
+        ["compare", path, made, "--layers"],
+        ["benchmark", evil.path, "--seconds", "0.1"],
+        ["data", "check", path, *unit, "--data", tiny[1]],
+    ):
+        line = refused(words, capfd)
+        assert "tf.compat.v1.io.write_file, which is not known to compute only" in line, line
+        assert not written(mark)
+    out = ("--data", tiny[1], "--out", tmp_path / "m")
+    for done in (edgekit("train", "--from", path, *unit, *out), edgekit("qat", path, *unit, *out)):
+        assert "tf.compat.v1.io.write_file, which is not known" in done.error
+        assert done.status == 2 and not written(mark)
 
 
 def test_there_are_enough_of_them() -> None:
