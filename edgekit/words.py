@@ -83,9 +83,10 @@ _ALIASES = {
 
 def near(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'WORD'?`` where a known word is much like this one; else nothing."""
-    by_lower = {each.lower(): each for each in known}
-    alias = _ALIASES.get(word.lower())
-    found = [alias] if alias in by_lower else difflib.get_close_matches(word.lower(), by_lower, n=1)
+    by_lower = {each.lower().lstrip("-"): each for each in known}
+    typed = word.lower().lstrip("-")
+    alias = _ALIASES.get(typed)
+    found = [alias] if alias in by_lower else difflib.get_close_matches(typed, by_lower, n=1)
     return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
 
 

@@ -293,6 +293,7 @@ def test_near_words() -> None:
     assert words.near("INT8", ("int8", "float32")) == "; did you mean 'int8'?"
     assert words.near("fp16", ("int8", "float16")) == "; did you mean 'float16'?"
     assert words.near("fp16", ("NHWC", "NCHW")) == ""
+    assert words.near("--colour", ("--out", "--data")) == ""
     assert words.near("", VERBS) == words.near("xyzzy", VERBS) == ""
 
 
