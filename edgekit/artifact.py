@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgekit import outputs, schema
+from edgekit import outputs, schema, words
 from edgekit.errors import ArtifactError, EdgekitError
 from edgekit.signature import Preprocessing, Signature
 from edgekit.version import __version__
@@ -202,10 +202,9 @@ class Artifact:
         """
         folder = Path(path)
         if not folder.is_dir():
-            problem = "is a file" if folder.exists() else "not found"
+            problem = f"{folder} is a file" if folder.exists() else words.not_found(folder)
             raise ArtifactError(
-                f"{folder} {problem}; "
-                f"expected an artifact folder, as `python -m edgekit.export` writes it"
+                f"{problem}; expected an artifact folder, as `python -m edgekit.export` writes it"
             )
         if not (folder / MANIFEST).is_file():
             raise ArtifactError(

@@ -236,11 +236,14 @@ def parser() -> cli.Parser:
         "benchmark",
         description="Measure one artifact on its runtime: cold start, latency, memory, operators.",
         examples="""
-python -m edgekit.benchmark exports/fashion_mnist_mobilenet_v2_035-onnx-int8
-python -m edgekit.benchmark build/mine --runtime litert --threads 2 --batch 8
-python -m edgekit.benchmark --suite gpu --record gpu.json                 # the shipped model
+python -m edgekit.benchmark \\
+    exports/fashion_mnist_mobilenet_v2_035-onnx-int8
+python -m edgekit.benchmark build/mine --runtime litert --threads 2 \\
+    --batch 8
+# the shipped model:
+python -m edgekit.benchmark --suite gpu --record gpu.json
 python -m edgekit.benchmark --suite gpu mine.keras --preprocessing unit
-python -m edgekit.benchmark --suite gpu --device cpu                      # a trial without a GPU
+python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
 """,
     )
     add = result.add_argument
@@ -251,20 +254,32 @@ python -m edgekit.benchmark --suite gpu --device cpu                      # a tr
         metavar="ARTIFACT",
         help="artifact folder; of --suite gpu the float model (default: the shipped one)",
     )
-    add("--runtime", choices=sorted(RUNTIMES.values()), help="default: what runs the format")
-    add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
-    add("--batch", type=cli.positive_int, help="images a run (default: 1)")
-    add("--seconds", type=float, help="how long to sample (default: 5)")
+    add(
+        "--runtime",
+        choices=sorted(RUNTIMES.values()),
+        help="default: that of the artifact's format",
+    )
+    add("--threads", type=cli.positive_int, default=1, help="threads of the runtime (default: 1)")
+    add("--batch", type=cli.positive_int, help="images in a run (default: 1)")
+    add("--seconds", type=float, help="how long to measure (default: 5)")
     add(
         "--suite",
         choices=("gpu",),
-        help="float32 against float16 and NCHW against NHWC at batch 1, 8, 32",
+        help="instead: hold float32 against float16, and NCHW against NHWC, at batch 1, 8, 32",
     )
-    add("--device", choices=gpu_suite.DEVICES, help="of the suite (default: cuda)")
-    add("--rounds", type=cli.positive_int, help=f"of the suite (default: {gpu_suite.ROUNDS})")
-    add("--preprocessing", help="of the suite, for a .keras file: name or FILE.json")
-    add("--record", type=Path, metavar="FILE", help="of the suite: write raw samples and ratios")
-    add("--force", action="store_true", help="replace --record FILE if it exists")
+    add("--device", choices=gpu_suite.DEVICES, help="that the suite runs on (default: cuda)")
+    add(
+        "--rounds",
+        type=cli.positive_int,
+        help=f"of the suite, each with all cases (default: {gpu_suite.ROUNDS})",
+    )
+    add(
+        "--preprocessing",
+        metavar="NAME|FILE.json",
+        help="of the suite, for a .keras file: how pixels become its input",
+    )
+    add("--record", type=Path, metavar="FILE", help="of the suite: write all times and ratios")
+    add("--force", action="store_true", help="replace FILE if it exists")
     return result
 
 

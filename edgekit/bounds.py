@@ -31,6 +31,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from edgekit import words
 from edgekit.errors import InvalidInputError, InvalidOptionError
 from edgekit.results import OF_OUTPUT
 
@@ -98,11 +99,13 @@ class Bound:
         if self.kind not in KINDS:
             raise InvalidOptionError(
                 f"unknown kind of bound {self.kind!r}; expected one of {', '.join(KINDS)}"
+                f"{words.near(self.kind, KINDS)}"
             )
         if self.metric == OF_OUTPUT or family(self.metric) not in METRICS:
             raise InvalidOptionError(
                 f"unknown metric {self.metric!r} in {self.kind}; "
                 f"expected one of {', '.join(METRICS)}, or {OF_OUTPUT}OUTPUT"
+                f"{words.near(self.metric, METRICS)}"
             )
         higher = higher_is_better(self.metric)
         if self.kind == "max-drop" and not higher:
@@ -254,6 +257,7 @@ def named(bounds: Sequence[Bound], artifacts: Sequence[str], model_id: str) -> t
                 raise InvalidOptionError(
                     f"{bound.source}: unknown artifact {bound.artifact!r} in {bound.kind}; "
                     f"expected one of {', '.join(artifacts)}"
+                    f"{words.near(str(bound.artifact), artifacts)}"
                 )
         found.append(replace(bound, artifact=name))
     return tuple(found)
@@ -292,7 +296,9 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     try:
         found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InvalidInputError(f"{path} not found; expected a TOML file with [{TABLE}]") from None
+        raise InvalidInputError(
+            f"{words.not_found(path)}; expected a TOML file with [{TABLE}]"
+        ) from None
     except IsADirectoryError:
         raise InvalidInputError(f"{path} is a folder; expected a file with [{TABLE}]") from None
     except (ValueError, RecursionError) as exc:  # ValueError: no UTF-8, no TOML, too many digits
@@ -355,4 +361,5 @@ def _check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], wher
         if key not in known:
             raise InvalidOptionError(
                 f"{path}: unknown key {key!r} in {where}; expected one of {', '.join(known)}"
+                f"{words.near(key, known)}"
             )

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import cli, data, environment, feeds, outputs, words
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
 from edgekit.feeds import Samples
 from edgekit.formats import float_model, onnx, tflite
 from edgekit.formats.flatbuffer import Graph
@@ -71,8 +71,7 @@ def calibrate(
         InvalidDataError: If the images do not fit the model.
         InvalidOptionError: If the method is unknown.
     """
-    if method not in METHODS:
-        raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
+    words.one_of("method", method, METHODS)
     opened = feeds.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
     return cached(
@@ -362,33 +361,43 @@ def parser() -> cli.Parser:
     """Options of ``python -m edgekit.calibrate``."""
     result = cli.Parser(
         "calibrate",
-        description="Run a calibration set through the float model; write each tensor's range.",
+        description="Run images through the float model; write which values each tensor has.",
         examples="""
-python -m edgekit.calibrate                                  # the shipped model and images
-python -m edgekit.calibrate mine.keras --preprocessing unit --data images.npz \\
-    --method mse --out table.json
-python -m edgekit.calibrate mine.keras --preprocessing symmetric#crop=0.875 --data folder:photos \\
-    --samples 500 --seed 1 --out table.json
-python -m edgekit.export mine.keras --preprocessing unit --target tflite --precision int8 \\
-    --calibration table.json
+python -m edgekit.calibrate  # the shipped model and images
+python -m edgekit.calibrate mine.keras --preprocessing unit \\
+    --data images.npz --method mse --out table.json
+python -m edgekit.calibrate mine.keras --preprocessing symmetric#crop=0.875 \\
+    --data folder:photos --samples 500 --seed 1 --out table.json
+python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
+    --precision int8 --calibration table.json
 """,
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
     float_model.add_trust(result)
     add = result.add_argument
-    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add(
+        "--data",
+        default="fashion_mnist",
+        metavar="IMAGES",
+        help=f"{data.WORDS} (default: %(default)s)",
+    )
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--samples", type=cli.positive_int, help="draw N images, evenly over the classes")
-    add("--seed", type=int, help="of the draw (default: 0)")
+    add("--seed", type=int, help="with --samples: another number draws others (default: 0)")
     add(
         "--method",
         choices=METHODS,
         default=DEFAULT_METHOD,
-        help=f"how a range is taken from the values (default: {DEFAULT_METHOD})",
+        help=f"how a tensor's range is taken from its values (default: {DEFAULT_METHOD})",
     )
-    add("--out", type=Path, help="JSON file (default: calibration/MODEL_ID-DATA.json)")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add(
+        "--out",
+        type=Path,
+        metavar="TABLE.json",
+        help="what to write (default: calibration/MODEL_ID-DATA.json)",
+    )
+    add("--force", action="store_true", help="replace TABLE.json if it exists")
     return result
 
 

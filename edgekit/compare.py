@@ -644,48 +644,95 @@ def parser() -> cli.Parser:
         "compare",
         description="Measure accuracy, agreement and latency of artifacts against the float model.",
         examples="""
-python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
-python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
-python -m edgekit.compare build/mine --data test.npz --power 0.9 --bound 0.2
-python -m edgekit.compare build/mine --reference ort:cuda:float16 --record gpu.rec   # with a GPU
-python -m edgekit.compare build/mine --reference gpu.rec                             # anywhere
-python -m edgekit.compare build/mine --reference emulated:float16                    # no GPU at all
-python -m edgekit.compare mine.keras exports/mine-onnx-int8 --layers --bisect 30dB
-python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources mine=device:pi5
+python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 \\
+    --out report.json
+python -m edgekit.compare build/mine --data test.npz --reference mine.keras \\
+    --limit 1000
+python -m edgekit.compare build/mine --data test.npz --power 0.9 \\
+    --bound 0.2
+# with a GPU:
+python -m edgekit.compare build/mine --reference ort:cuda:float16 \\
+    --record gpu.rec
+python -m edgekit.compare build/mine --reference gpu.rec  # anywhere
+# no GPU at all:
+python -m edgekit.compare build/mine --reference emulated:float16
+python -m edgekit.compare mine.keras exports/mine-onnx-int8 --layers \\
+    --bisect 30dB
+python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
+    --resources mine=device:pi5
 """,
     )
     add = result.add_argument
-    add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
-    add("--data", default="fashion_mnist", metavar="IMAGES", help=_DATA_HELP)
+    add(
+        "artifacts",
+        nargs="+",
+        type=Path,
+        metavar="ARTIFACT",
+        help="folders that `edgekit export` wrote",
+    )
+    add(
+        "--data",
+        default="fashion_mnist",
+        metavar="IMAGES",
+        help=f"{_DATA_HELP} (default: %(default)s)",
+    )
     add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
-    add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")
+    add("--threads", type=cli.positive_int, default=1, help="threads of each runtime (default: 1)")
+    add(
+        "--rounds",
+        type=cli.positive_int,
+        default=10,
+        help=f"take latency in N rounds of {SAMPLES} samples (default: %(default)s)",
+    )
     add(
         "--reference",
         metavar="MODEL|RUNNER|RECORDING",
-        help=f"the float model (default: where the manifests say), a runner of it "
-        f"({', '.join(runners.SPECS)}), or a file of --record",
+        help=f"what to compare with: the float model (default: where the manifests say), a file of "
+        f"--record, or a runner of the float model: {', '.join(runners.SPECS)}",
     )
-    add("--record", type=Path, metavar="FILE", help="write the reference to FILE, to be replayed")
     add(
-        "--work", type=Path, metavar="DIR", help="keep the answers here; a second run goes on there"
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="write what the reference answered to FILE, to be its own --reference later",
     )
-    add("--shard", type=cli.positive_int, default=shards.IMAGES, help="images a shard")
-    add("--processes", type=cli.positive_int, help="that evaluate at once (default: by the cores)")
+    add(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="keep results in DIR; a run that was stopped goes on there",
+    )
+    add(
+        "--shard",
+        type=cli.positive_int,
+        default=shards.IMAGES,
+        help="images that are evaluated and kept together (default: %(default)s)",
+    )
+    add(
+        "--processes",
+        type=cli.positive_int,
+        help="processes that evaluate at once (default: by the cores)",
+    )
     add("--cluster", metavar="ADDRESS", help="evaluate on the workers of this Dask scheduler")
     add(
         "--resources",
         type=fleet.assignment,
         action="append",
         metavar="ARTIFACT=RESOURCE",
-        help="worker resource that an artifact needs, as device:pi5; any; or local; repeatable",
+        help="with --cluster: the worker resource that an artifact needs, as device:pi5; any for "
+        "any worker, local for this machine; repeatable",
     )
-    add("--parity", action="store_true", help="hold int8 TFLite and int8 ONNX against each other")
+    add(
+        "--parity",
+        action="store_true",
+        help="also hold an int8 TFLite and an int8 ONNX artifact against each other, number by "
+        "number",
+    )
     add(
         "--power",
         type=float,
-        help=f"how often a loss of --bound has to be found (default: {DEFAULT_POWER}); the table "
-        f"says how many images that takes",
+        help=f"how often a loss of --bound has to be noticed, of 1 (default: {DEFAULT_POWER}); the "
+        f"table says how many images that takes",
     )
     add(
         "--bound",
@@ -698,10 +745,11 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
         type=_count,
         default=PICTURES,
         metavar="N",
-        help=f"show up to N images an artifact that changed their answer (default: {PICTURES})",
+        help=f"put up to N images whose prediction changed into the report, for each artifact "
+        f"(default: {PICTURES})",
     )
-    add("--out", type=Path, help="report (default: report.json)")
-    add("--force", action="store_true", help="replace outputs that exist")
+    add("--out", type=Path, metavar="FILE", help="report to write (default: report.json)")
+    add("--force", action="store_true", help="replace files that exist")
     float_model.add_trust(result)
     layer_options.add_arguments(result)
     return result

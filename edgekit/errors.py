@@ -13,6 +13,7 @@
     │   └── SignatureError       a signature or key: missing, of another key, of other bytes
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
+    │   └── ProcessDiedError     the process that ran it is gone
     └── MissingDependencyError   a package of an extra is not installed
 
 Messages are one sentence in one line: expected, got, and the fix.
@@ -26,8 +27,21 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def last_words(text: str, lines: int = 3) -> str:
+    """The last lines of what a program wrote, as one that is short enough to quote."""
+    kept = [" ".join(line.split()) for line in text.splitlines() if line.strip()][-lines:]
+    said = " | ".join(kept)
+    return said if len(said) <= 300 else f"…{said[-299:]}"
+
+
 class EdgekitError(Exception):
-    """Base of all errors that a user can mend; printed as one line, exit status 2."""
+    """Base of all errors that a user can mend; printed as one line, exit status 2.
+
+    Attributes:
+        detail: More lines, of a process that failed, for those who ask with ``--traceback``.
+    """
+
+    detail: str = ""
 
 
 class InvalidOptionError(EdgekitError, ValueError):
@@ -73,6 +87,10 @@ class OutputExistsError(EdgekitError):
 
 class ExecutionError(EdgekitError):
     """A runtime did not run, or ran something other than what it was asked for."""
+
+
+class ProcessDiedError(ExecutionError):
+    """The process of a runtime ended before its work did."""
 
 
 class MissingDependencyError(EdgekitError, ImportError):

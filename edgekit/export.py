@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, feeds, outputs, proof
+from edgekit import artifact, cli, data, encodings, feeds, outputs, proof, words
 from edgekit.artifact import Artifact, CalibrationRecord, QuantizationRecord
 from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
 from edgekit.errors import (
@@ -150,18 +150,11 @@ def export(
     Raises:
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
-    if target not in TARGETS:
-        raise InvalidOptionError(f"expected target {' or '.join(TARGETS)}, got {target!r}")
-    if precision not in artifact.PRECISIONS:
-        raise InvalidOptionError(
-            f"expected precision {', '.join(artifact.PRECISIONS)}, got {precision!r}"
-        )
-    if correction not in CORRECTIONS:
-        raise InvalidOptionError(
-            f"expected correction {' or '.join(CORRECTIONS)}, got {correction!r}"
-        )
-    if method is not None and method not in METHODS:
-        raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
+    words.one_of("target", target, TARGETS)
+    words.one_of("precision", precision, artifact.PRECISIONS)
+    words.one_of("correction", correction, CORRECTIONS)
+    if method is not None:
+        words.one_of("method", method, METHODS)
     profile = profiles.profile(device)
     if precision not in profile.precisions.get(target, ()):
         can = "; ".join(f"{key} in {', '.join(names)}" for key, names in profile.precisions.items())
@@ -287,7 +280,8 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
     path = data.path_of(place)
     if dataset is None and path is not None and not path.exists():
         return _Calibration(None, table, place, method or table.method)
-    opened = feeds.open_word(place, "calibration")
+    typed = dataset is not None  # what stands in the table was typed by nobody
+    opened = feeds.open_word(place, "calibration", read_from=None if typed else Path(word))
     return _Calibration(opened, table, place, method or table.method)
 
 
@@ -560,45 +554,73 @@ def parser() -> cli.Parser:
     """Options of ``python -m edgekit.export``."""
     result = cli.Parser(
         "export",
-        description="Turn a float model into a TFLite or ONNX artifact.",
+        description="Turn a float model into an artifact: a folder with a TFLite or ONNX file.",
         examples="""
-python -m edgekit.export --target tflite --precision int8      # the shipped model
+# the shipped model:
+python -m edgekit.export --target tflite --precision int8
 python -m edgekit.export --target onnx --precision float16 --out build/half
-python -m edgekit.export --target onnx --precision int8 --device auto --strict --out build/here
-python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --precision int8 \\
-    --calibration images.npz --out build/mine
-python -m edgekit.export detector.onnx --shape 1,3,320,320 --preprocessing unit --target onnx \\
-    --precision int8 --calibration images.npz --out build/detector
+python -m edgekit.export --target onnx --precision int8 --device auto \\
+    --strict --out build/here
+python -m edgekit.export mine.keras --preprocessing symmetric \\
+    --target tflite --precision int8 --calibration images.npz \\
+    --out build/mine
+python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
+    --preprocessing unit --target onnx --precision int8 \\
+    --calibration images.npz --out build/detector
 """,
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
     float_model.add_trust(result)
     add = result.add_argument
-    add("--target", required=True, choices=TARGETS)
-    add("--precision", required=True, choices=artifact.PRECISIONS)
+    add("--target", required=True, choices=TARGETS, help="format of the file")
+    add(
+        "--precision",
+        required=True,
+        choices=artifact.PRECISIONS,
+        help="of the numbers in it; int8 computes in integers as well",
+    )
     add(
         "--calibration",
         metavar="IMAGES",
-        help=f"for int8: TABLE.json, or images ({data.WORDS}); for onnx float16: images",
+        help=f"for int8: images that show which values occur ({data.WORDS}), or TABLE.json, which "
+        f"`edgekit calibrate` made of them; for onnx float16: images",
     )
-    add("--data", help="the images of TABLE.json, where they are not where it says")
-    add("--method", choices=METHODS, help="how ranges are taken (default: minmax, or the table's)")
+    add(
+        "--data",
+        metavar="IMAGES",
+        help="the images of TABLE.json, if they are not where the table says",
+    )
+    add(
+        "--method",
+        choices=METHODS,
+        help="how a tensor's range is taken from its values (default: minmax, or the table's)",
+    )
     add(
         "--device",
         default=profiles.DEFAULT,
         choices=profiles.NAMES,
-        help="device profile; auto: of this machine's CPU (default: %(default)s)",
+        help="what the file is made for; auto: this machine's CPU (default: %(default)s)",
     )
     add(
         "--correction",
         default="auto",
         choices=CORRECTIONS,
-        help="for int8: what is best on held-out calibration images, or nearest rounding",
+        help="for int8: auto chooses the integers in several ways and keeps what is best on "
+        "calibration images that were held out; none rounds to the nearest (default: %(default)s)",
     )
-    add("--strict", action="store_true", help="for int8: refuse operators that stay float")
-    add("--out", type=Path, help="folder (default: exports/MODEL_ID-TARGET-PRECISION)")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add(
+        "--strict",
+        action="store_true",
+        help="for int8: refuse a model in which an operator computes in float",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="what to write (default: exports/MODEL_ID-TARGET-PRECISION)",
+    )
+    add("--force", action="store_true", help="replace FOLDER if it exists")
     return result
 
 

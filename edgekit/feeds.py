@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.data.images import ImageSet, Split
+from edgekit.data.images import BROKEN, ImageSet, Split, mapped
 from edgekit.errors import InvalidDataError, InvalidModelError, reason
 from edgekit.results import Unit
 from edgekit.signature import Preprocessing, TensorSpec
@@ -84,28 +83,29 @@ def make(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Inputs:
     return Inputs(name, dict(arrays), digest.hexdigest())
 
 
-def open_word(word: str, split: Split) -> data.Opened | Inputs:
+def open_word(word: str, split: Split, *, read_from: Path | None = None) -> data.Opened | Inputs:
     """Find what a ``--data`` or ``--calibration`` word names.
 
     Args:
         word: As :func:`edgekit.data.open_word` takes it, or an ``.npz`` with other arrays than
             ``x`` and ``y``, which have the names of the model's inputs.
         split: As :func:`edgekit.data.open_word` takes it.
+        read_from: As :func:`edgekit.data.open_word` takes it.
 
     Raises:
-        InvalidDataError: If the data is missing or broken.
+        InvalidDataError: If the data is missing or broken, or a file names something to import.
     """
     path = Path(word)
     if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
-        return data.open_word(word, split)  # which says what is wrong
+        return data.open_word(word, split, read_from=read_from)  # which says what is wrong
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [member.removesuffix(".npy") for member in archive.namelist()]
-        if set(names) <= {"x", "y"}:
-            return data.open_word(word, split)
-        with np.load(path, allow_pickle=False) as file:
-            return make(path.name, {name: file[name] for name in file.files})
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as exc:
+            members = archive.namelist()
+            if {member.removesuffix(".npy") for member in members} <= {"x", "y"}:
+                return data.open_word(word, split, read_from=read_from)
+            arrays = {m.removesuffix(".npy"): mapped(archive, m) for m in members}
+        return make(path.name, arrays)
+    except BROKEN as exc:
         raise InvalidDataError(
             f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
         ) from None

@@ -32,7 +32,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import environment, outputs
+from edgekit import environment, outputs, words
 from edgekit import errors as known_errors
 from edgekit.blocks import let_go
 from edgekit.errors import (
@@ -41,6 +41,7 @@ from edgekit.errors import (
     InvalidDataError,
     InvalidOptionError,
     MissingDependencyError,
+    ProcessDiedError,
     reason,
 )
 from edgekit.results import Environment, Place, Runtime
@@ -116,7 +117,7 @@ def devices(
         if name not in names:
             raise InvalidOptionError(
                 f"--resources names {name!r}, which is not compared; expected one of "
-                f"{', '.join(names)}"
+                f"{', '.join(names)}{words.near(name, names)}"
             )
     if cluster is None:
         return {}
@@ -443,9 +444,9 @@ def answer(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) -> 
             if misfit := worker.loaded.misfit(task.job.name, images):
                 raise InvalidDataError(misfit)
             return Answer(worker.outputs(images), worker.loaded.runtime, place)
+    except ProcessDiedError:
+        raise
     except EdgekitError as exc:
-        if "process ended with code" in str(exc):
-            raise
         return Answer(None, None, place, (type(exc).__name__, str(exc)))
 
 

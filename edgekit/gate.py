@@ -30,7 +30,7 @@ from typing import Any
 
 from edgekit import bounds as grammar
 from edgekit import checks as judged
-from edgekit import ci, cli, outputs, review
+from edgekit import ci, cli, outputs, review, words
 from edgekit.bounds import Bound
 from edgekit.checks import Check
 from edgekit.errors import InvalidOptionError, ReportError
@@ -209,23 +209,33 @@ def parser() -> cli.Parser:
     result = cli.Parser(
         "gate",
         description="Judge a report by bounds and a baseline. "
-        "Exit: 0 good, 1 regression, 2 bad input.",
+        "Exit status: 0 good, 1 regression, 2 bad input, 3 an error of edgekit's own.",
         examples="""
-python -m edgekit.gate                      (all from [tool.edgekit.gate] of pyproject.toml)
-python -m edgekit.gate report.json --baseline exports/baseline.json --max-drop top1=0.5
+python -m edgekit.gate  # all from [tool.edgekit.gate] of pyproject.toml
+python -m edgekit.gate report.json --baseline exports/baseline.json \\
+    --max-drop top1=0.5
 python -m edgekit.gate report.json --min top1=93 --max size=700000
-python -m edgekit.gate report.json --baseline exports/baseline.json --max-drop agreement=1 \\
-    --max-rise 'size=1 %' --max-drop mine-tflite-int8:top1=1
-python -m edgekit.gate report.json --baseline exports/baseline.json --junit build/gate.xml \\
-    --markdown build/gate.md
-python -m edgekit.gate report.json --baseline exports/baseline.json --update
-python -m edgekit.gate report.json --baseline exports/baseline.json --update \\
+python -m edgekit.gate report.json --baseline exports/baseline.json \\
+    --max-drop agreement=1 --max-rise 'size=1 %' \\
+    --max-drop mine-tflite-int8:top1=1
+python -m edgekit.gate report.json --baseline exports/baseline.json \\
+    --junit build/gate.xml --markdown build/gate.md
+python -m edgekit.gate report.json --baseline exports/baseline.json \\
+    --update
+python -m edgekit.gate report.json --baseline exports/baseline.json \\
+    --update \\
     --accept 'smaller model, 0.7 points of top-1 for half the size'
 """,
     )
     add = result.add_argument
-    add("report", type=Path, nargs="?", metavar="REPORT", help="report of `edgekit compare`")
-    add("--baseline", type=Path, metavar="FILE", help="accepted report")
+    add(
+        "report",
+        type=Path,
+        nargs="?",
+        metavar="REPORT",
+        help="file that `edgekit compare --out` wrote",
+    )
+    add("--baseline", type=Path, metavar="FILE", help="a report that was accepted before")
     add(
         "--config",
         type=Path,
@@ -280,6 +290,11 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         _check_answerable(bounds, False)
     written = _outputs(options, [path, baseline_path, config.path])
     report = Report.load(path)
+    if baseline_path is not None and not baseline_path.exists():
+        raise ReportError(
+            f"{words.not_found(baseline_path)}; expected an accepted report: make it from a report "
+            f"that is good with `python -m edgekit.gate {path} --baseline {baseline_path} --update`"
+        )
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds)
     defaults = (grammar.DEFAULT, grammar.DEFAULT_OF_NUMBERS)

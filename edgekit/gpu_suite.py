@@ -24,7 +24,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, environment, outputs, schema, stats
+from edgekit import cli, environment, outputs, schema, stats, words
 from edgekit.artifact import Artifact
 from edgekit.errors import (
     EdgekitError,
@@ -214,7 +214,9 @@ def _model(path: Path, preprocessing: str | None) -> tuple[Path, str, str, Prepr
             )
         return path, found.manifest.model_id, found.sha256, found.manifest.preprocessing
     if not path.is_file():
-        raise InvalidModelError(f"{path} not found; expected a Keras artifact or a .keras file")
+        raise InvalidModelError(
+            f"{words.not_found(path)}; expected a Keras artifact or a .keras file"
+        )
     if preprocessing is None:
         raise InvalidOptionError(f"{path} does not say how its input is made; --preprocessing does")
     return path, path.stem, outputs.sha256_file(path), named_preprocessing(preprocessing)

@@ -194,8 +194,10 @@ def parser() -> cli.Parser:
 python -m edgekit.parity exports/mine-tflite-int8 exports/mine-onnx-int8
 """,
     )
-    result.add_argument("left", type=Path, metavar="ARTIFACT", help="int8 artifact folder")
-    result.add_argument("right", type=Path, metavar="ARTIFACT", help="of the other format")
+    result.add_argument("left", type=Path, metavar="ARTIFACT", help="folder of an int8 artifact")
+    result.add_argument(
+        "right", type=Path, metavar="ARTIFACT", help="of the same model in the other format"
+    )
     return result
 
 

@@ -451,7 +451,8 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
         if found:
             raise ExecutionError(
                 f"the {target} file differs from the grid of training in {len(found)} places, "
-                f"first {found[0].what} of {short_name(found[0].tensor)}; please report the model"
+                f"first {found[0].what} of {short_name(found[0].tensor)}; leave that layer in "
+                f"float with --leave-float"
             )
     return trained.numbers()
 
@@ -518,11 +519,13 @@ def parser() -> cli.Parser:
     """Options of ``python -m edgekit.qat``."""
     result = cli.Parser(
         "qat",
-        description="Fine-tune a float model with fake quantization; write it for int8 export.",
+        description="Train a float model further while its numbers are rounded as int8 will round "
+        "them (fake quantization); write it for `edgekit export --precision int8`.",
         examples="""
-python -m edgekit.qat --out build/trained                      # the shipped model, Fashion-MNIST
-python -m edgekit.qat --out build/trained --resume             # after a kill
-python -m edgekit.qat mine.keras --preprocessing unit --data images.npz --out build/mine-qat
+python -m edgekit.qat --out build/trained  # the shipped model, Fashion-MNIST
+python -m edgekit.qat --out build/trained --resume  # after a kill
+python -m edgekit.qat mine.keras --preprocessing unit --data images.npz \\
+    --out build/mine-qat
 python -m edgekit.export build/mine-qat --target onnx --precision int8
 """,
     )
@@ -530,17 +533,24 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     float_model.add_arguments(result)
     float_model.add_shape(result)
     add = result.add_argument
-    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add(
+        "--data",
+        default="fashion_mnist",
+        metavar="IMAGES",
+        help=f"{data.WORDS} (default: %(default)s)",
+    )
     add(
         "--calibration",
-        help="where ranges start: images as --data, or TABLE.json (default: of --data)",
+        metavar="IMAGES",
+        help="what the first ranges are taken from: images as --data takes them, or TABLE.json "
+        "(default: some of --data)",
     )
-    add("--out", type=Path, required=True, help="folder of the artifact")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="artifact to write")
     add(
         "--device",
         default=profiles.DEFAULT,
         choices=profiles.NAMES,
-        help="device profile that the numbers are trained for (default: %(default)s)",
+        help="what the int8 file will run on; auto: this machine's CPU (default: %(default)s)",
     )
     add(
         "--leave-float",
@@ -551,25 +561,35 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     )
     for name, kind, text in (
         ("epochs", cli.positive_int, "passes over the images"),
-        ("batch", cli.positive_int, "images a step"),
-        ("learning-rate", float, "peak, falling as a cosine"),
-        ("warmup-epochs", float, "linear rise"),
-        ("weight-decay", float, "of convolution and dense kernels"),
-        ("label-smoothing", float, "mass spread over all classes"),
-        ("shift", int, "random translation in pixels"),
-        ("erase", float, "probability of erasing a rectangle"),
-        ("distill", float, "share of the float model's answers in the loss"),
-        ("temperature", float, "of the float model's answers"),
-        ("frozen", float, "last part of the steps, with statistics and ranges frozen"),
-        ("range-decay", float, "of the moving average of ranges"),
+        ("batch", cli.positive_int, "images in a step"),
+        ("learning-rate", float, "largest learning rate, which falls as a cosine"),
+        ("warmup-epochs", float, "epochs in which the learning rate rises to its largest"),
+        ("weight-decay", float, "L2 decay of convolution and dense kernels"),
+        ("label-smoothing", float, "share of a label that is spread over all classes"),
+        ("shift", int, "most pixels that an image is moved by"),
+        ("erase", float, "how often a rectangle is erased, of 1"),
+        ("distill", float, "share of the float model's predictions in the loss, of 1"),
+        ("temperature", float, "of the float model's predictions"),
+        ("frozen", float, "last part of the steps, in which statistics and ranges stay, of 1"),
+        ("range-decay", float, "decay of the moving averages of ranges"),
         ("weight-bits", int, "bits of the weights, 2 to 8"),
-        ("seed", int, "of order and augmentation"),
+        ("seed", int, "another number: other order and augmentation"),
     ):
         value = getattr(default, name.replace("-", "_"))
         add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
     add("--no-flip", dest="flip", action="store_false", help="do not mirror images")
-    add("--ranges", choices=RANGE_MODES, default=default.ranges, help="(default: %(default)s)")
-    add("--every", type=cli.positive_int, default=EVERY, help="steps between two int8 checks")
+    add(
+        "--ranges",
+        choices=RANGE_MODES,
+        default=default.ranges,
+        help="how ranges of activations follow (default: %(default)s)",
+    )
+    add(
+        "--every",
+        type=cli.positive_int,
+        default=EVERY,
+        help="steps between two looks at the int8 file that would come out (default: %(default)s)",
+    )
     add_run_arguments(result)
     return result
 

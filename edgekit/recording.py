@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import outputs, schema
+from edgekit import outputs, schema, words
 from edgekit.data import ImageSet
 from edgekit.errors import EdgekitError, RecordingError
 from edgekit.results import Data, Device, Environment, Measurement, Runtime
@@ -99,8 +99,8 @@ class Recording:
         try:
             content = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError):
-            problem = "is a folder" if path.is_dir() else "not found"
-            raise RecordingError(f"{path} {problem}; expected a recording") from None
+            problem = f"{path} is a folder" if path.is_dir() else words.not_found(path)
+            raise RecordingError(f"{problem}; expected a recording") from None
         if hashlib.sha256(content[:-_DIGEST]).hexdigest().encode() != content[-_DIGEST:]:
             raise RecordingError(
                 f"{path} was changed or cut short: its bytes are not those of its sha256; "

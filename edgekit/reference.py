@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgekit import schema
 from edgekit.artifact import MANIFEST, Artifact
-from edgekit.errors import ExecutionError, InvalidModelError
+from edgekit.errors import EdgekitError, ExecutionError, InvalidModelError, last_words
 from edgekit.runtimes.spec import RunnerSpec
 from edgekit.signature import Preprocessing, Shapes
 
@@ -47,7 +47,7 @@ def onnx_artifact(
         InvalidModelError: If the model cannot be exported; says what export said.
     """
     out = folder / f"onnx-{precision}"
-    arguments = [str(model), "--target", "onnx", "--precision", precision, "--out", str(out)]
+    arguments = ["--target", "onnx", "--precision", precision, "--out", str(out)]
     arguments += ["--device", device, *(["--trust"] if trust else [])]
     if not (model / MANIFEST).is_file():
         prepared = folder / "preprocessing.json"
@@ -57,7 +57,7 @@ def onnx_artifact(
         arguments += ["--shape", f"{name}={','.join(map(str, sizes))}"]
     if precision == "float16" and images is not None:
         arguments += ["--calibration", images]
-    _export(arguments)
+    _export([*arguments, "--", str(model)])  # whatever it is called
     return Artifact.load(out)
 
 
@@ -81,10 +81,15 @@ def _export(arguments: Sequence[str]) -> None:
     )
     if done.returncode == 0:
         return
-    said = [line for line in done.stderr.splitlines() if line.startswith("edgekit export: error:")]
-    if said:
-        raise InvalidModelError(f"the reference: {said[-1].partition('error: ')[2]}")
-    raise ExecutionError(
-        f"the reference: the export ended with code {done.returncode} and said "
-        f"{done.stderr.strip()[-200:] or 'nothing'}"
-    )
+    found: EdgekitError
+    if done.returncode == 2:  # its last line says what is wrong with the model or the options
+        found = InvalidModelError(
+            f"the reference: {last_words(done.stderr, 1).removeprefix('edgekit export: error: ')}"
+        )
+    else:
+        found = ExecutionError(
+            f"the reference: the export ended with code {done.returncode}; its last words: "
+            f"{last_words(done.stderr) or 'none'}"
+        )
+    found.detail = f"stderr of the export:\n{done.stderr}\n"
+    raise found

@@ -36,6 +36,7 @@ from edgekit.results import (
 )
 from edgekit.stats import SIGNIFICANT, discordant
 from edgekit.text import decimals, visible, visible_lines
+from edgekit.words import not_found
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -150,7 +151,7 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = [row for row in csv.reader(stream, strict=True) if row]
     except FileNotFoundError:
-        raise InvalidDataError(f"{path} not found; {expected}") from None
+        raise InvalidDataError(f"{not_found(path)}; {expected}") from None
     except IsADirectoryError:
         raise InvalidDataError(f"{path} is a folder; {expected}") from None
     except (UnicodeDecodeError, csv.Error) as exc:
@@ -909,15 +910,20 @@ python -m edgekit.report report.json --out report.html
 python -m edgekit.report report.json --layers layers.csv --out report.html
 """,
     )
-    result.add_argument("report", type=Path, metavar="REPORT", help="report of `edgekit compare`")
-    result.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    result.add_argument(
+        "report", type=Path, metavar="REPORT", help="file that `edgekit compare --out` wrote"
+    )
+    result.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.html", help="page to write"
+    )
     result.add_argument(
         "--layers",
         type=Path,
         metavar="FILE.csv",
-        help="draw this too: what `compare --layers --csv` writes, or columns layer, sqnr (dB)",
+        help="add a chart of the layers: what `edgekit compare --layers --csv` wrote, or a table "
+        "with the columns layer and sqnr (dB)",
     )
-    result.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    result.add_argument("--force", action="store_true", help="replace FILE.html if it exists")
     return result
 
 

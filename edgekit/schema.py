@@ -15,6 +15,7 @@ import typing
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
+from edgekit import words
 from edgekit.errors import EdgekitError
 
 T = TypeVar("T")
@@ -106,7 +107,7 @@ def read_json(path: Path, *, error: type[EdgekitError], what: str) -> Any:
     try:
         text = path.read_text(encoding="utf-8")  # of a pipe, too
     except FileNotFoundError:
-        raise error(f"{path} not found; expected {what}") from None
+        raise error(f"{words.not_found(path)}; expected {what}") from None
     except IsADirectoryError:
         raise error(f"{path} is a folder; expected {what}") from None
     except UnicodeDecodeError:
@@ -197,7 +198,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
             key: _read(get_args(hint)[1], item, f"{where}.{key}") for key, item in value.items()
         }
     if origin is typing.Literal:
-        _expect(value in get_args(hint), f"one of {list(get_args(hint))}", value, where)
+        known = [str(each) for each in get_args(hint)]
+        near = words.near(value, known) if isinstance(value, str) else ""
+        _expect(value in get_args(hint), f"one of {list(get_args(hint))}", value, where, near)
         return value
     if dataclasses.is_dataclass(hint):
         return _read_dataclass(typing.cast(type, hint), value, where)
@@ -234,7 +237,8 @@ def _read_dataclass(cls: type, value: Any, where: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(value) - set(fields))
     if unknown:
-        raise SchemaError(f"{where}: unknown key {unknown[0]!r}")
+        near = words.near(unknown[0], fields)
+        raise SchemaError(f"{where}: unknown key {unknown[0]!r}{near}")
     arguments = {}
     for name, field in fields.items():
         if name in value:
@@ -274,9 +278,9 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _expect(condition: bool, expected: str, value: Any, where: str) -> None:
+def _expect(condition: bool, expected: str, value: Any, where: str, near: str = "") -> None:
     if not condition:
-        raise SchemaError(f"{where}: expected {expected}, got {_short(value)}")
+        raise SchemaError(f"{where}: expected {expected}, got {_short(value)}{near}")
 
 
 def _short(value: Any) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgekit import cli, outputs, schema
+from edgekit import cli, outputs, schema, words
 from edgekit.artifact import MANIFEST, Artifact
 from edgekit.errors import EdgekitError, InvalidOptionError, MissingDependencyError, SignatureError
 from edgekit.results import Report
@@ -180,7 +180,7 @@ def _target(path: Path) -> Path:
         return path / MANIFEST
     if not path.is_file():
         raise InvalidOptionError(
-            f"{path} not found; expected an artifact folder, a report or a baseline"
+            f"{words.not_found(path)}; expected an artifact folder, a report or a baseline"
         )
     return path
 
@@ -274,10 +274,11 @@ def parser() -> cli.Parser:
         "sign",
         description="Sign artifacts, reports and baselines with Ed25519, and verify them.",
         examples="""
-python -m edgekit.sign keygen release.key                 # and release.key.pub
+python -m edgekit.sign keygen release.key  # and release.key.pub
 python -m edgekit.sign sign build/mine-int8 --key release.key
 python -m edgekit.sign verify build/mine-int8 --public release.key.pub
-python -m edgekit.sign verify report.json --public release.key.pub --artifact build/mine-int8
+python -m edgekit.sign verify report.json --public release.key.pub \\
+    --artifact build/mine-int8
 """,
     )
     kind: Any = _sub_parser
@@ -289,17 +290,22 @@ python -m edgekit.sign verify report.json --public release.key.pub --artifact bu
     make.add_argument("--force", action="store_true", help="replace KEY and KEY.pub if they exist")
     vouch = actions.add_parser("sign", help="write a signature", description="Write a signature.")
     vouch.add_argument("path", type=Path, metavar="PATH", help="artifact folder, report, baseline")
-    vouch.add_argument("--key", type=Path, required=True, help="private key")
+    vouch.add_argument(
+        "--key", type=Path, required=True, metavar="KEY", help="private key of keygen"
+    )
     vouch.add_argument("--force", action="store_true", help="replace a signature that is there")
-    check = actions.add_parser("verify", help="check one", description="Check a signature.")
+    check = actions.add_parser("verify", help="check a signature", description="Check a signature.")
     check.add_argument("path", type=Path, metavar="PATH", help="artifact folder, report, baseline")
-    check.add_argument("--public", type=Path, required=True, help="public key")
+    check.add_argument(
+        "--public", type=Path, required=True, metavar="KEY.pub", help="public key of keygen"
+    )
     check.add_argument(
         "--artifact",
         type=Path,
         action="append",
         default=[],
-        help="of a report: an artifact folder that it has to speak of; repeatable",
+        metavar="FOLDER",
+        help="of a report: an artifact that it has to be about; repeatable",
     )
     return result
 

@@ -260,6 +260,7 @@ class Preprocessing:
             if getattr(self, field) not in known:
                 raise InvalidInputError(
                     f"expected {field} as {', '.join(known)}, got {getattr(self, field)!r}"
+                    f"{words.near(getattr(self, field), known)}"
                 )
         if self.crop is not None and not 0 < self.crop <= 1:
             raise InvalidInputError(f"expected crop above 0 and up to 1, got {self.crop}")
@@ -348,8 +349,11 @@ def preprocessing(spec: str) -> Preprocessing:
 
 def _read(path: Path, spec: str) -> Preprocessing:
     if path.suffix != ".json" or not path.is_file():
+        looks = path.suffix == ".json" and not path.exists()
+        near = words.near(words.split(spec)[0], _NAMED)
         raise InvalidOptionError(
             f"expected --preprocessing as {', '.join(_NAMED)} or a JSON file, got {spec!r}"
+            f"{f': {words.not_found(path)}' if looks else near}"
         )
     data = schema.read_json(path, error=InvalidOptionError, what="a preprocessing file")
     try:

@@ -305,17 +305,27 @@ def parser() -> cli.Parser:
         "train",
         description="Train MobileNetV2 on a data set and write the float model as an artifact.",
         examples="""
-python -m edgekit.train --out exports/mine                     # Fashion-MNIST, width 0.35
-python -m edgekit.train --out exports/mine --resume            # after a kill
-python -m edgekit.train --data images.npz --width 0.5 --out m  # x uint8 [N,H,W,C], y [N]
-python -m edgekit.train --recipes                              # what there is, and what to expect
-python -m edgekit.train --recipe paper --data imagenet-tfrecord:DIR --size 224 \\
-    --precision mixed_float16 --data-format NCHW --strategy mirrored --out m     # on GPUs
-python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  # own classes
+python -m edgekit.train --out exports/mine  # Fashion-MNIST, width 0.35
+python -m edgekit.train --out exports/mine --resume  # after a kill
+# x uint8 [N,H,W,C], y [N]:
+python -m edgekit.train --data images.npz --width 0.5 --out m
+python -m edgekit.train --recipes  # what there is, and what to expect
+# on GPUs:
+python -m edgekit.train --recipe paper --data imagenet-tfrecord:DIR \\
+    --size 224 --precision mixed_float16 --data-format NCHW \\
+    --strategy mirrored --out m
+# own classes:
+python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
+    --out mine
 """,
     )
     add = result.add_argument
-    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add(
+        "--data",
+        default="fashion_mnist",
+        metavar="IMAGES",
+        help=f"{data.WORDS} (default: %(default)s)",
+    )
     add("--size", type=cli.positive_int, help="height and width that pictures are resized to")
     add(
         "--from",
@@ -324,7 +334,8 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
         const=SHIPPED,
         type=Path,
         metavar="MODEL",
-        help="fine-tune a Keras artifact or .keras file (default: the shipped model)",
+        help="start from a trained model, a Keras artifact or .keras file, and give it a new "
+        "classifier (without MODEL: the shipped one)",
     )
     add(
         "--channels",
@@ -343,7 +354,7 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
         "--validation",
         type=float,
         metavar="SHARE",
-        help="of each class, to hold out and test with (default: 0; with --from 0.2)",
+        help="share of each class to hold out and test with (default: 0; with --from 0.2)",
     )
     add(
         "--skip-broken",
@@ -351,14 +362,23 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
         help="of a stream: leave out pictures that cannot be decoded instead of ending, and count "
         "them; in memory that is always done",
     )
-    add("--out", type=Path, help="artifact folder to write; its name is the model id")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="artifact to write; its name becomes the model's",
+    )
     add(
         "--recipe",
         help=f"{', '.join(recipes.names())} or FILE.toml (default: {recipes.DEFAULT}, with --from "
         f"{recipes.FINE_TUNING}); gives the values of the options below that are not given",
     )
     add("--recipes", action="store_true", help="list the recipes and what each should reach")
-    add("--preprocessing", help="unit, symmetric, … or FILE.json (default: the recipe's)")
+    add(
+        "--preprocessing",
+        metavar="NAME|FILE.json",
+        help="how pixels become the input, as `edgekit export` takes it (default: the recipe's)",
+    )
     for name, (kind, text) in _OVERRIDES.items():
         settings = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
         add(f"--{name}", default=argparse.SUPPRESS, help=text, **settings)
@@ -366,14 +386,20 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
         "--flip",
         action=argparse.BooleanOptionalAction,
         default=argparse.SUPPRESS,
-        help="augmentation: mirroring",
+        help="augmentation: mirror half of the images",
     )
-    add("--data-format", choices=arrange.DATA_FORMATS, default="NHWC", help="while it trains")
+    add(
+        "--data-format",
+        choices=arrange.DATA_FORMATS,
+        default="NHWC",
+        help="order of a tensor's axes while it trains (default: %(default)s)",
+    )
     add(
         "--precision",
         choices=arrange.PRECISIONS,
         default="float32",
-        help="of the layers while it trains; weights and loss are float32 (default: %(default)s)",
+        help="that layers compute in while it trains; weights and loss are float32 (default: "
+        "%(default)s)",
     )
     add(
         "--strategy",
@@ -388,44 +414,56 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 --out mine  
 
 #: Options that override a recipe: (type or choices, help).
 _OVERRIDES: dict[str, tuple[Any, str]] = {
-    "width": (float, "channel multiplier"),
-    "lowered-strides": (int, "stride-2 layers, from the input on, that run with stride 1"),
-    "dropout": (float, "fraction dropped before the classifier"),
-    "bn-momentum": (float, "decay of the moving batch statistics"),
+    "width": (float, "multiplier of the number of channels"),
+    "lowered-strides": (int, "how many of the first stride-2 layers run with stride 1"),
+    "dropout": (float, "share of features dropped before the classifier"),
+    "bn-momentum": (float, "decay of batch normalisation's moving averages"),
     "epochs": (cli.positive_int, "passes over the images; of fine-tuning: of all layers"),
-    "head-epochs": (int, "of fine-tuning: passes before, of the new classifier alone"),
-    "head-learning-rate": (float, "peak in those"),
-    "steps": (cli.positive_int, "steps instead of epochs"),
-    "batch": (cli.positive_int, "images a step, of all towers and replicas"),
-    "optimizer": (recipes.OPTIMIZERS, "both have momentum"),
-    "learning-rate": (float, "peak, after the warm-up"),
-    "schedule": (recipes.SCHEDULES, "after the warm-up"),
-    "decay": (float, "factor of the exponential schedule"),
-    "decay-epochs": (float, "epochs between two decays"),
-    "warmup-epochs": (float, "linear rise"),
-    "momentum": (float, "of the optimizer"),
-    "rms-decay": (float, "of RMSProp's mean square"),
-    "rms-epsilon": (float, "of RMSProp, under the root"),
-    "weight-decay": (float, "of convolution and dense kernels"),
-    "label-smoothing": (float, "mass spread over all classes"),
-    "ema": (float, "decay of the weights' moving average; 0: none"),
-    "augmentation": (recipes.AUGMENTATIONS, "plain and inception stream pictures"),
-    "crop": (float, "augmentation: least share of the area in a random crop; 1: none"),
-    "shift": (int, "augmentation: pixels each way"),
-    "erase": (float, "augmentation: probability of erasing"),
-    "seed": (int, "of initialisation, order and augmentation"),
+    "head-epochs": (int, "of fine-tuning: passes before those, of the new classifier alone"),
+    "head-learning-rate": (float, "largest learning rate in --head-epochs"),
+    "steps": (cli.positive_int, "how many steps, instead of epochs"),
+    "batch": (cli.positive_int, "images in a step, of all towers and replicas together"),
+    "optimizer": (recipes.OPTIMIZERS, "how weights are changed; both have momentum"),
+    "learning-rate": (float, "largest learning rate, after the warm-up"),
+    "schedule": (recipes.SCHEDULES, "how the learning rate falls after the warm-up"),
+    "decay": (float, "of the exponential schedule: factor at each decay"),
+    "decay-epochs": (float, "of the exponential schedule: epochs between two decays"),
+    "warmup-epochs": (float, "epochs in which the learning rate rises to its largest"),
+    "momentum": (float, "momentum of the optimizer"),
+    "rms-decay": (float, "of rmsprop: decay of its mean square"),
+    "rms-epsilon": (float, "of rmsprop: what is added under the root"),
+    "weight-decay": (float, "L2 decay of convolution and dense kernels"),
+    "label-smoothing": (float, "share of a label that is spread over all classes"),
+    "ema": (float, "decay of the weights' moving average, which is written; 0: none"),
+    "augmentation": (
+        recipes.AUGMENTATIONS,
+        "how pictures are changed; plain and inception crop each from its own size",
+    ),
+    "crop": (float, "augmentation: least share of the area that a random crop has; 1: none"),
+    "shift": (int, "augmentation: most pixels that an image is moved by"),
+    "erase": (float, "augmentation: how often a rectangle is erased, of 1"),
+    "seed": (int, "another number: other first weights, order and augmentation"),
 }
 
 
 def add_run_arguments(parser: cli.Parser) -> None:
     """Options of any run of a :class:`Trainer`; :func:`run_settings` takes them."""
     add = parser.add_argument
-    add("--towers", type=cli.positive_int, help="batch parts side by side (default: one a core)")
+    add(
+        "--towers",
+        type=cli.positive_int,
+        help="parts of a batch that are computed side by side (default: one for each core)",
+    )
     add("--limit", type=cli.positive_int, help="use the first N training images only")
-    add("--checkpoints", type=Path, help="folder for --resume (default: OUT.checkpoints)")
-    add("--tensorboard", type=Path, help="folder for TensorBoard logs")
-    add("--resume", action="store_true", help="continue from the last checkpoint")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add(
+        "--checkpoints",
+        type=Path,
+        metavar="DIR",
+        help="where the state for --resume is kept (default: FOLDER.checkpoints)",
+    )
+    add("--tensorboard", type=Path, metavar="DIR", help="write logs for TensorBoard there")
+    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--force", action="store_true", help="replace FOLDER if it exists")
 
 
 def run_settings(options: argparse.Namespace) -> dict[str, Any]:

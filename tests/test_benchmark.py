@@ -36,7 +36,7 @@ def test_litert(artifacts: dict[str, Path], edgekit: Callable[..., Done]) -> Non
     ("arguments", "message"),
     [
         (["--runtime", "litert"], "pass --runtime ort"),
-        (["--runtime", "tensorrt"], "invalid choice"),
+        (["--runtime", "tensorrt"], "got 'tensorrt'"),
         (["--seconds", "0"], "--seconds > 0"),
         (["--threads", "0"], "integer >= 1"),
     ],

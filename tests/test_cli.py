@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,25 @@ def test_help_shows_examples_both_ways(verb: str, edgekit: Callable[..., Done]) 
     assert done.status == 0
     assert f"python -m edgekit.{verb}" in done.stdout
     assert run(verb, "--help").stdout == done.stdout
+
+
+ACTIONS = ("data describe", "data check", "models import-slim", "sign keygen", "sign sign")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *ACTIONS, "sign verify"])
+def test_help_fits_a_terminal_and_says_something_of_every_option(verb: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit", *verb.split(), "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
+    for number, line in enumerate(lines[:-1]):
+        if line.startswith("  -") and "  " not in line.strip():  # its text is in the next line
+            assert lines[number + 1].startswith(" " * 12), line
+    assert lines[lines.index("errors:") + 1].startswith("  --traceback")
 
 
 @pytest.mark.parametrize("verb", VERBS)

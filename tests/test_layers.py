@@ -410,7 +410,7 @@ def test_a_net_with_branches_and_a_softmax_inside_a_layer(
     [
         (["tflite-float32", "tflite-int8", "onnx-int8", "--layers"], "takes two models"),
         (["tflite-float32", "--layers"], "takes two models"),
-        (["tflite-float32", "tflite-int8", "--layers", "--mode", "alone"], "invalid choice"),
+        (["tflite-float32", "tflite-int8", "--layers", "--mode", "alone"], "got 'alone'"),
         (["tflite-float32", "tflite-int8", "--bisect", "20dB"], "--bisect needs --layers"),
         (["tflite-float32", "tflite-int8", "--layers", "--bisect", "120%"], "expected SQNR"),
         (["tflite-float32", "tflite-int8", "--layers", "--bound", "nan"], "expected dB"),

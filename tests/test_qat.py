@@ -300,10 +300,10 @@ def test_a_layer_left_float_still_deploys(
         (("--data", "none.npz"), "not found"),
         (("--weight-bits", "9"), "weight_bits"),
         (("--distill", "2"), "distill"),
-        (("--ranges", "guessed"), "invalid choice"),
+        (("--ranges", "guessed"), "got 'guessed'"),
         (("--device", "cuda"), "takes no int8"),
         (("--leave-float", "nobody"), "--leave-float names no layer"),
-        (("--colour", "red"), "unrecognized"),
+        (("--colour", "red"), "unknown option --colour"),
     ],
 )
 def test_bad_input(

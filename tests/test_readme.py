@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -21,10 +22,16 @@ COMMANDS = sorted(
 )
 
 
-def test_the_python_example_runs(tmp_path: Path) -> None:
+def test_the_python_example_runs_as_a_script(tmp_path: Path) -> None:
+    """As a file: every process that it starts imports it."""
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "example.py").write_text(example)
     done = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "example.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "Measurement(value=99" in done.stdout

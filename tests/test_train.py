@@ -178,7 +178,7 @@ def test_recipes_out_of_range_are_refused(options: dict[str, object]) -> None:
         (["--data", "none.npz"], "not found"),
         (["--epochs", "0"], "integer >= 1"),
         (["--learning-rate", "nan"], "learning_rate"),
-        (["--colour", "red"], "unrecognized"),
+        (["--colour", "red"], "unknown option --colour"),
         (["--recipe", "papr"], "unknown recipe 'papr'"),
         (["--epochs", "1", "--steps", "1"], "got both"),
         (["--replicas", "2"], "for --strategy mirrored"),

@@ -14,7 +14,7 @@ from typing import Protocol
 from edgekit import cli, words
 from edgekit.data import classes, fashion_mnist, images
 from edgekit.data.folder import Folder
-from edgekit.data.function import WORD, Function
+from edgekit.data.function import PREFIXES, WORD, Function
 from edgekit.data.images import ImageSet, Split, load_npz
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
@@ -42,6 +42,8 @@ WORDS = (
     "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, tfrecord:DIR, imagenet-tfrecord:DIR, tfds:NAME "
     "or MODULE:FUNCTION"
 )
+#: Kinds of data that a file may name: they are read, and nothing is imported for them.
+_READ_ONLY = ("fashion_mnist", "npz", "folder", "csv", "tfrecord", "imagenet-tfrecord")
 _COMMON = ("samples", "seed", "size")
 
 
@@ -72,13 +74,9 @@ class _Npz:
         return load_npz(Path(place), labels=split != "calibration")
 
 
-_PREFIXED: dict[str, Adapter] = {
-    "folder": Folder(),
-    "csv": Csv(),
-    "tfrecord": TfRecord(),
-    "imagenet-tfrecord": ImageNet(),
-    "tfds": Tfds(),
-}
+_PREFIXED: dict[str, Adapter] = dict(
+    zip(PREFIXES, (Folder(), Csv(), TfRecord(), ImageNet(), Tfds()), strict=True)
+)
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def shape_of(word: str, size: int | None, given: tuple[int, ...] | None) -> tupl
     return given[0], given[1], given[2]
 
 
-def open_word(word: str, split: Split) -> Opened:
+def open_word(word: str, split: Split, *, read_from: Path | None = None) -> Opened:
     """Find what a ``--data`` word names; broken words and missing files are refused here.
 
     Args:
@@ -219,13 +217,20 @@ def open_word(word: str, split: Split) -> Opened:
             draw images evenly over the classes; ``size`` where no model says it; those of the kind.
         split: Which part; an ``.npz``, a folder or a table is one part and serves any. For
             ``calibration`` labels are not needed.
+        read_from: The file that the word stands in, where nobody typed it. Such a word names images
+            that are read, never something to import.
 
     Raises:
         InvalidOptionError: If the word or an option is unknown.
-        InvalidDataError: If the data is missing or broken.
+        InvalidDataError: If the data is missing or broken, or a file names something to import.
     """
     head, options = _split(word)
-    adapter, place = _adapter(word, head)
+    kind, adapter, place = _adapter(word, head)
+    if read_from is not None and kind not in _READ_ONLY:
+        raise InvalidDataError(
+            f"{read_from} names its images as {word!r}, which would import Python code; name them "
+            f"on the command line if you know who made the file: --data {word}"
+        )
     words.refuse_unknown(word, options, (*adapter.options, *_COMMON))
     samples = words.integer(word, options, "samples", least=1)
     seed = words.integer(word, options, "seed", least=0)
@@ -266,7 +271,7 @@ def sequential(word: str, split: Split) -> Sequential | None:
         EdgekitError: As :func:`open_word`.
     """
     head, options = _split(word)
-    adapter, place = _adapter(word, head)
+    _, adapter, place = _adapter(word, head)
     if not isinstance(adapter, TfRecord | ImageNet | Tfds):
         return None
     words.refuse_unknown(word, options, (*adapter.options, *_COMMON))
@@ -334,18 +339,22 @@ def _split(word: str) -> tuple[str, dict[str, str]]:
     return (word, {}) if Path(word).exists() else words.split(word)
 
 
-def _adapter(word: str, head: str) -> tuple[Adapter, str]:
+def _adapter(word: str, head: str) -> tuple[str, Adapter, str]:
+    """Kind, adapter and place of a word without its options."""
     kind, colon, place = head.partition(":")
     if colon and kind in _PREFIXED:
         if not place:
             raise InvalidOptionError(f"{word}: expected a place behind {kind}:")
-        return _PREFIXED[kind], place
+        return kind, _PREFIXED[kind], place
     if head == "fashion_mnist":
-        return _FashionMnist(), head
+        return head, _FashionMnist(), head
     if head.endswith(".npz"):
-        return _Npz(), head
+        return "npz", _Npz(), head
     if WORD.fullmatch(head):
-        return Function(), head
+        return "function", Function(), head
     if Path(head).is_dir():
-        return _PREFIXED["folder"], head
-    raise InvalidOptionError(f"expected --data to be {WORDS}, got {word!r}")
+        return "folder", _PREFIXED["folder"], head
+    near = words.near(kind if colon else head, ("fashion_mnist", *_PREFIXED))
+    if "." in head or "/" in head:  # meant as a path
+        near = f": {words.not_found(Path(head))}"
+    raise InvalidOptionError(f"expected --data to be {WORDS}, got {word!r}{near}")

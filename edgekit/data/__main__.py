@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
-from edgekit import cli, data, mistakes, outputs
+from edgekit import cli, data, mistakes, outputs, words
 from edgekit.artifact import Artifact
 from edgekit.data import describe as descriptions
 from edgekit.errors import InvalidDataError, InvalidOptionError
@@ -93,7 +93,7 @@ def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, tuple[s
             f"{'|'.join(PREPROCESSING_NAMES)}|FILE.json"
         )
     if not model.exists():
-        raise InvalidOptionError(f"{model} not found; expected an artifact or a float model")
+        raise InvalidOptionError(f"{words.not_found(model)}; expected an artifact or a float model")
     kind = float_model.kind_of(model)
     prepared = preprocessing(prepare or "")
     return Job(model.stem, model, kind, prepared, 1, {}, shapes=shapes), ()
@@ -106,27 +106,42 @@ def parser() -> cli.Parser:
         description="Describe a set of images; check that a model and images fit.",
         examples="""
 python -m edgekit.data describe folder:photos --sheet photos.png
-python -m edgekit.data describe folder:test folder:train      # and what is in both
+# and what is in both:
+python -m edgekit.data describe folder:test folder:train
 python -m edgekit.data check build/mine-int8 --data folder:test
-python -m edgekit.data check mine.keras --preprocessing symmetric#channels=bgr --data test.npz
+python -m edgekit.data check mine.keras \\
+    --preprocessing symmetric#channels=bgr --data test.npz
 """,
     )
     kind: Any = _sub_parser
     actions = result.add_subparsers(
         dest="action", required=True, metavar="ACTION", parser_class=kind
     )
-    look = actions.add_parser("describe", help="what is in it", description="Describe images.")
+    look = actions.add_parser(
+        "describe",
+        help="what is in a set of images",
+        description="Say what is in a set: classes, sizes, colours, duplicates, broken files.",
+    )
     look.add_argument("data", metavar="IMAGES", help=f"{data.WORDS}; or a folder")
     look.add_argument(
-        "other", nargs="?", metavar="OTHER", help="images that must share none with these"
+        "other", nargs="?", metavar="OTHER", help="another set, which must share no image with it"
     )
     look.add_argument("--limit", type=cli.positive_int, help="look at the first N pictures only")
-    look.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw a contact sheet")
-    look.add_argument("--force", action="store_true", help="replace the sheet if it exists")
-    fit = actions.add_parser("check", help="whether a model fits", description="Check a model.")
+    look.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw some of the images")
+    look.add_argument("--force", action="store_true", help="replace FILE.png if it exists")
+    fit = actions.add_parser(
+        "check",
+        help="whether a model and images fit",
+        description="Look for classic mistakes between a model and images: scaling, order of "
+        "colours, numbering of classes. Exit status 1 if one is seen.",
+    )
     fit.add_argument("model", type=Path, metavar="MODEL", help="artifact folder or a float model")
     fit.add_argument("--data", required=True, metavar="IMAGES", help=data.WORDS)
-    fit.add_argument("--preprocessing", help="for a file, as `edgekit.export` takes it")
+    fit.add_argument(
+        "--preprocessing",
+        metavar="NAME|FILE.json",
+        help="for a file: how pixels become its input, as `edgekit export` takes it",
+    )
     float_model.add_shape(fit)
     fit.add_argument("--limit", type=cli.positive_int, help="use the first N images only")
     return result

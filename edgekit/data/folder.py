@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import words
 from edgekit.data import decode
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source, file_error, some
@@ -37,8 +38,8 @@ class Folder:
         """
         root = Path(place)
         if not root.is_dir():
-            problem = "is a file" if root.exists() else "not found"
-            raise InvalidDataError(f"{place} {problem}; expected a folder of class folders")
+            problem = f"{place} is a file" if root.exists() else words.not_found(root)
+            raise InvalidDataError(f"{problem}; expected a folder of class folders")
         below, beside, skipped = _scan(root)
         loose = [path for path in beside if _is_picture(path)]
         skipped += [path for path in beside if not _is_picture(path)]

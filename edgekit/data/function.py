@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import words
 from edgekit.data import images
 from edgekit.data.images import ImageSet, Split
 from edgekit.data.source import Entry, Source
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError, reason
 
+#: What stands before a colon and is no module.
+PREFIXES = ("folder", "csv", "tfrecord", "imagenet-tfrecord", "tfds")
 WORD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 
@@ -74,7 +77,9 @@ def _function(place: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError as exc:
-        raise InvalidOptionError(f"{place}: cannot import {module}: {reason(exc)}") from None
+        raise InvalidOptionError(
+            f"{place}: cannot import {module}: {reason(exc)}{words.near(module, PREFIXES)}"
+        ) from None
     except Exception as exc:
         raise InvalidOptionError(
             f"{place}: importing {module} raised {type(exc).__name__}: {reason(exc)}"

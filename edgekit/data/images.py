@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import words
 from edgekit.blocks import blocks
 from edgekit.errors import InvalidDataError, reason
 
@@ -164,7 +165,9 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
         InvalidDataError: If the file is missing or is not such an archive.
     """
     if not path.is_file():
-        raise InvalidDataError(f"{path} not found; expected an .npz with x (images) and y (labels)")
+        raise InvalidDataError(
+            f"{words.not_found(path)}; expected an .npz with x (images) and y (labels)"
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             arrays = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -174,29 +177,33 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
                     f"{path} has {', '.join(arrays) or 'nothing'}, no array {missing[0]!r}; "
                     f"expected x (images) and y (labels)"
                 )
-            images = _mapped(archive, "x.npy")
-            classes = np.array(_mapped(archive, "y.npy")) if "y" in arrays else None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        KeyError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        OverflowError,
-        MemoryError,
-        RuntimeError,
-        OSError,
-        tokenize.TokenError,  # numpy's parser of array headers lets it through
-    ) as exc:
+            images = mapped(archive, "x.npy")
+            classes = np.array(mapped(archive, "y.npy")) if "y" in arrays else None
+    except BROKEN as exc:
         raise InvalidDataError(
             f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
         ) from None
     return make(path.name, images, classes)
 
 
-def _mapped(archive: zipfile.ZipFile, member: str) -> npt.NDArray[Any]:
+#: What reading a hostile archive of arrays raises.
+BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    OSError,
+    tokenize.TokenError,  # numpy's parser of array headers lets it through
+)
+
+
+def mapped(archive: zipfile.ZipFile, member: str) -> npt.NDArray[Any]:
     """Map one array of an archive, so that memory does not grow with the number of images.
 
     The member is unpacked to a temporary file, which lives as long as the array; on the way its

@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, environment
+from edgekit import cli, environment, words
 from edgekit.data import decode, images
 from edgekit.data.decode import Content, PictureError, Pixels
 from edgekit.errors import InvalidDataError, InvalidOptionError
@@ -294,11 +295,13 @@ def background_of(word: str, options: dict[str, str]) -> str:
     if found not in BACKGROUNDS:
         raise InvalidOptionError(
             f"{word}: expected background {', '.join(BACKGROUNDS)}, got {found!r}"
+            f"{words.near(found, BACKGROUNDS)}"
         )
     return found
 
 
 def file_error(path: object, exc: OSError) -> InvalidDataError:
     """A file or folder that cannot be read, in one line."""
-    said = "not found" if exc.errno == errno.ENOENT else exc.strerror or os.strerror(exc.errno or 0)
-    return InvalidDataError(f"{path}: {said}")
+    if exc.errno == errno.ENOENT:
+        return InvalidDataError(words.not_found(Path(str(path))))
+    return InvalidDataError(f"{path}: {exc.strerror or os.strerror(exc.errno or 0)}")

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import schema, words
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source
 from edgekit.errors import InvalidDataError, MissingDependencyError, reason
@@ -20,6 +22,8 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     "test": ("test", "validation"),
     "calibration": ("train",),
 }
+#: Where the classes of features come from.
+_CLASSES = "tensorflow_datasets."
 
 
 class Tfds:
@@ -105,6 +109,8 @@ def prepared(place: str, split: Split, options: Mapping[str, str]) -> Prepared:
         import tensorflow_datasets as tfds
     except ImportError:
         raise MissingDependencyError("tensorflow-datasets", "tfds") from None
+    folder = Path(options.get("dir") or "~/tensorflow_datasets").expanduser()
+    check_features(folder / place.partition(":")[0].partition("/")[0])
     try:
         builder = tfds.builder(place, data_dir=options.get("dir"))
     except Exception as exc:  # a registry of its own errors
@@ -125,6 +131,34 @@ def prepared(place: str, split: Split, options: Mapping[str, str]) -> Prepared:
     )
 
 
+def check_features(folder: Path) -> None:
+    """Refuse a prepared data set whose ``features.json`` names Python classes of others.
+
+    tensorflow_datasets imports the module of every class that is named there.
+
+    Raises:
+        InvalidDataError: If there is one.
+    """
+    for path in sorted(folder.rglob("features.json")):
+        found = schema.read_json(
+            path, error=InvalidDataError, what="the features of a data set, as `tfds` writes them"
+        )
+        waiting = [found]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, list):
+                waiting += each
+            elif isinstance(each, dict):
+                waiting += each.values()
+                for key in ("pythonClassName", "type"):
+                    name = each.get(key, "")
+                    if isinstance(name, str) and name and not name.startswith(_CLASSES):
+                        raise InvalidDataError(
+                            f"{path} names the Python class {name!r}, which would be imported; "
+                            f"expected one of {_CLASSES}*: prepare the data set again"
+                        )
+
+
 def _part(place: str, builder: Any, given: str | None, split: Split) -> str:
     there = list(builder.info.splits)
     if not there:
@@ -137,4 +171,5 @@ def _part(place: str, builder: Any, given: str | None, split: Split) -> str:
             return each
     raise InvalidDataError(
         f"tfds:{place} has the parts {', '.join(there)}; name one with #split=NAME"
+        f"{words.near(given or '', there)}"
     )

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError, reason
+from edgekit import words
+from edgekit.errors import ExecutionError, InvalidModelError, reason
 from edgekit.formats.keras import tensor_name, tensorflow, tf_keras
 from edgekit.formats.quiet import quiet
 
@@ -141,8 +142,7 @@ def check(data_format: str, precision: str) -> None:
         ("data format", data_format, DATA_FORMATS),
         ("precision", precision, PRECISIONS),
     ):
-        if word not in known:
-            raise InvalidOptionError(f"expected {what} {', '.join(known)}, got {word!r}")
+        words.one_of(what, word, known)
 
 
 def require(data_format: str, precision: str, *, device: str, training: bool) -> None:

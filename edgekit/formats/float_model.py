@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgekit import data, feeds, signature
+from edgekit import data, feeds, signature, words
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
@@ -41,6 +41,51 @@ _SUFFIXES: dict[str, Kind] = {
     ".hdf5": "keras",
     ".tflite": "tflite",
     ".onnx": "onnx",
+}
+_TORCH = (
+    "a file of PyTorch; export the model with torch.onnx.export(model.eval(), (example,), "
+    "'NAME.onnx')"
+)
+_OPENVINO = "a file of OpenVINO; export the model that it was made from to ONNX"
+_TENSORRT = "an engine of TensorRT, for one GPU; find the ONNX file that it was built from"
+_CAFFE = "a file of Caffe; convert it to ONNX, e.g. with caffe2onnx"
+_DARKNET = "a file of Darknet; convert it to PyTorch and export that with torch.onnx.export"
+_FROZEN = (
+    "a graph of TensorFlow 1, or the inside of a SavedModel; pass the SavedModel's folder, or "
+    "convert a frozen graph with `python -m tf2onnx.convert --graphdef NAME.pb --inputs X:0 "
+    "--outputs Y:0 --output NAME.onnx`"
+)
+_SKLEARN = "a pickle, which is never loaded; export the model in Python, e.g. with skl2onnx"
+#: What to do with a file of another kind to get one that is taken.
+_ADVICE = {
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _TORCH),
+    ".jit": _TORCH,
+    ".torchscript": _TORCH,
+    ".pt2": _TORCH,
+    ".safetensors": "weights without a model; load them into the model in Python and export that, "
+    "of PyTorch with torch.onnx.export(model.eval(), (example,), 'NAME.onnx')",
+    **dict.fromkeys((".pb", ".pbtxt", ".meta"), _FROZEN),
+    **dict.fromkeys(
+        (".mlmodel", ".mlpackage"),
+        "a Core ML model; export the model that it was "
+        "made from, of PyTorch with torch.onnx.export",
+    ),
+    **dict.fromkeys((".caffemodel", ".prototxt"), _CAFFE),
+    **dict.fromkeys((".engine", ".plan", ".trt"), _TENSORRT),
+    ".xml": _OPENVINO,
+    **dict.fromkeys((".weights", ".cfg"), _DARKNET),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), _SKLEARN),
+    ".npz": "arrays, no model; save the model with model.save('NAME.keras')",
+    ".json": "a description without weights; save the model with model.save('NAME.keras'), of "
+    "TensorFlow.js convert it with `tensorflowjs_converter --input_format=tfjs_layers_model`",
+    ".lite": "a TFLite file by another name, if it is one; rename it to NAME.tflite",
+    ".gguf": "a language model of llama.cpp; export the model that it was made from to ONNX",
+    **dict.fromkeys(
+        (".param", ".mnn", ".rknn", ".pdmodel", ".dlc", ".om", ".hef"),
+        "a file for "
+        "one runtime; export the model that it was made from to ONNX, of Paddle with paddle2onnx",
+    ),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz"), "an archive; unpack it, find the model in it"),
 }
 _MODEL_HELP = (
     "a Keras artifact folder, a .keras or .h5 file (Keras 2 or 3), a SavedModel folder, a float "
@@ -145,8 +190,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=_MODEL_HELP)
     parser.add_argument(
         "--preprocessing",
-        help=f"for a file: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; with "
-        f"#resize=bicubic,crop=0.875,channels=bgr,class_offset=1 behind it where they differ",
+        metavar="NAME|FILE.json",
+        help=f"how pixels become the input; a file needs it, an artifact brings its own: "
+        f"{', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; behind # what differs, as in "
+        f"unit#resize=bicubic,crop=0.875; also channels=bgr, class_offset=1",
     )
 
 
@@ -193,7 +240,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run code inside of the model's file: Lambda layers, functions, layers of others",
+        help="load a file that holds more than layers and operators which are known to compute "
+        "only (Lambda layers, layers of others, operators that write files); it runs here",
     )
 
 
@@ -272,10 +320,13 @@ def kind_of(path: Path) -> Kind:
     if path.is_dir():
         return "keras"
     if path.suffix not in _SUFFIXES:
-        raise InvalidModelError(
-            f"expected a Keras artifact, a SavedModel folder or a file {', '.join(_SUFFIXES)}, "
-            f"got {path}"
-        )
+        taken = f"a Keras artifact, a SavedModel folder or a file {', '.join(_SUFFIXES)}"
+        if not path.exists():
+            raise InvalidModelError(f"{words.not_found(path)}; expected {taken}")
+        advice = _ADVICE.get(path.suffix.lower())
+        if advice is not None:
+            raise InvalidModelError(f"{path}: {advice}, and pass that")
+        raise InvalidModelError(f"expected {taken}, got {path}")
     return _SUFFIXES[path.suffix]
 
 
@@ -329,12 +380,15 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
         return _Opened(model, outputs, _named(inputs, shapes))
     if kind == "tflite":
         if not path.is_file():
-            raise InvalidModelError(f"{path} not found; expected a .tflite file")
-        content = tflite_sizes.sized(path.read_bytes(), str(path), shapes)
+            raise InvalidModelError(f"{words.not_found(path)}; expected a .tflite file")
+        content = path.read_bytes()
+        if not trust and content[4:8] == b"TFL3":
+            tflite.check_operators(content, str(path))
+        content = tflite_sizes.sized(content, str(path), shapes)
         content = flatbuffer.canonical(content, str(path), key=tflite.SIGNATURE_KEY)
         own = tflite.signature(content)
         return _Opened(content, own.outputs, _named(own.inputs, shapes))
-    read = onnx_source.read(path, shapes)
+    read = onnx_source.read(path, shapes, trust=trust)
     own = onnx.signature(read.model)
     return _Opened(read.model, own.outputs, _named(own.inputs, shapes), read.notes)
 
@@ -367,8 +421,8 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
     assert source is not None
     if given and not given.exists():
         raise InvalidModelError(
-            f"{given} not found; expected the float model that {artifact.path} was made from, "
-            f"a recording of it, or a runner such as ort:cuda:float16"
+            f"{words.not_found(given)}; expected the float model that {artifact.path} was made "
+            f"from, a recording of it, or a runner such as ort:cuda:float16"
         )
     for place in [given] if given else [Path(source.path), SHIPPED]:
         if place.is_dir() and not saved_model.is_saved_model(place):

@@ -94,14 +94,15 @@ def load(path: Path, *, trust: bool = False) -> Any:
         trust: Let code inside of the file run: Lambda layers, functions and layers of others.
 
     Raises:
-        InvalidModelError: If the file is missing, is no Keras model, or holds code.
+        InvalidModelError: If the file is missing, is no Keras model, or holds what is not known to
+            be safe.
     """
     found = keras_file.read(path)
     if not trust:
         for layer, problem in found.code():
             raise InvalidModelError(
-                f"{path}: {layer} holds {problem}, and would run here; pass --trust if you know "
-                f"who made the file, or build the layer of others"
+                f"{path}: {layer} holds {problem}; pass --trust to run it here if you know who "
+                f"made the file, or save the model with model.export('NAME'), which needs no Python"
             )
     keras = keras_3() if found.version >= 3 else tf_keras()
     try:

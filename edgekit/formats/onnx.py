@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
+from edgekit import words
+from edgekit.errors import (
+    ExecutionError,
+    InvalidModelError,
+    InvalidOptionError,
+    MissingDependencyError,
+    reason,
+)
+from edgekit.formats import safe
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec, batched
 
@@ -72,19 +80,22 @@ def _type_name(kind: int) -> str:
     return str(package().TensorProto.DataType.Name(kind)).lower()
 
 
-def load(path: Path, *, whole: bool = True) -> Any:
+def load(path: Path, *, whole: bool = True, trust: bool = False) -> Any:
     """Read and check a ``.onnx`` file and what lies beside it; returns an ``onnx.ModelProto``.
 
     Args:
         path: The file.
         whole: Let the checker of the package onnx look at it; else the caller does.
+        trust: Let operators pass that are neither ONNX' nor onnxruntime's own.
 
     Raises:
-        InvalidModelError: If a file is missing or no whole ONNX model.
+        InvalidModelError: If a file is missing or no whole ONNX model, or holds such an operator.
     """
     onnx = package()
     try:
         model = _without_data(path)
+        if not trust:
+            _check_operators(model, path)
         _data_of(model, path)
         onnx.load_external_data_for_model(model, str(path.parent))
         if whole:
@@ -96,6 +107,33 @@ def load(path: Path, *, whole: bool = True) -> Any:
             f"{path} cannot be read as ONNX (cut short?): {reason(exc)}; export it again"
         ) from None
     return model
+
+
+_STANDARD = ("", "ai.onnx", "ai.onnx.ml")
+
+
+def _check_operators(model: Any, path: Path) -> None:
+    """Refuse operators of other domains, unless the file itself says what they are made of."""
+    has = package().defs.has
+    own = {(function.domain, function.name) for function in model.functions}
+    waiting = [(model.graph.node, ""), *((f.node, f" in {f.name}") for f in model.functions)]
+    while waiting:
+        nodes, where = waiting.pop()
+        for node in nodes:
+            waiting += [(body.node, where) for body in bodies(node)]
+            domain, kind = node.domain, node.op_type
+            if (
+                (domain in _STANDARD and has(kind, "" if domain == "ai.onnx" else domain))
+                or (domain == "com.microsoft" and kind in safe.ONNX_MICROSOFT)
+                or (domain, kind) in own
+            ):
+                continue
+            place = node.name or next(iter(node.output), "a node")
+            raise InvalidModelError(
+                f"{path}: {place}{where} is the operator {f'{domain}.' if domain else ''}{kind}, "
+                f"which is not known to compute only; pass --trust to try it here if you know who "
+                f"made the file"
+            )
 
 
 #: Where a constant that lies in another file says so.
@@ -111,7 +149,7 @@ def beside(path: Path) -> tuple[Path, ...]:
         InvalidModelError: If it is missing or no ONNX model.
     """
     if not path.is_file():
-        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+        raise InvalidModelError(f"{words.not_found(path)}; expected an .onnx file")
     with path.open("rb") as file, contextlib.suppress(ValueError):  # an empty file has no map
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content.find(_LOCATION) < 0:
@@ -123,7 +161,7 @@ def _without_data(path: Path) -> Any:
     """A file as it is, whose weights may lie in others."""
     onnx = package()
     if not path.is_file():
-        raise InvalidModelError(f"{path} not found; expected an .onnx file")
+        raise InvalidModelError(f"{words.not_found(path)}; expected an .onnx file")
     try:
         return onnx.load(path, load_external_data=False)
     except Exception as exc:  # protobuf's own types
@@ -147,6 +185,11 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
             )
     found = tuple(path.with_name(name) for name in sorted(locations))
     for file in found:
+        if file.is_symlink():
+            raise InvalidModelError(
+                f"{path} keeps weights in {file.name}, which is a link; put the file itself there, "
+                f"e.g. with cp --dereference"
+            )
         if not file.is_file():
             raise InvalidModelError(
                 f"{path} keeps weights in {file.name}, which is not in its folder; put it there, "
@@ -191,6 +234,7 @@ def session(
 
     Raises:
         InvalidModelError: If the file is missing or no whole ONNX model.
+        InvalidOptionError: If an option is not one of :data:`edgekit.formats.safe.RUNTIME_OPTIONS`.
         ExecutionError: If the session runs on another provider than asked for.
         MissingDependencyError: If onnxruntime is not installed.
     """
@@ -200,7 +244,12 @@ def session(
         raise MissingDependencyError("onnxruntime", "runtime") from None
 
     if isinstance(model, Path) and not model.is_file():
-        raise InvalidModelError(f"{model} not found; expected an .onnx file")
+        raise InvalidModelError(f"{words.not_found(model)}; expected an .onnx file")
+    for key in (*(options or {}), *(provider_options or {})):
+        if key not in safe.RUNTIME_OPTIONS:
+            raise InvalidOptionError(
+                f"expected runtime options {', '.join(sorted(safe.RUNTIME_OPTIONS))}, got {key!r}"
+            )
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1

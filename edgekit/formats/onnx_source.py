@@ -49,12 +49,13 @@ class OnnxSource:
     notes: tuple[str, ...]
 
 
-def read(path: Path, shapes: Shapes | None = None) -> OnnxSource:
+def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> OnnxSource:
     """Read a float ONNX file.
 
     Args:
         path: The ``.onnx`` file; weights may lie beside it.
         shapes: Sizes of inputs with free axes, by name.
+        trust: Let operators pass that are neither ONNX' nor onnxruntime's own.
 
     Raises:
         InvalidModelError: If it is no ONNX model, is quantized, computes as in training, or has a
@@ -62,7 +63,7 @@ def read(path: Path, shapes: Shapes | None = None) -> OnnxSource:
         InvalidOptionError: If an axis is free that does not count samples, or ``shapes`` does not
             fit.
     """
-    model, notes = onnx.load(path, whole=False), []
+    model, notes = onnx.load(path, whole=False, trust=trust), []
     _check(model, path)
     _constants_are_no_inputs(model)
     if (older := _newer(model, path)) is not None:

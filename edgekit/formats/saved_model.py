@@ -1,25 +1,25 @@
-"""TensorFlow SavedModel folders: a graph with variables, and no Python."""
+"""TensorFlow SavedModel folders: a graph with variables, and no Python.
+
+Loading one runs a part of it: it restores variables, fills tables and makes resources. What is run,
+and what is served, holds operators of :mod:`edgekit.formats.safe` only, whatever its functions are
+called; what could write the variables again may stand there, but must not be reached.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from edgekit import outputs
 from edgekit.errors import InvalidModelError, reason
-from edgekit.formats import onnx
+from edgekit.formats import onnx, safe
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import TensorSpec
 
 FILE = "saved_model.pb"
-#: Operators that reach beyond the graph: files, processes, Python.
-_REACHING = frozenset(
-    "PyFunc PyFuncStateless EagerPyFunc ReadFile WriteFile MergeV2Checkpoints Save SaveV2 "
-    "SaveSlices MatchingFiles PrintV2 Print ReaderReadV2 DataServiceDataset Rpc TryRpc".split()
-)
 _SERVING = "serving_default"
 
 
@@ -37,8 +37,8 @@ class SavedModel:
         """Load a folder.
 
         Raises:
-            InvalidModelError: If it is none, has no signature to call, or holds an operator that
-                reaches beyond the graph.
+            InvalidModelError: If it is none, has no signature to call, or holds an operator that is
+                not known to compute only.
         """
         tf = tensorflow()
         _check(path, trust=trust)
@@ -117,20 +117,117 @@ def _check(path: Path, *, trust: bool) -> None:
         raise InvalidModelError(
             f"{path / FILE} cannot be read (cut short?): {reason(exc)}; save the model again"
         ) from None
-    if trust:
-        return
-    for graph in proto.meta_graphs:
-        for function in graph.graph_def.library.function:
-            for node in function.node_def:
-                _refuse(path, node, function.signature.name)
-        for node in graph.graph_def.node:
-            _refuse(path, node, "")
+    if not trust:
+        for graph in proto.meta_graphs:
+            _check_operators(path, graph)
 
 
-def _refuse(path: Path, node: Any, function: str) -> None:
-    if node.op not in _REACHING or "traced_save" in function or node.name.startswith("save/"):
+def _check_operators(path: Path, graph: Any) -> None:
+    """Refuse the first operator that is not in the list for what becomes of it.
+
+    Raises:
+        InvalidModelError: If there is one; names the node, its function and the operator.
+    """
+    functions = {each.signature.name: each for each in graph.graph_def.library.function}
+    nodes = {node.name: node for node in graph.graph_def.node}
+    restoring = _before(nodes, [graph.saver_def.restore_op_name])
+    run = _before(nodes, _fetched(graph))
+    restored = _called(functions, (nodes[name] for name in restoring))
+    called = _called(functions, (nodes[name] for name in run)) | _called(
+        functions, (), _of_objects(graph.object_graph_def)
+    )
+    for name, node in nodes.items():
+        extra = _extra(name in run, name in restoring)
+        _refuse(path, node, "", functions, extra)
+    for name, function in functions.items():
+        extra = _extra(name in called, name in restored)
+        for node in function.node_def:
+            _refuse(path, node, name, functions, extra)
+
+
+def _extra(run: bool, restoring: bool) -> Set[str]:
+    """Operators that may stand somewhere beside those that compute."""
+    if run:
+        return frozenset()
+    return safe.TENSORFLOW_RESTORING if restoring else safe.TENSORFLOW_SAVING
+
+
+def _fetched(graph: Any) -> Iterator[str]:
+    """Nodes that may be asked for: outputs of signatures, and what stands in a collection, as what
+    initializes tables and variables does."""
+    from tensorflow.core.framework.variable_pb2 import VariableDef
+
+    for signature in graph.signature_def.values():
+        for output in signature.outputs.values():
+            yield output.name
+            yield from (each.name for each in output.composite_tensor.components)
+            sparse = output.coo_sparse
+            yield from (
+                sparse.values_tensor_name,
+                sparse.indices_tensor_name,
+                sparse.dense_shape_tensor_name,
+            )
+    for collection in graph.collection_def.values():
+        yield from collection.node_list.value
+        for content in collection.bytes_list.value:
+            try:
+                variable = VariableDef.FromString(content)
+            except Exception:  # another message, which names no node; protobuf's own type
+                continue
+            yield from (variable.initializer_name, variable.initial_value_name)
+
+
+def _before(nodes: Mapping[str, Any], fetched: Iterable[str]) -> set[str]:
+    """Names of the nodes that compute these tensors, or have to run before them."""
+    waiting, found = list(fetched), set()
+    while waiting:
+        name = waiting.pop().removeprefix("^").partition(":")[0]
+        if name in nodes and name not in found:
+            found.add(name)
+            waiting += nodes[name].input
+    return found
+
+
+def _called(
+    functions: Mapping[str, Any], nodes: Iterable[Any], names: Iterable[str] = ()
+) -> set[str]:
+    """Functions that these nodes call, and these functions, and so on."""
+    waiting, found = [*names, *(name for node in nodes for name in _calls(node))], set()
+    while waiting:
+        name = waiting.pop()
+        if name in functions and name not in found:
+            found.add(name)
+            waiting += (each for node in functions[name].node_def for each in _calls(node))
+    return found
+
+
+def _calls(node: Any) -> Iterator[str]:
+    """What a node may call: a function may stand for an operator, or be an attribute of one."""
+    yield node.op
+    for value in node.attr.values():
+        yield value.func.name
+        yield from (each.name for each in value.list.func)
+
+
+def _of_objects(graph: Any) -> Iterator[str]:
+    """Functions of the objects in a SavedModel: those that are served, make and fill resources,
+    restore variables."""
+    for node in graph.nodes:
+        yield from node.function.concrete_functions
+        yield node.bare_concrete_function.concrete_function_name
+
+
+def _refuse(
+    path: Path, node: Any, function: str, functions: Mapping[str, Any], extra: Set[str]
+) -> None:
+    operator = node.op
+    if operator in safe.TENSORFLOW_OPERATORS or operator in functions or operator in extra:
         return
+    where = f"{node.name} in the function {function}" if function else node.name
+    why = "which is not known to compute only"
+    if operator in safe.TENSORFLOW_SAVING:
+        why = "which would run when the folder is loaded or served"
     raise InvalidModelError(
-        f"{path}: {node.name} is the operator {node.op}, which reaches beyond the model; "
-        f"pass --trust if you know who made the folder"
+        f"{path}: {where} is the operator {operator}, {why}; pass --trust to run it here if you "
+        f"know who made the folder"
     )

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from edgekit import words
 from edgekit.encodings import LayerIntegers, Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
-from edgekit.formats import keras, tflite_integers
+from edgekit.formats import keras, safe, tflite_integers
 from edgekit.formats.flatbuffer import Graph, Quantization, short_name
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
@@ -305,7 +306,7 @@ def interpreter(
         }
     if isinstance(model, Path):
         if not model.is_file():
-            raise InvalidModelError(f"{model} not found; expected a .tflite file")
+            raise InvalidModelError(f"{words.not_found(model)}; expected a .tflite file")
         name, content = str(model), model.read_bytes()
     else:
         name, content = "the model", model
@@ -340,6 +341,51 @@ def invoke(opened: Any, **inputs: Any) -> Any:
             if "index" in str(exc)
             else f"the model cannot run on these inputs: {reason(exc)}"
         ) from None
+
+
+def check_operators(content: bytes, name: str) -> None:
+    """Refuse operators that are not TFLite's own, as those of TensorFlow ("Flex") are not.
+
+    Args:
+        content: Of a file of others.
+        name: Of the file, for messages.
+
+    Raises:
+        InvalidModelError: At the first, with the tensor that it writes; or if it cannot be read.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError:
+        raise MissingDependencyError("ai-edge-litert", "runtime") from None
+
+    known = {number: name for name, number in vars(schema.BuiltinOperator).items()}
+    try:
+        model = schema.Model.GetRootAs(content, 0)
+        for number in range(model.SubgraphsLength()):
+            graph = model.Subgraphs(number)
+            for place in range(graph.OperatorsLength()):
+                operator = graph.Operators(place)
+                code = model.OperatorCodes(operator.OpcodeIndex())
+                # old files keep small numbers in a field of their own
+                builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+                kind = str(known.get(builtin, builtin))
+                custom = (code.CustomCode() or b"").decode(errors="replace")
+                if kind in safe.TFLITE_OPERATORS or (
+                    kind == "CUSTOM" and custom in safe.TFLITE_CUSTOM
+                ):
+                    continue
+                written = b""
+                if operator.OutputsLength():
+                    written = graph.Tensors(operator.Outputs(0)).Name() or b""
+                tensor = written.decode(errors="replace") or f"operator {place}"
+                raise InvalidModelError(
+                    f"{name}: {tensor} is written by the operator {custom or kind}, which is not "
+                    f"TFLite's own; pass --trust to try it here if you know who made the file"
+                )
+    except InvalidModelError:
+        raise
+    except Exception as exc:  # flatbuffers raises struct.error, IndexError, TypeError, ...
+        raise InvalidModelError(f"{name} cannot be read (cut short?): {reason(exc)}") from None
 
 
 def signature(model: Path | bytes) -> Signature:

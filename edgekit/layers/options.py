@@ -22,16 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--layers", action="store_true", help="compare tensor by tensor instead of accuracy")
-    add("--mode", choices=(*MODES, "both"), help="whole networks, layers on their own, or both")
+    add(
+        "--mode",
+        choices=(*MODES, "both"),
+        help="accumulated: each network on its own; isolated: "
+        "each layer on the reference's values; or both (default)",
+    )
     add(
         "--bisect",
         type=_bound,
         metavar="BOUND",
-        help="layers to leave in float so that the answers reach e.g. 30dB or 99.5%% agreement",
+        help="find the layers to leave in float so that the outputs reach e.g. 30dB, or 99.5%% "
+        "agreement",
     )
     add("--images", type=cli.positive_int, help=f"use the first N samples (default: {IMAGES})")
     add("--all", action="store_true", help=f"show every layer, not the worst {views.SHOWN}")
-    add("--csv", type=Path, metavar="FILE", help="write every layer's figures")
+    add("--csv", type=Path, metavar="FILE", help="write the numbers of every layer")
     add("--overlay", type=Path, metavar="FILE", help="write node data for Model Explorer")
     add("--plot", type=Path, metavar="FILE.png", help="write a plot")
 

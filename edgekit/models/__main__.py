@@ -55,12 +55,16 @@ def parser() -> cli.Parser:
         examples="""
 python -m edgekit.models
 python -m edgekit.models --width 0.35 --width 1.0
-python -m edgekit.models import-slim --help                    # a TF-slim checkpoint to Keras
+python -m edgekit.models import-slim --help  # a TF-slim checkpoint to Keras
 """,
     )
     widths = sorted({width for width, _ in PUBLISHED})
     result.add_argument(
-        "--width", type=float, action="append", choices=widths, help="only this width (repeatable)"
+        "--width",
+        type=float,
+        action="append",
+        choices=widths,
+        help="count only this width; repeatable",
     )
     return result
 

@@ -208,16 +208,22 @@ def parser() -> cli.Parser:
         "models import-slim",
         description="Read a TF-slim MobileNetV2 checkpoint and write it as a float Keras artifact.",
         examples="""
-python -m edgekit.models import-slim mobilenet_v2_1.0_224.ckpt --out exports/imagenet
+python -m edgekit.models import-slim mobilenet_v2_1.0_224.ckpt \\
+    --out exports/imagenet
 """,
     )
     add = result.add_argument
     add("checkpoint", type=Path, metavar="CKPT", help="the checkpoint's path without .index")
-    add("--out", type=Path, required=True, help="folder of the artifact")
-    add("--resolution", type=cli.positive_int, default=224, help="(default: %(default)s)")
-    add("--background", action="store_true", help="keep class 0 of 1,001")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="artifact to write")
+    add(
+        "--resolution",
+        type=cli.positive_int,
+        default=224,
+        help="height and width of its input (default: %(default)s)",
+    )
+    add("--background", action="store_true", help="keep class 0, the background, of 1,001")
     add("--no-averages", action="store_true", help="take the variables, not their moving averages")
-    add("--force", action="store_true", help="replace OUT if it exists")
+    add("--force", action="store_true", help="replace FOLDER if it exists")
     return result
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import words
 from edgekit.encodings import FAKE_QUANT_FILE, Encoding, Encodings, FakeQuantRecipe, Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
 from edgekit.formats.flatbuffer import Graph, short_name
@@ -121,6 +122,7 @@ def check(model: Any, leave_float: Collection[str] = ()) -> None:
     if unknown:
         raise InvalidOptionError(
             f"--leave-float names no layer of {model.name}: {', '.join(unknown)}"
+            f"{words.near(unknown[0], names)}"
         )
     bad = [
         f"{layer.name} ({why})"
@@ -318,9 +320,16 @@ class FakeQuantized:
         before, after = Graph(self.canonical), Graph(final)
         kinds = [[operator.kind for operator in graph.operators] for graph in (before, after)]
         if kinds[0] != kinds[1]:
+            place = next(
+                (i for i, (one, other) in enumerate(zip(*kinds, strict=False)) if one != other),
+                min(map(len, kinds)),
+            )
+            longer = max(before.operators, after.operators, key=len)
+            there = longer[place].outputs[0]
             raise InvalidModelError(
-                f"the trained model converts to {len(kinds[1])} operators, the float one to "
-                f"{len(kinds[0])} or others of them; please report the model"
+                f"expected the trained model to have the float one's {len(kinds[0])} operators, "
+                f"got {len(kinds[1])}, the first other one at {short_name(there)}; leave its layer "
+                f"in float with --leave-float"
             )
         names = dict(zip(before.inputs, after.inputs, strict=True))
         for old, new in zip(before.operators, after.operators, strict=True):

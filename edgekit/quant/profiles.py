@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from edgekit import environment
-from edgekit.errors import InvalidOptionError
+from edgekit import environment, words
 from edgekit.results import Environment
 
 
@@ -111,6 +110,5 @@ def profile(name: str, machine: Environment | None = None) -> DeviceProfile:
         if any(flag in isa for flag in environment.VNNI):
             return PROFILES["x86-vnni"]
         return PROFILES["x86-avx2" if "avx2" in isa else "generic"]
-    if name not in PROFILES:
-        raise InvalidOptionError(f"expected device {', '.join(NAMES)}, got {name!r}")
+    words.one_of("device", name, NAMES)
     return PROFILES[name]

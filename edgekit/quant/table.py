@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from edgekit import schema
+from edgekit import schema, words
 from edgekit.errors import EdgekitError, InvalidDataError
 from edgekit.quant.histogram import Histogram
 from edgekit.signature import Preprocessing
@@ -92,7 +92,6 @@ class CalibrationTable(schema.Document):
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise InvalidDataError(f"expected method {', '.join(METHODS)}, got {self.method!r}")
+        words.one_of("method", self.method, METHODS)
         if set(self.ranges) != set(self.statistics):
             raise InvalidDataError("expected a range of each tensor that has statistics")

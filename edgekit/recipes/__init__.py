@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgekit import schema
+from edgekit import schema, words
 from edgekit.errors import InvalidOptionError
 
 Schedule = Literal["cosine", "exponential"]
@@ -169,8 +169,7 @@ def check(
             raise InvalidOptionError(f"expected {low:g} <= {name} <= {high:g}, got {value}")
     for name, known in choices.items():
         value = getattr(values, name)
-        if value not in known:
-            raise InvalidOptionError(f"expected {name} {' or '.join(known)}, got {value!r}")
+        words.one_of(name, value, known)
 
 
 @dataclass(frozen=True)
@@ -250,11 +249,12 @@ def load(word: str) -> Preset:
     if not own and word not in names():
         raise InvalidOptionError(
             f"unknown recipe {word!r}; expected one of {', '.join(names())} or a FILE.toml"
+            f"{words.near(word, names())}"
         )
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InvalidOptionError(f"recipe {path} not found") from None
+        raise InvalidOptionError(f"recipe {words.not_found(path)}") from None
     except OSError as exc:
         raise InvalidOptionError(f"recipe {path} cannot be read ({exc.strerror})") from None
     except (ValueError, RecursionError) as exc:

@@ -38,8 +38,9 @@ class EmulatedRunner(OrtRunner):
         got = sum(half.is_rounding(node.name) for node in nodes if node.kind == "Cast")
         if got < casts:
             raise ExecutionError(
-                f"expected {casts} casts for the rounding, onnxruntime ran {got}; please report "
-                f"the model"
+                f"expected {casts} casts for the rounding, this onnxruntime ran {got} and left "
+                f"the others out; install another version of it, or take a reference that is no "
+                f"emulation, e.g. keras:cpu:float32"
             )
 
     def describe(self) -> Runtime:

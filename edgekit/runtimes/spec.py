@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgekit import environment
+from edgekit import environment, words
 from edgekit.errors import ExecutionError, InvalidOptionError
 
 Device = Literal["cpu", "cuda", "gpu", "emulated"]
@@ -76,7 +76,9 @@ def parse(word: str) -> RunnerSpec:
         InvalidOptionError: If there is none of that name.
     """
     if word not in SPECS:
-        raise InvalidOptionError(f"unknown runner {word!r}; expected one of {', '.join(SPECS)}")
+        raise InvalidOptionError(
+            f"unknown runner {word!r}; expected one of {', '.join(SPECS)}{words.near(word, SPECS)}"
+        )
     return SPECS[word]
 
 

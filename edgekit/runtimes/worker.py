@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import IO, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +36,19 @@ from edgekit.errors import (
     InvalidModelError,
     InvalidOptionError,
     MissingDependencyError,
+    ProcessDiedError,
+    last_words,
     reason,
 )
 from edgekit.results import Runtime
 from edgekit.runtimes import open_runner
 from edgekit.signature import Preprocessing, Shapes, Signature, TensorSpec
+
+#: What the stderr of a worker starts with, once it has begun.
+_BEGUN = b"\0begun\0"
+#: Bytes of a worker's stderr that are looked at, the last ones.
+_KEPT = 8192
+_GUARD = 'if __name__ == "__main__":'
 
 
 @dataclass(frozen=True)
@@ -138,13 +149,19 @@ class Worker:
     loaded: Loaded
 
     def __init__(self, job: Job, *, wait: bool = True) -> None:
+        if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+            raise ExecutionError(
+                f"a process was started by a script that is imported only; put what the script "
+                f"does under `{_GUARD}`"
+            )
         self.job = job
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         self._pipe: Connection[Any, Any] = ours
         self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
         try:
-            with _deaf_to_ctrl_c():
+            with _deaf_to_ctrl_c(), _stderr_into(self._stderr):
                 self._process.start()
             theirs.close()
             if wait:
@@ -221,18 +238,47 @@ class Worker:
         except (EOFError, OSError):
             raise self._death() from None
         if kind == "error":
-            raise value
+            error, detail = value
+            error.detail = detail
+            raise error
         return value
 
-    def _death(self) -> ExecutionError:
+    def _death(self) -> ProcessDiedError:
+        """Why the process is gone, as far as that can be told."""
         self._process.join(5)
-        return ExecutionError(
-            f"{self.job.name}: the runtime's process ended with code {self._process.exitcode}; "
-            f"out of memory, or a crash in the runtime"
-        )
+        code, name = self._process.exitcode, self.job.name
+        begun, written = self._written()
+        how = f"ended with code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by {_signal(-code)}"
+        script = None if begun else _script()
+        if begun:
+            said = last_words(written)
+            found = ProcessDiedError(
+                f"{name}: the runtime's process {how}; out of memory, or a crash in the runtime"
+                f"{f'; its last words: {said}' if said else ''}"
+            )
+        else:
+            said = last_words(written, 1) or "nothing was said"
+            found = ProcessDiedError(
+                f"{name}: the runtime's process {how} before it began: {said}"
+                if script is None
+                else f"{name}: the runtime's process starts by importing {script}, and {how} "
+                f"there: {said}; put what {script} does under `{_GUARD}`"
+            )
+        found.detail = f"stderr of the process:\n{written}\n"
+        return found
+
+    def _written(self) -> tuple[bool, str]:
+        """Whether the process began its work, and the end of what it wrote to stderr."""
+        number = self._stderr.fileno()
+        begun = os.pread(number, len(_BEGUN), 0) == _BEGUN
+        first = max(len(_BEGUN) if begun else 0, os.fstat(number).st_size - _KEPT)
+        return begun, os.pread(number, _KEPT, first).decode(errors="replace")
 
     def _end(self) -> None:
         self._pipe.close()
+        self._stderr.close()
         if self._process.pid is None:  # not even started
             return
         self._process.join(0.5)
@@ -270,10 +316,52 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         handler(signal.SIGINT, None)
 
 
+_starting = threading.Lock()
+
+
+@contextlib.contextmanager
+def _stderr_into(file: IO[bytes]) -> Iterator[None]:
+    """A process started here writes its stderr into a file, from Python's first word on.
+
+    Runtimes write notes there as they load, and stderr is for the user; the end of it is what
+    there is to say of a process that dies. What other threads of this process say meanwhile is
+    lost.
+    """
+    with _starting:
+        try:
+            saved = os.dup(2)
+        except OSError:  # there is no stderr
+            yield
+            return
+        try:
+            sys.stderr.flush()
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _script() -> str | None:
+    """The user's script, which every started process imports; None where it is edgekit's own."""
+    path: str | None = getattr(sys.modules.get("__main__"), "__file__", None)
+    if path is None or Path(path).resolve().is_relative_to(Path(__file__).resolve().parents[1]):
+        return None
+    return os.path.basename(path)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def _serve(pipe: Connection[Any, Any], job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Runtimes write notes to stderr as they load; stderr is for the user.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    os.ftruncate(2, 0)  # what was written while Python imported things has done no harm
+    os.lseek(2, 0, os.SEEK_SET)
+    os.write(2, _BEGUN)
     try:
         _import_runtime(job.format)
         baseline = _largest_resident()
@@ -303,11 +391,16 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
     except EOFError:
         return
     except (InvalidInputError, InvalidOptionError) as exc:
-        pipe.send(("error", type(exc)(f"{job.name}: {exc}")))
+        _send_error(pipe, type(exc)(f"{job.name}: {exc}"))
     except EdgekitError as exc:
-        pipe.send(("error", ExecutionError(f"{job.name}: {exc}")))
+        _send_error(pipe, ExecutionError(f"{job.name}: {exc}"))
     except Exception as exc:  # whatever a runtime raises has to reach the parent as one line
-        pipe.send(("error", ExecutionError(f"{job.name}: {type(exc).__name__}: {reason(exc)}")))
+        _send_error(pipe, ExecutionError(f"{job.name}: {type(exc).__name__}: {reason(exc)}"))
+
+
+def _send_error(pipe: Connection[Any, Any], error: EdgekitError) -> None:
+    """An error, with what the parent can show of where it came from."""
+    pipe.send(("error", (error, f"in the runtime's process:\n{traceback.format_exc()}")))
 
 
 def _import_runtime(format: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment
+from edgekit import cli, data, environment, words
 from edgekit.data import decode
 from edgekit.data import images as image_sets
 from edgekit.data.source import Fit, Source, images_of
@@ -95,8 +95,7 @@ class Wanted:
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InvalidOptionError(f"expected input {', '.join(MODES)}, got {self.mode!r}")
+        words.one_of("input", self.mode, MODES)
         if self.mode == "memory" and self.recipe.augmentation != "small":
             raise InvalidOptionError(
                 f"augmentation {self.recipe.augmentation} crops pictures while they are decoded; "

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from edgekit import words
 from edgekit.errors import ExecutionError, InvalidOptionError, reason
 from edgekit.formats import keras as keras_format
 
@@ -170,8 +171,7 @@ def replicas(strategy: str = "none", count: int | None = None) -> Replicas:
         InvalidOptionError: If TF_CONFIG or the number of devices does not fit.
         ExecutionError: If the workers do not find each other.
     """
-    if strategy not in STRATEGIES:
-        raise InvalidOptionError(f"expected strategy {', '.join(STRATEGIES)}, got {strategy!r}")
+    words.one_of("strategy", strategy, STRATEGIES)
     if count is not None and strategy != "mirrored":
         raise InvalidOptionError(f"--replicas is for --strategy mirrored, got {strategy}")
     if strategy == "none":
