@@ -47,6 +47,9 @@ from edgekit.quant.quantize import (
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
 from edgekit.signature import Signature, TensorSpec
+from edgekit.task import HELP as TASK_HELP
+from edgekit.task import TASKS, Task
+from edgekit.task import check as check_task
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -122,6 +125,7 @@ def export(
     strict: bool = False,
     preprocessing: str | None = None,
     trust: bool = False,
+    task: Task | None = None,
     out: Path | None = None,
     force: bool = False,
     command: str = "",
@@ -143,6 +147,7 @@ def export(
         strict: Refuse an int8 model in which an operator stays float.
         preprocessing: For a file: name or JSON file.
         trust: Let code inside of the model's file run.
+        task: What the outputs are, where neither the model's end nor its manifest says it.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
@@ -186,6 +191,7 @@ def export(
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
     source = float_model.load(model, preprocessing=preprocessing, trust=trust)
+    check_task(task, source.outputs)
     if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
@@ -249,7 +255,7 @@ def export(
             "model_file": model_file,
             "signature": written.signature,
             "preprocessing": source.preprocessing,
-            "class_names": source.class_names,
+            **source.judged(written.canonical, task),
             "source": source.source,
             "device": profile.name,
             "calibration": None
@@ -576,6 +582,7 @@ python -m edgekit.export mine.keras --preprocessing symmetric --target tflite --
         help="for int8: what is best on held-out calibration images, or nearest rounding",
     )
     add("--strict", action="store_true", help="for int8: refuse operators that stay float")
+    add("--task", choices=TASKS, help=TASK_HELP)
     add("--out", type=Path, help="folder (default: exports/MODEL_ID-TARGET-PRECISION)")
     add("--force", action="store_true", help="replace OUT if it exists")
     return result
@@ -597,6 +604,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         strict=options.strict,
         preprocessing=options.preprocessing,
         trust=options.trust,
+        task=options.task,
         out=options.out,
         force=options.force,
         command=cli.command_line(),

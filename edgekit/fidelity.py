@@ -128,13 +128,16 @@ class Fidelity:
     @property
     def level(self) -> Level:
         """The verdict: ``dead`` before any number."""
-        if self.dead:
-            return "dead"
-        if math.isinf(self.sqnr) and self.sqnr > 0:
-            return "exact"
-        if self.sqnr_centred >= CLOSE:
-            return "close"
-        return "far" if self.sqnr_centred >= POOR else "poor"
+        return "dead" if self.dead else level(self.sqnr, self.sqnr_centred)
+
+
+def level(sqnr: float, centred: float) -> Level:
+    """The level of numbers in dB, as of :class:`Fidelity`, where no channel is dead."""
+    if sqnr == math.inf:
+        return "exact"
+    if centred >= CLOSE:
+        return "close"
+    return "far" if centred >= POOR else "poor"
 
 
 def named(output: Fidelity, channels: Sequence[Channel] | None = None) -> str:
@@ -286,14 +289,14 @@ class _Judge:
             for into, those in ((dead, constant & matters), (faint, constant & ~matters)):
                 into += [self._channel(axis, int(index)) for index in np.flatnonzero(those)]
             for index in np.flatnonzero(matters):
-                sqnr = _decibels(float(variance[index]), float(errors[index]))
+                sqnr = decibels(float(variance[index]), float(errors[index]))
                 if worst is None or sqnr < worst_sqnr:
                     worst, worst_sqnr = self._channel(axis, int(index)), sqnr
         return Fidelity(
             output=self._name,
             count=self._count,
-            sqnr=_decibels(self._signal, noise),
-            sqnr_centred=_decibels(varies if several else self._signal, noise),
+            sqnr=decibels(self._signal, noise),
+            sqnr_centred=decibels(varies if several else self._signal, noise),
             worst=worst,
             worst_sqnr=worst_sqnr,
             dead=tuple(dead[:LISTED]),
@@ -321,7 +324,8 @@ class _Judge:
         return moving, moving & enough
 
 
-def _decibels(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
+    """A ratio of powers in dB: infinite without noise, minus infinity without a signal."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit import data, feeds, signature
+from edgekit import task as tasks
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
@@ -49,9 +50,11 @@ class FloatModel:
         model_id: Name that its deployables share.
         source: The float model that everything comes from; of a trained int8 model the one it was
             trained from.
-        class_names: One a class; empty when the answer is not one score a class.
+        class_names: One for each class, where its manifest has them.
         encodings: Of a model of ``python -m edgekit.qat``, which deployables take over.
         kind: What it was read from.
+        outputs: What it gives.
+        task: What the outputs are, where its manifest says it.
     """
 
     model: Any
@@ -61,6 +64,28 @@ class FloatModel:
     class_names: tuple[str, ...]
     encodings: Encodings | None = None
     kind: Kind = "keras"
+    outputs: tuple[TensorSpec, ...] = ()
+    task: tasks.Task | None = None
+
+    def judged(self, graph: bytes, asked: tasks.Task | None = None) -> dict[str, Any]:
+        """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
+
+        Args:
+            graph: Of :meth:`canonical`; of an ONNX source the file's content.
+            asked: What the user says.
+
+        Raises:
+            InvalidOptionError: If the outputs cannot be for the task.
+        """
+        tasks.check(asked, self.outputs)
+        found = asked or self.task
+        scores = tasks.scores(self.outputs)
+        if found is None and (self.class_names or (scores and _ends_in_scores(graph, self.kind))):
+            found = "classification"
+        names: tuple[str, ...] = ()
+        if found == "classification" and scores > 1:
+            names = self.class_names or tasks.numbered(scores)
+        return {"task": found or "", "class_names": names}
 
     def canonical(self, *, float16: bool = False) -> bytes:
         """The canonical float graph, or its twin with weights in float16.
@@ -113,7 +138,10 @@ class FloatModel:
         Raises:
             InvalidDataError: If they cannot be decoded or their classes are not the model's.
         """
-        return feeds.images(opened, self.inputs, self.preprocessing, self.class_names, limit)
+        names = self.class_names
+        if not names and self.task != "regression" and tasks.scores(self.outputs) > 1:
+            names = tasks.numbered(tasks.scores(self.outputs))  # as many as labels may have
+        return feeds.images(opened, self.inputs, self.preprocessing, names, limit)
 
     def samples(self, opened: data.Opened | Inputs, limit: int | None = None) -> Samples:
         """Images, or samples with an array for each input.
@@ -167,8 +195,9 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
         model_id=path.stem,
         source=Source(_from_here(path), saved_model.sha256_of(path)),
         preprocessing=prepared,
-        class_names=_classes(ends),
+        class_names=(),
         kind=kind,
+        outputs=ends,
     )
 
 
@@ -223,6 +252,8 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
         preprocessing=manifest.preprocessing,
         class_names=manifest.class_names,
         encodings=Encodings.load(path / FILE) if manifest.precision == "int8" else None,
+        outputs=manifest.signature.outputs,
+        task=tasks.declared(manifest, None),
     )
 
 
@@ -268,11 +299,30 @@ def _check_sizes(path: Path, found: Signature) -> None:
             )
 
 
-def _classes(ends: tuple[TensorSpec, ...]) -> tuple[str, ...]:
-    """Numbers of the classes, where the answer is one score for each of two or more."""
-    if len(ends) != 1 or len(ends[0].shape) != 2 or ends[0].shape[1] < 2:
-        return ()
-    return tuple(str(i) for i in range(ends[0].shape[1]))
+#: Operators whose outputs are scores of classes, and those that only arrange them, by format.
+_SCORES = frozenset("SOFTMAX LOG_SOFTMAX LOGISTIC Softmax LogSoftmax Sigmoid".split())
+_ARRANGING = frozenset(
+    "RESHAPE SQUEEZE EXPAND_DIMS QUANTIZE DEQUANTIZE "
+    "Reshape Squeeze Unsqueeze Flatten Identity Cast QuantizeLinear DequantizeLinear".split()
+)
+
+
+def _ends_in_scores(graph: bytes, kind: Kind) -> bool:
+    """Whether the last operator of a model of one output is one that scores classes."""
+    if kind == "onnx":
+        proto = onnx.parse(graph)
+        name = proto.graph.output[0].name
+        made = {each: (n.op_type, n.input) for n in proto.graph.node for each in n.output}
+    else:
+        found = Graph(graph)
+        (name,) = found.outputs
+        made = {each: (op.kind, op.inputs) for op in found.operators for each in op.outputs}
+    while name in made:
+        operator, inputs = made[name]
+        if operator not in _ARRANGING:
+            return operator in _SCORES
+        name = inputs[0]
+    return False
 
 
 def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str]:

@@ -29,6 +29,7 @@ from edgekit.layers.measure import (
 from edgekit.quant.profiles import DEFAULT, PROFILES
 from edgekit.quant.quantize import FITTED, TRAINED
 from edgekit.signature import Preprocessing, TensorSpec
+from edgekit.subjects import default_data
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
 
 IMAGES = 32
@@ -95,7 +96,7 @@ def diff(
     reference: Path,
     suspect: Path,
     *,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     images: int = IMAGES,
     modes: Collection[str] = MODES,
     bound: float | None = None,
@@ -110,7 +111,8 @@ def diff(
         reference: What is right: an artifact, or the Keras file, SavedModel or ``.tflite`` file
             that the suspect was made from.
         suspect: An artifact.
-        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used.
+        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used. Default
+            ``fashion_mnist`` for the shipped model, needed for others.
         images: Use the first so many samples.
         modes: Of :data:`MODES`.
         bound: In dB, to find the first layer below it.
@@ -145,6 +147,7 @@ def diff(
             f"first, or pass --mode accumulated"
         )
     manifest = other.artifact.manifest
+    dataset = dataset or default_data(other.artifact)
     canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
     specs = tflite.signature(canonical).inputs

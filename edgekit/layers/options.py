@@ -90,9 +90,16 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("limit", "pass --images"),
         ("record", "compare without --layers"),
         ("power", "compare without --layers"),
+        ("preprocessing", "give artifacts, which bring theirs"),
+        ("task", "compare without --layers"),
+        ("allow_dead", "pass --bound to be told of a low layer"),
+        ("allow_worse", "pass --bound to be told of a low layer"),
+        ("allow_poor", "pass --bound to be told of a low layer"),
+        ("allow_chance", "labels are not used there"),
     ):
         if getattr(options, name):
-            raise InvalidOptionError(f"--{name} does not go with --layers; {instead}")
+            option = name.replace("_", "-")
+            raise InvalidOptionError(f"--{option} does not go with --layers; {instead}")
     files = [path for path in (options.csv, options.overlay, options.plot) if path is not None]
     if len({path.absolute() for path in files}) != len(files):
         raise InvalidOptionError("two of --csv, --overlay and --plot are the same file")

@@ -39,7 +39,7 @@ class LiteRtRunner(Runner):
         asked = _interpreter_options(self._options)
         self._interpreter = tflite.interpreter(model, threads=threads, **asked)
         if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
-            content = flatbuffer.canonical(
+            content = flatbuffer.signed(
                 model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY
             )  # a file of others: tensors get the names that export gave them
             self._interpreter = tflite.interpreter(content, threads=threads, **asked)

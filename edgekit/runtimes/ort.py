@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidOptionError
+from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import onnx
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
@@ -75,12 +75,20 @@ def signature(session: Any) -> Signature:
     return Signature(inputs=_specs(session.get_inputs()), outputs=_specs(session.get_outputs()))
 
 
+def _dtype(end: Any) -> str:
+    if end.type not in _DTYPES:
+        raise InvalidModelError(
+            f"expected inputs and outputs of {', '.join(_DTYPES)}, got {end.type} in {end.name}"
+        )
+    return _DTYPES[end.type]
+
+
 def _specs(ends: Any) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
             end.name,
             tuple(size if isinstance(size, int) else -1 for size in end.shape),
-            _DTYPES[end.type],
+            _dtype(end),
         )
         for end in ends
     )
