@@ -366,7 +366,6 @@ class Accepted:
     Attributes:
         created: When the report that holds it was made, UTC, ISO 8601.
         reason: Why it was accepted; empty of the first baseline.
-        machine_class: Where it was measured.
         reference: What it was held against.
     """
 
@@ -374,7 +373,6 @@ class Accepted:
     unit: str
     created: str
     reason: str = ""
-    machine_class: str = ""
     reference: str = ""
 
 
