@@ -198,9 +198,10 @@ def of_fit(fit: LabelFit, count: int, *, whose: str = "the model") -> list[Findi
     return [
         Finding(
             "labels",
-            f"labels do not fit: {whose} is right on {fit.accuracy:.1f} % of {count:,} samples, "
+            f"the labels do not fit the samples: {whose} is right on {fit.accuracy:.1f} % of {count:,} samples, "
             f"{fit.chance:.1f} % are by chance (p = {fit.p:.2g}); check that labels are in the "
-            f"order of the samples and classes, and the preprocessing",
+            f"order of the samples and number the classes as the model does, and the "
+            f"preprocessing",
         )
     ]
 
@@ -252,7 +253,7 @@ def renumbered(
     return [
         Finding(
             "labels",
-            f"labels number the classes otherwise than the model: {_percent(after)} of "
+            f"they number the classes otherwise than the model: {_percent(after)} of "
             f"{len(labels):,} samples are right instead of {_percent(before)} where label "
             f"{', '.join(said)}{more}{why}; number them as the model does",
         )

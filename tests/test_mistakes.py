@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import data, mistakes
+from edgekit import data, mistakes, verdicts
 from edgekit.errors import InvalidDataError
 from edgekit.signature import preprocessing
 
@@ -92,7 +92,7 @@ def test_a_missing_softmax(coloured: Coloured) -> None:
         return np.log(np.maximum(coloured.answer(values), 1e-9))
 
     (found,) = coloured.find(TRAINED_WITH, answer=logits)
-    assert found.kind == "softmax"
+    assert found.kind == "softmax" and found.hint
     both = coloured.find("unit", answer=logits)
     assert [finding.kind for finding in both] == ["softmax", "scaling"]
 
@@ -143,6 +143,11 @@ def test_the_verb(shifted: Path, edgekit: Callable[..., Done]) -> None:
 def test_compare_warns(shifted: Path, artifacts: dict[str, Path]) -> None:
     from edgekit.compare import compare
 
-    report = compare([artifacts["tflite-float32"]], dataset=str(shifted), rounds=1)
+    asked = {"dataset": str(shifted), "rounds": 1}
+    with pytest.raises(InvalidDataError, match="classes: .*set class_offset=-1.*--allow-chance"):
+        compare([artifacts["tflite-float32"]], **asked)
+    report = compare([artifacts["tflite-float32"]], **asked, allow_chance=True)
     (warning,) = [each for each in report.warnings if each.startswith("classes: ")]
     assert "set class_offset=-1" in warning
+    assert report.fit is not None and report.fit.problem == "chance"
+    assert verdicts.of(report.artifacts[0], report).verdict == "close"  # of outputs, not of labels
