@@ -371,9 +371,9 @@ def _fit(
             return None, []
         fit = LabelFit(r2.value, 0.0, 1.0, "chance")
         return fit, [
-            f"labels: y does not fit the samples: R^2 of the float model is {r2.value / 100:.2f}, its numbers "
-            f"are no nearer to y than the mean of y is; check y's order and unit, and the "
-            f"preprocessing"
+            f"labels: y does not fit the samples: R^2 of the float model is "
+            f"{r2.value / 100:.2f}, its numbers are no nearer to y than the mean of y is; check "
+            f"y's order and unit, and the preprocessing"
         ]
     if right.labels is None:
         return None, []
@@ -393,7 +393,7 @@ def _fit(
         )
     if all(finding.hint for finding in found):
         found += mistakes.renumbered(choices, right.labels, right.names)
-    if all(finding.hint for finding in found):
+    if all(finding.hint for finding in found) or fit.problem == "chance":
         found += mistakes.of_fit(fit, len(images), whose="the float model")
     return fit, [f"{finding.kind}: {finding.said}" for finding in found]
 

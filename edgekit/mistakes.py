@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import stats
+from edgekit import feeds, stats
 from edgekit.errors import InvalidDataError, MissingDependencyError
 from edgekit.results import LabelFit
 from edgekit.signature import PREPROCESSING_NAMES, Preprocessing, preprocessing
@@ -88,7 +88,7 @@ def find(
     pixels, labels = np.asarray(images[chosen]), labels[chosen]
     answers = answer(prepare.apply(pixels))
     found = _softmax(answers, step)
-    if pixels.dtype != np.uint8:
+    if pixels.dtype != np.uint8 and feeds.unit(pixels) == "images":
         found += _range(pixels, prepare)
     choice = answers.argmax(axis=1)
     declared = choice == labels
@@ -198,9 +198,9 @@ def of_fit(fit: LabelFit, count: int, *, whose: str = "the model") -> list[Findi
     return [
         Finding(
             "labels",
-            f"the labels do not fit the samples: {whose} is right on {fit.accuracy:.1f} % of {count:,} samples, "
-            f"{fit.chance:.1f} % are by chance (p = {fit.p:.2g}); check that labels are in the "
-            f"order of the samples and number the classes as the model does, and the "
+            f"the labels do not fit the samples: {whose} is right on {fit.accuracy:.1f} % of "
+            f"{count:,}, {fit.chance:.1f} % are by chance (p = {fit.p:.2g}); check that labels are "
+            f"in the order of the samples and number the classes as the model does, and the "
             f"preprocessing",
         )
     ]
@@ -241,7 +241,7 @@ def renumbered(
         return []
     real = len(names) == classes and names != tuple(map(str, range(classes)))
     said = [
-        f"{label} ({names[label]}) is the model's {assigned[label]} ({names[assigned[label]]})"
+        f"{label} is the model's {assigned[label]} ({names[assigned[label]]})"
         if real
         else f"{label} is the model's {assigned[label]}"
         for label in moved[:_NAMED].tolist()
