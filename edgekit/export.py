@@ -641,7 +641,7 @@ def _print_saturating(record: QuantizationRecord) -> None:
     table.add_column("layer")
     table.add_column("pairs of weights", justify="right")
     for name, pairs in record.saturating.items():
-        table.add_row(cli.plain(name), f"{pairs:,}")
+        table.add_row(cli.plain(short_name(name)), f"{pairs:,}")
     cli.console.print(table)
 
 

@@ -229,7 +229,7 @@ def _layers(model: Any) -> list[_Layer]:
 def _predict(layer: _Layer) -> saturation.Prediction:
     scale = rounding.scales(layer.rows)
     steps = rounding.nearest(layer.rows, scale, pair_bound=False)
-    return saturation.predict(layer.node.name, steps.astype(np.int8))
+    return saturation.predict(layer.node.output[0], steps.astype(np.int8))
 
 
 def _write(
