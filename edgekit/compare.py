@@ -533,6 +533,8 @@ def _run(
         "peak_memory": Measurement(worker.peak_memory(), "bytes", 1),
         "load_time": Measurement(worker.loaded.load_ms, "ms", 1),
     }
+    if worker.loaded.parameters:
+        metrics["parameters"] = Measurement(worker.loaded.parameters, "parameters", 1)
     return Measured(evaluate(worker), runtime, metrics, worker)
 
 

@@ -260,6 +260,20 @@ def test_each_deployable_has_its_sentence(measured: Report) -> None:
     assert "gives the float model&#39;s answer on all 1,000 images" in page
 
 
+def test_a_size_is_held_against_float32_and_no_optimizer(measured: Report) -> None:
+    """A Keras file of 10 MB says nothing of the size: it may hold the state of an optimizer."""
+    large = {"size": Measurement(1e7, "bytes", 1)}
+    keras = dataclasses.replace(
+        measured.reference, format="keras", precision="float32", metrics=large
+    )
+    page = page_of(dataclasses.replace(measured, reference=keras))
+    assert "is 1.00 MB." in page and "smaller" not in page
+    counted = {**large, "parameters": Measurement(500_000, "parameters", 1)}
+    keras = dataclasses.replace(keras, metrics=counted)
+    page = page_of(dataclasses.replace(measured, reference=keras))
+    assert "is 1.00 MB, 50 % smaller than 500,000 parameters in float32." in page
+
+
 def mark(x: float, y: float) -> charts.Mark:
     return charts.Mark("n", "w", x, y, (x, x), (y, y), "int8", "onnx")
 

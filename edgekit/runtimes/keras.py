@@ -61,6 +61,7 @@ class KerasRunner(Runner):
         else:
             loaded = keras_format.load(model, trust=trust)
         self.signature = keras_format.signature(loaded)
+        self.parameters = int(loaded.count_params())
         where = "/GPU:0" if device == "gpu" else "/CPU:0"
         if self._form != _PLAIN:
             arrange.require(data_format, precision, device=where, training=False)
