@@ -76,7 +76,12 @@ def is_file(path: Path) -> bool:
 def is_artifacts(path: Path) -> bool:
     """Whether a file is that of an artifact, whose folder it lies in."""
     manifest = path.parent / MANIFEST
-    return path.is_file() and manifest.is_file() and Manifest.load(manifest).model_file == path.name
+    if not (path.is_file() and manifest.is_file()):
+        return False
+    try:
+        return Manifest.load(manifest).model_file == path.name
+    except ArtifactError:  # the manifest of something else
+        return False
 
 
 def _described(path: Path, prepare: Preprocessing) -> ModelFile:
