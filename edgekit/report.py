@@ -306,7 +306,7 @@ def _outputs(source: Report) -> list[dict[str, Any]]:
     rows = []
     for result in source.artifacts:
         for output in result.fidelity:
-            worst = output.worst
+            worst = None if math.isinf(output.worst_sqnr) else output.worst
             rows.append(
                 {
                     "name": _short(result, source),
@@ -532,16 +532,20 @@ def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
     if judged.level == "exact":
         return f"gives {base}'s numbers exactly"
     found = result.metrics.get("sqnr_centred") or result.metrics["sqnr"]
-    share = 100 * 10 ** (-found.value / 20) if found.value > -300 else math.inf
+    share = 100 * 10 ** (-found.value / 20) if found.value > -60 else math.inf
+    error = "more than 1,000 times" if share == math.inf else f"{share:,.2g} % of"
+    if 100 <= share < math.inf:
+        error = f"{share:,.0f} % of"
     words = {"close": "is close to", "far": "is some way off", "poor": "is a poor copy of"}
     text = (
-        f"{words[str(judged.level)]} {base}: its error is {share:.2g} % of what varies between "
+        f"{words[str(judged.level)]} {base}: its error is {error} what varies between "
         f"samples (SQNR {found.value:.1f} dB; close is {fidelity.CLOSE:g} dB or more, poor below "
         f"{fidelity.POOR:g} dB)"
     )
     most = result.metrics.get("max_error_share")
-    if most is not None:
-        text += f", the largest {most.value:.2g} % of the range"
+    if most is not None and math.isfinite(most.value):
+        largest = f"{most.value:,.0f}" if most.value >= 100 else f"{most.value:.2g}"
+        text += f", the largest {largest} % of the range"
     return text
 
 
@@ -626,7 +630,7 @@ def _cell(name: str, found: Measurement | None) -> dict[str, str]:
         return {"value": "–", "interval": "", "sort": ""}
     _, _, form, factor = _column(name)
     if math.isinf(found.value):
-        exact = name.partition(":")[0] == "sqnr" and found.value > 0
+        exact = name.startswith("sqnr") and found.value > 0
         sort = "Infinity" if found.value > 0 else "-Infinity"
         return {"value": "exact" if exact else f"{found.value:+}", "interval": "", "sort": sort}
     interval = ""

@@ -310,7 +310,7 @@ def subject_of(artifact: Artifact, threads: int) -> Subject:
         artifact.name,
         artifact.manifest.format,
         Job.of(artifact, threads=threads),
-        artifact.path,
+        artifact.model_path if isinstance(artifact, ModelFile) else artifact.path,
         artifact.manifest.precision,
         artifact.sha256,
         artifact.size,

@@ -49,7 +49,8 @@ def _decibels(result: ArtifactResult) -> str:
 
 def _error(result: ArtifactResult) -> str:
     share = result.metrics["max_error_share"].value
-    return f"{result.metrics['max_error'].value:.2g} ({share:.2g} %)"
+    percent = f"{share:.2g}" if share < 100 else f"{share:.0f}"
+    return f"{result.metrics['max_error'].value:.2g} ({percent} %)"
 
 
 _COLUMNS = (
