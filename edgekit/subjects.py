@@ -82,7 +82,7 @@ def default_data(artifact: Artifact) -> str:
     if shipped.is_dir() and Artifact.load(shipped).sha256 == own:
         return "fashion_mnist"
     raise InvalidOptionError(
-        f"{artifact.path} is not of the shipped model, whose images are the default; pass --data, "
+        f"{artifact.name} is not of the shipped model, whose images are the default; pass --data, "
         f"{data.WORDS}"
     )
 

@@ -90,7 +90,6 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("limit", "pass --images"),
         ("record", "compare without --layers"),
         ("power", "compare without --layers"),
-        ("preprocessing", "give artifacts, which bring theirs"),
         ("task", "compare without --layers"),
         ("allow_dead", "pass --bound to be told of a low layer"),
         ("allow_worse", "pass --bound to be told of a low layer"),
@@ -115,6 +114,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         source=None if options.reference is None else Path(options.reference),
         threads=options.threads,
         trust=options.trust,
+        preprocessing=options.preprocessing,
     )
     if options.csv is not None:
         outputs.write_text(options.csv, views.to_csv(found.rows), force=options.force)

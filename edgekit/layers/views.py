@@ -153,7 +153,7 @@ def show(found: LayerDiff, shown: int | None) -> None:
         one, other = row.isolated, row.accumulated
         guilty = found.verdict is not None and row.name == found.verdict.tensor
         table.add_row(
-            escape(row.layer if len(row.layer) <= width else row.layer[: width - 1] + "…"),
+            escape(_shortened(row.layer, width)),
             _figure(row.excess, 1),
             _figure(None if one is None else one.sqnr, 1),
             _figure(None if one is None else one.lsb, 1),
@@ -196,6 +196,14 @@ def show(found: LayerDiff, shown: int | None) -> None:
             )
     if found.bisection is not None:
         _print_bisection(found.bisection)
+
+
+def _shortened(name: str, width: int) -> str:
+    """A name without its middle, so that both what it is in and what it is can be read."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 2
+    return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
 
 
 def _print_bisection(found: Bisection) -> None:
