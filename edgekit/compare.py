@@ -10,10 +10,11 @@ models in turn, so that a change of the machine's speed meets all of them. Write
 Every output is held against the reference's, channel by channel (:mod:`edgekit.fidelity`). Where
 right answers are known (classes, or the numbers of a regression), accuracy is compared too, and
 decides: :mod:`edgekit.verdicts` gives one verdict for each deployable. Exit status 1 if one is
-``dead``, ``worse`` or ``poor``, unless ``--allow-dead``, ``--allow-worse`` or ``--allow-poor``; the
-report is written all the same. A float model that is right no more often than by chance makes every
-comparison of accuracy meaningless: exit status 2 and no report, unless ``--allow-chance``, which
-compares outputs only.
+broken: a channel is dead (``--allow-dead``), or outputs are poor and no right answers prove that it
+does not matter (``--allow-poor``); the report is written all the same. Less accurate is a trade, and
+exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often than by chance
+makes every comparison of accuracy meaningless: exit status 2 and no report, unless
+``--allow-chance``, which compares outputs only.
 """
 
 from __future__ import annotations
@@ -643,7 +644,7 @@ def parser() -> cli.Parser:
     result = cli.Parser(
         "compare",
         description="Measure accuracy, fidelity and latency of deployables against the float "
-        "model. Exit: 0 good, 1 a deployable is dead, worse or poor, 2 bad input.",
+        "model. Exit: 0 good, 1 a deployable is dead or poor, 2 bad input.",
         examples="""
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 --out report.json
 python -m edgekit.compare build/mine --data test.npz --reference mine.keras --limit 1000
@@ -706,8 +707,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     add("--task", choices=tasks.TASKS, help=tasks.HELP)
     for name, meaning in (
         ("dead", "outputs or channels vary in the float model and not in the deployable"),
-        ("worse", "the loss of accuracy is beyond --bound and beyond chance"),
-        ("poor", "outputs are far off and no labels say that it does not matter"),
+        ("poor", "outputs are far off and no right answers prove that it does not matter"),
     ):
         add(f"--allow-{name}", action="store_true", help=f"exit status 0 though {meaning}")
     add(
@@ -781,7 +781,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     failed = [
         name
         for name, each in found.items()
-        if each.failed and not getattr(options, f"allow_{each.verdict}")
+        if each.broken and not getattr(options, f"allow_{each.broken}")
     ]
     return (1 if failed else 0), {
         "report": str(options.out),

@@ -126,27 +126,28 @@ def show(report: Report) -> None:
 
 
 def failures(result: ArtifactResult, report: Report, judged: Judged) -> list[str]:
-    """What makes a deployable fail, a sentence each; none of one that does not."""
+    """What is bad about a deployable, a sentence each; none of one that is good."""
     against = report.reference_in_words
-    if judged.verdict == "dead":
-        return [
+    found = []
+    if judged.broken == "dead":
+        found += [
             f"dead: {result.name}: {fidelity.named(output)}; varies in {against}, not here"
             for output in result.fidelity
             if output.dead
         ]
-    if judged.verdict == "worse":
-        return [
+    if judged.accuracy == "worse":
+        found.append(
             f"worse: {result.name}: accuracy changed by {in_points(judged.change)}, the loss that "
             f"matters is {verdicts.bound_of(report):g}"
-        ]
-    if judged.verdict == "poor":
-        low = [o for o in result.fidelity if o.level == "poor"]
-        return [
+        )
+    if judged.broken == "poor":
+        found += [
             f"poor: {result.name}: {output.output} is at {output.sqnr_centred:.1f} dB, "
             f"{fidelity.POOR:g} dB is the least that can do; compare --layers names the layer"
-            for output in low
+            for output in result.fidelity
+            if output.level == "poor"
         ]
-    return []
+    return found
 
 
 def in_points(change: Measurement | None) -> str:
@@ -160,7 +161,7 @@ def in_points(change: Measurement | None) -> str:
 
 
 def _verdict(judged: Judged) -> str:
-    if judged.failed:
+    if judged.verdict in verdicts.BAD:
         return f"[bold red]{judged.verdict}[/]"
     colour = "yellow" if judged.verdict in ("unknown", "unclear", "far") else "green"
     return f"[{colour}]{judged.verdict}[/]"

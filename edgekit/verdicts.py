@@ -8,7 +8,11 @@ would tell. *Fidelity*, always: how near the outputs are to the float model's
 (:mod:`edgekit.fidelity`).
 
 A dead channel is the verdict before anything else. Then accuracy decides, since it is what counts;
-where it is not known, or too few samples leave it unclear, fidelity does. Framework-free.
+where it is not known, or too few samples leave it unclear, fidelity does.
+
+Less accurate and broken are two things. A loss of accuracy is a trade, which the gate judges by its
+bounds. A file is *broken*, and ``compare`` ends with exit status 1, where channels are dead, or
+where outputs are poor and no right answers prove that it does not matter. Framework-free.
 """
 
 from __future__ import annotations
@@ -39,8 +43,8 @@ URGENCY: tuple[Verdict, ...] = (
     "close",
     "exact",
 )
-#: Verdicts that are failures: red on the page, exit status 1 of ``compare``.
-FAILED: tuple[Verdict, ...] = ("dead", "worse", "poor")
+#: Verdicts that are red on the screen and the page.
+BAD: tuple[Verdict, ...] = ("dead", "worse", "poor")
 #: Accuracy, and its change against the float model.
 CHANGES = {"top1": "top1_change", "r2": "r2_change"}
 
@@ -61,9 +65,12 @@ class Judged:
     level: Level | None
 
     @property
-    def failed(self) -> bool:
-        """Whether it is no stand-in for the float model."""
-        return self.verdict in FAILED
+    def broken(self) -> Literal["", "dead", "poor"]:
+        """Why it is no copy of the float model; empty where it is one."""
+        if self.level == "dead":
+            return "dead"
+        proved = self.accuracy in ("same", "better")
+        return "poor" if self.level == "poor" and not proved else ""
 
 
 def accuracy(change: Measurement | None, bound: float) -> Accuracy:

@@ -92,7 +92,6 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("power", "compare without --layers"),
         ("task", "compare without --layers"),
         ("allow_dead", "pass --bound to be told of a low layer"),
-        ("allow_worse", "pass --bound to be told of a low layer"),
         ("allow_poor", "pass --bound to be told of a low layer"),
         ("allow_chance", "labels are not used there"),
     ):
