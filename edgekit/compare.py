@@ -11,9 +11,9 @@ Every output is held against the reference's, channel by channel (:mod:`edgekit.
 right answers are known (classes, or the numbers of a regression), accuracy is compared too, and
 decides: :mod:`edgekit.verdicts` gives one verdict for each deployable. Exit status 1 if one is
 broken: a channel is dead (``--allow-dead``), or outputs are poor and no right answers prove that it
-does not matter (``--allow-poor``); the report is written all the same. Less accurate is a trade, and
-exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often than by chance
-makes every comparison of accuracy meaningless: exit status 2 and no report, unless
+does not matter (``--allow-poor``); the report is written all the same. Less accurate is a trade,
+and exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often than by
+chance makes every comparison of accuracy meaningless: exit status 2 and no report, unless
 ``--allow-chance``, which compares outputs only.
 """
 
