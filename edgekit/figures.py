@@ -135,6 +135,7 @@ def report(
             found = changes.find(scores[0], own, both, labels, images.images, pictures)
             result = replace(result, changes=found)
         results.append(result)
+    few = _too_few(results[1:], settings, feeds.unit(images.images))
     return Report(
         model_id=model_id,
         data=data_of(images),
@@ -149,7 +150,7 @@ def report(
             *said,
             *_hardly(results[0], feeds.unit(images.images)),
             *_of_reference(subjects[0], results[0]),
-            *_too_few(results[1:], settings, feeds.unit(images.images)),
+            *([] if fit is not None and fit.problem else few),
             *_warnings(results[1:], machine, watched, safe),
         ),
         parity=parity,
