@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.markup import escape
 from rich.table import Table
 
 from edgekit import cli, data, mistakes, outputs
@@ -28,8 +29,10 @@ from edgekit.formats import float_model, saved_model
 from edgekit.results import LabelFit
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import PREPROCESSING_NAMES, preprocessing
+from edgekit.text import visible
 
-_SHOWN = 20
+#: Sizes, formats and modes that are listed; classes.
+_SHOWN, _LISTED = 6, 20
 #: Images by whose classes labels are judged, at the most.
 _LABELS = 1000
 
@@ -217,7 +220,7 @@ def _print(found: descriptions.Description) -> None:
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
     rows = {
-        "classes": listed(found.classes) or "no labels",
+        "classes": _classes(found.classes),
         "balance": "-" if found.balance is None else f"{found.balance:.3f} (1: even)",
         "sizes": listed(found.sizes),
         "formats": listed(found.formats),
@@ -232,10 +235,24 @@ def _print(found: descriptions.Description) -> None:
         "in the other set": "-" if found.leaked is None else str(found.leaked.count),
     }
     for name, value in rows.items():
-        table.add_row(name, cli.plain(value))
+        table.add_row(name, escape(value))
     cli.console.print(table)
     for warning in found.warnings:
         cli.say(f"warning: {warning}")
+
+
+def _classes(counts: dict[str, int]) -> str:
+    """How many classes, of how many images; a line each where there are few and they differ."""
+    if not counts:
+        return "no labels"
+    least, most = min(counts.values()), max(counts.values())
+    each = f"{most:,} each" if least == most else f"{least:,} to {most:,} each"
+    lines = [f"{len(counts):,}, {each}"]
+    if least != most:
+        lines += [f"{count:,} {visible(name)}" for name, count in list(counts.items())[:_LISTED]]
+        more = len(counts) - _LISTED
+        lines += [f"and {more:,} classes more"] if more > 0 else []
+    return "\n".join(lines)
 
 
 def _numbers(values: Sequence[float]) -> str:
