@@ -275,7 +275,7 @@ def compare(
                 right = _settled(right, each.answers, images, manifest.preprocessing)
                 fit, findings = _fit(each, images, right, manifest.preprocessing, by_input)
                 _check_chance(fit, findings, allow_chance)
-                said += findings
+                said += [f"{finding.kind}: {finding.said}" for finding in findings]
                 if parity and right.task != "classification":
                     raise InvalidOptionError(
                         "--parity compares classes, and nothing says that these outputs are "
@@ -364,18 +364,19 @@ def _settled(
 
 def _fit(
     each: Measured, images: data.ImageSet, right: Right, prepare: Preprocessing, by_input: bool
-) -> tuple[LabelFit | None, list[str]]:
-    """Whether right answers fit the reference, and classic mistakes, a sentence each."""
+) -> tuple[LabelFit | None, list[mistakes.Finding]]:
+    """Whether right answers fit the reference, and classic mistakes."""
     if right.truth is not None:
         r2 = stats.truth(right.truth, each.answers, each.answers).get("r2")
         if r2 is None or r2.value > 0:
             return None, []
         fit = LabelFit(r2.value, 0.0, 1.0, "chance")
-        return fit, [
-            f"labels: y does not fit the samples: R^2 of the float model is "
-            f"{r2.value / 100:.2f}, its numbers are no nearer to y than the mean of y is; check "
-            f"y's order and unit, and the preprocessing"
-        ]
+        said = (
+            f"y does not fit the samples: R^2 of the float model is {r2.value / 100:.2f}, its "
+            f"numbers are no nearer to y than the mean of y is; check y's order and unit, and the "
+            f"preprocessing"
+        )
+        return fit, [mistakes.Finding("labels", said)]
     if right.labels is None:
         return None, []
     scores = tasks.by_class(each.answers)
@@ -396,7 +397,7 @@ def _fit(
         found += mistakes.renumbered(choices, right.labels, right.names)
     if all(finding.hint for finding in found) or fit.problem == "chance":
         found += mistakes.of_fit(fit, len(images), whose="the float model")
-    return fit, [f"{finding.kind}: {finding.said}" for finding in found]
+    return fit, found
 
 
 def _step(worker: Worker) -> float | None:
@@ -404,10 +405,12 @@ def _step(worker: Worker) -> float | None:
     return outputs[0].scale if len(outputs) == 1 else None
 
 
-def _check_chance(fit: LabelFit | None, findings: Sequence[str], allowed: bool) -> None:
+def _check_chance(
+    fit: LabelFit | None, findings: Sequence[mistakes.Finding], allowed: bool
+) -> None:
     if fit is None or fit.problem != "chance" or allowed:
         return
-    why = "; ".join(each for each in findings if not each.startswith("softmax"))
+    why = "; ".join(f"{each.kind}: {each.said}" for each in findings if not each.hint)
     raise InvalidDataError(
         f"{why}; mend it, leave the labels out, or pass --allow-chance to compare outputs only"
     )

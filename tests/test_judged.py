@@ -278,3 +278,28 @@ def test_files_say_what_they_need(classifier: Path, tmp_path: Path) -> None:
     other = nets.linear(tmp_path / "other.onnx", np.ones((8, 4)))
     with pytest.raises(Exception, match=r"expected the outputs of the reference|expected 5 num"):
         run(classifier / "float.onnx", other, classifier / "set.npz")
+
+
+def test_outputs_of_other_names_are_paired_by_size_and_order(tmp_path: Path) -> None:
+    def two(path: Path, names: tuple[str, str], steps: dict[str, float] | None) -> Path:
+        nodes = [
+            ("MatMul", ["x", "one"], f"{names[0]}_float"),
+            ("MatMul", ["x", "two"], f"{names[1]}_float"),
+        ]
+        random = np.random.default_rng(5)
+        constants = {
+            "one": random.normal(size=(4, 2)).astype(np.float32),
+            "two": random.normal(size=(4, 3)).astype(np.float32),
+        }
+        sizes = {names[0]: [2], names[1]: [3]}
+        return nets.write(path, nodes, constants, sizes, inputs=4, steps=steps)
+
+    exact = two(tmp_path / "float.onnx", ("box", "score"), None)
+    other = two(tmp_path / "int8.onnx", ("a", "b"), {"a": 0.05, "b": 2.0})
+    report = run(exact, other, samples(tmp_path / "set.npz", 4))
+    (result,) = report.artifacts
+    assert [output.output for output in result.fidelity] == ["box", "score"]
+    assert result.metrics["sqnr:box"].value > 25 > result.metrics["sqnr:score"].value
+    assert result.metrics["sqnr_centred"] == result.metrics["sqnr_centred:score"]
+    assert any("paired by size and order: a as box, b as score" in w for w in report.warnings)
+    assert "Output by output" in page(report)
