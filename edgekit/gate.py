@@ -125,6 +125,7 @@ def _check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
 
 def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, reference: str) -> None:
     columns = ("verdict", "artifact", "metric", "now", "was", "change", "bound", "because")
+    alive = [check for check in checks if check.kind == "dead" and not check.current]
     rows = [
         {
             "verdict": f"[{_COLOURS[check.verdict]}]{check.verdict}[/]",
@@ -137,9 +138,12 @@ def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, refe
             "because": _cell(check.reason),
         }
         for check in checks
+        if check not in alive
     ]
     beside = "" if reference == "the float model" else f", held against {reference}"
     _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
+    if alive:
+        cli.say(f"no dead channel in {len(alive)} artifacts")
     cli.say(judged.headline(checks))
     asked = {(check.kind, check.metric, check.source) for check in checks}
     used = [bound for bound in bounds if (bound.kind, bound.metric, bound.source) in asked]
