@@ -500,7 +500,7 @@ def _accuracy_words(result: ArtifactResult, source: Report, judged: Judged) -> s
     if judged.verdict == "dead":
         dead = "; ".join(fidelity.named(output) for output in result.fidelity if output.dead)
         return f"is no copy of {base}: what varies there is constant here ({dead})"
-    if judged.change is None:
+    if judged.change is None or judged.verdict in ("close", "exact", "far", "poor"):
         if judged.level is None:
             return f"was not held against {base}'s outputs"
         return _numbers_words(result, base, judged)

@@ -8,7 +8,8 @@ would tell. *Fidelity*, always: how near the outputs are to the float model's
 (:mod:`edgekit.fidelity`).
 
 A dead channel is the verdict before anything else. Then accuracy decides, since it is what counts;
-where it is not known, or too few samples leave it unclear, fidelity does.
+where it is not known, or too few samples leave it unclear, fidelity does: of few samples nobody can
+say that half a point was not lost, but outputs that are equal to a thousandth are.
 
 Less accurate and broken are two things. A loss of accuracy is a trade, which the gate judges by its
 bounds. A file is *broken*, and ``compare`` ends with exit status 1, where channels are dead, or
@@ -17,6 +18,7 @@ where outputs are poor and no right answers prove that it does not matter. Frame
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +32,8 @@ Verdict = Literal[
 ]
 #: The loss that matters, in points of top-1 or R^2, where nobody says another.
 BOUND = 0.5
+#: SQNR of what varies, in dB, from which on outputs are equal but for rounding: a thousandth.
+EQUAL = 60.0
 #: What has to be seen first.
 URGENCY: tuple[Verdict, ...] = (
     "dead",
@@ -117,11 +121,17 @@ def of(result: ArtifactResult, report: Report) -> Judged:
         verdict = "dead"
     elif known not in ("unclear", "unknown") or level is None:
         verdict = known
-    elif known == "unclear" and level != "poor":
+    elif known == "unclear" and level != "poor" and not _equal(result, change):
         verdict = "unclear"
     else:
         verdict = level
     return Judged(verdict, known, change, level)
+
+
+def _equal(result: ArtifactResult, change: Measurement | None) -> bool:
+    """Whether outputs are the reference's but for rounding, and as many of them are right."""
+    least = min((output.sqnr_centred for output in result.fidelity), default=-math.inf)
+    return least >= EQUAL and change is not None and change.value == 0
 
 
 def level_of(result: ArtifactResult) -> Level | None:

@@ -81,6 +81,15 @@ def test_outputs_decide_where_labels_say_nothing(sqnr: float, level: str) -> Non
     assert verdicts.of(result, make(result)).verdict == level
 
 
+def test_few_samples_of_equal_outputs_are_enough() -> None:
+    """Of 1,000 images 0.05 points cannot be excluded, but nothing changed at all."""
+    asked = {"settings": {"bound": 0.05}}
+    assert of(50, 30, **asked).verdict == "unclear"
+    assert of(50, 61, **asked).verdict == "close"
+    assert of(50, np.inf, **asked).verdict == "exact"
+    assert of(51, 61, **asked).verdict == "unclear"
+
+
 def test_the_bound_is_the_comparisons() -> None:
     assert of(56, 30).verdict == "worse"
     assert of(56, 30, settings={"bound": 2.0}).verdict == "same"
