@@ -54,7 +54,7 @@ from edgekit import task as tasks
 from edgekit.artifact import Artifact, Manifest
 from edgekit.blocks import blocks
 from edgekit.data.images import checked_labels, checked_truth, is_truth
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.errors import ClassesError, InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.figures import Measured
 from edgekit.formats import float_model
 from edgekit.layers import options as layer_options
@@ -89,6 +89,7 @@ _DATA_HELP = (
     f"{data.WORDS}; or FILE.npz with an array named like each input, and y: integer classes, or "
     f"right numbers (default: fashion_mnist of the shipped model)"
 )
+_NO_CLASSES = "if the outputs are no classes, pass --task regression"
 #: Images that changed their answer, pictured in the report, of each artifact.
 PICTURES = 24
 
@@ -274,7 +275,8 @@ def compare(
             if not measured:
                 right = _settled(right, each.answers, images, manifest.preprocessing)
                 fit, findings = _fit(each, images, right, manifest.preprocessing, by_input)
-                _check_chance(fit, findings, allow_chance)
+                unsure = tasks.declared(manifest, task) is None
+                _check_chance(fit, findings, allow_chance, unsure=unsure)
                 said += [f"{finding.kind}: {finding.said}" for finding in findings]
                 if parity and right.task != "classification":
                     raise InvalidOptionError(
@@ -357,8 +359,7 @@ def _settled(
         except InvalidDataError as exc:
             if found.asked or right.task == "classification":
                 raise
-            hint = "if the outputs are no classes, pass --task regression"
-            raise InvalidDataError(f"{exc}; {hint}") from None
+            raise InvalidDataError(f"{exc}; {_NO_CLASSES}") from None
     return found
 
 
@@ -406,13 +407,22 @@ def _step(worker: Worker) -> float | None:
 
 
 def _check_chance(
-    fit: LabelFit | None, findings: Sequence[mistakes.Finding], allowed: bool
+    fit: LabelFit | None, findings: Sequence[mistakes.Finding], allowed: bool, *, unsure: bool
 ) -> None:
+    """Refuse labels by which the reference is no better than chance, unless that is allowed.
+
+    Args:
+        fit: Of the labels.
+        findings: What explains it.
+        allowed: Whether the user wants to go on.
+        unsure: Whether labels alone say that outputs are classes.
+    """
     if fit is None or fit.problem != "chance" or allowed:
         return
     why = "; ".join(f"{each.kind}: {each.said}" for each in findings if not each.hint)
+    fix = f"; {_NO_CLASSES}" if unsure else ""
     raise InvalidDataError(
-        f"{why}; mend it, leave the labels out, or pass --allow-chance to compare outputs only"
+        f"{why}; mend it, leave the labels out, or pass --allow-chance to compare outputs only{fix}"
     )
 
 
@@ -480,15 +490,20 @@ def _images(
     specs = manifest.signature.inputs
     opened = feeds.open_word(dataset, "test", labels=False)
     if not isinstance(opened, feeds.Inputs):
-        names = tasks.names(manifest, tasks.declared(manifest, asked))
-        found = feeds.images(
-            opened,
-            specs,
-            manifest.preprocessing,
-            names,
-            limit,
-            quiet=True,  # warnings go into the report, which is printed
-        )
+        declared = tasks.declared(manifest, asked)
+        try:
+            found = feeds.images(
+                opened,
+                specs,
+                manifest.preprocessing,
+                tasks.names(manifest, declared),
+                limit,
+                quiet=True,  # warnings go into the report, which is printed
+            )
+        except ClassesError as exc:
+            if declared is not None:
+                raise
+            raise ClassesError(f"{exc}; {_NO_CLASSES}") from None
         shipped = words.split(opened.word)[0] == "fashion_mnist"
         return found, isinstance(opened.source, data.ImageSet) and not shipped
     samples, y = feeds.labelled(opened.head(limit), specs)

@@ -152,12 +152,13 @@ def run_by(
     trust: bool = False,
 ) -> Subject:
     """The float model on another runner; what has to be converted is put into ``folder``."""
-    if isinstance(artifacts[0], ModelFile):
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    if not known:
         raise InvalidOptionError(
             f"{runner.word} runs the float model that an artifact names, and {artifacts[0].name} "
             f"is a file that names none; pass the model as --reference"
         )
-    found = reference_of(artifacts, None, threads, trust=trust)
+    found = reference_of(known, None, threads, trust=trust)
     assert found.job is not None
     if runner.format == "keras" and found.format != "keras":
         raise InvalidOptionError(
@@ -172,7 +173,7 @@ def run_by(
     converted = onnx_artifact(
         found.path,
         precision=runner.precision,
-        preprocessing=artifacts[0].manifest.preprocessing,
+        preprocessing=known[0].manifest.preprocessing,
         images=dataset,
         folder=folder,
         device=profile_of(runner),

@@ -15,21 +15,22 @@ def write(
     constants: dict[str, np.ndarray],
     outputs: dict[str, list[int]],
     *,
-    inputs: int,
+    inputs: int | Sequence[int],
     steps: dict[str, float] | None = None,
     frozen: Sequence[str] = (),
 ) -> Path:
-    """Write a net with the input ``x`` ``[N, inputs]``.
+    """Write a net with the input ``x`` ``[N, inputs]``, or of several sizes.
 
     Args:
         path: File to write.
         nodes: (operator, inputs, output), in order.
         constants: By name.
         outputs: Sizes of a sample by name; their tensors are called ``NAME_float``.
-        inputs: Numbers of a sample.
+        inputs: Numbers of a sample, or its sizes.
         steps: Step that an output is rounded to, symmetric around 0, in int8.
         frozen: Outputs that are multiplied by 0.
     """
+    sizes = [inputs] if isinstance(inputs, int) else list(inputs)
     made = [helper.make_node(kind, list(read), [to]) for kind, read, to in nodes]
     held = dict(constants)
     for name in outputs:
@@ -49,10 +50,10 @@ def write(
     graph = helper.make_graph(
         made,
         "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", inputs])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *sizes])],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *sizes])
-            for name, sizes in outputs.items()
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *of_one])
+            for name, of_one in outputs.items()
         ],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in held.items()],
     )

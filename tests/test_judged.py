@@ -303,3 +303,28 @@ def test_outputs_of_other_names_are_paired_by_size_and_order(tmp_path: Path) -> 
     assert result.metrics["sqnr_centred"] == result.metrics["sqnr_centred:score"]
     assert any("paired by size and order: a as box, b as score" in w for w in report.warnings)
     assert "Output by output" in page(report)
+
+
+def test_folders_of_classes_for_a_model_of_numbers(tmp_path: Path) -> None:
+    """Pictures that lie in folders, and a model of no known task: what to pass is said."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog", "fox"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(8):
+            pixels = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    for size in (3, 2):
+        nodes = [("Flatten", ["x"], "flat"), ("MatMul", ["flat", "weights"], "y_float")]
+        weights = random.normal(size=(48, size)).astype(np.float32)
+        path = nets.write(
+            tmp_path / f"{size}.onnx", nodes, {"weights": weights}, {"y": [size]}, inputs=[4, 4, 3]
+        )
+        message = "by chance.*" if size == 3 else "has 3 classes .*"
+        with pytest.raises(InvalidDataError, match=f"{message}pass --task regression"):
+            run(path, path, tmp_path / "photos")
+        report = run(path, path, tmp_path / "photos", task="regression")
+        (warning,) = [each for each in report.warnings if "are not used" in each]
+        assert warning.startswith("photos: labels of classes do not fit y")
+        assert verdict(report) == "exact"
