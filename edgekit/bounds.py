@@ -84,6 +84,8 @@ OF_THE_REFERENCE = (
     "max_error",
     "max_error_share",
 )
+#: Figures that say nothing where labels do not fit.
+OF_THE_LABELS = ("top1", "top5", "top1_change", "mcnemar_p", "r2", "r2_change")
 _OF_OUTPUTS = (OF_OUTPUT, CENTRED_OF_OUTPUT)
 
 

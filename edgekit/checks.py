@@ -72,6 +72,12 @@ class Check:
         return f"{self.kind} {amount}".rstrip()
 
 
+_PROBLEMS = {
+    "chance": "by its labels the float model is no better than chance",
+    "one class": "all of its labels are one class",
+}
+
+
 def number(value: float, unit: str) -> str:
     """A value or bound as people read it: whole bytes with commas, else what tells it apart."""
     if unit == "bytes" and math.isfinite(value):
@@ -238,6 +244,12 @@ def _judge(
             those = [each for each in now.metrics if each.startswith(f"{kind}:")]
             hint = f"; it has {', '.join(those) or f'one output, whose metric is {kind}'}"
         return check("FAIL", f"the metric is missing from the report{hint}")
+    if metric in grammar.OF_THE_LABELS and report.fit is not None and report.fit.problem:
+        return check(
+            "REFUSED",
+            f"{metric} says nothing in this report: {_PROBLEMS[report.fit.problem]}; compare with "
+            f"labels that fit, or drop that bound",
+        )
     if not bound.of_baseline:
         return check(*_limit(bound, new, report, now))
     if before is None:

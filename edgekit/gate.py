@@ -102,8 +102,11 @@ def default_of(accepted: Report, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
     known = {metric for result in accepted.artifacts for metric in result.metrics}
     if not accepted.artifacts:  # nothing can be judged
         return (grammar.DEFAULT,)
+    judged_by_labels = accepted.fit is None or not accepted.fit.problem
     for default in grammar.DEFAULTS:
-        if default.metric in known:
+        if default.metric in known and (
+            judged_by_labels or default.metric not in grammar.OF_THE_LABELS
+        ):
             return (default,)
     if not bounds:
         raise InvalidOptionError(

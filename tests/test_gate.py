@@ -23,6 +23,7 @@ from edgekit.results import (
     ArtifactResult,
     Data,
     Environment,
+    LabelFit,
     Measurement,
     Report,
     Runtime,
@@ -729,3 +730,13 @@ def test_a_report_of_before_does_not_say_what_is_dead(
     now = write(tmp_path / "now.json", make(artifact("a", 60)))
     done = edgekit("gate", now, "--min", "top1=90")
     assert done.status == 0 and "does not say whether channels are dead in a" in done.stderr
+
+
+def test_accuracy_by_labels_that_do_not_fit_is_not_judged() -> None:
+    sqnr = Measurement(30, "dB", COUNT)
+    fit = LabelFit(10, 10, 0.5, "chance")
+    report = make(artifact("a", 900, sqnr_centred=sqnr), fit=fit)
+    assert [check.metric for check in gate(report, baseline=report)] == ["sqnr_centred"]
+    for bound in (parse("max-drop", "top1=1"), parse("min", "top1=5")):
+        with pytest.raises(ReportError, match="top1 says nothing.*no better than chance"):
+            gate(report, baseline=report, bounds=[bound])
