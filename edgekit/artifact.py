@@ -81,8 +81,8 @@ class QuantizationRecord:
     Attributes:
         way: What was done to the weights.
         tried: SQNR in dB of the outputs on held-out calibration images, by way; empty if unjudged.
-        saturating: How many pairs of weights could saturate on x86 without VNNI, by layer, if they
-            were rounded to nearest.
+        saturating: How many pairs of weights could saturate on x86 without VNNI, by the full name
+            of the tensor that their layer writes, if they were rounded to nearest.
     """
 
     way: str
@@ -124,6 +124,8 @@ class Manifest(schema.Document):
         versions: Versions of the packages that had a part in it.
         command: The command line that wrote it.
         training: Free-form record of a training run: recipe, data, final metrics.
+        class_names: One for each class; empty where the outputs are no classes, or nothing says so.
+        task: What the outputs are, where the model or the user says it.
         notes: What was done that a reader should know, a sentence each.
     """
 
@@ -149,6 +151,7 @@ class Manifest(schema.Document):
     command: str = ""
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    task: Literal["", "classification", "regression"] = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

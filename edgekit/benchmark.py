@@ -1,4 +1,4 @@
-"""``python -m edgekit.benchmark``: one artifact on one runtime, in detail.
+"""``python -m edgekit.benchmark``: one artifact, or a file of any maker, on one runtime, in detail.
 
 Cold start, latency percentiles, throughput, memory, and for onnxruntime its own profile: the
 operators by time, and whether an int8 model computed in float anywhere. ``--suite gpu`` instead
@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from edgekit import cli, conditions, environment, feeds, gpu_suite, outputs
+from edgekit import cli, conditions, environment, feeds, gpu_suite, model_file, outputs
+from edgekit import signature as signatures
 from edgekit.artifact import Artifact
-from edgekit.errors import InvalidOptionError
+from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import onnx
 from edgekit.results import Conditions, Environment, Measurement, Runtime
 from edgekit.runtimes import RUNTIMES
@@ -103,6 +104,12 @@ def benchmark(
         raise InvalidOptionError(f"expected --seconds > 0, got {seconds}")
     started = time.perf_counter()
     specs = manifest.signature.inputs
+    for spec in specs:
+        if -1 in spec.shape[1:]:
+            raise InvalidModelError(
+                f"{artifact.name}: expected fixed sizes of input {spec.name} behind the batch, got "
+                f"{list(spec.shape)}; export it with the sizes that it will run at"
+            )
     feed = feeds.random(specs, manifest.preprocessing, batch, seed=0)
     images = feeds.records(feed)
     with Worker(Job.of(artifact, threads=threads, batch=batch)) as worker:
@@ -240,6 +247,7 @@ python -m edgekit.benchmark \\
     exports/fashion_mnist_mobilenet_v2_035-onnx-int8
 python -m edgekit.benchmark build/mine --runtime litert --threads 2 \\
     --batch 8
+python -m edgekit.benchmark vendor_int8.tflite --preprocessing unit
 # the shipped model:
 python -m edgekit.benchmark --suite gpu --record gpu.json
 python -m edgekit.benchmark --suite gpu mine.keras --preprocessing unit
@@ -252,7 +260,8 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
         nargs="?",
         type=Path,
         metavar="ARTIFACT",
-        help="artifact folder; of --suite gpu the float model (default: the shipped one)",
+        help="artifact folder, .tflite or .onnx file; of --suite gpu the float model (default: "
+        "the shipped one)",
     )
     add(
         "--runtime",
@@ -276,9 +285,9 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
     add(
         "--preprocessing",
         metavar="NAME|FILE.json",
-        help="of the suite, for a .keras file: how pixels become its input",
+        help="of a file: how random pixels become its input",
     )
-    add("--record", type=Path, metavar="FILE", help="of the suite: write all times and ratios")
+    add("--record", type=Path, metavar="FILE", help="of the suite: write raw samples and ratios")
     add("--force", action="store_true", help="replace FILE if it exists")
     return result
 
@@ -286,13 +295,19 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
 def _act(options: argparse.Namespace) -> cli.Outcome:
     if options.suite is not None:
         return _act_suite(options)
-    for name in ("device", "rounds", "preprocessing", "record"):
+    for name in ("device", "rounds", "record"):
         if getattr(options, name) is not None:
             raise InvalidOptionError(f"--{name} is for --suite gpu")
     if options.artifact is None:
         raise InvalidOptionError("expected an ARTIFACT to measure, or --suite gpu")
+    if options.preprocessing is not None and not model_file.is_file(options.artifact):
+        raise InvalidOptionError(
+            f"{options.artifact} brings its preprocessing; give --preprocessing only with a file"
+        )
+    named = options.preprocessing
+    prepare = None if named is None else signatures.preprocessing(named)
     found = benchmark(
-        Artifact.load(options.artifact),
+        model_file.load(options.artifact, prepare),
         runtime=options.runtime,
         threads=options.threads,
         batch=options.batch or 1,

@@ -14,6 +14,7 @@ baseline's value::
     min.top1 = 93.0
     max-drop.top1 = 0.5
     max-rise.size = "1 %"
+    allow-dead = false                        true: channels that are dead are let pass
     [tool.edgekit.gate.artifact."mine-tflite-int8"]
     max-drop.top1 = 1.0
 
@@ -31,18 +32,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from edgekit import words
+from edgekit import verdicts, words
 from edgekit.errors import InvalidInputError, InvalidOptionError
-from edgekit.results import OF_OUTPUT
+from edgekit.results import CENTRED_OF_OUTPUT, OF_OUTPUT
 
 Kind = Literal["min", "max", "max-drop", "max-rise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-HIGHER_IS_BETTER = ("top1", "top5", "agreement", "top1_change", "mcnemar_p", "sqnr")
+HIGHER_IS_BETTER = (
+    "top1",
+    "top5",
+    "agreement",
+    "top1_change",
+    "mcnemar_p",
+    "r2",
+    "r2_change",
+    "sqnr",
+    "sqnr_centred",
+)
 LOWER_IS_BETTER = (
     "kl",
+    "truth_mse",
+    "truth_mae",
     "mse",
     "max_error",
+    "max_error_share",
     "size",
     "peak_memory",
     "load_time",
@@ -58,12 +72,27 @@ TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
 #: Figures that compare only where machine class and threads are the same.
 OF_THE_MACHINE = ("peak_memory", "latency_ratio", "energy")
 #: Figures that hold answers against the reference.
-OF_THE_REFERENCE = ("agreement", "top1_change", "mcnemar_p", "kl", "sqnr", "mse", "max_error")
+OF_THE_REFERENCE = (
+    "agreement",
+    "top1_change",
+    "mcnemar_p",
+    "r2_change",
+    "kl",
+    "sqnr",
+    "sqnr_centred",
+    "mse",
+    "max_error",
+    "max_error_share",
+)
+#: Figures that say nothing where labels do not fit.
+OF_THE_LABELS = ("top1", "top5", "top1_change", "mcnemar_p", "r2", "r2_change")
+_OF_OUTPUTS = (OF_OUTPUT, CENTRED_OF_OUTPUT)
 
 
 def family(metric: str) -> str:
     """``sqnr`` of an output's SQNR; a metric of the whole model itself."""
-    return "sqnr" if metric.startswith(OF_OUTPUT) else metric
+    own = [prefix for prefix in _OF_OUTPUTS if metric.startswith(prefix)]
+    return own[0].removesuffix(":") if own else metric
 
 
 def higher_is_better(metric: str) -> bool:
@@ -101,10 +130,10 @@ class Bound:
                 f"unknown kind of bound {self.kind!r}; expected one of {', '.join(KINDS)}"
                 f"{words.near(self.kind, KINDS)}"
             )
-        if self.metric == OF_OUTPUT or family(self.metric) not in METRICS:
+        if self.metric in _OF_OUTPUTS or family(self.metric) not in METRICS:
             raise InvalidOptionError(
-                f"unknown metric {self.metric!r} in {self.kind}; "
-                f"expected one of {', '.join(METRICS)}, or {OF_OUTPUT}OUTPUT"
+                f"unknown metric {self.metric!r} in {self.kind}; expected one of "
+                f"{', '.join(METRICS)}, or {', '.join(f'{each}OUTPUT' for each in _OF_OUTPUTS)}"
                 f"{words.near(self.metric, METRICS)}"
             )
         higher = higher_is_better(self.metric)
@@ -140,11 +169,17 @@ class Bound:
         return f"{self.kind} {place}{self.metric}={value}{' %' if self.percent else ''}"
 
 
-#: What is asked where nothing says anything of top-1: half a point at the most.
-DEFAULT = Bound("max-drop", "top1", 0.5, source="default")
-#: The same of answers that have no top-1: 3 dB, twice the power of the error, at the most. Values
-#: above ROUNDING count as that many dB.
-DEFAULT_OF_NUMBERS = Bound("max-drop", "sqnr", 3.0, source="default")
+#: What is asked where nothing says anything of top-1: the loss that matters, at the most.
+DEFAULT = Bound("max-drop", "top1", verdicts.BOUND, source="default")
+#: The same of regressions whose right numbers are known.
+DEFAULT_OF_TRUTH = Bound("max-drop", "r2", verdicts.BOUND, source="default")
+#: The same of outputs whose right values nobody knows: 3 dB, twice the power of the error, at the
+#: most. Values above ROUNDING count as that many dB.
+DEFAULT_OF_NUMBERS = Bound("max-drop", "sqnr_centred", 3.0, source="default")
+#: The same of a baseline that does not know what varies.
+DEFAULT_OF_OLD = Bound("max-drop", "sqnr", 3.0, source="default")
+OF_NUMBERS = (DEFAULT_OF_NUMBERS, DEFAULT_OF_OLD)
+DEFAULTS = (DEFAULT, DEFAULT_OF_TRUTH, *OF_NUMBERS)
 ROUNDING = 100.0
 
 
@@ -156,12 +191,14 @@ class Config:
         path: The file; None where there is none.
         report: What is judged, unless the command line names another.
         bounds: Those of all artifacts first.
+        allow_dead: Artifacts whose dead channels are let pass; None among them stands for all.
     """
 
     path: Path | None = None
     report: Path | None = None
     baseline: Path | None = None
     bounds: tuple[Bound, ...] = ()
+    allow_dead: frozenset[str | None] = frozenset()
 
 
 def parse(kind: Kind, text: str, *, source: str = COMMAND_LINE) -> Bound:
@@ -172,9 +209,11 @@ def parse(kind: Kind, text: str, *, source: str = COMMAND_LINE) -> Bound:
     """
     place, equals, value = text.rpartition("=")
     artifact, colon, metric = place.rpartition(":")
-    before, found, output = f":{place}".partition(f":{OF_OUTPUT}")
-    if found:
-        artifact, colon, metric = before[1:], before[:1], OF_OUTPUT + output
+    for prefix in _OF_OUTPUTS:
+        before, found, output = f":{place}".partition(f":{prefix}")
+        if found:
+            artifact, colon, metric = before[1:], before[:1], prefix + output
+            break
     if not equals or (colon and not artifact):
         raise InvalidOptionError(
             f"{kind}: expected [ARTIFACT:]METRIC=VALUE as top1=0.5, got {text!r}"
@@ -234,33 +273,39 @@ def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
     for bound in bounds:
         if bound.artifact in (None, artifact):
             found[bound.kind, bound.metric] = bound
-    defaults = (DEFAULT, DEFAULT_OF_NUMBERS)
-    others = {bound.metric for bound in found.values() if bound not in defaults}
-    kept = [b for b in found.values() if b not in defaults or b.metric not in others]
+    others = {bound.metric for bound in found.values() if bound not in DEFAULTS}
+    kept = [b for b in found.values() if b not in DEFAULTS or b.metric not in others]
     return tuple(
         sorted(kept, key=lambda b: (METRICS.index(family(b.metric)), b.metric, KINDS.index(b.kind)))
     )
 
 
 def named(bounds: Sequence[Bound], artifacts: Sequence[str], model_id: str) -> tuple[Bound, ...]:
-    """The bounds with full artifact names; tables leave out the model's, and so may a bound.
+    """The bounds with full artifact names.
 
     Raises:
         InvalidOptionError: If a bound is for an artifact that is not there.
     """
-    found = []
-    for bound in bounds:
-        name = bound.artifact
-        if name is not None and name not in artifacts:
-            name = f"{model_id}-{name}"
-            if name not in artifacts:
-                raise InvalidOptionError(
-                    f"{bound.source}: unknown artifact {bound.artifact!r} in {bound.kind}; "
-                    f"expected one of {', '.join(artifacts)}"
-                    f"{words.near(str(bound.artifact), artifacts)}"
-                )
-        found.append(replace(bound, artifact=name))
-    return tuple(found)
+    return tuple(
+        replace(b, artifact=full_name(b.artifact, artifacts, model_id, f"{b.source}: in {b.kind}"))
+        for b in bounds
+    )
+
+
+def full_name(name: str | None, artifacts: Sequence[str], model_id: str, where: str) -> str | None:
+    """An artifact's name; tables leave out the model's, and so may a bound.
+
+    Raises:
+        InvalidOptionError: If no such artifact is there.
+    """
+    if name is None or name in artifacts:
+        return name
+    if f"{model_id}-{name}" in artifacts:
+        return f"{model_id}-{name}"
+    raise InvalidOptionError(
+        f"{where}: unknown artifact {name!r}; expected one of {', '.join(artifacts)}"
+        f"{words.near(name, artifacts)}"
+    )
 
 
 def load(path: Path | None = None, *, start: Path | None = None) -> Config:
@@ -315,22 +360,37 @@ def _table(path: Path) -> Mapping[str, Any] | None:
 
 
 def _config(path: Path, table: Mapping[str, Any]) -> Config:
-    known = ("report", "baseline", *KINDS, "artifact")
+    known = ("report", "baseline", *KINDS, _ALLOW_DEAD, "artifact")
     _check_keys(path, table, known, TABLE)
     bounds = _bounds(path, table, None)
+    dead: set[str | None] = {None} if _allows_dead(path, table, TABLE) else set()
     artifacts = _subtable(path, table, "artifact", TABLE)
     for name in artifacts:
         place = f"{TABLE}.artifact.{name!r}"
         of_one = _subtable(path, artifacts, name, f"{TABLE}.artifact")
-        _check_keys(path, of_one, KINDS, place)
+        _check_keys(path, of_one, (*KINDS, _ALLOW_DEAD), place)
         bounds += _bounds(path, of_one, name)
+        if _allows_dead(path, of_one, place):
+            dead.add(name)
     files: dict[str, Path | None] = {}
     for key in ("report", "baseline"):
         value = table.get(key)
         if value is not None and not (isinstance(value, str) and value and "\0" not in value):
             raise InvalidOptionError(f"{path}: expected {key} to be a path, got {value!r}")
         files[key] = None if value is None else path.parent / value
-    return Config(path, files["report"], files["baseline"], once(bounds))
+    return Config(path, files["report"], files["baseline"], once(bounds), frozenset(dead))
+
+
+_ALLOW_DEAD = "allow-dead"
+
+
+def _allows_dead(path: Path, table: Mapping[str, Any], where: str) -> bool:
+    found = table.get(_ALLOW_DEAD, False)
+    if not isinstance(found, bool):
+        raise InvalidOptionError(
+            f"{path}: expected {_ALLOW_DEAD} of {where} to be true or false, got {found!r}"
+        )
+    return found
 
 
 def _bounds(path: Path, table: Mapping[str, Any], artifact: str | None) -> list[Bound]:

@@ -2,21 +2,22 @@
 
 Each check is one bound on one artifact and ends in one verdict: PASS, FAIL, STALE (better than the
 baseline by more than chance or more than the bound), NEW (not in the baseline) or REFUSED (the two
-figures do not compare; the reason says why).
+figures do not compare; the reason says why). Whatever the bounds are, one check more asks that no
+channel of an artifact is dead.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edgekit import bounds as grammar
-from edgekit import stats
+from edgekit import fidelity, stats, verdicts
 from edgekit.bounds import Bound
 from edgekit.errors import ReportError
-from edgekit.results import OF_OUTPUT, ArtifactResult, Measurement, Report
+from edgekit.results import ArtifactResult, Measurement, Report
 
 Verdict = Literal["PASS", "FAIL", "STALE", "NEW", "REFUSED"]
 
@@ -26,7 +27,8 @@ class Check:
     """One line of the gate.
 
     Attributes:
-        kind: Of the bound: ``min``, ``max``, ``max-drop`` or ``max-rise``.
+        kind: Of the bound: ``min``, ``max``, ``max-drop`` or ``max-rise``; ``dead`` of the check
+            that asks for no dead channel, whose metric is ``fidelity``.
         current: The report's value; None where it is missing.
         baseline: The baseline's value; None where it is missing or there is no baseline.
         unit: Of the values, the drop and the bound; drops of ``%`` are in points.
@@ -42,7 +44,7 @@ class Check:
 
     artifact: str
     metric: str
-    kind: grammar.Kind
+    kind: grammar.Kind | Literal["dead"]
     verdict: Verdict
     current: float | None
     baseline: float | None
@@ -58,6 +60,8 @@ class Check:
     @property
     def rule(self) -> str:
         """The bound in words, as ``max-drop 0.5 points`` or ``max-rise 1 % (6,279 bytes)``."""
+        if self.kind == "dead":
+            return "no dead channel"
         drop = self.kind in ("max-drop", "max-rise")
         unit = "points" if drop and self.unit == "%" else self.unit
         amount = "" if self.bound is None else f"{number(self.bound, self.unit)} {unit}".rstrip()
@@ -66,6 +70,12 @@ class Check:
             if self.bound is not None:
                 amount += f" ({show(self.bound, '' if unit == 'points' else unit)} {unit})"
         return f"{self.kind} {amount}".rstrip()
+
+
+_PROBLEMS = {
+    "chance": "by its labels the float model is no better than chance",
+    "one class": "all of its labels are one class",
+}
 
 
 def number(value: float, unit: str) -> str:
@@ -104,8 +114,20 @@ def headline(checks: Sequence[Check]) -> str:
     return text
 
 
-def judge(report: Report, *, baseline: Report | None, bounds: Sequence[Bound]) -> tuple[Check, ...]:
+def judge(
+    report: Report,
+    *,
+    baseline: Report | None,
+    bounds: Sequence[Bound],
+    allow_dead: Collection[str | None] = (),
+) -> tuple[Check, ...]:
     """Judge every artifact of report and baseline by every bound on it.
+
+    Args:
+        report: What was measured now.
+        baseline: The accepted report, if there is one.
+        bounds: What is asked.
+        allow_dead: Artifacts whose dead channels are let pass; None among them stands for all.
 
     Raises:
         ReportError: If report and baseline are not of the same model and data, one that is needed
@@ -120,10 +142,36 @@ def judge(report: Report, *, baseline: Report | None, bounds: Sequence[Bound]) -
     if not names:
         raise ReportError("the report has no artifacts, so nothing can be judged")
     known = grammar.named(bounds, names, report.model_id)
-    return tuple(
-        _judge(bound, name, report, baseline, now.get(name), before.get(name))
-        for name in names
-        for bound in grammar.effective(known, name)
+    allowed = {grammar.full_name(name, names, report.model_id, "allow-dead") for name in allow_dead}
+    found = []
+    for name in names:
+        if name in now and now[name].fidelity:
+            found.append(_alive(now[name], allowed=bool(allowed & {None, name})))
+        found += [
+            _judge(bound, name, report, baseline, now.get(name), before.get(name))
+            for bound in grammar.effective(known, name)
+        ]
+    return tuple(found)
+
+
+def _alive(result: ArtifactResult, *, allowed: bool) -> Check:
+    """Whether every channel that varies in the reference varies in an artifact."""
+    dead = [output for output in result.fidelity if output.dead]
+    reason = "every channel that varies in the float model varies here"
+    if dead:
+        reason = f"{'; '.join(map(fidelity.named, dead))}; varies in the float model, not here"
+    return Check(
+        artifact=result.name,
+        metric="fidelity",
+        kind="dead",
+        verdict="FAIL" if dead and not allowed else "PASS",
+        current=float(sum(output.dead_count for output in dead)),
+        baseline=None,
+        unit="channels",
+        drop=None,
+        bound=0.0,
+        reason=f"allowed: {reason}" if dead and allowed else reason,
+        source="always",
     )
 
 
@@ -191,10 +239,17 @@ def _judge(
         if now is None:
             return check("FAIL", "the artifact is missing from the report")
         hint = "; compare it with its float32 artifact" if metric == "latency_ratio" else ""
-        if metric.startswith(OF_OUTPUT):
-            those = [each for each in now.metrics if each.startswith(OF_OUTPUT)]
-            hint = f"; it has {', '.join(those) or 'one output, whose metric is sqnr'}"
+        if ":" in metric:
+            kind = metric.partition(":")[0]
+            those = [each for each in now.metrics if each.startswith(f"{kind}:")]
+            hint = f"; it has {', '.join(those) or f'one output, whose metric is {kind}'}"
         return check("FAIL", f"the metric is missing from the report{hint}")
+    if metric in grammar.OF_THE_LABELS and report.fit is not None and report.fit.problem:
+        return check(
+            "REFUSED",
+            f"{metric} says nothing in this report: {_PROBLEMS[report.fit.problem]}; compare with "
+            f"labels that fit, or drop that bound",
+        )
     if not bound.of_baseline:
         return check(*_limit(bound, new, report, now))
     if before is None:
@@ -211,16 +266,16 @@ def _judge(
     if refusal:
         return check("REFUSED", refusal)
     was, value = old.value, new.value
-    if bound == grammar.DEFAULT_OF_NUMBERS:  # beyond is float32's rounding, other on each CPU
+    if bound in grammar.OF_NUMBERS:  # beyond is float32's rounding, other on each CPU
         was, value = min(was, grammar.ROUNDING), min(value, grammar.ROUNDING)
-    drop = _drop(metric, was, value)
-    reason, significant, p = _significance(metric, now, before, new, old, report.data.count)
+    lost = drop(metric, was, value)
+    reason, significant, p = _significance(metric, now, before, new, old, report, allowed)
     verdict: Verdict = "PASS"
-    if _exceeds(drop, allowed, was, value):
+    if exceeds(lost, allowed, was, value):
         verdict = "FAIL"
-    elif drop < 0 and (significant or _exceeds(-drop, allowed, was, value)):
-        verdict, reason = "STALE", f"better, {reason}; baseline is stale, run --update"
-    return check(verdict, reason, drop=drop, significant=significant, p=p)
+    elif lost < 0 and (significant or exceeds(-lost, allowed, was, value)):
+        verdict, reason = "STALE", f"{reason}; better than the baseline, run --update"
+    return check(verdict, reason, drop=lost, significant=significant, p=p)
 
 
 def _limit(
@@ -232,7 +287,7 @@ def _limit(
     if bound.metric == "latency_ratio" or bound.metric in grammar.TIMES:
         shaky = unstable(report, now)
         unsure = f"; {shaky}" if shaky else ""
-    if not _exceeds(beyond, 0.0, bound.value, new.value):
+    if not exceeds(beyond, 0.0, bound.value, new.value):
         return "PASS", f"within the limit{unsure}"
     side = "below" if bound.kind == "min" else "above"
     reason = f"{number(beyond, new.unit)} {side} the limit"
@@ -309,13 +364,14 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
     return None
 
 
-def _drop(metric: str, old: float, new: float) -> float:
+def drop(metric: str, old: float, new: float) -> float:
+    """How much worse a value is than another; negative is better."""
     if old == new:  # also when both are infinite
         return 0.0
     return old - new if grammar.higher_is_better(metric) else new - old
 
 
-def _exceeds(change: float, bound: float, old: float, new: float) -> bool:
+def exceeds(change: float, bound: float, old: float, new: float) -> bool:
     """Whether a change is beyond its bound by more than the rounding of the two values.
 
     50 of 10,000 images are 0.5 points, though the difference of two shares may come out as
@@ -331,13 +387,23 @@ def _significance(
     before: ArtifactResult,
     new: Measurement,
     old: Measurement,
-    count: int,
+    report: Report,
+    allowed: float,
 ) -> tuple[str, bool | None, float | None]:
+    """(reason, whether the change is more than chance, McNemar p) of a metric."""
     if metric == "top1" and now.correct and before.correct:
-        lost, gained = stats.discordant(before.correct_bits(count), now.correct_bits(count))
-        p = stats.mcnemar_exact(lost, gained)
-        size = "significant" if p < stats.SIGNIFICANT else "not significant"
-        return f"{lost} lost, {gained} gained, p = {p:.3g}: {size}", p < stats.SIGNIFICANT, p
+        count = report.data.count
+        bits = before.correct_bits(count), now.correct_bits(count)
+        found = stats.paired_change(*bits)
+        lost, gained = stats.discordant(*bits)
+        word = verdicts.accuracy(found, allowed)
+        assert found.low is not None and found.high is not None
+        reason = (
+            f"{word}: {lost} lost, {gained} gained, 95 % interval {found.low:+.2f} to "
+            f"{found.high:+.2f} points"
+        )
+        beyond = found.low > 0 or found.high < 0
+        return reason, beyond, stats.mcnemar_exact(lost, gained)
     if new.low is None or new.high is None or old.low is None or old.high is None:
         return "no interval, so significance unknown", None, None
     apart = new.low > old.high or new.high < old.low

@@ -1,13 +1,20 @@
 """``python -m edgekit.compare``: are these deployables still the float model, and how fast?
 
-The float model is the reference, in the format it was saved in, or what ``--reference`` names:
-another runner of it such as ``ort:cuda:float16``, or a recording of one. Every model runs in a
-process of its own; evaluation is spread over the cores, in shards that outlive a kill, or over the
-workers of a cluster. Latency is taken at batch 1 in rounds that go through all models in turn, so
-that a change of the machine's speed meets all of them. Writes a Report.
+Deployables are artifact folders, or ``.tflite`` and ``.onnx`` files of any maker. The float model
+is the reference, in the format it was saved in, or what ``--reference`` names: the model of files
+which name none, another runner of it such as ``ort:cuda:float16``, or a recording of one. Every
+model runs in a process of its own; evaluation is spread over the cores, in shards that outlive a
+kill, or over the workers of a cluster. Latency is taken at batch 1 in rounds that go through all
+models in turn, so that a change of the machine's speed meets all of them. Writes a Report.
 
-Answers that are one score a class are held against labels; other answers, of one output or several,
-against the reference's numbers only: SQNR, mean squared and largest error.
+Every output is held against the reference's, channel by channel (:mod:`edgekit.fidelity`). Where
+right answers are known (classes, or the numbers of a regression), accuracy is compared too, and
+decides: :mod:`edgekit.verdicts` gives one verdict for each deployable. Exit status 1 if one is
+broken: a channel is dead (``--allow-dead``), or outputs are poor and no right answers prove that it
+does not matter (``--allow-poor``); the report is written all the same. Less accurate is a trade,
+and exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often than by
+chance makes every comparison of accuracy meaningless: exit status 2 and no report, unless
+``--allow-chance``, which compares outputs only.
 """
 
 from __future__ import annotations
@@ -17,13 +24,12 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.table import Table
 
 from edgekit import (
     cli,
@@ -34,26 +40,27 @@ from edgekit import (
     figures,
     fleet,
     mistakes,
+    model_file,
     outputs,
     shards,
+    signature,
     stats,
+    tables,
+    verdicts,
     words,
 )
 from edgekit import parity as parity_of
+from edgekit import task as tasks
 from edgekit.artifact import Artifact, Manifest
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.blocks import blocks
+from edgekit.data.images import checked_labels, checked_truth, is_truth
+from edgekit.errors import ClassesError, InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.figures import Measured
 from edgekit.formats import float_model
 from edgekit.layers import options as layer_options
+from edgekit.model_file import ModelFile
 from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
-from edgekit.results import (
-    Conditions,
-    Device,
-    Environment,
-    Measurement,
-    Parity,
-    Report,
-)
+from edgekit.results import Conditions, Device, Environment, LabelFit, Measurement, Report
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import Preprocessing, TensorSpec
@@ -61,20 +68,28 @@ from edgekit.subjects import (
     Subject,
     cannot_saturate,
     check_one_source,
+    default_data,
+    open_all,
+    paired,
     recorded_in,
     reference_of,
     run_by,
     subject_of,
 )
-from edgekit.text import decimals
+from edgekit.task import Right, Task
 
 SAMPLES = 20
 WARM_UP = 10
-#: The loss that the gate allows, and the power that is customary (Cohen 1988).
-DEFAULT_BOUND, DEFAULT_POWER = 0.5, 0.8
+#: The power that is customary (Cohen 1988).
+DEFAULT_POWER = 0.8
+_DEFAULTS = (DEFAULT_POWER, verdicts.BOUND)
 #: Images on which classic mistakes are looked for; ``edgekit.data check`` takes more.
 SUSPECTED = 128
-_DATA_HELP = f"{data.WORDS}; or FILE.npz with an array named like each input"
+_DATA_HELP = (
+    f"{data.WORDS}; or FILE.npz with an array named like each input, and y: integer classes, or "
+    f"right numbers (default: fashion_mnist of the shipped model)"
+)
+_NO_CLASSES = "if the outputs are no classes, pass --task regression"
 #: Images that changed their answer, pictured in the report, of each artifact.
 PICTURES = 24
 
@@ -82,7 +97,7 @@ PICTURES = 24
 def compare(
     artifacts: Sequence[Path],
     *,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     limit: int | None = None,
     threads: int = 1,
     rounds: int = 10,
@@ -91,7 +106,7 @@ def compare(
     force: bool = False,
     parity: bool = False,
     power: float = DEFAULT_POWER,
-    bound: float = DEFAULT_BOUND,
+    bound: float = verdicts.BOUND,
     pictures: int = PICTURES,
     work: Path | None = None,
     shard: int = shards.IMAGES,
@@ -99,14 +114,18 @@ def compare(
     cluster: str | None = None,
     resources: Mapping[str, str] | None = None,
     trust: bool = False,
+    preprocessing: str | None = None,
+    task: Task | None = None,
+    allow_chance: bool = False,
     command: str = "",
 ) -> Report:
-    """Measure artifacts against the float model they came from.
+    """Measure deployables against the float model they came from.
 
     Args:
-        artifacts: Folders, all made from one float model.
-        dataset: What :func:`edgekit.feeds.open_word` takes. Labels are needed where images have
-            classes; without them records of several inputs are compared with the reference only.
+        artifacts: Folders, all made from one float model, or files of any maker.
+        dataset: What :func:`edgekit.feeds.open_word` takes; default ``fashion_mnist`` for the
+            shipped model, needed for others. Right answers are compared where they are there:
+            integers as classes, floats ``[N, M]`` as the numbers of a regression.
         limit: Use the first images only.
         threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
@@ -121,7 +140,7 @@ def compare(
             kernels as a third.
         power: How often a loss of ``bound`` has to be found, of 1; the report says how many images
             that takes, and warns where there are fewer.
-        bound: Loss of top-1 that matters, in points.
+        bound: Loss of top-1 or R^2 that matters, in points.
         pictures: Of each artifact, how many of the images that changed their answer go into the
             report as small pictures; what changed is counted for all.
         work: Folder that keeps the answers shard by shard, so that a run that was killed goes on
@@ -132,6 +151,11 @@ def compare(
             is evaluated here, and what a worker evaluated has no latency, load time and memory.
         resources: Worker resource, ``any`` or ``local``, by artifact; see :func:`fleet.devices`.
         trust: Let code inside of the float model run, as ``export --trust`` does.
+        preprocessing: How the inputs of files are made, name or JSON file; default as those of the
+            artifacts beside them, or of the reference.
+        task: What the outputs are; default what manifests, labels or outputs say.
+        allow_chance: Go on where the float model is no better than chance, without a verdict on
+            accuracy.
         command: Recorded in the report.
 
     Raises:
@@ -146,23 +170,26 @@ def compare(
         raise InvalidOptionError(
             "--parity is about one machine's kernels; leave it out or leave out --cluster"
         )
-    loaded = [Artifact.load(path) for path in artifacts]
-    check_one_source(loaded)
     runner = _runner(reference)
+    recorded = runner is None and reference is not None and is_recording(Path(reference))
+    model = None if reference is None or runner is not None or recorded else Path(reference)
+    prepare = None if preprocessing is None else signature.preprocessing(preprocessing)
+    loaded = open_all(artifacts, model, prepare)
+    check_one_source(loaded)
     pair = parity_of.pair_of(loaded) if parity else None
-    manifest = loaded[0].manifest
-    classes = len(manifest.class_names)
-    if parity and not classes:
-        raise InvalidOptionError(
-            "--parity compares classes, these models answer no class; leave it out"
-        )
-    images = _images(dataset, manifest, limit)
+    first = _representative(loaded)
+    manifest = first.manifest
+    tasks.check(task, manifest.signature.outputs)
+    dataset = dataset or default_data(first)
+    images, given = _images(dataset, manifest, task, limit)
     by_input = images.images.dtype.names is not None
-    labels = _labels(images, classes, needed=not by_input)
-    if labels is None and (power, bound) != (DEFAULT_POWER, DEFAULT_BOUND):
+    right = tasks.right(images, manifest, task, given=given)
+    if parity and (right.task == "regression" or tasks.scores(manifest.signature.outputs) < 2):
+        raise InvalidOptionError("--parity compares classes, these models give none; leave it out")
+    if right.labels is None and right.truth is None and (power, bound) != _DEFAULTS:
         raise InvalidOptionError(
-            f"--power and --bound are of top-1, and {images.name} has no right classes for these "
-            f"models; leave them out"
+            f"--power and --bound are of accuracy, and {images.name} has no right answers for "
+            f"these models; leave them out"
         )
     machine = environment.describe()
     here = shards.this_place(machine)
@@ -175,18 +202,21 @@ def compare(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if runner is not None:
             base = run_by(runner, loaded, dataset, threads, folder, trust)
-        elif reference is not None and is_recording(Path(reference)):
-            base = recorded_in(Path(reference), loaded[0], images)
+        elif recorded:
+            base = recorded_in(Path(str(reference)), first, images)
         else:
-            given = None if reference is None else Path(reference)
-            base = reference_of(loaded, given, threads, trust=trust)
-        parts = _parts(manifest.signature.outputs)
+            base = reference_of(loaded, model, threads, trust=trust)
+        if isinstance(first, ModelFile):
+            assert base.job is not None  # of files, a recording is refused
+            wanted = model_file.signature_of(
+                base.job.model, base.job.format, base.job.preprocessing, trust=trust
+            ).outputs
+        else:
+            wanted = manifest.signature.outputs
         if record is not None:
-            _check_recordable(base, parts)
-        subjects = [
-            subject.answering(tuple(parts))
-            for subject in (base, *(subject_of(artifact, threads) for artifact in loaded))
-        ]
+            _check_recordable(base, first, wanted)
+        subjects, assumed = _in_order([base, *(subject_of(a, threads) for a in loaded)],
+                                      loaded, wanted)  # fmt: skip
         devices = fleet.devices(
             [subject.name for subject in subjects],
             {artifact.name: artifact.manifest.device for artifact in loaded},
@@ -195,10 +225,10 @@ def compare(
         )
         if base.name in devices:
             _check_sendable(base, here=runner is not None or record is not None)
-        task = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
+        working = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
 
         def advance(count: int) -> None:
-            bar.advance(task, count)
+            bar.advance(working, count)
 
         def run(job: Job, device: str = "") -> shards.Run:
             return shards.Run.of(
@@ -230,9 +260,10 @@ def compare(
                 workers.evaluate(stores, sent, images.images, advance=advance)
             far = {store.run.name: _far(store) for store in stores}
         measured: list[Measured] = []
-        suspected: list[str] = []
+        said = [*assumed, *([right.unused] if right.unused else [])]
+        fit: LabelFit | None = None
         for subject in subjects:
-            bar.update(task, note=subject.name)
+            bar.update(working, note=subject.name)
             if subject.job is None:
                 each = _replayed(subject)
                 advance(len(images))
@@ -240,14 +271,23 @@ def compare(
                 each = far[subject.name]
             else:
                 each = _run(subject.job, images, stack, evaluate)
-            _check_answers(subject.name, each.answers, measured, classes)
-            if not measured and labels is not None and not by_input:
-                suspected = _suspected(each, images, labels, manifest.preprocessing)
+            _check_size(subject.name, each.answers, measured)
+            if not measured:
+                right = _settled(right, each.answers, images, manifest.preprocessing)
+                fit, findings = _fit(each, images, right, manifest.preprocessing, by_input)
+                unsure = tasks.declared(manifest, task) is None
+                _check_chance(fit, findings, allow_chance, unsure=unsure)
+                said += [f"{finding.kind}: {finding.said}" for finding in findings]
+                if parity and right.task != "classification":
+                    raise InvalidOptionError(
+                        "--parity compares classes, and nothing says that these outputs are "
+                        "scores of classes; pass --task classification, or leave it out"
+                    )
             measured.append(each)
         watched = _time(measured, images.images[:1], rounds)
         _take_energy(measured, images.images[:1])
         if record is not None:
-            recording = _recording(base, measured[0], loaded[0], images, machine, command)
+            recording = _recording(base, measured[0], first, images, machine, command)
             recording.write(record, force=force)
         found = None
         if pair is not None:
@@ -259,17 +299,17 @@ def compare(
             subjects,
             measured,
             images,
-            labels,
+            right,
             machine,
-            classes=classes > 0,
-            parts=parts if sum(parts.values()) == measured[0].answers.shape[1] else {},
-            model_id=loaded[0].manifest.model_id,
+            sizes=_sizes(wanted, measured[0].answers.shape[1]),
+            model_id=base.path.stem if isinstance(first, ModelFile) else manifest.model_id,
             parity=found,
             watched=watched,
             pictures=pictures,
             safe=[artifact.name for artifact in loaded if cannot_saturate(artifact)],
             command=command,
-            suspected=suspected,
+            said=said,
+            fit=fit,
             settings={
                 "threads": threads,
                 "rounds": rounds,
@@ -280,9 +320,122 @@ def compare(
                 "processes": processes,
                 "shard": shard,
                 "shards_resumed": kept.resumed,
+                "task": right.task,
                 **({"cluster": cluster} if cluster else {}),
             },
         )
+
+
+def _representative(loaded: Sequence[Artifact]) -> Artifact:
+    """Whose manifest stands for all: the first artifact, else the first file."""
+    return next((each for each in loaded if not isinstance(each, ModelFile)), loaded[0])
+
+
+def _in_order(
+    subjects: Sequence[Subject], loaded: Sequence[Artifact], wanted: Sequence[TensorSpec]
+) -> tuple[list[Subject], list[str]]:
+    """The subjects with their outputs in one order, and what was assumed of files."""
+    names = tuple(spec.name for spec in wanted) if len(wanted) > 1 else ()
+    base, *others = subjects
+    found, assumed = [base.answering(names)], []
+    for subject, artifact in zip(others, loaded, strict=True):
+        own = names
+        if isinstance(artifact, ModelFile):
+            own, said = paired(wanted, artifact.manifest.signature.outputs, artifact.name)
+            own = own if len(wanted) > 1 else ()
+            assumed += [said] if said else []
+        found.append(subject.answering(own))
+    return found, assumed
+
+
+def _settled(
+    right: Right, reference: npt.NDArray[np.float32], images: data.ImageSet, prepare: Preprocessing
+) -> Right:
+    """What is right, decided by the reference's outputs; labels are of its classes."""
+    found = tasks.settle(right, reference)
+    if found.labels is not None:
+        try:
+            mistakes.check_range(images.name, found.labels, max(2, reference.shape[1]))
+        except InvalidDataError as exc:
+            if found.asked or right.task == "classification":
+                raise
+            raise InvalidDataError(f"{exc}; {_NO_CLASSES}") from None
+    return found
+
+
+def _fit(
+    each: Measured, images: data.ImageSet, right: Right, prepare: Preprocessing, by_input: bool
+) -> tuple[LabelFit | None, list[mistakes.Finding]]:
+    """Whether right answers fit the reference, and classic mistakes."""
+    if right.truth is not None:
+        r2 = stats.truth(right.truth, each.answers, each.answers).get("r2")
+        if r2 is None or r2.value > 0:
+            return None, []
+        fit = LabelFit(r2.value, 0.0, 1.0, "chance")
+        said = (
+            f"y does not fit the samples: R^2 of the float model is {r2.value / 100:.2f}, its "
+            f"numbers are no nearer to y than the mean of y is; check y's order and unit, and the "
+            f"preprocessing"
+        )
+        return fit, [mistakes.Finding("labels", said)]
+    if right.labels is None:
+        return None, []
+    scores = tasks.by_class(each.answers)
+    choices = np.concatenate([block.argmax(axis=1) for (block,) in blocks(scores)])
+    fit = mistakes.label_fit(choices, right.labels)
+    found: list[mistakes.Finding] = []
+    if each.worker is not None and not by_input:
+        worker = each.worker
+        found = mistakes.find(
+            lambda values: tasks.by_class(worker.outputs(values)),
+            images.images,
+            right.labels,
+            prepare,
+            count=SUSPECTED,
+            step=_step(worker),
+        )
+    if all(finding.hint for finding in found):
+        found += mistakes.renumbered(choices, right.labels, right.names)
+    if all(finding.hint for finding in found) or fit.problem == "chance":
+        found += mistakes.of_fit(fit, len(images), whose="the float model")
+    return fit, found
+
+
+def _step(worker: Worker) -> float | None:
+    outputs = worker.loaded.signature.outputs
+    return outputs[0].scale if len(outputs) == 1 else None
+
+
+def _check_chance(
+    fit: LabelFit | None, findings: Sequence[mistakes.Finding], allowed: bool, *, unsure: bool
+) -> None:
+    """Refuse labels by which the reference is no better than chance, unless that is allowed.
+
+    Args:
+        fit: Of the labels.
+        findings: What explains it.
+        allowed: Whether the user wants to go on.
+        unsure: Whether labels alone say that outputs are classes.
+    """
+    if fit is None or fit.problem != "chance" or allowed:
+        return
+    why = "; ".join(f"{each.kind}: {each.said}" for each in findings if not each.hint)
+    fix = f"; {_NO_CLASSES}" if unsure else ""
+    raise InvalidDataError(
+        f"{why}; mend it, leave the labels out, or pass --allow-chance to compare outputs only{fix}"
+    )
+
+
+def _sizes(wanted: Sequence[TensorSpec], numbers: int) -> dict[str, tuple[int, ...]]:
+    """Sizes of a sample of each output; those that only a run tells are one axis."""
+    sizes = {spec.name: spec.shape[1:] for spec in wanted}
+    free = [spec.name for spec in wanted if not spec.shape or -1 in spec.shape[1:]]
+    rest = numbers - sum(math.prod(size) for name, size in sizes.items() if name not in free)
+    if len(free) == 1 and rest > 0:
+        return {**sizes, free[0]: (rest,)}
+    if not free and not rest:
+        return sizes
+    return {"outputs": (numbers,)}
 
 
 def _runner(reference: Path | str | None) -> runners.RunnerSpec | None:
@@ -294,11 +447,16 @@ def _runner(reference: Path | str | None) -> runners.RunnerSpec | None:
     return found
 
 
-def _check_recordable(base: Subject, parts: Mapping[str, int]) -> None:
+def _check_recordable(base: Subject, first: Artifact, wanted: Sequence[TensorSpec]) -> None:
     if base.recording is not None:
         raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
-    free = [name for name, size in parts.items() if size < 0]
-    if free:
+    if first.manifest.source is None:
+        raise InvalidOptionError(
+            f"--record keeps which float model it is of, and {first.name} does not say which it "
+            f"was made from; leave it out"
+        )
+    free = [spec.name for spec in wanted if spec.numbers < 0]
+    if free and len(wanted) > 1:
         raise InvalidOptionError(
             f"--record: expected outputs of fixed sizes, {', '.join(free)} has none; leave it out"
         )
@@ -324,70 +482,55 @@ def _far(store: shards.Shards) -> Measured:
     return Measured(store.answers(), fleet.noted(store.runtime, store), places=store.places())
 
 
-def _images(dataset: str, manifest: Manifest, limit: int | None) -> data.ImageSet:
-    """What a ``--data`` word names: images, or records with a field an input."""
+def _images(
+    dataset: str, manifest: Manifest, asked: Task | None, limit: int | None
+) -> tuple[data.ImageSet, bool]:
+    """What a ``--data`` word names, images or records with a field an input; and whether right
+    answers, if there are any, were given as an array."""
     specs = manifest.signature.inputs
-    plain = not manifest.class_names and words.split(dataset)[0].endswith(".npz")
-    opened = feeds.open_word(dataset, "calibration" if plain else "test")  # one has no labels
+    opened = feeds.open_word(dataset, "test", labels=False)
     if not isinstance(opened, feeds.Inputs):
-        return feeds.images(
-            opened,
-            specs,
-            manifest.preprocessing,
-            manifest.class_names,
-            limit,
-            quiet=True,  # warnings go into the report, which is printed
-        )
-    samples = opened.head(limit)
-    labels = None
-    if manifest.class_names:
-        samples, labels = feeds.labelled(samples, specs)
-    if labels is not None:
+        declared = tasks.declared(manifest, asked)
+        try:
+            found = feeds.images(
+                opened,
+                specs,
+                manifest.preprocessing,
+                tasks.names(manifest, declared),
+                limit,
+                quiet=True,  # warnings go into the report, which is printed
+            )
+        except ClassesError as exc:
+            if declared is not None:
+                raise
+            raise ClassesError(f"{exc}; {_NO_CLASSES}") from None
+        shipped = words.split(opened.word)[0] == "fashion_mnist"
+        return found, isinstance(opened.source, data.ImageSet) and not shipped
+    samples, y = feeds.labelled(opened.head(limit), specs)
+    labels = truth = None
+    if y is not None and is_truth(y):
+        truth = checked_truth(samples.name, y, len(samples))
+    elif y is not None:
+        labels = checked_labels(samples.name, y, len(samples))
         labels = labels + manifest.preprocessing.class_offset
     real = [
         replace(spec, dtype="float32", scale=None, zero_point=None) if spec.is_real else spec
         for spec in specs
     ]
     feeds.check(samples, real)
-    return data.ImageSet(samples.name, feeds.records(samples.arrays), labels, (), samples.sha256)
+    records = feeds.records(samples.arrays)
+    return data.ImageSet(samples.name, records, labels, (), samples.sha256, truth=truth), True
 
 
-def _labels(images: data.ImageSet, classes: int, *, needed: bool) -> npt.NDArray[np.int64] | None:
-    """The right classes; None where answers are no classes, or nobody knows and need not."""
-    if not classes or (images.labels is None and not needed):
-        return None
-    if images.labels is None:
-        raise InvalidDataError(f"{images.name}: comparing needs labels; add y to the .npz")
-    mistakes.check_range(images.name, images.labels, classes)
-    return images.labels
-
-
-def _parts(outputs: Sequence[TensorSpec]) -> dict[str, int]:
-    """Numbers of each of several outputs, in the order of the answers; empty for one output."""
-    if len(outputs) == 1:
-        return {}
-    return {spec.name: spec.numbers for spec in outputs}
-
-
-def _check_answers(
-    name: str, answers: npt.NDArray[np.float32], before: list[Measured], classes: int
-) -> None:
-    """Refuse answers of another size than the classes, or than those of the reference."""
-    size = before[0].answers.shape[1] if before and not classes else classes
-    if answers.ndim == 2 and answers.shape[1] == (size or answers.shape[1]):
+def _check_size(name: str, answers: npt.NDArray[np.float32], before: list[Measured]) -> None:
+    """Refuse outputs of another size than the reference's."""
+    size = before[0].answers.shape[1] if before else answers.shape[-1]
+    if answers.ndim == 2 and answers.shape[1] == size:
         return
-    expected = f"answers for {classes} classes" if classes else f"{size} numbers a sample"
-    raise InvalidModelError(f"{name}: expected {expected}, got shape {list(answers.shape[1:])}")
-
-
-def _suspected(
-    each: Measured, images: data.ImageSet, labels: npt.NDArray[np.int64], prepare: Preprocessing
-) -> list[str]:
-    """Classic mistakes in what the reference was asked; needs its runner."""
-    if each.worker is None:
-        return []
-    found = mistakes.find(each.worker.outputs, images.images, labels, prepare, count=SUSPECTED)
-    return [f"{finding.kind}: {finding.said}" for finding in found]
+    raise InvalidModelError(
+        f"{name}: expected {size} numbers a sample, as the float model gives, got shape "
+        f"{list(answers.shape[1:])}"
+    )
 
 
 def _run(
@@ -409,6 +552,8 @@ def _run(
         "peak_memory": Measurement(worker.peak_memory(), "bytes", 1),
         "load_time": Measurement(worker.loaded.load_ms, "ms", 1),
     }
+    if worker.loaded.parameters:
+        metrics["parameters"] = Measurement(worker.loaded.parameters, "parameters", 1)
     return Measured(evaluate(worker), runtime, metrics, worker)
 
 
@@ -455,8 +600,10 @@ def _recording(
         inputs_sha256=inputs_sha256(
             images.images, manifest.preprocessing, manifest.signature.inputs
         ),
-        outputs=_parts(manifest.signature.outputs)
-        or {manifest.signature.outputs[0].name: each.answers.shape[1]},
+        outputs={
+            name: math.prod(size)
+            for name, size in _sizes(manifest.signature.outputs, each.answers.shape[1]).items()
+        },
         created=figures.created(),
         command=command,
         metrics=each.metrics,
@@ -510,139 +657,12 @@ def _take_energy(measured: list[Measured], image: npt.NDArray[Any]) -> None:
             each.metrics["energy"] = Measurement(1e3 * joules / runs, "mJ", runs)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the printed table.
-
-    Attributes:
-        form: The figure as text.
-        meaning: Said below the table; ``{against}`` is the reference.
-        always: Shown where nothing was measured, too.
-    """
-
-    title: str
-    metric: str
-    form: Callable[[Measurement], str]
-    meaning: str = ""
-    always: bool = False
-
-
-def _share(found: Measurement) -> str:
-    return f"{found.value:.2f} ±{((found.high or 0) - (found.low or 0)) / 2:.2f}"
-
-
-_COLUMNS = (
-    _Column("top-1 %", "top1", _share),
-    _Column("agrees", "agreement", lambda m: f"{m.value:.2f}", "% same answers as {against}"),
-    _Column("p", "mcnemar_p", lambda m: f"{m.value:.3f}", "McNemar"),
-    _Column(
-        "dB",
-        "sqnr",
-        lambda m: "exact" if math.isinf(m.value) else f"{m.value:.1f}",
-        "SQNR of the outputs",
-    ),
-    _Column("MSE", "mse", lambda m: f"{m.value:.3g}", "mean squared error against {against}"),
-    _Column("max", "max_error", lambda m: f"{m.value:.3g}", "largest error"),
-    _Column("MB", "size", lambda m: decimals(m.value / 1e6, ".2f")),
-    _Column("ms", "latency_p50", lambda m: f"{m.value:.3f}", "p50 at batch 1", always=True),
-    _Column(
-        "x",
-        "latency_ratio",
-        lambda m: f"{m.value:.2f}",
-        "ms against float32 of the same runtime",
-        always=True,
-    ),
-)
-
-
-def _print(report: Report) -> None:
-    results = (report.reference, *report.artifacts)
-    title = f"{report.model_id} on {report.data.name}, {report.data.count:,} {report.data.unit}"
-    table = Table(
-        title=cli.plain(title),
-        caption=cli.plain(
-            f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
-        ),
-    )
-    shown = [
-        column
-        for column in _COLUMNS
-        if column.always or any(column.metric in result.metrics for result in results)
-    ]
-    table.add_column("artifact", overflow="fold")
-    for column in shown:
-        table.add_column(column.title, justify="right", no_wrap=True, overflow="fold")
-    for result in results:
-        name = _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-")))
-        found = [(column, result.metrics.get(column.metric)) for column in shown]
-        table.add_row(name, *("-" if each is None else c.form(each) for c, each in found))
-    cli.console.print(table)
-    meanings = "; ".join(
-        f"{column.title}: {column.meaning}" for column in shown if column.meaning
-    ).format(against=cli.plain(report.reference_in_words))
-    cli.console.print(f"[dim]{meanings}[/]")
-    for result in results:
-        for place in result.places:
-            where = f"{place.host} {place.device}".rstrip()
-            cli.say(
-                f"{result.name}: {place.shards} shards on {where}, {place.machine_class}; "
-                f"no latency"
-            )
-    left_out = report.artifacts[0].latency_warm_up
-    if left_out:
-        cli.console.print(
-            f"[dim]the first {left_out} of {SAMPLES} samples of each round are slower and left "
-            f"out[/]"
-        )
-    needs = [result.metrics.get("images_needed") for result in report.artifacts]
-    need = max((each.value for each in needs if each is not None), default=None)
-    if need is not None:
-        cli.console.print(
-            f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
-            f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} "
-            f"{report.data.unit}; these are {report.data.count:,}[/]"
-        )
-    if report.parity is not None:
-        _print_parity(report.parity)
-    for warning in report.warnings:
-        cli.say(f"warning: {warning}")
-
-
-def _in_column(name: str) -> str:
-    """A runner's name in two lines, since the figures fill the width of a terminal."""
-    head, colon, tail = name.rpartition(":")
-    return f"{head}{colon}\n{tail}" if colon else name
-
-
-def _print_parity(parity: Parity) -> None:
-    table = Table(
-        title="the same integers, run in three ways",
-        caption=f"{parity.differing:,} of {parity.numbers:,} stored numbers differ",
-    )
-    table.add_column("pair", no_wrap=True)
-    for column in ("agree %", "mean LSB", "0", "1", "2", "3+"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for pair in parity.pairs:
-        total = sum(pair.histogram)
-        shares = [*pair.histogram[:3], sum(pair.histogram[3:])]
-        table.add_row(
-            cli.plain(f"{pair.left} : {pair.right}"),
-            f"{pair.agreement.value:.2f}",
-            f"{pair.mean_lsb.value:.4f}",
-            *(f"{100 * share / total:.2f}" for share in shares),
-        )
-    cli.console.print(table)
-    cli.console.print(
-        "[dim]reference: TFLite's own plain kernels; 0, 1, 2, 3+: % of output numbers that "
-        "differ by so many steps[/]"
-    )
-
-
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.compare``."""
     result = cli.Parser(
         "compare",
-        description="Measure accuracy, agreement and latency of artifacts against the float model.",
+        description="Measure accuracy, fidelity and latency of deployables against the float "
+        "model. Exit: 0 good, 1 a deployable is dead or poor, 2 bad input.",
         examples="""
 python -m edgekit.compare exports/*-tflite-int8 exports/*-onnx-int8 \\
     --out report.json
@@ -650,6 +670,9 @@ python -m edgekit.compare build/mine --data test.npz --reference mine.keras \\
     --limit 1000
 python -m edgekit.compare build/mine --data test.npz --power 0.9 \\
     --bound 0.2
+# files of any maker:
+python -m edgekit.compare vendor_int8.tflite --reference vendor_float.tflite \\
+    --preprocessing unit --data folder:photos
 # with a GPU:
 python -m edgekit.compare build/mine --reference ort:cuda:float16 \\
     --record gpu.rec
@@ -668,14 +691,9 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         nargs="+",
         type=Path,
         metavar="ARTIFACT",
-        help="folders that `edgekit export` wrote",
+        help="artifact folders, .tflite or .onnx files",
     )
-    add(
-        "--data",
-        default="fashion_mnist",
-        metavar="IMAGES",
-        help=f"{_DATA_HELP} (default: %(default)s)",
-    )
+    add("--data", metavar="IMAGES", help=_DATA_HELP)
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--threads", type=cli.positive_int, default=1, help="threads of each runtime (default: 1)")
     add(
@@ -687,8 +705,8 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     add(
         "--reference",
         metavar="MODEL|RUNNER|RECORDING",
-        help=f"what to compare with: the float model (default: where the manifests say), a file of "
-        f"--record, or a runner of the float model: {', '.join(runners.SPECS)}",
+        help=f"the float model (default: where the manifests say; needed for files), a runner of "
+        f"it ({', '.join(runners.SPECS)}), or a file of --record",
     )
     add(
         "--record",
@@ -737,8 +755,20 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     add(
         "--bound",
         metavar="POINTS|DB",
-        help=f"loss of top-1 that matters, in points (default: {DEFAULT_BOUND}); with --layers in "
-        f"dB: exit status 1 if a layer is below",
+        help=f"loss of top-1 or R^2 that matters, in points (default: {verdicts.BOUND}); with "
+        f"--layers in dB: exit status 1 if a layer is below",
+    )
+    add("--preprocessing", help="of files, as `edgekit.export` takes it; artifacts bring theirs")
+    add("--task", choices=tasks.TASKS, help=tasks.HELP)
+    for name, meaning in (
+        ("dead", "outputs or channels vary in the float model and not in the deployable"),
+        ("poor", "outputs are far off and no right answers prove that it does not matter"),
+    ):
+        add(f"--allow-{name}", action="store_true", help=f"exit status 0 though {meaning}")
+    add(
+        "--allow-chance",
+        action="store_true",
+        help="compare outputs though the float model is no better than chance on these labels",
     )
     add(
         "--pictures",
@@ -760,7 +790,7 @@ def _points(text: str) -> float:
         return float(text)
     except ValueError:
         raise InvalidOptionError(
-            f"expected --bound in points of top-1, e.g. 0.5, got {text!r}; dB go with --layers"
+            f"expected --bound in points of accuracy, e.g. 0.5, got {text!r}; dB go with --layers"
         ) from None
 
 
@@ -788,7 +818,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         force=options.force,
         parity=options.parity,
         power=DEFAULT_POWER if options.power is None else options.power,
-        bound=DEFAULT_BOUND if options.bound is None else _points(options.bound),
+        bound=verdicts.BOUND if options.bound is None else _points(options.bound),
         pictures=options.pictures,
         work=options.work,
         shard=options.shard,
@@ -796,11 +826,20 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         cluster=options.cluster,
         resources=fleet.assigned(options.resources),
         trust=options.trust,
+        preprocessing=options.preprocessing,
+        task=options.task,
+        allow_chance=options.allow_chance,
         command=cli.command_line(),
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)
-    _print(report)
-    return 0, {
+    tables.show(report)
+    found = {result.name: verdicts.of(result, report) for result in report.artifacts}
+    failed = [
+        name
+        for name, each in found.items()
+        if each.broken and not getattr(options, f"allow_{each.broken}")
+    ]
+    return (1 if failed else 0), {
         "report": str(options.out),
         "recording": None if options.record is None else str(options.record),
         "reference": {
@@ -808,6 +847,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             "device": report.reference.runtime.device,
             "emulated": report.reference.runtime.emulated,
         },
+        "verdicts": {name: each.verdict for name, each in found.items()},
+        "failed": failed,
         "artifacts": {
             result.name: {name: metric.value for name, metric in result.metrics.items()}
             for result in report.artifacts

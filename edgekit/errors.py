@@ -7,6 +7,7 @@
     ├── InvalidInputError        a file or array: not what it should be
     │   ├── InvalidModelError    a model file that cannot be read or is not supported
     │   ├── InvalidDataError     images, labels, calibration sets
+    │   │   └── ClassesError     classes of a data set that are not the model's
     │   ├── ArtifactError        an artifact folder: no manifest, changed byte, unknown schema
     │   ├── ReportError          a report or baseline: unreadable, unknown schema, other model
     │   ├── RecordingError       a recorded reference: changed byte, other model or data
@@ -58,6 +59,10 @@ class InvalidModelError(InvalidInputError):
 
 class InvalidDataError(InvalidInputError):
     """Images, labels or a calibration set cannot be used."""
+
+
+class ClassesError(InvalidDataError):
+    """The classes of a data set are not the model's, by name or number."""
 
 
 class ArtifactError(InvalidInputError):

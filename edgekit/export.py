@@ -47,6 +47,9 @@ from edgekit.quant.quantize import (
 from edgekit.quant.reconstruct import images_that_fit
 from edgekit.quant.table import METHODS, CalibrationTable
 from edgekit.signature import Shapes, Signature, TensorSpec
+from edgekit.task import HELP as TASK_HELP
+from edgekit.task import TASKS, Task
+from edgekit.task import check as check_task
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -121,6 +124,7 @@ def export(
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
     trust: bool = False,
+    task: Task | None = None,
     out: Path | None = None,
     force: bool = False,
     command: str = "",
@@ -143,6 +147,7 @@ def export(
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
         trust: Let code inside of the model's file run.
+        task: What the outputs are, where neither the model's end nor its manifest says it.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
@@ -179,6 +184,7 @@ def export(
         outputs.check_free(out, force=force)
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
     source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    check_task(task, source.outputs)
     if precision == "int8" and found is None and source.encodings is None:
         if model is not None and model.resolve() != DEFAULT_MODEL:
             raise InvalidOptionError(
@@ -243,7 +249,7 @@ def export(
             "model_file": model_file,
             "signature": written.signature,
             "preprocessing": source.preprocessing,
-            "class_names": source.class_names,
+            **source.judged(written.canonical, task),
             "source": source.source,
             "device": profile.name,
             "calibration": None
@@ -614,6 +620,7 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         action="store_true",
         help="for int8: refuse a model in which an operator computes in float",
     )
+    add("--task", choices=TASKS, help=TASK_HELP)
     add(
         "--out",
         type=Path,
@@ -641,6 +648,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         preprocessing=options.preprocessing,
         shapes=float_model.shapes_of(options.shape),
         trust=options.trust,
+        task=options.task,
         out=options.out,
         force=options.force,
         command=cli.command_line(),
@@ -677,7 +685,7 @@ def _print_saturating(record: QuantizationRecord) -> None:
     table.add_column("layer")
     table.add_column("pairs of weights", justify="right")
     for name, pairs in record.saturating.items():
-        table.add_row(cli.plain(name), f"{pairs:,}")
+        table.add_row(cli.plain(short_name(name)), f"{pairs:,}")
     cli.console.print(table)
 
 

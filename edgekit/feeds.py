@@ -83,13 +83,16 @@ def make(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Inputs:
     return Inputs(name, dict(arrays), digest.hexdigest())
 
 
-def open_word(word: str, split: Split, *, read_from: Path | None = None) -> data.Opened | Inputs:
+def open_word(
+    word: str, split: Split, *, labels: bool | None = None, read_from: Path | None = None
+) -> data.Opened | Inputs:
     """Find what a ``--data`` or ``--calibration`` word names.
 
     Args:
         word: As :func:`edgekit.data.open_word` takes it, or an ``.npz`` with other arrays than
             ``x`` and ``y``, which have the names of the model's inputs.
         split: As :func:`edgekit.data.open_word` takes it.
+        labels: As :func:`edgekit.data.open_word` takes it.
         read_from: As :func:`edgekit.data.open_word` takes it.
 
     Raises:
@@ -97,12 +100,14 @@ def open_word(word: str, split: Split, *, read_from: Path | None = None) -> data
     """
     path = Path(word)
     if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
-        return data.open_word(word, split, read_from=read_from)  # which says what is wrong
+        return data.open_word(
+            word, split, labels=labels, read_from=read_from
+        )  # which says what is wrong
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             if {member.removesuffix(".npy") for member in members} <= {"x", "y"}:
-                return data.open_word(word, split, read_from=read_from)
+                return data.open_word(word, split, labels=labels, read_from=read_from)
             arrays = {m.removesuffix(".npy"): mapped(archive, m) for m in members}
         return make(path.name, arrays)
     except BROKEN as exc:
@@ -139,22 +144,12 @@ def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:
 
 def labelled(
     samples: Inputs, specs: Sequence[TensorSpec]
-) -> tuple[Inputs, npt.NDArray[np.int64] | None]:
-    """Samples without ``y``, and the classes in it; as they are if ``y`` is an input or missing.
-
-    Raises:
-        InvalidDataError: If ``y`` is not one integer a sample.
-    """
+) -> tuple[Inputs, npt.NDArray[Any] | None]:
+    """Samples without ``y``, and ``y``; as they are if ``y`` is an input or missing."""
     if "y" not in samples.arrays or "y" in {spec.name for spec in specs}:
         return samples, None
-    labels = samples.arrays["y"]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InvalidDataError(
-            f"{samples.name}: expected y as integer classes [N], got {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
     arrays = {name: values for name, values in samples.arrays.items() if name != "y"}
-    return replace(samples, arrays=arrays), labels.astype(np.int64)
+    return replace(samples, arrays=arrays), samples.arrays["y"]
 
 
 def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, where: Any) -> Feed:

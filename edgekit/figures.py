@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import changes, conditions, data, environment, feeds, stats
+from edgekit import changes, conditions, data, environment, feeds, fidelity, stats, task
 from edgekit.blocks import blocks
+from edgekit.fidelity import Fidelity
 from edgekit.recording import Facts
 from edgekit.results import (
+    CENTRED_OF_OUTPUT,
     OF_OUTPUT,
     ArtifactResult,
     Conditions,
     Data,
     Environment,
+    LabelFit,
     Measurement,
     Parity,
     Place,
@@ -29,6 +32,7 @@ from edgekit.results import (
 )
 from edgekit.runtimes.worker import Worker
 from edgekit.subjects import Subject
+from edgekit.task import Right
 
 
 @dataclass
@@ -56,14 +60,14 @@ def report(
     subjects: list[Subject],
     measured: list[Measured],
     images: data.ImageSet,
-    labels: npt.NDArray[np.int64] | None,
+    right: Right,
     machine: Environment,
     *,
-    classes: bool,
-    parts: Mapping[str, int],
+    sizes: Mapping[str, tuple[int, ...]],
     model_id: str,
     safe: Collection[str],
-    suspected: Sequence[str],
+    said: Sequence[str],
+    fit: LabelFit | None,
     parity: Parity | None,
     watched: Conditions | None,
     pictures: int,
@@ -75,23 +79,26 @@ def report(
     Args:
         subjects: The reference and the artifacts.
         measured: What was measured of each.
-        images: What they answered; ``labels`` are right, None where nobody knows.
+        images: What they were given.
+        right: What outputs are, and which of them are right, where somebody knows.
         machine: Where.
-        classes: Whether an answer is one score a class; else it is numbers.
-        parts: Numbers of each output, in order; empty for one output.
+        sizes: Of a sample of each output, in order.
         model_id: Of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
-        suspected: Classic mistakes of model and data, a sentence each.
+        said: Warnings so far: classic mistakes of model and data, what was assumed.
+        fit: Whether labels are those of the images.
         parity: Of the same integers in three ways, if asked for.
         watched: What the machine did while latency was taken.
         pictures: Images that changed their answer, of each artifact, to be kept.
         command: As the user could type it again.
         settings: Of the run; ``bound`` and ``power`` among them.
     """
-    base = measured[0].answers
-    choices = [_Choices.of(each.answers, labels) if classes else None for each in measured]
+    base, labels = measured[0].answers, right.labels
+    classes = right.task == "classification"
+    scores = [task.by_class(each.answers) if classes else each.answers for each in measured]
+    choices = [_Choices.of(each, labels) if classes else None for each in scores]
     before = choices[0]
-    probable = classes and stats.is_probability(base)
+    probable = classes and stats.is_probability(scores[0])
     # One number for all that are compared, so that it is the same part of a round.
     common = max((_slow(each) for each in measured if timed_here(each)), default=0)
     float32 = {
@@ -100,16 +107,21 @@ def report(
         if subject.precision == "float32" and timed_here(each)
     }
     results: list[ArtifactResult] = []
-    for subject, each, now in zip(subjects, measured, choices, strict=True):
+    for subject, each, own, now in zip(subjects, measured, scores, choices, strict=True):
         unquantized = float32.get(subject.format) if timed_here(each) else None
         slow = common if timed_here(each) else _slow(each)
-        if before is None or now is None:
-            figures = _of_numbers(base, each.answers, parts)
-        else:
+        judged = fidelity.judge(base, each.answers, sizes)
+        figures: dict[str, Measurement] = {}
+        if before is not None and now is not None:
             figures = _of_classes(before, now, settings)
             if probable:
-                figures["kl"] = stats.divergence(base, each.answers)
-            figures["sqnr"] = stats.sqnr(base, each.answers)
+                figures["kl"] = stats.divergence(scores[0], own)
+        if right.truth is not None:
+            figures = stats.truth(right.truth, base, each.answers)
+        figures["sqnr"] = stats.sqnr(base, each.answers)
+        figures |= _of_outputs(judged)
+        if not classes:
+            figures |= _of_numbers(base, each.answers, judged)
         metrics = {
             **figures,
             "size": Measurement(subject.size, "bytes", 1),
@@ -117,11 +129,13 @@ def report(
             **_times(each, slow, unquantized),
         }
         result = _result(subject, each, metrics, None if now is None else now.right, slow)
+        result = replace(result, fidelity=judged)
         if results and before is not None and now is not None and labels is not None:
             both = (before.first, now.first)  # the first result is the reference
-            found = changes.find(base, each.answers, both, labels, images.images, pictures)
+            found = changes.find(scores[0], own, both, labels, images.images, pictures)
             result = replace(result, changes=found)
         results.append(result)
+    few = _too_few(results[1:], settings, feeds.unit(images.images))
     return Report(
         model_id=model_id,
         data=data_of(images),
@@ -133,13 +147,15 @@ def report(
         settings=settings,
         warnings=(
             *images.warnings,
-            *suspected,
+            *said,
+            *_hardly(results[0], feeds.unit(images.images)),
             *_of_reference(subjects[0], results[0]),
-            *_too_few(results[1:], settings, feeds.unit(images.images)),
+            *([] if fit is not None and fit.problem else few),
             *_warnings(results[1:], machine, watched, safe),
         ),
         parity=parity,
         conditions=watched,
+        fit=fit,
     )
 
 
@@ -211,21 +227,31 @@ def _of_classes(
     }
 
 
-def _of_numbers(
-    base: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], parts: Mapping[str, int]
-) -> dict[str, Measurement]:
-    """How far answers that are no classes are from the reference's, whole and by output."""
-    found = {
-        "sqnr": stats.sqnr(base, answers),
-        "mse": stats.mse(base, answers),
-        "max_error": stats.max_error(base, answers),
-    }
-    start = 0
-    for name, size in parts.items():
-        part = slice(start, start + size)
-        found[f"{OF_OUTPUT}{name}"] = stats.sqnr(base[:, part], answers[:, part])
-        start += size
+def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
+    """SQNR of what varies, of the output that has least; and both kinds of each of several."""
+    count = judged[0].count
+    least = min(each.sqnr_centred for each in judged)
+    found = {"sqnr_centred": Measurement(least, "dB", count)}
+    if len(judged) == 1:
+        return found
+    for each in judged:
+        found[f"{OF_OUTPUT}{each.output}"] = Measurement(each.sqnr, "dB", count)
+        found[f"{CENTRED_OF_OUTPUT}{each.output}"] = Measurement(each.sqnr_centred, "dB", count)
     return found
+
+
+def _of_numbers(
+    base: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], judged: Sequence[Fidelity]
+) -> dict[str, Measurement]:
+    """How far outputs that are no classes are from the reference's."""
+    count = len(base)
+    largest = max(each.max_error for each in judged)
+    share = max(each.error_share for each in judged)
+    return {
+        "mse": stats.mse(base, answers),
+        "max_error": Measurement(largest, "unit", count),
+        "max_error_share": Measurement(share, "%", count),
+    }
 
 
 def _paired(
@@ -284,6 +310,16 @@ def _result(
         latency_warm_up=slow,
         places=each.places,
     )
+
+
+def _hardly(reference: ArtifactResult, unit: Unit) -> list[str]:
+    """Outputs of the reference of which SQNR says little."""
+    return [
+        f"{each.output} of {reference.name} is nearly the same for all {each.count:,} {unit}, so "
+        f"that SQNR says little of it; judged is what varies"
+        for each in reference.fidelity
+        if each.hardly_varies
+    ]
 
 
 def _too_few(

@@ -3,15 +3,19 @@
 What a bound may be is in :mod:`edgekit.bounds`: limits (``min``, ``max``) on the report alone, and
 how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come from
 ``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line, which
-wins. Without any on top-1, half a point is allowed; where answers have no top-1, 3 dB of SQNR,
-which is twice the power of the error; above 100 dB any change is rounding.
+wins. Without any on top-1, half a point is allowed, as ``compare`` and the page judge it; of
+regressions with right numbers, half a point of R^2; of other outputs 3 dB of SQNR of what varies,
+which is twice the power of the error; above 100 dB any change is rounding. An artifact with a dead
+channel fails whatever the bounds are, unless ``allow-dead = true`` or ``--allow-dead``.
 
 A line fails when the value is beyond its bound; it also says whether the change is more than
-chance: for top-1 by the exact McNemar test on the images of both reports, else by whether the
+chance: for top-1 by the 95 % interval from the images of both reports, else by whether the
 intervals overlap. An artifact or metric of the baseline that the report lacks fails as well. An
 improvement that is significant or beyond the bound is shown as STALE: the baseline is behind, run
 ``--update``. It prints what changes, metric by metric, and which bound allows it; what is outside
-of a bound needs ``--accept REASON``, which the baseline keeps.
+of a bound needs ``--accept REASON``, which the baseline keeps. All updates together may lose no
+more than one: the baseline keeps the values that were accepted first, ``--origin`` names others
+(:mod:`edgekit.review`).
 
 A report on other data or of another model is refused (exit status 2), and so are figures that were
 taken against another reference. Times of two runs do not compare; latency_ratio does, within one
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +56,7 @@ def gate(
     baseline: Report | None = None,
     max_drop: Mapping[str, float | str] | None = None,
     bounds: Sequence[Bound] = (),
+    allow_dead: Collection[str | None] = (),
 ) -> tuple[Check, ...]:
     """Judge every artifact of report and baseline by every bound.
 
@@ -60,9 +65,10 @@ def gate(
         baseline: The accepted report; bounds that look at the report alone need none.
         max_drop: How much worse a metric may be: a number in its unit (points for shares), or text
             as ``1 %`` of the baseline's value. Default: half a point of top-1, where there is a
-            baseline and ``bounds`` asks nothing of top-1; of a baseline without top-1, 3 dB of
-            SQNR.
+            baseline and ``bounds`` asks nothing of top-1; of a baseline without top-1, half a point
+            of R^2, else 3 dB of SQNR.
         bounds: More, of any kind; later ones win over earlier ones of the same kind and metric.
+        allow_dead: Artifacts whose dead channels are let pass; None among them stands for all.
 
     Returns:
         The checks; the gate is passed when none has the verdict FAIL.
@@ -80,7 +86,7 @@ def gate(
     elif baseline is not None:
         asked = [*default_of(baseline, bounds), *asked]
     _check_answerable(asked, baseline is not None)
-    checks = judged.judge(report, baseline=baseline, bounds=asked)
+    checks = judged.judge(report, baseline=baseline, bounds=asked, allow_dead=allow_dead)
     for check in checks:
         if check.verdict == "REFUSED":
             raise ReportError(check.reason)
@@ -88,19 +94,23 @@ def gate(
 
 
 def default_of(accepted: Report, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
-    """What is asked of accuracy where nobody says it: of top-1, or of SQNR where there is none.
+    """What is asked of accuracy where nobody says it: of top-1, else of R^2, else of SQNR.
 
     Raises:
         InvalidOptionError: If there is neither and ``bounds`` asks nothing either.
     """
     known = {metric for result in accepted.artifacts for metric in result.metrics}
-    if "top1" in known or not accepted.artifacts:  # without any, nothing can be judged
+    if not accepted.artifacts:  # nothing can be judged
         return (grammar.DEFAULT,)
-    if "sqnr" in known:
-        return (grammar.DEFAULT_OF_NUMBERS,)
+    judged_by_labels = accepted.fit is None or not accepted.fit.problem
+    for default in grammar.DEFAULTS:
+        if default.metric in known and (
+            judged_by_labels or default.metric not in grammar.OF_THE_LABELS
+        ):
+            return (default,)
     if not bounds:
         raise InvalidOptionError(
-            "the baseline has neither top1 nor sqnr, which the default bounds are on; pass a "
+            "the baseline has neither top1, r2 nor sqnr, which the default bounds are on; pass a "
             "bound, e.g. --max-rise 'mse=10 %'"
         )
     return ()
@@ -118,6 +128,7 @@ def _check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
 
 def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, reference: str) -> None:
     columns = ("verdict", "artifact", "metric", "now", "was", "change", "bound", "because")
+    alive = [check for check in checks if check.kind == "dead" and not check.current]
     rows = [
         {
             "verdict": f"[{_COLOURS[check.verdict]}]{check.verdict}[/]",
@@ -130,9 +141,12 @@ def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, refe
             "because": _cell(check.reason),
         }
         for check in checks
+        if check not in alive
     ]
     beside = "" if reference == "the float model" else f", held against {reference}"
     _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
+    if alive:
+        cli.say(f"no dead channel in {len(alive)} artifacts")
     cli.say(judged.headline(checks))
     asked = {(check.kind, check.metric, check.source) for check in checks}
     used = [bound for bound in bounds if (bound.kind, bound.metric, bound.source) in asked]
@@ -246,7 +260,8 @@ python -m edgekit.gate report.json --baseline exports/baseline.json \\
         "min": "least value of a metric, e.g. top1=93",
         "max": "largest value of a metric, e.g. size=700000",
         "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
-        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without top1 sqnr=3 dB)",
+        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without it r2=0.5 points, "
+        "or sqnr_centred=3 dB)",
         "max-rise": "the same for metrics where lower is better, e.g. size=20000",
     }
     for kind, text in kinds.items():
@@ -268,6 +283,14 @@ python -m edgekit.gate report.json --baseline exports/baseline.json \\
     add("--force", action="store_true", help="replace the files of --junit and --markdown")
     add("--update", action="store_true", help="write the report as the new baseline")
     add("--accept", metavar="REASON", help="with --update: why to take what is outside of a bound")
+    add(
+        "--origin",
+        type=Path,
+        metavar="FILE",
+        help="with --update: report that all updates together are held against (default: the "
+        "values that were accepted first, which the baseline keeps)",
+    )
+    add("--allow-dead", action="store_true", help="let channels pass that are dead")
     return result
 
 
@@ -280,12 +303,15 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         )
     baseline_path = options.baseline or config.baseline
     bounds = (*config.bounds, *grammar.once(options.bounds or []))
+    dead = config.allow_dead | ({None} if options.allow_dead else set())
+    if options.origin is not None and not options.update:
+        raise InvalidOptionError("--origin is what --update holds all updates against; pass both")
     if options.update or options.accept is not None:
         target = _checked_update(options, baseline_path)
         report = Report.load(path)
         accepted = Report.load(target) if target.exists() else report
         asked = (*default_of(accepted, bounds), *bounds)
-        return _update(report, target, asked, options.accept)
+        return _update(report, target, asked, options.accept, dead, options.origin)
     if baseline_path is None:
         _check_answerable(bounds, False)
     written = _outputs(options, [path, baseline_path, config.path])
@@ -296,9 +322,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             f"that is good with `python -m edgekit.gate {path} --baseline {baseline_path} --update`"
         )
     baseline = None if baseline_path is None else Report.load(baseline_path)
-    checks = gate(report, baseline=baseline, bounds=bounds)
-    defaults = (grammar.DEFAULT, grammar.DEFAULT_OF_NUMBERS)
-    _print(checks, (*defaults, *bounds), report.model_id, report.reference_in_words)
+    checks = gate(report, baseline=baseline, bounds=bounds, allow_dead=dead)
+    _print(checks, (*grammar.DEFAULTS, *bounds), report.model_id, report.reference_in_words)
+    _say_unjudged(report)
     for word, given, file in (
         ("report", options.report, path),
         ("baseline", options.baseline, baseline_path),
@@ -353,6 +379,16 @@ def _outputs(
     return found
 
 
+def _say_unjudged(report: Report) -> None:
+    """A report of before has not looked for dead channels."""
+    names = [result.name for result in report.artifacts if not result.fidelity]
+    if names:
+        cli.say(
+            f"note: the report does not say whether channels are dead in {', '.join(names)}; "
+            f"compare again"
+        )
+
+
 def _tell_github(checks: Sequence[Check], model_id: str, *, forced: bool) -> None:
     """Annotations to stdout, where GitHub reads them, and the Markdown to the step's summary."""
     if forced or os.environ.get("GITHUB_ACTIONS") == "true":
@@ -367,13 +403,32 @@ def _tell_github(checks: Sequence[Check], model_id: str, *, forced: bool) -> Non
             cli.say(f"warning: GITHUB_STEP_SUMMARY {summary}: {why}; no summary was written")
 
 
-def _update(report: Report, path: Path, bounds: Sequence[Bound], reason: str | None) -> cli.Outcome:
+def _update(
+    report: Report,
+    path: Path,
+    bounds: Sequence[Bound],
+    reason: str | None,
+    dead: Collection[str | None],
+    named: Path | None,
+) -> cli.Outcome:
     """Show what the new baseline changes; write it where that is allowed."""
     if not report.artifacts:
         raise ReportError("the report has no artifacts; a baseline needs at least one")
     exists = path.exists()
     baseline = Report.load(path) if exists else None
-    checks = judged.judge(report, baseline=baseline, bounds=bounds)
+    origin: review.Origin | None = None if baseline is None else review.origin_of(baseline)
+    if named is not None:
+        other = Report.load(named)
+        judged.judge(report, baseline=other, bounds=())  # refuses another model or other data
+        origin = review.values_of(other)
+    checks = judged.judge(report, baseline=baseline, bounds=bounds, allow_dead=dead)
+    if origin is not None:
+        failed = {(check.artifact, check.metric) for check in checks if check.verdict == "FAIL"}
+        checks += tuple(
+            check
+            for check in review.creep(report, origin, bounds)
+            if (check.artifact, check.metric) not in failed
+        )
     found = review.changes(report, baseline, checks)
     outside = [change for change in found if change.outside]
     reason = None if reason is None else visible(reason.strip())
@@ -394,7 +449,7 @@ def _update(report: Report, path: Path, bounds: Sequence[Bound], reason: str | N
             f"{len(outside)} of {len(found)} changes are outside of their bounds; "
             f"accepted: {reason}"
         )
-    new = review.accept(report, baseline, outside, reason)
+    new = review.accept(report, baseline, outside, reason, origin)
     outputs.write_text(path, new.dumps(), force=exists)
     if exists:
         cli.say(f"{path}: updated, {len(found)} changes; review them in git")

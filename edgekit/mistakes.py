@@ -1,8 +1,9 @@
 """Classic mistakes between a model and its data, found by trying what would mend them.
 
-A scaling, an order of channels or a number of classes is only named where it makes the answers
+A scaling, an order of channels or of classes is only named where it makes the predictions
 significantly better than those of the declared preprocessing (exact McNemar test on the same
-images), so that a sound model gives no finding.
+images), so that a sound model gives no finding. Labels that no such thing mends, and that are right
+no more often than by chance, do not fit the model at all.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidDataError
+from edgekit import feeds, stats
+from edgekit.errors import InvalidDataError, MissingDependencyError
+from edgekit.results import LabelFit
 from edgekit.signature import PREPROCESSING_NAMES, Preprocessing, preprocessing
 from edgekit.stats import discordant, is_probability, mcnemar_exact
 
-Kind = Literal["scaling", "channels", "classes", "softmax"]
+Kind = Literal["scaling", "channels", "classes", "labels", "softmax"]
 #: Images that are tried, evenly spread over the set.
 IMAGES = 256
 SIGNIFICANT = 1e-3
+#: Classes that are named of many.
+_NAMED = 6
 
 Answer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 Right = npt.NDArray[np.bool_]
@@ -34,10 +39,12 @@ class Finding:
 
     Attributes:
         said: What was seen, and the fix, a sentence.
+        hint: Whether it may be as it is: no mistake, but worth to know.
     """
 
     kind: Kind
     said: str
+    hint: bool = False
 
 
 def check_range(name: str, labels: npt.NDArray[np.int64], classes: int) -> None:
@@ -65,6 +72,7 @@ def find(
     prepare: Preprocessing,
     *,
     count: int = IMAGES,
+    step: float | None = None,
 ) -> list[Finding]:
     """Look for wrong scaling, RGB for BGR, classes that are off by one, and a missing softmax.
 
@@ -74,12 +82,13 @@ def find(
         labels: The right classes, ``class_offset`` of ``prepare`` added.
         prepare: As declared.
         count: Images to try, at most.
+        step: Scale of a quantized output; default what its numbers show.
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
     pixels, labels = np.asarray(images[chosen]), labels[chosen]
     answers = answer(prepare.apply(pixels))
-    found = _softmax(answers)
-    if pixels.dtype != np.uint8:
+    found = _softmax(answers, step)
+    if pixels.dtype != np.uint8 and feeds.unit(pixels) == "images":
         found += _range(pixels, prepare)
     choice = answers.argmax(axis=1)
     declared = choice == labels
@@ -136,17 +145,129 @@ def _better(before: Right, after: Right) -> bool:
     return gained > lost and mcnemar_exact(lost, gained) < SIGNIFICANT
 
 
-def _softmax(answers: npt.NDArray[np.float32]) -> list[Finding]:
-    if is_probability(answers):
+def _softmax(outputs: npt.NDArray[np.float32], step: float | None) -> list[Finding]:
+    """Scores that are no probabilities rank the classes as well; who reads them has to know."""
+    if is_probability(outputs, step=step):
         return []
+    sums = outputs.sum(axis=1)
     return [
         Finding(
             "softmax",
-            f"the answers are no probabilities: from {answers.min():.3g} to {answers.max():.3g}, "
-            f"sums from {answers.sum(axis=1).min():.3g} to {answers.sum(axis=1).max():.3g}; end "
-            f"the model with a softmax",
+            f"outputs are scores, no probabilities: from {outputs.min():.3g} to "
+            f"{outputs.max():.3g}, sums from {sums.min():.3g} to {sums.max():.3g}; if "
+            f"probabilities are expected, end the model with a softmax",
+            hint=True,
         )
     ]
+
+
+def label_fit(choices: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.int64]) -> LabelFit:
+    """Whether labels are those of the images, by what the float model chooses.
+
+    They are not where it is no better than chance, and so few are right that it is not even half
+    way between chance and perfect; with fewer images nothing can be said.
+
+    Args:
+        choices: The class that the float model chose, ``[N]``.
+        labels: The right class, ``[N]``.
+    """
+    accuracy = stats.proportion(int((choices == labels).sum()), len(labels))
+    chance, p = stats.by_chance(choices, labels)
+    problem: Literal["", "chance", "one class"] = ""
+    half_way = 50 + 50 * chance
+    if p >= stats.SIGNIFICANT and accuracy.high is not None and accuracy.high < half_way:
+        problem = "chance"
+    elif len(labels) > 1 and (labels == labels[0]).all():
+        problem = "one class"
+    return LabelFit(accuracy.value, 100 * chance, p, problem)
+
+
+def of_fit(fit: LabelFit, count: int, *, whose: str = "the model") -> list[Finding]:
+    """What is wrong with labels, in words."""
+    if fit.problem == "one class":
+        return [
+            Finding(
+                "labels",
+                f"all {count:,} labels are one class, so that accuracy says nothing; draw from "
+                f"all classes with #samples=N behind the data's word",
+                hint=True,
+            )
+        ]
+    if not fit.problem:
+        return []
+    return [
+        Finding(
+            "labels",
+            f"the labels do not fit the samples: {whose} is right on {fit.accuracy:.1f} % of "
+            f"{count:,}, {fit.chance:.1f} % are by chance (p = {fit.p:.2g}); check that labels are "
+            f"in the order of the samples and number the classes as the model does, and the "
+            f"preprocessing",
+        )
+    ]
+
+
+def renumbered(
+    choices: npt.NDArray[np.integer[Any]],
+    labels: npt.NDArray[np.int64],
+    names: tuple[str, ...] = (),
+) -> list[Finding]:
+    """Look for labels that number the classes in another order than the model.
+
+    The best one-to-one assignment of labels to classes is taken from half of the samples and tried
+    on the other half: it is named where it makes significantly more right, and each class that it
+    moves is right then more often than not.
+
+    Args:
+        choices: The class that the float model chose, ``[N]``.
+        labels: The right class, ``[N]``.
+        names: Of the classes.
+    """
+    classes = int(max(choices.max(), labels.max())) + 1
+    order = np.random.default_rng(0).permutation(len(labels))
+    one, other = order[::2], order[1::2]
+    if not len(other):
+        return []
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (labels[one], choices[one]), 1)
+    assigned = _assigned(counts)
+    seen = counts.sum(axis=1) > 0
+    assigned = np.where(seen, assigned, np.arange(classes))
+    moved = np.flatnonzero(assigned != np.arange(classes))
+    where = other[np.isin(labels[other], moved)]
+    before, after = choices == labels, choices == assigned[labels]
+    if not len(where) or not _better(before[where], after[where]):
+        return []
+    if after[where].mean() <= 0.5 or before[where].mean() >= 0.5 * after[where].mean():
+        return []
+    real = len(names) == classes and names != tuple(map(str, range(classes)))
+    said = [
+        f"{label} is the model's {assigned[label]} ({names[assigned[label]]})"
+        if real
+        else f"{label} is the model's {assigned[label]}"
+        for label in moved[:_NAMED].tolist()
+    ]
+    more = f" and {len(moved) - _NAMED} more" if len(moved) > _NAMED else ""
+    alphabet = sorted(range(classes), key=lambda place: names[place]) if real else []
+    by_name = bool(alphabet) and all(assigned[place] == alphabet[place] for place in moved)
+    why = "; they count the classes by alphabet, the model does not" if by_name else ""
+    return [
+        Finding(
+            "labels",
+            f"they number the classes otherwise than the model: {_percent(after)} of "
+            f"{len(labels):,} samples are right instead of {_percent(before)} where label "
+            f"{', '.join(said)}{more}{why}; number them as the model does",
+        )
+    ]
+
+
+def _assigned(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The class of each label, one to one, that makes most right."""
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError:
+        raise MissingDependencyError("scipy", "report") from None
+    # as it is where two assignments are as good
+    return np.asarray(linear_sum_assignment(-counts - 0.5 * np.eye(len(counts)))[1], np.int64)
 
 
 def _others(prepare: Preprocessing, channels: int) -> list[Preprocessing]:

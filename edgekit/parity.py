@@ -1,8 +1,9 @@
 """``python -m edgekit.parity``: do a TFLite and an ONNX int8 file hold the same numbers?
 
 Reads both files back and compares every scale, zero_point, weight and bias, tensor by tensor, in
-the words of the canonical graph. Exit status 1 if one differs. What the kernels make of the same
-numbers is :func:`answers`, which ``python -m edgekit.compare --parity`` shows.
+the words of the canonical graph. Exit status 1 if one differs. Takes artifacts, and files of any
+maker whose tensors have the same names in both. What the kernels make of the same numbers is
+:func:`answers`, which ``python -m edgekit.compare --parity`` shows.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import cli, encodings, environment, stats, subjects
+from edgekit import cli, encodings, environment, model_file, stats, subjects
 from edgekit.artifact import Artifact
 from edgekit.blocks import blocks
-from edgekit.encodings import Difference, Encodings
-from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.encodings import Difference, Encodings, Stored
+from edgekit.errors import InvalidModelError, InvalidOptionError, reason
 from edgekit.formats import onnx, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.model_file import ModelFile
 from edgekit.results import Environment, Measurement, Parity, ParityPair
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.signature import preprocessing
 
 _SHOWN = 20
 #: Differences of two answers are counted up to this many steps.
@@ -51,7 +54,8 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
     """Compare what a TFLite and an ONNX int8 artifact store.
 
     Raises:
-        InvalidModelError: If they are not one of each, or come from different float models.
+        InvalidModelError: If they are not one of each, come from different float models, or have
+            no tensor of one name.
     """
     formats = {left.manifest.format: left, right.manifest.format: right}
     if set(formats) != {"tflite", "onnx"}:
@@ -64,29 +68,65 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
             raise InvalidModelError(
                 f"{artifact.path} is {artifact.manifest.precision}; expected int8 artifacts"
             )
+    files = [artifact for artifact in (left, right) if isinstance(artifact, ModelFile)]
     graphs = {
-        kind: Encodings.load(artifact.path / encodings.FILE).graph_sha256
-        for kind, artifact in formats.items()
+        Encodings.load(artifact.path / encodings.FILE).graph_sha256
+        for artifact in (left, right)
+        if artifact not in files
     }
-    if graphs["tflite"] != graphs["onnx"]:
+    if len(graphs) > 1:
         raise InvalidModelError(
             f"{left.path} and {right.path} were made from different float models"
         )
-    content = formats["tflite"].model_path.read_bytes()
-    ours = tflite.read_stored(content)
-    theirs = onnx_integers.read_stored(onnx.load(formats["onnx"].model_path), Graph(content))
+    ours, theirs = _stored(formats["tflite"], formats["onnx"], checked=not files)
     expected = []
+    if files:
+        expected.append(
+            f"which float model is behind {' and '.join(file.name for file in files)} is not "
+            f"known; tensors are matched by name"
+        )
     if not any(layer.bias is not None for layer in theirs.layers.values()):
         ours = ours.without_biases()
         expected.append(f"{formats['onnx'].name} keeps its biases in float")
     devices = {kind: artifact.manifest.device for kind, artifact in formats.items()}
-    if devices["tflite"] != devices["onnx"]:
+    if not files and devices["tflite"] != devices["onnx"]:
         expected.append(
             f"TFLite was made for {devices['tflite']}, ONNX for {devices['onnx']}: their profiles "
             f"may ask for other numbers"
         )
     compared = max(ours.numbers(), theirs.numbers())
     return Numbers(compared, encodings.differences(ours, theirs), tuple(expected))
+
+
+def _stored(ours: Artifact, theirs: Artifact, *, checked: bool) -> tuple[Stored, Stored]:
+    """What a TFLite and an ONNX file store, in one graph's words.
+
+    Args:
+        ours: TFLite.
+        theirs: ONNX.
+        checked: Whether the two are known to come from one graph.
+
+    Raises:
+        InvalidModelError: If they are not, and cannot be read as if they were.
+    """
+    content = ours.model_path.read_bytes()
+    model = onnx.load(theirs.model_path)
+    if checked:
+        return tflite.read_stored(content), onnx_integers.read_stored(model, Graph(content))
+    fix = "give two files that were made from one graph, or compare them by their outputs"
+    try:
+        found = tflite.read_stored(content), onnx_integers.read_stored(model, Graph(content))
+    except Exception as exc:  # a file of others breaks any of the assumptions
+        raise InvalidModelError(
+            f"{ours.name} and {theirs.name} cannot be read as two forms of one int8 graph: "
+            f"{type(exc).__name__}: {reason(exc)}; {fix}"
+        ) from None
+    if not found[0].layers.keys() & found[1].layers.keys():
+        raise InvalidModelError(
+            f"no layer has one name in {ours.name} and {theirs.name}, so that nothing can be "
+            f"compared; {fix}"
+        )
+    return found
 
 
 def pair_of(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
@@ -192,9 +232,12 @@ def parser() -> cli.Parser:
         description="Prove that a TFLite and an ONNX int8 file hold the same numbers.",
         examples="""
 python -m edgekit.parity exports/mine-tflite-int8 exports/mine-onnx-int8
+python -m edgekit.parity mine_int8.tflite mine_int8.onnx
 """,
     )
-    result.add_argument("left", type=Path, metavar="ARTIFACT", help="folder of an int8 artifact")
+    result.add_argument(
+        "left", type=Path, metavar="ARTIFACT", help="int8 artifact folder, .tflite or .onnx file"
+    )
     result.add_argument(
         "right", type=Path, metavar="ARTIFACT", help="of the same model in the other format"
     )
@@ -202,7 +245,8 @@ python -m edgekit.parity exports/mine-tflite-int8 exports/mine-onnx-int8
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    found = numbers(Artifact.load(options.left), Artifact.load(options.right))
+    as_is = preprocessing("none")  # stored numbers do not depend on it
+    found = numbers(*(model_file.load(path, as_is) for path in (options.left, options.right)))
     if found.differences:
         table = Table(title=f"{len(found.differences)} differences")
         for column in ("tensor", "what"):

@@ -509,7 +509,7 @@ def _content(
         "model_file": "model.keras",
         "signature": keras_format.signature(source.model),
         "preprocessing": source.preprocessing,
-        "class_names": source.class_names,
+        **source.judged(final),
         "source": source.source,
         "device": fake.profile.name,
     }

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import charts, cli, outputs, schema, stats
+from edgekit import charts, cli, fidelity, outputs, schema, stats, verdicts
 from edgekit.errors import InvalidDataError, MissingDependencyError
 from edgekit.results import (
+    CENTRED_OF_OUTPUT,
     OF_OUTPUT,
     ArtifactResult,
     ChangedImage,
@@ -34,8 +35,9 @@ from edgekit.results import (
     Parity,
     Report,
 )
-from edgekit.stats import SIGNIFICANT, discordant
+from edgekit.stats import discordant
 from edgekit.text import decimals, visible, visible_lines
+from edgekit.verdicts import Judged, Verdict
 from edgekit.words import not_found
 
 #: Metric: column title, unit, format, factor.
@@ -47,9 +49,15 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "mcnemar_p": ("p", "McNemar", ".3f", 1),
     "images_needed": ("needs", "images", ",.0f", 1),
     "kl": ("KL", "nats", ".1e", 1),
+    "r2": ("R²", "%", ".2f", 1),
+    "r2_change": ("change of R²", "points", "+.2f", 1),
+    "truth_mae": ("MAE", "unit", ".3g", 1),
+    "truth_mse": ("MSE", "unit²", ".3g", 1),
     "sqnr": ("SQNR", "dB", ".1f", 1),
-    "mse": ("MSE", "unit²", ".3g", 1),
+    "sqnr_centred": ("SQNR of what varies", "dB", ".1f", 1),
+    "mse": ("distance²", "unit²", ".3g", 1),
     "max_error": ("largest error", "unit", ".3g", 1),
+    "max_error_share": ("largest error", "% of range", ".2g", 1),
     "size": ("size", "MB", ".2f", 1e-6),
     "peak_memory": ("peak memory", "MB", ".0f", 1e-6),
     "load_time": ("load", "ms", ".1f", 1),
@@ -65,16 +73,25 @@ _MEANINGS = {
     "interval (Wilson)",
     "top5": "Share of images with the right class among the five most probable",
     "agreement": "Share of images with the same answer as the float model, right or wrong",
-    "top1_change": "Share of right answers less that of the float model; below it the bootstrap "
-    "95 % interval on the paired images",
+    "top1_change": "Share of right answers less that of the float model; below it the 95 % "
+    "interval from the paired images (Agresti and Min 2005)",
+    "r2": "Variance of the right numbers that is explained, mean over the numbers of a sample",
+    "r2_change": "R² less that of the float model; below it the 95 % interval from the paired "
+    "samples",
+    "truth_mae": "Mean absolute difference from the right numbers",
+    "truth_mse": "Mean squared difference from the right numbers",
     "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
     "energy": "Energy of the device for one answer",
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",
     "kl": "Distance of the probabilities from the float model's; 0 is none",
     "sqnr": "Strength of the outputs against their error; 10 dB more is a tenth of the error power",
+    "sqnr_centred": "The same of what varies between the samples: their mean is no part of it. Of "
+    "several outputs that of the worst",
     "mse": "Mean squared difference from the float model's numbers, in their own unit",
     "max_error": "Largest difference of a number from the float model's, in its own unit",
+    "max_error_share": "Largest difference of a number from the float model's, in % of the range "
+    "of its output",
     "size": "Bytes of the model file",
     "peak_memory": "Memory of the process that ran it, at its highest",
     "load_time": "From the file to ready for the first image",
@@ -83,29 +100,28 @@ _MEANINGS = {
     "latency_p99": "Time for one answer: 99 of 100 samples were faster",
     "latency_ratio": "Time against float32 of the same runtime; below 1 is faster",
 }
-#: SQNR in dB from which on numbers count as close: the error is a tenth of the answers' strength.
-CLOSE = 20.0
-#: Points of top-1. A wider doubt than this is no proof that nothing was lost.
-RESOLUTION = 1.0
 
-_VERDICTS = {
-    "same": "same accuracy",
-    "better": "more accurate",
+_VERDICTS: dict[Verdict, str] = {
+    "dead": "dead outputs",
     "worse": "less accurate",
-    "unclear": "too few images to tell",
+    "poor": "poor outputs",
     "unknown": "not measured",
-    "close": "close answers",
-    "far": "answers far off",
+    "unclear": "too few images to tell",
+    "far": "outputs some way off",
+    "better": "more accurate",
+    "same": "same accuracy",
+    "close": "close outputs",
+    "exact": "equal outputs",
 }
-#: What has to be seen first.
-_URGENCY = ("worse", "far", "unknown", "unclear", "better", "same", "close")
-#: Figures in the table of verdicts, of classes and of numbers.
+#: Figures in the table of verdicts: of classes, of right numbers, of numbers.
 _IN_VERDICTS = ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
+_IN_VERDICTS_OF_TRUTH = ("truth_mae", "sqnr_centred", "size", "latency_p50", "latency_ratio")
 _IN_VERDICTS_OF_NUMBERS = (
+    "sqnr_centred",
     "sqnr",
     "agreement",
-    "mse",
     "max_error",
+    "max_error_share",
     "size",
     "latency_p50",
     "latency_ratio",
@@ -222,7 +238,8 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
     results = (source.reference, *source.artifacts)
     lines = [_line(result, source) for result in source.artifacts]
     shown = _shown(_COLUMNS, results)
-    shown += sorted({n for r in results for n in r.metrics if n.startswith(OF_OUTPUT)})
+    of_outputs = (OF_OUTPUT, CENTRED_OF_OUTPUT)
+    shown += sorted({n for r in results for n in r.metrics if n.startswith(of_outputs)})
     words = source.reference_in_words
     meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
@@ -235,20 +252,26 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         style_sha256=_sha256(style),
         script_sha256=_sha256(script),
         reference=source.reference,
-        reference_top1=_cell("top1", source.reference.metrics.get("top1")),
+        accuracy=_accuracy(source),
+        reference_accuracy=_cell(
+            _accuracy(source).metric, source.reference.metrics.get(_accuracy(source).metric)
+        )["value"],
         reference_words=words,
-        of_classes=_of_classes(source),
-        close=f"{CLOSE:g}",
+        judged_by=_judged_by(source),
+        close=f"{fidelity.CLOSE:g}",
+        poor=f"{fidelity.POOR:g}",
+        bound=f"{verdicts.bound_of(source):g}",
         in_verdicts=[_header(name, meanings) for name in _in_verdicts(source)],
         headline=_headline(lines, words),
         summary=_summary(source),
         lines=lines,
-        verdicts=sorted(lines, key=lambda line: _URGENCY.index(line["verdict"])),
+        verdicts=sorted(lines, key=lambda line: verdicts.URGENCY.index(line["verdict"])),
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),
         columns=[_header(name, meanings) for name in shown],
         meanings=meanings,
+        outputs=_outputs(source),
         rows=[_row(result, source, shown) for result in results],
         results=results,
         parity=_parity(source.parity),
@@ -259,12 +282,16 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
     )
 
 
-def _of_classes(source: Report) -> bool:
-    """Whether right answers were counted; else accuracy is how near the numbers are."""
+def _judged_by(source: Report) -> str:
+    """What accuracy is: ``classes``, ``truth`` (right numbers), or ``numbers``: how near they are
+    to the reference's."""
+    if source.fit is not None and source.fit.problem:
+        return "numbers"
     results = (source.reference, *source.artifacts)
-    return any("top1" in r.metrics for r in results) or not any(
-        "sqnr" in r.metrics for r in results
-    )
+    known = {metric for result in results for metric in result.metrics}
+    if "top1" in known or not known & {"sqnr", "r2"}:
+        return "classes"
+    return "truth" if "r2" in known else "numbers"
 
 
 def _shown(names: Iterable[str], results: Sequence[ArtifactResult]) -> list[str]:
@@ -272,18 +299,52 @@ def _shown(names: Iterable[str], results: Sequence[ArtifactResult]) -> list[str]
     return [name for name in names if any(name in result.metrics for result in results)]
 
 
+def _outputs(source: Report) -> list[dict[str, Any]]:
+    """A row for each output of each deployable; none where each has one and none is dead."""
+    several = any(len(result.fidelity) > 1 for result in source.artifacts)
+    if not several and not any(o.dead for r in source.artifacts for o in r.fidelity):
+        return []
+    rows = []
+    for result in source.artifacts:
+        for output in result.fidelity:
+            worst = None if math.isinf(output.worst_sqnr) else output.worst
+            rows.append(
+                {
+                    "name": _short(result, source),
+                    "output": output.output,
+                    "level": output.level,
+                    "cells": [
+                        _cell(metric, Measurement(value, "dB", output.count))
+                        for metric, value in (
+                            ("sqnr_centred", output.sqnr_centred),
+                            ("sqnr", output.sqnr),
+                        )
+                    ],
+                    "worst": fidelity.named(output, [worst]).partition(": ")[2] if worst else "",
+                    "worst_sqnr": _cell("sqnr", Measurement(output.worst_sqnr, "dB", output.count)),
+                    "share": _cell(
+                        "max_error_share", Measurement(output.error_share, "%", output.count)
+                    ),
+                    "dead": fidelity.named(output).rpartition(": ")[2] if output.dead else "",
+                }
+            )
+    return rows
+
+
 def _in_verdicts(source: Report) -> list[str]:
     """Figures in the table of verdicts."""
-    if _of_classes(source):
+    judged_by = _judged_by(source)
+    if judged_by == "classes":
         return list(_IN_VERDICTS)
-    return _shown(_IN_VERDICTS_OF_NUMBERS, source.artifacts)
+    names = _IN_VERDICTS_OF_TRUTH if judged_by == "truth" else _IN_VERDICTS_OF_NUMBERS
+    return _shown(names, source.artifacts)
 
 
 def _column(name: str) -> tuple[str, str, str, float]:
     """Title, unit, format and factor of a metric; ``sqnr:NAME`` is the SQNR of an output."""
-    if name.startswith(OF_OUTPUT):
-        return (f"SQNR {name.removeprefix(OF_OUTPUT)}", *_COLUMNS["sqnr"][1:])
-    return _COLUMNS[name]
+    kind, colon, output = name.partition(":")
+    title, unit, form, factor = _COLUMNS[kind]
+    return (f"{title} {output}" if colon else title, unit, form, factor)
 
 
 def _header(name: str, meanings: Mapping[str, str]) -> dict[str, str]:
@@ -354,26 +415,35 @@ def _headline(lines: list[dict[str, Any]], reference: str) -> str:
 
     if not lines:
         return "No deployable was measured"
-    worse, open_, far = named("worse"), named("unclear", "unknown"), named("far")
+    dead, worse, poor = named("dead"), named("worse"), named("poor")
+    open_, far = named("unclear", "unknown"), named("far")
+    if dead:
+        return (
+            f"{len(dead)} of {len(lines)} deployables {'has' if len(dead) == 1 else 'have'} "
+            f"outputs that are dead: {', '.join(dead)}"
+        )
     if worse:
         return (
             f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
             f"less accurate than {reference}: {', '.join(worse)}"
         )
-    if far:
+    if poor:
         return (
-            f"{len(far)} of {len(lines)} deployables {'answers' if len(far) == 1 else 'answer'} "
-            f"far off {reference}: {', '.join(far)}"
+            f"{len(poor)} of {len(lines)} deployables {'is' if len(poor) == 1 else 'are'} "
+            f"a poor copy of {reference}: {', '.join(poor)}"
         )
     if open_:
         return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
-    if named("close"):
-        one = len(lines) == 1
-        who = lines[0]["name"] if one else f"All {len(lines)} deployables"
-        return f"{who} {'answers' if one else 'answer'} close to {reference}"
-    if len(lines) == 1:
-        return f"{lines[0]['name']} answers as well as {reference}"
-    return f"All {len(lines)} deployables answer as well as {reference}"
+    if far:
+        return (
+            f"{len(far)} of {len(lines)} deployables {'is' if len(far) == 1 else 'are'} "
+            f"some way off {reference}: {', '.join(far)}"
+        )
+    one = len(lines) == 1
+    who = lines[0]["name"] if one else f"All {len(lines)} deployables"
+    if named("close", "exact"):
+        return f"{who} {'is' if one else 'are'} close to {reference}"
+    return f"{who} {'answers' if one else 'answer'} as well as {reference}"
 
 
 def _summary(source: Report) -> list[str]:
@@ -383,7 +453,7 @@ def _summary(source: Report) -> list[str]:
         ("Fastest", "latency_p50"),
         ("Smallest", "size"),
         ("Fewest same answers", "agreement"),
-        *(() if _of_classes(source) else (("Farthest off", "sqnr"),)),
+        *(() if _judged_by(source) == "classes" else (("Farthest off", "sqnr_centred"),)),
     ):
         having = [result for result in source.artifacts if metric in result.metrics]
         if having:
@@ -396,86 +466,93 @@ def _summary(source: Report) -> list[str]:
 
 
 def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
-    top1, base = result.metrics.get("top1"), source.reference.metrics.get("top1")
-    change = None if top1 is None or base is None else top1.value - base.value
-    interval = _change_interval(result, source)
-    p = result.metrics.get("mcnemar_p")
-    verdict = "same"
-    if not _of_classes(source):
-        sqnr = result.metrics.get("sqnr")
-        verdict = "unknown" if sqnr is None else "close" if sqnr.value >= CLOSE else "far"
-    elif change is None or p is None:
-        verdict = "unknown"
-    elif p.value < SIGNIFICANT:
-        verdict = "worse" if change < 0 else "better"
-    elif interval is None or interval[0] < -RESOLUTION:
-        verdict = "unclear"
+    judged = verdicts.of(result, source)
+    change = judged.change
+    interval = "" if change is None else _interval(change)
     return {
         "name": _short(result, source),
-        "verdict": verdict,
-        "words": _VERDICTS[verdict],
-        "sentence": _sentence(result, source, verdict, change, interval),
-        "change": change,
-        "shown": "–" if change is None else _signed(change),
-        "low": "" if interval is None else interval[0],
-        "interval": "" if interval is None else " to ".join(map(_signed, interval)),
+        "verdict": judged.verdict,
+        "words": _VERDICTS[judged.verdict],
+        "sentence": _sentence(result, source, judged),
+        "change": None if change is None else change.value,
+        "shown": "–" if change is None else _signed(change.value),
+        "low": "" if change is None or change.low is None else change.low,
+        "interval": interval,
         "cells": [_cell(name, result.metrics.get(name)) for name in _in_verdicts(source)],
     }
 
 
-def _sentence(
-    result: ArtifactResult,
-    source: Report,
-    verdict: str,
-    change: float | None,
-    interval: tuple[float, float] | None,
-) -> str:
+def _interval(change: Measurement) -> str:
+    if change.low is None or change.high is None:
+        return ""
+    return f"{_signed(change.low)} to {_signed(change.high)}"
+
+
+def _sentence(result: ArtifactResult, source: Report, judged: Judged) -> str:
     """What became of the float model, in words anyone reads; goes on after the artifact's name."""
-    parts = [_accuracy_words(result, source, verdict, change, interval)]
+    parts = [_accuracy_words(result, source, judged)]
     parts += filter(None, (_speed_words(result, source), _size_words(result, source)))
     text = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
     return f"{text.rstrip(',')}."
 
 
-def _accuracy_words(
-    result: ArtifactResult,
-    source: Report,
-    verdict: str,
-    change: float | None,
-    interval: tuple[float, float] | None,
-) -> str:
+def _accuracy_words(result: ArtifactResult, source: Report, judged: Judged) -> str:
     base = source.reference_in_words
-    if verdict in ("close", "far"):
-        return _numbers_words(result, base, verdict)
-    if verdict == "unknown" or change is None:
-        return f"was not held against {base}'s accuracy"
-    top1, agreement = result.metrics["top1"].value, result.metrics.get("agreement")
+    if judged.verdict == "dead":
+        dead = "; ".join(fidelity.named(output) for output in result.fidelity if output.dead)
+        return f"is no copy of {base}: what varies there is constant here ({dead})"
+    if judged.change is None or judged.verdict in ("close", "exact", "far", "poor"):
+        if judged.level is None:
+            return f"was not held against {base}'s outputs"
+        return _numbers_words(result, base, judged)
+    agreement = result.metrics.get("agreement")
     if agreement is not None and agreement.value == 100:
-        same = f"gives {base}'s answer on all {source.data.count:,} images"
-        return f"{same} ({top1:.2f} % right)"
-    figures = f"{top1:.2f} % right, a change of {_signed(change)} points"
-    if interval is not None:
-        figures += f", 95 % range {_signed(interval[0])} to {_signed(interval[1])}"
+        same = f"gives {base}'s answer on all {source.data.count:,} {source.data.unit}"
+        return f"{same} ({result.metrics['top1'].value:.2f} % right)"
+    figures = f"a change of {_signed(judged.change.value)} points"
+    if interval := _interval(judged.change):
+        figures += f", 95 % range {interval}"
+    if "top1" in result.metrics:
+        figures = f"{result.metrics['top1'].value:.2f} % right, {figures}"
+    elif "r2" in result.metrics:
+        figures = f"R² {result.metrics['r2'].value:.2f} %, {figures}"
     words = {
-        "same": f"is as accurate as {base} within noise",
+        "same": f"is as accurate as {base} within {verdicts.bound_of(source):g} points",
         "better": f"is more accurate than {base}, beyond noise",
         "worse": f"is less accurate than {base}, beyond noise",
-        "unclear": f"saw too few images to tell whether it is as accurate as {base}",
+        "unclear": f"saw too few {source.data.unit} to tell whether it is as accurate as {base}",
     }
-    return f"{words[verdict]} ({figures})"
+    said = f"{words[judged.accuracy]} ({figures})"
+    if judged.level == "poor":
+        said += f", with scores that are far off ({_decibels_of(result)} dB of what varies)"
+    return said
 
 
-def _numbers_words(result: ArtifactResult, base: str, verdict: str) -> str:
+def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
     """How far numbers are from the reference's; the error is a root mean square."""
-    sqnr = result.metrics["sqnr"].value
-    if sqnr == math.inf:
+    if judged.level == "exact":
         return f"gives {base}'s numbers exactly"
-    share = 100 * 10 ** (-sqnr / 20) if sqnr > -300 else math.inf
-    words = "close to" if verdict == "close" else "far off"
-    return (
-        f"answers {words} {base}: its error is {share:.2g} % of the answers' strength "
-        f"(SQNR {sqnr:.1f} dB; close is {CLOSE:g} dB or more, an error of 10 % at most)"
+    found = result.metrics.get("sqnr_centred") or result.metrics["sqnr"]
+    share = 100 * 10 ** (-found.value / 20) if found.value > -60 else math.inf
+    error = "more than 1,000 times" if share == math.inf else f"{share:,.2g} % of"
+    if 100 <= share < math.inf:
+        error = f"{share:,.0f} % of"
+    words = {"close": "is close to", "far": "is some way off", "poor": "is a poor copy of"}
+    text = (
+        f"{words[str(judged.level)]} {base}: its error is {error} what varies between "
+        f"samples (SQNR {found.value:.1f} dB; close is {fidelity.CLOSE:g} dB or more, poor below "
+        f"{fidelity.POOR:g} dB)"
     )
+    most = result.metrics.get("max_error_share")
+    if most is not None and math.isfinite(most.value):
+        largest = f"{most.value:,.0f}" if most.value >= 100 else f"{most.value:.2g}"
+        text += f", the largest {largest} % of the range"
+    return text
+
+
+def _decibels_of(result: ArtifactResult) -> str:
+    found = result.metrics.get("sqnr_centred") or result.metrics.get("sqnr")
+    return "–" if found is None else f"{found.value:.1f}"
 
 
 def _speed_words(result: ArtifactResult, source: Report) -> str:
@@ -494,42 +571,41 @@ def _speed_words(result: ArtifactResult, source: Report) -> str:
 
 
 def _size_words(result: ArtifactResult, source: Report) -> str:
+    """The size, against float32: of the same format, of another one, or of the parameters alone.
+
+    A Keras file is no measure: it may hold the state of an optimizer.
+    """
     size = result.metrics.get("size")
     if size is None or not math.isfinite(size.value):
         return ""
     words = f"is {decimals(size.value / 1e6, '.2f')} MB"
-    same = [
-        other
-        for other in source.artifacts
-        if (other.format, other.precision) == (result.format, "float32") and other is not result
-    ]
-    base = same[0] if same and result.precision != "float32" else source.reference
-    other = base.metrics.get("size")
-    if other is None or not 0 < other.value < math.inf:
+    other = _float32_size(result, source)
+    if other is None or result.precision == "float32":
         return words
-    name = f"{source.reference_in_words}'s file"
-    if base is not source.reference:
-        name = f"float32 {_FORMATS.get(base.format, base.format)}"
-    share = 100 * (size.value / other.value - 1)
+    share = 100 * (size.value / other[0] - 1)
     if abs(share) < 0.5:
-        return f"{words}, as large as {name}"
-    return f"{words}, {abs(share):.0f} % {'smaller' if share < 0 else 'larger'} than {name}"
+        return f"{words}, as large as {other[1]}"
+    return f"{words}, {abs(share):.0f} % {'smaller' if share < 0 else 'larger'} than {other[1]}"
 
 
-def _change_interval(result: ArtifactResult, source: Report) -> tuple[float, float] | None:
-    """95 % interval of the change of top-1 in points, from the images of both.
-
-    Adjusted Wald interval for a difference of paired proportions (Agresti and Min 2005): half an
-    image is added to each of the four cells right/wrong x right/wrong.
-    """
-    if not (result.correct and source.reference.correct):
+def _float32_size(result: ArtifactResult, source: Report) -> tuple[float, str] | None:
+    """Bytes of the model in float32, and what they are of."""
+    in_float32 = [
+        other
+        for other in (*source.artifacts, source.reference)
+        if other.precision == "float32"
+        and other.format in ("tflite", "onnx")
+        and "size" in other.metrics
+        and 0 < other.metrics["size"].value < math.inf
+    ]
+    same = [other for other in in_float32 if other.format == result.format]
+    for other in (*same, *in_float32):
+        name = f"float32 {_FORMATS.get(other.format, other.format)}"
+        return other.metrics["size"].value, name
+    parameters = source.reference.metrics.get("parameters")
+    if parameters is None or parameters.value <= 0:
         return None
-    count = source.data.count
-    lost, gained = discordant(source.reference.correct_bits(count), result.correct_bits(count))
-    total = count + 2
-    change = (gained - lost) / total
-    deviation = math.sqrt((gained + lost + 1) / total - change**2) / math.sqrt(total)
-    return 100 * (change - 1.96 * deviation), 100 * (change + 1.96 * deviation)
+    return 4 * parameters.value, f"{parameters.value:,.0f} parameters in float32"
 
 
 def _signed(points: float) -> str:
@@ -555,7 +631,7 @@ def _cell(name: str, found: Measurement | None) -> dict[str, str]:
         return {"value": "–", "interval": "", "sort": ""}
     _, _, form, factor = _column(name)
     if math.isinf(found.value):
-        exact = name.partition(":")[0] == "sqnr" and found.value > 0
+        exact = name.startswith("sqnr") and found.value > 0
         sort = "Infinity" if found.value > 0 else "-Infinity"
         return {"value": "exact" if exact else f"{found.value:+}", "interval": "", "sort": sort}
     interval = ""
@@ -590,7 +666,22 @@ class _Accuracy:
 _TOP1 = _Accuracy(
     "top1", "Top-1", "%", "right answers (top-1), %", "right answers", ".2f", (0, 100)
 )
-_SQNR = _Accuracy("sqnr", "SQNR", "dB", "signal to error (SQNR), dB", "SQNR", ".1f", (-1000, 1000))
+_R2 = _Accuracy("r2", "R²", "%", "variance that is explained (R²), %", "R²", ".2f", (-1000, 100))
+_SQNR = _Accuracy(
+    "sqnr_centred", "SQNR", "dB", "signal to error (SQNR of what varies), dB", "SQNR", ".1f",
+    (-1000, 1000),
+)  # fmt: skip
+#: Of reports that do not know what varies.
+_PLAIN_SQNR = replace(_SQNR, metric="sqnr", label="signal to error (SQNR), dB")
+
+
+def _accuracy(source: Report) -> _Accuracy:
+    """What the charts show upward, and the reference has."""
+    judged_by = _judged_by(source)
+    if judged_by != "numbers":
+        return _TOP1 if judged_by == "classes" else _R2
+    known = {metric for result in source.artifacts for metric in result.metrics}
+    return _SQNR if "sqnr_centred" in known else _PLAIN_SQNR
 
 
 def _drawable(result: ArtifactResult, metric: str, accuracy: _Accuracy) -> bool:
@@ -606,7 +697,7 @@ def _drawable(result: ArtifactResult, metric: str, accuracy: _Accuracy) -> bool:
 def _plots(source: Report) -> list[dict[str, Any]]:
     """The two scatters, each with what it shows as words and as a table."""
     plots = []
-    accuracy = _TOP1 if _of_classes(source) else _SQNR
+    accuracy = _accuracy(source)
     level = source.reference.metrics.get(accuracy.metric)
     if level is not None and not accuracy.ends[0] <= level.value <= accuracy.ends[1]:
         level = None

@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from edgekit import schema
 from edgekit.errors import EdgekitError, ReportError
+from edgekit.fidelity import Fidelity
 
 SCHEMA_VERSION = 2
 #: Pictures, or anything else that a model is asked.
 Unit = Literal["images", "samples"]
-#: Begins the name of the SQNR of one of several outputs: ``sqnr:OUTPUT``.
-OF_OUTPUT = "sqnr:"
+#: Begins the name of the SQNR of one of several outputs, of all that it is and of what varies.
+OF_OUTPUT, CENTRED_OF_OUTPUT = "sqnr:", "sqnr_centred:"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -32,7 +33,7 @@ class Measurement:
     Attributes:
         value: The figure. May be infinite (SQNR of identical outputs), never NaN.
         unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
-            ``x`` (ratio), ``p``, or ``unit`` and ``unit^2``, the answers' own.
+            ``x`` (ratio), ``p``, ``parameters``, or ``unit`` and ``unit^2``, the outputs' own.
         count: Number of samples it was taken from.
         low: Lower end of the interval, or None where none is given.
         high: Upper end of the interval.
@@ -237,9 +238,10 @@ class ArtifactResult:
 
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
-        metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl sqnr
-            mse max_error sqnr:OUTPUT size peak_memory load_time latency_p50 latency_p90 latency_p99
-            latency_ratio energy``;
+        metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl r2
+            r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
+            sqnr:OUTPUT sqnr_centred:OUTPUT size parameters peak_memory load_time latency_p50
+            latency_p90 latency_p99 latency_ratio energy``;
             what was not measured is not there.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels or
             classes.
@@ -250,6 +252,7 @@ class ArtifactResult:
             empty for a model file without one.
         changes: Answers that differ from the float model's; None for the float model itself.
         places: The workers that answered, if not the machine of the report's environment.
+        fidelity: Each output, held against the reference's; empty in older reports.
     """
 
     name: str
@@ -266,6 +269,7 @@ class ArtifactResult:
     places: tuple[Place, ...] = ()
     latency_warm_up: int = 0
     manifest_sha256: str = ""
+    fidelity: tuple[Fidelity, ...] = ()
 
     @property
     def timed_here(self) -> bool:
@@ -338,6 +342,41 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class LabelFit:
+    """Whether the labels are those of what the reference was asked.
+
+    Attributes:
+        accuracy: Of the reference, in %.
+        chance: Share that is right without any link between outputs and labels, in %.
+        p: How often chance alone gives as many right ones (binomial, one-sided).
+        problem: ``chance`` where the reference is no better than chance, ``one class`` where all
+            labels are one class; accuracy then says nothing of a deployable.
+    """
+
+    accuracy: float
+    chance: float
+    p: float
+    problem: Literal["", "chance", "one class"] = ""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A value of a metric that people accepted, as a floor for all later baselines.
+
+    Attributes:
+        created: When the report that holds it was made, UTC, ISO 8601.
+        reason: Why it was accepted; empty of the first baseline.
+        reference: What it was held against.
+    """
+
+    value: float
+    unit: str
+    created: str
+    reason: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True)
 class Report(schema.Document):
     """A comparison, ready to be judged or drawn.
 
@@ -350,6 +389,8 @@ class Report(schema.Document):
         warnings: What makes a figure less sure, a sentence each.
         parity: Of the int8 files, where it was asked for.
         conditions: Of the machine during the latency rounds, where it could be read.
+        fit: Whether labels and reference fit; None where there are no labels, and in older reports.
+        origin: Of a baseline: what was accepted first, by artifact and metric.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION
@@ -367,6 +408,8 @@ class Report(schema.Document):
     warnings: tuple[str, ...] = ()
     parity: Parity | None = None
     conditions: Conditions | None = None
+    fit: LabelFit | None = None
+    origin: dict[str, dict[str, Accepted]] | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

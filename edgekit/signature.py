@@ -76,12 +76,12 @@ class TensorSpec:
 
     def fits(self, sizes: tuple[int, ...]) -> bool:
         """Whether samples of these sizes can be fed, as they are or by :meth:`arrange`."""
-        return sizes in (self.sample, self.picture)
+        return _same(sizes, self.sample) or _same(sizes, self.picture)
 
     def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Samples ``[N, ...]`` as the model takes them: pictures get their channels first where it
         has them so; what has its sizes already passes."""
-        if values.shape[1:] == self.sample or values.shape[1:] != self.picture:
+        if _same(values.shape[1:], self.sample) or not _same(values.shape[1:], self.picture):
             return values
         return np.ascontiguousarray(np.moveaxis(values, -1, 1))
 
@@ -109,6 +109,13 @@ class TensorSpec:
         return (values.astype(np.int32) - self.zero_point).astype(np.float32) * np.float32(
             self.scale
         )
+
+
+def _same(sizes: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether sizes are those that are wanted; -1 takes any."""
+    return len(sizes) == len(wanted) and all(
+        other in (-1, size) for size, other in zip(sizes, wanted, strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,20 @@ import numpy.typing as npt
 
 from edgekit.blocks import blocks
 from edgekit.errors import InvalidOptionError, MissingDependencyError
+from edgekit.fidelity import decibels
 from edgekit.results import Measurement
 
 #: A p below this is more than chance.
 SIGNIFICANT = 0.05
 #: Latency is unstable when the medians of its rounds spread over more than this part of theirs.
 UNSTABLE = 0.2
-#: Resamples of a bootstrap of counts, which costs no more than its random numbers.
-RESAMPLES = 10_000
+#: Rows of probabilities in half precision sum to 1 within this.
+_HALF_SUM = 0.01
+#: Values that an integer output of 16 bits has, and the largest step that probabilities have.
+_LEVELS, _COARSEST = 1 << 16, 1 / 64
+_T = "paired t 95 %"
+#: Standard deviations on each side of 95 %.
+_TWO_SIDED = NormalDist().inv_cdf(0.975)
 #: Discordant pairs above which the exact McNemar test is as strong as the normal approximation.
 _LARGE = 10_000
 #: A slower start of a round than this is a warm-up, if it is beyond noise too.
@@ -64,33 +70,30 @@ def mcnemar_exact(lost: int, gained: int) -> float:
     return min(1.0, 2 * tail / (1 << n)) if n else 1.0
 
 
-def paired_change(
-    before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_], *, seed: int = 0
-) -> Measurement:
-    """Change of a share of right answers, in points, with a bootstrap 95 % interval.
+def paired_change(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Measurement:
+    """Change of a share of right answers, in points, with a 95 % interval from the paired images.
 
-    Images are resampled in pairs, percentile interval (Efron and Tibshirani 1993, chapter 13). A
-    pair is lost, gained or alike, so that a resample is one draw from the multinomial of the three
-    counts: the same as picking N pairs, without touching N images.
+    Adjusted Wald interval for a difference of paired proportions: half an image is added to each
+    of the four cells right/wrong x right/wrong (Agresti and Min 2005). It has a width where no
+    pair differs too, since that says little of images that were not seen.
 
     Args:
         before: Right or wrong, image by image, bool ``[N]``.
         after: The same of the other model.
-        seed: Of the resamples.
-
-    Returns:
-        The change; without an interval where no pair differs, since every resample is then alike
-        and says nothing of images not seen.
     """
     lost, gained = discordant(before, after)
     count = len(before)
-    change = 100 * (gained - lost) / count
-    if lost + gained == 0:
-        return Measurement(change, "points", count)
-    shares = np.array([lost, gained, count - lost - gained]) / count
-    drawn = np.random.default_rng(seed).multinomial(count, shares, RESAMPLES)
-    low, high = np.percentile(100 * (drawn[:, 1] - drawn[:, 0]) / count, [2.5, 97.5])
-    return Measurement(change, "points", count, float(low), float(high), "bootstrap 95 %")
+    total = count + 2
+    middle = (gained - lost) / total
+    spread = _TWO_SIDED * math.sqrt((gained + lost + 1) / total - middle**2) / math.sqrt(total)
+    return Measurement(
+        value=100 * (gained - lost) / count,
+        unit="points",
+        count=count,
+        low=100 * (middle - spread),
+        high=100 * (middle + spread),
+        interval="adjusted wald 95 %",
+    )
 
 
 def mcnemar_power(count: int, *, discordance: float, drop: float) -> float:
@@ -168,8 +171,7 @@ def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> 
         exact = clean.astype(np.float64)
         signal += float((exact**2).sum())
         noise += float(((exact - found) ** 2).sum())
-    value = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
-    return Measurement(value, "dB", len(reference))
+    return Measurement(decibels(signal, noise), "dB", len(reference))
 
 
 def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
@@ -180,21 +182,117 @@ def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> M
     return Measurement(total / reference.size, "unit^2", len(reference))
 
 
-def max_error(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
-    """Largest absolute error of a number of the answers, in the answer's own unit."""
-    largest = max(
-        float(np.abs(exact.astype(np.float64) - found).max())
-        for exact, found in blocks(reference, other)
-    )
-    return Measurement(largest, "unit", len(reference))
+def truth(
+    right: npt.NDArray[np.float32],
+    before: npt.NDArray[np.float32],
+    after: npt.NDArray[np.float32],
+) -> dict[str, Measurement]:
+    """How far numbers are from the true ones, and whether that changed; of regressions.
+
+    R^2 is the mean over the numbers of a sample, each against its own variance, so that their
+    units do not matter; a number that never varies has none. Its change is a mean over the samples,
+    with the interval of a paired t test.
+
+    Args:
+        right: ``[N, M]``.
+        before: The float model's.
+        after: The other model's.
+
+    Returns:
+        ``truth_mse`` and ``truth_mae`` in the numbers' own unit, ``r2`` in % and ``r2_change`` in
+        points; the last two only where something varies.
+    """
+    count = len(right)
+    means = sum(block.astype(np.float64).sum(axis=0) for (block,) in blocks(right)) / count
+    power = sum(((block - means) ** 2).sum(axis=0) for (block,) in blocks(right)) / count
+    varies = power > 1e-12 * (means**2 + power)
+    squared = absolute = 0.0
+    losses = np.empty((2, count))
+    start = 0
+    for exact, old, new in blocks(right, before, after):
+        errors = [each.astype(np.float64) - exact for each in (old, new)]
+        squared += float((errors[1] ** 2).sum())
+        absolute += float(np.abs(errors[1]).sum())
+        if varies.any():
+            stop = start + len(exact)
+            for each, error in zip(losses, errors, strict=True):
+                each[start:stop] = (error[:, varies] ** 2 / power[varies]).mean(axis=1)
+            start = stop
+    found = {
+        "truth_mse": Measurement(squared / right.size, "unit^2", count),
+        "truth_mae": Measurement(absolute / right.size, "unit", count),
+    }
+    if not varies.any():
+        return found
+    gained = 100 * (losses[0] - losses[1])
+    change = float(gained.mean())
+    low = high = None
+    if count > 1:
+        spread = float(gained.std(ddof=1)) / math.sqrt(count)
+        spread *= float(_stats().t.ppf(0.975, count - 1))
+        low, high = change - spread, change + spread
+    return {
+        **found,
+        "r2": Measurement(100 * (1 - float(losses[1].mean())), "%", count),
+        "r2_change": Measurement(change, "points", count, low, high, "" if low is None else _T),
+    }
 
 
-def is_probability(answers: npt.NDArray[np.float32]) -> bool:
-    """Whether rows are probabilities that sum to 1, of which a KL divergence has a meaning."""
-    return answers.ndim == 2 and all(
-        block.min() >= 0 and np.abs(block.sum(axis=1) - 1).max() <= 0.01
-        for (block,) in blocks(answers)
-    )
+def by_chance(
+    choices: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.integer[Any]]
+) -> tuple[float, float]:
+    """(share that is right by chance, p of as many right as there are), of 1.
+
+    Chance has the classes of the choices and of the labels, and no link between them. The p is
+    one-sided and binomial.
+
+    Args:
+        choices: The class that a model chose, ``[N]``.
+        labels: The right class, ``[N]``.
+    """
+    classes = int(max(choices.max(), labels.max())) + 1
+    shares = [np.bincount(each, minlength=classes) / len(labels) for each in (choices, labels)]
+    chance = min(1.0, float((shares[0] * shares[1]).sum()))
+    right = int((choices == labels).sum())
+    tested = _stats().binomtest(right, len(labels), chance, alternative="greater")
+    return chance, float(tested.pvalue)
+
+
+def is_probability(answers: npt.NDArray[np.float32], *, step: float | None = None) -> bool:
+    """Whether rows are probabilities that sum to 1, of which a KL divergence has a meaning.
+
+    Of integers, a number may be off by a step (half of it is rounding, the rest the kernel's), and
+    what is below half a step is 0; so sums are wrong by what follows from that, and no more. Sums
+    of float16 and bfloat16 are wrong by less than 0.01.
+
+    Args:
+        answers: ``[N, C]``.
+        step: Of a quantized output, its scale; default what the numbers themselves show.
+    """
+    if answers.ndim != 2 or not len(answers):
+        return False
+    if step is None:
+        (first,) = next(iter(blocks(answers)))
+        step = _step(first)
+    for (block,) in blocks(answers):
+        some = np.count_nonzero(block, axis=1)
+        above = _HALF_SUM + some * step
+        below = above + (block.shape[1] - some) * step / 2
+        off = block.sum(axis=1, dtype=np.float64) - 1
+        if block.min() < 0 or (off > above).any() or (off < -below).any():
+            return False
+    return True
+
+
+def _step(values: npt.NDArray[np.float32]) -> float:
+    """The step of which all numbers are multiples, as those of an integer output are; else 0."""
+    different = np.unique(values).astype(np.float64)
+    if not 2 < len(different) <= _LEVELS:
+        return 0.0
+    step = float(np.diff(different).min())
+    multiples = different / step
+    off = float(np.abs(multiples - np.rint(multiples)).max())
+    return step if step <= _COARSEST and off < 0.01 else 0.0
 
 
 def softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

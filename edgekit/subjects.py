@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgekit import data
+from edgekit import data, model_file
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.formats import float_model, saved_model
+from edgekit.model_file import ModelFile
 from edgekit.quant.profiles import PROFILES
 from edgekit.recording import Recording
 from edgekit.reference import onnx_artifact, profile_of
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.worker import Job
+from edgekit.signature import Preprocessing, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,58 @@ class Subject:
         return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
 
 
+def open_all(
+    paths: Sequence[Path], reference: Path | None, prepare: Preprocessing | None
+) -> list[Artifact]:
+    """Artifacts, and files of any maker, whose inputs are made as those of the artifacts.
+
+    Args:
+        paths: Folders and files.
+        reference: The float model, as the user named it; None for another reference.
+        prepare: Of files; default that of the artifacts, else of the reference.
+
+    Raises:
+        EdgekitError: If one cannot be loaded, or the preprocessing is missing or given twice.
+    """
+    folders = {path: model_file.load(path) for path in paths if not model_file.is_file(path)}
+    files = [path for path in paths if path not in folders]
+    if prepare is not None and not files:
+        raise InvalidOptionError(
+            f"{paths[0]} brings its preprocessing; give --preprocessing only with a file"
+        )
+    if prepare is None and folders:
+        prepare = next(iter(folders.values())).manifest.preprocessing
+    if prepare is None and reference is not None and _is_artifact(reference):
+        prepare = Artifact.load(reference).manifest.preprocessing
+    return [folders[path] if path in folders else model_file.load(path, prepare) for path in paths]
+
+
+def default_data(artifact: Artifact) -> str:
+    """The images of the shipped model, which stand in where none are named; others have none.
+
+    Raises:
+        InvalidOptionError: If the artifact comes from another model.
+    """
+    source, shipped = artifact.manifest.source, float_model.SHIPPED
+    own = artifact.sha256 if source is None else source.sha256
+    if shipped.is_dir() and Artifact.load(shipped).sha256 == own:
+        return "fashion_mnist"
+    raise InvalidOptionError(
+        f"{artifact.name} is not of the shipped model, whose images are the default; pass --data, "
+        f"{data.WORDS}"
+    )
+
+
+def _is_artifact(path: Path) -> bool:
+    return path.is_dir() and not saved_model.is_saved_model(path)
+
+
 def check_one_source(artifacts: list[Artifact]) -> None:
-    """Refuse artifacts of several float models, a float model, and two of one folder name."""
-    first = artifacts[0]
-    for artifact in artifacts:
+    """Refuse artifacts of several float models, a float model, and two of one name."""
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    first = known[0] if known else None
+    for artifact in known:
+        assert first is not None
         if artifact.manifest.source is None:
             raise InvalidModelError(
                 f"{artifact.path} is a float model; it is the reference, pass what was exported"
@@ -60,15 +112,20 @@ def check_one_source(artifacts: list[Artifact]) -> None:
                 f"{artifact.path} and {first.path} were made for other sizes of their inputs "
                 f"(--shape); compare them one by one"
             )
-    names = [artifact.name for artifact in artifacts]
-    if len(set(names)) != len(names):
-        raise InvalidOptionError(f"two artifacts share a folder name: {', '.join(sorted(names))}")
+    counts = Counter(artifact.name for artifact in artifacts)
+    if max(counts.values()) > 1:
+        name = counts.most_common(1)[0][0]
+        raise InvalidOptionError(f"two artifacts share the name {name}; rename one of them")
 
 
 def recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> Subject:
     """The reference that a recording stands in for."""
     manifest = artifact.manifest
-    assert manifest.source is not None
+    if manifest.source is None:
+        raise InvalidOptionError(
+            f"{path} is a recording of one float model, and {artifact.name} does not say which it "
+            f"was made from; compare an artifact folder, or pass the model as --reference"
+        )
     recording = Recording.load(path)
     recording.check(
         path,
@@ -100,7 +157,13 @@ def run_by(
     trust: bool = False,
 ) -> Subject:
     """The float model on another runner; what has to be converted is put into ``folder``."""
-    found = reference_of(artifacts, None, threads, trust=trust)
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    if not known:
+        raise InvalidOptionError(
+            f"{runner.word} runs the float model that an artifact names, and {artifacts[0].name} "
+            f"is a file that names none; pass the model as --reference"
+        )
+    found = reference_of(known, None, threads, trust=trust)
     assert found.job is not None
     if runner.format == "keras" and found.format != "keras":
         raise InvalidOptionError(
@@ -115,7 +178,7 @@ def run_by(
     converted = onnx_artifact(
         found.path,
         precision=runner.precision,
-        preprocessing=artifacts[0].manifest.preprocessing,
+        preprocessing=known[0].manifest.preprocessing,
         images=dataset,
         folder=folder,
         device=profile_of(runner),
@@ -148,16 +211,18 @@ def reference_of(
     """The float model whose sha256 the manifests name, in the format that it was saved in.
 
     Args:
-        artifacts: Made from it.
+        artifacts: Made from it; of files nobody knows, what is given is taken.
         given: Where it is; default where the first manifest says, or the shipped one.
         threads: Threads inside an operator.
         trust: Let code inside of it run.
     """
-    place, model, sha256 = float_model.find(artifacts[0], given)
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    if not known:
+        return _given(artifacts[0], given, threads, trust=trust)
+    place, model, sha256 = float_model.find(known[0], given)
     kind = float_model.kind_of(place)
     name = "keras-float32" if kind == "keras" else f"{kind}-source"
-    preprocessing = artifacts[0].manifest.preprocessing
-    source = artifacts[0].manifest.source
+    preprocessing, source = known[0].manifest.preprocessing, known[0].manifest.source
     assert source is not None
     return Subject(
         name,
@@ -171,13 +236,90 @@ def reference_of(
     )
 
 
+def _given(artifact: Artifact, given: Path | None, threads: int, *, trust: bool = False) -> Subject:
+    """The model that a user names as the reference of files which name none."""
+    if given is None:
+        raise InvalidOptionError(
+            f"{artifact.name} does not say which float model it was made from; pass --reference "
+            f"MODEL, the model to hold it against"
+        )
+    if not given.exists():
+        raise InvalidModelError(f"{given} not found; expected the model to hold the files against")
+    prepare = artifact.manifest.preprocessing
+    if _is_artifact(given):
+        found = Artifact.load(given)
+        manifest = found.manifest
+        job = Job.of(found, threads=threads)
+        return Subject(
+            found.name,
+            manifest.format,
+            job,
+            given,
+            manifest.precision,
+            found.sha256,
+            found.size,
+            found.manifest_sha256,
+        )
+    kind = float_model.kind_of(given)
+    precision = model_file.precision_of(given) if given.suffix in model_file.FORMATS else "float32"
+    name = f"{given.name} (reference)"
+    return Subject(
+        name,
+        kind,
+        Job(name, given, kind, prepare, threads, {}, trust=trust),
+        given,
+        precision,
+        saved_model.sha256_of(given),
+        saved_model.size_of(given),
+    )
+
+
+def paired(
+    wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], name: str
+) -> tuple[tuple[str, ...], str]:
+    """Names of a file's outputs, in the order of the reference's, and what was assumed.
+
+    Equal names are paired; of one output each, or where names differ, those of equal sizes, in
+    their order.
+
+    Args:
+        wanted: The reference's outputs.
+        found: The file's.
+        name: Of the file.
+
+    Raises:
+        InvalidModelError: If they differ in number or sizes.
+    """
+    if {spec.name for spec in wanted} == {spec.name for spec in found}:
+        return tuple(spec.name for spec in wanted), ""
+    left = list(found)
+    taken = []
+    for spec in wanted:
+        fits = [each for each in left if each.shape[1:] == spec.shape[1:]]
+        if not fits and len(wanted) == len(found) == 1:
+            fits = left
+        if not fits:
+            break
+        left.remove(fits[0])
+        taken.append(fits[0].name)
+    if left or len(taken) != len(wanted):
+        sides = (", ".join(f"{s.name} {list(s.shape)}" for s in side) for side in (wanted, found))
+        raise InvalidModelError(
+            f"{name}: expected the outputs of the reference, {next(sides)}, got {next(sides)}"
+        )
+    if len(wanted) == 1:
+        return tuple(taken), ""
+    pairs = ", ".join(f"{own} as {spec.name}" for own, spec in zip(taken, wanted, strict=True))
+    return tuple(taken), f"{name}: outputs are paired by size and order: {pairs}"
+
+
 def subject_of(artifact: Artifact, threads: int) -> Subject:
     """An artifact, as its manifest says to run it."""
     return Subject(
         artifact.name,
         artifact.manifest.format,
         Job.of(artifact, threads=threads),
-        artifact.path,
+        artifact.model_path if isinstance(artifact, ModelFile) else artifact.path,
         artifact.manifest.precision,
         artifact.sha256,
         artifact.size,

@@ -349,7 +349,6 @@ def arrays(source: Path) -> Iterator[tuple[str, Make]]:
     yield from {
         "pickled images": saved(x=objects, y=y),
         "pickled labels": saved(x=x, y=objects),
-        "no labels": saved(x=x),
         "no images": saved(y=y),
         "other names": saved(images=x, labels=y),
         "nothing": saved(),

@@ -47,3 +47,18 @@ def test_bad_options(
     done = edgekit("benchmark", artifacts["onnx-int8"], *arguments)
     assert done.status == 2
     assert message in done.error
+
+
+def test_a_file_of_any_maker(
+    artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    file = tmp_path / "theirs.tflite"
+    file.write_bytes((artifacts["tflite-int8"] / "model.tflite").read_bytes())
+    words = ("--seconds", "0.2", "--preprocessing", "unit")
+    done = edgekit("benchmark", file, *words)
+    assert (done.status, done.document["name"]) == (0, "theirs.tflite"), done.stderr
+    assert done.document["precision"] == "int8"
+    assert "does not say how its input is made" in edgekit("benchmark", file).error
+    assert (
+        "brings its preprocessing" in edgekit("benchmark", artifacts["tflite-int8"], *words).error
+    )

@@ -27,7 +27,7 @@ from edgekit.bounds import (
 from edgekit.errors import InvalidInputError, InvalidOptionError
 
 VALUES = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
-NAMES = st.none() | st.text(min_size=1)
+NAMES = st.none() | st.text(min_size=1).filter(lambda name: not name.startswith("sqnr"))
 
 
 def allowed(kind: Kind, metric: str) -> bool:
@@ -57,7 +57,7 @@ def test_any_text_is_a_bound_or_one_error(kind: Kind, text: str) -> None:
     except InvalidOptionError as exc:
         assert str(exc)
     else:
-        assert bound.metric in METRICS or bound.metric.startswith("sqnr:")
+        assert bound.metric in METRICS or bound.metric.startswith(("sqnr:", "sqnr_centred:"))
         assert math.isfinite(bound.value)
 
 
@@ -99,6 +99,8 @@ def test_an_output_of_several_can_be_bounded() -> None:
     assert (bound.artifact, bound.metric, bound.value) == (None, "sqnr:price", 30)
     bound = parse("max-drop", "mine-int8:sqnr:head:0=3")
     assert (bound.artifact, bound.metric, bound.kind) == ("mine-int8", "sqnr:head:0", "max-drop")
+    bound = parse("max-drop", "mine-int8:sqnr_centred:head:0=3")
+    assert (bound.artifact, bound.metric) == ("mine-int8", "sqnr_centred:head:0")
     assert parse("max-drop", "sqnr=3").metric == "sqnr"
     assert parse("min", "a:sqnr:energy=30").metric == "sqnr:energy"
     with pytest.raises(InvalidOptionError, match="higher sqnr:price is better; use min"):
@@ -165,6 +167,18 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(given_path).report == tmp_path / "build" / "report.json"
 
 
+def test_dead_channels_can_be_let_pass(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    table = "[tool.edgekit.gate]\n{}\n[tool.edgekit.gate.artifact.a]\n{}\n"
+    for everywhere, one, expected in (
+        ("", "", set()),
+        ("allow-dead = false", "allow-dead = true", {"a"}),
+        ("allow-dead = true", "", {None}),
+    ):
+        path.write_text(table.format(everywhere, one))
+        assert load(path).allow_dead == expected
+
+
 def test_the_readmes_table(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
@@ -200,6 +214,7 @@ def test_the_nearest_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("min.top1 = 'a'", 'min top1: expected a number, or a number and % as "1 %"'),
         ("min.top1 = true", "got True"),
+        ("allow-dead = 1", "expected allow-dead of tool.edgekit.gate to be true or false, got 1"),
         ("min.top1 = nan", "finite number"),
         (f"min.top1 = {'9' * 400}", "finite number"),
         ("min.top1 = 2026-01-01", "expected a number"),

@@ -10,6 +10,7 @@ from typing import Any
 import faults
 import numpy as np
 import pytest
+from conftest import mostly_right
 from onnx import helper
 from onnx import save as save_onnx
 
@@ -17,7 +18,6 @@ from edgekit import changes, feeds
 from edgekit.artifact import Artifact
 from edgekit.benchmark import benchmark
 from edgekit.bounds import parse
-from edgekit.compare import _print as print_report
 from edgekit.compare import compare
 from edgekit.compare import main as compare_main
 from edgekit.data import ImageSet
@@ -37,6 +37,7 @@ from edgekit.results import Report
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import preprocessing
 from edgekit.subjects import reference_of
+from edgekit.tables import show as print_report
 from edgekit.tensors import OnnxTensors, Tensors, TfLiteTensors
 
 COUNT = 24
@@ -61,7 +62,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "plain.onnx").write_bytes(written.model_path.read_bytes())
     random = np.random.default_rng(1)
     pixels = random.integers(0, 256, (COUNT, 6, 6, 3), dtype=np.uint8)
-    np.savez(folder / "set.npz", x=pixels, y=random.integers(0, 4, COUNT))
+    scores = np.asarray(keras_format.call(model, [pixels / np.float32(255)])[0])
+    np.savez(folder / "set.npz", x=pixels, y=mostly_right(scores, random))
     return folder
 
 
@@ -85,7 +87,7 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
     assert result.metrics["sqnr"].value > 20
     assert {"top1", "agreement", "mcnemar_p", "latency_p50"} <= set(result.metrics)
     assert "kl" not in result.metrics  # logits
-    assert any("softmax: the answers are no probabilities" in said for said in found.warnings)
+    assert any("softmax: outputs are scores, no prob" in said for said in found.warnings)
     if name == "plain.onnx":
         with pytest.raises(InvalidModelError, match="is an ONNX file, which has no float TFLite"):
             diff(written.path, written.path, dataset=data)
@@ -165,59 +167,79 @@ def test_one_output_can_be_bounded(several: tuple[Path, Report]) -> None:
     report = several[1]
     price = report.artifacts[0].metrics["sqnr:price"].value
     asked = [parse("min", "sqnr:map=25"), parse("min", f"tflite:sqnr:price={price + 1}")]
-    verdicts = {(c.artifact, c.metric): c.verdict for c in gate(report, bounds=asked)}
+    checks = [check for check in gate(report, bounds=asked) if check.kind != "dead"]
+    verdicts = {(c.artifact, c.metric): c.verdict for c in checks}
     assert verdicts == {
         ("tflite", "sqnr:map"): "PASS",
         ("onnx", "sqnr:map"): "PASS",
         ("tflite", "sqnr:price"): "FAIL",
     }
-    (missing, _) = gate(report, bounds=[parse("min", "sqnr:colour=25")])
-    assert missing.verdict == "FAIL"
+    alive, missing, *_ = gate(report, bounds=[parse("min", "sqnr:colour=25")])
+    assert (alive.metric, alive.verdict, missing.verdict) == ("fidelity", "PASS", "FAIL")
     assert "missing from the report; it has sqnr:" in missing.reason
 
 
 def test_the_page_of_numbers(several: tuple[Path, Report]) -> None:
-    report = several[1]
+    report = at(several[1], 25.0, 25.0)
     text = page(report)
-    assert "All 2 deployables answer close to the float model" in text
-    assert text.count("close answers") >= 4  # a badge and a cell of each
-    assert "SQNR against latency" in text and "signal to error (SQNR), dB" in text
+    assert "All 2 deployables are close to the float model" in text
+    assert text.count("close outputs") >= 4  # a badge and a cell of each
+    assert "SQNR against latency" in text and "signal to error (SQNR of what varies), dB" in text
     assert "ms a sample" in text and "an image" not in text
     assert "SQNR price" in text and "Farthest off" in text
     assert "% top-1" not in text and "top-1 change" not in text
-    far = lowered(report, 9.5)
-    assert "1 of 2 deployables answers far off the float model: tflite" in page(far)
+    assert "Output by output" in text
+    far, poor = (at(report, value) for value in (19.5, 9.5))
+    assert "1 of 2 deployables is some way off the float model: tflite" in page(far)
+    assert "1 of 2 deployables is a poor copy of the float model: tflite" in page(poor)
     unknown = replace(
-        report, artifacts=tuple(replace(each, metrics={}) for each in report.artifacts)
+        report,
+        artifacts=tuple(replace(each, metrics={}, fidelity=()) for each in report.artifacts),
     )
     assert "No proof for 2 of 2 deployables" in page(unknown)
 
 
-def lowered(report: Report, value: float) -> Report:
-    """The report with another SQNR of its first artifact, in dB."""
-    first, *rest = report.artifacts
-    metrics = {**first.metrics, "sqnr": replace(first.metrics["sqnr"], value=value)}
-    return replace(report, artifacts=(replace(first, metrics=metrics), *rest))
+def at(report: Report, *values: float) -> Report:
+    """The report with another SQNR of what varies of its first artifacts, in dB."""
+    changed = []
+    for result, value in zip(report.artifacts, values, strict=False):
+        found = replace(result.metrics["sqnr_centred"], value=value)
+        metrics = {**result.metrics, "sqnr_centred": found}
+        judged = tuple(replace(each, sqnr_centred=value) for each in result.fidelity)
+        changed.append(replace(result, metrics=metrics, fidelity=judged))
+    return replace(report, artifacts=(*changed, *report.artifacts[len(changed) :]))
 
 
 def test_the_gate_of_numbers(several: tuple[Path, Report]) -> None:
     report = several[1]
     checks = gate(report, baseline=report)
     assert [(c.metric, c.rule, c.verdict) for c in checks] == 2 * [
-        ("sqnr", "max-drop 3 dB", "PASS")
+        ("fidelity", "no dead channel", "PASS"),
+        ("sqnr_centred", "max-drop 3 dB", "PASS"),
     ]
-    was = report.artifacts[0].metrics["sqnr"].value
-    assert gate(lowered(report, was - 2.9), baseline=report)[0].verdict == "PASS"
-    assert gate(lowered(report, was - 3.1), baseline=report)[0].verdict == "FAIL"
-    exact = lowered(report, np.inf)
-    assert gate(lowered(report, 130.0), baseline=exact)[0].verdict == "PASS"
-    assert gate(lowered(report, 90.0), baseline=exact)[0].verdict == "FAIL"
+    was = report.artifacts[0].metrics["sqnr_centred"].value
+    assert gate(at(report, was - 2.9), baseline=report)[1].verdict == "PASS"
+    assert gate(at(report, was - 3.1), baseline=report)[1].verdict == "FAIL"
+    exact = at(report, np.inf)
+    assert gate(at(report, 130.0), baseline=exact)[1].verdict == "PASS"
+    assert gate(at(report, 90.0), baseline=exact)[1].verdict == "FAIL"
     own = gate(report, baseline=report, bounds=[parse("max-rise", "mse=1 %")])
-    assert {c.metric for c in own} == {"sqnr", "mse"}
-    bare = replace(report, artifacts=tuple(replace(r, metrics={}) for r in report.artifacts))
-    with pytest.raises(InvalidOptionError, match="neither top1 nor sqnr.*pass a bound"):
-        gate(report, baseline=bare)
-    assert gate(bare, baseline=report)[0].verdict == "FAIL"
+    assert {c.metric for c in own} == {"fidelity", "sqnr_centred", "mse"}
+
+    def only(*names: str) -> Report:
+        return replace(
+            report,
+            artifacts=tuple(
+                replace(r, metrics={name: r.metrics[name] for name in names}, fidelity=())
+                for r in report.artifacts
+            ),
+        )
+
+    old = only("sqnr")  # a report of before
+    assert [c.rule for c in gate(old, baseline=old)] == 2 * ["max-drop 3 dB"]
+    with pytest.raises(InvalidOptionError, match="neither top1, r2 nor sqnr.*pass a bound"):
+        gate(report, baseline=only())
+    assert gate(only(), baseline=report)[0].verdict == "FAIL"
 
 
 def test_what_does_not_go_with_an_array_an_input(
@@ -228,7 +250,7 @@ def test_what_does_not_go_with_an_array_an_input(
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 6, 6, 3), np.uint8))
     with pytest.raises(InvalidDataError, match="array for each input, .*; got images only"):
         compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
-    with pytest.raises(InvalidOptionError, match="--power and --bound are of top-1"):
+    with pytest.raises(InvalidOptionError, match="--power and --bound are of accuracy"):
         compare([folder / "onnx"], dataset=data, bound=1.0)
     with pytest.raises(InvalidOptionError, match="--parity compares classes"):
         compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
@@ -372,7 +394,8 @@ def test_the_printed_table_shows_what_is_there(
 ) -> None:
     print_report(several[1])
     said = capfd.readouterr().err
-    assert "MSE" in said and "top-1" not in said and "images_needed" not in said
+    assert "largest error" in said and "top-1" not in said and "images_needed" not in said
+    assert max(map(len, said.splitlines()[:6])) <= 80
     assert "a loss of" not in said
 
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import Done
 from scipy.stats import binomtest
 
+from edgekit import fidelity, review
 from edgekit.bounds import Bound, once, parse
 from edgekit.errors import InvalidOptionError, ReportError
 from edgekit.gate import gate
@@ -22,6 +23,7 @@ from edgekit.results import (
     ArtifactResult,
     Data,
     Environment,
+    LabelFit,
     Measurement,
     Report,
     Runtime,
@@ -92,10 +94,11 @@ def test_a_drop_beyond_the_bound_fails_and_says_its_significance() -> None:
     before = make(artifact("a", 60))
     (check,) = gate(make(artifact("a", 66)), baseline=before)
     assert check.verdict == "FAIL"
-    assert "6 lost, 0 gained, p = 0.0312: significant" in check.reason
+    assert check.reason == "worse: 6 lost, 0 gained, 95 % interval -1.11 to -0.08 points"
+    assert (check.significant, check.p) == (True, 0.03125)
     (check,) = gate(make(artifact("a", 64)), baseline=before, max_drop={"top1": 0.3})
     assert check.verdict == "FAIL"
-    assert "not significant" in check.reason
+    assert check.reason.startswith("unclear: 4 lost") and check.significant is False
     assert verdicts(make(artifact("a", 65)), before) == ["PASS"]
 
 
@@ -123,6 +126,7 @@ def test_an_improvement_is_a_stale_baseline() -> None:
     # Within the bound, but six images better and none worse is more than chance.
     (check,) = gate(make(artifact("a", 54)), baseline=make(artifact("a", 60)), max_drop={"top1": 9})
     assert (check.verdict, check.significant, check.p) == ("STALE", True, 0.03125)
+    assert check.reason.startswith("better: 0 lost, 6 gained")
     assert verdicts(make(artifact("a", 58)), make(artifact("a", 60))) == ["PASS"]
 
 
@@ -362,9 +366,10 @@ def write(path: Path, report: Report) -> Path:
 def test_the_command(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
     good, bad = make(artifact("a", 60)), make(artifact("a", 80))
     report, baseline = write(tmp_path / "now.json", good), tmp_path / "base.json"
-    assert "not found" in edgekit("gate", report, "--baseline", baseline).error
+    missing = edgekit("gate", report, "--baseline", baseline).error
+    assert "not found; expected an accepted report, which --update writes" in missing
     assert edgekit("gate", report, "--baseline", baseline, "--update").status == 0
-    assert Report.load(baseline) == good
+    assert dataclasses.replace(Report.load(baseline), origin=None) == good
     passed = edgekit("gate", report, "--baseline", baseline, "--max-drop", "top1=0.5")
     assert (passed.status, passed.document["passed"]) == (0, True)
     failed = edgekit("gate", write(tmp_path / "bad.json", bad), "--baseline", baseline)
@@ -384,7 +389,7 @@ def test_update_says_what_it_changes(tmp_path: Path, edgekit: Callable[..., Done
     assert refused.status == 1, refused.stderr
     assert (refused.document["passed"], refused.document["updated"]) == (False, None)
     assert "2 of 3 changes are outside of their bounds" in refused.stderr
-    assert "outside max-drop 0.5 points (default): 20 lost" in " ".join(refused.stderr.split())
+    assert "outside max-drop 0.5 points (default): worse: 20" in " ".join(refused.stderr.split())
     assert Report.load(baseline) == before
     reason = "old \x1b[31mis no longer shipped"
     done = edgekit("gate", now, "--baseline", baseline, "--update", "--accept", reason)
@@ -422,7 +427,7 @@ def test_update_of_what_is_not_bounded_and_of_what_is_better(
         "top1": (94, 95, "better; inside max-drop 0.5 points (default)"),
         "size": (2000, 1000, "no bound on it"),
     }
-    assert Report.load(better) == make(small)
+    assert dataclasses.replace(Report.load(better), origin=None) == make(small)
 
 
 def test_update_on_another_machine_takes_a_reason(
@@ -629,3 +634,109 @@ def test_nan_is_refused(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
     done = edgekit("gate", broken, "--baseline", good)
     assert done.status == 2
     assert "finite" in done.error
+
+
+def updated(
+    edgekit: Callable[..., Done], now: Path, baseline: Path, *words: object
+) -> tuple[int, str]:
+    done = edgekit("gate", now, "--baseline", baseline, "--update", *words)
+    return done.status, " ".join(done.stderr.split())
+
+
+def test_updates_cannot_creep(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
+    """Each loses 0.4 points, which is allowed once; the second is beyond what was accepted."""
+
+    def report(wrong: int, day: int) -> Path:
+        made = make(artifact("a", wrong), created=f"2026-01-0{day}T00:00:00+00:00")
+        return write(tmp_path / f"{wrong}.json", made)
+
+    baseline = tmp_path / "base.json"
+    assert updated(edgekit, report(60, 1), baseline)[0] == 0
+    first = Report.load(baseline).origin
+    assert first is not None and first["a"]["top1"].value == 94
+    assert updated(edgekit, report(64, 2), baseline)[0] == 0
+    assert Report.load(baseline).origin == first  # what was accepted first stays
+    status, said = updated(edgekit, report(68, 3), baseline)
+    assert status == 1
+    assert "all updates together lost 0.8 since 94.00 of 2026-01-01" in said
+    assert Report.load(baseline).artifacts[0].metrics["top1"].value == pytest.approx(93.6)
+    status, said = updated(edgekit, report(68, 3), baseline, "--accept", "half the size")
+    assert status == 0, said
+    moved = Report.load(baseline).origin
+    assert moved is not None
+    kept = moved["a"]["top1"]
+    assert (kept.created[:10], kept.reason) == ("2026-01-03", "half the size")
+    assert kept.value == pytest.approx(93.2)
+    assert updated(edgekit, report(72, 4), baseline)[0] == 0  # from the new origin on
+    status, said = updated(edgekit, report(76, 5), baseline)
+    assert status == 1 and "accepted for 'half the size'" in said
+    gated = edgekit("gate", report(76, 5), "--baseline", baseline)
+    assert gated.status == 0  # against the baseline itself, half a point is allowed
+
+
+def test_another_origin_can_be_named(tmp_path: Path, edgekit: Callable[..., Done]) -> None:
+    best = write(tmp_path / "best.json", make(artifact("a", 50)))
+    baseline = write(tmp_path / "base.json", make(artifact("a", 60)))  # of before: no origin
+    now = write(tmp_path / "now.json", make(artifact("a", 58)))
+    status, said = updated(edgekit, now, baseline, "--origin", best)
+    assert status == 1 and "lost 0.8 since 95.00" in said
+    assert updated(edgekit, now, baseline)[0] == 0
+    other = write(tmp_path / "other.json", make(artifact("a", 50), model_id="other"))
+    words = (now, "--baseline", baseline, "--update", "--origin", other)
+    assert "of 'other'" in edgekit("gate", *words).error
+    assert "pass both" in edgekit("gate", now, "--baseline", baseline, "--origin", best).error
+
+
+def test_what_one_machine_measures_has_no_origin() -> None:
+    report = make(artifact("a", 60, latency_ratio=Measurement(0.6, "x", 9)))
+    (values,) = review.values_of(report).values()
+    assert set(values) == {"top1"}
+    assert review.creep(make(artifact("a", 90)), review.values_of(report), ()) == ()
+    (check,) = review.creep(
+        make(artifact("a", 66)), review.values_of(report), [parse("max-drop", "top1=0.5")]
+    )
+    assert (check.verdict, check.drop) == ("FAIL", pytest.approx(0.6))
+
+
+def test_a_dead_channel_takes_a_reason_to_become_the_baseline(
+    tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    exact = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    judged = fidelity.judge(exact, exact * np.array([1, 1, 0], np.float32), {"y": (3,)})
+    dead = dataclasses.replace(artifact("a", 60), fidelity=judged)
+    now, baseline = write(tmp_path / "now.json", make(dead)), tmp_path / "base.json"
+    done = edgekit("gate", now, "--min", "top1=90")
+    assert done.status == 1
+    assert [(c["kind"], c["verdict"]) for c in done.document["checks"]] == [
+        ("dead", "FAIL"),
+        ("min", "PASS"),
+    ]
+    assert "y: channel 2 of axis 1; varies in the float model, not here" in " ".join(
+        done.stderr.split()
+    )
+    assert edgekit("gate", now, "--min", "top1=90", "--allow-dead").status == 0
+    status, said = updated(edgekit, now, baseline)
+    assert status == 1 and "y: channel 2 of axis 1" in said and not baseline.exists()
+    assert updated(edgekit, now, baseline, "--accept", "nobody reads it")[0] == 0
+    xml = tmp_path / "gate.xml"
+    assert edgekit("gate", now, "--min", "top1=90", "--junit", xml).status == 1
+    (case, _) = ElementTree.parse(xml).iter("testcase")
+    assert case.get("name") == "fidelity dead" and case[0].tag == "failure"
+
+
+def test_a_report_of_before_does_not_say_what_is_dead(
+    tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    now = write(tmp_path / "now.json", make(artifact("a", 60)))
+    done = edgekit("gate", now, "--min", "top1=90")
+    assert done.status == 0 and "does not say whether channels are dead in a" in done.stderr
+
+
+def test_accuracy_by_labels_that_do_not_fit_is_not_judged() -> None:
+    sqnr = Measurement(30, "dB", COUNT)
+    fit = LabelFit(10, 10, 0.5, "chance")
+    report = make(artifact("a", 900, sqnr_centred=sqnr), fit=fit)
+    assert [check.metric for check in gate(report, baseline=report)] == ["sqnr_centred"]
+    for bound in (parse("max-drop", "top1=1"), parse("min", "top1=5")):
+        with pytest.raises(ReportError, match="top1 says nothing.*no better than chance"):
+            gate(report, baseline=report, bounds=[bound])

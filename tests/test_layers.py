@@ -18,13 +18,13 @@ from conftest import Done
 from edgekit import compare, data, encodings, outputs
 from edgekit.artifact import Artifact
 from edgekit.encodings import Encodings
-from edgekit.errors import InvalidModelError
+from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.export import export
 from edgekit.feeds import Feed
 from edgekit.formats import keras, onnx
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import SHIPPED
-from edgekit.layers import measure
+from edgekit.layers import measure, views
 from edgekit.layers.bisection import Bound, bisect
 from edgekit.layers.diff import diff
 from edgekit.layers.measure import ACCUMULATED, BLAME, ISOLATED, LayerRow
@@ -448,3 +448,29 @@ def test_a_model_trained_with_fake_quantization_is_held_against_its_own_weights(
         diff(made, made, images=1, source=SHIPPED)
     same = diff(made, made, images=1, source=trained, modes=["accumulated"]).rows
     assert {row.accumulated.sqnr for row in same if row.accumulated} == {math.inf}
+
+
+def test_a_file_of_any_maker_is_a_suspect(small: Path, tmp_path: Path) -> None:
+    written = export(
+        small / "small.keras", target="tflite", precision="int8", preprocessing="unit",
+        calibration=str(small / "set.npz"), correction="none", out=tmp_path / "int8",
+    )  # fmt: skip
+    file = tmp_path / "theirs.tflite"
+    file.write_bytes(written.model_path.read_bytes())
+    data = str(small / "set.npz")
+    theirs = diff(small / "small.keras", file, dataset=data, preprocessing="unit")
+    ours = diff(small / "small.keras", written.path, dataset=data)
+    assert [row.name for row in theirs.rows] == [row.name for row in ours.rows]
+    assert theirs.verdict is None
+    with pytest.raises(InvalidOptionError, match="does not say how its input is made"):
+        diff(small / "small.keras", file, dataset=data)
+    with pytest.raises(InvalidOptionError, match="brings its preprocessing"):
+        diff(small / "small.keras", written.path, dataset=data, preprocessing="unit")
+    with pytest.raises(InvalidOptionError, match="not of the shipped model.*pass --data"):
+        diff(small / "small.keras", written.path)
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert views._shortened("block/expand/Conv2D", 40) == "block/expand/Conv2D"
+    short = views._shortened("model/block_with_a_long_name/expand/Conv2D", 20)
+    assert len(short) == 20 and short.startswith("model/blo") and short.endswith("d/Conv2D")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import data, mistakes
+from edgekit import data, mistakes, verdicts
 from edgekit.errors import InvalidDataError
 from edgekit.signature import preprocessing
 
@@ -92,7 +92,7 @@ def test_a_missing_softmax(coloured: Coloured) -> None:
         return np.log(np.maximum(coloured.answer(values), 1e-9))
 
     (found,) = coloured.find(TRAINED_WITH, answer=logits)
-    assert found.kind == "softmax"
+    assert found.kind == "softmax" and found.hint
     both = coloured.find("unit", answer=logits)
     assert [finding.kind for finding in both] == ["softmax", "scaling"]
 
@@ -143,6 +143,44 @@ def test_the_verb(shifted: Path, edgekit: Callable[..., Done]) -> None:
 def test_compare_warns(shifted: Path, artifacts: dict[str, Path]) -> None:
     from edgekit.compare import compare
 
-    report = compare([artifacts["tflite-float32"]], dataset=str(shifted), rounds=1)
+    asked = {"dataset": str(shifted), "rounds": 1}
+    with pytest.raises(InvalidDataError, match="classes: .*set class_offset=-1.*--allow-chance"):
+        compare([artifacts["tflite-float32"]], **asked)
+    report = compare([artifacts["tflite-float32"]], **asked, allow_chance=True)
     (warning,) = [each for each in report.warnings if each.startswith("classes: ")]
     assert "set class_offset=-1" in warning
+    assert report.fit is not None and report.fit.problem == "chance"
+    assert verdicts.of(report.artifacts[0], report).verdict == "close"  # of outputs, not of labels
+
+
+@pytest.mark.parametrize("name", ["tflite-int8", "onnx-int8", "onnx-float32"])
+def test_a_softmax_in_integers_is_no_mistake(
+    name: str, artifacts: dict[str, Path], edgekit: Callable[..., Done]
+) -> None:
+    found = edgekit("data", "check", artifacts[name], "--data", "fashion_mnist")
+    assert found.status == 0, found.stderr
+    assert found.document["findings"] == []
+    assert found.document["fit"]["accuracy"] > 90 and "would be by chance" in found.stderr
+
+
+def test_the_verb_names_labels_that_do_not_fit(
+    artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    test = data.load("fashion_mnist#samples=600", "test")
+    other = {
+        "shuffled": np.random.default_rng(0).permutation(test.labels),
+        # as folders with the classes' names are numbered
+        "alphabet": np.argsort(np.argsort(test.class_names))[test.labels],
+    }
+    for name, labels in other.items():
+        np.savez(tmp_path / f"{name}.npz", x=test.images, y=labels)
+    model = artifacts["tflite-float32"]
+    shuffled = edgekit("data", "check", model, "--data", tmp_path / "shuffled.npz")
+    (finding,) = shuffled.document["findings"]
+    assert shuffled.status == 1 and finding["kind"] == "labels"
+    assert "do not fit the samples" in finding["said"] and "by chance (p = " in finding["said"]
+    alphabet = edgekit("data", "check", model, "--data", tmp_path / "alphabet.npz")
+    (finding,) = alphabet.document["findings"]
+    assert alphabet.status == 1 and finding["kind"] == "labels"
+    assert "they count the classes by alphabet, the model does not" in finding["said"]
+    assert "where label 0 is the model's 9 (Ankle boot), 1 is" in finding["said"]

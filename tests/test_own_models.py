@@ -501,3 +501,27 @@ def test_a_bad_file_is_one_line_and_writes_nothing(
     assert (streams.out, streams.err.count("\n")) == ("", 1), streams.err
     assert message in streams.err
     assert sorted(bad_place.iterdir()) == before
+
+
+def test_layers_whose_short_names_are_equal_are_all_listed(tmp_path: Path) -> None:
+    """Shortened names are for screens: in a file each layer has its full one."""
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(5)
+    image = keras.Input((8, 8, 3))
+    x = image
+    for name in ("left", "right", "top"):
+        inner = keras.Input((8, 8, x.shape[-1]))
+        y = keras.layers.Conv2D(8, 3, padding="same", name="conv")(inner)
+        x = keras.Model(inner, y, name=name)(x)
+    x = keras.layers.Dense(3)(keras.layers.Flatten()(x))
+    keras.Model(image, x).save(tmp_path / "net.keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", x=pixels)
+    written = export(
+        tmp_path / "net.keras", target="tflite", precision="int8", preprocessing="unit",
+        calibration=str(tmp_path / "set.npz"), correction="none", out=tmp_path / "int8",
+    )  # fmt: skip
+    record = written.manifest.quantization
+    assert record is not None
+    names = list(record.saturating)
+    assert len(names) == 4 and len({name for name in names if "conv" in name}) == 3

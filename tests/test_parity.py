@@ -6,18 +6,20 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import nets
 import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import encodings, outputs
+from edgekit import encodings, model_file, outputs
 from edgekit.artifact import Artifact
 from edgekit.encodings import Encodings, differences
-from edgekit.errors import InvalidModelError
+from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.export import export
 from edgekit.formats import onnx, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.parity import numbers
+from edgekit.signature import preprocessing
 
 
 def _pair(artifacts: dict[str, Path]) -> tuple[Artifact, Artifact]:
@@ -210,3 +212,29 @@ def test_differences_are_by_tensor_and_kind(artifacts: dict[str, Path]) -> None:
     (difference,) = differences(stored, without)
     assert (difference.tensor, difference.what) == (name, "missing")
     assert differences(stored, stored) == ()
+
+
+def test_files_beside_artifacts(artifacts: dict[str, Path], tmp_path: Path) -> None:
+    """Files that say nothing are matched by the names of their tensors."""
+    pair = _pair(artifacts)
+    as_is = preprocessing("none")
+    loose = [
+        model_file.load(
+            Path(shutil.copy(each.model_path, tmp_path / f"{each.name}{suffix}")), as_is
+        )
+        for each, suffix in zip(pair, (".tflite", ".onnx"), strict=True)
+    ]
+    found = numbers(*loose)
+    assert found.differences == () and found.compared == numbers(*pair).compared
+    assert "is not known; tensors are matched by name" in found.expected[0]
+    assert numbers(pair[0], loose[1]).differences == ()
+    (tmp_path / "manifest.json").write_text("{}")  # of something else
+    assert model_file.is_file(tmp_path / "onnx-int8.onnx")
+    with pytest.raises(InvalidOptionError, match="does not say how its input is made"):
+        model_file.load(tmp_path / "onnx-int8.onnx")
+    inside = artifacts["onnx-int8"] / "model.onnx"
+    assert model_file.load(inside).manifest == pair[1].manifest  # the artifact's
+    weights = np.random.default_rng(0).normal(size=(784, 10))
+    other = model_file.load(nets.linear(tmp_path / "other.onnx", weights, step=0.1), as_is)
+    with pytest.raises(InvalidModelError, match="is float32; expected int8"):
+        numbers(pair[0], other)

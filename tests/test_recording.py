@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Done
+from conftest import Done, mostly_right
 
 from edgekit import data, environment
 from edgekit.compare import compare
 from edgekit.errors import InvalidOptionError, RecordingError, ReportError
 from edgekit.export import export
+from edgekit.formats import keras
 from edgekit.gate import gate
 from edgekit.recording import Recording, is_recording
 from edgekit.report import report as page_of
@@ -33,7 +34,9 @@ def folder(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options: dict[str, Any] = {"target": "onnx", "precision": "float32", "preprocessing": "unit"}
     export(small / "small.keras", out=made / "onnx-float32", **options)
     pixels = np.load(small / "set.npz")["x"]
-    labels = np.random.default_rng(0).integers(0, 5, COUNT)
+    model = keras.load(small / "small.keras")
+    scores = np.asarray(keras.call(model, [pixels / np.float32(255)])[0])
+    labels = mostly_right(scores, np.random.default_rng(0))
     np.savez(made / "set.npz", x=pixels, y=labels)
     for name, word in (("cpu", "ort:cpu:float16"), ("emulated", "emulated:float16")):
         found = compare(

@@ -56,22 +56,28 @@ class Adapter(Protocol):
 
     options: tuple[str, ...]
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet | Source:
-        """Arrays, or pictures that are listed but not decoded."""
+    def open(
+        self, place: str, split: Split, options: Mapping[str, str], *, labels: bool
+    ) -> ImageSet | Source:
+        """Arrays, or pictures that are listed but not decoded; ``labels`` where they are needed."""
 
 
 class _FashionMnist:
     options: tuple[str, ...] = ()
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet:
+    def open(
+        self, place: str, split: Split, options: Mapping[str, str], *, labels: bool
+    ) -> ImageSet:
         return fashion_mnist.load(split)
 
 
 class _Npz:
     options: tuple[str, ...] = ()
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet:
-        return load_npz(Path(place), labels=split != "calibration")
+    def open(
+        self, place: str, split: Split, options: Mapping[str, str], *, labels: bool
+    ) -> ImageSet:
+        return load_npz(Path(place), labels=labels)
 
 
 _PREFIXED: dict[str, Adapter] = dict(
@@ -209,14 +215,16 @@ def shape_of(word: str, size: int | None, given: tuple[int, ...] | None) -> tupl
     return given[0], given[1], given[2]
 
 
-def open_word(word: str, split: Split, *, read_from: Path | None = None) -> Opened:
+def open_word(
+    word: str, split: Split, *, labels: bool | None = None, read_from: Path | None = None
+) -> Opened:
     """Find what a ``--data`` word names; broken words and missing files are refused here.
 
     Args:
         word: :data:`WORDS`, or a folder as it is. Options behind ``#``: ``samples`` and ``seed``
             draw images evenly over the classes; ``size`` where no model says it; those of the kind.
-        split: Which part; an ``.npz``, a folder or a table is one part and serves any. For
-            ``calibration`` labels are not needed.
+        split: Which part; an ``.npz``, a folder or a table is one part and serves any.
+        labels: Whether labels are needed; default for all but ``calibration``.
         read_from: The file that the word stands in, where nobody typed it. Such a word names images
             that are read, never something to import.
 
@@ -238,7 +246,8 @@ def open_word(word: str, split: Split, *, read_from: Path | None = None) -> Open
         raise InvalidOptionError(f"{word}: seed is for samples; pass both")
     size = words.integer(word, options, "size", least=1)
     background = background_of(word, options)
-    source = adapter.open(place, split, options)
+    needed = split != "calibration" if labels is None else labels
+    source = adapter.open(place, split, options, labels=needed)
     if size is not None and isinstance(source, ImageSet):
         raise InvalidOptionError(f"{word}: size is for pictures; arrays are not resized")
     return Opened(word, split, source, samples, seed or 0, size, background)

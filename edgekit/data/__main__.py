@@ -1,9 +1,10 @@
 """``python -m edgekit.data``: look at images before a model does, and at how the two fit.
 
 ``describe`` counts classes, sizes, colours, duplicates and what cannot be read, with a second set
-also the pictures that are in both; ``--sheet`` draws a contact sheet. ``check`` runs a model on
-images and names the classic mistakes: scaling, RGB for BGR, classes off by one, no softmax; exit
-status 1 if it finds one.
+also the pictures that are in both; ``--sheet`` draws a contact sheet. ``check`` runs a classifier
+on images and names the classic mistakes: scaling, RGB for BGR, classes off by one or in another
+order, labels that do not fit at all; exit status 1 if it finds one. Scores that are no
+probabilities are a hint.
 """
 
 from __future__ import annotations
@@ -14,17 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from rich.markup import escape
 from rich.table import Table
 
 from edgekit import cli, data, mistakes, outputs, words
-from edgekit.artifact import Artifact
+from edgekit import task as tasks
+from edgekit.artifact import Artifact, Manifest
 from edgekit.data import describe as descriptions
 from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.formats import float_model, saved_model
+from edgekit.results import LabelFit
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import PREPROCESSING_NAMES, Shapes, preprocessing
+from edgekit.text import visible
 
-_SHOWN = 20
+#: Sizes, formats and modes that are listed; classes.
+_SHOWN, _LISTED = 6, 20
+#: Images by whose classes labels are judged, at the most.
+_LABELS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Checked:
 
     Attributes:
         sha256: Of the images as the model got them, and their labels.
+        fit: How often the model is right, and how often by chance.
     """
 
     model: str
@@ -40,6 +51,7 @@ class Checked:
     sha256: str
     images: int
     findings: tuple[mistakes.Finding, ...]
+    fit: LabelFit
 
 
 def check(
@@ -53,7 +65,7 @@ def check(
     """Look for classic mistakes between a model and images.
 
     Args:
-        model: An artifact, or another file or folder that export takes, with ``prepare``.
+        model: An artifact, or another file or SavedModel folder with ``prepare``.
         dataset: What :func:`edgekit.data.open_word` takes, with labels.
         prepare: Preprocessing of what is no artifact.
         limit: The first images only.
@@ -63,22 +75,60 @@ def check(
         EdgekitError: If model and images cannot be used.
     """
     opened = data.open_word(dataset, "test")
-    job, names = _job(model, prepare, shapes or {})
+    job, manifest = _job(model, prepare, shapes or {})
     with Worker(job) as worker:
         shape = worker.loaded.input_shape
+        found = worker.loaded.signature.outputs
+        classes = tasks.scores(found)
+        if not classes or (manifest is not None and manifest.task == "regression"):
+            raise InvalidOptionError(
+                f"{model}: expected scores of classes [N, classes] to check against labels, got "
+                f"{tasks.in_words(found)}"
+            )
+        names = tasks.numbered(classes) if classes > 1 else ()
+        if manifest is not None:
+            names = manifest.class_names or names
         images = opened.load(shape=shape, prepare=job.preprocessing, class_names=names, limit=limit)
         misfit = worker.loaded.misfit(job.name, images.images)
         if misfit:
             raise InvalidDataError(f"{images.name}: {misfit}")
-        if images.labels is None:
+        labels = images.labels
+        if labels is None:
             raise InvalidDataError(f"{images.name}: checking needs labels")
-        classes = worker.outputs(images.images[:1]).shape[-1]
-        mistakes.check_range(images.name, images.labels, classes)
-        found = mistakes.find(worker.outputs, images.images, images.labels, job.preprocessing)
-    return Checked(str(model), images.name, images.sha256, len(images), tuple(found))
+        mistakes.check_range(images.name, labels, max(2, classes))
+        return Checked(
+            str(model),
+            images.name,
+            images.sha256,
+            len(images),
+            *_findings(worker, images.images, labels, names),
+        )
 
 
-def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, tuple[str, ...]]:
+def _findings(
+    worker: Worker,
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[np.int64],
+    names: tuple[str, ...],
+) -> tuple[tuple[mistakes.Finding, ...], LabelFit]:
+    """Mistakes of preprocessing first; labels are looked at where none explains what is wrong."""
+
+    def answer(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        return tasks.by_class(worker.outputs(values))
+
+    step = worker.loaded.signature.outputs[0].scale
+    found = mistakes.find(answer, images, labels, worker.job.preprocessing, step=step)
+    places = np.unique(np.linspace(0, len(images) - 1, _LABELS).astype(int))
+    choices = answer(images[places]).argmax(axis=1)
+    fit = mistakes.label_fit(choices, labels[places])
+    if all(finding.hint for finding in found):
+        found += mistakes.renumbered(choices, labels[places], names)
+    if all(finding.hint for finding in found):
+        found += mistakes.of_fit(fit, len(places))
+    return tuple(found), fit
+
+
+def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, Manifest | None]:
     if model.is_dir() and not saved_model.is_saved_model(model):
         for option, given in (("--preprocessing", prepare), ("--shape", shapes)):
             if given:
@@ -86,17 +136,16 @@ def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, tuple[s
                     f"{model} is an artifact, which brings it; give {option} only with a file"
                 )
         artifact = Artifact.load(model)
-        return Job.of(artifact, threads=1), artifact.manifest.class_names
-    if model.exists() and prepare is None:
+        return Job.of(artifact, threads=1), artifact.manifest
+    if not model.exists():
+        raise InvalidOptionError(f"{words.not_found(model)}; expected an artifact or a float model")
+    if prepare is None:
         raise InvalidOptionError(
             f"{model} does not say how its input is made; pass --preprocessing "
             f"{'|'.join(PREPROCESSING_NAMES)}|FILE.json"
         )
-    if not model.exists():
-        raise InvalidOptionError(f"{words.not_found(model)}; expected an artifact or a float model")
     kind = float_model.kind_of(model)
-    prepared = preprocessing(prepare or "")
-    return Job(model.stem, model, kind, prepared, 1, {}, shapes=shapes), ()
+    return Job(model.stem, model, kind, preprocessing(prepare), 1, {}, shapes=shapes), None
 
 
 def parser() -> cli.Parser:
@@ -185,7 +234,7 @@ def _print(found: descriptions.Description) -> None:
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
     rows = {
-        "classes": listed(found.classes) or "no labels",
+        "classes": _classes(found.classes),
         "balance": "-" if found.balance is None else f"{found.balance:.3f} (1: even)",
         "sizes": listed(found.sizes),
         "formats": listed(found.formats),
@@ -200,10 +249,24 @@ def _print(found: descriptions.Description) -> None:
         "in the other set": "-" if found.leaked is None else str(found.leaked.count),
     }
     for name, value in rows.items():
-        table.add_row(name, cli.plain(value))
+        table.add_row(name, escape(value))
     cli.console.print(table)
     for warning in found.warnings:
         cli.say(f"warning: {warning}")
+
+
+def _classes(counts: dict[str, int]) -> str:
+    """How many classes, of how many images; a line each where there are few and they differ."""
+    if not counts:
+        return "no labels"
+    least, most = min(counts.values()), max(counts.values())
+    each = f"{most:,} each" if least == most else f"{least:,} to {most:,} each"
+    lines = [f"{len(counts):,}, {each}"]
+    if least != most:
+        lines += [f"{count:,} {visible(name)}" for name, count in list(counts.items())[:_LISTED]]
+        more = len(counts) - _LISTED
+        lines += [f"and {more:,} classes more"] if more > 0 else []
+    return "\n".join(lines)
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -220,11 +283,15 @@ def _check(options: argparse.Namespace) -> cli.Outcome:
         shapes=float_model.shapes_of(options.shape),
     )
     for finding in found.findings:
-        cli.say(f"{finding.kind}: {finding.said}")
-    if not found.findings:
-        tried = min(found.images, mistakes.IMAGES)
-        cli.say(f"no classic mistake seen in {tried} of {found.images:,} images")
-    return (1 if found.findings else 0), found
+        cli.say(f"{'hint: ' if finding.hint else ''}{finding.kind}: {finding.said}")
+    bad = [finding for finding in found.findings if not finding.hint]
+    if not bad:
+        tried = min(found.images, _LABELS)
+        cli.say(
+            f"no classic mistake seen in {tried:,} of {found.images:,} images; "
+            f"{found.fit.accuracy:.1f} % are right, {found.fit.chance:.1f} % would be by chance"
+        )
+    return (1 if bad else 0), found
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidDataError
+from edgekit.errors import ClassesError
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def number(
         offset: Of the preprocessing; not added to classes that were found by name.
 
     Raises:
-        InvalidDataError: If names and numbers of classes do not fit the model.
+        ClassesError: If names and numbers of classes do not fit the model.
     """
     if not found:
         return Numbering(None, offset, known)
@@ -57,7 +57,7 @@ def number(
     ours = [_plain(each) for each in found]
     if known != numbers and set(ours) <= set(places):
         if len(places) != len(known) or len(set(ours)) != len(found):
-            raise InvalidDataError(f"{name}: two classes have one name; give numbers with csv:FILE")
+            raise ClassesError(f"{name}: two classes have one name; give numbers with csv:FILE")
         return Numbering(np.array([places[each] for each in ours]), 0, known)
     if all(each.isascii() and each.isdecimal() and len(each) < 10 for each in found):
         table = np.array([int(each) for each in found])
@@ -65,12 +65,12 @@ def number(
         return Numbering(table, offset, names, "class names are numbers, taken as labels")
     expected = len(known) - max(offset, 0)
     if known and len(found) != expected:
-        raise InvalidDataError(
+        raise ClassesError(
             f"{name}: has {len(found)} classes ({_short(found)}), the model {expected} "
             f"({_short(known)}); name them as the model does, or list numbers with csv:FILE"
         )
     if known and known != numbers:
-        raise InvalidDataError(
+        raise ClassesError(
             f"{name}: its classes ({_short(found)}) are not the model's ({_short(known)}); name "
             f"them as the model does, or list numbers with csv:FILE"
         )

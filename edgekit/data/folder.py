@@ -29,11 +29,11 @@ class Folder:
 
     options: tuple[str, ...] = ("background",)
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+    def open(self, place: str, split: Split, options: Mapping[str, str], *, labels: bool) -> Source:
         """List the files.
 
         Raises:
-            InvalidDataError: If it is not a folder of pictures; for testing and training, if there
+            InvalidDataError: If it is not a folder of pictures; where labels are needed, if there
                 are not two classes at least; if a link leads back up.
         """
         root = Path(place)
@@ -43,7 +43,7 @@ class Folder:
         below, beside, skipped = _scan(root)
         loose = [path for path in beside if _is_picture(path)]
         skipped += [path for path in beside if not _is_picture(path)]
-        unlabelled = bool(loose) and not below and split == "calibration"
+        unlabelled = bool(loose) and not below and not labels
         names = tuple(sorted(below))
         if unlabelled:
             below, names = {"": loose}, ("",)
@@ -55,18 +55,18 @@ class Folder:
                 f"{place}: expected class folders with pictures ({', '.join(decode.SUFFIXES[:6])}, "
                 f"…), got none{what}"
             )
-        if len(names) < 2 and split != "calibration":
+        if len(names) < 2 and labels:
             raise InvalidDataError(
                 f"{place}: expected at least 2 class folders with pictures, got only {names[0]!r}"
             )
         rows = [(path, label) for label, name in enumerate(names) for path in below[name]]
         rows.sort(key=lambda row: hashlib.sha256(os.fsencode(row[0])).digest())
         paths = [path for path, _ in rows]
-        labels = None if unlabelled else np.array([label for _, label in rows], np.int64)
+        known = None if unlabelled else np.array([label for _, label in rows], np.int64)
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
             for i in range(len(paths)) if chosen is None else chosen.tolist():
-                label = None if labels is None else int(labels[i])
+                label = None if known is None else int(known[i])
                 yield Entry(paths[i], partial(decode.read, root / paths[i]), label)
 
         warnings = []
@@ -78,7 +78,7 @@ class Folder:
         return Source(
             root.resolve().name or str(root),
             entries,
-            labels,
+            known,
             () if unlabelled else names,
             len(paths),
             tuple(warnings),

@@ -35,7 +35,9 @@ class Function:
 
     options: tuple[str, ...] = ("background",)
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> ImageSet | Source:
+    def open(
+        self, place: str, split: Split, options: Mapping[str, str], *, labels: bool
+    ) -> ImageSet | Source:
         """Import the module and call the function.
 
         Raises:
@@ -53,9 +55,10 @@ class Function:
         pair = isinstance(found, tuple) and len(found) == 2
         x, y = found if pair and isinstance(found[0], np.ndarray) else (found, None)
         if isinstance(x, np.ndarray):
-            if y is None and split != "calibration":
+            if y is None and labels:
                 raise InvalidDataError(f"{place}: expected (x, y), got x without labels")
-            return images.make(place, x, None if y is None else np.asarray(y))
+            y = None if y is None else np.asarray(y)
+            return images.make(place, x, y, numbers=not labels)
         if not hasattr(found, "__iter__"):
             raise InvalidDataError(
                 f"{place}: expected arrays (x, y) or an iterable of (picture, label), got "
@@ -64,7 +67,7 @@ class Function:
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
             assert chosen is None  # what is iterated once has no numbers
-            return _entries(place, found, labelled=split != "calibration")
+            return _entries(place, found, labelled=labels)
 
         return Source(place, entries, None, (), None)
 

@@ -30,10 +30,11 @@ class ImageSet:
     Attributes:
         name: As tables call it.
         images: uint8 ``[N, H, W, C]`` pixels, or float ``[N, ...]`` that is preprocessed already.
-        labels: int64 ``[N]`` class indices, or None for a calibration set without labels.
+        labels: int64 ``[N]`` class indices, or None for a set without labels.
         class_names: One a class; empty when unknown.
         sha256: Of dtype, shape and bytes of images and labels.
         warnings: What is wrong with the set, a sentence each.
+        truth: float32 ``[N, M]``, the right numbers of a regression, or None; never beside labels.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     sha256: str
     warnings: tuple[str, ...] = ()
+    truth: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,20 +52,18 @@ class ImageSet:
         """The first ``limit`` images; the identity changes with the content."""
         if limit is None or limit >= len(self):
             return self
-        labels = None if self.labels is None else self.labels[:limit]
-        return make(
-            f"{self.name}[:{limit}]", self.images[:limit], labels, self.class_names, self.warnings
-        )
+        return self._part(f"{self.name}[:{limit}]", slice(limit))
 
     def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
         """The images of these numbers, as a copy."""
-        labels = None if self.labels is None else self.labels[indices]
+        return self._part(f"{self.name}[{len(indices)} of {len(self)}]", indices)
+
+    def _part(self, name: str, where: slice | npt.NDArray[np.int64]) -> ImageSet:
+        right = self.labels if self.truth is None else self.truth
+        right = None if right is None else right[where]
+        numbers = self.truth is not None
         return make(
-            f"{self.name}[{len(indices)} of {len(self)}]",
-            self.images[indices],
-            labels,
-            self.class_names,
-            self.warnings,
+            name, self.images[where], right, self.class_names, self.warnings, numbers=numbers
         )
 
     def sample(self, count: int, seed: int) -> ImageSet:
@@ -91,8 +91,19 @@ def make(
     labels: npt.NDArray[Any] | None,
     class_names: tuple[str, ...] = (),
     warnings: tuple[str, ...] = (),
+    *,
+    numbers: bool = False,
 ) -> ImageSet:
     """Check arrays and give them an identity.
+
+    Args:
+        name: As tables call it.
+        images: As :attr:`ImageSet.images`.
+        labels: Class indices ``[N]``; with ``numbers`` also the right numbers of a regression,
+            ``[N, ...]``, floats or several a sample.
+        class_names: One a class.
+        warnings: What is wrong with the set, a sentence each.
+        numbers: Take labels that are no classes as :attr:`ImageSet.truth`.
 
     Raises:
         InvalidDataError: If the arrays are empty, of a wrong dtype or rank, hold NaN or Inf, or
@@ -114,9 +125,13 @@ def make(
                     f"{name}: image {first} holds NaN or Inf; clean the data first"
                 )
             start += len(block)
-    if labels is not None:
-        labels = _checked_labels(name, labels, len(images))
-    return ImageSet(name, images, labels, class_names, _sha256(images, labels), warnings)
+    classes = truth = None
+    if labels is not None and numbers and is_truth(labels):
+        truth = checked_truth(name, labels, len(images))
+    elif labels is not None:
+        classes = checked_labels(name, labels, len(images))
+    sha256 = _sha256(images, classes if truth is None else truth)
+    return ImageSet(name, images, classes, class_names, sha256, warnings, truth)
 
 
 def sample_name(name: str, count: int, total: int, seed: int) -> str:
@@ -159,7 +174,7 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
 
     Args:
         path: The file. Pickled arrays are refused.
-        labels: Whether ``y`` is required.
+        labels: Whether ``y`` is required, as classes.
 
     Raises:
         InvalidDataError: If the file is missing or is not such an archive.
@@ -183,7 +198,7 @@ def load_npz(path: Path, *, labels: bool) -> ImageSet:
         raise InvalidDataError(
             f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
         ) from None
-    return make(path.name, images, classes)
+    return make(path.name, images, classes, numbers=not labels)
 
 
 #: What reading a hostile archive of arrays raises.
@@ -239,7 +254,17 @@ _HEADERS: dict[tuple[int, int], Any] = {
 }
 
 
-def _checked_labels(name: str, labels: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+def is_truth(right: npt.NDArray[Any]) -> bool:
+    """Whether right answers are numbers, not classes: floats, or several a sample."""
+    return right.dtype.kind == "f" or right.ndim > 1
+
+
+def checked_labels(name: str, labels: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+    """Class indices ``[N]``, from 0.
+
+    Raises:
+        InvalidDataError: If they are none, or not as many as images.
+    """
     if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
         raise InvalidDataError(
             f"{name}: expected labels as integers [N], got {labels.dtype} {labels.shape}"
@@ -249,6 +274,23 @@ def _checked_labels(name: str, labels: npt.NDArray[Any], count: int) -> npt.NDAr
     if int(labels.min()) < 0:
         raise InvalidDataError(f"{name}: label {int(labels.min())} is below 0")
     return labels.astype(np.int64, copy=False)
+
+
+def checked_truth(name: str, truth: npt.NDArray[Any], count: int) -> npt.NDArray[np.float32]:
+    """Right numbers ``[N, M]``, flattened.
+
+    Raises:
+        InvalidDataError: If they are no numbers, not finite, or not as many as images.
+    """
+    if truth.dtype.kind not in "fiub":
+        raise InvalidDataError(f"{name}: expected y as numbers, got {truth.dtype}")
+    if len(truth) != count:
+        raise InvalidDataError(f"{name}: {count} images but {len(truth)} samples in y")
+    found = truth.reshape(count, -1).astype(np.float32)
+    bad = ~np.isfinite(found).all(axis=1)
+    if bad.any():
+        raise InvalidDataError(f"{name}: y of image {int(bad.argmax())} holds NaN or Inf")
+    return found
 
 
 def _sha256(images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> str:

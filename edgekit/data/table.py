@@ -26,23 +26,23 @@ class Csv:
 
     options: tuple[str, ...] = ("background", "first_label")
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+    def open(self, place: str, split: Split, options: Mapping[str, str], *, labels: bool) -> Source:
         """Read the table.
 
         Raises:
             InvalidDataError: If it is no such table.
         """
         first = words.integer(place, dict(options), "first_label", least=-1000) or 0
-        paths, texts = _rows(Path(place), labels=split != "calibration")
-        labels, names = (None, ()) if texts is None else _numbered(place, texts, first)
+        paths, texts = _rows(Path(place), labels=labels)
+        known, names = (None, ()) if texts is None else _numbered(place, texts, first)
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
             for i in range(len(paths)) if chosen is None else chosen.tolist():
-                label = None if labels is None else int(labels[i])
+                label = None if known is None else int(known[i])
                 full = Path(place).parent / paths[i]
                 yield Entry(paths[i], partial(decode.read, full), label)
 
-        return Source(Path(place).name, entries, labels, names, len(paths))
+        return Source(Path(place).name, entries, known, names, len(paths))
 
 
 def _rows(path: Path, *, labels: bool) -> tuple[list[str], list[str] | None]:

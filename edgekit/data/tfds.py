@@ -36,7 +36,7 @@ class Tfds:
 
     options: tuple[str, ...] = ("background", "split", "dir")
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+    def open(self, place: str, split: Split, options: Mapping[str, str], *, labels: bool) -> Source:
         """Find the prepared data set.
 
         Raises:

@@ -56,7 +56,7 @@ class TfRecord:
 
     options: tuple[str, ...] = ("background", "first_label")
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+    def open(self, place: str, split: Split, options: Mapping[str, str], *, labels: bool) -> Source:
         """Read all records once, for their labels and checksums.
 
         Raises:
@@ -64,21 +64,21 @@ class TfRecord:
         """
         given = words.integer(place, dict(options), "first_label", least=-1000)
         records: list[_Record] = []
-        labels: list[int] = []
+        stored: list[int] = []
         form: tuple[str, str, int] | None = None
         for path in _files(place, split):
             for record, content in _records(path):
                 features = _features(record, content)
-                form = form or _form(record, features, labelled=split != "calibration")
+                form = form or _form(record, features, labelled=labels)
                 records.append(record)
                 if form[1] in features:
-                    labels.append(_label(record, features[form[1]]))
+                    stored.append(_label(record, features[form[1]]))
         if form is None:
             raise InvalidDataError(f"{place}: the files hold no record")
-        if labels and len(labels) != len(records):
-            raise InvalidDataError(f"{place}: {len(records)} records, {len(labels)} with a label")
+        if stored and len(stored) != len(records):
+            raise InvalidDataError(f"{place}: {len(records)} records, {len(stored)} with a label")
         first = form[2] if given is None else given
-        numbers = checked(place, np.array(labels, np.int64) - first, first) if labels else None
+        numbers = checked(place, np.array(stored, np.int64) - first, first) if stored else None
         encoded = form[0]
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
@@ -99,14 +99,14 @@ class ImageNet:
 
     options: tuple[str, ...] = ("background",)
 
-    def open(self, place: str, split: Split, options: Mapping[str, str]) -> Source:
+    def open(self, place: str, split: Split, options: Mapping[str, str], *, labels: bool) -> Source:
         """As :meth:`TfRecord.open`.
 
         Raises:
             InvalidDataError: Also if the folder has no such shards, or a label is above 1000.
         """
         self.check(place, split)
-        found = TfRecord().open(place, split, {**options, "first_label": "1"})
+        found = TfRecord().open(place, split, {**options, "first_label": "1"}, labels=labels)
         if found.labels is not None and len(found.labels):
             _check_imagenet(place, int(found.labels.max()))
         return found

@@ -655,20 +655,8 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    if content[4:8] != b"TFL3":
-        raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
-    try:
-        model = schema.ModelT.InitFromPackedBuf(content, 0)
-        subgraph = model.subgraphs[0]
-        seen: dict[bytes, int] = {}
-        for i, tensor in enumerate(subgraph.tensors):
-            own = tensor.name or b"tensor"
-            if own in seen:
-                own = own + b"__%d" % i
-            seen[own] = i
-            tensor.name = own
-    except Exception as exc:  # flatbuffers raises struct.error, IndexError, TypeError, ...
-        raise InvalidModelError(f"{name} cannot be read (cut short?): {reason(exc)}") from None
+    model = _distinct(content, name)
+    subgraph = model.subgraphs[0]
     if len(model.subgraphs) != 1:
         raise InvalidModelError(
             f"{name}: expected one subgraph, got {len(model.subgraphs)} (control flow: IF, WHILE); "
@@ -694,14 +682,57 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
                 f"{name} is quantized already ({tensor.name.decode(errors='replace')}); "
                 f"expected a float32 or float16 model"
             )
-    if not model.signatureDefs:
-        model.signatureDefs = [_signature(schema, subgraph)]
-    model.signatureDefs = model.signatureDefs[:1]
-    model.signatureDefs[0].signatureKey = key.encode()
+    _sign(schema, model, key)
     graph = Graph(pack(model))
     graph.fold()
     graph.spell_products()
     return graph.serialize()
+
+
+def signed(content: bytes, name: str, *, key: str) -> bytes:
+    """A TFLite file of any converter, quantized or not, with one signature and else as it is.
+
+    Args:
+        content: The file.
+        name: Of the file, for messages.
+        key: Of the signature; inputs and outputs get the names that :func:`canonical` gives.
+
+    Raises:
+        InvalidModelError: If it cannot be read.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = _distinct(content, name)
+    _sign(schema, model, key)
+    return pack(model)
+
+
+def _distinct(content: bytes, name: str) -> Any:
+    """The schema's object of a file, in which each tensor has a name of its own."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    if content[4:8] != b"TFL3":
+        raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
+    try:
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        seen: dict[bytes, int] = {}
+        for i, tensor in enumerate(model.subgraphs[0].tensors):
+            own = tensor.name or b"tensor"
+            if own in seen:
+                own = own + b"__%d" % i
+            seen[own] = i
+            tensor.name = own
+    except Exception as exc:  # flatbuffers raises struct.error, IndexError, TypeError, ...
+        raise InvalidModelError(f"{name} cannot be read (cut short?): {reason(exc)}") from None
+    return model
+
+
+def _sign(schema: Any, model: Any, key: str) -> None:
+    """Leave one signature, of the first subgraph's inputs and outputs where there is none."""
+    if not model.signatureDefs:
+        model.signatureDefs = [_signature(schema, model.subgraphs[0])]
+    model.signatureDefs = model.signatureDefs[:1]
+    model.signatureDefs[0].signatureKey = key.encode()
 
 
 def _signature(schema: Any, subgraph: Any) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit import data, feeds, signature, words
+from edgekit import task as tasks
 from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
@@ -104,9 +105,11 @@ class FloatModel:
         model_id: Name that its deployables share.
         source: The float model that everything comes from; of a trained int8 model the one it was
             trained from.
-        class_names: One a class; empty when the answer is not one score a class.
+        class_names: One for each class, where its manifest has them.
         encodings: Of a model of ``python -m edgekit.qat``, which deployables take over.
         kind: What it was read from.
+        outputs: What it gives.
+        task: What the outputs are, where its manifest says it.
         notes: What is other than in the file, a sentence each.
     """
 
@@ -117,7 +120,29 @@ class FloatModel:
     class_names: tuple[str, ...]
     encodings: Encodings | None = None
     kind: Kind = "keras"
+    outputs: tuple[TensorSpec, ...] = ()
+    task: tasks.Task | None = None
     notes: tuple[str, ...] = ()
+
+    def judged(self, graph: bytes, asked: tasks.Task | None = None) -> dict[str, Any]:
+        """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
+
+        Args:
+            graph: Of :meth:`canonical`; of an ONNX source the file's content.
+            asked: What the user says.
+
+        Raises:
+            InvalidOptionError: If the outputs cannot be for the task.
+        """
+        tasks.check(asked, self.outputs)
+        found = asked or self.task
+        scores = tasks.scores(self.outputs)
+        if found is None and (self.class_names or (scores and _ends_in_scores(graph, self.kind))):
+            found = "classification"
+        names: tuple[str, ...] = ()
+        if found == "classification" and scores > 1:
+            names = self.class_names or tasks.numbered(scores)
+        return {"task": found or "", "class_names": names}
 
     def canonical(self, *, float16: bool = False) -> bytes:
         """The canonical float graph, or its twin with weights in float16.
@@ -174,7 +199,10 @@ class FloatModel:
         Raises:
             InvalidDataError: If they cannot be decoded or their classes are not the model's.
         """
-        return feeds.images(opened, self.inputs, self.preprocessing, self.class_names, limit)
+        names = self.class_names
+        if not names and self.task != "regression" and tasks.scores(self.outputs) > 1:
+            names = tasks.numbered(tasks.scores(self.outputs))  # as many as labels may have
+        return feeds.images(opened, self.inputs, self.preprocessing, names, limit)
 
     def samples(self, opened: data.Opened | Inputs, limit: int | None = None) -> Samples:
         """Images, or samples with an array for each input.
@@ -287,8 +315,9 @@ def load(
         model_id=path.stem,
         source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes),
         preprocessing=prepared,
-        class_names=_classes(opened.outputs),
+        class_names=(),
         kind=kind,
+        outputs=opened.outputs,
         notes=opened.notes,
     )
 
@@ -348,6 +377,8 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
         preprocessing=manifest.preprocessing,
         class_names=manifest.class_names,
         encodings=Encodings.load(path / FILE) if manifest.precision == "int8" else None,
+        outputs=manifest.signature.outputs,
+        task=tasks.declared(manifest, None),
     )
 
 
@@ -397,11 +428,30 @@ def _named(specs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, tuple[int, 
     return {name or specs[0].name: tuple(sizes) for name, sizes in shapes.items()}
 
 
-def _classes(ends: tuple[TensorSpec, ...]) -> tuple[str, ...]:
-    """Numbers of the classes, where the answer is one score for each of two or more."""
-    if len(ends) != 1 or len(ends[0].shape) != 2 or ends[0].shape[1] < 2:
-        return ()
-    return tuple(str(i) for i in range(ends[0].shape[1]))
+#: Operators whose outputs are scores of classes, and those that only arrange them, by format.
+_SCORES = frozenset("SOFTMAX LOG_SOFTMAX LOGISTIC Softmax LogSoftmax Sigmoid".split())
+_ARRANGING = frozenset(
+    "RESHAPE SQUEEZE EXPAND_DIMS QUANTIZE DEQUANTIZE "
+    "Reshape Squeeze Unsqueeze Flatten Identity Cast QuantizeLinear DequantizeLinear".split()
+)
+
+
+def _ends_in_scores(graph: bytes, kind: Kind) -> bool:
+    """Whether the last operator of a model of one output is one that scores classes."""
+    if kind == "onnx":
+        proto = onnx.parse(graph)
+        name = proto.graph.output[0].name
+        made = {each: (n.op_type, n.input) for n in proto.graph.node for each in n.output}
+    else:
+        found = Graph(graph)
+        (name,) = found.outputs
+        made = {each: (op.kind, op.inputs) for op in found.operators for each in op.outputs}
+    while name in made:
+        operator, inputs = made[name]
+        if operator not in _ARRANGING:
+            return operator in _SCORES
+        name = inputs[0]
+    return False
 
 
 def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str]:

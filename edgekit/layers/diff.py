@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit import cli, encodings, feeds
+from edgekit import cli, encodings, feeds, model_file, signature
 from edgekit.artifact import Artifact, Manifest
 from edgekit.encodings import Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
@@ -27,9 +27,11 @@ from edgekit.layers.measure import (
     first_below,
     measure,
 )
+from edgekit.model_file import ModelFile
 from edgekit.quant.profiles import DEFAULT, PROFILES
 from edgekit.quant.quantize import CORRECTED, FITTED, TRAINED
 from edgekit.signature import Preprocessing, TensorSpec
+from edgekit.subjects import default_data
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
 
 IMAGES = 32
@@ -103,7 +105,7 @@ def diff(
     reference: Path,
     suspect: Path,
     *,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     images: int = IMAGES,
     modes: Collection[str] = MODES,
     bound: float | None = None,
@@ -111,14 +113,16 @@ def diff(
     source: Path | None = None,
     threads: int = 1,
     trust: bool = False,
+    preprocessing: str | None = None,
 ) -> LayerDiff:
     """Compare two models of one float model, layer by layer.
 
     Args:
         reference: What is right: an artifact, or the Keras file, SavedModel or ``.tflite`` file
             that the suspect was made from.
-        suspect: An artifact.
-        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used.
+        suspect: An artifact, or a ``.tflite`` or ``.onnx`` file of any maker.
+        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used. Default
+            ``fashion_mnist`` for the shipped model, needed for others.
         images: Use the first so many samples.
         modes: Of :data:`MODES`.
         bound: In dB, to find the first layer below it.
@@ -127,16 +131,15 @@ def diff(
             reference is neither it nor its float32 TFLite artifact.
         threads: Inside an operator.
         trust: Let code inside of the float model run.
+        preprocessing: How the inputs of a file are made; needed for a suspect that is one.
 
     Raises:
         EdgekitError: If models, data or options do not fit together.
     """
-    one, other = _side(reference), _side(suspect)
-    if other.artifact is None:
-        raise InvalidOptionError(
-            f"{suspect} is no artifact; give the float model first, it is the reference"
-        )
-    if one.source != other.source:
+    one, other = _side(reference), _suspect(suspect, preprocessing)
+    assert other.artifact is not None
+    unknown = isinstance(other.artifact, ModelFile)
+    if one.source != other.source and not unknown:
         raise InvalidModelError(
             f"{reference} and {suspect} were made from different float models "
             f"(sha256 {one.source[:12]}…, {other.source[:12]}…); expected two of one model"
@@ -153,6 +156,7 @@ def diff(
             f"first, or pass --mode accumulated"
         )
     manifest = other.artifact.manifest
+    dataset = dataset or default_data(other.artifact)
     place = _onnx_source(one, other.artifact, source)
     if place is not None:
         if bisect_bound is not None:
@@ -243,6 +247,25 @@ def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limi
     return found
 
 
+def _suspect(path: Path, preprocessing: str | None) -> _Side:
+    """The second model; a file is taken for one that was made from the first."""
+    prepare = None if preprocessing is None else signature.preprocessing(preprocessing)
+    if not model_file.is_file(path) or path.suffix not in model_file.FORMATS:
+        if prepare is not None:
+            raise InvalidOptionError(
+                f"{path} brings its preprocessing; give --preprocessing only with a file"
+            )
+        found = _side(path)
+        if found.artifact is None:
+            raise InvalidOptionError(
+                f"{path} is no artifact; give the float model first, it is the reference"
+            )
+        return found
+    artifact = model_file.load(path, prepare)
+    manifest = artifact.manifest
+    return _Side(path, artifact, artifact.sha256, manifest.format, manifest.precision)
+
+
 def _side(path: Path) -> _Side:
     if path.is_file() or saved_model.is_saved_model(path):
         kind = float_model.kind_of(path)
@@ -331,6 +354,10 @@ def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) ->
         place = one.path
     elif other.trained:
         place = _trained_model(source, other.path)
+    elif isinstance(other.artifact, ModelFile):
+        raise InvalidOptionError(
+            f"{other.path} does not say which float model it was made from; give that first"
+        )
     else:
         place, _, _ = float_model.find(other.artifact, source)
     given = other.artifact.manifest.source
@@ -371,5 +398,7 @@ def _open(
 
 def _factors(side: _Side) -> Factors:
     if side.artifact is None or side.precision != "int8" or side.format == "keras":
+        return {}
+    if isinstance(side.artifact, ModelFile):
         return {}
     return Encodings.load(side.artifact.path / encodings.FILE).factors

@@ -96,9 +96,14 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         ("limit", "pass --images"),
         ("record", "compare without --layers"),
         ("power", "compare without --layers"),
+        ("task", "compare without --layers"),
+        ("allow_dead", "pass --bound to be told of a low layer"),
+        ("allow_poor", "pass --bound to be told of a low layer"),
+        ("allow_chance", "labels are not used there"),
     ):
         if getattr(options, name):
-            raise InvalidOptionError(f"--{name} does not go with --layers; {instead}")
+            option = name.replace("_", "-")
+            raise InvalidOptionError(f"--{option} does not go with --layers; {instead}")
     files = [path for path in (options.csv, options.overlay, options.plot) if path is not None]
     if len({path.absolute() for path in files}) != len(files):
         raise InvalidOptionError("two of --csv, --overlay and --plot are the same file")
@@ -114,6 +119,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         source=None if options.reference is None else Path(options.reference),
         threads=options.threads,
         trust=options.trust,
+        preprocessing=options.preprocessing,
     )
     if options.csv is not None:
         outputs.write_text(options.csv, views.to_csv(found.rows), force=options.force)

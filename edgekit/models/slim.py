@@ -247,6 +247,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             "signature": keras_format.signature(found.model),
             "preprocessing": preprocessing("symmetric"),
             "class_names": tuple(str(i) for i in range(classes)),
+            "task": "classification",
             "command": cli.command_line(),
             "notes": (
                 f"from the slim checkpoint {options.checkpoint.name}: {found.averaged} of "

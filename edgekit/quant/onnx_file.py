@@ -273,7 +273,7 @@ def weight_steps(model: Any, profile: DeviceProfile) -> dict[str, tuple[str, Flo
 def _predict(layer: _Layer) -> saturation.Prediction:
     scale = rounding.scales(layer.rows)
     steps = rounding.nearest(layer.rows, scale, pair_bound=False)
-    return saturation.predict(layer.node.name, steps.astype(np.int8))
+    return saturation.predict(layer.node.output[0], steps.astype(np.int8))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgekit import environment
 from edgekit.encodings import Encoding, Encodings, LayerIntegers, Stored
 from edgekit.errors import InvalidModelError
-from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, equalize, reconstruct, saturation, walk
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.reconstruct import Layers
@@ -180,7 +180,7 @@ def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
 
 def predict(name: str, integers: LayerIntegers) -> saturation.Prediction:
     """What can saturate in a convolution or dense layer."""
-    return saturation.predict(short_name(name), integers.weights.reshape(len(integers.weights), -1))
+    return saturation.predict(name, integers.weights.reshape(len(integers.weights), -1))
 
 
 def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -> Quantized:

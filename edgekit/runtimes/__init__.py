@@ -24,10 +24,13 @@ class Runner(Protocol):
     Attributes:
         signature: Inputs and outputs as the model file has them.
         batch: Images that one run may hold at the most.
+        parameters: Numbers that the model has learned; None where the file does not tell them from
+            other constants.
     """
 
     signature: Signature
     batch: int
+    parameters: int | None = None
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Answer one feed; arrays by name, in the model's own dtypes."""

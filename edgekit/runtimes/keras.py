@@ -65,6 +65,7 @@ class KerasRunner(Runner):
             loaded = keras_format.load(model, trust=trust)
         own = keras_format.signature(loaded)
         self.signature = replace(own, inputs=sized(own.inputs, shapes or {}, model))
+        self.parameters = int(loaded.count_params())
         where = "/GPU:0" if device == "gpu" else "/CPU:0"
         if self._form != _PLAIN:
             arrange.require(data_format, precision, device=where, training=False)

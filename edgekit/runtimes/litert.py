@@ -45,7 +45,7 @@ class LiteRtRunner(Runner):
             opened = flatbuffer.canonical(sized, str(model), key=tflite.SIGNATURE_KEY)
         self._interpreter = tflite.interpreter(opened, threads=threads, **asked)
         if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
-            content = flatbuffer.canonical(
+            content = flatbuffer.signed(
                 model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY
             )  # a file of others: tensors get the names that export gave them
             self._interpreter = tflite.interpreter(content, threads=threads, **asked)

@@ -80,15 +80,20 @@ def signature(session: Any) -> Signature:
     return batched(_specs(session.get_inputs()), _specs(session.get_outputs()))
 
 
+def _dtype(end: Any) -> str:
+    if end.type not in _DTYPES:
+        raise InvalidModelError(
+            f"expected inputs and outputs of {', '.join(_DTYPES)}, got {end.type} in {end.name}"
+        )
+    return _DTYPES[end.type]
+
+
 def _specs(ends: Any) -> tuple[TensorSpec, ...]:
-    for end in ends:
-        if end.type not in _DTYPES:
-            raise InvalidModelError(f"{end.name} is a {end.type}; expected {', '.join(_DTYPES)}")
     return tuple(
         TensorSpec(
             end.name,
             tuple(size if isinstance(size, int) else -1 for size in end.shape),
-            _DTYPES[end.type],
+            _dtype(end),
         )
         for end in ends
     )

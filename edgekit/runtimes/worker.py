@@ -101,12 +101,14 @@ class Loaded:
         load_ms: From the file to a model that can run, without imports.
         baseline_memory: Largest resident size before loading, in bytes: Python and the runtime.
         signature: As the model's file has it.
+        parameters: As :class:`edgekit.runtimes.Runner` has it.
     """
 
     load_ms: float
     baseline_memory: int
     runtime: Runtime
     signature: Signature
+    parameters: int | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -378,7 +380,7 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             shapes=job.shapes,
         )
         load_ms = 1e3 * (time.perf_counter() - started)
-        loaded = Loaded(load_ms, baseline, runner.describe(), runner.signature)
+        loaded = Loaded(load_ms, baseline, runner.describe(), runner.signature, runner.parameters)
         pipe.send(("done", loaded))
         commands: dict[str, Callable[..., Any]] = {
             "outputs": _outputs,
