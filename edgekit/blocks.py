@@ -8,14 +8,25 @@ from typing import Any
 
 import numpy.typing as npt
 
+#: Rows of a block, and its numbers, at the most.
 ROWS = 1024
+NUMBERS = 1 << 22
 
 
-def blocks(*arrays: npt.NDArray[Any], rows: int = ROWS) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+def blocks(
+    *arrays: npt.NDArray[Any], rows: int | None = None
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
     """The same rows of all arrays, in order; pages of mapped files are let go after each block.
 
     A view of a block is good until the next one is asked for, and after that read from disk again.
+
+    Args:
+        arrays: ``[N, ...]``, all with the same N.
+        rows: Of a block; default as many as keep it small in memory.
     """
+    if rows is None:
+        widest = max(array[:1].size for array in arrays)
+        rows = max(1, min(ROWS, NUMBERS // max(1, widest)))
     for start in range(0, len(arrays[0]), rows):
         yield tuple(array[start : start + rows] for array in arrays)
         for array in arrays:

@@ -17,6 +17,9 @@ varying depends on what the channel is, which its values tell:
 
 Constant channels that miss these conditions are *faint*: a note, no failure. Where every channel
 that varies is constant in the deployable, the output is dead whatever its values are.
+
+An output that is the same for all samples in the float model (a table of anchors, say) has nothing
+that varies: it is judged by its own size.
 """
 
 from __future__ import annotations
@@ -41,6 +44,10 @@ POOR = 10.0
 _CONSTANT = 1e-3
 #: A reference hardly varies when what varies is below this part of its power (-40 dB).
 _HARDLY = 1e-4
+#: It does not vary at all below this part, which the rounding of float32 explains (-100 dB).
+_SAME = 1e-10
+#: Channels that are listed; beyond it they are counted.
+LISTED = 32
 #: How far a share has to move to matter.
 SHARE = 0.05
 #: A channel varies when it moves by this part of its largest magnitude: half a step of int8.
@@ -73,13 +80,20 @@ class Fidelity:
         count: Samples.
         sqnr: ``10 log10(sum r^2 / sum (r - o)^2)``, in dB; infinite where all numbers are equal.
         sqnr_centred: The same with the mean over the samples taken off the signal, position by
-            position: what varies, against the error. Equals ``sqnr`` where there is one sample.
+            position: what varies, against the error. Equals ``sqnr`` where there is one sample, or
+            nothing varies.
         worst: The channel that matters with the lowest ``sqnr_centred``; None where none does.
         worst_sqnr: In dB, of that channel, mean removed.
-        dead: Channels that vary in the float model and not in the deployable.
-        faint: Constant channels that hardly matter, by the module's conditions.
+        dead: Channels that vary in the float model and not in the deployable, the first
+            :data:`LISTED`.
+        faint: Constant channels that hardly matter, by the module's conditions; as many.
         hardly_varies: Whether the float model's output is nearly the same for all samples, so that
             ``sqnr`` says little.
+        dead_count: All channels that are dead.
+        faint_count: All channels that are faint.
+        low: Least value of the float model, in the output's own unit.
+        high: Its largest.
+        max_error: Largest difference of a number, in the same unit.
     """
 
     output: str
@@ -91,10 +105,25 @@ class Fidelity:
     dead: tuple[Channel, ...] = ()
     faint: tuple[Channel, ...] = ()
     hardly_varies: bool = False
+    dead_count: int = 0
+    faint_count: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    max_error: float = 0.0
 
     def __post_init__(self) -> None:
-        if any(math.isnan(value) for value in (self.sqnr, self.sqnr_centred, self.worst_sqnr)):
+        numbers = (self.sqnr, self.sqnr_centred, self.worst_sqnr, self.low, self.high)
+        if any(math.isnan(value) for value in (*numbers, self.max_error)):
             raise InvalidDataError(f"the fidelity of {self.output} is NaN; evaluate it again")
+
+    @property
+    def error_share(self) -> float:
+        """The largest error in % of the range of the float model's values; of a constant, of its
+        size."""
+        if self.max_error == 0:
+            return 0.0
+        span = self.high - self.low or abs(self.high)
+        return 100 * self.max_error / span if span else math.inf
 
     @property
     def level(self) -> Level:
@@ -106,6 +135,39 @@ class Fidelity:
         if self.sqnr_centred >= CLOSE:
             return "close"
         return "far" if self.sqnr_centred >= POOR else "poor"
+
+
+def named(output: Fidelity, channels: Sequence[Channel] | None = None) -> str:
+    """Which channels of an output, as ``scores: channels 4, 5, 6 of axis 2``.
+
+    Args:
+        output: Whose they are.
+        channels: Of it; default those that are dead.
+    """
+    listed, count = (output.dead, output.dead_count) if channels is None else (channels, 0)
+    by_axis: dict[int, list[int]] = {}
+    for channel in listed:
+        by_axis.setdefault(channel.axis, []).append(channel.index)
+    parts = [
+        f"channel{'s' if len(places) > 1 else ''} {_runs(places)} of axis {axis}"
+        for axis, places in by_axis.items()
+    ]
+    more = count - len(listed)
+    return f"{output.output}: {', '.join(parts)}" + (f" and {more} more" if more > 0 else "")
+
+
+def _runs(places: Sequence[int]) -> str:
+    """Ascending numbers, where three or more follow each other as ``4 to 6``."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    texts = []
+    for run in runs:
+        texts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(place) for place in run]
+    return ", ".join(texts)
 
 
 #: From the best level to the worst.
@@ -165,6 +227,7 @@ class _Judge:
         # by axis: squares of both models' deviations from the first sample, and of the error
         self._squares = {axis: np.zeros((3, sizes[axis])) for axis in self._axes}
         self._all_squares = np.zeros(3)
+        self._largest = 0.0
         # by axis: least and largest value, and largest deviation, of the reference
         self._low = {axis: np.full(sizes[axis], np.inf) for axis in self._axes}
         self._high = {axis: np.full(sizes[axis], -np.inf) for axis in self._axes}
@@ -189,6 +252,7 @@ class _Judge:
             total += part.sum(axis=0)
         squares = [(part**2).sum(axis=0) for part in (*moved, values[0] - values[1])]
         self._all_squares += [float(part.sum()) for part in squares]
+        self._largest = max(self._largest, float(np.abs(values[0] - values[1]).max()))
         bounds = values[0].min(axis=0), values[0].max(axis=0), np.abs(moved[0]).max(axis=0)
         for axis in self._axes:
             others = tuple(i for i in range(len(self._sizes)) if i != axis)
@@ -203,7 +267,7 @@ class _Judge:
         noise = float(self._all_squares[2])
         means = [total**2 / self._count for total in self._sums]
         varies = max(0.0, float(self._all_squares[0] - means[0].sum()))
-        several = self._count > 1
+        several = self._count > 1 and varies > _SAME * self._signal
         dead: list[Channel] = []
         faint: list[Channel] = []
         worst: Channel | None = None
@@ -232,9 +296,14 @@ class _Judge:
             sqnr_centred=_decibels(varies if several else self._signal, noise),
             worst=worst,
             worst_sqnr=worst_sqnr,
-            dead=tuple(dead),
-            faint=tuple(faint),
-            hardly_varies=several and varies < _HARDLY * self._signal,
+            dead=tuple(dead[:LISTED]),
+            faint=tuple(faint[:LISTED]),
+            hardly_varies=self._count > 1 and varies < _HARDLY * self._signal,
+            dead_count=len(dead),
+            faint_count=len(faint),
+            low=min(float(low.min()) for low in self._low.values()),
+            high=max(float(high.max()) for high in self._high.values()),
+            max_error=self._largest,
         )
 
     def _channel(self, axis: int, index: int) -> Channel:

@@ -144,6 +144,35 @@ def test_blocks_of_samples_sum_to_the_same(
     assert parts.dead == whole.dead
 
 
+def test_a_table_that_is_the_same_for_all_samples_is_judged_by_its_size() -> None:
+    anchors = np.broadcast_to(np.linspace(0, 1, 12, dtype=np.float32), (30, 12)).copy()
+    found = _judge(anchors, _steps(anchors, 1 / 255), 12)
+    assert (found.level, found.dead) == ("close", ())
+    assert found.hardly_varies and found.sqnr_centred == found.sqnr > 40
+
+
+def test_many_dead_channels_are_counted_and_some_are_listed() -> None:
+    exact = np.random.default_rng(0).normal(size=(20, 100)).astype(np.float32)
+    found = _judge(exact, np.where(np.arange(100) < 70, 0, exact).astype(np.float32), 100)
+    assert (len(found.dead), found.dead_count) == (fidelity.LISTED, 70)
+    assert fidelity.named(found) == "output: channels 0 to 31 of axis 1 and 38 more"
+
+
+def test_channels_are_named_along_their_axis(detector: Array) -> None:
+    int8 = detector.copy()
+    int8[..., [0, 1, 4]] = 0
+    assert fidelity.named(_judge(detector, int8, 50, 7)) == "output: channels 0, 1, 4 of axis 2"
+
+
+def test_the_largest_error_is_held_against_the_range() -> None:
+    exact = np.random.default_rng(0).uniform(-1, 1, (50, 4)).astype(np.float32)
+    exact[0, 0], exact[1, 1] = -1, 1
+    found = _judge(exact, exact + np.float32(0.5), 4)
+    assert (found.low, found.high) == (-1, 1)
+    assert found.max_error == pytest.approx(0.5) and found.error_share == pytest.approx(25)
+    assert _judge(exact, exact, 4).error_share == 0
+
+
 def _by_seven(*arrays: Array):
     for start in range(0, len(arrays[0]), 7):
         yield tuple(array[start : start + 7] for array in arrays)
