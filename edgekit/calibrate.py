@@ -3,9 +3,9 @@
 One streaming pass takes what all methods need: each tensor's extremes, their moving average, a
 histogram, and the mean and extremes of each channel. The smallest value of what is behind a ReLU is
 taken to be 0. Memory does not grow with the number of images. The statistics are cached under the
-sha256 of graph, data and preprocessing, so that another
-method, or ``python -m edgekit.export``, does not run the images again. Writes a CalibrationTable
-for ``python -m edgekit.export --calibration``.
+sha256 of graph, data, preprocessing, edgekit's source code and the versions of packages, so that
+another method, or ``python -m edgekit.export``, does not run the images again. Writes a
+CalibrationTable for ``python -m edgekit.export --calibration``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment, feeds, outputs, words
+from edgekit import artifact, cli, data, environment, feeds, outputs, words
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.feeds import Samples
 from edgekit.formats import float_model, onnx, tflite
@@ -29,8 +29,9 @@ from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.probe import Place, Probe, probe
 from edgekit.quant import onnx_file, ranges
 from edgekit.quant.histogram import StreamingHistogram
-from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
+from edgekit.quant.table import METHODS, CalibrationTable, TensorStatistics
 from edgekit.signature import Preprocessing
+from edgekit.version import sources
 
 DEFAULT_METHOD = "minmax"
 #: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
@@ -87,7 +88,8 @@ def cached(
 ) -> CalibrationTable:
     """:func:`observe`, but images that went through this graph before are not run again."""
     key = hashlib.sha256()
-    for part in (canonical, images.sha256, str(prepare), str(SCHEMA_VERSION), str(SAMPLE)):
+    versions = f"{sources()} {sorted(artifact.package_versions().items())}"
+    for part in (canonical, images.sha256, str(prepare), versions):
         key.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
     path = cache_folder() / f"{key.hexdigest()}.json"
     if path.is_file():

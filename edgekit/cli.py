@@ -1,7 +1,7 @@
 """The command line shared by all verbs: exit codes, one-line errors, the closing JSON document.
 
-Exit status: 0 good, 1 regression, 2 usage or bad input, 130 interrupted. Tables and progress go
-to stderr; the last line of stdout is one JSON document.
+Exit status: 0 good, 1 regression or failed verdict, 2 usage or bad input, 130 interrupted. Tables
+and progress go to stderr; the last line of stdout is one JSON document.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def run(
         return status
     except EdgekitError as exc:
         _print_error(parser.prog, str(exc))
-        return 2
+        return exc.status
     except KeyboardInterrupt:
         _print_error(parser.prog, "interrupted; nothing was written")
         return 130

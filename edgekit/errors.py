@@ -13,12 +13,15 @@
     │   └── SignatureError       a signature or key: missing, of another key, of other bytes
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
+    ├── FidelityError            exit status 1: an int8 file does not do what the float model does
     └── MissingDependencyError   a package of an extra is not installed
 
 Messages are one sentence in one line: expected, got, and the fix.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 def reason(error: BaseException) -> str:
@@ -27,7 +30,13 @@ def reason(error: BaseException) -> str:
 
 
 class EdgekitError(Exception):
-    """Base of all errors that a user can mend; printed as one line, exit status 2."""
+    """Base of all errors that a user can mend; printed as one line.
+
+    Attributes:
+        status: The exit status of a verb that ends with it.
+    """
+
+    status: ClassVar[int] = 2
 
 
 class InvalidOptionError(EdgekitError, ValueError):
@@ -73,6 +82,12 @@ class OutputExistsError(EdgekitError):
 
 class ExecutionError(EdgekitError):
     """A runtime did not run, or ran something other than what it was asked for."""
+
+
+class FidelityError(EdgekitError):
+    """A model file that was made is dead or poor beside the float model; it is not written."""
+
+    status: ClassVar[int] = 1
 
 
 class MissingDependencyError(EdgekitError, ImportError):

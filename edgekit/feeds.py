@@ -46,6 +46,14 @@ class Inputs:
         return make(f"{self.name}[:{limit}]", {n: v[:limit] for n, v in self.arrays.items()})
 
 
+def take(samples: Samples, places: npt.NDArray[np.int64]) -> Samples:
+    """Some of the samples; the identity changes with the content."""
+    if isinstance(samples, ImageSet):
+        return samples.take(places)
+    name = f"{samples.name}[{len(places)} of {len(samples)}]"
+    return make(name, {key: values[places] for key, values in samples.arrays.items()})
+
+
 #: Images, or samples with an array for each input.
 Samples = ImageSet | Inputs
 

@@ -28,6 +28,14 @@ _MOST_ROWS = 16384
 _WALK_BYTES = 3 << 29
 
 
+class NotFiniteError(Exception):
+    """A tensor becomes NaN or infinite as the device computes it; layers cannot be fitted to it."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+
+
 @dataclass(frozen=True)
 class Rounded:
     """Integers of one layer, and the float constants that they stand for.
@@ -61,7 +69,7 @@ def nearest(
 
     Args:
         graph: Float.
-        encodings: Of activations.
+        encodings: Of activations; a layer that has none of its input or output stays float.
         pair_bound: Keep pairs of products within int16 (edgekit.quant.saturation).
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
@@ -70,7 +78,7 @@ def nearest(
         only: Layers to do, by output; default all.
     """
     found = {}
-    for layer in graph.layers:
+    for layer in integer_layers(graph, encodings):
         if only is not None and layer.output not in only:
             continue
         rows, bias = rows_of(graph, layer)
@@ -88,6 +96,13 @@ def nearest(
     return found
 
 
+def integer_layers(graph: Graph, encodings: Mapping[str, Encoding]) -> tuple[Layer, ...]:
+    """Layers whose input and output are integers; the others stay float."""
+    return tuple(
+        layer for layer in graph.layers if layer.input in encodings and layer.output in encodings
+    )
+
+
 def fitted(
     graph: Graph,
     encodings: Mapping[str, Encoding],
@@ -102,15 +117,18 @@ def fitted(
 
     Args:
         graph: Float.
-        encodings: Of activations.
+        encodings: Of activations; a layer that has none of its input or output stays float.
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quant.saturation).
         threads: Of the float operators.
         advance: Called with each operator's output.
         seed: Of the sample of positions.
+
+    Raises:
+        NotFiniteError: If a tensor becomes NaN or infinite on the device.
     """
     rng = np.random.default_rng(seed)
-    layers = {layer.output: layer for layer in graph.layers}
+    layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     plain = dict(feed)
     device = {name: _stored(name, values, encodings) for name, values in feed.items()}
     changed = Graph(graph.serialize())
@@ -135,6 +153,8 @@ def fitted(
         for name, exact, noisy in zip(operator.outputs, answers, seen, strict=True):
             plain[name] = exact
             device[name] = _stored(name, noisy, encodings)
+            if noisy.dtype == np.float32 and not np.isfinite(device[name].sum(dtype=np.float64)):
+                raise NotFiniteError(name)
         for name in [name for name in plain if ends.get(name, position + 1) <= position]:
             del plain[name], device[name]
         advance(operator.outputs[0])
@@ -163,38 +183,6 @@ def images_that_fit(graph: Graph, count: int) -> int:
         names = (*walk.fed(graph, operator), *operator.outputs)
         largest = max(largest, sum(int(np.prod(graph.shape(name))) for name in names))
     return min(count, max(32, _WALK_BYTES // (8 * largest)))
-
-
-def score(
-    graph: Graph,
-    layers: Layers,
-    encodings: Mapping[str, Encoding],
-    feed: walk.Values,
-    expected: walk.Values,
-    *,
-    threads: int,
-) -> float:
-    """SQNR in dB of the outputs, as the device will compute them.
-
-    Args:
-        graph: Float, of which ``layers`` were rounded.
-        layers: Rounded.
-        encodings: Of activations.
-        feed: Preprocessed images by input name.
-        expected: The float model's outputs, by name.
-        threads: Of the float operators.
-    """
-    changed = Graph(graph.serialize())
-    for layer in changed.layers:
-        put(changed, layer, layers[layer.output])
-    answers = walk.outputs(
-        changed, feed, threads=threads, change=lambda name, values: _stored(name, values, encodings)
-    )
-    signal = sum(float((expected[name].astype(np.float64) ** 2).sum()) for name in expected)
-    noise = sum(
-        float(((expected[name].astype(np.float64) - answers[name]) ** 2).sum()) for name in expected
-    )
-    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
 
 
 def _stored(
@@ -346,6 +334,43 @@ def rows_of(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
     return rows, bias
 
 
+def for_bias(
+    steps: Floats,
+    scale: npt.NDArray[np.float32],
+    bias: Floats,
+    entry: np.float32,
+    name: str,
+) -> tuple[Floats, npt.NDArray[np.float32], bool]:
+    """Raise weight scales where the bias would not fit in int32, whose step is the input's times
+    the weights'.
+
+    Args:
+        steps: Whole steps ``[O, K]``.
+        scale: ``[O]``.
+        bias: Real ``[O]``.
+        entry: Scale of the input.
+        name: Of the layer, for messages.
+
+    Returns:
+        Steps and scales, and whether a scale was raised.
+
+    Raises:
+        InvalidModelError: If the bias fits at no scale.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        over = np.abs(bias) / (entry * scale).astype(np.float32) > _LARGEST_BIAS
+    if not over.any():
+        return steps, scale, False
+    # weights that are this small beside their bias do not need all of their steps
+    wanted = np.abs(bias) / _LARGEST_BIAS / float(entry) * (1 + 1e-6)
+    with np.errstate(over="ignore"):
+        larger = np.where(over, wanted, scale).astype(np.float32)
+    if not np.isfinite(larger).all():
+        raise InvalidModelError(f"the bias of {name} does not fit in int32 at any weight scale")
+    kept = np.rint(steps * scale[:, None] / larger[:, None])
+    return np.where(over[:, None], kept, steps), larger, True
+
+
 def _mean_answer(
     layer: Layer, shape: tuple[int, ...], error: Floats, means: tuple[float, ...]
 ) -> Floats:
@@ -392,22 +417,8 @@ def finish(
     stored_bias: npt.NDArray[np.int32] | None = None
     real_bias: npt.NDArray[np.float32] | None = None
     if layer.bias is not None:
+        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
         bias_scale = (entry * weight_scale).astype(np.float32)
-        with np.errstate(divide="ignore", over="ignore"):
-            over = np.abs(bias) / bias_scale > _LARGEST_BIAS
-        if over.any():
-            # weights that are this small beside their bias do not need all of their steps
-            wanted = np.abs(bias) / _LARGEST_BIAS / float(entry) * (1 + 1e-6)
-            larger = np.where(over, wanted, weight_scale).astype(np.float32)
-            if not np.isfinite(larger).all():
-                raise InvalidModelError(
-                    f"the bias of {layer.short} does not fit in int32 at any weight scale"
-                )
-            steps = np.where(
-                over[:, None], np.rint(steps * weight_scale[:, None] / larger[:, None]), steps
-            )
-            weight_scale, raised = larger, True
-            bias_scale = (entry * weight_scale).astype(np.float32)
         stored_bias = np.rint(bias / bias_scale).astype(np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
     shape = graph.shape(layer.weights)
