@@ -124,7 +124,8 @@ class _Method:
         names = [EQUALIZED] if self.equalized else []
         names += {"nearest": [], "corrected": [CORRECTED], "fitted": [FITTED]}[self.weights]
         names = names or [NEAREST]
-        return ", ".join([*names, f"{len(floats)} tensors in float"] if floats else names)
+        count = f"{len(floats)} tensor{'s' if len(floats) > 1 else ''} in float"
+        return ", ".join([*names, count] if floats else names)
 
 
 @dataclass(frozen=True)
@@ -197,13 +198,16 @@ class _Maker:
             )
         return _Made(graph, encodings, layers, factors)
 
-    def leave(self, floats: islands.Floats, kept: float) -> tuple[islands.Floats, float]:
+    def leave(
+        self, floats: islands.Floats, kept: float, *, equalized: bool = False
+    ) -> tuple[islands.Floats, float]:
         """All that stays float if rounded inputs have to leave ``kept`` dB of every operator, and
         the least that is left of one then."""
         assert self._feed is not None
+        content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
         return islands.find(
-            Graph(self._canonical),
-            self._table.ranges,
+            Graph(content),
+            table.ranges,
             self._profile,
             self._feed,
             floats,
@@ -289,8 +293,16 @@ class _Search:
     def __init__(self, maker: _Maker, judge: Judge) -> None:
         self._maker, self._judge = maker, judge
         self.trials: list[Trial] = []
-        self.notes: list[str] = []
+        self._broken: dict[str, list[str]] = {}
         self._scores: dict[str, Score] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each tensor that became NaN in a trial."""
+        return [
+            f"{short_name(tensor)} became NaN, by which these lost: {'; '.join(names)}"
+            for tensor, names in self._broken.items()
+        ]
 
     def run(
         self, floats: islands.Floats, correction: Correction, *, integers_only: bool
@@ -305,34 +317,26 @@ class _Search:
         Returns:
             The method, and all tensors that stay float.
         """
-        plain = self._try(_Method(), floats)
-        method, best, least = _Method(), plain, -np.inf
-        decided = False
+        method, best = self._methods(floats, correction)
+        least = -np.inf
         for kept, enough in () if integers_only else islands.LIMITS:
-            if enough < fidelity.CLOSE and not decided:
-                method, best = self._methods(plain, floats, correction)
-                decided = True
             if best.level not in ("poor", "dead") and best.sqnr >= enough:
                 break
             if least >= kept:
                 continue
-            found, least = self._maker.leave(floats, kept)
+            found, least = self._maker.leave(floats, kept, equalized=method.equalized)
             if found == floats:
                 continue
-            score = self._try(_Method(), found)
-            dead_no_more = plain.level == "dead" and score.level != "dead"
-            if score.sqnr > plain.sqnr + GAIN or dead_no_more:
-                plain = best = score
-                method, floats, decided = _Method(), found, False
-        if not decided:
-            method, best = self._methods(plain, floats, correction)
+            other, score = self._methods(found, correction)
+            alive = best.level == "dead" and score.level != "dead"
+            if score.sqnr > best.sqnr + GAIN or alive:
+                method, best, floats = other, score, found
         return method, floats
 
-    def _methods(
-        self, best: Score, floats: islands.Floats, correction: Correction
-    ) -> tuple[_Method, Score]:
-        """The best method, from the score of nearest rounding on."""
+    def _methods(self, floats: islands.Floats, correction: Correction) -> tuple[_Method, Score]:
+        """The best method where these tensors stay float."""
         method = _Method()
+        best = self._try(method, floats)
         if correction == "none":
             return method, best
         if self._maker.equalizes():
@@ -357,7 +361,7 @@ class _Search:
         except reconstruct.NotFiniteError as exc:
             score = Score(-np.inf, "dead", exc.tensor)
         if score.broken:
-            self.notes.append(f"not taken: {name}, {short_name(score.broken)} becomes NaN")
+            self._broken.setdefault(score.broken, []).append(name)
         self.trials.append(Trial(name, score.sqnr))
         self._scores[name] = score
         return score
