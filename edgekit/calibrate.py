@@ -49,7 +49,7 @@ Floats = npt.NDArray[np.float32]
 def calibrate(
     model: Path | None = None,
     *,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     preprocessing: str | None = None,
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
@@ -60,6 +60,7 @@ def calibrate(
     Args:
         model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
         dataset: What :func:`edgekit.feeds.open_word` takes; labels are only for an even sample.
+            Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         trust: Let code inside of the model's file run.
         limit: Use the first images only.
@@ -72,6 +73,7 @@ def calibrate(
     """
     if method not in METHODS:
         raise InvalidOptionError(f"expected method {', '.join(METHODS)}, got {method!r}")
+    dataset = float_model.data_word(dataset, model)
     opened = feeds.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     return cached(
@@ -376,7 +378,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite --preci
     float_model.add_arguments(result)
     float_model.add_trust(result)
     add = result.add_argument
-    add("--data", default="fashion_mnist", metavar="IMAGES", help=data.WORDS)
+    add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--samples", type=cli.positive_int, help="draw N images, evenly over the classes")
     add("--seed", type=int, help="of the draw (default: 0)")
@@ -395,14 +397,15 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out: Path | None = options.out
     if out is not None:
         outputs.check_free(out, force=options.force)
-    word = words.join(options.data, samples=options.samples, seed=options.seed)
+    given = float_model.data_word(options.data, options.model)
+    word = words.join(given, samples=options.samples, seed=options.seed)
     opened = feeds.open_word(word, "calibration")
     source = float_model.load(
         options.model, preprocessing=options.preprocessing, trust=options.trust
     )
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
-    stem = "fashion_mnist" if options.data == "fashion_mnist" else stem
+    stem = "fashion_mnist" if given == "fashion_mnist" else stem
     out = out or Path("calibration") / f"{source.model_id}-{stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(

@@ -62,6 +62,7 @@ TARGETS = ("tflite", "onnx")
 DEFAULT_MODEL = float_model.SHIPPED
 #: Held-out images that a written file is judged on, at the most.
 _HELD = 64
+_FAILED = ("poor", "dead")
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -205,12 +206,8 @@ def export(
     found = _read_calibration(calibration, dataset, method) if calibration is not None else None
     source = float_model.load(model, preprocessing=preprocessing, trust=trust)
     if precision == "int8" and found is None and source.encodings is None:
-        if model is not None and model.resolve() != DEFAULT_MODEL:
-            raise InvalidOptionError(
-                f"int8 of your own model needs --calibration: a TABLE.json of "
-                f"`python -m edgekit.calibrate`, or images ({data.WORDS})"
-            )
-        found = _read_calibration("fashion_mnist", dataset, method)
+        word = float_model.data_word(None, model, option="--calibration")
+        found = _read_calibration(word, dataset, method)
     if found is not None:
         found = found.fitted(source)
     if source.encodings is not None and precision == "int8":
@@ -568,6 +565,7 @@ def _verdict(
         f"{each.output} on {count} held-out calibration samples: {each.level}, "
         f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
         + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
+        + _weakest(each)
         for each in judged
     ]
     said += [
@@ -601,6 +599,16 @@ def _verdict(
             )
         said.append(what)
     return said
+
+
+def _weakest(judged: Fidelity) -> str:
+    """The channel that is poor in an output that is not."""
+    if judged.worst is None or judged.worst_sqnr >= fidelity.POOR or judged.level in _FAILED:
+        return ""
+    return (
+        f"; channel {judged.worst.index} of axis {judged.worst.axis} keeps "
+        f"{judged.worst_sqnr:.1f} dB only"
+    )
 
 
 def _unjudged(images: Samples | None) -> str:

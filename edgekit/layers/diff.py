@@ -95,7 +95,7 @@ def diff(
     reference: Path,
     suspect: Path,
     *,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     images: int = IMAGES,
     modes: Collection[str] = MODES,
     bound: float | None = None,
@@ -110,7 +110,8 @@ def diff(
         reference: What is right: an artifact, or the Keras file, SavedModel or ``.tflite`` file
             that the suspect was made from.
         suspect: An artifact.
-        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used.
+        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used. Default for the
+            shipped model: ``fashion_mnist``.
         images: Use the first so many samples.
         modes: Of :data:`MODES`.
         bound: In dB, to find the first layer below it.
@@ -123,6 +124,7 @@ def diff(
     Raises:
         EdgekitError: If models, data or options do not fit together.
     """
+    dataset = float_model.data_word(dataset, suspect)
     one, other = _side(reference), _side(suspect)
     if other.artifact is None:
         raise InvalidOptionError(
