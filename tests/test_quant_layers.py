@@ -900,7 +900,9 @@ def test_a_decision_that_cannot_be_read_is_none(decided: Quantized, tmp_path: Pa
         assert decisions.load(path) is None
 
 
-def test_a_decision_is_found_by_all_that_it_was_made_from(zoo: Case) -> None:
+def test_a_decision_is_found_by_all_that_it_was_made_from(
+    zoo: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = zoo.observe()
     given: dict[str, Any] = {
         "canonical": zoo.canonical,
@@ -926,3 +928,5 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(zoo: Case) -> None:
     keys = [decisions.key(**{**given, **change}) for change in changes]
     assert len(set(keys)) == len(changes)
     assert decisions.key(**given) == keys[0]
+    monkeypatch.setattr(decisions, "sources", lambda: "of another day")  # a formula changed
+    assert decisions.key(**given) not in keys

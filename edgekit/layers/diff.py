@@ -124,7 +124,6 @@ def diff(
     Raises:
         EdgekitError: If models, data or options do not fit together.
     """
-    dataset = float_model.data_word(dataset, suspect)
     one, other = _side(reference), _side(suspect)
     if other.artifact is None:
         raise InvalidOptionError(
@@ -146,6 +145,7 @@ def diff(
             f"{suspect} is a Keras model, which cannot be run operator by operator; give it "
             f"first, or pass --mode accumulated"
         )
+    dataset = float_model.data_word(dataset, suspect)
     manifest = other.artifact.manifest
     canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)

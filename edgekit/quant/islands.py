@@ -34,8 +34,8 @@ _STEPS = 4
 #: operator computes, and that of the outputs from which on nothing more has to stay float. Of
 #: networks that quantize well all operators keep 27 dB and more.
 LIMITS = (
-    (fidelity.POOR, fidelity.CLOSE),
-    (fidelity.CLOSE, fidelity.CLOSE),
+    (fidelity.POOR, 30.0),
+    (fidelity.CLOSE, 30.0),
     (25.0, fidelity.POOR),
     (30.0, fidelity.POOR),
     (35.0, fidelity.POOR),
