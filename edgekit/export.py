@@ -251,13 +251,13 @@ def export(
             source,
             target,
             profile,
-            _some(source, images, _spread(held_out(len(images))[1], _HELD)),
+            _some(source, written, images, _spread(held_out(len(images))[1], _HELD)),
         )
         said = _verdict(judged, target, strict=strict, dead=allow_dead, poor=allow_poor)
     else:
         few = None
         if images is not None:
-            few = _some(source, images, _spread(np.arange(len(images)), proof.SAMPLES))
+            few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
         said = [
             proof.check_answers(
                 written.content,
@@ -547,9 +547,13 @@ def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
     return np.asarray(places[np.unique(chosen)], np.int64)
 
 
-def _some(source: FloatModel, images: Samples, places: npt.NDArray[np.int64]) -> Feed:
-    """Preprocessed samples by input name."""
-    return feeds.feed(images, source.inputs, source.preprocessing, places)
+def _some(
+    source: FloatModel, written: _Written, images: Samples, places: npt.NDArray[np.int64]
+) -> Feed:
+    """Preprocessed samples by input name of the float model."""
+    own = source.kind == "onnx"
+    found = onnx.signature(source.model) if own else tflite.signature(written.canonical)
+    return feeds.feed(images, found.inputs, source.preprocessing, places)
 
 
 def _verdict(
