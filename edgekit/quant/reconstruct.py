@@ -241,6 +241,22 @@ def _solve(
 
     ``exact`` and ``seen`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of its own.
     """
+    # rows are in the order of the samples: two halves share none but one
+    halves = [half for half in np.array_split(np.arange(len(seen)), 2) if len(half)]
+    parts = [_part(rows, exact[half], seen[half]) for half in halves]
+    moments = rounding.joined(parts).moments
+    wanted, wanted_bias = rounding.fit(rows, bias, parts)
+    scale = rounding.scales(wanted)
+    if pair_bound:
+        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
+    steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
+    return steps, scale, bias
+
+
+def _part(
+    rows: Floats, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.float32]
+) -> rounding.Part:
+    """What some of the dot products say, as :func:`_solve` takes them."""
     count = len(seen)
     ones = np.ones((count, 1, *seen.shape[2:]), np.float32)
     inputs = np.concatenate([seen, ones], axis=1)
@@ -254,12 +270,7 @@ def _solve(
         moments = (inputs.T @ inputs).astype(np.float64) / count
         error = (exact - seen) @ single.T
         cross = (error.T @ inputs).astype(np.float64) / count
-    wanted, wanted_bias = rounding.fit(rows, bias, moments, cross)
-    scale = rounding.scales(wanted)
-    if pair_bound:
-        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
-    steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
-    return steps, scale, bias
+    return rounding.Part(count, moments, cross)
 
 
 def _sample(
