@@ -82,7 +82,7 @@ PICTURES = 24
 def compare(
     artifacts: Sequence[Path],
     *,
-    dataset: str | None = None,
+    dataset: str = "fashion_mnist",
     limit: int | None = None,
     threads: int = 1,
     rounds: int = 10,
@@ -107,7 +107,6 @@ def compare(
         artifacts: Folders, all made from one float model.
         dataset: What :func:`edgekit.feeds.open_word` takes. Labels are needed where images have
             classes; without them records of several inputs are compared with the reference only.
-            Default for the shipped model: ``fashion_mnist``.
         limit: Use the first images only.
         threads: Threads inside an operator.
         rounds: Latency rounds; each takes 20 samples of every model.
@@ -147,7 +146,6 @@ def compare(
         raise InvalidOptionError(
             "--parity is about one machine's kernels; leave it out or leave out --cluster"
         )
-    dataset = float_model.data_word(dataset, *artifacts)
     loaded = [Artifact.load(path) for path in artifacts]
     check_one_source(loaded)
     runner = _runner(reference)
@@ -658,7 +656,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 --resources m
     )
     add = result.add_argument
     add("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artifact folders")
-    add("--data", metavar="IMAGES", help=_DATA_HELP)
+    add("--data", default="fashion_mnist", metavar="IMAGES", help=_DATA_HELP)
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--threads", type=cli.positive_int, default=1, help="threads inside an operator")
     add("--rounds", type=cli.positive_int, default=10, help=f"latency rounds of {SAMPLES} samples")

@@ -637,7 +637,7 @@ def _make_int8(
             f"{len(quantized.saturating)} layers would saturate on x86 without VNNI with weights "
             f"rounded to nearest; theirs were chosen so that no pair of products can"
         )
-    notes += [*_floats(quantized.floats), *quantized.notes]
+    notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
     if target == "tflite":
         content = tflite.quantize(quantized.graph, quantized.stored, floats=quantized.floats)
         proof.check_stored(target, tflite.read_stored(content), quantized.stored)
@@ -653,7 +653,11 @@ def _make_int8(
     )
     onnx_convert.rename_ends(model, Graph(canonical))
     read = onnx_integers.read_stored(model, Graph(quantized.graph))
-    absent = onnx_integers.absent(model, Graph(quantized.graph))
+    absent = [
+        name
+        for name in onnx_integers.absent(model, Graph(quantized.graph))
+        if name in quantized.stored.activations
+    ]
     if absent:
         notes.append(
             f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
@@ -679,11 +683,12 @@ def _ways(found: Quantized | OnnxQuantized) -> tuple[str, ...]:
     return (f"weights: {found.way}; on held-out calibration samples: {tried}",)
 
 
-def _floats(found: Mapping[str, str]) -> list[str]:
+def _floats(found: Mapping[str, str], graph: Graph) -> list[str]:
     """What stays float, and why."""
     if not found:
         return []
-    named = [f"{short_name(name)} ({why})" for name, why in found.items()]
+    signed = {tensor: name for name, tensor in (graph.entries | graph.ends).items()}
+    named = [f"{signed.get(name) or short_name(name)} ({why})" for name, why in found.items()]
     more = len(named) - _NAMED
     return [
         f"stays float: {', '.join(named[:_NAMED])}"

@@ -13,8 +13,6 @@ from edgekit.formats import float_model
 UNIT = ("--preprocessing", "unit")
 VERBS: dict[str, tuple[list[str], str]] = {
     "calibrate": (["small.keras", *UNIT], "--data"),
-    "compare": (["tiny"], "--data"),
-    "compare --layers": (["tiny", "tiny", "--layers"], "--data"),
     "export": (["small.keras", *UNIT, *"--target onnx --precision int8".split()], "--calibration"),
     "qat": (["small.keras", *UNIT, "--out", "out"], "--data"),
     "train": (["--from", "small.keras", *UNIT, "--out", "out"], "--data"),
@@ -25,21 +23,19 @@ VERBS: dict[str, tuple[list[str], str]] = {
 def test_a_model_of_ones_own_needs_data_of_its_own(
     verb: str,
     small: Path,
-    tiny: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "small.keras").symlink_to(small / "small.keras")
-    (tmp_path / "tiny").symlink_to(tiny[0])
     monkeypatch.chdir(tmp_path)
     arguments, option = VERBS[verb]
-    assert importlib.import_module(f"edgekit.{verb.split()[0]}").main(arguments) == 2
+    assert importlib.import_module(f"edgekit.{verb}").main(arguments) == 2
     streams = capfd.readouterr()
     assert streams.out == ""
     assert f"expected {option} IMAGES for your own model, got none" in streams.err
     assert streams.err.count("\n") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.keras", "tiny"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.keras"]
 
 
 def test_the_shipped_model_and_what_is_made_from_it_bring_their_images(

@@ -107,9 +107,14 @@ def detector(place: Path) -> Case:
     keras.utils.set_random_seed(0)
     image = keras.Input((8, 8, 3), name="image")
     x = layers.Conv2D(8, 3, padding="same", activation="relu")(image)
-    wide = {"kernel_initializer": keras.initializers.RandomNormal(0, 2.0)}
-    boxes = layers.Rescaling(640.0)(layers.Conv2D(4, 1, activation="sigmoid", **wide)(x))
-    scores = layers.Conv2D(3, 1, activation="sigmoid", **wide)(x)
+    head = {
+        name: layers.Conv2D(
+            size, 1, activation="sigmoid",
+            kernel_initializer=keras.initializers.RandomNormal(0, 2.0, seed=size),
+        )(x)
+        for name, size in (("boxes", 4), ("scores", 3))
+    }  # fmt: skip
+    boxes, scores = layers.Rescaling(640.0)(head["boxes"]), head["scores"]
     flat = [layers.Reshape((64, size))(part) for part, size in ((boxes, 4), (scores, 3))]
     model = keras.Model(image, layers.Concatenate(name="found")(flat))
     images = np.random.default_rng(0).uniform(-1, 1, (COUNT, 8, 8, 3)).astype(np.float32)

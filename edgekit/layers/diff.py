@@ -95,7 +95,7 @@ def diff(
     reference: Path,
     suspect: Path,
     *,
-    dataset: str | None = None,
+    dataset: str = "fashion_mnist",
     images: int = IMAGES,
     modes: Collection[str] = MODES,
     bound: float | None = None,
@@ -110,8 +110,7 @@ def diff(
         reference: What is right: an artifact, or the Keras file, SavedModel or ``.tflite`` file
             that the suspect was made from.
         suspect: An artifact.
-        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used. Default for the
-            shipped model: ``fashion_mnist``.
+        dataset: What :func:`edgekit.feeds.open_word` takes; labels are not used.
         images: Use the first so many samples.
         modes: Of :data:`MODES`.
         bound: In dB, to find the first layer below it.
@@ -145,7 +144,6 @@ def diff(
             f"{suspect} is a Keras model, which cannot be run operator by operator; give it "
             f"first, or pass --mode accumulated"
         )
-    dataset = float_model.data_word(dataset, suspect)
     manifest = other.artifact.manifest
     canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
