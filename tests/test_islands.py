@@ -75,18 +75,14 @@ class Case:
 
 def decided(canonical: bytes, samples: Inputs, **options: Any) -> quantize.Quantized:
     entries = Graph(canonical).entries
-    count = len(samples)
-    fitting = quantize.held_out(count)[0]
+    fitting = quantize.held_out(len(samples))[0]
 
     def table(content: bytes, fitting_only: bool) -> Any:
         some = take(samples, fitting) if fitting_only else samples
         return observe(content, some, prepare=NONE)
 
-    fit, held = (
-        {entries[name]: values[places] for name, values in samples.arrays.items()}
-        for places in quantize.held_out(count)
-    )
-    given = quantize.CalibrationSamples(fit, held, table)
+    feed = {entries[name]: values for name, values in samples.arrays.items()}
+    given = quantize.CalibrationSamples.of(feed, table)
     return quantize.quantize(
         canonical,
         table(canonical, False),

@@ -52,11 +52,7 @@ class Case:
 
     @property
     def samples(self) -> quantize.CalibrationSamples:
-        fit, held = (
-            {name: values[places] for name, values in self.feed.items()}
-            for places in quantize.held_out(len(self.images))
-        )
-        return quantize.CalibrationSamples(fit, held, self.observe)
+        return quantize.CalibrationSamples.of(self.feed, self.observe)
 
     def quantize(self, **options: Any) -> Quantized:
         given: dict[str, Any] = {"profile": GENERIC, "samples": self.samples, **options}

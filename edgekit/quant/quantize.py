@@ -102,6 +102,17 @@ class CalibrationSamples:
     held: walk.Values
     observe: Callable[[bytes, bool], CalibrationTable]
 
+    @classmethod
+    def of(
+        cls, feed: walk.Values, observe: Callable[[bytes, bool], CalibrationTable]
+    ) -> CalibrationSamples:
+        """All samples of a feed, divided by :func:`held_out`."""
+        fit, held = (
+            {name: values[places] for name, values in feed.items()}
+            for places in held_out(len(next(iter(feed.values()))))
+        )
+        return cls(fit, held, observe)
+
     @property
     def judged(self) -> bool:
         """Whether there are samples to judge by."""
