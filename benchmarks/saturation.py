@@ -61,6 +61,7 @@ def rows(canonical: bytes, images: data.ImageSet, prepare: Any) -> list[Row]:
     given = encode.activations(graph, table.ranges, profile)
     feed = {graph.inputs[0]: prepare.apply(images.images)}
     threads = environment.cores()
+    part = images.take(quantize.held_out(len(images))[0])
 
     def nearest(**options: Any) -> Layers:
         return reconstruct.nearest(graph, given, **options)
@@ -79,8 +80,10 @@ def rows(canonical: bytes, images: data.ImageSet, prepare: Any) -> list[Row]:
         canonical,
         table,
         profile=profiles.PROFILES["x86-avx2"],
-        feed=feed,
-        observe=lambda other: observe(other, images, prepare=prepare),
+        samples=quantize.CalibrationSamples.of(
+            dict(feed),
+            lambda other, fitting: observe(other, part if fitting else images, prepare=prepare),
+        ),
     )
     written = onnx_integers.quantize(onnx_convert.from_tflite(best.graph), best.stored)
     auto = Row("edgekit", written.SerializeToString(), {}, way=best.way)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from edgekit import outputs, schema, words
 from edgekit.errors import ArtifactError, EdgekitError
+from edgekit.fidelity import Fidelity
 from edgekit.signature import Preprocessing, Signature
 from edgekit.version import __version__
 
@@ -80,14 +81,19 @@ class QuantizationRecord:
 
     Attributes:
         way: What was done to the weights.
-        tried: SQNR in dB of the outputs on held-out calibration images, by way; empty if unjudged.
+        tried: SQNR in dB of the worst output, before a softmax and with the mean removed, on
+            held-out calibration images, by way; empty if unjudged.
         saturating: How many pairs of weights could saturate on x86 without VNNI, by the full name
             of the tensor that their layer writes, if they were rounded to nearest.
+        floats: Why a tensor stays float, by its name in the float TFLite graph.
+        judged: The outputs of the file itself on held-out calibration images; empty if unjudged.
     """
 
     way: str
     tried: dict[str, float]
     saturating: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+    judged: tuple[Fidelity, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 One streaming pass takes what all methods need: each tensor's extremes, their moving average, a
 histogram, and the mean and extremes of each channel. The smallest value of what is behind a ReLU is
 taken to be 0. Memory does not grow with the number of images. The statistics are cached under the
-sha256 of graph, data and preprocessing, so that another
-method, or ``python -m edgekit.export``, does not run the images again. Writes a CalibrationTable
-for ``python -m edgekit.export --calibration``.
+sha256 of graph, data, preprocessing, edgekit's source code and the versions of packages, so that
+another method, or ``python -m edgekit.export``, does not run the images again. Writes a
+CalibrationTable for ``python -m edgekit.export --calibration``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment, feeds, outputs, words
+from edgekit import artifact, cli, data, environment, feeds, outputs, words
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
 from edgekit.feeds import Samples
 from edgekit.formats import float_model, onnx, tflite
@@ -29,8 +29,9 @@ from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.probe import Place, Probe, probe
 from edgekit.quant import onnx_file, ranges
 from edgekit.quant.histogram import StreamingHistogram
-from edgekit.quant.table import METHODS, SCHEMA_VERSION, CalibrationTable, TensorStatistics
+from edgekit.quant.table import METHODS, CalibrationTable, TensorStatistics
 from edgekit.signature import Preprocessing, Shapes
+from edgekit.version import sources
 
 DEFAULT_METHOD = "minmax"
 #: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
@@ -48,7 +49,7 @@ Floats = npt.NDArray[np.float32]
 def calibrate(
     model: Path | None = None,
     *,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     preprocessing: str | None = None,
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
@@ -60,6 +61,7 @@ def calibrate(
     Args:
         model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
         dataset: What :func:`edgekit.feeds.open_word` takes; labels are only for an even sample.
+            Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
         trust: Let code inside of the model's file run.
@@ -72,6 +74,7 @@ def calibrate(
         InvalidOptionError: If the method is unknown.
     """
     words.one_of("method", method, METHODS)
+    dataset = float_model.data_word(dataset, model)
     opened = feeds.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
     return cached(
@@ -88,7 +91,8 @@ def cached(
 ) -> CalibrationTable:
     """:func:`observe`, but images that went through this graph before are not run again."""
     key = hashlib.sha256()
-    for part in (canonical, images.sha256, str(prepare), str(SCHEMA_VERSION), str(SAMPLE)):
+    versions = f"{sources()} {sorted(artifact.package_versions().items())}"
+    for part in (canonical, images.sha256, str(prepare), versions):
         key.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
     path = cache_folder() / f"{key.hexdigest()}.json"
     if path.is_file():
@@ -376,12 +380,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
     float_model.add_shape(result)
     float_model.add_trust(result)
     add = result.add_argument
-    add(
-        "--data",
-        default="fashion_mnist",
-        metavar="IMAGES",
-        help=f"{data.WORDS} (default: %(default)s)",
-    )
+    add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
     add("--limit", type=cli.positive_int, help="use the first N images only")
     add("--samples", type=cli.positive_int, help="draw N images, evenly over the classes")
     add("--seed", type=int, help="with --samples: another number draws others (default: 0)")
@@ -405,7 +404,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out: Path | None = options.out
     if out is not None:
         outputs.check_free(out, force=options.force)
-    word = words.join(options.data, samples=options.samples, seed=options.seed)
+    given = float_model.data_word(options.data, options.model)
+    word = words.join(given, samples=options.samples, seed=options.seed)
     opened = feeds.open_word(word, "calibration")
     source = float_model.load(
         options.model,
@@ -415,7 +415,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     )
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
-    stem = "fashion_mnist" if options.data == "fashion_mnist" else stem
+    stem = "fashion_mnist" if given == "fashion_mnist" else stem
     out = out or Path("calibration") / f"{source.model_id}-{stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(

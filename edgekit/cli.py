@@ -1,8 +1,9 @@
 """The command line shared by all verbs: exit codes, one-line errors, the closing JSON document.
 
-Exit status: 0 good, 1 regression, 2 usage or bad input, 3 an error of edgekit's own, 130
-interrupted. Tables and progress go to stderr; the last line of stdout is one JSON document.
-``--traceback`` shows where an error comes from, and what a process that failed had to say.
+Exit status: 0 good, 1 regression or failed verdict, 2 usage or bad input, 3 an error of edgekit's
+own, 130 interrupted. Tables and progress go to stderr; the last line of stdout is one JSON
+document. ``--traceback`` shows where an error comes from, and what a process that failed had to
+say.
 """
 
 from __future__ import annotations
@@ -223,7 +224,7 @@ def _failed(prog: str, error: BaseException, *, whole: bool) -> int:
         print(visible_lines(text + getattr(error, "detail", "")), file=sys.stderr, flush=True)
     if isinstance(error, EdgekitError):
         _print_error(prog, str(error))
-        return 2
+        return error.status
     if isinstance(error, KeyboardInterrupt):
         _print_error(prog, "interrupted; nothing was written")
         return 130

@@ -15,12 +15,15 @@
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
     │   └── ProcessDiedError     the process that ran it is gone
+    ├── FidelityError            exit status 1: an int8 file does not do what the float model does
     └── MissingDependencyError   a package of an extra is not installed
 
 Messages are one sentence in one line: expected, got, and the fix.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 
 def reason(error: BaseException) -> str:
@@ -36,12 +39,14 @@ def last_words(text: str, lines: int = 3) -> str:
 
 
 class EdgekitError(Exception):
-    """Base of all errors that a user can mend; printed as one line, exit status 2.
+    """Base of all errors that a user can mend; printed as one line.
 
     Attributes:
+        status: The exit status of a verb that ends with it.
         detail: More lines, of a process that failed, for those who ask with ``--traceback``.
     """
 
+    status: ClassVar[int] = 2
     detail: str = ""
 
 
@@ -96,6 +101,12 @@ class ExecutionError(EdgekitError):
 
 class ProcessDiedError(ExecutionError):
     """The process of a runtime ended before its work did."""
+
+
+class FidelityError(EdgekitError):
+    """A model file that was made is dead or poor beside the float model; it is not written."""
+
+    status: ClassVar[int] = 1
 
 
 class MissingDependencyError(EdgekitError, ImportError):

@@ -6,29 +6,36 @@ in ONNX as QuantizeLinear/DequantizeLinear pairs with float32 ends. Both hold th
 the same integers (edgekit.quant), made for the device that ``--device`` names. What was written is
 read back, loaded and run before it becomes an artifact: every number is the one that was decided,
 and the manifest says which kernels ran.
+
+An int8 file is judged on calibration samples that no method was chosen by: outputs or channels that
+are dead, and outputs of which less than 10 dB are left, are exit status 1, and nothing is written
+unless ``--allow-dead`` or ``--allow-poor`` says so. What 8 bits cannot hold stays float, by name.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, feeds, outputs, proof, words
+from edgekit import artifact, cli, data, encodings, feeds, fidelity, outputs, proof, words
 from edgekit.artifact import Artifact, CalibrationRecord, QuantizationRecord
 from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
 from edgekit.errors import (
     ExecutionError,
+    FidelityError,
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
 )
 from edgekit.feeds import Feed, Inputs, Samples
+from edgekit.fidelity import Fidelity
 from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_forms, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
@@ -38,6 +45,8 @@ from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.quantize import (
     CORRECTIONS,
     FEWEST_IMAGES,
+    HELD_OUT,
+    CalibrationSamples,
     Correction,
     Quantized,
     held_out,
@@ -54,8 +63,11 @@ from edgekit.task import check as check_task
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
 DEFAULT_MODEL = float_model.SHIPPED
-#: SQNR on held-out calibration images, in dB, below which an int8 file is said to be poor.
-_POOR = 10.0
+#: Held-out images that a written file is judged on, at the most.
+_HELD = 64
+_FAILED = ("poor", "dead")
+#: Tensors that stay float that are named in a note.
+_NAMED = 6
 #: Images on which activations are measured before they become float16.
 _WATCHED_IMAGES = 64
 #: Calibration images that layers are fitted to, at the most.
@@ -121,6 +133,8 @@ def export(
     device: str = profiles.DEFAULT,
     correction: Correction = "auto",
     strict: bool = False,
+    allow_dead: bool = False,
+    allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
     trust: bool = False,
@@ -143,7 +157,11 @@ def export(
         device: A device profile, or ``auto`` for that of this machine's CPU.
         correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
             takes what is best on held-out calibration images; ``none`` rounds to nearest.
-        strict: Refuse an int8 model in which an operator stays float.
+        strict: Refuse an int8 model in which an operator stays float; no tensor stays float for the
+            sake of accuracy.
+        allow_dead: Write an int8 file of which an output or a channel is constant where the float
+            model's varies.
+        allow_poor: Write an int8 file of which less than 10 dB of an output are left.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
         trust: Let code inside of the model's file run.
@@ -153,6 +171,7 @@ def export(
         command: Recorded in the manifest.
 
     Raises:
+        FidelityError: If the int8 file is dead or poor; nothing is written then.
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
     words.one_of("target", target, TARGETS)
@@ -172,6 +191,8 @@ def export(
         ("--method", method),
         ("--strict", strict or None),
         ("--correction", correction if correction != "auto" else None),
+        ("--allow-dead", allow_dead or None),
+        ("--allow-poor", allow_poor or None),
     ):
         if given is not None and precision != "int8":
             raise InvalidOptionError(f"{option} is for int8; {precision} has no ranges")
@@ -186,12 +207,8 @@ def export(
     source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
     check_task(task, source.outputs)
     if precision == "int8" and found is None and source.encodings is None:
-        if model is not None and model.resolve() != DEFAULT_MODEL:
-            raise InvalidOptionError(
-                f"int8 of your own model needs --calibration: a TABLE.json of "
-                f"`python -m edgekit.calibrate`, or images ({data.WORDS})"
-            )
-        found = _read_calibration("fashion_mnist", dataset, method)
+        word = float_model.data_word(None, model, option="--calibration")
+        found = _read_calibration(word, dataset, method)
     if found is not None:
         found = found.fitted(source)
     if source.encodings is not None and precision == "int8":
@@ -208,7 +225,7 @@ def export(
                 )
     out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
     outputs.check_free(out, force=force)
-    written = _make(source, target, precision, found, profile, correction)
+    written = _make(source, target, precision, found, profile, correction, strict=strict)
     options = dict(profile.runtime_options.get(target, {}))
     quantized, table = written.quantized, written.table
     numbers = 0
@@ -225,16 +242,38 @@ def export(
             f"float: {', '.join(execution.floats)}; replace them in the model, or export without "
             f"--strict"
         )
-    answers = proof.check_answers(
-        written.content, written.signature, written.canonical, source, target, precision
-    )
+    judged: tuple[Fidelity, ...] = ()
+    images = None if found is None else found.images
+    if precision == "int8" and images is not None and len(images) >= FEWEST_IMAGES:
+        judged = proof.judge(
+            written.content,
+            written.signature,
+            written.canonical,
+            source,
+            target,
+            profile,
+            _some(source, written, images, _spread(held_out(len(images))[1], _HELD)),
+        )
+        said = _verdict(judged, target, strict=strict, dead=allow_dead, poor=allow_poor)
+    else:
+        few = None
+        if images is not None:
+            few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
+        said = [
+            proof.check_answers(
+                written.content,
+                written.signature,
+                written.canonical,
+                source,
+                target,
+                precision,
+                few,
+            )
+        ]
+        if precision == "int8":
+            said.append(_unjudged(images))
     computed = f"operators that compute in float: {', '.join(execution.floats)}"
-    notes = (
-        *source.notes,
-        *written.notes,
-        *([computed] if execution.floats else []),
-        answers,
-    )
+    notes = (*source.notes, *written.notes, *([computed] if execution.floats else []), *said)
     model_file = f"model.{target}"
     files: dict[str, bytes | Path] = {model_file: written.content}
     if quantized is not None:
@@ -261,6 +300,8 @@ def export(
                 quantized.way,
                 {trial.way: trial.sqnr for trial in quantized.trials},
                 {found.layer: found.pairs for found in quantized.saturating},
+                dict(quantized.floats) if isinstance(quantized, Quantized) else {},
+                judged,
             ),
             "execution": execution,
             "runtime_options": options,
@@ -298,6 +339,8 @@ def _make(
     calibration: _Calibration | None,
     profile: DeviceProfile,
     correction: Correction,
+    *,
+    strict: bool,
 ) -> _Written:
     if source.kind == "onnx":
         return _from_onnx(source, precision, calibration, profile, correction, target)
@@ -309,7 +352,9 @@ def _make(
     if precision == "int8":
         assert calibration is not None  # export() has seen to it
         table = _table(calibration, canonical, source)
-        quantized = _decide(canonical, table, calibration, source, profile, correction)
+        quantized = _decide(
+            canonical, table, calibration, source, profile, correction, strict=strict
+        )
         return _make_int8(source, target, canonical, table, quantized, profile)
     if precision == "float16":
         name, size = tflite.largest_weight(canonical)
@@ -439,6 +484,8 @@ def _decide(
     source: FloatModel,
     profile: DeviceProfile,
     correction: Correction,
+    *,
+    strict: bool,
 ) -> Quantized:
     """Every number of the int8 model; a decision that was made before is taken again."""
     images = calibration.images
@@ -448,6 +495,7 @@ def _decide(
         profile,
         images=images is not None,
         correction=correction,
+        integers_only=strict,
         versions=artifact.package_versions(),
     )
     path = cache_folder() / f"{key}.npz"
@@ -457,33 +505,18 @@ def _decide(
         return found
     if path.is_file():
         cli.say(f"warning: {path} cannot be read; deciding again")
-    feed = observe_again = None
-    graph = Graph(canonical)
+    samples, graph = None, Graph(canonical)
     if images is not None:
-        count = min(MOST_IMAGES, images_that_fit(graph, len(images)))
-        places = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        specs = tflite.signature(canonical).inputs
-        given = feeds.feed(images, specs, source.preprocessing, places)
-        feed = {graph.entries[name]: values for name, values in given.items()}
-
-        def observe_again(changed: bytes) -> CalibrationTable:
-            return observe(
-                changed,
-                images,
-                prepare=source.preprocessing,
-                method=table.method,
-                word=calibration.word,
-            )
-
+        samples = _samples(graph, canonical, images, source, table, calibration.word)
     with cli.progress("operators") as bar:
-        task = bar.add_task("fitting", total=len(graph.operators), note="")
+        task = bar.add_task("fitting", total=None, note="")
         found = quantize(
             canonical,
             table,
             profile=profile,
-            feed=feed,
-            observe=observe_again,
+            samples=samples,
             correction=correction,
+            integers_only=strict,
             advance=lambda _: bar.advance(task),
         )
     try:
@@ -491,6 +524,122 @@ def _decide(
     except OSError as exc:
         cli.say(f"warning: encodings and integers were not cached: {exc}")
     return found
+
+
+def _samples(
+    graph: Graph,
+    canonical: bytes,
+    images: Samples,
+    source: FloatModel,
+    table: CalibrationTable,
+    word: str,
+) -> CalibrationSamples:
+    """The calibration samples, those that judge apart from those that all numbers come from."""
+    specs = tflite.signature(canonical).inputs
+    most = min(MOST_IMAGES, images_that_fit(graph, len(images)))
+    fitting, judging = np.arange(len(images)), np.arange(0)
+    if len(images) >= FEWEST_IMAGES:
+        fitting, judging = held_out(len(images))
+        judging = _spread(judging, most // HELD_OUT)
+    apart = feeds.take(images, fitting)
+
+    def feed(places: npt.NDArray[np.int64]) -> Feed:
+        given = feeds.feed(images, specs, source.preprocessing, places)
+        return {graph.entries[name]: values for name, values in given.items()}
+
+    def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
+        run = cached if content == canonical else observe
+        return run(
+            content,
+            apart if fitting_only else images,
+            prepare=source.preprocessing,
+            method=table.method,
+            word=word,
+        )
+
+    return CalibrationSamples(feed(_spread(fitting, most - len(judging))), feed(judging), observed)
+
+
+def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """So many of the places, evenly."""
+    chosen = np.linspace(0, len(places) - 1, min(most, len(places))).astype(np.int64)
+    return np.asarray(places[np.unique(chosen)], np.int64)
+
+
+def _some(
+    source: FloatModel, written: _Written, images: Samples, places: npt.NDArray[np.int64]
+) -> Feed:
+    """Preprocessed samples by input name of the float model."""
+    own = source.kind == "onnx"
+    found = onnx.signature(source.model) if own else tflite.signature(written.canonical)
+    return feeds.feed(images, found.inputs, source.preprocessing, places)
+
+
+def _verdict(
+    judged: Sequence[Fidelity], target: str, *, strict: bool, dead: bool, poor: bool
+) -> list[str]:
+    """What the outputs are worth, in words.
+
+    Raises:
+        FidelityError: If one is dead or poor, and that is not allowed.
+    """
+    count = judged[0].count
+    said = [
+        f"{each.output} on {count} held-out calibration samples: {each.level}, "
+        f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
+        + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
+        + _weakest(each)
+        for each in judged
+    ]
+    said += [
+        f"the float model's {each.output} hardly varies over the samples; take others if it should"
+        for each in judged
+        if each.hardly_varies
+    ]
+    more = "" if not strict else " (or without --strict, then tensors may stay float)"
+    killed = [each for each in judged if each.level == "dead"]
+    if killed:
+        where = "; ".join(fidelity.named(each) for each in killed)
+        what = f"dead in the int8 {target} file, constant where the float model varies: {where}"
+        if not dead:
+            raise FidelityError(
+                f"{what}; give them outputs of their own, fine-tune with `python -m edgekit.qat`, "
+                f"or export in float16{more}; --allow-dead writes it as it is"
+            )
+        said.append(what)
+    low = [each for each in judged if each.level == "poor"]
+    if low:
+        where = ", ".join(f"{each.output} {each.sqnr_centred:.1f} dB" for each in low)
+        what = (
+            f"the int8 {target} file is poor: of what varies over {count} held-out calibration "
+            f"samples there is left {where}, expected {fidelity.POOR:.0f} dB at least"
+        )
+        if not poor:
+            raise FidelityError(
+                f"{what}; fine-tune with `python -m edgekit.qat`, or export in float16{more}; "
+                f"--allow-poor writes it for `python -m edgekit.compare MODEL OUT --layers`, which "
+                f"names the layer that needs another form"
+            )
+        said.append(what)
+    return said
+
+
+def _weakest(judged: Fidelity) -> str:
+    """The channel that is poor in an output that is not."""
+    if judged.worst is None or judged.worst_sqnr >= fidelity.POOR or judged.level in _FAILED:
+        return ""
+    return (
+        f"; channel {judged.worst.index} of axis {judged.worst.axis} keeps "
+        f"{judged.worst_sqnr:.1f} dB only"
+    )
+
+
+def _unjudged(images: Samples | None) -> str:
+    got = "none is at hand" if images is None else f"got {len(images)}"
+    return (
+        f"nothing could be judged: expected {FEWEST_IMAGES} calibration samples or more, {got}; "
+        f"`python -m edgekit.compare` judges the file"
+    )
 
 
 def _make_int8(
@@ -507,9 +656,9 @@ def _make_int8(
             f"{len(quantized.saturating)} layers would saturate on x86 without VNNI with weights "
             f"rounded to nearest; theirs were chosen so that no pair of products can"
         )
-    notes += quantized.notes
+    notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
     if target == "tflite":
-        content = tflite.quantize(quantized.graph, quantized.stored)
+        content = tflite.quantize(quantized.graph, quantized.stored, floats=quantized.floats)
         proof.check_stored(target, tflite.read_stored(content), quantized.stored)
         return _Written(
             content, tflite.signature(content), canonical, quantized, table, tuple(notes)
@@ -519,10 +668,15 @@ def _make_int8(
         quantized.stored,
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
+        floats=quantized.floats,
     )
     onnx_convert.rename_ends(model, Graph(canonical))
     read = onnx_integers.read_stored(model, Graph(quantized.graph))
-    absent = onnx_integers.absent(model, Graph(quantized.graph))
+    absent = [
+        name
+        for name in onnx_integers.absent(model, Graph(quantized.graph))
+        if name in quantized.stored.activations
+    ]
     if absent:
         notes.append(
             f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
@@ -541,19 +695,24 @@ def _make_int8(
 
 
 def _ways(found: Quantized | OnnxQuantized) -> tuple[str, ...]:
-    """What was done to the weights, and whether that is enough."""
+    """What was done to the weights, and what else was tried."""
     if not found.trials:
         return (f"weights: {found.way}",)
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
-    said = f"weights: {found.way}; on held-out calibration samples: {tried}"
-    best = next(trial.sqnr for trial in found.trials if trial.way == found.way)
-    if best >= _POOR:
-        return (said,)
-    return (
-        said,
-        f"{best:.1f} dB is poor, expected {_POOR:.0f} at least; `python -m edgekit.compare MODEL "
-        f"OUT --layers` names the layer that needs another form",
-    )
+    return (f"weights: {found.way}; on held-out calibration samples: {tried}",)
+
+
+def _floats(found: Mapping[str, str], graph: Graph) -> list[str]:
+    """What stays float, and why."""
+    if not found:
+        return []
+    signed = {tensor: name for name, tensor in (graph.entries | graph.ends).items()}
+    named = [f"{signed.get(name) or short_name(name)} ({why})" for name, why in found.items()]
+    more = len(named) - _NAMED
+    return [
+        f"stays float: {', '.join(named[:_NAMED])}"
+        + (f" and {more} more, which the manifest names" if more > 0 else "")
+    ]
 
 
 def parser() -> cli.Parser:
@@ -620,6 +779,8 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         action="store_true",
         help="for int8: refuse a model in which an operator computes in float",
     )
+    add("--allow-dead", action="store_true", help="for int8: write a file with dead outputs")
+    add("--allow-poor", action="store_true", help="for int8: write a file below 10 dB")
     add("--task", choices=TASKS, help=TASK_HELP)
     add(
         "--out",
@@ -645,6 +806,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         device=profile.name,
         correction=options.correction,
         strict=options.strict,
+        allow_dead=options.allow_dead,
+        allow_poor=options.allow_poor,
         preprocessing=options.preprocessing,
         shapes=float_model.shapes_of(options.shape),
         trust=options.trust,

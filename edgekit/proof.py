@@ -1,13 +1,14 @@
 """What has to be seen of a model file before it becomes an artifact.
 
-Every number is the one that was decided, the file loads and runs, and its answers are those of the
+Every number is the one that was decided, the file loads and runs, and its outputs are those of the
 float graph as far as the precision explains: in float16, what no rounding explains is a fault, and
-the layer that has it is named.
+the layer that has it is named. An int8 file is judged by its outputs on held-out samples, computed
+by the kernels of its runtime.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ import numpy.typing as npt
 from edgekit import environment, feeds
 from edgekit.artifact import Execution
 from edgekit.encodings import Stored, differences
-from edgekit.errors import ExecutionError
+from edgekit.errors import ExecutionError, InvalidDataError
 from edgekit.feeds import Feed
+from edgekit.fidelity import Fidelity
 from edgekit.formats import onnx, onnx_tensors, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.layers import measure
+from edgekit.quant import judge as judging
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.signature import Signature
 from edgekit.tensors import OnnxTensors, TfLiteTensors
@@ -69,7 +72,8 @@ def execution(
     """
     isa = environment.describe().isa
     if target == "tflite":
-        return Execution("XNNPACK", isa, tflite.kernels(content), (), numbers)
+        floats = tflite.floats(content) if precision == "int8" else ()
+        return Execution("XNNPACK", isa, tflite.kernels(content), floats, numbers)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)
@@ -95,36 +99,39 @@ def check_answers(
     source: FloatModel,
     target: str,
     precision: str,
+    samples: Feed | None = None,
 ) -> str:
-    """Run what will be written, on fixed random samples, beside the float graph.
+    """Run what will be written, on fixed samples, beside the float graph.
 
     Args:
         content: The model file.
         found: Its signature.
         canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
+        samples: Preprocessed calibration samples by input name; default random ones.
 
     Returns:
-        How far the answers differ, in words.
+        How far the outputs differ, in words.
 
     Raises:
-        ExecutionError: If an answer is NaN or infinite, or differs by more than the precision
-            explains. How much int8 may differ is for ``compare`` and ``gate`` to judge.
+        ExecutionError: If an output is NaN or infinite, or differs by more than the precision
+            explains. How much int8 may differ is for :func:`judge`.
     """
     base = onnx.signature(source.model) if source.kind == "onnx" else None
     given = (base or tflite.signature(canonical)).inputs
-    values = feeds.random(given, source.preprocessing, SAMPLES, seed=0)
+    kind = "random inputs" if samples is None else "calibration samples"
+    values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
     expected = _of_tflite(canonical, values) if base is None else _of_onnx(canonical, values, base)
     feed = feeds.quantized(values, found.inputs)
     run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
-    largest, beyond, odd = 0.0, "", []
+    largest, beyond, where, odd = -1.0, "", "", []
     for end in found.outputs:
         answers, exact = end.dequantize(run[end.name]), expected[end.name]
         whole = np.isfinite(exact)
         if precision != "int8" and not whole.any():
             raise ExecutionError(
-                f"{source.model_id} answers NaN or infinity in {end.name} to each of {SAMPLES} "
-                f"random inputs, in float32 already; check its weights, and whether preprocessing "
-                f"{source.preprocessing.name} is its own"
+                f"{source.model_id} answers NaN or infinity in {end.name} to each of "
+                f"{feeds.count(values)} {kind}, in float32 already; check its weights, and whether "
+                f"preprocessing {source.preprocessing.name} is its own"
             )
         if not whole.all():
             odd.append(end.name)
@@ -135,14 +142,18 @@ def check_answers(
                 f"{end.name} where the float model does not; export it in float32"
             )
         difference = float(np.abs(answers - exact).max(initial=0))
-        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, float(np.abs(exact).max(initial=0)))
+        size = float(np.abs(exact).max(initial=0))
+        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, size)
         if difference > allowed and not beyond:
             beyond = f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most"
-        largest = max(largest, difference)
+        span = float(np.ptp(exact)) if exact.size else 0.0
+        share = 100 * difference / (span or size or 1.0)
+        if share > largest:
+            largest = share
+            where = f"by {difference:.2g} at most, {share:.2g} % of the range of {end.name}"
     if not beyond:
-        return (
-            f"answers to {SAMPLES} random inputs differ from float32 by {largest:.2g} at most"
-            + (f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else "")
+        return f"outputs for {feeds.count(values)} {kind} differ from float32 {where}" + (
+            f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else ""
         )
     said = f"the {target} {precision} model of {source.model_id} differs from the float model"
     if precision != "float16":
@@ -153,7 +164,51 @@ def check_answers(
         fault, why = _judge_onnx(content, canonical, values)
     if fault:
         raise ExecutionError(f"{said} {beyond}: {why}; export it in float32")
-    return f"{said} {beyond}, on {SAMPLES} random inputs: {why}"
+    return f"{said} {beyond}, on {feeds.count(values)} {kind}: {why}"
+
+
+def judge(
+    content: bytes,
+    found: Signature,
+    canonical: bytes,
+    source: FloatModel,
+    target: str,
+    profile: DeviceProfile,
+    samples: Feed,
+) -> tuple[Fidelity, ...]:
+    """Judge the outputs of an int8 file as its user gets them, on the runtime's own kernels.
+
+    Args:
+        content: The model file.
+        found: Its signature.
+        canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
+        profile: The device. Weights that are free to saturate on this CPU, and not there, are
+            computed with precise kernels.
+        samples: Preprocessed calibration samples by input name.
+
+    Raises:
+        ExecutionError: If an output is NaN or infinite.
+    """
+    base = onnx.signature(source.model) if source.kind == "onnx" else None
+    expected = (
+        _of_tflite(canonical, samples) if base is None else _of_onnx(canonical, samples, base)
+    )
+    feed = feeds.quantized(samples, found.inputs)
+    if target == "tflite":
+        run = _of_tflite(content, feed)
+    else:
+        options = dict(profile.runtime_options.get(target, {}))
+        if not profile.pair_bound and environment.saturates(environment.describe()):
+            options[environment.PRECISE] = "1"
+        run = _of_onnx(content, feed, found, options)
+    real = {
+        end.name: end.dequantize(run[end.name]) if end.is_real else run[end.name]
+        for end in found.outputs
+    }
+    try:
+        return judging.of({name: expected[name] for name in real}, real, feeds.count(samples))
+    except InvalidDataError as exc:
+        raise ExecutionError(f"the {target} int8 file of {source.model_id}: {exc}") from None
 
 
 @dataclass(frozen=True)
@@ -258,9 +313,11 @@ def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
     )
 
 
-def _of_onnx(content: bytes, values: Feed, found: Signature) -> dict[str, npt.NDArray[Any]]:
+def _of_onnx(
+    content: bytes, values: Feed, found: Signature, options: Mapping[str, str] | None = None
+) -> dict[str, npt.NDArray[Any]]:
     names = [end.name for end in found.outputs]
-    opened = onnx.session(content)
+    opened = onnx.session(content, options=options)
     each = feeds.batches if found.batch == -1 else feeds.one_by_one
     parts = [onnx.run(opened, names, one) for one in each(values, found.inputs)]
     return feeds.joined([dict(zip(names, each, strict=True)) for each in parts], found.outputs)

@@ -180,7 +180,7 @@ def qat(
     model: Path | None = None,
     *,
     out: Path,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     calibration: str | None = None,
     recipe: QatRecipe | None = None,
     device: str = profiles.DEFAULT,
@@ -202,6 +202,7 @@ def qat(
         model: A float Keras artifact or ``.keras`` file; default the shipped model.
         out: Folder of the artifact; its name is the model id.
         dataset: What :func:`edgekit.data.open_word` takes, with labels unless ``distill`` is 1.
+            Default for the shipped model: ``fashion_mnist``.
         calibration: Images or table to take the first ranges from; default the first 1,000 of
             the training images.
         recipe: Hyper-parameters.
@@ -231,6 +232,7 @@ def qat(
     profile = profiles.profile(device)
     if "int8" not in profile.precisions.get("tflite", profile.precisions.get("onnx", ())):
         raise InvalidOptionError(f"device {profile.name} takes no int8 ({profile.about})")
+    dataset = float_model.data_word(dataset, model)
     needs_labels = recipe.distill < 1 or dataset == "fashion_mnist"
     opened = data.open_word(dataset, "train" if needs_labels else "calibration")
     towers = towers or environment.cores()
@@ -533,12 +535,7 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     float_model.add_arguments(result)
     float_model.add_shape(result)
     add = result.add_argument
-    add(
-        "--data",
-        default="fashion_mnist",
-        metavar="IMAGES",
-        help=f"{data.WORDS} (default: %(default)s)",
-    )
+    add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
     add(
         "--calibration",
         metavar="IMAGES",

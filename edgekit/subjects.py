@@ -77,14 +77,8 @@ def default_data(artifact: Artifact) -> str:
     Raises:
         InvalidOptionError: If the artifact comes from another model.
     """
-    source, shipped = artifact.manifest.source, float_model.SHIPPED
-    own = artifact.sha256 if source is None else source.sha256
-    if shipped.is_dir() and Artifact.load(shipped).sha256 == own:
-        return "fashion_mnist"
-    raise InvalidOptionError(
-        f"{artifact.name} is not of the shipped model, whose images are the default; pass --data, "
-        f"{data.WORDS}"
-    )
+    place = artifact.model_path if isinstance(artifact, ModelFile) else artifact.path
+    return float_model.data_word(None, place)
 
 
 def _is_artifact(path: Path) -> bool:

@@ -33,7 +33,7 @@ from edgekit import artifact, cli, data, environment, outputs, recipes, words
 from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.formats import arrange
 from edgekit.formats import keras as keras_format
-from edgekit.formats.float_model import SHIPPED
+from edgekit.formats.float_model import SHIPPED, data_word
 from edgekit.recipes import Network, Preset, Recipe
 from edgekit.signature import Preprocessing, preprocessing
 from edgekit.training import finetune
@@ -50,7 +50,7 @@ VALIDATION = 0.2
 def train(
     *,
     out: Path,
-    dataset: str = "fashion_mnist",
+    dataset: str | None = None,
     preset: Preset | None = None,
     start: Path | None = None,
     size: int | None = None,
@@ -76,6 +76,7 @@ def train(
     Args:
         out: Folder of the artifact; its name is the model id.
         dataset: What :func:`edgekit.data.open_word` takes, with labels; pictures need a ``size``.
+            Default for a network of edgekit's, and for the shipped model: ``fashion_mnist``.
         preset: Recipe and network; the default is for small data, with ``start`` for fine-tuning.
         start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken.
         size: Height and width that pictures are resized to.
@@ -103,6 +104,7 @@ def train(
     Raises:
         EdgekitError: On a bad option, model, data, or an output that exists.
     """
+    dataset = data_word(dataset, start)
     preset = preset or recipes.load(recipes.DEFAULT if start is None else recipes.FINE_TUNING)
     recipe = preset.recipe
     outputs.check_free(out, force=force)
@@ -320,12 +322,7 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
 """,
     )
     add = result.add_argument
-    add(
-        "--data",
-        default="fashion_mnist",
-        metavar="IMAGES",
-        help=f"{data.WORDS} (default: %(default)s)",
-    )
+    add("--data", metavar="IMAGES", help=f"{data.WORDS} (default: the first, not of --from MODEL)")
     add("--size", type=cli.positive_int, help="height and width that pictures are resized to")
     add(
         "--from",

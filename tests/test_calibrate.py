@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Done
 
+from edgekit import calibrate as verb
 from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
 from edgekit.errors import InvalidDataError
@@ -129,6 +131,17 @@ def test_images_run_once_for_all_methods(
     # of few values entropy may keep them all, as minmax does
     assert len({tuple(table.ranges.items()) for table in tables.values()}) >= len(METHODS) - 1
     assert len(list((tmp_path / "cache").rglob("*.json"))) == 1
+
+
+def test_statistics_of_another_version_of_the_code_are_made_again(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options: dict[str, Any] = {"dataset": str(small / "set.npz"), "preprocessing": "unit"}
+    for code, files in (("one", 1), ("one", 1), ("another", 2)):
+        monkeypatch.setattr(verb, "sources", lambda code=code: code)
+        verb.calibrate(small / "small.keras", **options)
+        assert len(list(tmp_path.rglob("*.json"))) == files
 
 
 def test_a_broken_cache_is_said_and_made_again(

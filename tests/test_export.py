@@ -305,7 +305,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown target": (["net.keras", "--target", "tvm"], "got 'tvm'"),
     "unknown precision": (["net.keras", "--precision", "int3"], "got 'int3'"),
     "unknown option": (["net.keras", "--speed", "9"], "unknown option --speed"),
-    "no calibration": (["net.keras", *UNIT], "needs --calibration"),
+    "no calibration": (["net.keras", *UNIT], "expected --calibration IMAGES for your own model"),
     "calibration of float": (
         ["net.keras", *UNIT, *"--precision float16 --calibration set.npz".split()],
         "--calibration is for int8",

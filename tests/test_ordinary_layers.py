@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from exported import answers, decibels
 
-from edgekit.errors import ExecutionError, InvalidModelError
+from edgekit.errors import ExecutionError, FidelityError, InvalidModelError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
 
@@ -170,18 +170,21 @@ def _cancelling(facts: Any) -> Any:
     return layers.Dense(2)(left)
 
 
-def test_a_poor_int8_file_says_so(tmp_path: Path) -> None:
+def test_a_file_of_which_little_is_left_is_refused_where_nothing_may_stay_float(
+    tmp_path: Path,
+) -> None:
     _build(_cancelling, (FACTS,), tmp_path)
-    written = export(
-        tmp_path / "net.keras",
-        target="tflite",
-        precision="int8",
-        preprocessing="none",
-        calibration=str(tmp_path / "set.npz"),
-        out=tmp_path / "out",
-    )
-    (said,) = (note for note in written.manifest.notes if "is poor" in note)
-    assert "expected 10 at least" in said and "--layers" in said
+    with pytest.raises(FidelityError, match="(is poor|dead in the int8).*without --strict"):
+        export(
+            tmp_path / "net.keras",
+            target="tflite",
+            precision="int8",
+            preprocessing="none",
+            calibration=str(tmp_path / "set.npz"),
+            strict=True,
+            out=tmp_path / "out",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def _steep(facts: Any, factor: float) -> Any:

@@ -17,6 +17,7 @@ from edgekit.formats import tflite
 from edgekit.formats.flatbuffer import Graph, Layer
 from edgekit.formats.keras import tf_keras
 from edgekit.quant import decisions, encode, equalize, quantize, reconstruct, saturation, walk
+from edgekit.quant.judge import Judge
 from edgekit.quant.profiles import PROFILES
 from edgekit.quant.quantize import Quantized
 from edgekit.quant.table import CalibrationTable, Range
@@ -43,13 +44,18 @@ class Case:
     def feed(self) -> walk.Values:
         return {self.graph.inputs[0]: UNIT.apply(self.images.images)}
 
-    def observe(self, canonical: bytes | None = None) -> CalibrationTable:
-        return observe(canonical or self.canonical, self.images, prepare=UNIT)
+    def observe(self, canonical: bytes | None = None, fitting: bool = False) -> CalibrationTable:
+        images = self.images
+        if fitting:
+            images = images.take(quantize.held_out(len(images))[0])
+        return observe(canonical or self.canonical, images, prepare=UNIT)
+
+    @property
+    def samples(self) -> quantize.CalibrationSamples:
+        return quantize.CalibrationSamples.of(self.feed, self.observe)
 
     def quantize(self, **options: Any) -> Quantized:
-        given: dict[str, Any] = {
-            "profile": GENERIC, "feed": self.feed, "observe": self.observe, **options,
-        }  # fmt: skip
+        given: dict[str, Any] = {"profile": GENERIC, "samples": self.samples, **options}
         return quantize.quantize(self.canonical, self.observe(), **given)
 
 
@@ -554,8 +560,9 @@ def keeps_its_answers(found: Case) -> None:
 
 
 def scored(found: Case, layers: reconstruct.Layers, encodings: dict[str, Encoding]) -> float:
-    expected = walk.outputs(found.graph, found.feed, threads=1)
-    return reconstruct.score(found.graph, layers, encodings, found.feed, expected, threads=1)
+    return (
+        Judge(found.canonical, (), found.feed, threads=1).score(found.graph, layers, encodings).sqnr
+    )
 
 
 def test_fitted_layers_answer_better_than_nearest(uneven: Case) -> None:
@@ -624,10 +631,12 @@ def test_a_sample_holds_what_dot_products_read() -> None:
             np.testing.assert_allclose(found_answers, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_score_is_the_ratio_of_answers_to_their_error(zoo: Case) -> None:
+def test_a_score_is_what_varies_before_the_softmax_over_its_error(zoo: Case) -> None:
     encodings = encode.activations(zoo.graph, zoo.observe().ranges, GENERIC)
     layers = reconstruct.nearest(zoo.graph, encodings, pair_bound=True)
-    changed = zoo.graph
+    (soft,) = (each for each in zoo.graph.operators if each.kind == "SOFTMAX")
+    ending = zoo.graph.with_outputs(soft.inputs)
+    changed = Graph(ending)
     for layer in changed.layers:
         reconstruct.put(changed, layer, layers[layer.output])
     found = walk.outputs(
@@ -635,9 +644,10 @@ def test_a_score_is_the_ratio_of_answers_to_their_error(zoo: Case) -> None:
         zoo.feed,
         threads=1,
         change=lambda name, values: encodings[name].fake_quantize(values),
-    )[zoo.graph.outputs[0]].astype(np.float64)
-    exact = answers(zoo.canonical, pixels(zoo)).astype(np.float64)
-    expected = 10 * np.log10((exact**2).sum() / ((exact - found) ** 2).sum())
+    )[soft.inputs[0]].astype(np.float64)
+    exact = walk.outputs(Graph(ending), zoo.feed, threads=1)[soft.inputs[0]].astype(np.float64)
+    varies = ((exact - exact.mean(axis=0)) ** 2).sum()
+    expected = 10 * np.log10(varies / ((exact - found) ** 2).sum())
     assert scored(zoo, layers, encodings) == pytest.approx(expected, abs=0.01)
 
 
@@ -742,7 +752,7 @@ def test_a_bias_too_large_for_int32_raises_the_scale(zoo: Case) -> None:
 def test_a_raised_scale_is_said_once(zoo: Case) -> None:
     changed = replace(zoo, canonical=large_bias(zoo).serialize())
     assert not zoo.quantize(correction="none").notes
-    (note,) = changed.quantize(correction="none").notes
+    (note,) = changed.quantize(correction="none", integers_only=True).notes
     assert note.startswith(layer_ending(zoo.graph, "point").short)
     assert "raised" in note
 
@@ -823,7 +833,7 @@ def test_no_pair_of_a_bound_device_can_saturate(decided: Quantized) -> None:
 
 def test_a_way_is_taken_for_a_quarter_decibel_at_least(zoo: Case, uneven: Case) -> None:
     judged = 0
-    for found in (zoo.quantize(), uneven.quantize(), uneven.quantize(observe=None)):
+    for found in (zoo.quantize(), uneven.quantize()):
         way, best = found.trials[0].way, found.trials[0].sqnr
         for trial in found.trials[1:]:
             if trial.sqnr > best + 0.25:
@@ -843,12 +853,14 @@ def test_equalized_channels_are_taken_where_they_help(uneven: Case) -> None:
 
 
 def test_without_images_biases_are_corrected_unjudged(zoo: Case) -> None:
-    found = zoo.quantize(feed=None, observe=None)
+    found = zoo.quantize(samples=None)
     assert "from channel means" in found.way
     assert found.trials == ()
     plain = zoo.quantize(correction="none")
-    assert (plain.way, plain.trials) == (quantize.NEAREST, ())
-    assert zoo.quantize(correction="none", feed=None).way == quantize.NEAREST
+    assert [trial.way for trial in plain.trials] == [plain.way] == [quantize.NEAREST]
+    unjudged = zoo.quantize(correction="none", samples=None)
+    assert (unjudged.way, unjudged.trials) == (quantize.NEAREST, ())
+    assert differences(unjudged.stored, plain.stored) == ()
     assert {each.what for each in differences(found.stored, plain.stored)} == {"bias"}
 
 
@@ -884,7 +896,9 @@ def test_a_decision_that_cannot_be_read_is_none(decided: Quantized, tmp_path: Pa
         assert decisions.load(path) is None
 
 
-def test_a_decision_is_found_by_all_that_it_was_made_from(zoo: Case) -> None:
+def test_a_decision_is_found_by_all_that_it_was_made_from(
+    zoo: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = zoo.observe()
     given: dict[str, Any] = {
         "canonical": zoo.canonical,
@@ -892,6 +906,7 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(zoo: Case) -> None:
         "profile": GENERIC,
         "images": True,
         "correction": "auto",
+        "integers_only": False,
         "versions": {"numpy": "2"},
     }
     changes: list[dict[str, Any]] = [
@@ -903,8 +918,11 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(zoo: Case) -> None:
         {"profile": PROFILES["tensorrt"]},
         {"images": False},
         {"correction": "none"},
+        {"integers_only": True},
         {"versions": {"numpy": "3"}},
     ]
     keys = [decisions.key(**{**given, **change}) for change in changes]
     assert len(set(keys)) == len(changes)
     assert decisions.key(**given) == keys[0]
+    monkeypatch.setattr(decisions, "sources", lambda: "of another day")  # a formula changed
+    assert decisions.key(**given) not in keys

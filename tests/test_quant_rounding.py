@@ -172,6 +172,16 @@ def test_the_bias_takes_up_the_mean_error(stacked: bool) -> None:
     assert np.abs(uncorrected.mean(axis=0)).max() > 1e-3
 
 
+def halves(inputs: Floats, error: Floats, *, stacked: bool = False) -> list[rounding.Part]:
+    """What two halves of the samples say of a layer with that error."""
+    found = []
+    for x, e in zip(np.array_split(inputs, 2), np.array_split(error, 2), strict=True):
+        moments = second_moments(x)
+        given = np.stack([moments] * e.shape[1]) if stacked else moments
+        found.append(rounding.Part(len(x), given, e.T @ x / len(x)))
+    return found
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 def test_fit_finds_a_linear_error_that_was_planted(stacked: bool) -> None:
     rng = np.random.default_rng(8)
@@ -179,9 +189,7 @@ def test_fit_finds_a_linear_error_that_was_planted(stacked: bool) -> None:
     rows, bias = layer(3, 6)
     planted = rng.normal(size=(3, 7))
     error = inputs @ planted.T
-    moments, cross = second_moments(inputs), error.T @ inputs / len(inputs)
-    given = np.stack([moments] * 3) if stacked else moments
-    changed, changed_bias = rounding.fit(rows, bias, given, cross)
+    changed, changed_bias = rounding.fit(rows, bias, halves(inputs, error, stacked=stacked))
     np.testing.assert_allclose(changed, rows + planted[:, :-1], atol=0.05)
     np.testing.assert_allclose(changed_bias, bias + planted[:, -1], atol=0.05)
     left = answers(inputs, rows, bias) + error - answers(inputs, changed, changed_bias)
@@ -189,10 +197,22 @@ def test_fit_finds_a_linear_error_that_was_planted(stacked: bool) -> None:
     np.testing.assert_allclose(left.mean(axis=0), 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_fit_leaves_the_weights_where_the_inputs_do_not_explain_the_error(stacked: bool) -> None:
+    """Few samples, many inputs, an error that is noise: the other half shows that it is."""
+    rng = np.random.default_rng(9)
+    inputs, unseen = np.split(correlated(2060, 40), [60])
+    rows, bias = layer(3, 40)
+    error = 0.5 + rng.normal(0, 1, (60, 3))
+    changed, changed_bias = rounding.fit(rows, bias, halves(inputs, error, stacked=stacked))
+    moved = answers(unseen, changed, changed_bias) - answers(unseen, rows, bias)
+    assert ((moved - 0.5) ** 2).mean() < 0.2  # the mean is taken up, the noise is not learned
+
+
 def test_fit_leaves_a_layer_without_error_alone() -> None:
     rows, bias = layer(3, 6)
-    moments = second_moments(correlated(100, 6))
-    changed, changed_bias = rounding.fit(rows, bias, moments, np.zeros((3, 7)))
+    inputs = correlated(100, 6)
+    changed, changed_bias = rounding.fit(rows, bias, halves(inputs, np.zeros((100, 3))))
     np.testing.assert_array_equal(changed, rows)
     np.testing.assert_array_equal(changed_bias, bias)
 

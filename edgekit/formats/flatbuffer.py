@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,10 @@ class Operator:
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    def touches(self, names: Collection[str]) -> bool:
+        """Whether it reads or writes one of these tensors."""
+        return any(name in names for name in (*self.inputs, *self.outputs))
 
 
 @dataclass(frozen=True)
@@ -343,6 +347,11 @@ class Graph:
             tensor.buffer = len(self._model.buffers)
             self._model.buffers.append(schema.BufferT())
             self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+
+    def make_real(self, name: str) -> None:
+        """Turn an int8 tensor that is computed back into a float one."""
+        tensor, schema = self._tensors[name], self._schema
+        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
 
     def set_inputs(self, position: int, names: Sequence[str]) -> None:
         """Let an operator read other tensors."""

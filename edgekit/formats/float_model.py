@@ -273,6 +273,41 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_shipped(path: Path | None) -> bool:
+    """Whether a model is the shipped one, or an artifact that was made from it; None is."""
+    if path is None or path.resolve() == SHIPPED.resolve():
+        return True
+    if not path.is_dir() or saved_model.is_saved_model(path):
+        return False
+    found = Artifact.load(path)
+    source = found.manifest.source
+    sha256 = found.sha256 if source is None else source.sha256
+    return sha256 == Artifact.load(SHIPPED).sha256
+
+
+def data_word(word: str | None, *models: Path | None, option: str = "--data") -> str:
+    """The ``--data`` word of a verb: the shipped model's images where none is given for it.
+
+    Args:
+        word: What was given.
+        models: What the verb runs.
+        option: What the user would give it with.
+
+    Raises:
+        InvalidOptionError: If none was given for a model of the user's own.
+    """
+    if word is not None:
+        return word
+    found = [model for model in models if model is not None and model.exists()]
+    own = [model for model in found if not is_shipped(model)]
+    if own:
+        raise InvalidOptionError(
+            f"expected {option} IMAGES for your own model, got none for {own[0]}; Fashion-MNIST "
+            f"belongs to the shipped model: pass {option} {data.WORDS}"
+        )
+    return "fashion_mnist"
+
+
 def load(
     path: Path | None,
     *,

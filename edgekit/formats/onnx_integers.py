@@ -29,6 +29,7 @@ def quantize(
     *,
     activation_dtype: str = "uint8",
     quantize_bias: bool = True,
+    floats: Collection[str] = (),
 ) -> Any:
     """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
 
@@ -42,6 +43,8 @@ def quantize(
         activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
             ``int8``.
         quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
+        floats: Tensors of the canonical graph that stay float; what reads or writes one computes
+            in float.
 
     Returns:
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
@@ -53,6 +56,7 @@ def quantize(
     _spell_certain(copied)
     _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
     activations = _activation_encodings(copied, stored.activations, ("Clip", "Relu", *_MOVING))
+    activations = {name: each for name, each in activations.items() if name not in floats}
     ranges = {
         name: ((-128 - zero_point) * scale, (127 - zero_point) * scale)
         for name, (scale, zero_point) in activations.items()

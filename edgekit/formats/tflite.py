@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,8 +152,8 @@ def _refusal(said: str) -> str | None:
     return f"TFLite has no operator {operators}{at}; replace the layer"
 
 
-def quantize(canonical: bytes, stored: Stored) -> bytes:
-    """Full-integer int8 twin of the canonical graph with given numbers: int8 in and out.
+def quantize(canonical: bytes, stored: Stored, *, floats: Collection[str] = ()) -> bytes:
+    """Integer int8 twin of the canonical graph with given numbers: int8 in and out.
 
     ai-edge-quantizer writes the file; every scale, zero_point, weight and bias in it is the one
     that was given.
@@ -161,6 +161,7 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
     Args:
         canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
         stored: Of all activations and layers.
+        floats: Tensors that stay float; an operator that reads or writes one computes in float.
 
     Raises:
         InvalidModelError: If an operator has no int8 form, or the file needs a number that was not
@@ -171,18 +172,20 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
     except ImportError:
         raise MissingDependencyError("ai-edge-quantizer", "convert") from None
 
+    # ai-edge-quantizer makes integers of all inputs and outputs: with any numbers for these
+    any_numbers = dict.fromkeys(floats, (1.0, 0))
     statistics = {
         name: {
             "min": np.array((-128 - zero_point) * scale, np.float32),
             "max": np.array((127 - zero_point) * scale, np.float32),
         }
-        for name, (scale, zero_point) in stored.activations.items()
+        for name, (scale, zero_point) in {**any_numbers, **stored.activations}.items()
     }
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "float.tflite"
         path.write_bytes(canonical)
         writer = quantizer.Quantizer(str(path))
-        writer.load_quantization_recipe(recipe.static_wi8_ai8())
+        writer.load_quantization_recipe([*recipe.static_wi8_ai8(), *_left(canonical, floats)])
         try:
             content = bytes(writer.quantize(statistics).quantized_model)
         except (ValueError, KeyError, RuntimeError) as exc:
@@ -190,26 +193,52 @@ def quantize(canonical: bytes, stored: Stored) -> bytes:
                 f"the graph cannot be quantized to int8: {reason(exc)}"
             ) from None
     graph = Graph(content, distinct=True)  # two QUANTIZE of one tensor have one name
-    tflite_integers.complete(graph, stored.activations, Graph(canonical))
+    tflite_integers.keep_real(graph, floats)
+    tflite_integers.complete(graph, stored.activations, Graph(canonical), floats)
     content = graph.serialize()
     converted = {  # whole numbers on their way to int8
         operator.inputs[0] for operator in graph.operators if operator.kind == "QUANTIZE"
     } & {operator.outputs[0] for operator in graph.operators if operator.kind == "CAST"}
-    floats = [
+    allowed = {
+        name
+        for operator in Graph(canonical).operators
+        if operator.touches(floats)
+        for name in operator.outputs
+    }
+    others = [
         f"{operator.kind} {short_name(operator.outputs[0])}"
         for operator in graph.operators
         if operator.kind != "DEQUANTIZE"
         and graph.dtype(operator.outputs[0]) == np.float32
         and operator.outputs[0] not in converted
+        and operator.outputs[0] not in allowed
     ]
-    if floats:
-        more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise InvalidModelError(
             f"expected operators that have an int8 form in TFLite, got "
-            f"{', '.join(floats[:3])}{more}; replace them, or export --target onnx, where they can "
+            f"{', '.join(others[:3])}{more}; replace them, or export --target onnx, where they can "
             f"stay float"
         )
     return _put_integers(content, stored)
+
+
+def _left(canonical: bytes, floats: Collection[str]) -> list[dict[str, str]]:
+    """What ai-edge-quantizer's recipe says of the operators that compute in float."""
+    scopes = [
+        "".join(f"{name};" for name in operator.outputs)
+        for operator in Graph(canonical).operators
+        if operator.touches(floats)
+    ]
+    return [
+        # it looks at the first 10,000 characters of a scope
+        {
+            "regex": f"^{re.escape(scope[:10_000])}$",
+            "operation": "*",
+            "algorithm_key": "no_quantize",
+        }
+        for scope in scopes
+    ]
 
 
 def _put_integers(content: bytes, stored: Stored) -> bytes:
@@ -229,6 +258,8 @@ def _put_integers(content: bytes, stored: Stored) -> bytes:
             name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
         )
     for layer in graph.layers:
+        if graph.dtype(layer.weights) == np.float32:
+            continue  # it was allowed to compute in float
         given = stored.layers.get(layer.output)
         if given is None:
             raise InvalidModelError(f"there are no weights for the layer {layer.short}")
@@ -454,6 +485,17 @@ def kernels(model: bytes) -> dict[str, int]:
         kind = f"{operator.kind} {graph.dtype(operator.outputs[0])}"
         found[kind] = found.get(kind, 0) + 1
     return found
+
+
+def floats(model: bytes) -> tuple[str, ...]:
+    """Operators of an int8 file that compute in float, as ``KIND NAME``."""
+    graph = Graph(model)
+    return tuple(
+        f"{operator.kind} {short_name(operator.outputs[0])}"
+        for operator in graph.operators
+        if graph.dtype(operator.outputs[0]) == np.float32
+        and operator.kind not in ("DEQUANTIZE", "CAST")
+    )
 
 
 def largest_weight(model: bytes) -> tuple[str, float]:

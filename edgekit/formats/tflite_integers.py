@@ -6,7 +6,7 @@ the integers themselves, with the encodings that were decided for its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +29,39 @@ _COMPARING = frozenset(("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"))
 _KEEPING = frozenset(("GATHER", "MINIMUM"))
 
 
-def complete(graph: Graph, activations: Mapping[str, tuple[float, int]], canonical: Graph) -> None:
+def keep_real(graph: Graph, floats: Collection[str]) -> None:
+    """Let inputs and outputs that stay float be float ones of the file, in place.
+
+    Args:
+        graph: As ai-edge-quantizer wrote it, with integers at all inputs and outputs.
+        floats: Tensors that stay float.
+    """
+    copies = {
+        operator.outputs[0]: operator.inputs[0]
+        for operator in graph.operators
+        if operator.kind in ("QUANTIZE", "DEQUANTIZE") and operator.inputs[0] in floats
+    }
+    for name in set(graph.inputs) & set(copies.values()):
+        graph.make_real(name)
+    for position, operator in enumerate(graph.operators):
+        graph.set_inputs(position, [copies.get(name, name) for name in operator.inputs])
+    graph.set_outputs([copies.get(name, name) for name in graph.outputs])
+    graph.remove([place for place, each in enumerate(graph.operators) if each.outputs[0] in copies])
+
+
+def complete(
+    graph: Graph,
+    activations: Mapping[str, tuple[float, int]],
+    canonical: Graph,
+    floats: Collection[str] = (),
+) -> None:
     """Let these operators compute on integers, in place.
 
     Args:
         graph: As ai-edge-quantizer wrote it.
         activations: (scale, zero_point) by tensor name.
         canonical: The float graph that it was written from.
+        floats: Tensors that stay float; an operator that reads or writes one is left as it is.
     """
     integer = {}
     for operator in graph.operators:  # real tensor: the integers that it is made from
@@ -52,7 +78,7 @@ def complete(graph: Graph, activations: Mapping[str, tuple[float, int]], canonic
     for position, operator in enumerate(graph.operators):
         if operator.kind in _COMPARING:
             _compare_integers(graph, position, integer)
-        if operator.kind not in KINDS:
+        if operator.kind not in KINDS or operator.touches(floats):
             continue
         if operator.kind == "GATHER" and _embeds(operator, canonical, activations):
             table, (scale, zero_point) = operator.inputs[0], activations[operator.outputs[0]]

@@ -182,6 +182,7 @@ def diff(
         canonical,
         factors=_factors(other),
         profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
+        floats=manifest.quantization.floats if manifest.quantization else (),
         threads=threads,
     )
     with cli.progress() as bar:

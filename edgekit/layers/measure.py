@@ -221,6 +221,7 @@ class Sound:
         canonical: Float flatbuffer that both models come from.
         factors: What the suspect's channels are multiplied with (edgekit.quant.equalize).
         profile: Of the device that the suspect was made for.
+        floats: Tensors that stay float in the suspect by decision.
         threads: Inside an operator.
     """
 
@@ -230,10 +231,11 @@ class Sound:
         *,
         factors: Factors | None = None,
         profile: DeviceProfile = PROFILES[DEFAULT],
+        floats: Collection[str] = (),
         threads: int = 1,
     ) -> None:
         self.graph, self.factors = equalize.apply(canonical, factors or {}), factors or {}
-        self.profile, self.threads = profile, threads
+        self.profile, self.floats, self.threads = profile, floats, threads
         self.tensors = TfLiteTensors(self.graph, self.graph, threads=threads)
         kinds = dict.fromkeys(self.graph.inputs, INPUT)
         for found in self.graph.operators:
@@ -347,7 +349,7 @@ def measure(
                 before[name].add(exact, within(read(name, again[name]), encoding))
                 behind[name].add(exact, read(name, found[name]))
         advance(feeds.count(part))
-    steps = _steps(graph, seen, sound.profile) if suspect.encodings else {}
+    steps = _steps(graph, seen, sound) if suspect.encodings else {}
     limits = _sound_noise(sound, seen, suspect, half=half)
     rows = []
     for name in names:
@@ -432,16 +434,16 @@ def _sound_noise(
     return found
 
 
-def _steps(graph: Graph, seen: Mapping[str, Seen], profile: DeviceProfile) -> dict[str, float]:
+def _steps(graph: Graph, seen: Mapping[str, Seen], sound: Sound) -> dict[str, float]:
     """Step of each tensor if its range were what was seen, with the scales that are shared."""
     ranges, bounds = {}, graph.bounds()
-    for name in encode.sharing(graph).roots:
+    for name in encode.sharing(graph, sound.floats).roots:
         low, high = (seen[name].low, seen[name].high) if name in seen else (0.0, 0.0)
         # what equalization raises over the end of a ReLU6 is cut off by it
         least, most = bounds.get(name, (-math.inf, math.inf))
         low, high = (min(max(end, least), most) for end in (low, high))
         ranges[name] = Range(low, max(high, low + 1e-9, 1e-9))
-    found = encode.activations(graph, ranges, profile)
+    found = encode.activations(graph, ranges, sound.profile, sound.floats)
     return {name: encoding.scale[0] for name, encoding in found.items()}
 
 

@@ -1,8 +1,8 @@
 """Decisions kept on disk, so that TFLite and ONNX get the same integers, and the second at once.
 
-A decision is found again by the sha256 of all that it was made from. On another machine float sums
-may end in another last digit and so in other integers; the artifacts' encodings and
-``python -m edgekit.parity`` would show it.
+A decision is found again by the sha256 of all that it was made from, the source code and the
+versions of packages too. On another machine float sums may end in another last digit and so in
+other integers; the artifacts' encodings and ``python -m edgekit.parity`` would show it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 from edgekit import outputs, schema
 from edgekit.encodings import Encodings, LayerIntegers, Stored
 from edgekit.errors import EdgekitError
-from edgekit.quant import quantize
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.quantize import Quantized, Trial
 from edgekit.quant.saturation import Prediction
 from edgekit.quant.table import CalibrationTable
+from edgekit.version import sources
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class _Document:
     trials: tuple[Trial, ...]
     saturating: tuple[Prediction, ...]
     notes: tuple[str, ...]
+    floats: dict[str, str]
 
 
 def key(
@@ -44,11 +45,13 @@ def key(
     *,
     images: bool,
     correction: str,
+    integers_only: bool,
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
     numbers = (profile.symmetric, profile.pair_bound, profile.name)
-    parts = (quantize.VERSION, numbers, images, correction, table.dumps(), sorted(versions.items()))
+    options = (images, correction, integers_only)
+    parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
 
 
@@ -93,6 +96,7 @@ def load(path: Path) -> Quantized | None:
         document.trials,
         document.saturating,
         document.notes,
+        document.floats,
     )
 
 
@@ -105,6 +109,7 @@ def save(path: Path, found: Quantized) -> None:
         found.trials,
         found.saturating,
         found.notes,
+        dict(found.floats),
     )
     arrays: dict[str, Any] = {
         "graph": np.frombuffer(found.graph, np.uint8),

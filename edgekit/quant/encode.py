@@ -6,7 +6,7 @@ This is the only place that knows such rules; every writer takes what is decided
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,11 +53,19 @@ class Sharing:
     direct: frozenset[str]
 
 
-def sharing(graph: Graph) -> Sharing:
-    """Find the operators that must share a scale, and those whose scale is fixed."""
+def sharing(graph: Graph, floats: Collection[str] = ()) -> Sharing:
+    """Find the operators that must share a scale, and those whose scale is fixed.
+
+    Args:
+        graph: Float.
+        floats: Tensors that stay float. An operator that reads or writes one computes in float,
+            and asks nothing of the scales of its other tensors.
+    """
     groups = _Groups()
     fixed: dict[str, tuple[float, int]] = {}
     for operator in graph.operators:
+        if operator.touches(floats):
+            continue
         fed = [name for name in operator.inputs if name and not graph.is_constant(name)]
         fed = [name for name in fed if graph.dtype(name) == np.float32]
         written = [name for name in operator.outputs if graph.dtype(name) == np.float32]
@@ -77,14 +85,17 @@ def sharing(graph: Graph) -> Sharing:
             for name in written:
                 fixed[name] = _FIXED[operator.kind]
     return Sharing(
-        {name: groups.root(name) for name in _computed(graph)},
+        {name: groups.root(name) for name in computed(graph) if name not in floats},
         {groups.root(name): value for name, value in fixed.items()},
         frozenset(fixed),
     )
 
 
 def activations(
-    graph: Graph, ranges: Mapping[str, Range], profile: DeviceProfile
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    profile: DeviceProfile,
+    floats: Collection[str] = (),
 ) -> dict[str, Encoding]:
     """The encoding of every activation.
 
@@ -92,6 +103,7 @@ def activations(
         graph: Float.
         ranges: By tensor name, of every float tensor that is computed.
         profile: Says whether zero_point has to be 0.
+        floats: Tensors that stay float, and so get none.
 
     Raises:
         InvalidDataError: If a tensor has no range, or one of width 0.
@@ -99,6 +111,8 @@ def activations(
             are made from real numbers.
     """
     for operator in graph.operators:
+        if operator.touches(floats):
+            continue
         if operator.kind == "CAST" and graph.dtype(operator.inputs[0]) == np.float32:
             if np.issubdtype(graph.dtype(operator.outputs[0]) or np.float32, np.integer):
                 raise InvalidModelError(
@@ -107,7 +121,7 @@ def activations(
                     f"of 256 steps; give the input the dtype int32, e.g. Input(shape, "
                     f"dtype='int32') before an Embedding"
                 )
-    found = sharing(graph)
+    found = sharing(graph, floats)
     shared: dict[str, Range] = {}
     for name, root in found.roots.items():
         if name not in ranges:
@@ -127,12 +141,12 @@ def activations(
             scale, zero_point = _place(name, shared[root], profile)
         encodings[name] = Encoding("int8", (stored(scale),), zero_point)
     if not profile.symmetric:
-        for inner, outer in _clipped(graph, found).items():
+        for inner, outer in _clipped(graph, found, floats).items():
             encodings[inner] = encodings[outer]
     return encodings
 
 
-def _clipped(graph: Graph, found: Sharing) -> dict[str, str]:
+def _clipped(graph: Graph, found: Sharing, floats: Collection[str]) -> dict[str, str]:
     """What only a ReLU reads, by its answer: the range of the answer clips as the ReLU does."""
     readers: dict[str, int] = {}
     for operator in graph.operators:
@@ -143,6 +157,7 @@ def _clipped(graph: Graph, found: Sharing) -> dict[str, str]:
         operator.inputs[0]: operator.outputs[0]
         for operator in graph.operators
         if operator.kind in ("RELU", "RELU6")
+        and not operator.touches(floats)
         and readers[operator.inputs[0]] == 1
         and operator.inputs[0] not in (*graph.inputs, *graph.outputs)
         and members[found.roots.get(operator.inputs[0], "")] == 1
@@ -178,7 +193,7 @@ def _place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]
     return scale, int(np.clip(np.rint(-128 - low / scale), -128, 127))
 
 
-def _computed(graph: Graph) -> list[str]:
+def computed(graph: Graph) -> list[str]:
     """Float tensors that are fed or computed, in order of execution."""
     order = [*graph.inputs]
     for operator in graph.operators:

@@ -1,39 +1,41 @@
 """One decision for all formats: encodings and integers of a canonical float graph.
 
-Ways are tried in turn and held against each other on calibration images that none of them was made
-from: nearest rounding of the graph as it is, of the equalized graph, corrected biases, and layers
-fitted to what they see. The one whose answers are nearest the float model's is taken, and what the
-others would have given is said.
+Methods are tried in turn and held against each other on calibration images that none of them was
+made from: nearest rounding of the graph as it is, of the equalized graph, corrected biases, and
+layers fitted to what they see. The one whose outputs are nearest the float model's is taken, and
+what the others would have given is said. What 8 bits cannot hold stays float
+(edgekit.quant.islands), and where the outputs are poor all the same, more does.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import environment
+from edgekit import environment, fidelity
 from edgekit.encodings import Encoding, Encodings, LayerIntegers, Stored
 from edgekit.errors import InvalidModelError
-from edgekit.formats.flatbuffer import Graph
-from edgekit.quant import encode, equalize, reconstruct, saturation, walk
+from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.quant import encode, equalize, islands, reconstruct, saturation, walk
+from edgekit.quant.judge import Judge, Score
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.reconstruct import Layers
 from edgekit.quant.table import CalibrationTable
 
 Correction = Literal["auto", "none"]
 CORRECTIONS: tuple[str, ...] = ("auto", "none")
-#: Changes when the same inputs would give other integers.
-VERSION = 1
 #: Every fifth image judges what the others were used for.
 HELD_OUT = 5
 FEWEST_IMAGES = 20
 #: Another way has to be better by this much, in dB, than the simpler one before it.
 MARGIN = 0.25
+#: Tensors that stay float have to gain this much, in dB: they cost time and size.
+GAIN = 1.0
 _LARGEST_HELD_OUT = 256
 
 NEAREST = "nearest rounding"
@@ -51,7 +53,8 @@ class Trial:
 
     Attributes:
         way: What was done.
-        sqnr: Of the outputs, before a softmax, on held-out calibration images, in dB.
+        sqnr: Of the worst output, before a softmax, mean removed, on held-out calibration images,
+            in dB; minus infinity where a value became NaN.
     """
 
     way: str
@@ -64,12 +67,13 @@ class Quantized:
 
     Attributes:
         graph: Float flatbuffer whose layers hold the real numbers that the integers stand for.
-        encodings: Of all tensors.
+        encodings: Of all tensors but those that stay float.
         stored: Integers and scales.
         way: What was taken.
         trials: What was tried; empty when there were no images to judge by.
         saturating: Layers that nearest rounding would let saturate on x86 without VNNI.
         notes: What a reader should know, a sentence each.
+        floats: Why a tensor stays float, by its name in the canonical graph.
     """
 
     graph: bytes
@@ -79,6 +83,159 @@ class Quantized:
     trials: tuple[Trial, ...]
     saturating: tuple[saturation.Prediction, ...]
     notes: tuple[str, ...]
+    floats: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CalibrationSamples:
+    """Calibration samples that are at hand.
+
+    Attributes:
+        fit: Preprocessed, ``[N, ...]`` by input name, as many as can be walked at once
+            (edgekit.quant.reconstruct.images_that_fit).
+        held: Those that judge, as many as :func:`held_out` says; without any nothing is judged.
+        observe: The calibration table of a graph. If its second argument is true, it is taken from
+            the samples that nothing is judged by, else from all.
+    """
+
+    fit: walk.Values
+    held: walk.Values
+    observe: Callable[[bytes, bool], CalibrationTable]
+
+    @classmethod
+    def of(
+        cls, feed: walk.Values, observe: Callable[[bytes, bool], CalibrationTable]
+    ) -> CalibrationSamples:
+        """All samples of a feed, divided by :func:`held_out`."""
+        fit, held = (
+            {name: values[places] for name, values in feed.items()}
+            for places in held_out(len(next(iter(feed.values()))))
+        )
+        return cls(fit, held, observe)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are samples to judge by."""
+        return all(len(values) for values in self.held.values())
+
+    def all(self) -> walk.Values:
+        """Those to fit and those to judge."""
+        return {n: np.concatenate([values, self.held[n]]) for n, values in self.fit.items()}
+
+
+@dataclass(frozen=True)
+class _Method:
+    """How integers are found."""
+
+    weights: Literal["nearest", "corrected", "fitted"] = "nearest"
+    equalized: bool = False
+
+    def named(self, floats: Collection[str]) -> str:
+        """What it is called where some tensors stay float."""
+        names = [EQUALIZED] if self.equalized else []
+        names += {"nearest": [], "corrected": [CORRECTED], "fitted": [FITTED]}[self.weights]
+        names = names or [NEAREST]
+        count = f"{len(floats)} tensor{'s' if len(floats) > 1 else ''} in float"
+        return ", ".join([*names, count] if floats else names)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Integers by one method."""
+
+    graph: Graph
+    encodings: Mapping[str, Encoding]
+    layers: Layers
+    factors: dict[str, tuple[float, ...]]
+
+
+class _Maker:
+    """Integers by any method from one set of samples.
+
+    Args:
+        canonical: Float flatbuffer.
+        table: Its calibration table, from these samples.
+        samples: Preprocessed ones to fit layers to, and their tables; None when only the table is
+            at hand.
+        fitting: Whether samples that judge are left out.
+        profile: The device.
+        advance: Called with the name of each operator that is walked.
+    """
+
+    def __init__(
+        self,
+        canonical: bytes,
+        table: CalibrationTable,
+        samples: CalibrationSamples | None,
+        *,
+        fitting: bool,
+        profile: DeviceProfile,
+        advance: Callable[[str], None],
+    ) -> None:
+        self._canonical, self._table, self._samples = canonical, table, samples
+        self._fitting, self._profile, self._advance = fitting, profile, advance
+        self._feed: walk.Values | None = None
+        if samples is not None:
+            self._feed = samples.fit if fitting else samples.all()
+        self._equalized: tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+
+    def equalizes(self) -> bool:
+        """Whether equalization changes anything."""
+        return bool(self._even()[1])
+
+    def make(self, method: _Method, floats: Collection[str]) -> _Made:
+        """Find all numbers, but those of the tensors that stay float and of their layers."""
+        content, factors, table = (
+            self._even() if method.equalized else (self._canonical, {}, self._table)
+        )
+        graph = Graph(content)
+        encodings = encode.activations(graph, table.ranges, self._profile, floats)
+        if method.weights == "fitted":
+            assert self._feed is not None
+            layers = reconstruct.fitted(
+                graph,
+                encodings,
+                self._feed,
+                pair_bound=self._profile.pair_bound,
+                threads=environment.cores(),
+                advance=self._advance,
+            )
+        else:
+            layers = reconstruct.nearest(
+                graph,
+                encodings,
+                pair_bound=self._profile.pair_bound,
+                statistics=table.statistics if method.weights == "corrected" else None,
+            )
+        return _Made(graph, encodings, layers, factors)
+
+    def leave(
+        self, floats: islands.Floats, kept: float, *, equalized: bool = False
+    ) -> tuple[islands.Floats, float]:
+        """All that stays float if rounded inputs have to leave ``kept`` dB of every operator, and
+        the least that is left of one then."""
+        assert self._feed is not None
+        content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
+        return islands.find(
+            Graph(content),
+            table.ranges,
+            self._profile,
+            self._feed,
+            floats,
+            kept=kept,
+            threads=environment.cores(),
+        )
+
+    def _even(self) -> tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable]:
+        """The equalized graph, its factors and its table."""
+        if self._equalized is None:
+            changed, factors = equalize.equalize(self._canonical, self._table.statistics)
+            table = self._table
+            if factors:
+                assert self._samples is not None
+                table = self._samples.observe(changed, self._fitting)
+            self._equalized = changed, factors, table
+        return self._equalized
 
 
 def quantize(
@@ -86,22 +243,24 @@ def quantize(
     table: CalibrationTable,
     *,
     profile: DeviceProfile,
-    feed: walk.Values | None,
-    observe: Callable[[bytes], CalibrationTable] | None,
+    samples: CalibrationSamples | None,
     correction: Correction = "auto",
+    integers_only: bool = False,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Quantized:
     """Decide every number of the int8 model.
 
+    While methods are judged, all numbers come from samples that none is judged by; those of the
+    method that is taken are then found again from all.
+
     Args:
         canonical: Float flatbuffer.
-        table: Its calibration table.
+        table: Its calibration table, from all samples.
         profile: The device.
-        feed: Calibration images, preprocessed, ``[N, ...]`` by input name, as many as can be walked
-            at once (edgekit.quant.reconstruct.images_that_fit); None when only
-            their table is at hand, then biases are corrected from its channel means, unjudged.
-        observe: Makes the table of a changed graph, from the same images and by the same method.
+        samples: Calibration samples; None when only their table is at hand, then biases are
+            corrected from its channel means, unjudged.
         correction: ``auto``, or ``none`` for nearest rounding.
+        integers_only: Let no tensor stay float.
         advance: Called with the name of each operator that is walked.
 
     Raises:
@@ -109,64 +268,114 @@ def quantize(
         InvalidModelError: If a weight or bias cannot be stored.
     """
     graph = Graph(canonical)
-    encodings = encode.activations(graph, table.ranges, profile)
-    bound = profile.pair_bound
-    plain = reconstruct.nearest(graph, encodings, pair_bound=bound)
-    unbound = reconstruct.nearest(graph, encodings, pair_bound=False) if bound else plain
-    saturating = tuple(p for p in predictions(graph, unbound) if p.pairs)
-    factors: dict[str, tuple[float, ...]] = {}
+    whole = _Maker(canonical, table, samples, fitting=False, profile=profile, advance=advance)
+    floats = {} if integers_only else islands.joins(graph, table.ranges)
     trials: list[Trial] = []
-    way, layers = NEAREST, plain
-    if correction == "auto" and (feed is None or _count(feed) < FEWEST_IMAGES):
-        way = f"{CORRECTED} (from channel means, without images to judge by)"
-        layers = reconstruct.nearest(
-            graph, encodings, pair_bound=bound, statistics=table.statistics
-        )
+    notes: list[str] = []
+    method, way = _Method(), NEAREST
+    if samples is not None and samples.judged:
+        fitting = samples.observe(canonical, True)
+        part = _Maker(canonical, fitting, samples, fitting=True, profile=profile, advance=advance)
+        judge = Judge(canonical, floats, samples.held, threads=environment.cores())
+        search = _Search(part, judge)
+        method, floats = search.run(floats, correction, integers_only=integers_only)
+        way, trials, notes = method.named(floats), search.trials, search.notes
     elif correction == "auto":
-        assert feed is not None
-        threads = environment.cores()
-        fit, held = _split(feed)
-        judge = _before_softmax(graph)
-        expected = walk.outputs(Graph(judge), held, threads=threads)
+        method = _Method("corrected")
+        way = f"{CORRECTED} (from channel means, without images to judge by)"
+        if samples is not None and not integers_only:
+            floats, _ = whole.leave(floats, fidelity.CLOSE)
+    made = whole.make(method, floats)
+    plain = made.layers
+    if profile.pair_bound or method != _Method():
+        encodings = encode.activations(graph, table.ranges, profile, floats)
+        plain = reconstruct.nearest(graph, encodings, pair_bound=False)
+    saturating = tuple(p for p in predictions(graph, plain) if p.pairs)
+    notes += islands.swallowed(graph, table.ranges, floats)
+    return _result(
+        canonical, made, profile, way, trials=trials, saturating=saturating, notes=notes,
+        floats=floats,
+    )  # fmt: skip
 
-        def score(tried: Graph, found: Layers, given: Mapping[str, Encoding]) -> float:
-            end = Graph(_before_softmax(tried))
-            return reconstruct.score(end, found, given, held, expected, threads=threads)
 
-        best = score(graph, plain, encodings)
-        trials.append(Trial(NEAREST, best))
-        if observe is not None:
-            changed, changes = equalize.equalize(canonical, table.statistics)
-            if changes:
-                other, other_table = Graph(changed), observe(changed)
-                given = encode.activations(other, other_table.ranges, profile)
-                found = reconstruct.nearest(other, given, pair_bound=bound)
-                trials.append(Trial(EQUALIZED, score(other, found, given)))
-                if trials[-1].sqnr > best + MARGIN:
-                    way, layers, best, factors = EQUALIZED, found, trials[-1].sqnr, changes
-                    graph, encodings, table = other, given, other_table
-        ways: list[tuple[str, Callable[[], Layers]]] = [
-            (
-                CORRECTED,
-                lambda: reconstruct.nearest(
-                    graph, encodings, pair_bound=bound, statistics=table.statistics
-                ),
-            ),
-            (
-                FITTED,
-                lambda: reconstruct.fitted(
-                    graph, encodings, fit, pair_bound=bound, threads=threads, advance=advance
-                ),
-            ),
+class _Search:
+    """The method that is best on held-out samples, and what stays float."""
+
+    def __init__(self, maker: _Maker, judge: Judge) -> None:
+        self._maker, self._judge = maker, judge
+        self.trials: list[Trial] = []
+        self._broken: dict[str, list[str]] = {}
+        self._scores: dict[str, Score] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each tensor that became NaN in a trial."""
+        return [
+            f"{short_name(tensor)} became NaN, by which these lost: {'; '.join(names)}"
+            for tensor, names in self._broken.items()
         ]
-        start = way
-        for name, make in ways:
-            found = make()
-            full = name if start == NEAREST else f"{start}, {name}"
-            trials.append(Trial(full, score(graph, found, encodings)))
-            if trials[-1].sqnr > best + MARGIN:
-                way, layers, best = full, found, trials[-1].sqnr
-    return _result(canonical, graph, encodings, layers, factors, profile, way, trials, saturating)
+
+    def run(
+        self, floats: islands.Floats, correction: Correction, *, integers_only: bool
+    ) -> tuple[_Method, islands.Floats]:
+        """Try what ``correction`` allows.
+
+        Args:
+            floats: Tensors that stay float whatever the scores are.
+            correction: As :func:`quantize` takes it.
+            integers_only: Let no other stay float.
+
+        Returns:
+            The method, and all tensors that stay float.
+        """
+        method, best = self._methods(floats, correction)
+        least = -np.inf
+        for kept, enough in () if integers_only else islands.LIMITS:
+            if best.level not in ("poor", "dead") and best.sqnr >= enough:
+                break
+            if least >= kept:
+                continue
+            found, least = self._maker.leave(floats, kept, equalized=method.equalized)
+            if found == floats:
+                continue
+            other, score = self._methods(found, correction)
+            alive = best.level == "dead" and score.level != "dead"
+            if score.sqnr > best.sqnr + GAIN or alive:
+                method, best, floats = other, score, found
+        return method, floats
+
+    def _methods(self, floats: islands.Floats, correction: Correction) -> tuple[_Method, Score]:
+        """The best method where these tensors stay float."""
+        method = _Method()
+        best = self._try(method, floats)
+        if correction == "none":
+            return method, best
+        if self._maker.equalizes():
+            score = self._try(_Method(equalized=True), floats)
+            if score.sqnr > best.sqnr + MARGIN:
+                method, best = _Method(equalized=True), score
+        ways: tuple[Literal["corrected", "fitted"], ...] = ("corrected", "fitted")
+        for tried in [_Method(weights, method.equalized) for weights in ways]:
+            score = self._try(tried, floats)
+            if score.sqnr > best.sqnr + MARGIN:
+                method, best = tried, score
+        return method, best
+
+    def _try(self, method: _Method, floats: islands.Floats) -> Score:
+        """Score a method; one that gives no numbers loses."""
+        name = method.named(floats)
+        if name in self._scores:
+            return self._scores[name]
+        try:
+            made = self._maker.make(method, floats)
+            score = self._judge.score(made.graph, made.layers, made.encodings)
+        except reconstruct.NotFiniteError as exc:
+            score = Score(-np.inf, "dead", exc.tensor)
+        if score.broken:
+            self._broken.setdefault(score.broken, []).append(name)
+        self.trials.append(Trial(name, score.sqnr))
+        self._scores[name] = score
+        return score
 
 
 def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
@@ -174,7 +383,7 @@ def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
     return [
         predict(layer.output, layers[layer.output].integers)
         for layer in graph.layers
-        if layer.kind != "depthwise"
+        if layer.kind != "depthwise" and layer.output in layers
     ]
 
 
@@ -228,37 +437,43 @@ def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -
             f"{len(saturating)} layers would saturate on {profile.name}, the model was trained for "
             f"{encodings.device}; train it with --device {profile.name}"
         )
-    return _result(canonical, graph, computed, layers, {}, profile, TRAINED, [], ())
+    return _result(canonical, _Made(graph, computed, layers, {}), profile, TRAINED)
 
 
 def _result(
     canonical: bytes,
-    graph: Graph,
-    encodings: Mapping[str, Encoding],
-    layers: Layers,
-    factors: dict[str, tuple[float, ...]],
+    made: _Made,
     profile: DeviceProfile,
     way: str,
-    trials: list[Trial],
-    saturating: tuple[saturation.Prediction, ...],
+    *,
+    trials: Collection[Trial] = (),
+    saturating: tuple[saturation.Prediction, ...] = (),
+    notes: Collection[str] = (),
+    floats: Mapping[str, str] | None = None,
 ) -> Quantized:
-    tensors = dict(encodings)
-    changed = Graph(graph.serialize())
-    notes = []
-    for layer in graph.layers:
-        rounded = layers[layer.output]
+    tensors = dict(made.encodings)
+    changed = Graph(made.graph.serialize())
+    said = list(notes)
+    for layer in made.graph.layers:
+        if layer.output not in made.layers:
+            continue
+        rounded = made.layers[layer.output]
         reconstruct.put(changed, layer, rounded)
         found = rounded.integers
         tensors[layer.weights] = Encoding("int8", _short(found.weight_scale), 0, layer.axis)
         if layer.bias is not None and found.bias_scale is not None:
             tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
         if rounded.raised:
-            notes.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
-    stored = reconstruct.stored(encodings, layers)
-    sha256 = hashlib.sha256(canonical).hexdigest()
-    made = Encodings(sha256, profile.name, tensors, factors)
+            said.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
     return Quantized(
-        changed.serialize(), made, stored, way, tuple(trials), saturating, tuple(notes)
+        changed.serialize(),
+        Encodings(hashlib.sha256(canonical).hexdigest(), profile.name, tensors, made.factors),
+        reconstruct.stored(made.encodings, made.layers),
+        way,
+        tuple(trials),
+        saturating,
+        tuple(said),
+        dict(floats or {}),
     )
 
 
@@ -266,31 +481,8 @@ def _short(scales: np.ndarray) -> tuple[float, ...]:
     return tuple(encode.stored(scale) for scale in scales)
 
 
-def _count(feed: walk.Values) -> int:
-    return len(next(iter(feed.values())))
-
-
 def held_out(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Places of (images to fit to, images to judge by), spread evenly over the set."""
     places = np.arange(count, dtype=np.int64)
     judging = places[HELD_OUT - 1 :: HELD_OUT][:_LARGEST_HELD_OUT]
     return np.setdiff1d(places, judging), judging
-
-
-def _split(feed: walk.Values) -> tuple[walk.Values, walk.Values]:
-    """(images to fit to, images to judge by)."""
-    fitting, judging = held_out(_count(feed))
-    return (
-        {name: values[fitting] for name, values in feed.items()},
-        {name: values[judging] for name, values in feed.items()},
-    )
-
-
-def _before_softmax(graph: Graph) -> bytes:
-    """The graph, with what goes into a last softmax as its output in the softmax's place."""
-    ends = {
-        operator.outputs[0]: operator.inputs[0]
-        for operator in graph.operators
-        if operator.kind in ("SOFTMAX", "LOG_SOFTMAX") and operator.outputs[0] in graph.outputs
-    }
-    return graph.with_outputs([ends.get(name, name) for name in graph.outputs])

@@ -28,6 +28,14 @@ _MOST_ROWS = 16384
 _WALK_BYTES = 3 << 29
 
 
+class NotFiniteError(Exception):
+    """A tensor becomes NaN or infinite as the device computes it; layers cannot be fitted to it."""
+
+    def __init__(self, tensor: str) -> None:
+        super().__init__(tensor)
+        self.tensor = tensor
+
+
 @dataclass(frozen=True)
 class Rounded:
     """Integers of one layer, and the float constants that they stand for.
@@ -61,7 +69,7 @@ def nearest(
 
     Args:
         graph: Float.
-        encodings: Of activations.
+        encodings: Of activations; a layer that has none of its input or output stays float.
         pair_bound: Keep pairs of products within int16 (edgekit.quant.saturation).
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
@@ -70,7 +78,7 @@ def nearest(
         only: Layers to do, by output; default all.
     """
     found = {}
-    for layer in graph.layers:
+    for layer in integer_layers(graph, encodings):
         if only is not None and layer.output not in only:
             continue
         rows, bias = rows_of(graph, layer)
@@ -88,6 +96,13 @@ def nearest(
     return found
 
 
+def integer_layers(graph: Graph, encodings: Mapping[str, Encoding]) -> tuple[Layer, ...]:
+    """Layers whose input and output are integers; the others stay float."""
+    return tuple(
+        layer for layer in graph.layers if layer.input in encodings and layer.output in encodings
+    )
+
+
 def fitted(
     graph: Graph,
     encodings: Mapping[str, Encoding],
@@ -102,15 +117,18 @@ def fitted(
 
     Args:
         graph: Float.
-        encodings: Of activations.
+        encodings: Of activations; a layer that has none of its input or output stays float.
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quant.saturation).
         threads: Of the float operators.
         advance: Called with each operator's output.
         seed: Of the sample of positions.
+
+    Raises:
+        NotFiniteError: If a tensor becomes NaN or infinite on the device.
     """
     rng = np.random.default_rng(seed)
-    layers = {layer.output: layer for layer in graph.layers}
+    layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     plain = dict(feed)
     device = {name: _stored(name, values, encodings) for name, values in feed.items()}
     changed = Graph(graph.serialize())
@@ -135,6 +153,8 @@ def fitted(
         for name, exact, noisy in zip(operator.outputs, answers, seen, strict=True):
             plain[name] = exact
             device[name] = _stored(name, noisy, encodings)
+            if noisy.dtype == np.float32 and not np.isfinite(device[name].sum(dtype=np.float64)):
+                raise NotFiniteError(name)
         for name in [name for name in plain if ends.get(name, position + 1) <= position]:
             del plain[name], device[name]
         advance(operator.outputs[0])
@@ -163,38 +183,6 @@ def images_that_fit(graph: Graph, count: int) -> int:
         names = (*walk.fed(graph, operator), *operator.outputs)
         largest = max(largest, sum(int(np.prod(graph.shape(name))) for name in names))
     return min(count, max(32, _WALK_BYTES // (8 * largest)))
-
-
-def score(
-    graph: Graph,
-    layers: Layers,
-    encodings: Mapping[str, Encoding],
-    feed: walk.Values,
-    expected: walk.Values,
-    *,
-    threads: int,
-) -> float:
-    """SQNR in dB of the outputs, as the device will compute them.
-
-    Args:
-        graph: Float, of which ``layers`` were rounded.
-        layers: Rounded.
-        encodings: Of activations.
-        feed: Preprocessed images by input name.
-        expected: The float model's outputs, by name.
-        threads: Of the float operators.
-    """
-    changed = Graph(graph.serialize())
-    for layer in changed.layers:
-        put(changed, layer, layers[layer.output])
-    answers = walk.outputs(
-        changed, feed, threads=threads, change=lambda name, values: _stored(name, values, encodings)
-    )
-    signal = sum(float((expected[name].astype(np.float64) ** 2).sum()) for name in expected)
-    noise = sum(
-        float(((expected[name].astype(np.float64) - answers[name]) ** 2).sum()) for name in expected
-    )
-    return float("inf") if noise == 0 else 10 * float(np.log10(signal / noise))
 
 
 def _stored(
@@ -253,6 +241,22 @@ def _solve(
 
     ``exact`` and ``seen`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of its own.
     """
+    # rows are in the order of the samples: two halves share none but one
+    halves = [half for half in np.array_split(np.arange(len(seen)), 2) if len(half)]
+    parts = [_part(rows, exact[half], seen[half]) for half in halves]
+    moments = rounding.joined(parts).moments
+    wanted, wanted_bias = rounding.fit(rows, bias, parts)
+    scale = rounding.scales(wanted)
+    if pair_bound:
+        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
+    steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
+    return steps, scale, bias
+
+
+def _part(
+    rows: Floats, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.float32]
+) -> rounding.Part:
+    """What some of the dot products say, as :func:`_solve` takes them."""
     count = len(seen)
     ones = np.ones((count, 1, *seen.shape[2:]), np.float32)
     inputs = np.concatenate([seen, ones], axis=1)
@@ -266,12 +270,7 @@ def _solve(
         moments = (inputs.T @ inputs).astype(np.float64) / count
         error = (exact - seen) @ single.T
         cross = (error.T @ inputs).astype(np.float64) / count
-    wanted, wanted_bias = rounding.fit(rows, bias, moments, cross)
-    scale = rounding.scales(wanted)
-    if pair_bound:
-        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
-    steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
-    return steps, scale, bias
+    return rounding.Part(count, moments, cross)
 
 
 def _sample(

@@ -9,6 +9,9 @@ correction (Nagel et al. 2019, section 4.2) is part of the solution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,9 +22,12 @@ Floats = npt.NDArray[np.float64]
 LARGEST = 127  # int8 weights are narrow range, [-127, 127]
 _BLOCK = 96
 _TINY = 1e-30  # weights that float32 can hardly hold are as good as 0
-#: Of the mean second moment, added to the diagonal: keeps the solution near the given weights where
-#: the inputs say little (Frantar et al. 2022, section 3, step 3).
+#: Of the mean second moment, added to the diagonal when weights are rounded (Frantar et al. 2022,
+#: section 3, step 3).
 DAMPING = 0.01
+#: The same when weights are fitted: keeps the solution near the given weights where the inputs say
+#: little.
+DAMPINGS = (0.01, 3.0, 100.0)
 #: How far a pair-bound layer's scales are raised to see what costs least.
 _RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
 
@@ -68,27 +74,74 @@ def pair_scales(rows: Floats, scale: Floats, importance: Floats | None = None) -
     return found
 
 
-def fit(rows: Floats, bias: Floats, moments: Floats, cross: Floats) -> tuple[Floats, Floats]:
-    """Weights and biases that give the float answer best from the inputs as the device has them.
+@dataclass(frozen=True)
+class Part:
+    """What a part of the samples says of a layer.
 
-    Ridge regression of the error that is there already, in all layers before, on those inputs.
+    Attributes:
+        count: Dot products in it.
+        moments: E[x x'] of the device's inputs, the last of which is 1: ``[K + 1, K + 1]``, or one
+            for each row, ``[O, K + 1, K + 1]``.
+        cross: E[error x'] of the error that is there already, ``[O, K + 1]``.
+    """
+
+    count: int
+    moments: Floats
+    cross: Floats
+
+
+def fit(rows: Floats, bias: Floats, parts: Sequence[Part]) -> tuple[Floats, Floats]:
+    """Weights and biases that give the float output best from the inputs as the device has them.
+
+    Ridge regression of the error that is there already, in all layers before, on those inputs. Of
+    :data:`DAMPINGS` the one is taken whose solution from the other parts leaves the least error in
+    each part: how much of the error the inputs explain is the layer's own (leave-one-out, Stone
+    1974, with parts for samples).
 
     Args:
         rows: ``[O, K]``.
         bias: ``[O]``.
-        moments: E[x x'] of the device's inputs, the last of which is 1: ``[K + 1, K + 1]``, or one
-            a row, ``[O, K + 1, K + 1]``.
-        cross: E[error x'], ``[O, K + 1]``.
+        parts: Of the samples, two or more for a choice.
 
     Returns:
         Changed (rows, bias).
     """
-    damped = _damped(moments)
-    if moments.ndim == 2:
-        delta = np.linalg.solve(damped, cross.T).T
-    else:
-        delta = np.linalg.solve(damped, cross[..., None])[..., 0]
+    whole = joined(parts)
+    damping = DAMPINGS[-1]
+    if len(parts) > 1:
+        others = [joined([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
+        left = [
+            sum(
+                _left(part, _ridge(other, tried)) for part, other in zip(parts, others, strict=True)
+            )
+            for tried in DAMPINGS
+        ]
+        damping = DAMPINGS[int(np.argmin(left))]
+    delta = _ridge(whole, damping)
     return rows + delta[:, :-1], bias + delta[:, -1]
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Several parts as one."""
+    count = sum(part.count for part in parts)
+    moments = sum(part.moments * (part.count / count) for part in parts)
+    cross = sum(part.cross * (part.count / count) for part in parts)
+    return Part(count, np.asarray(moments), np.asarray(cross))
+
+
+def _left(part: Part, delta: Floats) -> float:
+    """How much larger the squared error of a part's samples is with this change than without."""
+    flat = part.moments.ndim == 2
+    seen = delta @ part.moments if flat else (delta[:, None] @ part.moments)[:, 0]
+    return part.count * float((delta * (seen - 2 * part.cross)).sum())
+
+
+def _ridge(part: Part, damping: float) -> Floats:
+    """What to add to weights and bias, ``[O, K + 1]``."""
+    damped = _damped(part.moments, damping)
+    if part.moments.ndim == 2:
+        return np.asarray(np.linalg.solve(damped, part.cross.T).T, np.float64)
+    return np.asarray(np.linalg.solve(damped, part.cross[..., None])[..., 0], np.float64)
 
 
 def round_rows(
@@ -110,7 +163,7 @@ def round_rows(
     order = np.arange(count + 1)
     if moments.ndim == 2:  # the strongest inputs first: most is left then to make up for them
         order[:count] = np.argsort(-np.diag(moments)[:count], kind="stable")
-    damped = _damped(moments)[..., order[:, None], order]
+    damped = _damped(moments, DAMPING)[..., order[:, None], order]
     inverse = np.linalg.inv(damped)
     factor = np.linalg.cholesky((inverse + np.swapaxes(inverse, -1, -2)) / 2)
     factor = np.swapaxes(factor, -1, -2)  # upper: the inverse of what is still free, row by row
@@ -140,10 +193,10 @@ def round_rows(
     return steps, free[:, count]
 
 
-def _damped(moments: Floats) -> Floats:
+def _damped(moments: Floats, damping: float) -> Floats:
     count = moments.shape[-1] - 1
     diagonal = np.diagonal(moments, axis1=-2, axis2=-1)[..., :count]
-    added = DAMPING * diagonal.mean(axis=-1) + 1e-12
+    added = damping * diagonal.mean(axis=-1) + 1e-12
     found = moments.copy()
     places = np.arange(count)
     found[..., places, places] += np.asarray(added)[..., None]
