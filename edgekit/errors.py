@@ -13,6 +13,7 @@
     │   └── SignatureError       a signature or key: missing, of another key, of other bytes
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
+    │   └── WriterError          a file does not hold what was decided: a fault of edgekit's own
     └── MissingDependencyError   a package of an extra is not installed
 
 Messages are one sentence in one line: expected, got, and the fix.
@@ -73,6 +74,16 @@ class OutputExistsError(EdgekitError):
 
 class ExecutionError(EdgekitError):
     """A runtime did not run, or ran something other than what it was asked for."""
+
+
+class WriterError(ExecutionError):
+    """A file was written otherwise than decided; the message names the layer and what differs.
+
+    A fault of edgekit's own, found before anything became an artifact.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"nothing was written, by a fault of edgekit's own: {what}")
 
 
 class MissingDependencyError(EdgekitError, ImportError):

@@ -510,7 +510,15 @@ def _make_int8(
             f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
             f"not rounded there: {', '.join(map(short_name, absent[:3]))}"
         )
-    decided = quantized.stored.without(absent, onnx_integers.merged(model, Graph(quantized.graph)))
+    gone = sorted(set(quantized.stored.constants) - set(read.constants))
+    if gone:
+        notes.append(
+            f"{len(gone)} constants of the float graph are no constants of the ONNX graph, and are "
+            f"not rounded there: {', '.join(map(short_name, gone[:3]))}"
+        )
+    decided = quantized.stored.without(
+        absent, onnx_integers.merged(model, Graph(quantized.graph)), gone
+    )
     proof.check_stored(target, read, decided, biases=profile.onnx_bias)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(

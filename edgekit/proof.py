@@ -17,9 +17,9 @@ import numpy.typing as npt
 from edgekit import environment, feeds
 from edgekit.artifact import Execution
 from edgekit.encodings import Stored, differences
-from edgekit.errors import ExecutionError, reason
+from edgekit.errors import ExecutionError, WriterError, reason
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, onnx_tensors, tflite
+from edgekit.formats import onnx, onnx_tensors, tflite, tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.layers import measure
@@ -38,15 +38,18 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
     """The file holds what was decided, number for number.
 
     Raises:
-        ExecutionError: If it does not.
+        WriterError: If it does not.
     """
     found = differences(read, decided if biases else decided.without_biases())
     if found:
-        first = found[0]
-        raise ExecutionError(
-            f"the {target} file differs from the encodings in {len(found)} places, first "
-            f"{first.what} of {short_name(first.tensor)} ({first.count} numbers, up to "
-            f"{first.largest:.3g}); please report the model"
+        places = ", ".join(
+            f"{each.what} of {short_name(each.tensor)} ({each.count} by {each.largest:.3g})"
+            for each in found[:3]
+        )
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise WriterError(
+            f"the {target} int8 file holds other numbers than were decided: {places}{more}; "
+            f"float32 and float16 of it can be exported"
         )
 
 
@@ -69,7 +72,8 @@ def execution(
     """
     isa = environment.describe().isa
     if target == "tflite":
-        return Execution("XNNPACK", isa, tflite.kernels(content), (), numbers)
+        in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
+        return Execution("XNNPACK", isa, tflite.kernels(content), in_float, numbers)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)

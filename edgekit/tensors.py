@@ -17,7 +17,7 @@ from edgekit import feeds
 from edgekit.encodings import Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite
+from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite, tflite_integers
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import walk
 
@@ -121,7 +121,7 @@ class TfLiteTensors(Tensors):
         own = set(activations(self._graph))
         self.names = tuple(name for name in activations(graph) if name in own)
         self.graph_id = self._graph.name
-        stored = tflite.stored_of(self._graph)
+        stored = tflite_integers.read(self._graph)
         self.encodings = {
             name: encoding for name, encoding in stored.activations.items() if name in own
         }
@@ -170,10 +170,11 @@ class TfLiteTensors(Tensors):
             if step.fed and all(name in stored for name in step.fed):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
                     found[name] = self._real(name, array)
+                    stored.setdefault(name, array)  # the file's own, e.g. a float copy
         return found
 
     def numbers(self) -> Numbers:
-        graph, stored, found = self._graph, tflite.stored_of(self._graph), {}
+        graph, stored, found = self._graph, tflite_integers.read(self._graph), {}
         for layer in graph.layers:
             kept = layer.activation != "none"
             if layer.output in stored.layers:

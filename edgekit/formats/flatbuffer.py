@@ -16,7 +16,13 @@ import numpy.typing as npt
 
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 
-_WEIGHTED = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+#: Operators with weights: the kind of layer, and the places of what it reads and of its bias.
+_WEIGHTED = {
+    "CONV_2D": ("conv", 0, 2),
+    "DEPTHWISE_CONV_2D": ("depthwise", 0, 2),
+    "FULLY_CONNECTED": ("dense", 0, 2),
+    "TRANSPOSE_CONV": ("transposed", 2, 3),
+}
 _ENDS = {
     "RELU": (0.0, math.inf),
     "RELU6": (0.0, 6.0),
@@ -45,9 +51,10 @@ class Layer:
     """An operator with weights.
 
     Attributes:
-        kind: ``conv``, ``depthwise`` or ``dense``.
+        kind: ``conv``, ``depthwise``, ``dense`` or ``transposed``.
         input: Name of the activation that it reads.
-        weights: Name of its constant: ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
+        weights: Name of its constant: ``[O, H, W, I]``, ``[1, H, W, O]`` of a depthwise layer or
+            ``[O, I]`` of a dense one.
         bias: Name of its constant ``[O]``, or None.
         output: Name of the activation that it writes.
         activation: What is fused behind it: ``none``, ``relu``, ``relu6``, …
@@ -148,10 +155,11 @@ class Graph:
         self._separate()
 
     def _separate(self) -> None:
-        """Give every layer weights and biases of its own.
+        """Give every operator float constants of its own.
 
         The converter keeps constants of the same content once, e.g. the zeros of all layers without
         a bias, and a layer that is called twice has one kernel; each use gets integers of its own.
+        Their bytes stay shared until they differ.
         """
         seen: set[int] = set()
         for position, operator in enumerate(self._subgraph.operators):
@@ -159,7 +167,9 @@ class Graph:
             weighted = self._operator(operator).kind in _WEIGHTED
             for place, index in enumerate(inputs):
                 name = self._order[index] if index >= 0 else ""
-                if not weighted or place == 0 or not self.is_constant(name):
+                if not self.is_constant(name):
+                    continue
+                if not weighted and self.dtype(name) != np.float32:
                     continue
                 if index in seen:
                     copied = copy.copy(self._tensors[name])
@@ -232,20 +242,24 @@ class Graph:
             operator = self._operator(raw)
             if operator.kind not in _WEIGHTED or not self.is_constant(operator.inputs[1]):
                 continue
+            kind, place, behind = _WEIGHTED[operator.kind]
+            bias = operator.inputs[behind] if len(operator.inputs) > behind else ""
+            if bias and not self.is_constant(bias):
+                continue
             options = raw.builtinOptions
-            bias = operator.inputs[2] if len(operator.inputs) > 2 else ""
-            spatial = operator.kind != "FULLY_CONNECTED"
+            spatial = kind != "dense"
+            dilated = kind in ("conv", "depthwise")
             found.append(
                 Layer(
-                    kind=_WEIGHTED[operator.kind],
-                    input=operator.inputs[0],
+                    kind=kind,
+                    input=operator.inputs[place],
                     weights=operator.inputs[1],
                     bias=bias or None,
                     output=operator.outputs[0],
                     activation=_ACTIVATIONS[options.fusedActivationFunction],
                     strides=(options.strideH, options.strideW) if spatial else (1, 1),
                     dilation=(
-                        (options.dilationHFactor, options.dilationWFactor) if spatial else (1, 1)
+                        (options.dilationHFactor, options.dilationWFactor) if dilated else (1, 1)
                     ),
                     same=spatial and options.padding == self._schema.Padding.SAME,
                 )
@@ -286,7 +300,10 @@ class Graph:
         """A stored tensor, as a copy."""
         tensor = self._tensors[name]
         data = np.asarray(self._model.buffers[tensor.buffer].data, np.uint8)
-        return data.view(self._dtypes[tensor.type]).reshape(self.shape(name)).copy()
+        values = data.view(self._dtypes[tensor.type])
+        if tensor.sparsity is not None:
+            return _dense(values, self.shape(name), tensor.sparsity)
+        return values.reshape(self.shape(name)).copy()
 
     def quantization(self, name: str) -> Quantization | None:
         """scale and zero_point of a tensor, or None without."""
@@ -326,44 +343,66 @@ class Graph:
         parameters.quantizedDimension = found.axis
 
     def make_integer(
-        self,
-        name: str,
-        scale: float,
-        zero_point: int,
-        values: npt.NDArray[np.int8] | None = None,
+        self, name: str, found: Quantization, values: npt.NDArray[Any] | None = None
     ) -> None:
-        """Turn a float tensor into an int8 one; a constant takes its integers."""
-        tensor, schema = self._tensors[name], self._schema
-        tensor.type = schema.TensorType.INT8
-        tensor.quantization = schema.QuantizationParametersT()
-        self.set_quantization(
-            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
-        )
+        """Turn a float tensor into an integer one: int8, or what a constant's numbers are."""
+        tensor = self._tensors[name]
         if values is not None:
-            tensor.buffer = len(self._model.buffers)
-            self._model.buffers.append(schema.BufferT())
-            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+            self.store(name, values)
+        else:
+            tensor.type = self._schema.TensorType.INT8
+        tensor.quantization = self._schema.QuantizationParametersT()
+        self.set_quantization(name, found)
+
+    def add_conversion(self, kind: str, source: str, name: str) -> str:
+        """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made
+        integer.
+
+        Args:
+            kind: The operator.
+            source: What it reads.
+            name: Of the new tensor; one that is taken gets a number.
+        """
+        while name in self._tensors:
+            name = f"{name}_"
+        tensor = copy.copy(self._tensors[source])
+        tensor.name, tensor.type = name.encode(), self._schema.TensorType.FLOAT32
+        tensor.quantization, tensor.buffer = None, 0
+        self._subgraph.tensors.append(tensor)
+        self._tensors[name] = tensor
+        self._order.append(name)
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._code(kind, 2)
+        operator.inputs, operator.outputs = [self._order.index(source)], [len(self._order) - 1]
+        self._subgraph.operators.append(operator)
+        return name
+
+    def split(self, name: str, before: str) -> str:
+        """Append a QUANTIZE that writes a tensor from a new float one; returns that one's name.
+
+        Who writes the tensor has to be told (:meth:`set_outputs_of`).
+        """
+        fresh = self.add_conversion("QUANTIZE", name, before)
+        raw = self._subgraph.operators[-1]
+        raw.inputs, raw.outputs = raw.outputs, raw.inputs
+        return fresh
+
+    def set_outputs_of(self, position: int, names: Sequence[str]) -> None:
+        """Let an operator write other tensors."""
+        places = {name: place for place, name in enumerate(self._order)}
+        self._subgraph.operators[position].outputs = [places[name] for name in names]
+
+    def reorder(self, positions: Sequence[int]) -> None:
+        """Put operators into another order of execution, by their places."""
+        operators = self._subgraph.operators
+        self._subgraph.operators = [operators[position] for position in positions]
+        self._original = len(self._subgraph.operators)
 
     def set_inputs(self, position: int, names: Sequence[str]) -> None:
         """Let an operator read other tensors."""
         places = {name: place for place, name in enumerate(self._order)}
         found = [places[name] if name else -1 for name in names]
         self._subgraph.operators[position].inputs = found
-
-    def set_outputs(self, names: Sequence[str]) -> None:
-        """Let the graph answer other tensors, each in place of the one that it answered there."""
-        found = [self._order.index(name) for name in names]
-        moved = dict(zip(map(int, self._subgraph.outputs), found, strict=True))
-        for signature in self._model.signatureDefs or []:
-            for each in signature.outputs:
-                each.tensorIndex = moved.get(int(each.tensorIndex), int(each.tensorIndex))
-        self._subgraph.outputs = found
-
-    def remove(self, positions: Sequence[int]) -> None:
-        """Take operators out, by their places."""
-        gone = set(positions)
-        kept = [each for i, each in enumerate(self._subgraph.operators) if i not in gone]
-        self._subgraph.operators, self._original = kept, len(kept)
 
     def spell_products(self) -> bool:
         """Write NEG as a product with -1 and SQUARE as one of two equal factors, in place.
@@ -415,18 +454,57 @@ class Graph:
         )
 
     def fold(self) -> None:
-        """Store the weights of a float16 file as the float32 that it computes with, in place."""
-        schema, kept = self._schema, []
+        """Store weights of float16 or sparse ones as the float32 that is computed with, in place.
+
+        A chain of both, DENSIFY and then DEQUANTIZE, is one constant.
+        """
+        kept = []
         for raw in self._subgraph.operators:
             operator = self._operator(raw)
-            if operator.kind != "DEQUANTIZE" or not self.is_constant(operator.inputs[0]):
+            source = operator.inputs[0] if operator.inputs else ""
+            if operator.kind not in ("DEQUANTIZE", "DENSIFY") or not self.is_constant(source):
                 kept.append(raw)
                 continue
-            values = self.constant(operator.inputs[0]).astype(np.float32)
-            self._tensors[operator.outputs[0]].buffer = len(self._model.buffers)
-            self._model.buffers.append(schema.BufferT())
-            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+            values = self.constant(source)
+            self.store(
+                operator.outputs[0],
+                values.astype(np.float32) if operator.kind == "DEQUANTIZE" else values,
+            )
         self._subgraph.operators, self._original = kept, len(kept)
+
+    def store(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Turn a tensor into a constant, of any size and dtype."""
+        tensor = self._tensors[name]
+        kinds = {dtype: number for number, dtype in self._dtypes.items()}
+        tensor.type, tensor.shape = kinds[values.dtype], np.asarray(values.shape, np.int32)
+        tensor.shapeSignature, tensor.sparsity = None, None
+        tensor.buffer = len(self._model.buffers)
+        self._model.buffers.append(self._schema.BufferT())
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self._model.buffers[tensor.buffer].data = raw
+
+    def compact(self) -> None:
+        """Leave out tensors that nothing reads or writes, in place."""
+        used = {int(index) for index in (*self._subgraph.inputs, *self._subgraph.outputs)}
+        for raw in self._subgraph.operators:
+            for indices in (raw.inputs, raw.outputs, raw.intermediates):
+                used.update(int(index) for index in (() if indices is None else indices))
+        kept = sorted(used - {-1})
+        moved = {-1: -1, **{index: place for place, index in enumerate(kept)}}
+        subgraph = self._subgraph
+        subgraph.tensors = [subgraph.tensors[index] for index in kept]
+        subgraph.inputs = [moved[int(index)] for index in subgraph.inputs]
+        subgraph.outputs = [moved[int(index)] for index in subgraph.outputs]
+        for raw in subgraph.operators:
+            for side in ("inputs", "outputs", "intermediates"):
+                indices = getattr(raw, side)
+                if indices is not None:
+                    setattr(raw, side, [moved[int(index)] for index in indices])
+        for signed in (self._model.signatureDefs or [])[:1]:
+            for each in (*signed.inputs, *signed.outputs):
+                each.tensorIndex = moved[int(each.tensorIndex)]
+        self._order = [self._order[index] for index in kept]
+        self._tensors = {name: self._tensors[name] for name in self._order}
 
     def halve(self) -> None:
         """Store float32 constants as float16, with a DEQUANTIZE each, in place; as fold() undoes.
@@ -501,6 +579,7 @@ class Graph:
                 buffers[-1].data = data
             places[int(index)] = len(tensors)
             tensors.append(tensor)
+        operator.intermediates = None
         operator.opcodeIndex = 0
         operator.inputs = [places[int(index)] for index in raw.inputs]
         operator.outputs = [places[int(index)] for index in raw.outputs]
@@ -513,7 +592,7 @@ class Graph:
         model.version, model.buffers = 3, buffers
         model.operatorCodes = [self._model.operatorCodes[raw.opcodeIndex]]
         model.subgraphs = [subgraph]
-        return _pack(model)
+        return pack(model)
 
     def add_reduce(self, kind: str, name: str, axes: Sequence[int]) -> str:
         """Append REDUCE_MIN or REDUCE_MAX over axes; the new tensor has no more of them."""
@@ -624,11 +703,11 @@ class Graph:
         subgraph.operators = [subgraph.operators[i] for i in order]
         subgraph.outputs = [self._order.index(name) for name in names]
         model.subgraphs, model.signatureDefs = [subgraph], None
-        return _pack(model)
+        return pack(model)
 
     def serialize(self) -> bytes:
         """The flatbuffer with all changes."""
-        return _pack(self._model)
+        return pack(self._model)
 
     def _operator(self, raw: Any) -> Operator:
         code = self._model.operatorCodes[raw.opcodeIndex]
@@ -688,6 +767,7 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
                 f"{list(map(int, tensor.shape))}; convert the model with batch 1"
             )
     for tensor in subgraph.tensors:
+        tensor.shapeSignature = None  # the sizes are those of one sample
         scales = None if tensor.quantization is None else tensor.quantization.scale
         if scales is not None and len(scales):
             raise InvalidModelError(
@@ -698,9 +778,10 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
         model.signatureDefs = [_signature(schema, subgraph)]
     model.signatureDefs = model.signatureDefs[:1]
     model.signatureDefs[0].signatureKey = key.encode()
-    graph = Graph(_pack(model))
+    graph = Graph(pack(model))
     graph.fold()
     graph.spell_products()
+    graph.compact()
     return graph.serialize()
 
 
@@ -718,7 +799,41 @@ def _signature(schema: Any, subgraph: Any) -> Any:
     return found
 
 
-def _pack(model: Any) -> bytes:
+def _shared(model: Any) -> Any:
+    """A shallow copy that stores what tensors need, and equal constants once."""
+    model = copy.copy(model)
+    buffers, places = [copy.copy(model.buffers[0])], dict[bytes, int]()
+
+    def place(index: int) -> int:
+        data = model.buffers[index].data
+        if data is None or not len(data):
+            return 0
+        content = np.asarray(data, np.uint8).tobytes()
+        if content not in places:
+            places[content] = len(buffers)
+            buffers.append(model.buffers[index])
+        return places[content]
+
+    subgraphs = []
+    for given in model.subgraphs:
+        subgraph, tensors = copy.copy(given), []
+        for tensor in given.tensors:
+            tensor = copy.copy(tensor)
+            tensor.buffer = place(tensor.buffer)
+            tensors.append(tensor)
+        subgraph.tensors = tensors
+        subgraphs.append(subgraph)
+    metadata = []
+    for about in model.metadata or []:
+        about = copy.copy(about)
+        about.buffer = place(about.buffer)
+        metadata.append(about)
+    model.subgraphs, model.metadata, model.metadataBuffer = subgraphs, metadata or None, None
+    model.buffers = buffers
+    return model
+
+
+def pack(model: Any) -> bytes:
     """Write a model whose constants are aligned to 16 bytes, as the format's schema asks for."""
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -739,11 +854,56 @@ def _pack(model: Any) -> bytes:
                 schema.BufferAddData(builder, vector)
             return int(schema.BufferEnd(builder))
 
-    model = copy.copy(model)
+    model = _shared(model)
     model.buffers = [Aligned(buffer.data) for buffer in model.buffers]
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _dense(
+    values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any
+) -> npt.NDArray[Any]:
+    """A sparse constant as a whole array.
+
+    Axes are stored in ``traversalOrder``; those behind the tensor's own are blocks of them, and an
+    axis is dense, or compressed to segments of indices.
+    """
+    order = [int(axis) for axis in sparsity.traversalOrder]
+    blocks = [] if sparsity.blockMap is None else [int(axis) for axis in sparsity.blockMap]
+    levels = sparsity.dimMetadata
+    # sizes of all axes, a blocked one in two parts
+    sizes = list(shape)
+    inner = [int(levels[order.index(len(shape) + i)].denseSize) for i in range(len(blocks))]
+    for axis, size in zip(blocks, inner, strict=True):
+        sizes[axis] //= size
+    sizes += inner
+    places: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of each entry, level by level
+    found: list[npt.NDArray[np.int64]] = []
+    for level in levels:
+        if level.format == 0:  # dense
+            size = int(level.denseSize)
+            parents = np.repeat(np.arange(len(places)), size)
+            own = np.tile(np.arange(size), len(places))
+            places = (places[:, None] * size + np.arange(size)).ravel()
+        else:
+            segments = np.asarray(level.arraySegments.values, np.int64)
+            indices = np.asarray(level.arrayIndices.values, np.int64)
+            counts = np.diff(segments)[places]
+            parents = np.repeat(np.arange(len(places)), counts)
+            starts = np.repeat(segments[places] - np.cumsum(counts) + counts, counts)
+            places = starts + np.arange(len(parents))
+            own = indices[places]
+        found = [each[parents] for each in found] + [own]
+    whole = np.zeros(sizes, values.dtype)
+    at = dict(zip(order, found, strict=True))
+    whole[tuple(at[axis] for axis in range(len(sizes)))] = values[places]
+    # parts of a blocked axis beside each other
+    turned = []
+    for axis in range(len(shape)):
+        turned.append(axis)
+        turned += [len(shape) + i for i, blocked in enumerate(blocks) if blocked == axis]
+    return np.ascontiguousarray(whole.transpose(turned)).reshape(shape)
 
 
 def short_name(name: str) -> str:

@@ -86,7 +86,7 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
     makers = {output: node for node in model.graph.node for output in node.output}
     ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=False))
     ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=False))
-    known, first, shapes = set(graph.tensors), _channels_first(model), _shapes(model)
+    known, first, shapes = set(graph.tensors), channels_first(model), _shapes(model)
 
     def canonical(name: str) -> str:
         plain = name.removesuffix("_QuantizeLinear_Input")
@@ -105,8 +105,11 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
         source, maker = node.input[0], makers.get(node.input[0])
         by = readers.get(node.output[0], node)
         encoding = (float(constants[by.input[1]]), int(constants[by.input[2]]))
+        behind = by.output[0]
         if canonical(source) in known:
             chosen.setdefault(canonical(source), (node.output[0], source, encoding))
+        elif canonical(behind) in known:
+            chosen.setdefault(canonical(behind), (node.output[0], behind, encoding))
         elif maker is not None and maker.op_type in ("Reshape", "Transpose"):
             moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
     given = [value.name for value in model.graph.input]
@@ -183,7 +186,8 @@ def _answer(model: Any, found: Mapping[str, Place]) -> None:
             model.graph.output.add().name = name
 
 
-def _channels_first(model: Any) -> set[str]:
+def channels_first(model: Any) -> set[str]:
+    """Tensors whose channels come before height and width."""
     found: set[str] = set()
     for node in model.graph.node:
         if node.op_type in _FIRST:

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.encodings import LayerIntegers, Stored
+from edgekit.encodings import Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import keras, tflite_integers
-from edgekit.formats.flatbuffer import Graph, Quantization, short_name
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Signature, TensorSpec
@@ -140,122 +140,13 @@ def _refusal(said: str) -> str | None:
 
 
 def quantize(canonical: bytes, stored: Stored) -> bytes:
-    """Full-integer int8 twin of the canonical graph with given numbers: int8 in and out.
-
-    ai-edge-quantizer writes the file; every scale, zero_point, weight and bias in it is the one
-    that was given.
-
-    Args:
-        canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
-        stored: Of all activations and layers.
-
-    Raises:
-        InvalidModelError: If an operator has no int8 form, or the file needs a number that was not
-            given.
-    """
-    try:
-        from ai_edge_quantizer import quantizer, recipe
-    except ImportError:
-        raise MissingDependencyError("ai-edge-quantizer", "convert") from None
-
-    statistics = {
-        name: {
-            "min": np.array((-128 - zero_point) * scale, np.float32),
-            "max": np.array((127 - zero_point) * scale, np.float32),
-        }
-        for name, (scale, zero_point) in stored.activations.items()
-    }
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / "float.tflite"
-        path.write_bytes(canonical)
-        writer = quantizer.Quantizer(str(path))
-        writer.load_quantization_recipe(recipe.static_wi8_ai8())
-        try:
-            content = bytes(writer.quantize(statistics).quantized_model)
-        except (ValueError, KeyError, RuntimeError) as exc:
-            raise InvalidModelError(
-                f"the graph cannot be quantized to int8: {reason(exc)}"
-            ) from None
-    graph = Graph(content, distinct=True)  # two QUANTIZE of one tensor have one name
-    tflite_integers.complete(graph, stored.activations, Graph(canonical))
-    content = graph.serialize()
-    converted = {  # whole numbers on their way to int8
-        operator.inputs[0] for operator in graph.operators if operator.kind == "QUANTIZE"
-    } & {operator.outputs[0] for operator in graph.operators if operator.kind == "CAST"}
-    floats = [
-        f"{operator.kind} {short_name(operator.outputs[0])}"
-        for operator in graph.operators
-        if operator.kind != "DEQUANTIZE"
-        and graph.dtype(operator.outputs[0]) == np.float32
-        and operator.outputs[0] not in converted
-    ]
-    if floats:
-        more = f" and {len(floats) - 3} more" if len(floats) > 3 else ""
-        raise InvalidModelError(
-            f"expected operators that have an int8 form in TFLite, got "
-            f"{', '.join(floats[:3])}{more}; replace them, or export --target onnx, where they can "
-            f"stay float"
-        )
-    return _put_integers(content, stored)
-
-
-def _put_integers(content: bytes, stored: Stored) -> bytes:
-    """Write given integers and scales where ai-edge-quantizer put its own."""
-    graph = Graph(content)
-    added = tflite_integers.added(graph, stored.activations)
-    for name in graph.used:
-        if graph.dtype(name) != np.int8 or graph.is_constant(name) or 0 in graph.shape(name):
-            continue
-        if name not in stored.activations and name not in added:
-            raise InvalidModelError(
-                f"ai-edge-quantizer added the tensor {short_name(name)}, for which there is no "
-                f"encoding; please report the model"
-            )
-        scale, zero_point = added.get(name) or stored.activations[name]
-        graph.set_quantization(
-            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
-        )
-    for layer in graph.layers:
-        given = stored.layers.get(layer.output)
-        if given is None:
-            raise InvalidModelError(f"there are no weights for the layer {layer.short}")
-        graph.set_constant(layer.weights, given.weights)
-        zeros = np.zeros(len(given.weight_scale), np.int64)
-        graph.set_quantization(layer.weights, Quantization(given.weight_scale, zeros, layer.axis))
-        if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
-            graph.set_constant(layer.bias, given.bias)
-            graph.set_quantization(layer.bias, Quantization(given.bias_scale, zeros))
-    return graph.serialize()
+    """int8 twin of the canonical graph, as :func:`edgekit.formats.tflite_integers.write` has it."""
+    return tflite_integers.write(canonical, stored)
 
 
 def read_stored(content: bytes) -> Stored:
     """The integers and scales of an int8 file."""
-    return stored_of(Graph(content))
-
-
-def stored_of(graph: Graph) -> Stored:
-    """The same of a graph that is open already."""
-    activations = {}
-    canonical = tflite_integers.quantized(graph)
-    for name in graph.used:
-        found = graph.quantization(name)
-        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
-            continue
-        if not graph.is_constant(name) and (known := canonical.get(name, name)):
-            activations[known] = (float(found.scale[0]), int(found.zero_point[0]))
-    layers = {}
-    for layer in graph.layers:
-        weights = graph.quantization(layer.weights)
-        if weights is None:
-            continue
-        bias = graph.quantization(layer.bias) if layer.bias else None
-        layers[layer.output] = LayerIntegers(
-            weights=graph.constant(layer.weights),
-            weight_scale=weights.scale,
-            bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
-            bias_scale=None if bias is None else bias.scale,
-        )
-    return Stored(activations, layers)
+    return tflite_integers.read(Graph(content))
 
 
 def interpreter(

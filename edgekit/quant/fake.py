@@ -29,7 +29,7 @@ from edgekit.quant import encode, reconstruct, walk
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.ranges import RangeMode
 from edgekit.quant.rounding import Floats
-from edgekit.quant.saturation import LIMIT
+from edgekit.quant.saturation import LIMIT, pairs_in_groups
 from edgekit.quant.table import Range
 
 tf = tensorflow()
@@ -295,15 +295,18 @@ class FakeQuantized:
         graph = Graph(self.canonical)
         encodings = encode.activations(graph, self.ranges(), self.profile)
         layers = self._layers(graph, encodings)
+        constants = reconstruct.constants(graph, encode.constants(graph, encodings, self.profile))
         for layer in graph.layers:
             reconstruct.put(graph, layer, layers[layer.output])
+        reconstruct.put_constants(graph, constants)
         tensors = dict(encodings)
         for layer in graph.layers:
             integers = layers[layer.output].integers
             tensors[layer.weights] = Encoding(
                 "int8", tuple(encode.stored(s) for s in integers.weight_scale), 0, layer.axis
             )
-        return graph.serialize(), reconstruct.stored(encodings, layers), tensors
+        stored = reconstruct.stored(encodings, layers, constants)
+        return graph.serialize(), stored, tensors
 
     def names_in(self, final: bytes) -> dict[str, str]:
         """Name in the trained model's own graph, by canonical name, of activations and weights.
@@ -650,11 +653,13 @@ class _KernelQuantizer(tfmot.quantizers.Quantizer):  # type: ignore[misc]
         Where the device adds pairs of products in 16 bits, a channel's scale is large enough for
         neighbours of one sign to stay within the bound (edgekit.quant.saturation).
         """
-        depthwise = kind == "DepthwiseConv2D"
+        paired = kind != "DepthwiseConv2D" or pairs_in_groups(
+            kernel.shape[2], 1, kernel.shape[2] * kernel.shape[3]
+        )
         rows = tf.reshape(kernel, [-1, _channels(kernel.shape, kind)])
         largest = 2 ** (self.bits - 1) - 1
         scale = tf.reduce_max(tf.abs(rows), axis=0) / largest
-        if self.pair_bound and not depthwise and 2 * largest > LIMIT:
+        if self.pair_bound and paired and 2 * largest > LIMIT:
             even = tf.pad(rows, [[0, rows.shape[0] % 2], [0, 0]])
             first, second = even[0::2], even[1::2]
             alike = tf.where(first * second > 0, tf.abs(first + second), 0.0)

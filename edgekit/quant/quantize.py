@@ -18,7 +18,7 @@ import numpy as np
 from edgekit import environment
 from edgekit.encodings import Encoding, Encodings, LayerIntegers, Stored
 from edgekit.errors import InvalidModelError
-from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.flatbuffer import Graph, Layer
 from edgekit.quant import encode, equalize, reconstruct, saturation, walk
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.reconstruct import Layers
@@ -129,7 +129,10 @@ def quantize(
         expected = walk.outputs(Graph(judge), held, threads=threads)
 
         def score(tried: Graph, found: Layers, given: Mapping[str, Encoding]) -> float:
-            end = Graph(_before_softmax(tried))
+            rounded = Graph(tried.serialize())
+            of_constants = encode.constants(tried, given, profile)
+            reconstruct.put_constants(rounded, reconstruct.constants(tried, of_constants))
+            end = Graph(_before_softmax(rounded))
             return reconstruct.score(end, found, given, held, expected, threads=threads)
 
         best = score(graph, plain, encodings)
@@ -169,17 +172,19 @@ def quantize(
 
 
 def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
-    """What can saturate, layer by layer; depthwise kernels cannot."""
+    """What can saturate, layer by layer; depthwise kernels of onnxruntime cannot."""
     return [
-        predict(layer.output, layers[layer.output].integers)
+        predict(layer, layers[layer.output].integers)
         for layer in graph.layers
-        if layer.kind != "depthwise"
+        if saturation.pairs_products(graph, layer)
     ]
 
 
-def predict(name: str, integers: LayerIntegers) -> saturation.Prediction:
-    """What can saturate in a convolution or dense layer."""
-    return saturation.predict(short_name(name), integers.weights.reshape(len(integers.weights), -1))
+def predict(layer: Layer, integers: LayerIntegers) -> saturation.Prediction:
+    """What can saturate in a layer whose products are added in pairs."""
+    weights = integers.weights
+    rows = weights.reshape(-1, weights.shape[3]).T if layer.kind == "depthwise" else weights
+    return saturation.predict(layer.short, rows.reshape(len(rows), -1))
 
 
 def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -> Quantized:
@@ -253,9 +258,12 @@ def _result(
             tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
         if rounded.raised:
             notes.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
-    stored = reconstruct.stored(encodings, layers)
+    of_constants = encode.constants(graph, encodings, profile)
+    constants = reconstruct.constants(graph, of_constants)
+    reconstruct.put_constants(changed, constants)
+    stored = reconstruct.stored(encodings, layers, constants)
     sha256 = hashlib.sha256(canonical).hexdigest()
-    made = Encodings(sha256, profile.name, tensors, factors)
+    made = Encodings(sha256, profile.name, tensors, factors, of_constants)
     return Quantized(
         changed.serialize(), made, stored, way, tuple(trials), saturating, tuple(notes)
     )
