@@ -219,12 +219,16 @@ def signature(model: Path | bytes) -> Signature:
 
 
 def signature_of(opened: Any) -> Signature:
-    """The same of an interpreter that is open already."""
+    """The same of an interpreter that is open already, in the order of the file.
+
+    The runner of a signature has them in the order of the alphabet.
+    """
     runner = opened.get_signature_runner(SIGNATURE_KEY)
 
-    def specs(details: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    def specs(details: Mapping[str, Any], file: Sequence[Any]) -> tuple[TensorSpec, ...]:
+        places = {int(detail["index"]): place for place, detail in enumerate(file)}
         found = []
-        for name, detail in details.items():
+        for name, detail in sorted(details.items(), key=lambda each: places[each[1]["index"]]):
             dtype = np.dtype(detail["dtype"]).name
             scale, zero_point = detail["quantization"]
             quantized = dtype in ("int8", "uint8", "int16") and scale > 0
@@ -240,7 +244,8 @@ def signature_of(opened: Any) -> Signature:
         return tuple(found)
 
     return Signature(
-        inputs=specs(runner.get_input_details()), outputs=specs(runner.get_output_details())
+        inputs=specs(runner.get_input_details(), opened.get_input_details()),
+        outputs=specs(runner.get_output_details(), opened.get_output_details()),
     )
 
 

@@ -317,7 +317,8 @@ def _solve(
     wanted, wanted_bias = rounding.fit(rows, bias, moments, cross)
     scale = rounding.scales(wanted)
     if pair_bound:
-        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
+        importance = np.diagonal(moments, axis1=-2, axis2=-1)[..., :-1]
+        scale = rounding.pair_scales(wanted, scale, importance)
     steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
     return steps, scale, bias
 
