@@ -445,6 +445,43 @@ class Graph:
             found = True
         return found
 
+    def spell_hard_tanh(self) -> bool:
+        """Write an activation from -1 to 1, fused or not, as a minimum and a maximum, in place.
+
+        Returns:
+            Whether there was one.
+        """
+        schema, operators = self._schema, list(self._subgraph.operators)
+        number = {name: number for number, name in _ACTIVATIONS.items()}["relu_n1_to_1"]
+        order: list[int] = []
+        for position, raw in enumerate(operators):
+            alone = self._operator(raw).kind == "RELU_N1_TO_1"
+            behind = getattr(raw.builtinOptions, "fusedActivationFunction", 0) == number
+            if not alone:
+                order.append(position)
+            if not alone and not behind:
+                continue
+            name = self._order[raw.outputs[0]]
+            if alone:
+                source = self._order[raw.inputs[0]]
+            else:
+                source = self._add_tensor(self.shape(name), schema.TensorType.FLOAT32)
+                raw.builtinOptions = copy.copy(raw.builtinOptions)
+                raw.builtinOptions.fusedActivationFunction = 0
+                raw.outputs = [self._order.index(source)]
+            limits = [self._add_constant(np.array(limit, np.float32)) for limit in (1, -1)]
+            for kind, limit in zip(("MINIMUM", "MAXIMUM"), limits, strict=True):
+                options = schema.MaximumMinimumOptionsT()
+                given = (source, limit)
+                source = self._add(
+                    kind, given, self.shape(name), "MaximumMinimumOptions", options
+                )
+                order.append(len(self._subgraph.operators) - 1)
+            self._subgraph.operators[-1].outputs = [self._order.index(name)]
+        found = len(order) != len(operators)
+        self.reorder(order)
+        return found
+
     def fused(self) -> frozenset[str]:
         """Tensors whose operator has an activation behind it."""
         return frozenset(

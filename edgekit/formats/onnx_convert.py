@@ -40,8 +40,10 @@ def from_tflite(canonical: bytes) -> Any:
         import tf2onnx
     except ImportError:
         raise MissingDependencyError("tf2onnx", "convert") from None
-    spelled = Graph(canonical)  # tf2onnx loses the bias of a layer that flattens by itself
-    given = spelled.serialize() if spelled.flatten_dense() else canonical
+    # tf2onnx loses the bias of a layer that flattens by itself, and knows no clip to [-1, 1]
+    spelled = Graph(canonical)
+    changed = [spelled.flatten_dense(), spelled.spell_hard_tanh()]
+    given = spelled.serialize() if any(changed) else canonical
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "float.tflite"
         path.write_bytes(given)

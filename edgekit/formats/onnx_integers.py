@@ -24,7 +24,8 @@ from edgekit.formats.quiet import quiet
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
-_BEHIND = ("Clip", "Relu", "QuantizeLinear", "DequantizeLinear", *_MOVING)
+_BEHIND = ("Clip", "Relu", "Min", "Max", "QuantizeLinear", "DequantizeLinear", *_MOVING)
+_CLIPPING = ("Clip", "Relu", "Min", "Max")
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 
 
@@ -57,7 +58,7 @@ def quantize(
     copied.CopyFrom(model)
     _spell_certain(copied)
     _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
-    activations = _activation_encodings(copied, stored.activations, ("Clip", "Relu", *_MOVING))
+    activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *_MOVING))
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
     writer = _Writer(copied)
     _put_integers(writer, stored, quantize_bias=quantize_bias)
@@ -464,22 +465,20 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
     first then writes the second, under the canonical name.
     """
     constants = onnx_file.stored_constants(model)
-    makers = {output: node for node in model.graph.node for output in node.output}
-    for node in list(model.graph.node):
-        if node.op_type not in ("Clip", "Relu") or node.output[0] not in encodings:
+    for node in reversed(list(model.graph.node)):
+        if node.op_type not in _CLIPPING or node.output[0] not in encodings:
             continue
-        source = node.input[0]
+        makers = {output: made for made in model.graph.node for output in made.output}
+        source = next((name for name in node.input if name not in constants), "")
         users = [other for other in model.graph.node if source in other.input]
         if len(users) != 1 or source not in makers or source in encodings:
             continue
         scale, zero_point = encodings[node.output[0]]
-        low = high = None
-        if node.op_type == "Relu":
-            low = 0.0
-        else:
-            ends = [constants.get(name) if name else None for name in node.input[1:3]]
-            low, high = (None if end is None else float(end) for end in [*ends, None][:2])
+        limits = _limits(node, constants)
         tolerance = scale / 2
+        if limits is None:
+            continue
+        low, high = limits
         if low is not None and (-128 - zero_point) * scale < low - tolerance:
             continue
         if high is not None and (127 - zero_point) * scale > high + tolerance:
@@ -487,6 +486,26 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
         maker = makers[source]
         maker.output[list(maker.output).index(source)] = node.output[0]
         model.graph.node.remove(node)
+
+
+def _limits(
+    node: Any, constants: Mapping[str, Any]
+) -> tuple[float | None, float | None] | None:
+    """(least, largest) number that an activation lets through; None of one that has no such."""
+    if node.op_type == "Relu":
+        return 0.0, None
+    given = [constants.get(name) if name else None for name in node.input]
+    if node.op_type == "Clip":
+        low, high = [*given[1:], None, None][:2]
+        return (
+            None if low is None else float(low.reshape(())),
+            None if high is None else float(high.reshape(())),
+        )
+    numbers = [each for each in given if each is not None]
+    if len(given) != 2 or len(numbers) != 1 or numbers[0].size != 1:
+        return None
+    limit = float(numbers[0].reshape(()))
+    return (limit, None) if node.op_type == "Max" else (None, limit)
 
 
 def _activation_encodings(
@@ -501,16 +520,22 @@ def _activation_encodings(
     in_graph = {value.name for value in model.graph.input}
     in_graph.update(output for node in model.graph.node for output in node.output)
     found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
-    nodes = [node for node in model.graph.node if node.op_type in keeping]
-    for node in nodes:
-        if node.input[0] in found:
-            found.setdefault(node.output[0], found[node.input[0]])
-    for node in reversed(nodes):
-        if node.output[0] in found:
-            found.setdefault(node.input[0], found[node.output[0]])
-    for node in nodes:
-        if node.input[0] in found:
-            found.setdefault(node.output[0], found[node.input[0]])
+    constants = onnx_file.stored_constants(model)
+    # what is only moved first: an activation keeps the numbers behind it, if there are any
+    for kinds in (_MOVING, keeping):
+        pairs = [
+            (name, node.output[0])
+            for node in model.graph.node
+            if node.op_type in kinds
+            and (node.op_type not in _CLIPPING or _limits(node, constants) is not None)
+            for name in [each for each in node.input if each not in constants][:1]
+        ]
+        for one, other in reversed(pairs):
+            if other in found:
+                found.setdefault(one, found[other])
+        for one, other in pairs:
+            if one in found:
+                found.setdefault(other, found[one])
     return found
 
 
@@ -595,7 +620,7 @@ def _canonical_output(
             return canonical(name), activated
         users = readers.get(name, [])
         for user in users:
-            own = user.op_type in ("Clip", "Relu")
+            own = user.op_type in _CLIPPING
             if user.op_type in _BEHIND and (len(users) == 1 or not own):
                 if found := whole(user.output[0], activated or own):
                     return found

@@ -27,7 +27,7 @@ from edgekit.quant.table import CalibrationTable
 Correction = Literal["auto", "none"]
 CORRECTIONS: tuple[str, ...] = ("auto", "none")
 #: Changes when the same inputs would give other integers.
-VERSION = 1
+VERSION = 2
 #: Every fifth image judges what the others were used for.
 HELD_OUT = 5
 FEWEST_IMAGES = 20
