@@ -292,6 +292,11 @@ class Graph:
         shape = self._tensors[name].shape
         return () if shape is None else tuple(int(size) for size in shape)
 
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Write another size of a tensor that is computed."""
+        tensor = self._tensors[name]
+        tensor.shape, tensor.shapeSignature = np.asarray(shape, np.int32), None
+
     def dtype(self, name: str) -> np.dtype[Any] | None:
         """dtype of a tensor, or None for one that numpy has not."""
         return self._dtypes.get(self._tensors[name].type)

@@ -17,7 +17,7 @@ from edgekit.artifact import Artifact, Source
 from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Inputs, Samples
-from edgekit.formats import flatbuffer, keras, onnx, onnx_convert, saved_model, tflite
+from edgekit.formats import flatbuffer, keras, one_sample, onnx, onnx_convert, saved_model, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.signature import Signature, TensorSpec
 
@@ -73,17 +73,21 @@ class FloatModel:
                 f"{self.source.path}: TFLite is not made from ONNX; convert the file with onnx2tf, "
                 f"or export the model's SavedModel or Keras file"
             )
-        if self.kind == "keras":
-            return tflite.from_keras(self.model, float16=float16)
-        if self.kind == "saved_model":
-            return tflite.from_function(
-                self.model, self.model.inputs, self.model.outputs, float16=float16
-            )
+        if self.kind in ("keras", "saved_model"):
+            return one_sample.single(self._converted(float16=float16), self.source.path)
         if not float16:
             return bytes(self.model)
         graph = Graph(self.model)
         graph.halve()
         return graph.serialize()
+
+    def _converted(self, *, float16: bool) -> bytes:
+        """What TFLite's converter makes of a Keras model or SavedModel, at its own batch."""
+        if self.kind == "keras":
+            return tflite.from_keras(self.model, float16=float16)
+        return tflite.from_function(
+            self.model, self.model.inputs, self.model.outputs, float16=float16
+        )
 
     def graph(self) -> bytes:
         """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
@@ -237,7 +241,8 @@ def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec
     if kind == "tflite":
         if not path.is_file():
             raise InvalidModelError(f"{path} not found; expected a .tflite file")
-        content = flatbuffer.canonical(path.read_bytes(), str(path), key=tflite.SIGNATURE_KEY)
+        content = one_sample.single(path.read_bytes(), str(path))
+        content = flatbuffer.canonical(content, str(path), key=tflite.SIGNATURE_KEY)
         return content, tflite.signature(content).outputs
     proto = onnx.load(path)
     other = onnx.not_float32(proto)

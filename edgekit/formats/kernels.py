@@ -84,6 +84,9 @@ def on_integers(graph: Graph, operator: Operator, encodings: Mapping[str, Number
     tensors = reals(graph, (*operator.inputs, *operator.outputs))
     if not tensors or not all(name in encodings for name in tensors):
         return False
-    if operator.kind in _COMPARING and any(encodings[name][0] >= 1 for name in tensors):
-        return False  # its kernel takes scales below 1
+    if operator.kind in _COMPARING:  # its kernel ends the process at a scale that is not below 1
+        if any(encodings[name][0] >= 1 for name in tensors):
+            return False
+        if any(np.ptp([0, *graph.constant(n).flat]) >= 127 for n in constants(graph, operator)):
+            return False
     return has_kernel(graph, operator)

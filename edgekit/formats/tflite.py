@@ -150,14 +150,20 @@ def read_stored(content: bytes) -> Stored:
 
 
 def interpreter(
-    model: Path | bytes, *, threads: int = 1, exact: bool = False, **options: Any
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    exact: bool = False,
+    allocate: bool = True,
+    **options: Any,
 ) -> Any:
-    """Open an allocated LiteRT interpreter.
+    """Open a LiteRT interpreter.
 
     Args:
         model: File or flatbuffer.
         threads: Of an operator.
         exact: Compute every tensor that the file names, and keep it: no delegate merges any.
+        allocate: Make it ready to run; False where its inputs get other sizes first.
         options: As LiteRT takes them.
 
     Raises:
@@ -187,7 +193,8 @@ def interpreter(
     try:
         with quiet():
             found = Interpreter(model_content=content, num_threads=threads, **options)
-            found.allocate_tensors()
+            if allocate:
+                found.allocate_tensors()
     except (ValueError, RuntimeError) as exc:
         raise InvalidModelError(
             f"{name} cannot be read (cut short?): {reason(exc)}; export it again"

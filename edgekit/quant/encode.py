@@ -162,7 +162,7 @@ def constants(
                 )
             low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
             if high <= low:
-                scale, zero_point = 1.0, 0
+                scale, zero_point = 1 / 256, 0
             elif profile.symmetric or operator.kind in _SYMMETRIC:
                 scale, zero_point = max(-low, high) / 127, 0
             else:

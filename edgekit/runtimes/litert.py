@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
-from edgekit.formats import flatbuffer, tflite
+from edgekit.formats import flatbuffer, one_sample, tflite
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
 
@@ -38,10 +38,11 @@ class LiteRtRunner(Runner):
         self._options = dict(options or {})
         asked = _interpreter_options(self._options)
         self._interpreter = tflite.interpreter(model, threads=threads, **asked)
-        if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
-            content = flatbuffer.canonical(
-                model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY
-            )  # a file of others: tensors get the names that export gave them
+        signed = tflite.SIGNATURE_KEY in self._interpreter.get_signature_list()
+        several = any(d["shape"][:1] > 1 for d in self._interpreter.get_input_details())
+        if not signed or several:  # a file of others: as export reads it
+            content = one_sample.single(model.read_bytes(), str(model))
+            content = flatbuffer.canonical(content, str(model), key=tflite.SIGNATURE_KEY)
             self._interpreter = tflite.interpreter(content, threads=threads, **asked)
         self.signature = tflite.signature_of(self._interpreter)
         if batch != 1:
