@@ -363,6 +363,7 @@ def _from_onnx(
     found = onnx_file.quantize(
         onnx.parse(prepared), table, profile=profile, feed=held, correct=correction == "auto"
     )
+    proof.check_products(found.model, profile)
     return _Written(
         found.model.SerializeToString(), signature, original, found, table, _ways(found)
     )
@@ -486,8 +487,8 @@ def _make_int8(
     notes = [*_ways(quantized)]
     if profile.pair_bound and quantized.saturating:
         notes.append(
-            f"{len(quantized.saturating)} layers would saturate on x86 without VNNI with weights "
-            f"rounded to nearest; theirs were chosen so that no pair of products can"
+            f"{len(quantized.saturating)} layers would saturate in onnxruntime on x86 without VNNI "
+            f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
         )
     notes += quantized.notes
     if target == "tflite":
@@ -520,6 +521,7 @@ def _make_int8(
         absent, onnx_integers.merged(model, Graph(quantized.graph)), gone
     )
     proof.check_stored(target, read, decided, biases=profile.onnx_bias)
+    proof.check_products(model, profile)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "

@@ -19,10 +19,11 @@ from edgekit.artifact import Execution
 from edgekit.encodings import Stored, differences
 from edgekit.errors import ExecutionError, WriterError, reason
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, onnx_tensors, tflite, tflite_integers
+from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite, tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.layers import measure
+from edgekit.quant import saturation
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.signature import Signature
 from edgekit.tensors import OnnxTensors, TfLiteTensors
@@ -50,6 +51,33 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
         raise WriterError(
             f"the {target} int8 file holds other numbers than were decided: {places}{more}; "
             f"float32 and float16 of it can be exported"
+        )
+
+
+def check_products(model: Any, profile: DeviceProfile) -> None:
+    """No two products of an ONNX file can exceed 16 bits together, where the device adds them so.
+
+    Args:
+        model: The int8 file, as it will be stored.
+        profile: The device.
+
+    Raises:
+        WriterError: If two can.
+    """
+    if not profile.pair_bound or profile.onnx_activations != "uint8":
+        return
+    over = [
+        (found, pairs)
+        for found in onnx_integers.products(model)
+        if saturation.pairs_in_groups(found.groups, found.inputs, len(found.rows))
+        and (pairs := saturation.predict(found.name, found.rows).pairs)
+    ]
+    if over:
+        first, pairs = over[0]
+        raise WriterError(
+            f"{pairs} pairs of products of {short_name(first.name)} can saturate on {profile.name} "
+            f"({first.groups} groups of {first.inputs} channels); export with --device "
+            f"x86-vnni for CPUs that have VNNI"
         )
 
 

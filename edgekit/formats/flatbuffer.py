@@ -450,6 +450,25 @@ class Graph:
             found = True
         return found
 
+    def spell_choices(self) -> bool:
+        """Write SELECT as SELECT_V2, which is the same where sizes are, in place.
+
+        tf2onnx writes the older one as a sum of products, in which an infinite number that is not
+        chosen becomes NaN.
+
+        Returns:
+            Whether there was one.
+        """
+        found = False
+        for raw in self._subgraph.operators:
+            operator = self._operator(raw)
+            if operator.kind == "SELECT" and len({*map(self.shape, operator.inputs)}) == 1:
+                raw.opcodeIndex = self._code("SELECT_V2", 1)
+                raw.builtinOptionsType = self._schema.BuiltinOptions.SelectV2Options
+                raw.builtinOptions = self._schema.SelectV2OptionsT()
+                found = True
+        return found
+
     def spell_hard_tanh(self) -> bool:
         """Write an activation from -1 to 1, fused or not, as a minimum and a maximum, in place.
 

@@ -42,7 +42,7 @@ def from_tflite(canonical: bytes) -> Any:
         raise MissingDependencyError("tf2onnx", "convert") from None
     # tf2onnx loses the bias of a layer that flattens by itself, and knows no clip to [-1, 1]
     spelled = Graph(canonical)
-    changed = [spelled.flatten_dense(), spelled.spell_hard_tanh()]
+    changed = [spelled.flatten_dense(), spelled.spell_hard_tanh(), spelled.spell_choices()]
     given = spelled.serialize() if any(changed) else canonical
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "float.tflite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,48 @@ def _axis(node: Any) -> int:
     if node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0):
         return 0
     return 1
+
+
+@dataclass(frozen=True)
+class Products:
+    """Integer weights of a file whose products with uint8 onnxruntime sums.
+
+    Attributes:
+        name: Of what the node writes.
+        groups: Of channels; 1 of a product of matrices.
+        inputs: Channels that a group reads.
+        rows: int8 ``[O, K]`` in the order of the dot product: height, width, input channel.
+    """
+
+    name: str
+    groups: int
+    inputs: int
+    rows: Any
+
+
+def products(model: Any) -> Iterator[Products]:
+    """Every convolution and product of a QDQ model with constant int8 weights."""
+    constants = onnx_file.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for place in (0, 1):
+            source = makers.get(node.input[place])
+            if source is None or source.op_type != "DequantizeLinear":
+                continue
+            weights = constants.get(source.input[0])
+            if weights is None or weights.dtype != np.int8:
+                continue
+            groups, inputs = 1, 2
+            if node.op_type == "Conv":
+                groups, inputs = onnx_file.attribute(node, "group", 1), weights.shape[1]
+                rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
+            else:
+                turned = onnx_file.attribute(node, "transB", 0) if place else node.op_type != "Gemm"
+                matrices = weights if turned else np.swapaxes(weights, -1, -2)
+                rows = matrices.reshape(-1, matrices.shape[-1])
+            yield Products(node.output[0], groups, inputs, rows)
 
 
 def _put_constants(

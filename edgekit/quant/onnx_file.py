@@ -219,8 +219,9 @@ def _layers(model: Any) -> list[_Layer]:
                 whole.shape,
                 None if bias is None else bias.astype(np.float64).reshape(-1),
                 node.op_type == "Conv"
-                and onnx.attribute(node, "group", 1) > 1
-                and weights.shape[1] == 1,
+                and not saturation.pairs_in_groups(
+                    onnx.attribute(node, "group", 1), weights.shape[1], len(weights)
+                ),
             )
         )
     return found
