@@ -450,25 +450,6 @@ class Graph:
             found = True
         return found
 
-    def spell_choices(self) -> bool:
-        """Write SELECT as SELECT_V2, which is the same where sizes are, in place.
-
-        tf2onnx writes the older one as a sum of products, in which an infinite number that is not
-        chosen becomes NaN.
-
-        Returns:
-            Whether there was one.
-        """
-        found = False
-        for raw in self._subgraph.operators:
-            operator = self._operator(raw)
-            if operator.kind == "SELECT" and len({*map(self.shape, operator.inputs)}) == 1:
-                raw.opcodeIndex = self._code("SELECT_V2", 1)
-                raw.builtinOptionsType = self._schema.BuiltinOptions.SelectV2Options
-                raw.builtinOptions = self._schema.SelectV2OptionsT()
-                found = True
-        return found
-
     def spell_hard_tanh(self) -> bool:
         """Write an activation from -1 to 1, fused or not, as a minimum and a maximum, in place.
 
@@ -497,9 +478,7 @@ class Graph:
             for kind, limit in zip(("MINIMUM", "MAXIMUM"), limits, strict=True):
                 options = schema.MaximumMinimumOptionsT()
                 given = (source, limit)
-                source = self._add(
-                    kind, given, self.shape(name), "MaximumMinimumOptions", options
-                )
+                source = self._add(kind, given, self.shape(name), "MaximumMinimumOptions", options)
                 order.append(len(self._subgraph.operators) - 1)
             self._subgraph.operators[-1].outputs = [self._order.index(name)]
         found = len(order) != len(operators)
@@ -543,6 +522,25 @@ class Graph:
         self._model.buffers.append(self._schema.BufferT())
         raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         self._model.buffers[tensor.buffer].data = raw
+
+    def join_layers(self) -> None:
+        """Let layers with equal weights, or biases, and equal scales have one tensor, in place."""
+        places = {name: place for place, name in enumerate(self._order)}
+        known: dict[tuple[Any, ...], int] = {}
+        for layer in self.layers:
+            for name in (layer.weights, layer.bias):
+                found = self.quantization(name) if name else None
+                if not name or found is None:
+                    continue
+                values = self.constant(name)
+                key = (values.dtype.str, values.shape, values.tobytes(), found.scale.tobytes())
+                known.setdefault(key, places[name])
+                places[name] = known[key]
+        for raw in self._subgraph.operators:
+            raw.inputs = [
+                places[self._order[index]] if index >= 0 else -1
+                for index in ([] if raw.inputs is None else map(int, raw.inputs))
+            ]
 
     def compact(self) -> None:
         """Leave out tensors that nothing reads or writes, in place."""
@@ -922,9 +920,7 @@ def pack(model: Any) -> bytes:
     return bytes(builder.Output())
 
 
-def _dense(
-    values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any
-) -> npt.NDArray[Any]:
+def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> npt.NDArray[Any]:
     """A sparse constant as a whole array.
 
     Axes are stored in ``traversalOrder``; those behind the tensor's own are blocks of them, and an

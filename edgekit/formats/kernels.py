@@ -43,9 +43,7 @@ OWN = frozenset(
     "RELU_N1_TO_1 RSQRT SQRT SQUARED_DIFFERENCE SUB SUM".split()
 )
 #: Real numbers go in, truth values or places come out.
-TELLING = frozenset(
-    "ARG_MAX ARG_MIN EQUAL GREATER GREATER_EQUAL LESS LESS_EQUAL NOT_EQUAL".split()
-)
+TELLING = frozenset("ARG_MAX ARG_MIN EQUAL GREATER GREATER_EQUAL LESS LESS_EQUAL NOT_EQUAL".split())
 _COMPARING = TELLING - {"ARG_MAX", "ARG_MIN"}
 #: Only sizes are read.
 SIZES = frozenset(("SHAPE", "RANK"))

@@ -64,8 +64,14 @@ def quantize(
     writer = _Writer(copied)
     _put_integers(writer, stored, quantize_bias=quantize_bias)
     _put_constants(writer, stored.constants, activations, dtype, shift)
+    floats = onnx_file.stored_constants(copied)
+    apart = [
+        node
+        for node in copied.graph.node
+        if node.op_type in _WEIGHTED and floats.get(node.input[1], dtype(0)).dtype == np.float32
+    ]
     for name, (scale, zero_point) in activations.items():
-        writer.round(name, scale, dtype(zero_point + shift))
+        writer.round(name, scale, dtype(zero_point + shift), apart)
     onnx_forms.pad_integers(copied)
     onnx_file.drop_unused(copied)
     del copied.graph.value_info[:]
@@ -85,33 +91,39 @@ class _Writer:
         self._stored: dict[tuple[Any, ...], str] = {}
         self._count = 0
 
-    def store(self, values: Any) -> str:
-        """Name of a constant."""
+    def store(self, values: Any, name: str = "") -> str:
+        """Name of a constant; one that is stored already keeps its own."""
         array = np.asarray(values, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._stored:
-            self._stored[key] = name = self._fresh("c")
+            self._stored[key] = name = self._fresh(name or "c")
             tensor = onnx_file.package().numpy_helper.from_array(array, name)
             self.graph.initializer.append(tensor)
         return self._stored[key]
 
-    def real(self, values: Any, scale: Any, zero_point: Any, axis: int | None = None) -> str:
+    def real(
+        self, values: Any, scale: Any, zero_point: Any, axis: int | None = None, name: str = ""
+    ) -> str:
         """Name of the real numbers that a constant's integers stand for."""
-        numbers = [self.store(values), self.store(np.float32(scale)), self.store(zero_point)]
-        name = self._fresh("d")
+        numbers = [self.store(values, name), self.store(np.float32(scale)), self.store(zero_point)]
+        real = self._fresh("d")
         form = {} if axis is None else {"axis": axis}
-        self._append("DequantizeLinear", numbers, name, **form)
-        return name
+        self._append("DequantizeLinear", numbers, real, **form)
+        return real
 
-    def round(self, name: str, scale: float, zero_point: Any) -> None:
-        """Let a tensor's readers see it rounded."""
+    def round(self, name: str, scale: float, zero_point: Any, apart: Sequence[Any]) -> None:
+        """Let a tensor's readers see it rounded.
+
+        Nodes in ``apart`` read it as it was: onnxruntime rounds float weights by itself where their
+        layer reads what is rounded.
+        """
         numbers = [self.store(np.float32(scale)), self.store(zero_point)]
         made = self._fresh("q")
         if any(value.name == name for value in self.graph.input):
             raw, rounded = name, self._fresh("r")
             for node in self.graph.node:
                 for place, given in enumerate(node.input):
-                    if given == name:
+                    if given == name and node not in apart:
                         node.input[place] = rounded
         else:
             raw, rounded = self._fresh("r"), name
@@ -119,6 +131,8 @@ class _Writer:
                 for place, given in enumerate(node.output):
                     if given == name:
                         node.output[place] = raw
+            for node in apart:
+                node.input[0] = raw if node.input[0] == name else node.input[0]
         self._append("QuantizeLinear", [raw, *numbers], made)
         self._append("DequantizeLinear", [made, *numbers], rounded)
 
@@ -126,12 +140,13 @@ class _Writer:
         made = self._helper.make_node(kind, inputs, [output], name=self._fresh("n"), **form)
         self.graph.node.append(made)
 
-    def _fresh(self, letter: str) -> str:
-        while True:
+    def _fresh(self, word: str) -> str:
+        name = word
+        while len(name) == 1 or name in self._taken:
             self._count += 1
-            name = f"{letter}{self._count}"
-            if name not in self._taken:
-                return name
+            name = f"{word}{self._count}"
+        self._taken.add(name)
+        return name
 
 
 def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> None:
@@ -149,11 +164,14 @@ def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> No
                 f"the ONNX graph, {list(weights.shape)} were decided"
             )
         zeros = np.zeros(len(layer.weight_scale), np.int8)
-        node.input[1] = writer.real(weights, layer.weight_scale, zeros, _axis(node))
+        name = short_name(place)
+        node.input[1] = writer.real(
+            weights, layer.weight_scale, zeros, _axis(node), f"{name}/weights"
+        )
         if layer.bias is not None and quantize_bias and len(node.input) > 2:
             assert layer.bias_scale is not None
             none = np.zeros(len(layer.bias_scale), np.int32)
-            node.input[2] = writer.real(layer.bias, layer.bias_scale, none, 0)
+            node.input[2] = writer.real(layer.bias, layer.bias_scale, none, 0, f"{name}/bias")
 
 
 def _axis(node: Any) -> int:
@@ -531,9 +549,7 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
         model.graph.node.remove(node)
 
 
-def _limits(
-    node: Any, constants: Mapping[str, Any]
-) -> tuple[float | None, float | None] | None:
+def _limits(node: Any, constants: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
     """(least, largest) number that an activation lets through; None of one that has no such."""
     if node.op_type == "Relu":
         return 0.0, None

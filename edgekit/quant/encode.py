@@ -228,12 +228,19 @@ def _steps_of_activations(graph: Graph) -> set[str]:
         steep = {
             parts.root(name)
             for operator in operators
-            if operator.kind in _STEEP or operator.kind not in kernels.INTEGER
+            if operator.kind in _STEEP or _lacks_kernel(graph, operator)
             for name in (*operator.inputs, *operator.outputs)
-            if name in inner and operator.kind != "CAST"
+            if name in inner
         }
         found |= {name for name in inner if parts.root(name) in steep}
     return {name for name in found if graph.dtype(name) == np.float32}
+
+
+def _lacks_kernel(graph: Graph, operator: Operator) -> bool:
+    """Whether an operator on float tensors alone has no integer kernel."""
+    if operator.kind in kernels.INTEGER or not kernels.reals(graph, operator.inputs):
+        return False
+    return bool(kernels.reals(graph, operator.outputs))
 
 
 def _counts(graph: Graph) -> set[str]:
