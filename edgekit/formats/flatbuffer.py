@@ -266,6 +266,11 @@ class Graph:
             )
         return tuple(found)
 
+    def kernel(self, layer: Layer) -> bytes:
+        """Kind, size and numbers of a layer's weights: the same of layers that share them."""
+        values = self.constant(layer.weights)
+        return repr((layer.kind, values.shape)).encode() + values.tobytes()
+
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Ends that an operator or the activation behind it sets to its values, by tensor name."""
         found = {

@@ -62,6 +62,7 @@ def from_tflite(canonical: bytes) -> Any:
                 f"form in tf2onnx; replace the layer, or export --target tflite"
             )
     _where_instead_of_products(model)
+    _round_factors(model)
     _pool_instead_of_mean(model, Graph(canonical))
     _gemm_instead_of_matmul(model)
     _restore_gemm_names(model, Graph(canonical))
@@ -467,12 +468,37 @@ def _free_batch(model: Any) -> None:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
 
 
+def _round_factors(model: Any) -> None:
+    """Raise factors of a Resize until its sizes, which are rounded down, are whole, in place."""
+    onnx = onnx_file.package()
+    for node in model.graph.node:
+        factors = onnx_file.stored_constants(model).get(node.input[2]) if _scaled(node) else None
+        shape = None if factors is None else _shapes(model).get(node.input[0])
+        if factors is None or shape is None:
+            continue
+        found = _scales(shape, np.rint(np.asarray(shape) * factors))
+        if found is not None and not np.array_equal(found, factors):
+            name = f"{node.output[0]}__scales"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(found, name))
+            node.input[2] = name
+
+
+def _scaled(node: Any) -> bool:
+    return node.op_type == "Resize" and len(node.input) == 3
+
+
 def _scales(shape: tuple[int, ...] | None, sizes: Any) -> Any:
     """Factors that give the same sizes, or None where rounding gives others."""
     if shape is None or sizes is None or len(shape) != len(sizes) or sizes[0] != shape[0]:
         return None
     before = np.asarray(shape, np.float32)
     found = np.asarray(sizes, np.float32) / before
+    for _ in range(4):  # sizes are rounded down
+        low = np.floor(before * found) < sizes
+        low |= np.floor(before.astype(np.float64) * found) < sizes
+        if not low.any():
+            break
+        found = np.where(low, np.nextafter(found, np.float32(np.inf)), found)
     return found if np.array_equal(np.floor(before * found), sizes) else None
 
 

@@ -119,6 +119,10 @@ def activations(
         own = ranges[name]
         before = shared.get(root, own)
         shared[root] = Range(min(before.min, own.min), max(before.max, own.max))
+    for together in _of_one_kernel(graph, shared, found):
+        ends = [shared[root] for root in together]
+        whole = Range(min(each.min for each in ends), max(each.max for each in ends))
+        shared.update(dict.fromkeys(together, whole))
     encodings = {}
     for name, root in roots.items():
         if root in found.fixed and not profile.symmetric:
@@ -261,6 +265,35 @@ def _counts(graph: Graph) -> set[str]:
         ):
             found |= own
     return found
+
+
+def _of_one_kernel(graph: Graph, ranges: Mapping[str, Range], found: Sharing) -> list[list[str]]:
+    """Roots of what layers with the same weights read, where their ranges are about the same.
+
+    With one scale the biases of the layers are the same integers, and stored once: a recurrent
+    layer that was unrolled is as many layers as it has steps.
+    """
+    layers: dict[bytes, list[str]] = {}
+    for layer in graph.layers:
+        root = found.roots.get(layer.input, "")
+        if root in ranges and root not in found.fixed:
+            layers.setdefault(graph.kernel(layer), []).append(root)
+    result: list[list[str]] = []
+    for roots in layers.values():
+        widths = {root: _width(ranges[root]) for root in roots}
+        left = sorted(widths, key=widths.__getitem__, reverse=True)
+        while left:
+            near = [root for root in left if 2 * widths[root] >= widths[left[0]]]
+            low = min(min(ranges[root].min, 0.0) for root in near)
+            high = max(max(ranges[root].max, 0.0) for root in near)
+            if high - low <= 2 * min(widths[root] for root in near):
+                result.append(near)
+            left = [root for root in left if root not in near]
+    return [roots for roots in result if len(roots) > 1]
+
+
+def _width(found: Range) -> float:
+    return max(found.max, 0.0) - min(found.min, 0.0)
 
 
 def _clipped(graph: Graph, found: Sharing) -> dict[str, str]:

@@ -147,9 +147,7 @@ def shared_weights(graph: Graph) -> frozenset[str]:
     """Layers, by output, whose weights another has too, such as the steps of a recurrent one."""
     by_content: dict[bytes, list[str]] = {}
     for layer in graph.layers:
-        values = graph.constant(layer.weights)
-        content = repr((layer.kind, values.shape)).encode() + values.tobytes()
-        by_content.setdefault(content, []).append(layer.output)
+        by_content.setdefault(graph.kernel(layer), []).append(layer.output)
     return frozenset(name for names in by_content.values() for name in names if len(names) > 1)
 
 
