@@ -231,6 +231,7 @@ def export(
     )
     computed = f"operators that compute in float: {', '.join(execution.floats)}"
     notes = (
+        *source.notes,
         *written.notes,
         *([computed] if execution.floats else []),
         answers,

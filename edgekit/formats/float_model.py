@@ -8,6 +8,7 @@ ONNX there is no way to it, so that ONNX makes ONNX only (edgekit.quant.onnx_fil
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +53,7 @@ class FloatModel:
         class_names: One a class; empty when the answer is not one score a class.
         encodings: Of a model of ``python -m edgekit.qat``, which deployables take over.
         kind: What it was read from.
+        notes: What is other than in the file, a sentence each.
     """
 
     model: Any
@@ -61,6 +63,7 @@ class FloatModel:
     class_names: tuple[str, ...]
     encodings: Encodings | None = None
     kind: Kind = "keras"
+    notes: tuple[str, ...] = ()
 
     def canonical(self, *, float16: bool = False) -> bytes:
         """The canonical float graph, or its twin with weights in float16.
@@ -164,7 +167,7 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
             f"pass --preprocessing {'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
         )
     prepared = signature.preprocessing(preprocessing) if preprocessing else None
-    model, ends = _open(path, kind, trust=trust)
+    model, ends, batch = _open(path, kind, trust=trust)
     assert prepared is not None  # _open has refused a path that does not exist
     return FloatModel(
         model=model,
@@ -173,6 +176,9 @@ def load(path: Path | None, *, preprocessing: str | None = None, trust: bool = F
         preprocessing=prepared,
         class_names=_classes(ends),
         kind=kind,
+        notes=(f"the model takes batches of {batch}; what is made of it takes one sample",)
+        if batch > 1
+        else (),
     )
 
 
@@ -230,20 +236,23 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
     )
 
 
-def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec, ...]]:
-    """The model, and its outputs."""
+def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec, ...], int]:
+    """The model, its outputs, and the size of its batch; -1 of any."""
     if kind == "keras":
         model = keras.load(path, trust=trust)
-        return model, keras.signature(model).outputs
+        own = keras.signature(model)
+        return model, own.outputs, _batch(own.inputs)
     if kind == "saved_model":
         found = saved_model.SavedModel(path, trust=trust)
-        return found, found.answers
+        return found, found.answers, _batch(found.specs)
     if kind == "tflite":
         if not path.is_file():
             raise InvalidModelError(f"{path} not found; expected a .tflite file")
-        content = one_sample.single(path.read_bytes(), str(path))
+        given = path.read_bytes()
+        content = one_sample.single(given, str(path))
+        batch = one_sample.batch_of(given) if content != given else 1
         content = flatbuffer.canonical(content, str(path), key=tflite.SIGNATURE_KEY)
-        return content, tflite.signature(content).outputs
+        return content, tflite.signature(content).outputs, batch
     proto = onnx.load(path)
     other = onnx.not_float32(proto)
     if other is not None:
@@ -258,7 +267,11 @@ def _open(path: Path, kind: Kind, *, trust: bool) -> tuple[Any, tuple[TensorSpec
             f"{path}: {trained} computes as in training, so that answers depend on the batch or on "
             f"chance; export it after model.eval(), with training=TrainingMode.EVAL"
         )
-    return proto, onnx.signature(proto).outputs
+    return proto, onnx.signature(proto).outputs, 1
+
+
+def _batch(specs: Sequence[TensorSpec]) -> int:
+    return max((spec.shape[0] for spec in specs if spec.shape), default=-1)
 
 
 def _check_sizes(path: Path, found: Signature) -> None:

@@ -39,11 +39,10 @@ def single(content: bytes, name: str) -> bytes:
             several samples at once.
     """
     try:
-        graph = Graph(content, distinct=True)
-        sizes = {graph.shape(tensor)[0] for tensor in graph.inputs if graph.shape(tensor)}
+        graph, batch = Graph(content, distinct=True), batch_of(content)
     except InvalidModelError:
         return content  # canonical() says what is wrong
-    if len(sizes) != 1 or (batch := sizes.pop()) == 1:
+    if batch <= 1:
         return content
     said = f"{name} takes batches of {batch} only"
     fix = "save or convert it with a batch of 1, or a free one (None)"
@@ -58,6 +57,17 @@ def single(content: bytes, name: str) -> bytes:
             f"others of its batch; {fix}"
         )
     return changed
+
+
+def batch_of(content: bytes) -> int:
+    """First size of all inputs of a file; 0 where they differ.
+
+    Raises:
+        InvalidModelError: If it cannot be read.
+    """
+    graph = Graph(content, distinct=True)
+    sizes = {graph.shape(tensor)[0] for tensor in graph.inputs if graph.shape(tensor)}
+    return sizes.pop() if len(sizes) == 1 else 0
 
 
 def _write_sizes(graph: Graph, batch: int, said: str, fix: str) -> None:
