@@ -830,6 +830,8 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
                 f"{name}: expected batch 1 of input {tensor.name.decode(errors='replace')}, got "
                 f"{list(map(int, tensor.shape))}; convert the model with batch 1"
             )
+    for code in model.operatorCodes:  # older converters fill in the older field alone
+        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
     for tensor in subgraph.tensors:
         tensor.shapeSignature = None  # the sizes are those of one sample
         scales = None if tensor.quantization is None else tensor.quantization.scale

@@ -340,11 +340,13 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         return str(ends.get(name, name))
 
     # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
+    # it; what pads integers has no QuantizeLinear behind it
     behind = {}
     for node in model.graph.node:
         before = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         if before is not None and canonical(node.output[0]) in names:
-            behind[before.input[0]] = canonical(node.output[0])
+            own = before.op_type == "QuantizeLinear"
+            behind[before.input[0] if own else node.input[0]] = canonical(node.output[0])
 
     def origin(name: str) -> str:
         """The tensor behind a pair of QuantizeLinear and DequantizeLinear."""
@@ -354,7 +356,8 @@ def read_stored(model: Any, graph: Graph) -> Stored:
 
     found: dict[str, tuple[float, int]] = {}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
+        of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
+        if node.op_type == "QuantizeLinear" or of_integers:
             zero_point = constants[node.input[2]]
             shift = 128 if zero_point.dtype == np.uint8 else 0
             number = float(constants[node.input[1]]), int(zero_point) - shift

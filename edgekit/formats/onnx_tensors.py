@@ -112,6 +112,12 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
             chosen.setdefault(canonical(behind), (node.output[0], behind, encoding))
         elif maker is not None and maker.op_type in ("Reshape", "Transpose"):
             moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
+    for node in model.graph.node:  # what pads integers, say
+        maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if maker is not None and maker.op_type != "QuantizeLinear":
+            encoding = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+            name = node.output[0]
+            chosen.setdefault(canonical(name), (node.input[0], name, encoding))
     given = [value.name for value in model.graph.input]
     for name in [*given, *(output for node in model.graph.node for output in node.output)]:
         maker = makers.get(name)
