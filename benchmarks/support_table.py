@@ -154,7 +154,7 @@ def outcome(path: Path, samples: Path, target: str, precision: str, folder: Path
                 path,
                 target=target,
                 precision=precision,
-                preprocessing="none",
+                preprocessing="symmetric",
                 out=folder / f"{target}-{precision}",
                 force=True,
                 **options,
