@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ _ENDS = {
     "RELU6": (0.0, 6.0),
     "RELU_N1_TO_1": (-1.0, 1.0),
 }
+#: A part of a tensor's name that is a number of the process that made it.
+_COUNTED = re.compile(r"(^|[/;])\d+(?=$|[/;])")
 _ACTIVATIONS = {0: "none", 1: "relu", 2: "relu_n1_to_1", 3: "relu6", 4: "tanh", 5: "sign"}
 
 
@@ -164,15 +167,20 @@ class Graph:
         seen: set[int] = set()
         for position, operator in enumerate(self._subgraph.operators):
             inputs = [] if operator.inputs is None else [int(index) for index in operator.inputs]
-            weighted = self._operator(operator).kind in _WEIGHTED
+            kind = self._operator(operator).kind
             for place, index in enumerate(inputs):
                 name = self._order[index] if index >= 0 else ""
                 if not self.is_constant(name):
                     continue
-                if not weighted and self.dtype(name) != np.float32:
+                if kind not in _WEIGHTED and self.dtype(name) != np.float32:
                     continue
-                if index in seen:
+                # a bias may have as many axes as what it is added to
+                bias = kind in _WEIGHTED and place == _WEIGHTED[kind][2]
+                flat = bias and len(self.shape(name)) != 1
+                if index in seen or flat:
                     copied = copy.copy(self._tensors[name])
+                    if flat:
+                        copied.shape = np.array([int(np.prod(self.shape(name)))], np.int32)
                     fresh = f"{name}__{position}"
                     copied.name = fresh.encode()
                     inputs[place] = len(self._order)
@@ -603,6 +611,27 @@ class Graph:
         self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
         for name, tensor in self._tensors.items():
             tensor.name = name.encode()
+
+    def settle_names(self) -> bool:
+        """Name tensors by what they are that TensorFlow named by a count of its own, in place.
+
+        It counts all that a process has made, so that the same model would get other names.
+
+        Returns:
+            Whether there was one.
+        """
+        names: dict[str, str] = {}
+        taken = set(self._order)
+        for place, name in enumerate(self._order):
+            settled = _COUNTED.sub(r"\1constant", name)
+            if settled == name or name in (*self.inputs, *self.outputs):
+                continue
+            if settled in taken:
+                settled = f"{settled}_{place}"
+            taken.add(settled)
+            names[name] = settled
+        self.rename(names)
+        return bool(names)
 
     @property
     def name(self) -> str:

@@ -106,7 +106,8 @@ def from_function(
                 f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
     graph = Graph(content)
-    return graph.serialize() if graph.spell_products() else content
+    changed = [graph.spell_products(), graph.settle_names()]
+    return graph.serialize() if any(changed) else content
 
 
 def _fixed(spec: Any) -> Any:
