@@ -1,11 +1,12 @@
 """``python -m edgekit.export``: turn a float model into a TFLite or ONNX artifact.
 
 All targets come from one canonical float graph, the float TFLite flatbuffer, so that tensor names
-and folded weights are the same everywhere. int8 is full integer: in TFLite inputs and outputs too,
-in ONNX as QuantizeLinear/DequantizeLinear pairs with float32 ends. Both hold the same encodings and
-the same integers (edgekit.quant), made for the device that ``--device`` names. What was written is
-read back, loaded and run before it becomes an artifact: every number is the one that was decided,
-and the manifest says which kernels ran.
+and folded weights are the same everywhere. int8 is integer: in TFLite inputs and outputs too, in
+ONNX as QuantizeLinear/DequantizeLinear pairs with float32 inputs and outputs. What has no integer
+kernel, or no range that 256 steps could stand for, computes in float and is listed. Both files hold
+the same encodings and integers (edgekit.quant), made for the device that ``--device`` names. What
+was written is read back, loaded and run before it becomes an artifact: every number is the one that
+was decided, and the manifest says which kernels ran.
 """
 
 from __future__ import annotations

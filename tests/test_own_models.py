@@ -254,7 +254,7 @@ def _words(keras: Any) -> Any:
 
 
 def _every_operator(keras: Any) -> Any:
-    """What ai-edge-quantizer or tf2onnx leave to us."""
+    """Operators of which tf2onnx or onnxruntime have another form, or none."""
     layers, tf = keras.layers, keras_format.tensorflow()
     image = keras.Input((8, 8, 3), name="image")
     x = layers.LeakyReLU(0.1)(layers.Conv2D(8, 3, padding="same")(image))

@@ -539,7 +539,7 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
             continue
         scale, zero_point = encodings[node.output[0]]
         limits = _limits(node, constants)
-        tolerance = scale / 2
+        tolerance = scale * (0.5 + 1e-3)  # what rounding the zero_point moves the range by
         if limits is None:
             continue
         low, high = limits
