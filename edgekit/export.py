@@ -31,7 +31,7 @@ from edgekit.errors import (
 )
 from edgekit.feeds import Feed, Inputs, Samples
 from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_integers, tflite
-from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, onnx_file, profiles
 from edgekit.quant.onnx_file import OnnxQuantized
@@ -507,21 +507,9 @@ def _make_int8(
     )
     onnx_convert.rename_ends(model, Graph(canonical))
     read = onnx_integers.read_stored(model, Graph(quantized.graph))
-    absent = onnx_integers.absent(model, Graph(quantized.graph))
-    if absent:
-        notes.append(
-            f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
-            f"not rounded there: {', '.join(map(short_name, absent[:3]))}"
-        )
-    gone = sorted(set(quantized.stored.constants) - set(read.constants))
-    if gone:
-        notes.append(
-            f"{len(gone)} constants of the float graph are no constants of the ONNX graph, and are "
-            f"not rounded there: {', '.join(map(short_name, gone[:3]))}"
-        )
-    decided = quantized.stored.without(
-        absent, onnx_integers.merged(model, Graph(quantized.graph)), gone
-    )
+    graph = Graph(quantized.graph)
+    decided, missing = onnx_integers.without_missing(quantized.stored, read, model, graph)
+    notes += missing
     proof.check_stored(target, read, decided, biases=profile.onnx_bias)
     proof.check_products(model, profile)
     if not profile.pair_bound and profile.onnx_activations == "uint8":

@@ -15,7 +15,14 @@ from edgekit.artifact import Artifact
 from edgekit.errors import WriterError
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
-from edgekit.formats import onnx, onnx_convert, onnx_integers, tflite, tflite_integers
+from edgekit.formats import (
+    onnx,
+    onnx_convert,
+    onnx_forms,
+    onnx_integers,
+    tflite,
+    tflite_integers,
+)
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, profiles, quantize, saturation
 
@@ -116,11 +123,10 @@ def test_both_files_hold_the_same_integers(name: str, tmp_path: Path) -> None:
     for target in TARGETS:
         assert _worst(exact, found[target]) > least, target
     assert _worst(found["tflite"], found["onnx"]) > least + 3
-    left = {each.tensor for each in parity.numbers(made["tflite"], made["onnx"]).differences}
-    graph = Graph(made["tflite"].model_path.read_bytes())
-    merged = {operator.outputs[0] for operator in graph.operators if operator.kind == "MUL"}
-    absent = " ".join(made["onnx"].manifest.notes)
-    assert not left or "are no" in absent and left <= merged | set(graph.tensors)
+    numbers = parity.numbers(made["tflite"], made["onnx"])
+    assert numbers.differences == ()
+    # the bias of Conv3D is an operator of its own in TFLite, and a part of Conv in ONNX
+    assert any("are no tensors" in each for each in numbers.expected) == (name == "volume")
 
 
 def _keypoints(pixels: Any) -> Any:
@@ -330,6 +336,21 @@ def test_float_weights_are_not_rounded_by_the_runtime(tmp_path: Path) -> None:
     assert execution is not None
     assert execution.kernels.get("QLinearConv") == 1  # the picture's; the volume's has none
     assert any(name.startswith("Conv ") for name in execution.floats)
+
+
+def test_bounds_of_a_clip_have_no_axis() -> None:
+    import onnx as package
+    from onnx import helper
+
+    node = helper.make_node("HardSigmoid", ["x"], ["y"], "step")
+    sizes = [helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xy"]
+    graph = helper.make_graph([node], "g", sizes[:1], sizes[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    onnx_forms.for_integers(model)
+    bounds = next(n for n in model.graph.node if n.op_type == "Clip").input[1:]
+    stored = onnx.stored_constants(model)
+    assert [stored[name].shape for name in bounds] == [(), ()]
+    package.checker.check_model(model, full_check=True)
 
 
 def test_what_was_written_otherwise_is_a_fault_of_ours(tmp_path: Path) -> None:

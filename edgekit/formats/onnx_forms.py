@@ -52,7 +52,7 @@ class _Graph:
         return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
 
     def store(self, name: str, values: Any) -> str:
-        array = np.ascontiguousarray(values)
+        array = np.asarray(values, order="C")  # a bound of Clip has no axis, and keeps none
         self.stored.append(onnx_file.package().numpy_helper.from_array(array, name))
         self.constants[name] = array
         return name

@@ -449,44 +449,48 @@ def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
     return dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
 
 
-def absent(model: Any, graph: Graph) -> tuple[str, ...]:
-    """Activations of the canonical graph that the ONNX graph has no tensor for, nor integers.
+def without_missing(
+    decided: Stored, read: Stored, model: Any, graph: Graph
+) -> tuple[Stored, tuple[str, ...]]:
+    """What the ONNX graph can hold of what was decided, and what it cannot, in words.
 
-    tf2onnx merges operators, and names what it turns around anew.
+    tf2onnx merges operators, e.g. a maximum of x and 0.2 x to a LeakyRelu, and names what it turns
+    around anew. TFLite's converter computes a layer twice where its answer is read with and without
+    its activation; tf2onnx computes it once.
+
+    Args:
+        decided: For the canonical graph, or read from the int8 TFLite file.
+        read: From the ONNX model.
+        model: int8 ``onnx.ModelProto``.
+        graph: Canonical, or of the int8 TFLite file.
     """
     there = {
         name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
     }
-    known = read_stored(model, graph).activations
-    computed = [name for operator in graph.operators for name in operator.outputs]
-    return tuple(
+    tensors = [
         name
-        for name in computed
-        if graph.dtype(name) == np.float32
-        and name not in (*graph.inputs, *graph.outputs)
+        for name in decided.activations
+        if name not in (*graph.inputs, *graph.outputs)
         and name not in there
-        and name not in known
-    )
-
-
-def merged(model: Any, graph: Graph) -> tuple[str, ...]:
-    """Layers that the ONNX graph has no node for, since another holds the same weights.
-
-    TFLite's converter computes a layer twice where its answer is read with and without its
-    activation; tf2onnx computes it once.
-    """
-    ends = _canonical_ends(model, graph)
+        and name not in read.activations
+    ]
+    constants = [name for name in decided.constants if name not in read.constants]
     layers = {layer.output: layer for layer in graph.layers}
-    there = {place for _, place, _ in layer_nodes(model, layers, ends)}
-    return tuple(
+    ends = _canonical_ends(model, graph)
+    nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    kernels_there = {graph.kernel(layers[name]) for name in nodes}
+    merged = [
         name
-        for name, layer in layers.items()
-        if name not in there
-        and any(
-            np.array_equal(graph.constant(layer.weights), graph.constant(layers[other].weights))
-            for other in there
-        )
+        for name in decided.layers
+        if name not in nodes and graph.kernel(layers[name]) in kernels_there
+    ]
+    said = tuple(
+        f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
+        f"rounded there: {', '.join(map(short_name, names[:3]))}"
+        for what, names in (("tensors", tensors), ("constants", constants))
+        if names
     )
+    return decided.without(tensors, merged, constants), said
 
 
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
@@ -697,9 +701,8 @@ def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) ->
     old = next(t for t in model.graph.initializer if t.name == dequantize.input[0])
     dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(old.data_type), tuple(old.dims)
     if shape != values.shape or dtype != values.dtype:
-        raise ExecutionError(
-            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} "
-            f"{values.shape}; please report the model"
+        raise WriterError(
+            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} {values.shape}"
         )
     for place, (suffix, array) in enumerate(
         (

@@ -20,7 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.encodings import FAKE_QUANT_FILE, Encoding, Encodings, FakeQuantRecipe, Stored
-from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
+from edgekit.errors import (
+    InvalidModelError,
+    InvalidOptionError,
+    MissingDependencyError,
+    WriterError,
+)
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.keras import by_values, tensorflow, tf_keras
 from edgekit.formats.keras import load as load_keras
@@ -316,14 +321,14 @@ class FakeQuantized:
                 may call its tensors by other names, never in another order.
 
         Raises:
-            InvalidModelError: If the converter made other operators of it.
+            WriterError: If the converter made other operators of it.
         """
         before, after = Graph(self.canonical), Graph(final)
         kinds = [[operator.kind for operator in graph.operators] for graph in (before, after)]
         if kinds[0] != kinds[1]:
-            raise InvalidModelError(
+            raise WriterError(
                 f"the trained model converts to {len(kinds[1])} operators, the float one to "
-                f"{len(kinds[0])} or others of them; please report the model"
+                f"{len(kinds[0])} or others of them"
             )
         names = dict(zip(before.inputs, after.inputs, strict=True))
         for old, new in zip(before.operators, after.operators, strict=True):
@@ -336,7 +341,7 @@ class FakeQuantized:
         """Of all activations and weights, in the names of the trained model's own graph.
 
         Raises:
-            InvalidModelError: See :meth:`names_in`.
+            WriterError: See :meth:`names_in`.
         """
         names = self.names_in(final)
         return Encodings(
@@ -349,7 +354,7 @@ class FakeQuantized:
         """What training rounded to, in the names of the trained model's graph; without biases.
 
         Raises:
-            InvalidModelError: See :meth:`names_in`.
+            WriterError: See :meth:`names_in`.
         """
         names, stored = self.names_in(final), self.deployed()[1].without_biases()
         return Stored(
