@@ -15,8 +15,9 @@ from edgekit.formats.flatbuffer import Graph, Operator
 #: (scale, zero_point)
 Number = tuple[float, int]
 
-#: With weights, which are decided layer by layer.
-WEIGHTED = frozenset("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED TRANSPOSE_CONV".split())
+#: With weights, which are decided layer by layer; the place of the bias.
+BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+WEIGHTED = frozenset(BIAS)
 #: Output and first input have one scale: values are handed on, or picked.
 SAME = frozenset(
     "RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2 MIRROR_PAD MAX_POOL_2D AVERAGE_POOL_2D SLICE "
@@ -72,8 +73,9 @@ def has_kernel(graph: Graph, operator: Operator) -> bool:
     """Whether TFLite can compute an operator on int8, whatever its scales."""
     if operator.kind not in INTEGER:
         return False
-    if operator.kind in WEIGHTED:
-        return any(layer.output == operator.outputs[0] for layer in graph.layers)
+    if operator.kind in WEIGHTED:  # a layer: weights and bias are constants
+        bias = operator.inputs[BIAS[operator.kind] :]
+        return all(graph.is_constant(name) for name in (operator.inputs[1], *bias) if name)
     return True
 
 

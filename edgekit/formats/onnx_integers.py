@@ -90,6 +90,12 @@ class _Writer:
         self._taken |= {tensor.name for tensor in self.graph.initializer}
         self._stored: dict[tuple[Any, ...], str] = {}
         self._count = 0
+        self._inputs = {value.name for value in self.graph.input}
+        self._readers: dict[str, list[Any]] = {}
+        for node in self.graph.node:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+        self._makers = {name: node for node in self.graph.node for name in node.output}
 
     def store(self, values: Any, name: str = "") -> str:
         """Name of a constant; one that is stored already keeps its own."""
@@ -118,21 +124,18 @@ class _Writer:
         layer reads what is rounded.
         """
         numbers = [self.store(np.float32(scale)), self.store(zero_point)]
-        made = self._fresh("q")
-        if any(value.name == name for value in self.graph.input):
+        made, readers = self._fresh("q"), self._readers.get(name, [])
+        if name in self._inputs:
             raw, rounded = name, self._fresh("r")
-            for node in self.graph.node:
-                for place, given in enumerate(node.input):
-                    if given == name and node not in apart:
-                        node.input[place] = rounded
+            for node in readers:
+                if node not in apart:
+                    _rename(node.input, name, rounded)
         else:
             raw, rounded = self._fresh("r"), name
-            for node in self.graph.node:
-                for place, given in enumerate(node.output):
-                    if given == name:
-                        node.output[place] = raw
-            for node in apart:
-                node.input[0] = raw if node.input[0] == name else node.input[0]
+            _rename(self._makers[name].output, name, raw)
+            for node in readers:
+                if node in apart:
+                    _rename(node.input, name, raw)
         self._append("QuantizeLinear", [raw, *numbers], made)
         self._append("DequantizeLinear", [made, *numbers], rounded)
 
@@ -147,6 +150,12 @@ class _Writer:
             name = f"{word}{self._count}"
         self._taken.add(name)
         return name
+
+
+def _rename(names: Any, one: str, other: str) -> None:
+    for place, name in enumerate(names):
+        if name == one:
+            names[place] = other
 
 
 def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> None:
