@@ -214,7 +214,7 @@ def test_samples_have_to_fit_the_inputs(tmp_path: Path) -> None:
     _two_inputs(keras_format.tf_keras()).save(tmp_path / "two.keras")
     pixels, facts = np.zeros((4, 8, 8, 3), np.uint8), np.zeros((4, 6), np.float32)
     bad = {
-        "expected an array for each input, facts, picture; got": {"picture": pixels},
+        "expected an array for each input, picture, facts; got": {"picture": pixels},
         "got images only": {"x": pixels},
         "expected as many samples in each array, got": {"picture": pixels, "facts": facts[:2]},
         "sample 1 of facts holds NaN": {"picture": pixels, "facts": facts + [[0], [np.nan]] * 2},
