@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from support_table import SECTION, with_section
 
 from edgekit import cli, feeds, outputs
 from edgekit.artifact import Artifact
@@ -396,7 +397,11 @@ def main() -> int:
         known.update(json.loads(path.read_text().strip().splitlines()[-1]))
     found = {name: {**known, **found}[name] for name in CASES if name in {**known, **found}}
     if options.out:
-        outputs.write_text(options.out, table(found, options.correction), force=True)
+        page = table(found, options.correction)
+        before = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
+        if SECTION in before:  # of the other table
+            page = with_section(page, SECTION + before.split(SECTION, 1)[1])
+        outputs.write_text(options.out, page, force=True)
     print(json.dumps(found))
     return 0
 

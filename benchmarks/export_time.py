@@ -33,6 +33,8 @@ def edgekit() -> tuple[float, int]:
     from edgekit.formats import tflite
     from edgekit.formats.keras import tf_keras
     from edgekit.models.mobilenet_v2 import mobilenet_v2
+    from edgekit.quant import profiles
+    from edgekit.quant.quantize import quantize
     from edgekit.signature import preprocessing
 
     tf_keras()
@@ -41,7 +43,15 @@ def edgekit() -> tuple[float, int]:
     canonical = tflite.from_keras(model)
     calibration = image_sets.make("random", pixels, None)
     table = observe(canonical, calibration, prepare=preprocessing("symmetric"))
-    content = tflite.quantize(canonical, {k: (r.min, r.max) for k, r in table.ranges.items()})
+    decided = quantize(
+        canonical,
+        table,
+        profile=profiles.profile(profiles.DEFAULT),
+        feed=None,
+        observe=None,
+        correction="none",
+    )
+    content = tflite.quantize(decided.graph, decided.stored)
     return time.perf_counter() - start, len(content)
 
 

@@ -39,7 +39,6 @@ _RECORDED_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "ai-edge-litert",
-    "ai-edge-quantizer",
 )
 
 

@@ -64,6 +64,7 @@ class Encodings(schema.Document):
         tensors: Activations, weights and biases.
         factors: What equalization multiplied the channels of a tensor with, against the canonical
             graph; a tensor that is not named was left as it is.
+        constants: Other constants that integer operators read.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION
@@ -77,6 +78,7 @@ class Encodings(schema.Document):
     device: str
     tensors: dict[str, Encoding]
     factors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    constants: dict[str, Encoding] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -130,16 +132,38 @@ class LayerIntegers:
 
 
 @dataclass(frozen=True)
+class ConstantIntegers:
+    """What is stored of a constant that is no weight of a layer, e.g. a summand.
+
+    Attributes:
+        values: int8 in the canonical layout.
+        scale: float32.
+        zero_point: int8.
+    """
+
+    values: npt.NDArray[np.int8]
+    scale: float
+    zero_point: int
+
+    def real(self) -> npt.NDArray[np.float32]:
+        """The numbers that the integers stand for."""
+        whole = self.values.astype(np.float32) - np.float32(self.zero_point)
+        return np.asarray(whole * np.float32(self.scale), np.float32)
+
+
+@dataclass(frozen=True)
 class Stored:
     """All integers and scales of an int8 model file, in the canonical graph's words.
 
     Attributes:
         activations: (float32 scale, int8 zero_point) by tensor name.
         layers: By name of the tensor that a layer writes.
+        constants: By tensor name.
     """
 
     activations: Mapping[str, tuple[float, int]]
     layers: Mapping[str, LayerIntegers]
+    constants: Mapping[str, ConstantIntegers] = field(default_factory=dict)
 
     def numbers(self) -> int:
         """How many scales, zero points, weights and biases there are."""
@@ -147,13 +171,19 @@ class Stored:
         for layer in self.layers.values():
             parts = (layer.weights, layer.weight_scale, layer.bias, layer.bias_scale)
             found += sum(part.size for part in parts if part is not None)
-        return found
+        return found + sum(2 + constant.values.size for constant in self.constants.values())
 
-    def without(self, names: Collection[str], layers: Collection[str] = ()) -> Stored:
-        """The same without some activations, and some layers."""
+    def without(
+        self,
+        names: Collection[str],
+        layers: Collection[str] = (),
+        constants: Collection[str] = (),
+    ) -> Stored:
+        """The same without some activations, layers and constants."""
         kept = {name: each for name, each in self.activations.items() if name not in names}
         left = {name: each for name, each in self.layers.items() if name not in layers}
-        return replace(self, activations=kept, layers=left)
+        stay = {name: each for name, each in self.constants.items() if name not in constants}
+        return replace(self, activations=kept, layers=left, constants=stay)
 
     def without_biases(self) -> Stored:
         """The same without biases, for a device that wants them in float."""
@@ -169,8 +199,8 @@ class Difference:
 
     Attributes:
         tensor: Name in the canonical graph.
-        what: ``scale``, ``zero_point``, ``weights``, ``weight scale``, ``bias``, ``bias scale`` or
-            ``missing``.
+        what: ``scale``, ``zero_point``, ``weights``, ``weight scale``, ``bias``, ``bias scale``,
+            ``constant`` or ``missing``.
         count: How many numbers differ.
         largest: The largest difference between two of them.
     """
@@ -206,6 +236,16 @@ def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
                 found.append(Difference(name, "missing", 1, 0.0))
             elif a is not None:
                 found += _compare(name, what.replace("_", " "), a, b)
+    for name in sorted({*left.constants, *right.constants}):
+        ours_c, theirs_c = left.constants.get(name), right.constants.get(name)
+        if ours_c is None or theirs_c is None:
+            found.append(Difference(name, "missing", 1, 0.0))
+            continue
+        found += _compare(name, "scale", np.float32(ours_c.scale), np.float32(theirs_c.scale))
+        found += _compare(
+            name, "zero_point", np.int64(ours_c.zero_point), np.int64(theirs_c.zero_point)
+        )
+        found += _compare(name, "constant", ours_c.values, theirs_c.values)
     return tuple(found)
 
 

@@ -14,7 +14,8 @@
     │   └── SignatureError       a signature or key: missing, of another key, of other bytes
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
-    │   └── ProcessDiedError     the process that ran it is gone
+    │   ├── ProcessDiedError     the process that ran it is gone
+    │   └── WriterError          a file does not hold what was decided: a fault of edgekit's own
     ├── FidelityError            exit status 1: an int8 file does not do what the float model does
     └── MissingDependencyError   a package of an extra is not installed
 
@@ -101,6 +102,16 @@ class ExecutionError(EdgekitError):
 
 class ProcessDiedError(ExecutionError):
     """The process of a runtime ended before its work did."""
+
+
+class WriterError(ExecutionError):
+    """A file was written otherwise than decided; the message names the layer and what differs.
+
+    A fault of edgekit's own, found before anything became an artifact.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"nothing was written, by a fault of edgekit's own: {what}")
 
 
 class FidelityError(EdgekitError):

@@ -1,15 +1,16 @@
 """``python -m edgekit.export``: turn a float model into a TFLite or ONNX artifact.
 
 All targets come from one canonical float graph, the float TFLite flatbuffer, so that tensor names
-and folded weights are the same everywhere. int8 is full integer: in TFLite inputs and outputs too,
-in ONNX as QuantizeLinear/DequantizeLinear pairs with float32 ends. Both hold the same encodings and
-the same integers (edgekit.quant), made for the device that ``--device`` names. What was written is
-read back, loaded and run before it becomes an artifact: every number is the one that was decided,
-and the manifest says which kernels ran.
+and folded weights are the same everywhere. int8 is integer: in TFLite inputs and outputs too, in
+ONNX as QuantizeLinear/DequantizeLinear pairs with float32 inputs and outputs. Both hold the same
+encodings and integers (edgekit.quant), made for the device that ``--device`` names. What has no
+integer kernel, or says what 8 bits cannot hold, computes in float and is listed. What was written
+is read back, loaded and run before it becomes an artifact: every number is the one that was
+decided, and the manifest says which kernels ran.
 
 An int8 file is judged on calibration samples that no method was chosen by: outputs or channels that
 are dead, and outputs of which less than 10 dB are left, are exit status 1, and nothing is written
-unless ``--allow-dead`` or ``--allow-poor`` says so. What 8 bits cannot hold stays float, by name.
+unless ``--allow-dead`` or ``--allow-poor`` says so.
 """
 
 from __future__ import annotations
@@ -420,6 +421,7 @@ def _from_onnx(
     found = onnx_file.quantize(
         onnx.parse(prepared), table, profile=profile, held=held, correct=correction == "auto"
     )
+    proof.check_products(found.model, profile)
     return _Written(
         found.model.SerializeToString(),
         signature,
@@ -653,12 +655,12 @@ def _make_int8(
     notes = [*_ways(quantized)]
     if profile.pair_bound and quantized.saturating:
         notes.append(
-            f"{len(quantized.saturating)} layers would saturate on x86 without VNNI with weights "
-            f"rounded to nearest; theirs were chosen so that no pair of products can"
+            f"{len(quantized.saturating)} layers would saturate in onnxruntime on x86 without VNNI "
+            f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
         )
     notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
     if target == "tflite":
-        content = tflite.quantize(quantized.graph, quantized.stored, floats=quantized.floats)
+        content = tflite.quantize(quantized.graph, quantized.stored)
         proof.check_stored(target, tflite.read_stored(content), quantized.stored)
         return _Written(
             content, tflite.signature(content), canonical, quantized, table, tuple(notes)
@@ -668,22 +670,14 @@ def _make_int8(
         quantized.stored,
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
-        floats=quantized.floats,
     )
     onnx_convert.rename_ends(model, Graph(canonical))
     read = onnx_integers.read_stored(model, Graph(quantized.graph))
-    absent = [
-        name
-        for name in onnx_integers.absent(model, Graph(quantized.graph))
-        if name in quantized.stored.activations
-    ]
-    if absent:
-        notes.append(
-            f"{len(absent)} tensors of the float graph are no tensors of the ONNX graph, and are "
-            f"not rounded there: {', '.join(map(short_name, absent[:3]))}"
-        )
-    decided = quantized.stored.without(absent, onnx_integers.merged(model, Graph(quantized.graph)))
+    graph = Graph(quantized.graph)
+    decided, missing = onnx_integers.without_missing(quantized.stored, read, model, graph)
+    notes += missing
     proof.check_stored(target, read, decided, biases=profile.onnx_bias)
+    proof.check_products(model, profile)
     if not profile.pair_bound and profile.onnx_activations == "uint8":
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,8 +79,8 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         raise InvalidModelError(
             f"{left.path} and {right.path} were made from different float models"
         )
-    ours, theirs = _stored(formats["tflite"], formats["onnx"], checked=not files)
-    expected = []
+    ours, theirs, missing = _stored(formats["tflite"], formats["onnx"], checked=not files)
+    expected = [*missing]
     if files:
         expected.append(
             f"which float model is behind {' and '.join(file.name for file in files)} is not "
@@ -98,8 +99,10 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
     return Numbers(compared, encodings.differences(ours, theirs), tuple(expected))
 
 
-def _stored(ours: Artifact, theirs: Artifact, *, checked: bool) -> tuple[Stored, Stored]:
-    """What a TFLite and an ONNX file store, in one graph's words.
+def _stored(
+    ours: Artifact, theirs: Artifact, *, checked: bool
+) -> tuple[Stored, Stored, tuple[str, ...]]:
+    """What a TFLite and an ONNX file store, in one graph's words, and what ONNX has no place for.
 
     Args:
         ours: TFLite.
@@ -112,10 +115,10 @@ def _stored(ours: Artifact, theirs: Artifact, *, checked: bool) -> tuple[Stored,
     content = ours.model_path.read_bytes()
     model = onnx.load(theirs.model_path)
     if checked:
-        return tflite.read_stored(content), onnx_integers.read_stored(model, Graph(content))
+        return _read(content, model)
     fix = "give two files that were made from one graph, or compare them by their outputs"
     try:
-        found = tflite.read_stored(content), onnx_integers.read_stored(model, Graph(content))
+        found = _read(content, model)
     except Exception as exc:  # a file of others breaks any of the assumptions
         raise InvalidModelError(
             f"{ours.name} and {theirs.name} cannot be read as two forms of one int8 graph: "
@@ -127,6 +130,13 @@ def _stored(ours: Artifact, theirs: Artifact, *, checked: bool) -> tuple[Stored,
             f"compared; {fix}"
         )
     return found
+
+
+def _read(content: bytes, model: Any) -> tuple[Stored, Stored, tuple[str, ...]]:
+    ours, graph = tflite.read_stored(content), Graph(content)
+    theirs = onnx_integers.read_stored(model, graph)
+    ours, missing = onnx_integers.without_missing(ours, theirs, model, graph)
+    return ours, theirs, missing
 
 
 def pair_of(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:

@@ -18,14 +18,15 @@ import numpy.typing as npt
 from edgekit import environment, feeds
 from edgekit.artifact import Execution
 from edgekit.encodings import Stored, differences
-from edgekit.errors import ExecutionError, InvalidDataError
+from edgekit.errors import ExecutionError, InvalidDataError, WriterError
 from edgekit.feeds import Feed
 from edgekit.fidelity import Fidelity
-from edgekit.formats import onnx, onnx_tensors, tflite
+from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite, tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.layers import measure
 from edgekit.quant import judge as judging
+from edgekit.quant import saturation
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.signature import Signature
 from edgekit.tensors import OnnxTensors, TfLiteTensors
@@ -41,15 +42,45 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
     """The file holds what was decided, number for number.
 
     Raises:
-        ExecutionError: If it does not.
+        WriterError: If it does not.
     """
     found = differences(read, decided if biases else decided.without_biases())
     if found:
-        first = found[0]
-        raise ExecutionError(
-            f"the {target} file differs from the encodings in {len(found)} places, first "
-            f"{first.what} of {short_name(first.tensor)} ({first.count} numbers, up to "
-            f"{first.largest:.3g}); please report the model"
+        places = ", ".join(
+            f"{each.what} of {short_name(each.tensor)} ({each.count} by {each.largest:.3g})"
+            for each in found[:3]
+        )
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise WriterError(
+            f"the {target} int8 file holds other numbers than were decided: {places}{more}; "
+            f"float32 and float16 of it can be exported"
+        )
+
+
+def check_products(model: Any, profile: DeviceProfile) -> None:
+    """No two products of an ONNX file can exceed 16 bits together, where the device adds them so.
+
+    Args:
+        model: The int8 file, as it will be stored.
+        profile: The device.
+
+    Raises:
+        WriterError: If two can.
+    """
+    if not profile.pair_bound or profile.onnx_activations != "uint8":
+        return
+    over = [
+        (found, pairs)
+        for found in onnx_integers.products(model)
+        if saturation.pairs_in_groups(found.groups, found.inputs, len(found.rows))
+        and (pairs := saturation.predict(found.name, found.rows).pairs)
+    ]
+    if over:
+        first, pairs = over[0]
+        raise WriterError(
+            f"{pairs} pairs of products of {short_name(first.name)} can saturate on {profile.name} "
+            f"({first.groups} groups of {first.inputs} channels); export with --device "
+            f"x86-vnni for CPUs that have VNNI"
         )
 
 
@@ -72,8 +103,8 @@ def execution(
     """
     isa = environment.describe().isa
     if target == "tflite":
-        floats = tflite.floats(content) if precision == "int8" else ()
-        return Execution("XNNPACK", isa, tflite.kernels(content), floats, numbers)
+        in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
+        return Execution("XNNPACK", isa, tflite.kernels(content), in_float, numbers)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)
@@ -137,9 +168,14 @@ def check_answers(
             odd.append(end.name)
         answers, exact = answers[whole], exact[whole]
         if not np.isfinite(answers).all():
+            fix = (
+                "give it real samples with --calibration"
+                if precision == "int8"
+                else ("export it in float32" if precision == "float16" else "export it to TFLite")
+            )
             raise ExecutionError(
                 f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
-                f"{end.name} where the float model does not; export it in float32"
+                f"{end.name} where the float model does not; {fix}"
             )
         difference = float(np.abs(answers - exact).max(initial=0))
         size = float(np.abs(exact).max(initial=0))
@@ -156,12 +192,12 @@ def check_answers(
             f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else ""
         )
     said = f"the {target} {precision} model of {source.model_id} differs from the float model"
-    if precision != "float16":
-        raise ExecutionError(f"{said} {beyond}; please report the model")
     if base is None:
         fault, why = _judge(content, canonical, target, values)
     else:
         fault, why = _judge_onnx(content, canonical, values)
+    if precision == "float32":
+        raise WriterError(f"{said} {beyond}: {why}")
     if fault:
         raise ExecutionError(f"{said} {beyond}: {why}; export it in float32")
     return f"{said} {beyond}, on {feeds.count(values)} {kind}: {why}"

@@ -32,10 +32,10 @@ from edgekit import artifact, cli, data, environment, outputs, recipes
 from edgekit.calibrate import cached
 from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
 from edgekit.errors import (
-    ExecutionError,
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
+    WriterError,
 )
 from edgekit.formats import float_model, onnx, onnx_integers, tflite
 from edgekit.formats import keras as keras_format
@@ -437,7 +437,7 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
         How many integers, scales and zero points are equal in each file: all.
 
     Raises:
-        ExecutionError: If one differs.
+        WriterError: If one differs.
     """
     trained = fake.grid(final)
     for target in ("tflite", "onnx"):
@@ -449,12 +449,12 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
             stored = tflite.read_stored(path.read_bytes())
         else:
             stored = onnx_integers.read_stored(onnx.load(path), Graph(final))
-        found = differences(stored.without_biases(), trained)
+        of_layers = stored.without((), (), stored.constants).without_biases()
+        found = differences(of_layers, trained)
         if found:
-            raise ExecutionError(
+            raise WriterError(
                 f"the {target} file differs from the grid of training in {len(found)} places, "
-                f"first {found[0].what} of {short_name(found[0].tensor)}; leave that layer in "
-                f"float with --leave-float"
+                f"first {found[0].what} of {short_name(found[0].tensor)}"
             )
     return trained.numbers()
 

@@ -17,7 +17,7 @@ from edgekit import feeds
 from edgekit.encodings import Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite
+from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite, tflite_integers
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import walk
 
@@ -118,8 +118,6 @@ class TfLiteTensors(Tensors):
         if renamed:
             self._graph.rename(renamed)
         self._threads = threads
-        stored = tflite.stored_of(self._graph)
-        self._rounded = self._name_integers()
         # a tensor that integers are made from, or made real for an operator in float
         self._made_real = {
             operator.outputs[0]: operator.inputs[0]
@@ -129,23 +127,11 @@ class TfLiteTensors(Tensors):
         own = set(activations(self._graph))
         self.names = tuple(name for name in activations(graph) if name in own)
         self.graph_id = self._graph.name
+        stored = tflite_integers.read(self._graph)
         self.encodings = {
             name: encoding for name, encoding in stored.activations.items() if name in own
         }
         self._steps: list[walk.Step] = []
-
-    def _name_integers(self) -> dict[str, str]:
-        """Let what an operator in float gives to integer ones have the tensor's name once it is
-        rounded; by the name that the real values then have."""
-        rounded = {
-            operator.outputs[0]: operator.inputs[0]
-            for operator in self._graph.operators
-            if operator.kind == "QUANTIZE" and self._graph.dtype(operator.inputs[0]) == np.float32
-        }
-        names = {source: f"{source}__real" for source in rounded.values()}
-        self._graph.rename({**names, **rounded})
-        self.own.update(dict(zip(rounded.values(), rounded, strict=True)))
-        return {names[source]: source for source in rounded.values()}
 
     def run(self, feed: Feed) -> Values:
         entries = self._graph.inputs
@@ -196,13 +182,10 @@ class TfLiteTensors(Tensors):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
                     found[name] = self._real(name, array)
                     stored.setdefault(name, array)  # the file's own, e.g. in another scale
-        for name, whole in self._rounded.items():
-            if name in found:
-                found[whole] = self._real(whole, self._stored(whole, found[name]))
         return found
 
     def numbers(self) -> Numbers:
-        graph, stored, found = self._graph, tflite.stored_of(self._graph), {}
+        graph, stored, found = self._graph, tflite_integers.read(self._graph), {}
         for layer in graph.layers:
             kept = layer.activation != "none"
             if layer.output in stored.layers:

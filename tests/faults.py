@@ -115,15 +115,8 @@ def in_onnx(
             put(made.input[1], scale)
             put_bias(node, bias * scale)
         return changed
-    quantize = next(
-        (
-            each
-            for each in changed.graph.node
-            if each.op_type == "QuantizeLinear"
-            and each.input[0].removesuffix("_QuantizeLinear_Input") == name
-        ),
-        None,
-    )
+    back = makers.get(name)
+    quantize = makers.get(back.input[0]) if back and back.op_type == "DequantizeLinear" else None
     if quantize is None:
         clip = next(each for each in changed.graph.node if each.output[0] == name)
         makers[clip.input[0]].output[0] = name

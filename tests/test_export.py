@@ -31,6 +31,7 @@ from edgekit.formats import onnx, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.quant.quantize import predict
+from edgekit.quant.saturation import pairs_products
 
 WAYS = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8")]
 
@@ -274,9 +275,7 @@ def test_a_dead_branch_is_refused_by_name(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_an_operator_without_int8_form_is_refused_in_tflite_and_stays_float_in_onnx(
-    tmp_path: Path,
-) -> None:
+def test_an_operator_without_int8_form_stays_float_and_is_named(tmp_path: Path) -> None:
     keras = tf_keras()
     image = keras.Input((8, 8, 3), name="image")
     divided = keras.layers.Conv2D(4, 3, activation="softsign")(image)
@@ -288,11 +287,20 @@ def test_an_operator_without_int8_form_is_refused_in_tflite_and_stays_float_in_o
         "calibration": str(tmp_path / "set.npz"),
         "preprocessing": "unit",
     }
-    with pytest.raises(InvalidModelError, match="got .*SIN"):
-        export(tmp_path / "softsign.keras", target="tflite", out=tmp_path / "t", **options)
-    assert not (tmp_path / "t").exists()
-    written = export(tmp_path / "softsign.keras", target="onnx", out=tmp_path / "o", **options)
-    assert any("compute in float: " in note and "Div" in note for note in written.manifest.notes)
+    for target, names in (("tflite", ("DIV", "SIN")), ("onnx", ("Div", "Sin"))):
+        written = export(
+            tmp_path / "softsign.keras", target=target, out=tmp_path / target, **options
+        )
+        (said,) = (note for note in written.manifest.notes if "compute in float: " in note)
+        assert all(name in said for name in names)
+        with pytest.raises(ExecutionError, match="--strict"):
+            export(
+                tmp_path / "softsign.keras",
+                target=target,
+                strict=True,
+                out=tmp_path / "strict",
+                **options,
+            )
 
 
 UNIT = ("--preprocessing", "unit")
@@ -639,9 +647,10 @@ def test_weights_of_the_default_device_cannot_saturate(
         assert any("would saturate" in note for note in written.manifest.notes)
     content = exported["tflite", "int8"].model_path.read_bytes()
     stored = tflite.read_stored(content)
-    for layer in Graph(content).layers:
-        if layer.kind != "depthwise":
-            assert predict(layer.output, stored.layers[layer.output]).pairs == 0
+    graph = Graph(content)
+    for layer in graph.layers:
+        if pairs_products(graph, layer):
+            assert predict(layer, stored.layers[layer.output]).pairs == 0
 
 
 def test_export_for_avx2_names_the_layers_that_would_saturate(

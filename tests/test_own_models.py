@@ -214,7 +214,7 @@ def test_samples_have_to_fit_the_inputs(tmp_path: Path) -> None:
     _two_inputs(keras_format.tf_keras()).save(tmp_path / "two.keras")
     pixels, facts = np.zeros((4, 8, 8, 3), np.uint8), np.zeros((4, 6), np.float32)
     bad = {
-        r"an array for each input, facts float32 \[N, 6\], picture float32 \[N, 8, 8, 3\]; got": {
+        r"an array for each input, picture float32 \[N, 8, 8, 3\], facts float32 \[N, 6\]; got": {
             "picture": pixels
         },
         "got images only": {"x": pixels},
@@ -256,7 +256,7 @@ def _words(keras: Any) -> Any:
 
 
 def _every_operator(keras: Any) -> Any:
-    """What ai-edge-quantizer or tf2onnx leave to us."""
+    """Operators of which tf2onnx or onnxruntime have another form, or none."""
     layers, tf = keras.layers, keras_format.tensorflow()
     image = keras.Input((8, 8, 3), name="image")
     x = layers.LeakyReLU(0.1)(layers.Conv2D(8, 3, padding="same")(image))

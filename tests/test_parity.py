@@ -102,7 +102,7 @@ def test_a_changed_onnx_weight_is_found(artifacts: dict[str, Path], tmp_path: Pa
 
     ours, theirs = _pair(artifacts)
     model = onnx.load(theirs.model_path)
-    tensor = next(t for t in model.graph.initializer if t.name == "weights_20")
+    tensor = next(t for t in model.graph.initializer if t.name.endswith("/weights"))
     values = library.numpy_helper.to_array(tensor).copy()
     values[0, 0] = np.where(values[0, 0] > 0, values[0, 0] - 1, values[0, 0] + 1)
     tensor.CopyFrom(library.numpy_helper.from_array(values, tensor.name))
@@ -166,15 +166,11 @@ def test_every_profile_writes_the_numbers_it_decided(
     model = onnx.load(theirs.model_path)
     execution = theirs.manifest.execution
     assert execution is not None and execution.numbers > 0
-    kinds = {
-        value.name: value.data_type
-        for value in model.graph.initializer
-        if value.name.endswith("zero_point")
-    }
-    activations = {k for n, k in kinds.items() if not n.startswith(("weights_", "bias_"))}
+    kinds = {value.name: value.data_type for value in model.graph.initializer}
+    activations = {kinds[n.input[2]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     unsigned = device in ("generic", "x86-avx2", "x86-vnni")
     assert activations == {2 if unsigned else 3}
-    assert any(name.startswith("bias_") for name in kinds) == (device != "tensorrt")
+    assert any(name.endswith("/bias") for name in kinds) == (device != "tensorrt")
     if device == "tensorrt":
         given = Encodings.load(theirs.path / encodings.FILE)
         assert {each.zero_point for each in given.tensors.values()} == {0}

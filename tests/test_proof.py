@@ -10,7 +10,7 @@ import onnx as package
 import pytest
 
 from edgekit import proof
-from edgekit.errors import ExecutionError
+from edgekit.errors import ExecutionError, WriterError
 from edgekit.export import export
 from edgekit.formats import float_model, half, keras, onnx, onnx_convert, tflite
 from edgekit.formats.flatbuffer import Graph
@@ -75,6 +75,25 @@ def test_a_fault_is_named(target: str, layer: int, twins: Path, tmp_path: Path) 
     )
     with pytest.raises(ExecutionError, match=f"conv_{layer} is to blame"):
         proof.check_answers(content, signature, canonical, source, target, "float16")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_wrong_float32_file_is_a_fault_of_ours(target: str, twins: Path, tmp_path: Path) -> None:
+    source = float_model.load(twins, preprocessing="unit")
+    changed = keras.load(twins)
+    kernel, bias = changed.get_layer("conv_1").get_weights()
+    changed.get_layer("conv_1").set_weights([kernel[..., [1, 0, *range(2, 12)]], bias])
+    changed.save(tmp_path / "changed.keras")
+    content = float_model.load(tmp_path / "changed.keras", preprocessing="unit").canonical()
+    if target == "onnx":
+        graph, model = Graph(content), onnx_convert.from_tflite(content)
+        onnx_convert.rename_ends(model, graph)
+        content = model.SerializeToString()
+    signature = (
+        tflite.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
+    )
+    with pytest.raises(WriterError, match="by a fault of edgekit's own: .*conv_1 is to blame"):
+        proof.check_answers(content, signature, source.canonical(), source, target, "float32")
 
 
 def test_files_of_other_exporters_are_judged_by_their_own_names(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,20 @@ import numpy.typing as npt
 
 from edgekit.errors import InvalidModelError, MissingDependencyError, reason
 
-_WEIGHTED = {"CONV_2D": "conv", "DEPTHWISE_CONV_2D": "depthwise", "FULLY_CONNECTED": "dense"}
+#: Operators with weights: the kind of layer, and the places of what it reads and of its bias.
+_WEIGHTED = {
+    "CONV_2D": ("conv", 0, 2),
+    "DEPTHWISE_CONV_2D": ("depthwise", 0, 2),
+    "FULLY_CONNECTED": ("dense", 0, 2),
+    "TRANSPOSE_CONV": ("transposed", 2, 3),
+}
 _ENDS = {
     "RELU": (0.0, math.inf),
     "RELU6": (0.0, 6.0),
     "RELU_N1_TO_1": (-1.0, 1.0),
 }
+#: A part of a tensor's name that is a number of the process that made it.
+_COUNTED = re.compile(r"(^|[/;])\d+(?=$|[/;])")
 _ACTIVATIONS = {0: "none", 1: "relu", 2: "relu_n1_to_1", 3: "relu6", 4: "tanh", 5: "sign"}
 
 
@@ -49,9 +58,10 @@ class Layer:
     """An operator with weights.
 
     Attributes:
-        kind: ``conv``, ``depthwise`` or ``dense``.
+        kind: ``conv``, ``depthwise``, ``dense`` or ``transposed``.
         input: Name of the activation that it reads.
-        weights: Name of its constant: ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
+        weights: Name of its constant: ``[O, H, W, I]``, ``[1, H, W, O]`` of a depthwise layer or
+            ``[O, I]`` of a dense one.
         bias: Name of its constant ``[O]``, or None.
         output: Name of the activation that it writes.
         activation: What is fused behind it: ``none``, ``relu``, ``relu6``, …
@@ -152,21 +162,29 @@ class Graph:
         self._separate()
 
     def _separate(self) -> None:
-        """Give every layer weights and biases of its own.
+        """Give every operator float constants of its own.
 
         The converter keeps constants of the same content once, e.g. the zeros of all layers without
         a bias, and a layer that is called twice has one kernel; each use gets integers of its own.
+        Their bytes stay shared until they differ.
         """
         seen: set[int] = set()
         for position, operator in enumerate(self._subgraph.operators):
             inputs = [] if operator.inputs is None else [int(index) for index in operator.inputs]
-            weighted = self._operator(operator).kind in _WEIGHTED
+            kind = self._operator(operator).kind
             for place, index in enumerate(inputs):
                 name = self._order[index] if index >= 0 else ""
-                if not weighted or place == 0 or not self.is_constant(name):
+                if not self.is_constant(name):
                     continue
-                if index in seen:
+                if kind not in _WEIGHTED and self.dtype(name) != np.float32:
+                    continue
+                # a bias may have as many axes as what it is added to
+                bias = kind in _WEIGHTED and place == _WEIGHTED[kind][2]
+                flat = bias and len(self.shape(name)) != 1
+                if index in seen or flat:
                     copied = copy.copy(self._tensors[name])
+                    if flat:
+                        copied.shape = np.array([int(np.prod(self.shape(name)))], np.int32)
                     fresh = f"{name}__{position}"
                     copied.name = fresh.encode()
                     inputs[place] = len(self._order)
@@ -236,25 +254,34 @@ class Graph:
             operator = self._operator(raw)
             if operator.kind not in _WEIGHTED or not self.is_constant(operator.inputs[1]):
                 continue
+            kind, place, behind = _WEIGHTED[operator.kind]
+            bias = operator.inputs[behind] if len(operator.inputs) > behind else ""
+            if bias and not self.is_constant(bias):
+                continue
             options = raw.builtinOptions
-            bias = operator.inputs[2] if len(operator.inputs) > 2 else ""
-            spatial = operator.kind != "FULLY_CONNECTED"
+            spatial = kind != "dense"
+            dilated = kind in ("conv", "depthwise")
             found.append(
                 Layer(
-                    kind=_WEIGHTED[operator.kind],
-                    input=operator.inputs[0],
+                    kind=kind,
+                    input=operator.inputs[place],
                     weights=operator.inputs[1],
                     bias=bias or None,
                     output=operator.outputs[0],
                     activation=_ACTIVATIONS[options.fusedActivationFunction],
                     strides=(options.strideH, options.strideW) if spatial else (1, 1),
                     dilation=(
-                        (options.dilationHFactor, options.dilationWFactor) if spatial else (1, 1)
+                        (options.dilationHFactor, options.dilationWFactor) if dilated else (1, 1)
                     ),
                     same=spatial and options.padding == self._schema.Padding.SAME,
                 )
             )
         return tuple(found)
+
+    def kernel(self, layer: Layer) -> bytes:
+        """Kind, size and numbers of a layer's weights: the same of layers that share them."""
+        values = self.constant(layer.weights)
+        return repr((layer.kind, values.shape)).encode() + values.tobytes()
 
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Ends that an operator or the activation behind it sets to its values, by tensor name."""
@@ -282,6 +309,11 @@ class Graph:
         shape = self._tensors[name].shape
         return () if shape is None else tuple(int(size) for size in shape)
 
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Write another size of a tensor that is computed."""
+        tensor = self._tensors[name]
+        tensor.shape, tensor.shapeSignature = np.asarray(shape, np.int32), None
+
     def dtype(self, name: str) -> np.dtype[Any] | None:
         """dtype of a tensor, or None for one that numpy has not."""
         return self._dtypes.get(self._tensors[name].type)
@@ -290,7 +322,10 @@ class Graph:
         """A stored tensor, as a copy."""
         tensor = self._tensors[name]
         data = np.asarray(self._model.buffers[tensor.buffer].data, np.uint8)
-        return data.view(self._dtypes[tensor.type]).reshape(self.shape(name)).copy()
+        values = data.view(self._dtypes[tensor.type])
+        if tensor.sparsity is not None:
+            return _dense(values, self.shape(name), tensor.sparsity)
+        return values.reshape(self.shape(name)).copy()
 
     def quantization(self, name: str) -> Quantization | None:
         """scale and zero_point of a tensor, or None without."""
@@ -330,49 +365,66 @@ class Graph:
         parameters.quantizedDimension = found.axis
 
     def make_integer(
-        self,
-        name: str,
-        scale: float,
-        zero_point: int,
-        values: npt.NDArray[np.int8] | None = None,
+        self, name: str, found: Quantization, values: npt.NDArray[Any] | None = None
     ) -> None:
-        """Turn a float tensor into an int8 one; a constant takes its integers."""
-        tensor, schema = self._tensors[name], self._schema
-        tensor.type = schema.TensorType.INT8
-        tensor.quantization = schema.QuantizationParametersT()
-        self.set_quantization(
-            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
-        )
+        """Turn a float tensor into an integer one: int8, or what a constant's numbers are."""
+        tensor = self._tensors[name]
         if values is not None:
-            tensor.buffer = len(self._model.buffers)
-            self._model.buffers.append(schema.BufferT())
-            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+            self.store(name, values)
+        else:
+            tensor.type = self._schema.TensorType.INT8
+        tensor.quantization = self._schema.QuantizationParametersT()
+        self.set_quantization(name, found)
 
-    def make_real(self, name: str) -> None:
-        """Turn an int8 tensor that is computed back into a float one."""
-        tensor, schema = self._tensors[name], self._schema
-        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
+    def add_conversion(self, kind: str, source: str, name: str) -> str:
+        """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made
+        integer.
+
+        Args:
+            kind: The operator.
+            source: What it reads.
+            name: Of the new tensor; one that is taken gets a number.
+        """
+        while name in self._tensors:
+            name = f"{name}_"
+        tensor = copy.copy(self._tensors[source])
+        tensor.name, tensor.type = name.encode(), self._schema.TensorType.FLOAT32
+        tensor.quantization, tensor.buffer = None, 0
+        self._subgraph.tensors.append(tensor)
+        self._tensors[name] = tensor
+        self._order.append(name)
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._code(kind, 2)
+        operator.inputs, operator.outputs = [self._order.index(source)], [len(self._order) - 1]
+        self._subgraph.operators.append(operator)
+        return name
+
+    def split(self, name: str, before: str) -> str:
+        """Append a QUANTIZE that writes a tensor from a new float one; returns that one's name.
+
+        Who writes the tensor has to be told (:meth:`set_outputs_of`).
+        """
+        fresh = self.add_conversion("QUANTIZE", name, before)
+        raw = self._subgraph.operators[-1]
+        raw.inputs, raw.outputs = raw.outputs, raw.inputs
+        return fresh
+
+    def set_outputs_of(self, position: int, names: Sequence[str]) -> None:
+        """Let an operator write other tensors."""
+        places = {name: place for place, name in enumerate(self._order)}
+        self._subgraph.operators[position].outputs = [places[name] for name in names]
+
+    def reorder(self, positions: Sequence[int]) -> None:
+        """Put operators into another order of execution, by their places."""
+        operators = self._subgraph.operators
+        self._subgraph.operators = [operators[position] for position in positions]
+        self._original = len(self._subgraph.operators)
 
     def set_inputs(self, position: int, names: Sequence[str]) -> None:
         """Let an operator read other tensors."""
         places = {name: place for place, name in enumerate(self._order)}
         found = [places[name] if name else -1 for name in names]
         self._subgraph.operators[position].inputs = found
-
-    def set_outputs(self, names: Sequence[str]) -> None:
-        """Let the graph answer other tensors, each in place of the one that it answered there."""
-        found = [self._order.index(name) for name in names]
-        moved = dict(zip(map(int, self._subgraph.outputs), found, strict=True))
-        for signature in self._model.signatureDefs or []:
-            for each in signature.outputs:
-                each.tensorIndex = moved.get(int(each.tensorIndex), int(each.tensorIndex))
-        self._subgraph.outputs = found
-
-    def remove(self, positions: Sequence[int]) -> None:
-        """Take operators out, by their places."""
-        gone = set(positions)
-        kept = [each for i, each in enumerate(self._subgraph.operators) if i not in gone]
-        self._subgraph.operators, self._original = kept, len(kept)
 
     def spell_products(self) -> bool:
         """Write NEG as a product with -1 and SQUARE as one of two equal factors, in place.
@@ -415,6 +467,41 @@ class Graph:
             found = True
         return found
 
+    def spell_hard_tanh(self) -> bool:
+        """Write an activation from -1 to 1, fused or not, as a minimum and a maximum, in place.
+
+        Returns:
+            Whether there was one.
+        """
+        schema, operators = self._schema, list(self._subgraph.operators)
+        number = {name: number for number, name in _ACTIVATIONS.items()}["relu_n1_to_1"]
+        order: list[int] = []
+        for position, raw in enumerate(operators):
+            alone = self._operator(raw).kind == "RELU_N1_TO_1"
+            behind = getattr(raw.builtinOptions, "fusedActivationFunction", 0) == number
+            if not alone:
+                order.append(position)
+            if not alone and not behind:
+                continue
+            name = self._order[raw.outputs[0]]
+            if alone:
+                source = self._order[raw.inputs[0]]
+            else:
+                source = self._add_tensor(self.shape(name), schema.TensorType.FLOAT32)
+                raw.builtinOptions = copy.copy(raw.builtinOptions)
+                raw.builtinOptions.fusedActivationFunction = 0
+                raw.outputs = [self._order.index(source)]
+            limits = [self._add_constant(np.array(limit, np.float32)) for limit in (1, -1)]
+            for kind, limit in zip(("MINIMUM", "MAXIMUM"), limits, strict=True):
+                options = schema.MaximumMinimumOptionsT()
+                given = (source, limit)
+                source = self._add(kind, given, self.shape(name), "MaximumMinimumOptions", options)
+                order.append(len(self._subgraph.operators) - 1)
+            self._subgraph.operators[-1].outputs = [self._order.index(name)]
+        found = len(order) != len(operators)
+        self.reorder(order)
+        return found
+
     def fused(self) -> frozenset[str]:
         """Tensors whose operator has an activation behind it."""
         return frozenset(
@@ -424,18 +511,76 @@ class Graph:
         )
 
     def fold(self) -> None:
-        """Store the weights of a float16 file as the float32 that it computes with, in place."""
-        schema, kept = self._schema, []
+        """Store weights of float16 or sparse ones as the float32 that is computed with, in place.
+
+        A chain of both, DENSIFY and then DEQUANTIZE, is one constant.
+        """
+        kept = []
         for raw in self._subgraph.operators:
             operator = self._operator(raw)
-            if operator.kind != "DEQUANTIZE" or not self.is_constant(operator.inputs[0]):
+            source = operator.inputs[0] if operator.inputs else ""
+            if operator.kind not in ("DEQUANTIZE", "DENSIFY") or not self.is_constant(source):
                 kept.append(raw)
                 continue
-            values = self.constant(operator.inputs[0]).astype(np.float32)
-            self._tensors[operator.outputs[0]].buffer = len(self._model.buffers)
-            self._model.buffers.append(schema.BufferT())
-            self._model.buffers[-1].data = values.reshape(-1).view(np.uint8)
+            values = self.constant(source)
+            self.store(
+                operator.outputs[0],
+                values.astype(np.float32) if operator.kind == "DEQUANTIZE" else values,
+            )
         self._subgraph.operators, self._original = kept, len(kept)
+
+    def store(self, name: str, values: npt.NDArray[Any]) -> None:
+        """Turn a tensor into a constant, of any size and dtype."""
+        tensor = self._tensors[name]
+        kinds = {dtype: number for number, dtype in self._dtypes.items()}
+        tensor.type, tensor.shape = kinds[values.dtype], np.asarray(values.shape, np.int32)
+        tensor.shapeSignature, tensor.sparsity = None, None
+        tensor.buffer = len(self._model.buffers)
+        self._model.buffers.append(self._schema.BufferT())
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        self._model.buffers[tensor.buffer].data = raw
+
+    def join_layers(self) -> None:
+        """Let layers with equal weights, or biases, and equal scales have one tensor, in place."""
+        places = {name: place for place, name in enumerate(self._order)}
+        known: dict[tuple[Any, ...], int] = {}
+        for layer in self.layers:
+            for name in (layer.weights, layer.bias):
+                found = self.quantization(name) if name else None
+                if not name or found is None:
+                    continue
+                values = self.constant(name)
+                key = (values.dtype.str, values.shape, values.tobytes(), found.scale.tobytes())
+                known.setdefault(key, places[name])
+                places[name] = known[key]
+        for raw in self._subgraph.operators:
+            raw.inputs = [
+                places[self._order[index]] if index >= 0 else -1
+                for index in ([] if raw.inputs is None else map(int, raw.inputs))
+            ]
+
+    def compact(self) -> None:
+        """Leave out tensors that nothing reads or writes, in place."""
+        used = {int(index) for index in (*self._subgraph.inputs, *self._subgraph.outputs)}
+        for raw in self._subgraph.operators:
+            for indices in (raw.inputs, raw.outputs, raw.intermediates):
+                used.update(int(index) for index in (() if indices is None else indices))
+        kept = sorted(used - {-1})
+        moved = {-1: -1, **{index: place for place, index in enumerate(kept)}}
+        subgraph = self._subgraph
+        subgraph.tensors = [subgraph.tensors[index] for index in kept]
+        subgraph.inputs = [moved[int(index)] for index in subgraph.inputs]
+        subgraph.outputs = [moved[int(index)] for index in subgraph.outputs]
+        for raw in subgraph.operators:
+            for side in ("inputs", "outputs", "intermediates"):
+                indices = getattr(raw, side)
+                if indices is not None:
+                    setattr(raw, side, [moved[int(index)] for index in indices])
+        for signed in (self._model.signatureDefs or [])[:1]:
+            for each in (*signed.inputs, *signed.outputs):
+                each.tensorIndex = moved[int(each.tensorIndex)]
+        self._order = [self._order[index] for index in kept]
+        self._tensors = {name: self._tensors[name] for name in self._order}
 
     def halve(self) -> None:
         """Store float32 constants as float16, with a DEQUANTIZE each, in place; as fold() undoes.
@@ -470,6 +615,27 @@ class Graph:
         self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
         for name, tensor in self._tensors.items():
             tensor.name = name.encode()
+
+    def settle_names(self) -> bool:
+        """Name tensors by what they are that TensorFlow named by a count of its own, in place.
+
+        It counts all that a process has made, so that the same model would get other names.
+
+        Returns:
+            Whether there was one.
+        """
+        names: dict[str, str] = {}
+        taken = set(self._order)
+        for place, name in enumerate(self._order):
+            settled = _COUNTED.sub(r"\1constant", name)
+            if settled == name or name in (*self.inputs, *self.outputs):
+                continue
+            if settled in taken:
+                settled = f"{settled}_{place}"
+            taken.add(settled)
+            names[name] = settled
+        self.rename(names)
+        return bool(names)
 
     @property
     def name(self) -> str:
@@ -510,6 +676,7 @@ class Graph:
                 buffers[-1].data = data
             places[int(index)] = len(tensors)
             tensors.append(tensor)
+        operator.intermediates = None
         operator.opcodeIndex = 0
         operator.inputs = [places[int(index)] for index in raw.inputs]
         operator.outputs = [places[int(index)] for index in raw.outputs]
@@ -684,7 +851,10 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
                 f"{name}: expected batch 1 of input {tensor.name.decode(errors='replace')}, got "
                 f"{list(map(int, tensor.shape))}; convert the model with batch 1"
             )
+    for code in model.operatorCodes:  # older converters fill in the older field alone
+        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
     for tensor in subgraph.tensors:
+        tensor.shapeSignature = None  # the sizes are those of one sample
         scales = None if tensor.quantization is None else tensor.quantization.scale
         if scales is not None and len(scales):
             raise InvalidModelError(
@@ -695,6 +865,7 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
     graph = Graph(pack(model))
     graph.fold()
     graph.spell_products()
+    graph.compact()
     return graph.serialize()
 
 
@@ -758,6 +929,40 @@ def _signature(schema: Any, subgraph: Any) -> Any:
     return found
 
 
+def _shared(model: Any) -> Any:
+    """A shallow copy that stores what tensors need, and equal constants once."""
+    model = copy.copy(model)
+    buffers, places = [copy.copy(model.buffers[0])], dict[bytes, int]()
+
+    def place(index: int) -> int:
+        data = model.buffers[index].data
+        if data is None or not len(data):
+            return 0
+        content = np.asarray(data, np.uint8).tobytes()
+        if content not in places:
+            places[content] = len(buffers)
+            buffers.append(model.buffers[index])
+        return places[content]
+
+    subgraphs = []
+    for given in model.subgraphs:
+        subgraph, tensors = copy.copy(given), []
+        for tensor in given.tensors:
+            tensor = copy.copy(tensor)
+            tensor.buffer = place(tensor.buffer)
+            tensors.append(tensor)
+        subgraph.tensors = tensors
+        subgraphs.append(subgraph)
+    metadata = []
+    for about in model.metadata or []:
+        about = copy.copy(about)
+        about.buffer = place(about.buffer)
+        metadata.append(about)
+    model.subgraphs, model.metadata, model.metadataBuffer = subgraphs, metadata or None, None
+    model.buffers = buffers
+    return model
+
+
 def pack(model: Any) -> bytes:
     """Write a model whose constants are aligned to 16 bytes, as the format's schema asks for."""
     import flatbuffers
@@ -779,11 +984,54 @@ def pack(model: Any) -> bytes:
                 schema.BufferAddData(builder, vector)
             return int(schema.BufferEnd(builder))
 
-    model = copy.copy(model)
+    model = _shared(model)
     model.buffers = [Aligned(buffer.data) for buffer in model.buffers]
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> npt.NDArray[Any]:
+    """A sparse constant as a whole array.
+
+    Axes are stored in ``traversalOrder``; those behind the tensor's own are blocks of them, and an
+    axis is dense, or compressed to segments of indices.
+    """
+    order = [int(axis) for axis in sparsity.traversalOrder]
+    blocks = [] if sparsity.blockMap is None else [int(axis) for axis in sparsity.blockMap]
+    levels = sparsity.dimMetadata
+    # sizes of all axes, a blocked one in two parts
+    sizes = list(shape)
+    inner = [int(levels[order.index(len(shape) + i)].denseSize) for i in range(len(blocks))]
+    for axis, size in zip(blocks, inner, strict=True):
+        sizes[axis] //= size
+    sizes += inner
+    places: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of each entry, level by level
+    found: list[npt.NDArray[np.int64]] = []
+    for level in levels:
+        if level.format == 0:  # dense
+            size = int(level.denseSize)
+            parents = np.repeat(np.arange(len(places)), size)
+            own = np.tile(np.arange(size), len(places))
+            places = (places[:, None] * size + np.arange(size)).ravel()
+        else:
+            segments = np.asarray(level.arraySegments.values, np.int64)
+            indices = np.asarray(level.arrayIndices.values, np.int64)
+            counts = np.diff(segments)[places]
+            parents = np.repeat(np.arange(len(places)), counts)
+            starts = np.repeat(segments[places] - np.cumsum(counts) + counts, counts)
+            places = starts + np.arange(len(parents))
+            own = indices[places]
+        found = [each[parents] for each in found] + [own]
+    whole = np.zeros(sizes, values.dtype)
+    at = dict(zip(order, found, strict=True))
+    whole[tuple(at[axis] for axis in range(len(sizes)))] = values[places]
+    # parts of a blocked axis beside each other
+    turned = []
+    for axis in range(len(shape)):
+        turned.append(axis)
+        turned += [len(shape) + i for i, blocked in enumerate(blocks) if blocked == axis]
+    return np.ascontiguousarray(whole.transpose(turned)).reshape(shape)
 
 
 def short_name(name: str) -> str:

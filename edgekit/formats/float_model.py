@@ -22,6 +22,7 @@ from edgekit.feeds import Inputs, Samples
 from edgekit.formats import (
     flatbuffer,
     keras,
+    one_sample,
     onnx,
     onnx_convert,
     onnx_source,
@@ -155,21 +156,25 @@ class FloatModel:
                 f"{self.source.path}: TFLite is not made from ONNX; convert the file with onnx2tf, "
                 f"or export the model's SavedModel or Keras file"
             )
-        if self.kind == "keras":
-            return tflite.from_keras(self.model, self.source.shapes, float16=float16)
-        if self.kind == "saved_model":
-            return tflite.from_function(
-                self.model,
-                self.model.inputs,
-                self.model.outputs,
-                self.source.shapes,
-                float16=float16,
-            )
+        if self.kind in ("keras", "saved_model"):
+            return one_sample.single(self._converted(float16=float16), self.source.path)
         if not float16:
             return bytes(self.model)
         graph = Graph(self.model)
         graph.halve()
         return graph.serialize()
+
+    def _converted(self, *, float16: bool) -> bytes:
+        """What TFLite's converter makes of a Keras model or SavedModel, at its own batch."""
+        if self.kind == "keras":
+            return tflite.from_keras(self.model, self.source.shapes, float16=float16)
+        return tflite.from_function(
+            self.model,
+            self.model.inputs,
+            self.model.outputs,
+            self.source.shapes,
+            float16=float16,
+        )
 
     def graph(self) -> bytes:
         """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
@@ -443,20 +448,29 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
         found = signature.sized(inputs, shapes, path)
         if not free:
             signature.refuse_free(found, path)
-        return _Opened(model, outputs, _named(inputs, shapes))
+        batch = max((spec.shape[0] for spec in found if spec.shape and spec.batched), default=-1)
+        return _Opened(model, outputs, _named(inputs, shapes), _of_batch(batch))
     if kind == "tflite":
         if not path.is_file():
             raise InvalidModelError(f"{words.not_found(path)}; expected a .tflite file")
         content = path.read_bytes()
         if not trust and content[4:8] == b"TFL3":
             tflite.check_operators(content, str(path))
-        content = tflite_sizes.sized(content, str(path), shapes)
+        given = tflite_sizes.sized(content, str(path), shapes)
+        content = one_sample.single(given, str(path))
+        notes = _of_batch(one_sample.batch_of(given)) if content != given else ()
         content = flatbuffer.canonical(content, str(path), key=tflite.SIGNATURE_KEY)
         own = tflite.signature(content)
-        return _Opened(content, own.outputs, _named(own.inputs, shapes))
+        return _Opened(content, own.outputs, _named(own.inputs, shapes), notes)
     read = onnx_source.read(path, shapes, trust=trust)
     own = onnx.signature(read.model)
     return _Opened(read.model, own.outputs, _named(own.inputs, shapes), read.notes)
+
+
+def _of_batch(size: int) -> tuple[str, ...]:
+    if size <= 1:
+        return ()
+    return (f"the model takes batches of {size}; what is made of it takes one sample",)
 
 
 def _named(specs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, tuple[int, ...]]:

@@ -40,8 +40,10 @@ def from_tflite(canonical: bytes) -> Any:
         import tf2onnx
     except ImportError:
         raise MissingDependencyError("tf2onnx", "convert") from None
-    spelled = Graph(canonical)  # tf2onnx loses the bias of a layer that flattens by itself
-    given = spelled.serialize() if spelled.flatten_dense() else canonical
+    # tf2onnx loses the bias of a layer that flattens by itself, and knows no clip to [-1, 1]
+    spelled = Graph(canonical)
+    changed = [spelled.flatten_dense(), spelled.spell_hard_tanh()]
+    given = spelled.serialize() if any(changed) else canonical
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "float.tflite"
         path.write_bytes(given)
@@ -59,6 +61,8 @@ def from_tflite(canonical: bytes) -> Any:
                 f"{short_name(node.output[0])}: {node.op_type.removeprefix('TFL_')} has no ONNX "
                 f"form in tf2onnx; replace the layer, or export --target tflite"
             )
+    _where_instead_of_products(model)
+    _round_factors(model)
     _pool_instead_of_mean(model, Graph(canonical))
     _gemm_instead_of_matmul(model)
     _restore_gemm_names(model, Graph(canonical))
@@ -144,6 +148,55 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
             continue
         if not any(before.output[0] in each.input for each in model.graph.node):
             model.graph.node.remove(before)
+
+
+def _where_instead_of_products(model: Any) -> None:
+    """tf2onnx writes a choice between a and b as c a + (not c) b, in which an infinite number that
+    is not chosen becomes NaN: Where, in place."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+
+    def parts(name: str) -> tuple[str, str] | None:
+        """(condition or its opposite, what is chosen by it) of one product."""
+        node = makers.get(name)
+        if node is None or node.op_type != "Mul":
+            return None
+        for i in (0, 1):
+            cast = makers.get(node.input[i])
+            if cast is not None and cast.op_type == "Cast" and cast.input[0] in conditions:
+                return cast.input[0], node.input[1 - i]
+        return None
+
+    conditions = {
+        name
+        for node in model.graph.node
+        if node.op_type == "Not"
+        for name in (node.input[0], node.output[0])
+    }
+    for node in list(model.graph.node):
+        if node.op_type != "Add":
+            continue
+        one, other = parts(node.input[0]), parts(node.input[1])
+        if one is None or other is None:
+            continue
+        opposite = makers.get(other[0])
+        if opposite is None or opposite.op_type != "Not" or opposite.input[0] != one[0]:
+            continue
+        del node.attribute[:], node.input[:]
+        node.op_type = "Where"
+        node.input.extend([one[0], one[1], other[1]])
+    _drop_unread(model)
+
+
+def _drop_unread(model: Any) -> None:
+    """Leave out nodes that nothing reads, in place."""
+    ends = {value.name for value in model.graph.output}
+    while True:
+        read = {*onnx_file.read(model.graph), *ends}
+        unread = [node for node in model.graph.node if read.isdisjoint(node.output)]
+        if not unread:
+            return
+        for node in unread:
+            model.graph.node.remove(node)
 
 
 def _is_transpose(node: Any, order: list[int]) -> bool:
@@ -391,9 +444,10 @@ def _same(one: tuple[int, Any], other: tuple[int, Any]) -> bool:
 
 
 def _free_batch(model: Any) -> None:
-    """Make the batch axis free; Reshape copies it from its input instead of fixing it at 1."""
+    """Make the batch axis free; Reshape copies it from its input instead of fixing it at 1, and
+    Resize gets factors in place of sizes."""
     onnx = onnx_file.package()
-    constants = onnx_file.stored_constants(model)
+    constants, shapes = onnx_file.stored_constants(model), _shapes(model)
     for node in model.graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = constants[node.input[1]].copy()
@@ -402,9 +456,50 @@ def _free_batch(model: Any) -> None:
                 name = f"{node.output[0]}__shape"
                 model.graph.initializer.append(onnx.numpy_helper.from_array(shape, name))
                 node.input[1] = name
+        elif node.op_type == "Resize" and len(node.input) > 3:
+            scales = _scales(shapes.get(node.input[0]), constants.get(node.input[3]))
+            if scales is not None:
+                name = f"{node.output[0]}__scales"
+                model.graph.initializer.append(onnx.numpy_helper.from_array(scales, name))
+                node.input[2] = name
+                del node.input[3]
     onnx_file.drop_unused(model)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def _round_factors(model: Any) -> None:
+    """Raise factors of a Resize until its sizes, which are rounded down, are whole, in place."""
+    onnx = onnx_file.package()
+    for node in model.graph.node:
+        factors = onnx_file.stored_constants(model).get(node.input[2]) if _scaled(node) else None
+        shape = None if factors is None else _shapes(model).get(node.input[0])
+        if factors is None or shape is None:
+            continue
+        found = _scales(shape, np.rint(np.asarray(shape) * factors))
+        if found is not None and not np.array_equal(found, factors):
+            name = f"{node.output[0]}__scales"
+            model.graph.initializer.append(onnx.numpy_helper.from_array(found, name))
+            node.input[2] = name
+
+
+def _scaled(node: Any) -> bool:
+    return node.op_type == "Resize" and len(node.input) == 3
+
+
+def _scales(shape: tuple[int, ...] | None, sizes: Any) -> Any:
+    """Factors that give the same sizes, or None where rounding gives others."""
+    if shape is None or sizes is None or len(shape) != len(sizes) or sizes[0] != shape[0]:
+        return None
+    before = np.asarray(shape, np.float32)
+    found = np.asarray(sizes, np.float32) / before
+    for _ in range(4):  # sizes are rounded down
+        low = np.floor(before * found) < sizes
+        low |= np.floor(before.astype(np.float64) * found) < sizes
+        if not low.any():
+            break
+        found = np.where(low, np.nextafter(found, np.float32(np.inf)), found)
+    return found if np.array_equal(np.floor(before * found), sizes) else None
 
 
 def _batches(free: Any, fixed: Any) -> bool:
@@ -426,11 +521,9 @@ def _batches(free: Any, fixed: Any) -> bool:
         else:
             values = random.integers(0, 2, shape)
         feed[spec.name] = values.astype(spec.dtype)
+    alone = onnx_file.session(fixed.SerializeToString())
     try:
-        alone = onnx_file.session(fixed.SerializeToString())
         whole = onnx_file.session(free.SerializeToString()).run(None, feed)
-    except InvalidModelError:
-        raise
     except Exception:  # onnxruntime raises its own types where sizes do not fit
         return False
     for i in range(2):

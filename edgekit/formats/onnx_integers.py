@@ -8,18 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.encodings import LayerIntegers, Stored
-from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
+from edgekit.encodings import ConstantIntegers, LayerIntegers, Stored
+from edgekit.errors import (
+    ExecutionError,
+    InvalidModelError,
+    MissingDependencyError,
+    WriterError,
+    reason,
+)
+from edgekit.formats import kernels, onnx_forms, onnx_tensors
 from edgekit.formats import onnx as onnx_file
-from edgekit.formats import onnx_forms
-from edgekit.formats.flatbuffer import Graph
+from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
-_WEIGHTED = ("Conv", "Gemm", "MatMul")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
-_BEHIND = ("Clip", "Relu", "QuantizeLinear", "DequantizeLinear", *_MOVING)
+_BEHIND = ("Clip", "Relu", "Min", "Max", "QuantizeLinear", "DequantizeLinear", *_MOVING)
+_CLIPPING = ("Clip", "Relu", "Min", "Max")
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 
 
@@ -29,22 +36,20 @@ def quantize(
     *,
     activation_dtype: str = "uint8",
     quantize_bias: bool = True,
-    floats: Collection[str] = (),
 ) -> Any:
     """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
 
-    onnxruntime's quantizer writes the graph; every scale, zero_point, weight and bias in it is the
-    one that was given.
+    Every tensor that has an encoding stands behind a pair of QuantizeLinear and DequantizeLinear,
+    weights, biases and constants behind a DequantizeLinear; onnxruntime makes integer kernels of
+    what lies between them.
 
     Args:
         model: Float ``onnx.ModelProto`` from :func:`from_tflite`, with the float constants that
             ``stored`` stands for.
-        stored: Of all activations and layers of the canonical graph.
+        stored: Of all activations, layers and constants of the canonical graph.
         activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
             ``int8``.
         quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
-        floats: Tensors of the canonical graph that stay float; what reads or writes one computes
-            in float.
 
     Returns:
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
@@ -52,33 +57,215 @@ def quantize(
     """
     copied = onnx_file.package().ModelProto()
     copied.CopyFrom(model)
-    _separate(copied)
     _spell_certain(copied)
     _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
-    activations = _activation_encodings(copied, stored.activations, ("Clip", "Relu", *_MOVING))
-    activations = {name: each for name, each in activations.items() if name not in floats}
-    ranges = {
-        name: ((-128 - zero_point) * scale, (127 - zero_point) * scale)
-        for name, (scale, zero_point) in activations.items()
-    }
+    activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *_MOVING))
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
-    quantized = _written(
-        copied,
-        ranges,
-        activation_dtype=activation_dtype,
-        left=_without_encodings(copied, activations),
-        symmetric=all(zero_point == 0 for _, zero_point in activations.values()),
-        quantize_bias=quantize_bias,
-        encodings={
-            name: (np.array(scale, np.float32), np.array(zero_point + shift, dtype))
-            for name, (scale, zero_point) in activations.items()
-        },
-    )
-    _put_integers(quantized, stored, quantize_bias=quantize_bias)
-    _round_between(quantized, activations, dtype, shift)
-    onnx_file.sort(quantized)
-    onnx_file.package().checker.check_model(quantized)
-    return quantized
+    writer = _Writer(copied)
+    _put_integers(writer, stored, quantize_bias=quantize_bias)
+    _put_constants(writer, stored.constants, activations, dtype, shift)
+    floats = onnx_file.stored_constants(copied)
+    apart = [
+        node
+        for node in copied.graph.node
+        if node.op_type in _WEIGHTED and floats.get(node.input[1], dtype(0)).dtype == np.float32
+    ]
+    for name, (scale, zero_point) in activations.items():
+        writer.round(name, scale, dtype(zero_point + shift), apart)
+    onnx_forms.pad_integers(copied)
+    onnx_file.drop_unused(copied)
+    del copied.graph.value_info[:]
+    onnx_file.sort(copied)
+    onnx_file.package().checker.check_model(copied)
+    return copied
+
+
+class _Writer:
+    """A float model on its way to QDQ, changed in place. Equal numbers are stored once."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.graph = model, model.graph
+        self._helper = onnx_file.package().helper
+        self._taken = {name for node in self.graph.node for name in (*node.input, *node.output)}
+        self._taken |= {tensor.name for tensor in self.graph.initializer}
+        self._stored: dict[tuple[Any, ...], str] = {}
+        self._count = 0
+        self._inputs = {value.name for value in self.graph.input}
+        self._readers: dict[str, list[Any]] = {}
+        for node in self.graph.node:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+        self._makers = {name: node for node in self.graph.node for name in node.output}
+
+    def store(self, values: Any, name: str = "") -> str:
+        """Name of a constant; one that is stored already keeps its own."""
+        array = np.asarray(values, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._stored:
+            self._stored[key] = name = self._fresh(name or "c")
+            tensor = onnx_file.package().numpy_helper.from_array(array, name)
+            self.graph.initializer.append(tensor)
+        return self._stored[key]
+
+    def real(
+        self, values: Any, scale: Any, zero_point: Any, axis: int | None = None, name: str = ""
+    ) -> str:
+        """Name of the real numbers that a constant's integers stand for."""
+        numbers = [self.store(values, name), self.store(np.float32(scale)), self.store(zero_point)]
+        real = self._fresh("d")
+        form = {} if axis is None else {"axis": axis}
+        self._append("DequantizeLinear", numbers, real, **form)
+        return real
+
+    def round(self, name: str, scale: float, zero_point: Any, apart: Sequence[Any]) -> None:
+        """Let a tensor's readers see it rounded.
+
+        Nodes in ``apart`` read it as it was: onnxruntime rounds float weights by itself where their
+        layer reads what is rounded.
+        """
+        numbers = [self.store(np.float32(scale)), self.store(zero_point)]
+        made, readers = self._fresh("q"), self._readers.get(name, [])
+        if name in self._inputs:
+            raw, rounded = name, self._fresh("r")
+            for node in readers:
+                if node not in apart:
+                    _rename(node.input, name, rounded)
+        else:
+            raw, rounded = self._fresh("r"), name
+            _rename(self._makers[name].output, name, raw)
+            for node in readers:
+                if node in apart:
+                    _rename(node.input, name, raw)
+        self._append("QuantizeLinear", [raw, *numbers], made)
+        self._append("DequantizeLinear", [made, *numbers], rounded)
+
+    def _append(self, kind: str, inputs: Sequence[str], output: str, **form: Any) -> None:
+        made = self._helper.make_node(kind, inputs, [output], name=self._fresh("n"), **form)
+        self.graph.node.append(made)
+
+    def _fresh(self, word: str) -> str:
+        name = word
+        while len(name) == 1 or name in self._taken:
+            self._count += 1
+            name = f"{word}{self._count}"
+        self._taken.add(name)
+        return name
+
+
+def _rename(names: Any, one: str, other: str) -> None:
+    for place, name in enumerate(names):
+        if name == one:
+            names[place] = other
+
+
+def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> None:
+    """Let convolutions and dense layers read given integers."""
+    constants = onnx_file.stored_constants(writer.model)
+    for node, place, _ in list(layer_nodes(writer.model, stored.layers, {})):
+        layer = stored.layers[place]
+        if node.input[1] not in constants:
+            raise WriterError(f"the ONNX graph computes the weights of {short_name(place)}")
+        depthwise = len(layer.weight_scale) != len(layer.weights)
+        weights = _from_canonical(node, layer.weights, depthwise=depthwise)
+        if constants[node.input[1]].shape != weights.shape:
+            raise WriterError(
+                f"the weights of {short_name(place)} are {list(constants[node.input[1]].shape)} in "
+                f"the ONNX graph, {list(weights.shape)} were decided"
+            )
+        zeros = np.zeros(len(layer.weight_scale), np.int8)
+        name = short_name(place)
+        node.input[1] = writer.real(
+            weights, layer.weight_scale, zeros, _axis(node), f"{name}/weights"
+        )
+        if layer.bias is not None and quantize_bias and len(node.input) > 2:
+            assert layer.bias_scale is not None
+            none = np.zeros(len(layer.bias_scale), np.int32)
+            node.input[2] = writer.real(layer.bias, layer.bias_scale, none, 0, f"{name}/bias")
+
+
+def _axis(node: Any) -> int:
+    """Axis of the output channels in a node's weights."""
+    if node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0):
+        return 0
+    return 1
+
+
+@dataclass(frozen=True)
+class Products:
+    """Integer weights of a file whose products with uint8 onnxruntime sums.
+
+    Attributes:
+        name: Of what the node writes.
+        groups: Of channels; 1 of a product of matrices.
+        inputs: Channels that a group reads.
+        rows: int8 ``[O, K]`` in the order of the dot product: height, width, input channel.
+    """
+
+    name: str
+    groups: int
+    inputs: int
+    rows: Any
+
+
+def products(model: Any) -> Iterator[Products]:
+    """Every convolution and product of a QDQ model with constant int8 weights."""
+    constants = onnx_file.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for place in (0, 1):
+            source = makers.get(node.input[place])
+            if source is None or source.op_type != "DequantizeLinear":
+                continue
+            weights = constants.get(source.input[0])
+            if weights is None or weights.dtype != np.int8:
+                continue
+            groups, inputs = 1, 2
+            if node.op_type == "Conv":
+                groups, inputs = onnx_file.attribute(node, "group", 1), weights.shape[1]
+                rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
+            else:
+                turned = onnx_file.attribute(node, "transB", 0) if place else node.op_type != "Gemm"
+                matrices = weights if turned else np.swapaxes(weights, -1, -2)
+                rows = matrices.reshape(-1, matrices.shape[-1])
+            yield Products(node.output[0], groups, inputs, rows)
+
+
+def _put_constants(
+    writer: _Writer,
+    constants: Mapping[str, ConstantIntegers],
+    activations: Mapping[str, tuple[float, int]],
+    dtype: Any,
+    shift: int,
+) -> None:
+    """Let other nodes read the integers of their constants, which are found by their values."""
+    floats = {
+        name: values
+        for name, values in onnx_file.stored_constants(writer.model).items()
+        if values.dtype == np.float32
+    }
+    known: dict[tuple[int, bytes], list[ConstantIntegers]] = {}
+    for each in constants.values():
+        known.setdefault(_content(each.real()), []).append(each)
+    for node in writer.graph.node:
+        for place, name in enumerate(node.input):
+            if name not in floats or (node.op_type in _WEIGHTED and place > 0):
+                continue
+            found = known.get(_content(floats[name]), [])
+            if not found:
+                continue
+            own = activations.get(node.output[0])
+            number = next((e for e in found if (e.scale, e.zero_point) == own), found[0])
+            steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point + shift
+            node.input[place] = writer.real(
+                steps.astype(dtype), number.scale, dtype(number.zero_point + shift)
+            )
+
+
+def _content(values: Any) -> tuple[int, bytes]:
+    """The same for arrays of the same numbers, however they are laid out."""
+    return values.size, np.sort(values, axis=None).tobytes()
 
 
 def _written(
@@ -155,16 +342,31 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     }
     makers = {output: node for node in model.graph.node for output in node.output}
 
+    names = set(graph.tensors)
+
+    def canonical(name: str) -> str:
+        name = name.removesuffix("_QuantizeLinear_Input")
+        return str(ends.get(name, name))
+
+    # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
+    # it; what pads integers has no QuantizeLinear behind it
+    behind = {}
+    for node in model.graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if before is not None and canonical(node.output[0]) in names:
+            own = before.op_type == "QuantizeLinear"
+            behind[before.input[0] if own else node.input[0]] = canonical(node.output[0])
+
     def origin(name: str) -> str:
         """The tensor behind a pair of QuantizeLinear and DequantizeLinear."""
         while name in makers and makers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
             name = makers[name].input[0]
-        name = name.removesuffix("_QuantizeLinear_Input")
-        return str(ends.get(name, name))
+        return canonical(name) if canonical(name) in names else behind.get(name, canonical(name))
 
     found: dict[str, tuple[float, int]] = {}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
+        of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
+        if node.op_type == "QuantizeLinear" or of_integers:
             zero_point = constants[node.input[2]]
             shift = 128 if zero_point.dtype == np.uint8 else 0
             number = float(constants[node.input[1]]), int(zero_point) - shift
@@ -187,7 +389,6 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
             if operator.outputs[0] in found:
                 found.setdefault(operator.inputs[0], found[operator.outputs[0]])
-    names = set(graph.tensors)
     activations = {name: number for name, number in found.items() if name in names}
     layers = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
@@ -202,7 +403,54 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             bias=None if bias is None else bias[0],
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
         )
-    return Stored(activations, layers)
+    return Stored(activations, layers, _read_constants(model, graph, ends))
+
+
+def _read_constants(
+    model: Any, graph: Graph, ends: Mapping[str, str]
+) -> dict[str, ConstantIntegers]:
+    """Integers of the constants of other operators, by their names in the canonical graph."""
+    constants = onnx_file.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    wanted: dict[str, list[str]] = {}
+    for operator in graph.operators:
+        own = [
+            name
+            for name in operator.inputs
+            if graph.is_constant(name) and graph.dtype(name) in (np.float32, np.int8)
+        ]
+        if own and operator.kind not in kernels.WEIGHTED:
+            wanted[operator.outputs[0]] = own
+    found: dict[str, ConstantIntegers] = {}
+    first = onnx_tensors.channels_first(model)
+    whole = _canonical_output(model, wanted, ends)
+    for node in model.graph.node:
+        if node.op_type in (*_WEIGHTED, "QuantizeLinear", "DequantizeLinear", *_MOVING):
+            continue
+        place = whole(node.output[0])
+        left = [] if place is None else list(wanted[place[0]])
+        for name in node.input:
+            source = makers.get(name)
+            if source is None or source.op_type != "DequantizeLinear":
+                continue
+            values = constants.get(source.input[0])
+            if values is None or constants[source.input[1]].ndim:
+                continue
+            sized = [n for n in left if int(np.prod(graph.shape(n))) == values.size]
+            if not sized:
+                continue
+            left.remove(sized[0])
+            shift = 128 if values.dtype == np.uint8 else 0
+            shape = graph.shape(sized[0])
+            if values.ndim == 4 and len(shape) == 4 and node.output[0] in first:
+                values = values.transpose(0, 2, 3, 1)
+            whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
+            found[sized[0]] = ConstantIntegers(
+                whole_steps,
+                float(constants[source.input[1]]),
+                int(constants[source.input[2]]) - shift,
+            )
+    return found
 
 
 def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
@@ -210,44 +458,48 @@ def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
     return dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
 
 
-def absent(model: Any, graph: Graph) -> tuple[str, ...]:
-    """Activations of the canonical graph that the ONNX graph has no tensor for, nor integers.
+def without_missing(
+    decided: Stored, read: Stored, model: Any, graph: Graph
+) -> tuple[Stored, tuple[str, ...]]:
+    """What the ONNX graph can hold of what was decided, and what it cannot, in words.
 
-    tf2onnx merges operators, and names what it turns around anew.
+    tf2onnx merges operators, e.g. a maximum of x and 0.2 x to a LeakyRelu, and names what it turns
+    around anew. TFLite's converter computes a layer twice where its answer is read with and without
+    its activation; tf2onnx computes it once.
+
+    Args:
+        decided: For the canonical graph, or read from the int8 TFLite file.
+        read: From the ONNX model.
+        model: int8 ``onnx.ModelProto``.
+        graph: Canonical, or of the int8 TFLite file.
     """
     there = {
         name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
     }
-    known = read_stored(model, graph).activations
-    computed = [name for operator in graph.operators for name in operator.outputs]
-    return tuple(
+    tensors = [
         name
-        for name in computed
-        if graph.dtype(name) == np.float32
-        and name not in (*graph.inputs, *graph.outputs)
+        for name in decided.activations
+        if name not in (*graph.inputs, *graph.outputs)
         and name not in there
-        and name not in known
-    )
-
-
-def merged(model: Any, graph: Graph) -> tuple[str, ...]:
-    """Layers that the ONNX graph has no node for, since another holds the same weights.
-
-    TFLite's converter computes a layer twice where its answer is read with and without its
-    activation; tf2onnx computes it once.
-    """
-    ends = _canonical_ends(model, graph)
+        and name not in read.activations
+    ]
+    constants = [name for name in decided.constants if name not in read.constants]
     layers = {layer.output: layer for layer in graph.layers}
-    there = {place for _, place, _ in layer_nodes(model, layers, ends)}
-    return tuple(
+    ends = _canonical_ends(model, graph)
+    nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    kernels_there = {graph.kernel(layers[name]) for name in nodes}
+    merged = [
         name
-        for name, layer in layers.items()
-        if name not in there
-        and any(
-            np.array_equal(graph.constant(layer.weights), graph.constant(layers[other].weights))
-            for other in there
-        )
+        for name in decided.layers
+        if name not in nodes and graph.kernel(layers[name]) in kernels_there
+    ]
+    said = tuple(
+        f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
+        f"rounded there: {', '.join(map(short_name, names[:3]))}"
+        for what, names in (("tensors", tensors), ("constants", constants))
+        if names
     )
+    return decided.without(tensors, merged, constants), said
 
 
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
@@ -290,22 +542,20 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
     first then writes the second, under the canonical name.
     """
     constants = onnx_file.stored_constants(model)
-    makers = {output: node for node in model.graph.node for output in node.output}
-    for node in list(model.graph.node):
-        if node.op_type not in ("Clip", "Relu") or node.output[0] not in encodings:
+    for node in reversed(list(model.graph.node)):
+        if node.op_type not in _CLIPPING or node.output[0] not in encodings:
             continue
-        source = node.input[0]
+        makers = {output: made for made in model.graph.node for output in made.output}
+        source = next((name for name in node.input if name not in constants), "")
         users = [other for other in model.graph.node if source in other.input]
         if len(users) != 1 or source not in makers or source in encodings:
             continue
         scale, zero_point = encodings[node.output[0]]
-        low = high = None
-        if node.op_type == "Relu":
-            low = 0.0
-        else:
-            ends = [constants.get(name) if name else None for name in node.input[1:3]]
-            low, high = (None if end is None else float(end) for end in [*ends, None][:2])
-        tolerance = scale / 2
+        limits = _limits(node, constants)
+        tolerance = scale * (0.5 + 1e-3)  # what rounding the zero_point moves the range by
+        if limits is None:
+            continue
+        low, high = limits
         if low is not None and (-128 - zero_point) * scale < low - tolerance:
             continue
         if high is not None and (127 - zero_point) * scale > high + tolerance:
@@ -313,6 +563,24 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
         maker = makers[source]
         maker.output[list(maker.output).index(source)] = node.output[0]
         model.graph.node.remove(node)
+
+
+def _limits(node: Any, constants: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
+    """(least, largest) number that an activation lets through; None of one that has no such."""
+    if node.op_type == "Relu":
+        return 0.0, None
+    given = [constants.get(name) if name else None for name in node.input]
+    if node.op_type == "Clip":
+        low, high = [*given[1:], None, None][:2]
+        return (
+            None if low is None else float(low.reshape(())),
+            None if high is None else float(high.reshape(())),
+        )
+    numbers = [each for each in given if each is not None]
+    if len(given) != 2 or len(numbers) != 1 or numbers[0].size != 1:
+        return None
+    limit = float(numbers[0].reshape(()))
+    return (limit, None) if node.op_type == "Max" else (None, limit)
 
 
 def _activation_encodings(
@@ -327,16 +595,22 @@ def _activation_encodings(
     in_graph = {value.name for value in model.graph.input}
     in_graph.update(output for node in model.graph.node for output in node.output)
     found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
-    nodes = [node for node in model.graph.node if node.op_type in keeping]
-    for node in nodes:
-        if node.input[0] in found:
-            found.setdefault(node.output[0], found[node.input[0]])
-    for node in reversed(nodes):
-        if node.output[0] in found:
-            found.setdefault(node.input[0], found[node.output[0]])
-    for node in nodes:
-        if node.input[0] in found:
-            found.setdefault(node.output[0], found[node.input[0]])
+    constants = onnx_file.stored_constants(model)
+    # what is only moved first: an activation keeps the numbers behind it, if there are any
+    for kinds in (_MOVING, keeping):
+        pairs = [
+            (name, node.output[0])
+            for node in model.graph.node
+            if node.op_type in kinds
+            and (node.op_type not in _CLIPPING or _limits(node, constants) is not None)
+            for name in [each for each in node.input if each not in constants][:1]
+        ]
+        for one, other in reversed(pairs):
+            if other in found:
+                found.setdefault(one, found[other])
+        for one, other in pairs:
+            if one in found:
+                found.setdefault(other, found[one])
     return found
 
 
@@ -381,59 +655,6 @@ def _separate(model: Any) -> None:
             seen.add(name)
 
 
-def _round_between(
-    model: Any, activations: Mapping[str, tuple[float, int]], dtype: Any, shift: int
-) -> None:
-    """Round what operators without an integer kernel read and write as well, in place.
-
-    onnxruntime's writer leaves such a tensor in float, be it between two of them or an end of the
-    graph; a pair of QuantizeLinear and DequantizeLinear makes it the same number as in TFLite.
-    """
-    onnx = onnx_file.package()
-    makers = {output: node for node in model.graph.node for output in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in dict.fromkeys(node.input):
-            readers.setdefault(name, []).append(node)
-    ends = {value.name for value in model.graph.output}
-
-    def rounds(node: Any) -> bool:
-        """Whether a reader rounds what it reads, or moves it there."""
-        if node.op_type == "QuantizeLinear":
-            return True
-        behind = readers.get(node.output[0], []) if node.op_type in _MOVING else []
-        return bool(behind) and node.output[0] not in ends and all(map(rounds, behind))
-
-    for name, encoding in activations.items():
-        maker = makers.get(name)
-        if maker is not None and maker.op_type in ("DequantizeLinear", *_MOVING):
-            continue  # what is moved was rounded before
-        unrounded = [node for node in readers.get(name, []) if not rounds(node)]
-        if name in ends and maker is not None:
-            real, raw = name, f"{name}_QuantizeLinear_Input"
-            maker.output[list(maker.output).index(name)] = raw
-        elif unrounded:
-            real, raw = f"{name}__rounded", name
-            for reader in unrounded:
-                for place, given in enumerate(reader.input):
-                    if given == name:
-                        reader.input[place] = real
-        else:
-            continue
-        numbers, (scale, zero_point) = [], encoding
-        for suffix, value in (
-            ("scale", np.float32(scale)),
-            ("zero_point", dtype(zero_point + shift)),
-        ):
-            numbers.append(f"{name}__{suffix}")
-            model.graph.initializer.append(
-                onnx.numpy_helper.from_array(np.asarray(value), numbers[-1])
-            )
-        made, make = f"{name}__stored", onnx.helper.make_node
-        model.graph.node.append(make("QuantizeLinear", [raw, *numbers], [made], f"{name}__round"))
-        model.graph.node.append(make("DequantizeLinear", [made, *numbers], [real], f"{name}__real"))
-
-
 def layer_nodes(
     model: Any, layers: Collection[str], ends: Mapping[str, str]
 ) -> Iterator[tuple[Any, str, bool]]:
@@ -448,6 +669,18 @@ def layer_nodes(
         layers: What the canonical graph's layers write.
         ends: Canonical name of the graph's inputs and outputs, where it is another.
     """
+    whole = _canonical_output(model, layers, ends)
+    for node in model.graph.node:
+        found = whole(node.output[0]) if node.op_type in _WEIGHTED else None
+        if found is not None:
+            yield node, *found
+
+
+def _canonical_output(
+    model: Any, names: Collection[str], ends: Mapping[str, str]
+) -> Callable[[str], tuple[str, bool] | None]:
+    """Tells which of some canonical tensors a tensor of the file becomes, by activations and moves
+    alone, and whether an activation lies between."""
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
         for name in dict.fromkeys(node.input):
@@ -457,38 +690,18 @@ def layer_nodes(
         name = name.removesuffix("_QuantizeLinear_Input")
         return ends.get(name, name)
 
-    def whole(name: str, activated: bool) -> tuple[str, bool] | None:
-        """The canonical tensor behind one, and whether an activation lies between."""
-        if canonical(name) in layers:
+    def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
+        if canonical(name) in names:
             return canonical(name), activated
         users = readers.get(name, [])
         for user in users:
-            own = user.op_type in ("Clip", "Relu")
+            own = user.op_type in _CLIPPING
             if user.op_type in _BEHIND and (len(users) == 1 or not own):
                 if found := whole(user.output[0], activated or own):
                     return found
         return None
 
-    for node in model.graph.node:
-        found = whole(node.output[0], False) if node.op_type in _WEIGHTED else None
-        if found is not None:
-            yield node, *found
-
-
-def _put_integers(model: Any, stored: Stored, *, quantize_bias: bool) -> None:
-    """Write given integers and scales where onnxruntime's quantizer put its own, in place."""
-    makers = {node.output[0]: node for node in model.graph.node}
-    for number, (node, place, _) in enumerate(layer_nodes(model, stored.layers, {})):
-        layer = stored.layers[place]
-        if node.input[1] not in makers:
-            continue  # stays float
-        depthwise = len(layer.weight_scale) != len(layer.weights)
-        weights = _from_canonical(node, layer.weights, depthwise=depthwise)
-        _replace(model, makers[node.input[1]], f"weights_{number}", weights, layer.weight_scale)
-        if layer.bias is not None and quantize_bias and len(node.input) > 2:
-            assert layer.bias_scale is not None
-            _replace(model, makers[node.input[2]], f"bias_{number}", layer.bias, layer.bias_scale)
-    onnx_file.drop_unused(model)
+    return whole
 
 
 def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
@@ -497,9 +710,8 @@ def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) ->
     old = next(t for t in model.graph.initializer if t.name == dequantize.input[0])
     dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(old.data_type), tuple(old.dims)
     if shape != values.shape or dtype != values.dtype:
-        raise ExecutionError(
-            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} "
-            f"{values.shape}; please report the model"
+        raise WriterError(
+            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} {values.shape}"
         )
     for place, (suffix, array) in enumerate(
         (
@@ -527,6 +739,8 @@ def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[A
 
 def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
     """Weights of a node in TFLite's layout."""
+    if node.op_type == "ConvTranspose":
+        return weights.transpose((1, 2, 3, 0))
     if node.op_type == "Conv":
         return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
     return weights if onnx_file.attribute(node, "transB", 0) else weights.T
@@ -534,20 +748,11 @@ def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
 
 def _from_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
     """Weights in TFLite's layout as a node takes them."""
+    if node.op_type == "ConvTranspose":
+        return weights.transpose((3, 0, 1, 2))
     if node.op_type == "Conv":
         return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
     return weights if onnx_file.attribute(node, "transB", 0) else weights.T
-
-
-def _without_encodings(model: Any, activations: Mapping[str, tuple[float, int]]) -> list[Any]:
-    """Nodes that read or write a tensor without encodings, constants apart."""
-    stored = {tensor.name for tensor in model.graph.initializer} | {""}
-    return [
-        node
-        for node in model.graph.node
-        if any(name not in activations for name in node.output)
-        or any(name not in activations and name not in stored for name in node.input)
-    ]
 
 
 @dataclass(frozen=True)

@@ -116,10 +116,20 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
             continue
         source, maker = node.input[0], makers.get(node.input[0])
         encoding = _encoding(readers.get(node.output[0], node), constants)
+        behind = (
+            node.output[0] if node.output[0] not in readers else readers[node.output[0]].output[0]
+        )
         if canonical(source) in known:
             chosen.setdefault(canonical(source), (node.output[0], source, encoding))
+        elif canonical(behind) in known:
+            chosen.setdefault(canonical(behind), (node.output[0], behind, encoding))
         elif maker is not None and maker.op_type in ("Reshape", "Transpose"):
             moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
+    for node in model.graph.node:  # what pads integers, say
+        maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if maker is not None and maker.op_type != "QuantizeLinear":
+            name, encoding = node.output[0], _encoding(node, constants)
+            chosen.setdefault(canonical(name), (node.input[0], name, encoding))
     given = [value.name for value in model.graph.input]
     for name in [*given, *(output for node in model.graph.node for output in node.output)]:
         maker = makers.get(name)
@@ -212,6 +222,23 @@ def _answer(model: Any, found: Mapping[str, Place]) -> None:
     for name in dict.fromkeys(place.tensor for place in found.values()):
         if name not in given:
             model.graph.output.add().name = name
+
+
+def channels_first(model: Any) -> set[str]:
+    """Tensors whose channels come before height and width."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type in _FIRST:
+            first = True
+        elif node.op_type == "Transpose":
+            first = any(list(given.ints) == [0, 3, 1, 2] for given in node.attribute)
+        elif node.op_type in _OWN:
+            first = False
+        else:
+            first = any(name in found for name in node.input)
+        if first:
+            found.update(node.output)
+    return found
 
 
 def _orders(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from edgekit import words
-from edgekit.encodings import LayerIntegers, Stored
+from edgekit.encodings import Stored
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.formats import keras, safe, tflite_integers
-from edgekit.formats.flatbuffer import Graph, Quantization, short_name
+from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.keras import tensorflow
 from edgekit.formats.quiet import quiet
 from edgekit.signature import Shapes, Signature, TensorSpec
@@ -119,7 +119,8 @@ def from_function(
                 f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
     graph = Graph(content)
-    return graph.serialize() if graph.spell_products() else content
+    changed = [graph.spell_products(), graph.settle_names()]
+    return graph.serialize() if any(changed) else content
 
 
 def _fixed(spec: Any) -> Any:
@@ -152,154 +153,14 @@ def _refusal(said: str) -> str | None:
     return f"TFLite has no operator {operators}{at}; replace the layer"
 
 
-def quantize(canonical: bytes, stored: Stored, *, floats: Collection[str] = ()) -> bytes:
-    """Integer int8 twin of the canonical graph with given numbers: int8 in and out.
-
-    ai-edge-quantizer writes the file; every scale, zero_point, weight and bias in it is the one
-    that was given.
-
-    Args:
-        canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
-        stored: Of all activations and layers.
-        floats: Tensors that stay float; an operator that reads or writes one computes in float.
-
-    Raises:
-        InvalidModelError: If an operator has no int8 form, or the file needs a number that was not
-            given.
-    """
-    try:
-        from ai_edge_quantizer import quantizer, recipe
-    except ImportError:
-        raise MissingDependencyError("ai-edge-quantizer", "convert") from None
-
-    # ai-edge-quantizer makes integers of all inputs and outputs: with any numbers for these
-    any_numbers = dict.fromkeys(floats, (1.0, 0))
-    statistics = {
-        name: {
-            "min": np.array((-128 - zero_point) * scale, np.float32),
-            "max": np.array((127 - zero_point) * scale, np.float32),
-        }
-        for name, (scale, zero_point) in {**any_numbers, **stored.activations}.items()
-    }
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        path = Path(folder) / "float.tflite"
-        path.write_bytes(canonical)
-        writer = quantizer.Quantizer(str(path))
-        writer.load_quantization_recipe([*recipe.static_wi8_ai8(), *_left(canonical, floats)])
-        try:
-            content = bytes(writer.quantize(statistics).quantized_model)
-        except (ValueError, KeyError, RuntimeError) as exc:
-            raise InvalidModelError(
-                f"the graph cannot be quantized to int8: {reason(exc)}"
-            ) from None
-    graph = Graph(content, distinct=True)  # two QUANTIZE of one tensor have one name
-    tflite_integers.keep_real(graph, floats)
-    tflite_integers.complete(graph, stored.activations, Graph(canonical), floats)
-    content = graph.serialize()
-    converted = {  # whole numbers on their way to int8
-        operator.inputs[0] for operator in graph.operators if operator.kind == "QUANTIZE"
-    } & {operator.outputs[0] for operator in graph.operators if operator.kind == "CAST"}
-    allowed = {
-        name
-        for operator in Graph(canonical).operators
-        if operator.touches(floats)
-        for name in operator.outputs
-    }
-    others = [
-        f"{operator.kind} {short_name(operator.outputs[0])}"
-        for operator in graph.operators
-        if operator.kind != "DEQUANTIZE"
-        and graph.dtype(operator.outputs[0]) == np.float32
-        and operator.outputs[0] not in converted
-        and operator.outputs[0] not in allowed
-    ]
-    if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise InvalidModelError(
-            f"expected operators that have an int8 form in TFLite, got "
-            f"{', '.join(others[:3])}{more}; replace them, or export --target onnx, where they can "
-            f"stay float"
-        )
-    return _put_integers(content, stored)
-
-
-def _left(canonical: bytes, floats: Collection[str]) -> list[dict[str, str]]:
-    """What ai-edge-quantizer's recipe says of the operators that compute in float."""
-    scopes = [
-        "".join(f"{name};" for name in operator.outputs)
-        for operator in Graph(canonical).operators
-        if operator.touches(floats)
-    ]
-    return [
-        # it looks at the first 10,000 characters of a scope
-        {
-            "regex": f"^{re.escape(scope[:10_000])}$",
-            "operation": "*",
-            "algorithm_key": "no_quantize",
-        }
-        for scope in scopes
-    ]
-
-
-def _put_integers(content: bytes, stored: Stored) -> bytes:
-    """Write given integers and scales where ai-edge-quantizer put its own."""
-    graph = Graph(content)
-    added = tflite_integers.added(graph, stored.activations)
-    for name in graph.used:
-        if graph.dtype(name) != np.int8 or graph.is_constant(name) or 0 in graph.shape(name):
-            continue
-        if name not in stored.activations and name not in added:
-            raise InvalidModelError(
-                f"ai-edge-quantizer added the tensor {short_name(name)}, for which there is no "
-                f"encoding; please report the model"
-            )
-        scale, zero_point = added.get(name) or stored.activations[name]
-        graph.set_quantization(
-            name, Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
-        )
-    for layer in graph.layers:
-        if graph.dtype(layer.weights) == np.float32:
-            continue  # it was allowed to compute in float
-        given = stored.layers.get(layer.output)
-        if given is None:
-            raise InvalidModelError(f"there are no weights for the layer {layer.short}")
-        graph.set_constant(layer.weights, given.weights)
-        zeros = np.zeros(len(given.weight_scale), np.int64)
-        graph.set_quantization(layer.weights, Quantization(given.weight_scale, zeros, layer.axis))
-        if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
-            graph.set_constant(layer.bias, given.bias)
-            graph.set_quantization(layer.bias, Quantization(given.bias_scale, zeros))
-    return graph.serialize()
+def quantize(canonical: bytes, stored: Stored) -> bytes:
+    """int8 twin of the canonical graph, as :func:`edgekit.formats.tflite_integers.write` has it."""
+    return tflite_integers.write(canonical, stored)
 
 
 def read_stored(content: bytes) -> Stored:
     """The integers and scales of an int8 file."""
-    return stored_of(Graph(content))
-
-
-def stored_of(graph: Graph) -> Stored:
-    """The same of a graph that is open already."""
-    activations = {}
-    canonical = tflite_integers.quantized(graph)
-    for name in graph.used:
-        found = graph.quantization(name)
-        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
-            continue
-        if not graph.is_constant(name) and (known := canonical.get(name, name)):
-            activations[known] = (float(found.scale[0]), int(found.zero_point[0]))
-    layers = {}
-    for layer in graph.layers:
-        weights = graph.quantization(layer.weights)
-        if weights is None:
-            continue
-        bias = graph.quantization(layer.bias) if layer.bias else None
-        layers[layer.output] = LayerIntegers(
-            weights=graph.constant(layer.weights),
-            weight_scale=weights.scale,
-            bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
-            bias_scale=None if bias is None else bias.scale,
-        )
-    return Stored(activations, layers)
+    return tflite_integers.read(Graph(content))
 
 
 def interpreter(
@@ -310,7 +171,7 @@ def interpreter(
     sizes: Mapping[int, Sequence[int]] | None = None,
     **options: Any,
 ) -> Any:
-    """Open an allocated LiteRT interpreter.
+    """Open a LiteRT interpreter.
 
     Args:
         model: File or flatbuffer.
@@ -425,12 +286,16 @@ def signature(model: Path | bytes) -> Signature:
 
 
 def signature_of(opened: Any) -> Signature:
-    """The same of an interpreter that is open already."""
+    """The same of an interpreter that is open already, in the order of the file.
+
+    The runner of a signature has them in the order of the alphabet.
+    """
     runner = opened.get_signature_runner(SIGNATURE_KEY)
 
-    def specs(details: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    def specs(details: Mapping[str, Any], file: Sequence[Any]) -> tuple[TensorSpec, ...]:
+        places = {int(detail["index"]): place for place, detail in enumerate(file)}
         found = []
-        for name, detail in details.items():
+        for name, detail in sorted(details.items(), key=lambda each: places[each[1]["index"]]):
             dtype = np.dtype(detail["dtype"]).name
             scale, zero_point = detail["quantization"]
             quantized = dtype in ("int8", "uint8", "int16") and scale > 0
@@ -446,7 +311,8 @@ def signature_of(opened: Any) -> Signature:
         return tuple(found)
 
     return Signature(
-        inputs=specs(runner.get_input_details()), outputs=specs(runner.get_output_details())
+        inputs=specs(runner.get_input_details(), opened.get_input_details()),
+        outputs=specs(runner.get_output_details(), opened.get_output_details()),
     )
 
 
@@ -485,17 +351,6 @@ def kernels(model: bytes) -> dict[str, int]:
         kind = f"{operator.kind} {graph.dtype(operator.outputs[0])}"
         found[kind] = found.get(kind, 0) + 1
     return found
-
-
-def floats(model: bytes) -> tuple[str, ...]:
-    """Operators of an int8 file that compute in float, as ``KIND NAME``."""
-    graph = Graph(model)
-    return tuple(
-        f"{operator.kind} {short_name(operator.outputs[0])}"
-        for operator in graph.operators
-        if graph.dtype(operator.outputs[0]) == np.float32
-        and operator.kind not in ("DEQUANTIZE", "CAST")
-    )
 
 
 def largest_weight(model: bytes) -> tuple[str, float]:

@@ -1,198 +1,211 @@
-"""Operators that LiteRT has integer kernels for, though ai-edge-quantizer leaves them in float.
+"""int8 in TFLite: a float graph written with given integers, and what a file stores, read back.
 
-What it leaves stands between a DEQUANTIZE and a QUANTIZE. Here such an operator reads and writes
-the integers themselves, with the encodings that were decided for its tensors.
+What has an encoding is int8, and an operator computes on int8 where TFLite has a kernel for it
+(:mod:`edgekit.formats.kernels`) and all its tensors have one. Others compute in float, between a
+DEQUANTIZE and a QUANTIZE. An operator that takes tensors of one scale gets a QUANTIZE in front of
+those that have another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
-from edgekit.formats.flatbuffer import Graph, Operator
+from edgekit.encodings import ConstantIntegers, LayerIntegers, Stored
+from edgekit.errors import WriterError
+from edgekit.formats import kernels
+from edgekit.formats.flatbuffer import Graph, Operator, Quantization, short_name
+from edgekit.formats.kernels import Number
 
-#: Kinds with an int8 kernel in LiteRT that ai-edge-quantizer's static recipe does not have.
-KINDS = frozenset(
-    "ABS BATCH_TO_SPACE_ND DEPTH_TO_SPACE ELU EXP EXPAND_DIMS GATHER HARD_SWISH L2_NORMALIZATION "
-    "LEAKY_RELU LOG LOG_SOFTMAX MINIMUM PRELU REDUCE_MAX RELU6 RELU_N1_TO_1 REVERSE_V2 "
-    "SPACE_TO_BATCH_ND SPACE_TO_DEPTH SPLIT_V SQUEEZE TILE".split()
-)
-
-
-#: Operators whose inputs have the scale of their answer, brought to it by a QUANTIZE where another
-#: scale is fixed for them.
-JOINING = frozenset(("CONCATENATION", "PACK", "MAXIMUM", "SELECT", "SELECT_V2"))
-_COMPARING = frozenset(("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"))
-#: Operators that give their values on as they are: a constant has the scale of the answer.
-_KEEPING = frozenset(("GATHER", "MINIMUM"))
+#: What the float copy of an int8 tensor is called, and the float tensor that becomes int8.
+_REAL, _RAW = "__real", "__raw"
 
 
-def keep_real(graph: Graph, floats: Collection[str]) -> None:
-    """Let inputs and outputs that stay float be float ones of the file, in place.
+def write(canonical: bytes, stored: Stored) -> bytes:
+    """The int8 twin of a float graph, int8 in and out where inputs and outputs have encodings.
 
     Args:
-        graph: As ai-edge-quantizer wrote it, with integers at all inputs and outputs.
-        floats: Tensors that stay float.
+        canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
+        stored: Of activations, layers and constants.
+
+    Raises:
+        WriterError: If an operator computes on integers and a number of it is missing.
     """
-    copies = {
-        operator.outputs[0]: operator.inputs[0]
-        for operator in graph.operators
-        if operator.kind in ("QUANTIZE", "DEQUANTIZE") and operator.inputs[0] in floats
-    }
-    for name in set(graph.inputs) & set(copies.values()):
-        graph.make_real(name)
+    graph = Graph(canonical)
+    writer = _Writer(graph, stored)
     for position, operator in enumerate(graph.operators):
-        graph.set_inputs(position, [copies.get(name, name) for name in operator.inputs])
-    graph.set_outputs([copies.get(name, name) for name in graph.outputs])
-    graph.remove([place for place, each in enumerate(graph.operators) if each.outputs[0] in copies])
+        writer.take(position, operator)
+    writer.finish()
+    graph.join_layers()
+    graph.compact()
+    return graph.serialize()
 
 
-def complete(
-    graph: Graph,
-    activations: Mapping[str, tuple[float, int]],
-    canonical: Graph,
-    floats: Collection[str] = (),
-) -> None:
-    """Let these operators compute on integers, in place.
+class _Writer:
+    """One graph on its way to integers; operators are taken in order of execution."""
 
-    Args:
-        graph: As ai-edge-quantizer wrote it.
-        activations: (scale, zero_point) by tensor name.
-        canonical: The float graph that it was written from.
-        floats: Tensors that stay float; an operator that reads or writes one is left as it is.
-    """
-    integer = {}
-    for operator in graph.operators:  # real tensor: the integers that it is made from
-        if operator.kind == "DEQUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8:
-            integer[operator.outputs[0]] = operator.inputs[0]
-    for name, source in quantized(graph).items():  # whole numbers on their way to int8
-        if source:
-            integer[source] = name
-    for operator in graph.operators:  # e.g. a part of SPLIT that nothing reads
-        kinds = [graph.dtype(name) for name in operator.outputs]
-        for name, kind in zip(operator.outputs, kinds, strict=True):
-            if kind == np.float32 and np.dtype(np.int8) in kinds and name in activations:
-                graph.make_integer(name, *activations[name])
-    for position, operator in enumerate(graph.operators):
-        if operator.kind in _COMPARING:
-            _compare_integers(graph, position, integer)
-        if operator.kind not in KINDS or operator.touches(floats):
-            continue
-        if operator.kind == "GATHER" and _embeds(operator, canonical, activations):
-            table, (scale, zero_point) = operator.inputs[0], activations[operator.outputs[0]]
-            graph.make_integer(
-                table, scale, zero_point, _steps(canonical.constant(table), scale, zero_point)
-            )
-        inputs = [integer.get(name, name) for name in operator.inputs]
-        floats = [name for name in inputs if name and graph.dtype(name) == np.float32]
-        constants = [name for name in floats if graph.is_constant(name)]
-        written = [name for name in operator.outputs if name in activations]
-        if len(constants) < len(floats) or not written or not activations.keys() >= set(written):
-            continue
-        for name in constants:
-            values = graph.constant(name)
-            scale, zero_point = float(np.abs(values).max(initial=0)) / 127 or 1.0, 0
-            if operator.kind in _KEEPING:
-                scale, zero_point = activations[written[0]]
-            graph.make_integer(name, scale, zero_point, _steps(values, scale, zero_point))
-        for name in written:
-            graph.make_integer(name, *activations[name])
-            integer[name] = name
+    def __init__(self, graph: Graph, stored: Stored) -> None:
+        self._graph, self._stored = graph, stored
+        self._layers = {layer.output: layer for layer in graph.layers}
+        self._order: list[int] = []
+        self._copies: dict[str, str] = {}  # float copy by int8 tensor
+        self._brought: dict[tuple[str, Number], str] = {}
+        self._kept: dict[str, Number] = {}  # encodings of what a QUANTIZE writes
+        self._empty: dict[str, Number] = {}
+
+    def take(self, position: int, operator: Operator) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        if kernels.on_integers(graph, operator, numbers):
+            self._on_integers(position, operator)
+        elif operator.kind in kernels.SIZES:
+            self._order.append(position)
+        else:
+            self._in_float(position, operator)
+
+    def finish(self) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        there = set(graph.tensors)
+        every = {n: each for n, each in numbers.items() if n in there}
+        for name, number in {**every, **self._kept, **self._empty}.items():
+            graph.make_integer(name, _quantization(number))
+        graph.reorder(self._order)
+
+    def _on_integers(self, position: int, operator: Operator) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        inputs = list(operator.inputs)
+        if operator.kind in kernels.WEIGHTED:
+            self._put_layer(operator.outputs[0])
+        for name in kernels.constants(graph, operator):
+            self._put_constant(name, operator)
+        written = kernels.reals(graph, operator.outputs)
+        if operator.kind in kernels.SAME | kernels.JOINED and written:
+            wanted = numbers[written[0]]
+            for name in kernels.reals(graph, operator.inputs):
+                if numbers[name] != wanted:
+                    brought = self._bring(name, wanted)
+                    inputs = [brought if each == name else each for each in inputs]
         for name in operator.outputs:
-            if name not in activations and 0 in graph.shape(name):  # nothing, but of a dtype
-                graph.make_integer(name, *activations[written[0]])
+            if graph.dtype(name) == np.float32 and name not in numbers:  # nothing, of a dtype
+                self._empty[name] = numbers[written[0]]
         graph.set_inputs(position, inputs)
-    # ai-edge-quantizer answers the real copy of an inner tensor, its signature the integers
-    graph.set_outputs([integer.get(name, name) for name in graph.outputs])
-    _drop_requantizing(graph, activations)
+        self._order.append(position)
+
+    def _in_float(self, position: int, operator: Operator) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        inputs = [self._real(name) if name in numbers else name for name in operator.inputs]
+        graph.set_inputs(position, inputs)
+        self._order.append(position)
+        outputs = list(operator.outputs)
+        for place, name in enumerate(outputs):
+            if name in numbers:
+                outputs[place] = graph.split(name, f"{name}{_RAW}")
+                self._order.append(len(graph.operators) - 1)
+        graph.set_outputs_of(position, outputs)
+
+    def _real(self, name: str) -> str:
+        """The float copy of an int8 tensor."""
+        if name not in self._copies:
+            self._copies[name] = self._graph.add_conversion("DEQUANTIZE", name, f"{name}{_REAL}")
+            self._order.append(len(self._graph.operators) - 1)
+        return self._copies[name]
+
+    def _bring(self, name: str, wanted: Number) -> str:
+        """An int8 tensor at another scale."""
+        if (name, wanted) not in self._brought:
+            made = self._graph.add_conversion("QUANTIZE", name, f"{name}__brought")
+            self._order.append(len(self._graph.operators) - 1)
+            self._brought[name, wanted], self._kept[made] = made, wanted
+        return self._brought[name, wanted]
+
+    def _put_layer(self, output: str) -> None:
+        layer, given = self._layers[output], self._stored.layers.get(output)
+        if given is None:
+            raise WriterError(f"no weights were decided for the layer {layer.short}")
+        zeros = np.zeros(len(given.weight_scale), np.int64)
+        self._graph.make_integer(
+            layer.weights, Quantization(given.weight_scale, zeros, layer.axis), given.weights
+        )
+        if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
+            scale = Quantization(given.bias_scale, zeros)
+            self._graph.make_integer(layer.bias, scale, given.bias)
+
+    def _put_constant(self, name: str, operator: Operator) -> None:
+        given = self._stored.constants.get(name)
+        if given is None:
+            raise WriterError(
+                f"no integers were decided for the constant {short_name(name)} of "
+                f"{operator.kind} {short_name(operator.outputs[0])}"
+            )
+        number = (given.scale, given.zero_point)
+        self._graph.make_integer(name, _quantization(number), given.values)
 
 
-def _compare_integers(graph: Graph, position: int, integer: Mapping[str, str]) -> None:
-    """Let a comparison with a constant read integers; its kernel takes scales below 1."""
-    one, other = graph.operators[position].inputs
-    source = integer.get(one, "")
-    found = graph.quantization(source) if source else None
-    if found is None or float(found.scale[0]) >= 1 or not graph.is_constant(other):
-        return
-    values = graph.constant(other)
-    scale = float(np.abs(values).max(initial=0)) / 127 or 1 / 127
-    if values.dtype == np.float32 and scale < 1:
-        graph.make_integer(other, scale, 0, _steps(values, scale, 0))
-        graph.set_inputs(position, (source, other))
+def _quantization(number: Number) -> Quantization:
+    scale, zero_point = number
+    return Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
 
 
-def quantized(graph: Graph) -> dict[str, str]:
-    """What each QUANTIZE of an int8 graph writes, with the real tensor that it rounds.
-
-    Of one that brings int8 to another scale the tensor is ``""``: the float graph has none for it.
-    """
-    return {
-        operator.outputs[0]: operator.inputs[0]
-        if graph.dtype(operator.inputs[0]) == np.float32
-        else ""
+def brought(graph: Graph) -> frozenset[str]:
+    """Tensors of an int8 graph that hold another's values at another scale."""
+    return frozenset(
+        operator.outputs[0]
         for operator in graph.operators
-        if operator.kind == "QUANTIZE"
-    }
-
-
-def added(
-    graph: Graph, activations: Mapping[str, tuple[float, int]]
-) -> dict[str, tuple[float, int]]:
-    """Encodings of the tensors that a QUANTIZE writes.
-
-    Args:
-        graph: As ai-edge-quantizer wrote it.
-        activations: (scale, zero_point) by tensor name of the float graph.
-    """
-    found = {}
-    for name, source in quantized(graph).items():
-        readers = [each for each in graph.operators if name in each.inputs]
-        joined = [each.outputs[0] for each in readers if each.kind in JOINING]
-        source = source or next(iter(joined), "")
-        if source in activations:
-            found[name] = activations[source]
-    return found
-
-
-def _drop_requantizing(graph: Graph, activations: Mapping[str, tuple[float, int]]) -> None:
-    """Take out each QUANTIZE that brings int8 to the scale that it has, in place.
-
-    ai-edge-quantizer puts one where it decided two scales for a tensor, e.g. behind a GATHER that
-    has its table's; here every tensor has one. Where tensors of several scales are joined, it
-    stays.
-    """
-    renamed: dict[str, str] = {}
-    wanted = added(graph, activations)
-    for name, real in quantized(graph).items():
-        source = next(each.inputs[0] for each in graph.operators if each.outputs[0] == name)
-        kept = name in wanted and wanted[name] != activations.get(source)
-        if not real and not kept:
-            renamed[name] = renamed.get(source, source)
-    for position, operator in enumerate(graph.operators):
-        if operator.outputs[0] not in renamed:
-            inputs = [renamed.get(name, name) for name in operator.inputs]
-            graph.set_inputs(position, inputs)
-    read = {name for operator in graph.operators for name in operator.inputs} | set(graph.outputs)
-    graph.set_outputs([renamed.get(name, name) for name in graph.outputs])
-    graph.remove(
-        [
-            position
-            for position, operator in enumerate(graph.operators)
-            if operator.outputs[0] in renamed
-            or (operator.kind == "DEQUANTIZE" and operator.outputs[0] not in read)
-        ]
+        if operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8
     )
 
 
-def _embeds(
-    operator: Operator, canonical: Graph, activations: Mapping[str, tuple[float, int]]
-) -> bool:
-    """Whether it picks rows of a stored table of real numbers."""
-    return canonical.is_constant(operator.inputs[0]) and operator.outputs[0] in activations
+def read(graph: Graph) -> Stored:
+    """The integers and scales of an int8 graph, in the canonical graph's words."""
+    activations: dict[str, Number] = {}
+    constants: dict[str, ConstantIntegers] = {}
+    extra = brought(graph)
+    weights = {name for layer in graph.layers for name in (layer.weights, layer.bias) if name}
+    for name in graph.used:
+        found = graph.quantization(name)
+        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
+            continue
+        number = float(found.scale[0]), int(found.zero_point[0])
+        if not graph.is_constant(name):
+            if name not in extra:
+                activations[name] = number
+        elif name not in weights:
+            constants[name] = ConstantIntegers(graph.constant(name), *number)
+    layers = {}
+    for layer in graph.layers:
+        scales = graph.quantization(layer.weights)
+        if scales is None:
+            continue
+        bias = graph.quantization(layer.bias) if layer.bias else None
+        layers[layer.output] = LayerIntegers(
+            weights=graph.constant(layer.weights),
+            weight_scale=scales.scale,
+            bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
+            bias_scale=None if bias is None else bias.scale,
+        )
+    return Stored(activations, layers, constants)
 
 
-def _steps(values: npt.NDArray[np.float32], scale: float, zero_point: int) -> npt.NDArray[np.int8]:
-    found = np.rint(values / np.float32(scale)) + zero_point
-    return np.asarray(np.clip(found, -128, 127), np.int8)
+def floats(graph: Graph) -> tuple[str, ...]:
+    """Operators of an int8 graph that compute in float, as kind and name.
+
+    Whole numbers on their way to int8 are no computation.
+    """
+    return tuple(
+        f"{operator.kind} {short_name(operator.outputs[0].removesuffix(_RAW))}"
+        for operator in graph.operators
+        if operator.kind not in ("DEQUANTIZE", "CAST")
+        and any(graph.dtype(name) == np.float32 for name in operator.outputs)
+    )
+
+
+def copies(graph: Graph) -> Mapping[str, str]:
+    """int8 tensor by the float tensor that is made from it, or that it is made from."""
+    found = {}
+    for operator in graph.operators:
+        one, other = (operator.inputs or ("",))[0], operator.outputs[0]
+        if operator.kind == "DEQUANTIZE" and graph.dtype(one) == np.int8:
+            found[other] = one
+        elif operator.kind == "QUANTIZE" and graph.dtype(one) == np.float32:
+            found[one] = other
+    return found

@@ -20,6 +20,8 @@ import numpy as np
 from edgekit import outputs, schema
 from edgekit.encodings import Encodings, LayerIntegers, Stored
 from edgekit.errors import EdgekitError
+from edgekit.formats.flatbuffer import Graph
+from edgekit.quant import reconstruct
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.quantize import Quantized, Trial
 from edgekit.quant.saturation import Prediction
@@ -88,10 +90,11 @@ def load(path: Path) -> Quantized | None:
         for name, found in document.encodings.tensors.items()
         if found.axis is None
     }
+    constants = reconstruct.constants(Graph(graph), document.encodings.constants)
     return Quantized(
         graph,
         document.encodings,
-        Stored(computed, layers),
+        Stored(computed, layers, constants),
         document.way,
         document.trials,
         document.saturating,

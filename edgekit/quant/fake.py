@@ -21,7 +21,11 @@ import numpy.typing as npt
 
 from edgekit import words
 from edgekit.encodings import FAKE_QUANT_FILE, Encoding, Encodings, FakeQuantRecipe, Stored
-from edgekit.errors import InvalidModelError, InvalidOptionError, MissingDependencyError
+from edgekit.errors import (
+    InvalidModelError,
+    InvalidOptionError,
+    MissingDependencyError,
+)
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.keras import by_values, tensorflow, tf_keras
 from edgekit.formats.keras import load as load_keras
@@ -30,7 +34,7 @@ from edgekit.quant import encode, reconstruct, walk
 from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.ranges import RangeMode
 from edgekit.quant.rounding import Floats
-from edgekit.quant.saturation import LIMIT
+from edgekit.quant.saturation import LIMIT, pairs_in_groups
 from edgekit.quant.table import Range
 
 tf = tensorflow()
@@ -297,15 +301,18 @@ class FakeQuantized:
         graph = Graph(self.canonical)
         encodings = encode.activations(graph, self.ranges(), self.profile)
         layers = self._layers(graph, encodings)
+        constants = reconstruct.constants(graph, encode.constants(graph, encodings, self.profile))
         for layer in graph.layers:
             reconstruct.put(graph, layer, layers[layer.output])
+        reconstruct.put_constants(graph, constants)
         tensors = dict(encodings)
         for layer in graph.layers:
             integers = layers[layer.output].integers
             tensors[layer.weights] = Encoding(
                 "int8", tuple(encode.stored(s) for s in integers.weight_scale), 0, layer.axis
             )
-        return graph.serialize(), reconstruct.stored(encodings, layers), tensors
+        stored = reconstruct.stored(encodings, layers, constants)
+        return graph.serialize(), stored, tensors
 
     def names_in(self, final: bytes) -> dict[str, str]:
         """Name in the trained model's own graph, by canonical name, of activations and weights.
@@ -315,7 +322,7 @@ class FakeQuantized:
                 may call its tensors by other names, never in another order.
 
         Raises:
-            InvalidModelError: If the converter made other operators of it.
+            WriterError: If the converter made other operators of it.
         """
         before, after = Graph(self.canonical), Graph(final)
         kinds = [[operator.kind for operator in graph.operators] for graph in (before, after)]
@@ -342,7 +349,7 @@ class FakeQuantized:
         """Of all activations and weights, in the names of the trained model's own graph.
 
         Raises:
-            InvalidModelError: See :meth:`names_in`.
+            WriterError: See :meth:`names_in`.
         """
         names = self.names_in(final)
         return Encodings(
@@ -355,7 +362,7 @@ class FakeQuantized:
         """What training rounded to, in the names of the trained model's graph; without biases.
 
         Raises:
-            InvalidModelError: See :meth:`names_in`.
+            WriterError: See :meth:`names_in`.
         """
         names, stored = self.names_in(final), self.deployed()[1].without_biases()
         return Stored(
@@ -659,11 +666,13 @@ class _KernelQuantizer(tfmot.quantizers.Quantizer):  # type: ignore[misc]
         Where the device adds pairs of products in 16 bits, a channel's scale is large enough for
         neighbours of one sign to stay within the bound (edgekit.quant.saturation).
         """
-        depthwise = kind == "DepthwiseConv2D"
+        paired = kind != "DepthwiseConv2D" or pairs_in_groups(
+            kernel.shape[2], 1, kernel.shape[2] * kernel.shape[3]
+        )
         rows = tf.reshape(kernel, [-1, _channels(kernel.shape, kind)])
         largest = 2 ** (self.bits - 1) - 1
         scale = tf.reduce_max(tf.abs(rows), axis=0) / largest
-        if self.pair_bound and not depthwise and 2 * largest > LIMIT:
+        if self.pair_bound and paired and 2 * largest > LIMIT:
             even = tf.pad(rows, [[0, rows.shape[0] % 2], [0, 0]])
             first, second = even[0::2], even[1::2]
             alike = tf.where(first * second > 0, tf.abs(first + second), 0.0)

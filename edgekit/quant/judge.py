@@ -18,7 +18,8 @@ from edgekit.encodings import Encoding
 from edgekit.errors import InvalidDataError
 from edgekit.fidelity import Fidelity
 from edgekit.formats.flatbuffer import Graph
-from edgekit.quant import islands, reconstruct, walk
+from edgekit.quant import encode, islands, reconstruct, walk
+from edgekit.quant.profiles import DeviceProfile
 from edgekit.quant.reconstruct import Layers
 
 
@@ -45,17 +46,24 @@ class Judge:
         canonical: Float flatbuffer.
         floats: Tensors that may stay float; of a joined output its parts are judged.
         held: Preprocessed samples ``[N, ...]`` by input name.
+        profile: The device.
         threads: Of the float operators.
     """
 
     def __init__(
-        self, canonical: bytes, floats: Collection[str], held: walk.Values, *, threads: int
+        self,
+        canonical: bytes,
+        floats: Collection[str],
+        held: walk.Values,
+        profile: DeviceProfile,
+        *,
+        threads: int,
     ) -> None:
         graph = Graph(canonical)
         self._outputs = graph.outputs
         self._before = islands.judged(graph, floats)
         self._names = tuple(dict.fromkeys((*self._before, *self._outputs)))
-        self._held, self._threads = held, threads
+        self._held, self._profile, self._threads = held, profile, threads
         self._count = len(next(iter(held.values())))
         watched = Graph(graph.with_outputs(self._names))
         self._expected = walk.outputs(watched, held, threads=threads)
@@ -72,6 +80,8 @@ class Judge:
         for layer in changed.layers:
             if layer.output in layers:
                 reconstruct.put(changed, layer, layers[layer.output])
+        constants = encode.constants(graph, encodings, self._profile)
+        reconstruct.put_constants(changed, reconstruct.constants(graph, constants))
         broken: list[str] = []
 
         def stored(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -250,9 +250,10 @@ def _layers(model: Any) -> list[_Layer]:
                 whole.reshape(len(whole), -1),
                 whole.shape,
                 None if bias is None else bias.astype(np.float64).reshape(-1),
-                node.op_type == "Conv"  # onnxruntime's depthwise kernel: a channel from a channel
-                and onnx.attribute(node, "group", 1) == len(weights) > 1
-                and weights.shape[1] == 1,
+                node.op_type == "Conv"
+                and not saturation.pairs_in_groups(
+                    onnx.attribute(node, "group", 1), weights.shape[1], len(weights)
+                ),
             )
         )
     return found

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from edgekit import environment, fidelity
 from edgekit.encodings import Encoding, Encodings, LayerIntegers, Stored
 from edgekit.errors import InvalidModelError
-from edgekit.formats.flatbuffer import Graph, short_name
+from edgekit.formats.flatbuffer import Graph, Layer, short_name
 from edgekit.quant import encode, equalize, islands, reconstruct, saturation, walk
 from edgekit.quant.judge import Judge, Score
 from edgekit.quant.profiles import DeviceProfile
@@ -216,15 +216,18 @@ class _Maker:
         the least that is left of one then."""
         assert self._feed is not None
         content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
-        return islands.find(
-            Graph(content),
+        graph = Graph(content)
+        left = dict.fromkeys(encode.left_float(graph), "")
+        found, least = islands.find(
+            graph,
             table.ranges,
             self._profile,
             self._feed,
-            floats,
+            {**left, **floats},
             kept=kept,
             threads=environment.cores(),
         )
+        return {name: why for name, why in found.items() if name not in left}, least
 
     def _even(self) -> tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable]:
         """The equalized graph, its factors and its table."""
@@ -276,7 +279,7 @@ def quantize(
     if samples is not None and samples.judged:
         fitting = samples.observe(canonical, True)
         part = _Maker(canonical, fitting, samples, fitting=True, profile=profile, advance=advance)
-        judge = Judge(canonical, floats, samples.held, threads=environment.cores())
+        judge = Judge(canonical, floats, samples.held, profile, threads=environment.cores())
         search = _Search(part, judge)
         method, floats = search.run(floats, correction, integers_only=integers_only)
         way, trials, notes = method.named(floats), search.trials, search.notes
@@ -379,17 +382,19 @@ class _Search:
 
 
 def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
-    """What can saturate, layer by layer; depthwise kernels cannot."""
+    """What can saturate, layer by layer; depthwise kernels of onnxruntime cannot."""
     return [
-        predict(layer.output, layers[layer.output].integers)
+        predict(layer, layers[layer.output].integers)
         for layer in graph.layers
-        if layer.kind != "depthwise" and layer.output in layers
+        if layer.output in layers and saturation.pairs_products(graph, layer)
     ]
 
 
-def predict(name: str, integers: LayerIntegers) -> saturation.Prediction:
-    """What can saturate in a convolution or dense layer."""
-    return saturation.predict(name, integers.weights.reshape(len(integers.weights), -1))
+def predict(layer: Layer, integers: LayerIntegers) -> saturation.Prediction:
+    """What can saturate in a layer whose products are added in pairs."""
+    weights = integers.weights
+    rows = weights.reshape(-1, weights.shape[3]).T if layer.kind == "depthwise" else weights
+    return saturation.predict(layer.output, rows.reshape(len(rows), -1))
 
 
 def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -> Quantized:
@@ -465,10 +470,14 @@ def _result(
             tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
         if rounded.raised:
             said.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
+    of_constants = encode.constants(made.graph, made.encodings, profile)
+    constants = reconstruct.constants(made.graph, of_constants)
+    reconstruct.put_constants(changed, constants)
+    sha256 = hashlib.sha256(canonical).hexdigest()
     return Quantized(
         changed.serialize(),
-        Encodings(hashlib.sha256(canonical).hexdigest(), profile.name, tensors, made.factors),
-        reconstruct.stored(made.encodings, made.layers),
+        Encodings(sha256, profile.name, tensors, made.factors, of_constants),
+        reconstruct.stored(made.encodings, made.layers, constants),
         way,
         tuple(trials),
         saturating,

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.encodings import Encoding, LayerIntegers, Stored
+from edgekit.encodings import ConstantIntegers, Encoding, LayerIntegers, Stored
 from edgekit.errors import InvalidModelError
 from edgekit.formats.flatbuffer import Graph, Layer
-from edgekit.quant import rounding, walk
+from edgekit.quant import rounding, saturation, walk
 from edgekit.quant.rounding import Floats
 from edgekit.quant.table import TensorStatistics
 
@@ -83,7 +83,7 @@ def nearest(
             continue
         rows, bias = rows_of(graph, layer)
         scale = rounding.scales(rows, bits=bits)
-        bound = pair_bound and layer.kind != "depthwise"
+        bound = pair_bound and saturation.pairs_products(graph, layer)
         if bound:
             scale = rounding.pair_scales(rows, scale)
         steps = rounding.nearest(rows, scale, pair_bound=bound)
@@ -129,6 +129,7 @@ def fitted(
     """
     rng = np.random.default_rng(seed)
     layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
+    shared = shared_weights(graph)
     plain = dict(feed)
     device = {name: _stored(name, values, encodings) for name, values in feed.items()}
     changed = Graph(graph.serialize())
@@ -144,7 +145,8 @@ def fitted(
                 plain[layer.input],
                 device[layer.input],
                 encodings,
-                pair_bound=pair_bound and layer.kind != "depthwise",
+                pair_bound=pair_bound and saturation.pairs_products(graph, layer),
+                shared=layer.output in shared,
                 rng=rng,
             )
             found[layer.output] = rounded
@@ -161,6 +163,14 @@ def fitted(
     return found
 
 
+def shared_weights(graph: Graph) -> frozenset[str]:
+    """Layers, by output, whose weights another has too, such as the steps of a recurrent one."""
+    by_content: dict[bytes, list[str]] = {}
+    for layer in graph.layers:
+        by_content.setdefault(graph.kernel(layer), []).append(layer.output)
+    return frozenset(name for names in by_content.values() for name in names if len(names) > 1)
+
+
 def put(graph: Graph, layer: Layer, rounded: Rounded) -> None:
     """Replace a layer's float constants by those that its integers stand for, in place."""
     graph.set_constant(layer.weights, rounded.weights)
@@ -168,11 +178,37 @@ def put(graph: Graph, layer: Layer, rounded: Rounded) -> None:
         graph.set_constant(layer.bias, rounded.bias)
 
 
-def stored(encodings: Mapping[str, Encoding], layers: Layers) -> Stored:
-    """What a file of these encodings and layers holds."""
+def constants(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, ConstantIntegers]:
+    """Constants to their nearest step.
+
+    Args:
+        graph: Float, with the real constants or with those that the integers stand for.
+        encodings: Of constants (:func:`edgekit.quant.encode.constants`).
+    """
+    found = {}
+    for name, encoding in encodings.items():
+        steps = np.rint(graph.constant(name) / np.float32(encoding.scale[0])) + encoding.zero_point
+        values = np.clip(steps, -128, 127).astype(np.int8)
+        found[name] = ConstantIntegers(values, encoding.scale[0], encoding.zero_point)
+    return found
+
+
+def put_constants(graph: Graph, constants: Mapping[str, ConstantIntegers]) -> None:
+    """Replace float constants by those that their integers stand for, in place."""
+    for name, integers in constants.items():
+        graph.set_constant(name, integers.real())
+
+
+def stored(
+    encodings: Mapping[str, Encoding],
+    layers: Layers,
+    constants: Mapping[str, ConstantIntegers] | None = None,
+) -> Stored:
+    """What a file of these encodings, layers and constants holds."""
     return Stored(
         {name: (found.scale[0], found.zero_point) for name, found in encodings.items()},
         {name: rounded.integers for name, rounded in layers.items()},
+        constants or {},
     )
 
 
@@ -200,10 +236,20 @@ def _fit(
     encodings: Mapping[str, Encoding],
     *,
     pair_bound: bool,
+    shared: bool,
     rng: np.random.Generator,
 ) -> Rounded:
     rows, bias = rows_of(graph, layer)
     exact, seen = _sample(graph, layer, plain, device, rows.shape[1], rng)
+    if shared:  # one kernel for all layers that have it, a bias for each
+        scale = rounding.scales(rows)
+        if pair_bound:
+            scale = rounding.pair_scales(rows, scale)
+        steps = rounding.nearest(rows, scale, pair_bound=pair_bound)
+        if exact.ndim == 2 and exact.shape[1] == rows.shape[1]:
+            error = exact.mean(axis=0) @ rows.T - seen.mean(axis=0) @ (steps * scale[:, None]).T
+            bias = bias + error
+        return finish(graph, layer, steps, scale, bias, encodings)
     channels = seen.shape[-1]
     if layer.kind == "depthwise":
         wide = len(rows) // channels  # the depth multiplier
@@ -248,7 +294,8 @@ def _solve(
     wanted, wanted_bias = rounding.fit(rows, bias, parts)
     scale = rounding.scales(wanted)
     if pair_bound:
-        scale = rounding.pair_scales(wanted, scale, np.diag(moments)[:-1])
+        importance = np.diagonal(moments, axis1=-2, axis2=-1)[..., :-1]
+        scale = rounding.pair_scales(wanted, scale, importance)
     steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
     return steps, scale, bias
 
@@ -291,24 +338,40 @@ def _sample(
     height, width = graph.shape(layer.weights)[1:3]
     wanted = _ROWS if layer.kind == "depthwise" else min(_MOST_ROWS, max(_ROWS, 8 * length))
     images, rows, columns, channels = plain.shape
+    transposed = layer.kind == "transposed"
+    # of a transposed convolution, the convolution that it is the gradient of reads its output
+    sizes = graph.shape(layer.output)[1:3] if transposed else (rows, columns)
     (high, top), (wide, left) = (
         _grid(size, kernel, stride, dilation, same=layer.same)
         for size, kernel, stride, dilation in zip(
-            (rows, columns), (height, width), layer.strides, layer.dilation, strict=True
+            sizes, (height, width), layer.strides, layer.dilation, strict=True
         )
     )
+    if transposed:
+        high, wide = sizes
     total = images * high * wide
     picked = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, False))
     image, place = np.divmod(picked, high * wide)
     y, x = np.divmod(place, wide)
-    y, x = y * layer.strides[0] - top, x * layer.strides[1] - left
+    if transposed:
+        y, x = y + top, x + left
+    else:
+        y, x = y * layer.strides[0] - top, x * layer.strides[1] - left
     found = []
     for values in (plain, device):
         taken = np.zeros((len(picked), height * width, channels), np.float32)
         for i in range(height):
             for j in range(width):
-                down, across = y + i * layer.dilation[0], x + j * layer.dilation[1]
-                inside = (down >= 0) & (down < rows) & (across >= 0) & (across < columns)
+                if transposed:
+                    (down, off), (across, beside) = (
+                        np.divmod(place - tap, stride)
+                        for place, tap, stride in zip((y, x), (i, j), layer.strides, strict=True)
+                    )
+                    inside = (off == 0) & (beside == 0)
+                else:
+                    down, across = y + i * layer.dilation[0], x + j * layer.dilation[1]
+                    inside = np.ones(len(y), bool)
+                inside &= (down >= 0) & (down < rows) & (across >= 0) & (across < columns)
                 taken[inside, i * width + j] = values[image[inside], down[inside], across[inside]]
         found.append(taken if layer.kind == "depthwise" else taken.reshape(len(picked), -1))
     return found[0], found[1]
@@ -395,6 +458,8 @@ def _mean_answer(
         raise InvalidModelError(
             f"{layer.short}: expected means of {own} input channels, got {len(mean)}"
         )
+    if layer.kind == "transposed":  # each place of the output sees a part of the taps
+        error = error / (layer.strides[0] * layer.strides[1])
     groups = len(mean) // own
     taps = error.reshape(groups, len(error) // groups, -1, own).sum(axis=2)
     return np.asarray(np.einsum("goc,gc->go", taps, mean.reshape(groups, own)).reshape(-1))

@@ -62,13 +62,15 @@ def pair_scales(rows: Floats, scale: Floats, importance: Floats | None = None) -
     Args:
         rows: Real weights ``[O, K]``.
         scale: ``[O]`` without the bound.
-        importance: Second moment of each input, ``[K]``; default all the same.
+        importance: Second moment of each input, ``[K]``, or ``[O, K]`` where every row has inputs
+            of its own; default all the same.
     """
     weight = np.ones(rows.shape[1]) if importance is None else importance
     best, found = np.full(len(rows), np.inf), scale.copy()
     for factor in _RAISES:
         tried = scale * factor
-        error = (rows - nearest(rows, tried, pair_bound=True) * tried[:, None]) ** 2 @ weight
+        off = rows - nearest(rows, tried, pair_bound=True) * tried[:, None]
+        error = (off**2 * weight).sum(axis=1)
         better = error < best * (1 - 1e-9)
         best, found = np.where(better, error, best), np.where(better, tried, found)
     return found

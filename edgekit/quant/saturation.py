@@ -4,7 +4,9 @@ x86 CPUs with AVX2 and without VNNI multiply uint8 activations by int8 weights w
 two products are added into a signed 16-bit integer, and what does not fit is cut off. onnxruntime's
 matrix and convolution kernels put weights that are neighbours along the dot product into such a
 pair: in the canonical layout ``[O, H, W, I]``, flattened behind O, elements 0 and 1, 2 and 3, …
-Depthwise kernels widen before they multiply and cannot saturate; no kernel of TFLite's does it.
+Its depthwise kernels, for groups of one input and one output channel, widen before they multiply
+and cannot saturate; no kernel of TFLite's does it. A depthwise layer of TFLite with a multiplier,
+or over one channel, is no such group: its taps are paired.
 
 A pair cannot saturate, whatever the activations, if the magnitudes of two weights of the same sign
 sum to 128 at the most: 255 x 128 = 32,640 <= 32,767. Weights of opposite signs are safe by
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from edgekit.formats.flatbuffer import Graph, Layer
 
 LIMIT = 128
 _INT16 = np.iinfo(np.int16)
@@ -41,6 +45,31 @@ class Prediction:
     of_pairs: int
     of_channels: int
     largest: int
+
+
+def pairs_products(graph: Graph, layer: Layer) -> bool:
+    """Whether onnxruntime's int8 kernel for a layer adds products in pairs.
+
+    All do but the depthwise ones, and a transposed convolution, which it computes in float.
+    """
+    if layer.kind == "transposed":
+        return False
+    if layer.kind == "dense":
+        return True
+    shape, channels = graph.shape(layer.weights), graph.shape(layer.input)[-1]
+    own = 1 if layer.kind == "depthwise" else shape[-1]
+    return pairs_in_groups(channels // own, own, shape[layer.axis])
+
+
+def pairs_in_groups(groups: int, inputs: int, outputs: int) -> bool:
+    """Whether a convolution adds products in pairs.
+
+    Args:
+        groups: Of channels.
+        inputs: Channels that a group reads.
+        outputs: Channels of all groups.
+    """
+    return inputs != 1 or outputs != groups
 
 
 def pair_sums(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.int32]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
-from edgekit.formats import flatbuffer, tflite, tflite_sizes
+from edgekit.formats import flatbuffer, one_sample, tflite, tflite_sizes
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
 from edgekit.signature import Shapes
@@ -41,13 +41,14 @@ class LiteRtRunner(Runner):
         asked = _interpreter_options(self._options)
         opened: Path | bytes = model
         if shapes:
-            sized = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
-            opened = flatbuffer.canonical(sized, str(model), key=tflite.SIGNATURE_KEY)
+            opened = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
         self._interpreter = tflite.interpreter(opened, threads=threads, **asked)
-        if tflite.SIGNATURE_KEY not in self._interpreter.get_signature_list():
-            content = flatbuffer.signed(
-                model.read_bytes(), str(model), key=tflite.SIGNATURE_KEY
-            )  # a file of others: tensors get the names that export gave them
+        signed = not shapes and tflite.SIGNATURE_KEY in self._interpreter.get_signature_list()
+        several = any(d["shape"][:1] > 1 for d in self._interpreter.get_input_details())
+        if not signed or several:  # of others: tensors get the names and sizes that export gives
+            content = opened if isinstance(opened, bytes) else opened.read_bytes()
+            content = one_sample.single(content, str(model))
+            content = flatbuffer.signed(content, str(model), key=tflite.SIGNATURE_KEY)
             self._interpreter = tflite.interpreter(content, threads=threads, **asked)
         self.signature = tflite.signature_of(self._interpreter)
         if batch != 1:

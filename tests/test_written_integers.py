@@ -1,0 +1,400 @@
+"""Both int8 files hold the integers that were decided, whatever the layers of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exported import answers, decibels
+
+from edgekit import parity, proof
+from edgekit.artifact import Artifact
+from edgekit.errors import WriterError
+from edgekit.export import export
+from edgekit.formats import keras as keras_format
+from edgekit.formats import (
+    onnx,
+    onnx_convert,
+    onnx_forms,
+    onnx_integers,
+    tflite,
+    tflite_integers,
+)
+from edgekit.formats.flatbuffer import Graph
+from edgekit.quant import encode, profiles, quantize, saturation
+
+COUNT = 32
+keras = keras_format.tf_keras()
+layers, tf = keras.layers, keras_format.tensorflow()
+TARGETS = ("tflite", "onnx")
+
+
+def _saved(
+    net: Callable[[Any], Any], shape: tuple[int, ...], folder: Path, *, scale: float = 1.0
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """net.keras with random weights, and set.npz; its samples and its outputs, by name."""
+    keras.utils.set_random_seed(8)
+    random = np.random.default_rng(8)
+    given = keras.Input(shape, name="given")
+    model = keras.Model(given, net(given))
+    for layer in model.layers:
+        weights = layer.get_weights()
+        changed = [w + random.normal(0, 0.1, w.shape).astype(np.float32) for w in weights]
+        named = zip(changed, layer.weights, strict=True)
+        changed = [np.abs(w) if "variance" in v.name else w for w, v in named]
+        if layer.name == "uneven":
+            changed = [changed[0] * SIZES[:, None], changed[1] * SIZES]
+        layer.set_weights(changed)
+    model.save(folder / "net.keras")
+    values = {"given": scale * random.normal(0, 1, (COUNT, *shape)).clip(-3, 3).astype(np.float32)}
+    np.savez(folder / "set.npz", **values)
+    found = keras_format.call(model, list(values.values()))
+    return values, dict(zip(keras_format.output_names(model), map(np.asarray, found), strict=True))
+
+
+def _int8(folder: Path, target: str, **options: Any) -> Artifact:
+    return export(
+        folder / "net.keras",
+        target=target,
+        precision="int8",
+        preprocessing="symmetric",
+        calibration=str(folder / "set.npz"),
+        out=folder / target,
+        **{"correction": "none", **options},
+    )
+
+
+def _worst(exact: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    return min(decibels(values, found[name]) for name, values in exact.items())
+
+
+def _conv(x: Any, channels: int = 4) -> Any:
+    return layers.Conv2D(channels, 3, padding="same")(x)
+
+
+SIZES = np.geomspace(0.05, 20, 6).astype(np.float32)
+
+
+def _uneven(x: Any) -> Any:
+    """A layer whose channels differ 400 times in size, as in trained decoders."""
+    turned = layers.Conv2DTranspose(6, 4, 2, "same", name="uneven")(_conv(x))
+    return _conv(layers.ReLU()(turned / tf.reshape(SIZES, [1, 1, 1, 6])), 2)
+
+
+def _odd_axis(x: Any) -> Any:
+    x = layers.BatchNormalization(axis=1)(_conv(x))
+    return layers.Dense(3)(layers.Flatten()(layers.BatchNormalization(axis=-2)(layers.ReLU()(x))))
+
+
+def _turned(x: Any) -> Any:
+    parts = tf.split(_conv(x), 2, -1)
+    joined = layers.Concatenate()([layers.Conv2DTranspose(3, 3, 2, "same")(p) for p in parts])
+    return _conv(joined, 2)
+
+
+SHAPE = (8, 8, 3)
+NETS: dict[str, tuple[Callable[[Any], Any], float]] = {
+    "clip to [0, 255]": (lambda x: tf.clip_by_value(40 * _conv(x), 0.0, 255.0), 30),
+    "clip to [0, 1]": (lambda x: tf.clip_by_value(_conv(x), 0.0, 1.0), 30),
+    "clip to [-1, 1]": (lambda x: tf.clip_by_value(_conv(x), -1.0, 1.0), 30),
+    "minimum": (lambda x: tf.minimum(_conv(x), 1.5), 30),
+    "ReLU up to 255": (lambda x: layers.ReLU(max_value=255.0)(100 * _conv(x)), 30),
+    "clip inside": (lambda x: _conv(layers.ReLU(max_value=2.0)(_conv(x))), 30),
+    "uneven transposed": (_uneven, 30),
+    "two transposed groups": (_turned, 30),
+    "odd axis": (_odd_axis, 30),
+    "leaky maximum": (lambda x: _conv(tf.maximum(_conv(x), 0.2 * _conv(x))), 30),
+    "multiplier": (lambda x: layers.DepthwiseConv2D(3, depth_multiplier=3)(_conv(x)), 30),
+    "volume": (lambda x: layers.Dense(3)(layers.Flatten()(
+        layers.Conv3D(3, 3)(tf.reshape(_conv(x), [-1, 4, 4, 4, 4])))), 25),
+    "resized": (lambda x: _conv(layers.Resizing(11, 13)(_conv(x))), 30),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_both_files_hold_the_same_integers(name: str, tmp_path: Path) -> None:
+    net, least = NETS[name]
+    values, exact = _saved(net, SHAPE, tmp_path)
+    made = {target: _int8(tmp_path, target) for target in TARGETS}
+    found = {target: answers(written, values) for target, written in made.items()}
+    for target in TARGETS:
+        assert _worst(exact, found[target]) > least, target
+    assert _worst(found["tflite"], found["onnx"]) > least + 3
+    numbers = parity.numbers(made["tflite"], made["onnx"])
+    assert numbers.differences == ()
+    # the bias of Conv3D is an operator of its own in TFLite, and a part of Conv in ONNX
+    assert any("are no tensors" in each for each in numbers.expected) == (name == "volume")
+
+
+def _keypoints(pixels: Any) -> Any:
+    """Where a heat map is largest, and what lies there, from whole numbers."""
+    x = tf.cast(pixels, tf.float32) * (1 / 127.5) - 1.0
+    flat = tf.reshape(x, [-1, 64, 3])
+    places = tf.argmax(flat, axis=1, output_type=tf.int32)
+    rows = places // 8
+    columns = places - rows * 8
+    at = tf.stack([tf.zeros_like(rows), rows, columns], -1)
+    offsets = tf.gather_nd(_conv(x, 2), at)
+    real = tf.cast(tf.stack([rows, columns], -1), tf.float32)
+    return [(real + offsets) * (1 / 8), tf.nn.sigmoid(_conv(x))]
+
+
+def test_keypoints_by_argmax_and_gather(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(9)
+    random = np.random.default_rng(9)
+    pixels = random.integers(0, 150, (COUNT, *SHAPE))
+    for sample in pixels:
+        for channel in range(3):
+            sample[tuple(random.integers(0, 8, 2)), channel] = 255
+    values = {"pixels": pixels.astype(np.int32)}
+    given = keras.Input(SHAPE, batch_size=1, name="pixels", dtype="int32")
+    model = keras.Model(given, _keypoints(given))
+    model.save(tmp_path / "net.keras")
+    np.savez(tmp_path / "set.npz", **values)
+    each = [keras_format.call(model, [pixels[i : i + 1]]) for i in range(COUNT)]
+    names = keras_format.output_names(model)
+    exact = {name: np.concatenate([one[i] for one in each]) for i, name in enumerate(names)}
+    for target in TARGETS:
+        for precision, least in (("float32", 80), ("int8", 25)):
+            written = export(
+                tmp_path / "net.keras",
+                target=target,
+                precision=precision,
+                preprocessing="none",
+                calibration=str(tmp_path / "set.npz") if precision == "int8" else None,
+                out=tmp_path / f"{target}-{precision}",
+            )
+            assert _worst(exact, answers(written, values)) > least
+
+
+def test_names_do_not_depend_on_what_the_process_did_before(tmp_path: Path) -> None:
+    """TensorFlow calls a number in a formula by the count of all it has made."""
+    _saved(lambda x: 40.0 * _conv(tf.minimum(_conv(x), 1.5)), SHAPE, tmp_path)
+    model = keras_format.load(tmp_path / "net.keras")
+    assert tflite.from_keras(model) == tflite.from_keras(model)
+
+
+def _mish(x: Any) -> Any:
+    return x * tf.tanh(tf.math.softplus(x))
+
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "selu": tf.nn.selu,
+    "mish": _mish,
+    "softplus": tf.math.softplus,
+    "softsign": tf.math.softsign,
+    "gelu of tanh": lambda x: 0.5 * x * (1 + tf.tanh(0.798 * (x + 0.0447 * x * x * x))),
+    "swish": tf.nn.swish,
+    "hard swish": lambda x: x * tf.nn.relu6(x + 3.0) * (1 / 6),
+    "leaky where": lambda x: tf.where(x > 0, x, 0.2 * x),
+    "where of two": lambda x: tf.where(
+        tf.logical_and(x > -2, tf.logical_not(x > 2)), x, tf.clip_by_value(x, -2.0, 2.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_of_several_operators(name: str, tmp_path: Path) -> None:
+    """Inputs are large: e^x of them spans many powers of ten."""
+    kind = ACTIVATIONS[name]
+    values, exact = _saved(lambda x: _conv(kind(4 * _conv(x))), SHAPE, tmp_path)
+    for target in TARGETS:
+        written = _int8(tmp_path, target)
+        assert _worst(exact, answers(written, values)) > 28, target
+        execution = written.manifest.execution
+        assert execution is not None
+        assert bool(execution.floats) == (name in ("selu", "mish", "softplus", "softsign")) or (
+            target == "onnx"
+        )
+        assert not any("Conv" in each or "CONV" in each for each in execution.floats)
+
+
+def test_what_is_not_chosen_does_not_become_nan(tmp_path: Path) -> None:
+    """e^x of the branch that is left out is infinite in float32."""
+    values, exact = _saved(lambda x: tf.nn.selu(200 * x), (4,), tmp_path)
+    written = export(
+        tmp_path / "net.keras",
+        target="onnx",
+        precision="float32",
+        preprocessing="symmetric",
+        out=tmp_path / "out",
+    )
+    assert _worst(exact, answers(written, values)) > 100
+
+
+def test_taps_of_a_depthwise_layer_over_one_channel_are_paired(tmp_path: Path) -> None:
+    """It is an ordinary convolution in ONNX, whose kernel adds products in pairs."""
+
+    def net(x: Any) -> Any:
+        ones = layers.DepthwiseConv2D(
+            (4, 4), 2, depth_multiplier=8, depthwise_initializer="ones", activation="relu"
+        )(x)
+        return layers.Dense(3)(layers.Flatten()(ones))
+
+    values, exact = _saved(net, (12, 12, 1), tmp_path, scale=0.3)
+    written = {
+        device: _int8(tmp_path, "onnx", device=device, force=True) for device in ("generic",)
+    }
+    unbound = _int8(tmp_path, "onnx", device="x86-vnni", force=True)
+    model = onnx.load(unbound.model_path)
+    taps = next(each for each in onnx_integers.products(model) if each.rows.shape == (8, 16))
+    assert (taps.groups, taps.inputs) == (1, 1)
+    assert saturation.predict("taps", taps.rows).pairs > 0
+    proof.check_products(model, profiles.profile("x86-vnni"))
+    with pytest.raises(WriterError, match="pairs of products of .* can saturate on generic"):
+        proof.check_products(model, profiles.profile("generic"))
+    bound = _int8(tmp_path, "onnx", force=True)
+    for each in onnx_integers.products(onnx.load(bound.model_path)):
+        assert saturation.predict(each.name, each.rows).pairs == 0
+    record = bound.manifest.quantization
+    assert record is not None and any("depthwise" in name for name in record.saturating)
+    assert _worst(exact, answers(bound, values)) > 25
+    assert written["generic"].manifest.device == "generic"
+
+
+@pytest.mark.parametrize(
+    "groups, inputs, outputs, paired",
+    [(1, 3, 8, True), (6, 1, 6, False), (6, 1, 12, True), (1, 1, 8, True), (2, 2, 4, True)],
+)
+def test_products_are_paired_but_in_depthwise_kernels(
+    groups: int, inputs: int, outputs: int, paired: bool
+) -> None:
+    assert saturation.pairs_in_groups(groups, inputs, outputs) == paired
+
+
+def test_an_unrolled_cell_is_stored_once(tmp_path: Path) -> None:
+    values, exact = _saved(
+        lambda x: layers.Dense(3)(layers.LSTM(32, unroll=True)(x)), (8, 16), tmp_path
+    )
+    sizes = {}
+    for target in TARGETS:
+        for correction in ("none", "auto"):
+            written = _int8(tmp_path, target, correction=correction, force=True)
+            sizes[target, correction] = written.size
+            assert _worst(exact, answers(written, values)) > 15
+    for target in TARGETS:
+        whole = export(
+            tmp_path / "net.keras",
+            target=target,
+            precision="float32",
+            preprocessing="symmetric",
+            out=tmp_path / "whole",
+            force=True,
+        )
+        assert max(sizes[target, "none"], sizes[target, "auto"]) < 1.2 * whole.size
+    model = schema_of(tmp_path / "tflite" / "model.tflite")
+    kernels = [t for t in model.subgraphs[0].tensors if list(t.shape) == [128, 32]]
+    assert len(kernels) == 1
+
+
+def schema_of(path: Path) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+
+
+def test_a_batch_that_cannot_be_free_is_one(tmp_path: Path) -> None:
+    """A constant of one sample beside a batch of any: the sizes do not fit."""
+
+    def net(x: Any) -> Any:
+        first = tf.ones_like(x[:1]) * 0.5
+        return layers.Dense(3)(layers.Flatten()(tf.concat([first, x[:1]], 1)))
+
+    values, exact = _saved(net, (4, 3), tmp_path)
+    for precision in ("float32", "int8"):
+        written = export(
+            tmp_path / "net.keras",
+            target="onnx",
+            precision=precision,
+            preprocessing="symmetric",
+            calibration=str(tmp_path / "set.npz") if precision == "int8" else None,
+            out=tmp_path / precision,
+        )
+        assert written.manifest.signature.inputs[0].shape[0] == 1
+
+
+def test_the_batch_stays_free_behind_a_resize(tmp_path: Path) -> None:
+    values, exact = _saved(NETS["resized"][0], SHAPE, tmp_path)
+    written = export(
+        tmp_path / "net.keras",
+        target="onnx",
+        precision="float32",
+        preprocessing="symmetric",
+        out=tmp_path / "out",
+    )
+    assert written.manifest.signature.inputs[0].shape[0] == -1
+    assert _worst(exact, answers(written, values)) > 80
+
+
+def test_float_weights_are_not_rounded_by_the_runtime(tmp_path: Path) -> None:
+    """onnxruntime rounds float weights between tensors that are rounded, by numbers of its own."""
+    _saved(NETS["volume"][0], SHAPE, tmp_path)
+    execution = _int8(tmp_path, "onnx").manifest.execution
+    assert execution is not None
+    assert execution.kernels.get("QLinearConv") == 1  # the picture's; the volume's has none
+    assert any(name.startswith("Conv ") for name in execution.floats)
+
+
+def test_bounds_of_a_clip_have_no_axis() -> None:
+    import onnx as package
+    from onnx import helper
+
+    node = helper.make_node("HardSigmoid", ["x"], ["y"], "step")
+    sizes = [helper.make_tensor_value_info(name, 1, [1, 4]) for name in "xy"]
+    graph = helper.make_graph([node], "g", sizes[:1], sizes[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    onnx_forms.for_integers(model)
+    bounds = next(n for n in model.graph.node if n.op_type == "Clip").input[1:]
+    stored = onnx.stored_constants(model)
+    assert [stored[name].shape for name in bounds] == [(), ()]
+    package.checker.check_model(model, full_check=True)
+
+
+def test_what_was_written_otherwise_is_a_fault_of_ours(tmp_path: Path) -> None:
+    _saved(NETS["odd axis"][0], SHAPE, tmp_path)
+    content = _int8(tmp_path, "tflite").model_path.read_bytes()
+    stored = tflite.read_stored(content)
+    graph = Graph(content)
+    name, constant = next(iter(stored.constants.items()))
+    values = constant.values
+    graph.set_constant(name, np.where(values > 0, values - 1, values + 1).astype(np.int8))
+    changed = tflite_integers.read(Graph(graph.serialize()))
+    with pytest.raises(WriterError, match="by a fault of edgekit's own.*constant of .*by 1"):
+        proof.check_stored("tflite", changed, stored)
+    proof.check_stored("tflite", stored, stored)
+
+
+def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
+    """Who decides may leave any tensor in float: what reads and writes it computes in float."""
+    values, exact = _saved(lambda x: _conv(layers.ReLU()(_conv(_conv(x)))), SHAPE, tmp_path)
+    model = keras_format.load(tmp_path / "net.keras")
+    canonical = tflite.from_keras(model)
+    graph = Graph(canonical)
+    inner = graph.layers[1].output
+    from edgekit.calibrate import observe
+    from edgekit.feeds import make
+    from edgekit.signature import preprocessing
+
+    table = observe(canonical, make("set", values), prepare=preprocessing("symmetric"))
+    profile = profiles.profile("generic")
+    encodings = {
+        name: each
+        for name, each in encode.activations(graph, table.ranges, profile).items()
+        if name != inner
+    }
+    decided = quantize.quantize(
+        canonical, table, profile=profile, feed=None, observe=None, correction="none"
+    )
+    kept = decided.stored.without([inner], [graph.layers[1].output, graph.layers[2].output])
+    content = tflite.quantize(decided.graph, kept)
+    read = tflite.read_stored(content)
+    assert inner not in read.activations and set(read.layers) == set(kept.layers)
+    floats = tflite_integers.floats(Graph(content))
+    assert len([name for name in floats if name.startswith("CONV_2D")]) == 2
+    written = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
+    again = onnx_integers.read_stored(written, Graph(decided.graph))
+    assert set(again.layers) == set(kept.layers) and inner not in again.activations
+    assert set(encodings) == set(kept.activations)
