@@ -114,6 +114,7 @@ def train(
     device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
     towers = towers or _towers(device, strategy, replicas)
     configure_threads(towers)
+    group = many.replicas(strategy, replicas)
     if channels is not None and start is None:
         raise InvalidOptionError("channels is for fine-tuning; pass --from MODEL")
     begun = _begun(
@@ -132,7 +133,6 @@ def train(
             skip_broken=skip_broken,
         ),
     )
-    group = many.replicas(strategy, replicas)
     if (data_format, precision) != ("NHWC", "float32"):
         arrange.require(data_format, precision, device=device, training=True)
     tf.random.set_seed(recipe.seed)
