@@ -248,7 +248,11 @@ def _put_constants(
     known: dict[tuple[int, bytes], list[ConstantIntegers]] = {}
     for each in constants.values():
         known.setdefault(_content(each.real()), []).append(each)
+    stored = {tensor.name for tensor in writer.graph.initializer}
     for node in writer.graph.node:
+        computed = [name for name in node.input if name not in stored]
+        if computed and not any(name in activations for name in computed):
+            continue  # it computes in float, whatever numbers of others its constants are
         for place, name in enumerate(node.input):
             if name not in floats or (node.op_type in _WEIGHTED and place > 0):
                 continue
