@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import compare, data, encodings, outputs
+from edgekit import compare, data, encodings, outputs, text
 from edgekit.artifact import Artifact
 from edgekit.calibrate import observe
 from edgekit.encodings import Encodings
@@ -25,7 +25,7 @@ from edgekit.feeds import Feed
 from edgekit.formats import keras, onnx
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import SHIPPED
-from edgekit.layers import measure, views
+from edgekit.layers import measure
 from edgekit.layers.bisection import Bound, bisect
 from edgekit.layers.diff import diff
 from edgekit.layers.measure import ACCUMULATED, BLAME, ISOLATED, LayerRow
@@ -473,11 +473,11 @@ def test_a_file_of_any_maker_is_a_suspect(small: Path, tmp_path: Path) -> None:
         diff(small / "small.keras", file, dataset=data)
     with pytest.raises(InvalidOptionError, match="brings its preprocessing"):
         diff(small / "small.keras", written.path, dataset=data, preprocessing="unit")
-    with pytest.raises(InvalidOptionError, match="not of the shipped model.*pass --data"):
+    with pytest.raises(InvalidOptionError, match="expected --data IMAGES for your own model"):
         diff(small / "small.keras", written.path)
 
 
 def test_long_names_lose_their_middle() -> None:
-    assert views._shortened("block/expand/Conv2D", 40) == "block/expand/Conv2D"
-    short = views._shortened("model/block_with_a_long_name/expand/Conv2D", 20)
+    assert text.shortened("block/expand/Conv2D", 40) == "block/expand/Conv2D"
+    short = text.shortened("model/block_with_a_long_name/expand/Conv2D", 20)
     assert len(short) == 20 and short.startswith("model/blo") and short.endswith("d/Conv2D")

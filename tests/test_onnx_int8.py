@@ -315,7 +315,7 @@ def test_a_batch_normalisation_that_no_layer_took_in(tmp_path: Path) -> None:
 
 def test_weights_that_several_steps_share_are_stored_once(tmp_path: Path) -> None:
     """As in a recurrent network whose steps an exporter unrolled."""
-    constants = {"w": _drawn(1, 64, 64, scale=0.1), "b": _drawn(2, 64)}
+    constants = {"w": _drawn(1, 64, 64, scale=0.15), "b": _drawn(2, 64, scale=0.1)}
     nodes, name = [], "x"
     for i in range(6):
         nodes.append(helper.make_node("Gemm", [name, "w", "b"], [f"a{i}"], f"step{i}"))
@@ -324,7 +324,15 @@ def test_weights_that_several_steps_share_are_stored_once(tmp_path: Path) -> Non
     model = _model(nodes, constants, ["N", 64], {name: ["N", 64]})
     written, found = _int8(model, tmp_path, _drawn(3, 40, 64), correction="none")
     assert found[name] > 25
-    assert written.size < 2 * constants["w"].size
+    stored = onnx.load(written.model_path)
+    matrices = [t for t in stored.graph.initializer if list(t.dims) == [64, 64]]
+    assert len(matrices) == 1 and written.size < 4 * constants["w"].size
+    x = {"x": _drawn(4, 8, 64)}
+    plain, precise = (
+        onnx.session(written.model_path, options={"session.x64quantprecision": flag}).run(None, x)
+        for flag in ("0", "1")
+    )
+    assert decibels(plain[0], precise[0]) > 40
 
 
 def test_a_quotient_by_a_constant_is_a_product() -> None:

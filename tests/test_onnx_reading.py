@@ -274,7 +274,7 @@ def test_sizes_of_free_axes(tmp_path: Path, edgekit: Callable[..., Any]) -> None
     assert made.manifest.signature.outputs[0].shape == (1, 4)
     done = edgekit(
         "compare", made.path, "--data", tmp_path / "set.npz", "--rounds", 1,
-        "--out", tmp_path / "r.json",
+        "--out", tmp_path / "r.json", "--allow-chance",
     )  # fmt: skip
     assert done.status == 0, done.stderr
     assert done.document["artifacts"]["int8"]["sqnr"] > 25
@@ -357,7 +357,7 @@ def test_sizes_of_free_axes_of_other_files(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match=f"{name}: expected 3 in axis 3, .* got 1"):
         load(path, preprocessing="unit", shapes={name: (1, 16, 12, 1)})
     pixels = np.random.default_rng(6).integers(0, 256, (24, 16, 12, 3), dtype=np.uint8)
-    np.savez(tmp_path / "set.npz", x=pixels, y=np.arange(24) % 4)
+    np.savez(tmp_path / "set.npz", x=pixels)
     exact = model.predict(pixels / np.float32(255), verbose=0)
     made = [
         export(
@@ -483,7 +483,7 @@ def test_a_fixed_batch_becomes_one_sample(tmp_path: Path) -> None:
     assert "the file's batch of 2 became 1" in made[0].manifest.notes
     (exact,) = onnx.session(path).run(None, {"x": x[:2]})
     assert decibels(exact, answers(made[0], {"x": x[:2]})["y"]) > 100
-    np.savez(tmp_path / "test.npz", x=x, y=np.zeros(41, np.int64))
+    np.savez(tmp_path / "test.npz", x=x)
     report = compare([each.path for each in made], dataset=str(tmp_path / "test.npz"), rounds=1)
     assert [each.metrics["sqnr"].value > bound for each, bound in
             zip(report.artifacts, (100, 28), strict=True)] == [True, True]  # fmt: skip

@@ -182,6 +182,7 @@ def test_a_file_of_which_little_is_left_is_refused_where_nothing_may_stay_float(
             preprocessing="none",
             calibration=str(tmp_path / "set.npz"),
             strict=True,
+            correction="none",
             out=tmp_path / "out",
         )
     assert not (tmp_path / "out").exists()

@@ -561,7 +561,9 @@ def keeps_its_answers(found: Case) -> None:
 
 def scored(found: Case, layers: reconstruct.Layers, encodings: dict[str, Encoding]) -> float:
     return (
-        Judge(found.canonical, (), found.feed, threads=1).score(found.graph, layers, encodings).sqnr
+        Judge(found.canonical, (), found.feed, GENERIC, threads=1)
+        .score(found.graph, layers, encodings)
+        .sqnr
     )
 
 

@@ -109,7 +109,7 @@ def test_every_verb_that_loads_a_model_refuses(
         ["calibrate", path, *unit, "--data", tiny[1], "--out", "t.json"],
         ["export", evil.path, "--target", "onnx", "--precision", "float32", "--out", "o"],
         ["compare", made, "--data", tiny[1], "--out", "r.json"],
-        ["compare", path, made, "--layers"],
+        ["compare", path, made, "--layers", "--data", tiny[1]],
         ["benchmark", evil.path, "--seconds", "0.1"],
         ["data", "check", path, *unit, "--data", tiny[1]],
     ):

@@ -138,7 +138,7 @@ def test_files_that_are_missing_or_added(folder: Path, public: Path) -> None:
     (folder.parent / "away").rename(folder / "model.onnx")
     verify(folder, public=public)
     (folder / "manifest.json.sig").unlink()
-    with pytest.raises(SignatureError, match="not found; expected a signature"):
+    with pytest.raises(SignatureError, match="not found.*expected a signature"):
         verify(folder, public=public)
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from test_gate import artifact, make, write
 
-from edgekit import cli, compare, schema
+from edgekit import cli, schema, tables
 from edgekit.cli import Screen
 from edgekit.report import report as page_of
 from edgekit.results import Data, Measurement, Parity, ParityPair, Report
@@ -107,7 +107,7 @@ def test_tables_of_compare(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     screen = Screen(file=stream, width=200, highlight=False)
     monkeypatch.setattr(cli, "console", screen)
-    compare._print(hostile_report(name))
+    tables.show(hostile_report(name))
     printed = stream.getvalue()
     assert not steers(printed)
     assert visible(name) in printed

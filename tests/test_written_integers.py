@@ -12,8 +12,10 @@ from exported import answers, decibels
 
 from edgekit import parity, proof
 from edgekit.artifact import Artifact
+from edgekit.calibrate import observe
 from edgekit.errors import WriterError
 from edgekit.export import export
+from edgekit.feeds import make
 from edgekit.formats import keras as keras_format
 from edgekit.formats import (
     onnx,
@@ -25,6 +27,7 @@ from edgekit.formats import (
 )
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, profiles, quantize, saturation
+from edgekit.signature import preprocessing
 
 COUNT = 32
 keras = keras_format.tf_keras()
@@ -140,6 +143,31 @@ def _keypoints(pixels: Any) -> Any:
     offsets = tf.gather_nd(_conv(x, 2), at)
     real = tf.cast(tf.stack([rows, columns], -1), tf.float32)
     return [(real + offsets) * (1 / 8), tf.nn.sigmoid(_conv(x))]
+
+
+def test_a_constant_of_an_operator_in_float_stays_float(tmp_path: Path) -> None:
+    """Another operator that computes on integers has the same numbers, and they are integers."""
+    net = lambda x: _conv(layers.ReLU()(_conv(layers.ReLU()(_conv(x)) + 0.25)) + 0.25)  # noqa: E731
+    values, _ = _saved(net, SHAPE, tmp_path)
+    canonical = tflite.from_keras(keras_format.load(tmp_path / "net.keras"))
+    graph = Graph(canonical)
+    table = observe(canonical, make("set", values), prepare=preprocessing("symmetric"))
+    decided = quantize.quantize(
+        canonical, table, profile=profiles.profile("generic"), samples=None, correction="none"
+    )
+    first, second = [each for each in graph.operators if each.kind == "ADD"]
+    layers_of = {layer.input: layer.output for layer in graph.layers}
+    (one,) = [name for name in first.inputs if graph.is_constant(name)]
+    tensors = [first.inputs[0], first.outputs[0]]
+    apart = [layer.output for layer in graph.layers if layer.output == tensors[0]]
+    apart.append(layers_of[tensors[1]])
+    kept = decided.stored.without(tensors, apart, [one])
+    assert len(kept.constants) == 1
+    model = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
+    read = onnx_integers.read_stored(model, Graph(decided.graph))
+    assert set(read.constants) == set(kept.constants)
+    content = tflite.quantize(decided.graph, kept)
+    assert set(tflite.read_stored(content).constants) == set(kept.constants)
 
 
 def test_keypoints_by_argmax_and_gather(tmp_path: Path) -> None:
@@ -374,10 +402,6 @@ def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
     canonical = tflite.from_keras(model)
     graph = Graph(canonical)
     inner = graph.layers[1].output
-    from edgekit.calibrate import observe
-    from edgekit.feeds import make
-    from edgekit.signature import preprocessing
-
     table = observe(canonical, make("set", values), prepare=preprocessing("symmetric"))
     profile = profiles.profile("generic")
     encodings = {
@@ -385,9 +409,7 @@ def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
         for name, each in encode.activations(graph, table.ranges, profile).items()
         if name != inner
     }
-    decided = quantize.quantize(
-        canonical, table, profile=profile, feed=None, observe=None, correction="none"
-    )
+    decided = quantize.quantize(canonical, table, profile=profile, samples=None, correction="none")
     kept = decided.stored.without([inner], [graph.layers[1].output, graph.layers[2].output])
     content = tflite.quantize(decided.graph, kept)
     read = tflite.read_stored(content)

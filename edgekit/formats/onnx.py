@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import words
+from edgekit import environment, words
 from edgekit.errors import (
     ExecutionError,
     InvalidModelError,
@@ -260,6 +260,10 @@ def session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
     content = str(model) if isinstance(model, Path) else model
+    if (options or {}).get(environment.PRECISE) == "1":
+        proto = load(model) if isinstance(model, Path) else parse(model)
+        unshared(proto)
+        content = proto.SerializeToString()
     there = onnxruntime.get_available_providers()
     if provider not in there:
         raise ExecutionError(
@@ -429,18 +433,62 @@ def drop_unused(model: Any) -> None:
 
 
 def store_once(model: Any) -> None:
-    """Keep constants that hold the same numbers once, in place."""
+    """Keep constants that hold the same numbers once, in place.
+
+    Zero points of weights stay apart: onnxruntime's precise kernels (``x64quantprecision``) turn
+    each weight's into uint8, and refuse one that they have turned already.
+    """
+    apart = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            apart.update(node.input[2:3])
     kept: dict[tuple[Any, ...], str] = {}
     renamed: dict[str, str] = {}
     outputs = {value.name for value in model.graph.output}
     for tensor in model.graph.initializer:
         array = package().numpy_helper.to_array(tensor)
         key = (tensor.data_type, tuple(tensor.dims), array.tobytes())
-        if tensor.name not in outputs and kept.setdefault(key, tensor.name) != tensor.name:
+        if tensor.name in outputs or (tensor.name in apart and array.dtype == np.int8):
+            continue
+        if kept.setdefault(key, tensor.name) != tensor.name:
             renamed[tensor.name] = kept[key]
     for node in model.graph.node:
         for place, name in enumerate(node.input):
             node.input[place] = renamed.get(name, name)
+    drop_unused(model)
+
+
+def unshared(model: Any) -> None:
+    """Give every layer int8 weights of its own, in place: see :func:`store_once`."""
+    int8 = package().TensorProto.INT8
+    stored = {t.name: t for t in model.graph.initializer if t.data_type == int8}
+    makers = {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored
+    }
+    taken: set[str] = set()
+    for node in list(model.graph.node):
+        for place, name in enumerate(node.input):
+            maker = makers.get(name)
+            if maker is None:
+                continue
+            if taken.isdisjoint((*maker.input[:1], *maker.input[2:3])):
+                taken.update((*maker.input[:1], *maker.input[2:3]))
+                continue
+            own = model.graph.node.add()
+            own.CopyFrom(maker)
+            own.name = own.output[0] = node.input[place] = f"{name}__{len(model.graph.node)}"
+            for i in (0, 2):
+                if own.input[i : i + 1] and own.input[i] in stored:
+                    copy = model.graph.initializer.add()
+                    copy.CopyFrom(stored[own.input[i]])
+                    copy.name = own.input[i] = f"{copy.name}__{len(model.graph.node)}"
+    wanted = {*read(model.graph), *(value.name for value in model.graph.output)}
+    for name, maker in makers.items():
+        if name not in wanted:
+            model.graph.node.remove(maker)
+    sort(model)
     drop_unused(model)
 
 

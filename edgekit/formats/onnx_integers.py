@@ -102,16 +102,24 @@ class _Writer:
         array = np.asarray(values, order="C")
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._stored:
-            self._stored[key] = name = self._fresh(name or "c")
-            tensor = onnx_file.package().numpy_helper.from_array(array, name)
-            self.graph.initializer.append(tensor)
+            self._stored[key] = self._keep(array, name or "c")
         return self._stored[key]
+
+    def _keep(self, array: Any, word: str) -> str:
+        name = self._fresh(word)
+        tensor = onnx_file.package().numpy_helper.from_array(np.asarray(array), name)
+        self.graph.initializer.append(tensor)
+        return name
 
     def real(
         self, values: Any, scale: Any, zero_point: Any, axis: int | None = None, name: str = ""
     ) -> str:
         """Name of the real numbers that a constant's integers stand for."""
-        numbers = [self.store(values, name), self.store(np.float32(scale)), self.store(zero_point)]
+        numbers = [self.store(values, name), self.store(np.float32(scale))]
+        if np.asarray(zero_point).dtype == np.int8:  # see onnx.store_once
+            numbers.append(self._keep(zero_point, "z"))
+        else:
+            numbers.append(self.store(zero_point))
         real = self._fresh("d")
         form = {} if axis is None else {"axis": axis}
         self._append("DequantizeLinear", numbers, real, **form)

@@ -100,15 +100,23 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
     ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=False))
     known, shapes = set(graph.tensors), _shapes(model)
 
-    def canonical(name: str) -> str:
-        plain = name.removesuffix("_QuantizeLinear_Input")
-        return str(ends.get(plain, plain))
-
     readers = {
         node.input[0]: node
         for node in reversed(model.graph.node)
         if node.op_type == "DequantizeLinear"
     }
+    behind = {  # a tensor that is named once it is rounded
+        node.input[0]: readers[node.output[0]].output[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.output[0] in readers
+    }
+
+    def canonical(name: str) -> str:
+        plain = name.removesuffix("_QuantizeLinear_Input")
+        own = str(ends.get(plain, plain))
+        rounded = behind.get(name, name)
+        return own if own in known else str(ends.get(rounded, rounded))
+
     chosen: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
     moved: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
     for node in model.graph.node:
@@ -116,13 +124,10 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
             continue
         source, maker = node.input[0], makers.get(node.input[0])
         encoding = _encoding(readers.get(node.output[0], node), constants)
-        behind = (
-            node.output[0] if node.output[0] not in readers else readers[node.output[0]].output[0]
-        )
         if canonical(source) in known:
-            chosen.setdefault(canonical(source), (node.output[0], source, encoding))
-        elif canonical(behind) in known:
-            chosen.setdefault(canonical(behind), (node.output[0], behind, encoding))
+            named = behind.get(source, source)
+            named = named if canonical(named) in known else source
+            chosen.setdefault(canonical(source), (node.output[0], named, encoding))
         elif maker is not None and maker.op_type in ("Reshape", "Transpose"):
             moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
     for node in model.graph.node:  # what pads integers, say
@@ -164,7 +169,7 @@ def own_places(model: Any, *, stored: bool = False) -> dict[str, Place]:
     for node in model.graph.node if stored else ():
         if node.op_type == "QuantizeLinear" and node.output[0] in shapes:
             dtype, sizes = shapes[node.output[0]]
-            encoding = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+            encoding = _encoding(node, constants)
             name = node.input[0].removesuffix("_QuantizeLinear_Input")
             place = Place(node.output[0], node.input[0], dtype, sizes, (), encoding)
             found.setdefault(name, place)
@@ -257,17 +262,29 @@ def _orders(
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
     twins = {value.name: {canonical(value.name)} for value in model.graph.input}
     found: dict[str, tuple[int, ...] | None] = {}
+    settled: set[str] = set()  # parts of a canonical operator, whose axes the node itself orders
     for node in model.graph.node:
         read: set[str] = set().union(*(twins.get(name, set()) for name in node.input))
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            twins[node.output[0]] = read
+            if node.input[0] in found:
+                found[node.output[0]] = found[node.input[0]]
+            if node.input[0] in settled:
+                settled.add(node.output[0])
+            continue
+        part = not settled.isdisjoint(node.input)
         for output in node.output:
             twin = canonical(output)
             twins[output] = {twin} if twin in makers else read
+            if twin not in makers and (part or node.op_type in (*_FIRST, *_OWN)):
+                settled.add(output)
             if output not in shapes:
                 continue
             rank = 1 + len(shapes[output][1])
             order = _order(node, rank, found, constants)
             maker = makers.get(twin)
-            if maker is not None and node.op_type not in _OWN and _turns(makers, twin, read):
+            own = part and maker is not None and maker.kind != "TRANSPOSE"
+            if maker and not own and node.op_type not in _OWN and _turns(makers, twin, read):
                 meant = _turn(graph, maker)
                 if node.op_type != "Transpose" or len(meant) != rank or maker.inputs[0] not in read:
                     order = None

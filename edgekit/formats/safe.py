@@ -132,36 +132,32 @@ TENSORFLOW_FUNCTIONS = frozenset(
     batch_to_space_nd bitcast boolean_mask broadcast_to cast clip_by_global_norm clip_by_norm
     clip_by_value complex concat constant convert_to_tensor cos cosh cumprod cumsum depth_to_space
     div div_no_nan divide dynamic_partition dynamic_stitch einsum ensure_shape equal erf erfc exp
-    expand_dims expm1 extract_image_patches extract_volume_patches eye fill floor floordiv floormod
-    gather gather_nd greater greater_equal histogram_fixed_width identity identity_n is_finite
-    is_inf is_nan less less_equal linspace lin_space log log1p log_sigmoid logical_and logical_not
-    logical_or logical_xor lgamma matmul matrix_band_part matrix_diag matrix_diag_part
-    matrix_set_diag matrix_transpose maximum meshgrid minimum mod multiply negative norm not_equal
-    one_hot ones ones_like pad parallel_stack pow range rank realdiv real imag reciprocal reduce_all
-    reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min reduce_prod reduce_sum repeat
-    reshape reverse reverse_sequence rint roll round rsqrt saturate_cast scalar_mul scatter_nd
-    searchsorted sequence_mask shape shape_n sigmoid sign sin sinh size slice sort space_to_batch
-    space_to_batch_nd space_to_depth split sqrt square squared_difference squeeze stack
-    stop_gradient strided_slice subtract tan tanh tensor_scatter_nd_add tensor_scatter_nd_max
-    tensor_scatter_nd_min tensor_scatter_nd_sub tensor_scatter_nd_update tensordot tile transpose
-    truediv truncatediv truncatemod unique unique_with_counts unravel_index unstack where where_v2
-    zeros zeros_like
-
-    __operators__.add __operators__.eq __operators__.getitem __operators__.ne __operators__.sub
-    __operators__.mul __operators__.truediv __operators__.matmul
-
-    bitwise.bitwise_and bitwise.bitwise_or bitwise.bitwise_xor bitwise.invert bitwise.left_shift
-    bitwise.right_shift
-
-    math.abs math.accumulate_n math.acos math.acosh math.add math.add_n math.angle math.argmax
-    math.argmin math.asin math.asinh math.atan math.atan2 math.atanh math.bessel_i0 math.bessel_i0e
-    math.bessel_i1 math.bessel_i1e math.betainc math.bincount math.ceil math.conj math.cos math.cosh
-    math.count_nonzero math.cumprod math.cumsum math.cumulative_logsumexp math.digamma math.divide
-    math.divide_no_nan math.equal math.erf math.erfc math.erfcinv math.erfinv math.exp math.expm1
-    math.floor math.floordiv math.floormod math.greater math.greater_equal math.igamma math.igammac
-    math.imag math.in_top_k math.invert_permutation math.is_finite math.is_inf math.is_nan
-    math.l2_normalize math.lbeta math.less math.less_equal math.lgamma math.log math.log1p
-    math.log_sigmoid math.log_softmax math.logical_and math.logical_not math.logical_or
+    expand_dims expm1 extract_image_patches extract_volume_patches eye fill floor floor_div
+    floordiv floormod gather gather_nd greater greater_equal histogram_fixed_width identity
+    identity_n is_finite is_inf is_nan less less_equal linspace lin_space log log1p log_sigmoid
+    logical_and logical_not logical_or logical_xor lgamma matmul matrix_band_part matrix_diag
+    matrix_diag_part matrix_set_diag matrix_transpose maximum meshgrid minimum mod multiply
+    negative norm not_equal one_hot ones ones_like pad parallel_stack pow range rank realdiv real
+    imag reciprocal reduce_all reduce_any reduce_logsumexp reduce_max reduce_mean reduce_min
+    reduce_prod reduce_sum repeat reshape reverse reverse_sequence rint roll round rsqrt
+    saturate_cast scalar_mul scatter_nd searchsorted sequence_mask shape shape_n sigmoid sign sin
+    sinh size slice sort space_to_batch space_to_batch_nd space_to_depth split sqrt square
+    squared_difference squeeze stack stop_gradient strided_slice subtract tan tanh
+    tensor_scatter_nd_add tensor_scatter_nd_max tensor_scatter_nd_min tensor_scatter_nd_sub
+    tensor_scatter_nd_update tensordot tile transpose truediv truncatediv truncatemod unique
+    unique_with_counts unravel_index unstack where where_v2 zeros zeros_like __operators__.add
+    __operators__.eq __operators__.getitem __operators__.ne __operators__.sub __operators__.mul
+    __operators__.truediv __operators__.matmul bitwise.bitwise_and bitwise.bitwise_or
+    bitwise.bitwise_xor bitwise.invert bitwise.left_shift bitwise.right_shift math.abs
+    math.accumulate_n math.acos math.acosh math.add math.add_n math.angle math.argmax math.argmin
+    math.asin math.asinh math.atan math.atan2 math.atanh math.bessel_i0 math.bessel_i0e
+    math.bessel_i1 math.bessel_i1e math.betainc math.bincount math.ceil math.conj math.cos
+    math.cosh math.count_nonzero math.cumprod math.cumsum math.cumulative_logsumexp math.digamma
+    math.divide math.divide_no_nan math.equal math.erf math.erfc math.erfcinv math.erfinv math.exp
+    math.expm1 math.floor math.floordiv math.floormod math.greater math.greater_equal math.igamma
+    math.igammac math.imag math.in_top_k math.invert_permutation math.is_finite math.is_inf
+    math.is_nan math.l2_normalize math.lbeta math.less math.less_equal math.lgamma math.log
+    math.log1p math.log_sigmoid math.log_softmax math.logical_and math.logical_not math.logical_or
     math.logical_xor math.maximum math.minimum math.mod math.multiply math.multiply_no_nan
     math.ndtri math.negative math.nextafter math.not_equal math.polygamma math.polyval math.pow
     math.real math.reciprocal math.reciprocal_no_nan math.reduce_all math.reduce_any
@@ -169,11 +165,10 @@ TENSORFLOW_FUNCTIONS = frozenset(
     math.reduce_min math.reduce_prod math.reduce_std math.reduce_sum math.reduce_variance math.rint
     math.round math.rsqrt math.scalar_mul math.segment_max math.segment_mean math.segment_min
     math.segment_prod math.segment_sum math.sigmoid math.sign math.sin math.sinh math.softmax
-    math.softplus math.softsign math.sqrt math.square math.squared_difference math.subtract math.tan
-    math.tanh math.top_k math.truediv math.unsorted_segment_max math.unsorted_segment_mean
+    math.softplus math.softsign math.sqrt math.square math.squared_difference math.subtract
+    math.tan math.tanh math.top_k math.truediv math.unsorted_segment_max math.unsorted_segment_mean
     math.unsorted_segment_min math.unsorted_segment_prod math.unsorted_segment_sqrt_n
     math.unsorted_segment_sum math.xdivy math.xlog1py math.xlogy math.zero_fraction math.zeta
-
     nn.atrous_conv2d nn.atrous_conv2d_transpose nn.avg_pool nn.avg_pool1d nn.avg_pool2d
     nn.avg_pool3d nn.batch_norm_with_global_normalization nn.batch_normalization nn.bias_add
     nn.conv1d nn.conv1d_transpose nn.conv2d nn.conv2d_transpose nn.conv3d nn.conv3d_transpose
@@ -183,68 +178,60 @@ TENSORFLOW_FUNCTIONS = frozenset(
     nn.max_pool nn.max_pool1d nn.max_pool2d nn.max_pool3d nn.max_pool_with_argmax nn.moments
     nn.normalize_moments nn.pool nn.quantized_relu_x nn.relu nn.relu6 nn.relu_layer nn.selu
     nn.separable_conv2d nn.sigmoid nn.sigmoid_cross_entropy_with_logits nn.silu nn.softmax
-    nn.softmax_cross_entropy_with_logits nn.softplus nn.softsign nn.space_to_batch nn.space_to_depth
-    nn.sparse_softmax_cross_entropy_with_logits nn.swish nn.tanh nn.top_k nn.weighted_moments
-    nn.xw_plus_b nn.zero_fraction
-
-    linalg.adjoint linalg.band_part linalg.cholesky linalg.cholesky_solve linalg.cross linalg.det
-    linalg.diag linalg.diag_part linalg.eigh linalg.eigvalsh linalg.einsum linalg.eye linalg.inv
-    linalg.l2_normalize linalg.logdet linalg.lstsq linalg.lu linalg.matmul linalg.matrix_transpose
-    linalg.matvec linalg.norm linalg.normalize linalg.pinv linalg.qr linalg.set_diag linalg.slogdet
-    linalg.solve linalg.svd linalg.tensor_diag linalg.tensor_diag_part linalg.tensordot linalg.trace
-    linalg.triangular_solve
-
-    image.adjust_brightness image.adjust_contrast image.adjust_gamma image.adjust_hue
-    image.adjust_saturation image.central_crop image.combined_non_max_suppression
-    image.convert_image_dtype image.crop_and_resize image.crop_to_bounding_box image.extract_glimpse
-    image.extract_image_patches image.extract_patches image.flip_left_right image.flip_up_down
-    image.grayscale_to_rgb image.hsv_to_rgb image.image_gradients image.non_max_suppression
-    image.non_max_suppression_overlaps image.non_max_suppression_padded
+    nn.softmax_cross_entropy_with_logits nn.softplus nn.softsign nn.space_to_batch
+    nn.space_to_depth nn.sparse_softmax_cross_entropy_with_logits nn.swish nn.tanh nn.top_k
+    nn.weighted_moments nn.xw_plus_b nn.zero_fraction linalg.adjoint linalg.band_part
+    linalg.cholesky linalg.cholesky_solve linalg.cross linalg.det linalg.diag linalg.diag_part
+    linalg.eigh linalg.eigvalsh linalg.einsum linalg.eye linalg.inv linalg.l2_normalize
+    linalg.logdet linalg.lstsq linalg.lu linalg.matmul linalg.matrix_transpose linalg.matvec
+    linalg.norm linalg.normalize linalg.pinv linalg.qr linalg.set_diag linalg.slogdet linalg.solve
+    linalg.svd linalg.tensor_diag linalg.tensor_diag_part linalg.tensordot linalg.trace
+    linalg.triangular_solve image.adjust_brightness image.adjust_contrast image.adjust_gamma
+    image.adjust_hue image.adjust_saturation image.central_crop image.combined_non_max_suppression
+    image.convert_image_dtype image.crop_and_resize image.crop_to_bounding_box
+    image.extract_glimpse image.extract_image_patches image.extract_patches image.flip_left_right
+    image.flip_up_down image.grayscale_to_rgb image.hsv_to_rgb image.image_gradients
+    image.non_max_suppression image.non_max_suppression_overlaps image.non_max_suppression_padded
     image.non_max_suppression_with_scores image.pad_to_bounding_box image.per_image_standardization
     image.psnr image.resize image.resize_area image.resize_bicubic image.resize_bilinear
     image.resize_image_with_crop_or_pad image.resize_images image.resize_nearest_neighbor
     image.resize_with_crop_or_pad image.resize_with_pad image.rgb_to_grayscale image.rgb_to_hsv
-    image.rgb_to_yiq image.rgb_to_yuv image.rot90 image.sobel_edges image.ssim image.ssim_multiscale
-    image.total_variation image.transpose image.transpose_image image.yiq_to_rgb image.yuv_to_rgb
-
-    signal.dct signal.fft signal.fft2d signal.fft3d signal.fftshift signal.frame
-    signal.hamming_window signal.hann_window signal.idct signal.ifft signal.ifft2d signal.ifft3d
-    signal.ifftshift signal.inverse_stft signal.irfft signal.irfft2d signal.irfft3d
-    signal.kaiser_window signal.linear_to_mel_weight_matrix signal.mdct
+    image.rgb_to_yiq image.rgb_to_yuv image.rot90 image.sobel_edges image.ssim
+    image.ssim_multiscale image.total_variation image.transpose image.transpose_image
+    image.yiq_to_rgb image.yuv_to_rgb signal.dct signal.fft signal.fft2d signal.fft3d
+    signal.fftshift signal.frame signal.hamming_window signal.hann_window signal.idct signal.ifft
+    signal.ifft2d signal.ifft3d signal.ifftshift signal.inverse_stft signal.irfft signal.irfft2d
+    signal.irfft3d signal.kaiser_window signal.linear_to_mel_weight_matrix signal.mdct
     signal.mfccs_from_log_mel_spectrograms signal.overlap_and_add signal.rfft signal.rfft2d
-    signal.rfft3d signal.stft signal.vorbis_window
-
-    quantization.fake_quant_with_min_max_args quantization.fake_quant_with_min_max_vars
-    quantization.fake_quant_with_min_max_vars_per_channel random.normal random.uniform
-    random.truncated_normal random.stateless_normal random.stateless_uniform random_normal
-    random_uniform
-
-    keras.activations.elu keras.activations.exponential keras.activations.gelu
-    keras.activations.hard_sigmoid keras.activations.linear keras.activations.mish
-    keras.activations.relu keras.activations.selu keras.activations.sigmoid
-    keras.activations.softmax keras.activations.softplus keras.activations.softsign
-    keras.activations.swish keras.activations.tanh keras.backend.abs keras.backend.all
-    keras.backend.any keras.backend.argmax keras.backend.argmin keras.backend.batch_dot
-    keras.backend.batch_flatten keras.backend.batch_normalization keras.backend.bias_add
-    keras.backend.cast keras.backend.clip keras.backend.concatenate keras.backend.conv1d
-    keras.backend.conv2d keras.backend.conv2d_transpose keras.backend.conv3d keras.backend.cos
-    keras.backend.cumprod keras.backend.cumsum keras.backend.depthwise_conv2d keras.backend.dot
-    keras.backend.elu keras.backend.equal keras.backend.exp keras.backend.expand_dims
-    keras.backend.flatten keras.backend.gather keras.backend.greater keras.backend.greater_equal
-    keras.backend.hard_sigmoid keras.backend.l2_normalize keras.backend.less
-    keras.backend.less_equal keras.backend.log keras.backend.max keras.backend.maximum
-    keras.backend.mean keras.backend.min keras.backend.minimum keras.backend.not_equal
-    keras.backend.one_hot keras.backend.ones_like keras.backend.permute_dimensions
-    keras.backend.pool2d keras.backend.pool3d keras.backend.pow keras.backend.prod
-    keras.backend.relu keras.backend.repeat keras.backend.repeat_elements keras.backend.reshape
-    keras.backend.resize_images keras.backend.resize_volumes keras.backend.reverse
-    keras.backend.round keras.backend.separable_conv2d keras.backend.shape keras.backend.sigmoid
-    keras.backend.sign keras.backend.sin keras.backend.softmax keras.backend.softplus
-    keras.backend.softsign keras.backend.spatial_2d_padding keras.backend.spatial_3d_padding
-    keras.backend.sqrt keras.backend.square keras.backend.squeeze keras.backend.stack
-    keras.backend.std keras.backend.stop_gradient keras.backend.sum keras.backend.tanh
-    keras.backend.temporal_padding keras.backend.tile keras.backend.transpose keras.backend.var
-    keras.backend.zeros_like
+    signal.rfft3d signal.stft signal.vorbis_window quantization.fake_quant_with_min_max_args
+    quantization.fake_quant_with_min_max_vars quantization.fake_quant_with_min_max_vars_per_channel
+    random.normal random.uniform random.truncated_normal random.stateless_normal
+    random.stateless_uniform random_normal random_uniform keras.activations.elu
+    keras.activations.exponential keras.activations.gelu keras.activations.hard_sigmoid
+    keras.activations.linear keras.activations.mish keras.activations.relu keras.activations.selu
+    keras.activations.sigmoid keras.activations.softmax keras.activations.softplus
+    keras.activations.softsign keras.activations.swish keras.activations.tanh keras.backend.abs
+    keras.backend.all keras.backend.any keras.backend.argmax keras.backend.argmin
+    keras.backend.batch_dot keras.backend.batch_flatten keras.backend.batch_normalization
+    keras.backend.bias_add keras.backend.cast keras.backend.clip keras.backend.concatenate
+    keras.backend.conv1d keras.backend.conv2d keras.backend.conv2d_transpose keras.backend.conv3d
+    keras.backend.cos keras.backend.cumprod keras.backend.cumsum keras.backend.depthwise_conv2d
+    keras.backend.dot keras.backend.elu keras.backend.equal keras.backend.exp
+    keras.backend.expand_dims keras.backend.flatten keras.backend.gather keras.backend.greater
+    keras.backend.greater_equal keras.backend.hard_sigmoid keras.backend.l2_normalize
+    keras.backend.less keras.backend.less_equal keras.backend.log keras.backend.max
+    keras.backend.maximum keras.backend.mean keras.backend.min keras.backend.minimum
+    keras.backend.not_equal keras.backend.one_hot keras.backend.ones_like
+    keras.backend.permute_dimensions keras.backend.pool2d keras.backend.pool3d keras.backend.pow
+    keras.backend.prod keras.backend.relu keras.backend.repeat keras.backend.repeat_elements
+    keras.backend.reshape keras.backend.resize_images keras.backend.resize_volumes
+    keras.backend.reverse keras.backend.round keras.backend.separable_conv2d keras.backend.shape
+    keras.backend.sigmoid keras.backend.sign keras.backend.sin keras.backend.softmax
+    keras.backend.softplus keras.backend.softsign keras.backend.spatial_2d_padding
+    keras.backend.spatial_3d_padding keras.backend.sqrt keras.backend.square keras.backend.squeeze
+    keras.backend.stack keras.backend.std keras.backend.stop_gradient keras.backend.sum
+    keras.backend.tanh keras.backend.temporal_padding keras.backend.tile keras.backend.transpose
+    keras.backend.var keras.backend.zeros_like
     """.split()
 )
 

@@ -342,7 +342,7 @@ def measure(
                 elif name in answers and name in floats and name in fed:
                     sure = within(read(name, floats[name]), encoding)
                     alone[name].add(sure, read(name, answers[name]))
-            again = sound.tensors.alone(found) if fitted else {}
+            again = sound.tensors.alone({**part, **found}) if fitted else {}
             for name in layers & set(again) & set(found):
                 encoding = suspect.encodings.get(name)
                 exact = within(read(name, right[name]), encoding)

@@ -85,7 +85,7 @@ def rows(
     whole: dict[str, Sums] = {}
     alone: dict[str, Sums] = {}
     seen: dict[str, Seen] = {}
-    encodings = {name: _int8(wrong[name]) for name in names}
+    encodings = {name: wrong[name].encoding for name in names}
 
     def channels_last(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return values if name in as_rows or values.ndim < 3 else np.moveaxis(values, 1, -1)
@@ -175,14 +175,6 @@ class _Side:
             for name, place in self._places.items()
             if place.tensor in found
         }
-
-
-def _int8(place: Place) -> tuple[float, int] | None:
-    """(scale, int8 zero_point) of what a file stores as integers."""
-    if place.encoding is None:
-        return None
-    scale, zero_point = place.encoding
-    return scale, zero_point - (128 if place.dtype == np.uint8 else 0)
 
 
 def _step(seen: Seen) -> float:

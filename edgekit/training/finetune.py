@@ -107,7 +107,8 @@ def start(
         prepare = replace(prepare, name=prepare.name.split("#")[0], class_offset=0)
     if channels not in (None, own) and (own, channels) != (1, 3):
         raise InvalidOptionError(
-            f"{model} takes {own} channels, expected these or 3 for 1, got {channels}"
+            f"{model} takes {own} channels: expected --channels "
+            f"{'1 or 3' if own == 1 else own}, got {channels}"
         )
     made = Start(found, (size or height, size or width, own), prepare)
     made.build(2, dropout=0.0, seed=0)  # refuse before data are read
