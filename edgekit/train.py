@@ -109,14 +109,14 @@ def train(
     recipe = preset.recipe
     outputs.check_free(out, force=force)
     checkpoints = checkpoints_of(out, checkpoints, resume=resume)
+    if channels is not None and start is None:
+        raise InvalidOptionError("channels is for fine-tuning; pass --from MODEL")
     arrange.check(data_format, precision)
     tf = keras_format.tensorflow()
     device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
     towers = towers or _towers(device, strategy, replicas)
     configure_threads(towers)
     group = many.replicas(strategy, replicas)
-    if channels is not None and start is None:
-        raise InvalidOptionError("channels is for fine-tuning; pass --from MODEL")
     begun = _begun(
         preset, start, size, prepare, channels, lambda: in_colour(words.join(dataset, size=size))
     )
