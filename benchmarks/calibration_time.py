@@ -23,7 +23,7 @@ import numpy as np
 
 from edgekit import data, environment, signature
 from edgekit.calibrate import observe
-from edgekit.formats import float_model, tflite
+from edgekit.formats import convert, float_model, litert
 
 MEMORY = """
 import resource, sys
@@ -42,7 +42,7 @@ def bare(canonical: bytes, images: Any, prepare: Any, *, keep: bool) -> float:
     """Seconds of the passes, with preprocessing and opening the interpreter."""
     started = time.perf_counter()
     options = {"experimental_preserve_all_tensors": True} if keep else {}
-    opened = tflite.interpreter(canonical, threads=environment.cores(), **options)
+    opened = litert.interpreter(canonical, threads=environment.cores(), **options)
     entry = opened.get_input_details()[0]["index"]
     for i in range(len(images)):
         opened.set_tensor(entry, prepare.apply(images[i : i + 1]))
@@ -63,12 +63,12 @@ def main() -> None:
     random = data.images.make("random", pixels, None)
     many = data.images.make("random", np.tile(pixels, (8, 1, 1, 1)), None)
     symmetric = signature.preprocessing("symmetric")
-    large = tflite.from_keras(mobilenet_v2())
+    large = convert.from_keras(mobilenet_v2())
     document = {}
     for name, canonical, images, prepare in (
         (
             "shipped, 1,000 images",
-            tflite.from_keras(shipped.model),
+            convert.from_keras(shipped.model),
             calibration,
             shipped.preprocessing,
         ),

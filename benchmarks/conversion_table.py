@@ -29,7 +29,7 @@ from edgekit.artifact import Artifact
 from edgekit.errors import EdgekitError, reason
 from edgekit.export import export
 from edgekit.formats import keras as keras_format
-from edgekit.formats import onnx, tflite
+from edgekit.formats import litert, onnx
 from edgekit.formats.quiet import quiet
 
 WAYS = tuple((t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8"))
@@ -280,7 +280,7 @@ def run(written: Artifact, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
         parts = [session.run(ends, each) for each in feeds.batches(feed, signature.inputs)]
         got = dict(zip(ends, map(np.concatenate, zip(*parts, strict=True)), strict=True))
     else:
-        runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
+        runner = litert.interpreter(written.model_path).get_signature_runner(litert.SIGNATURE_KEY)
         each = [
             runner(**{name: values[i : i + 1] for name, values in feed.items()})
             for i in range(feeds.count(feed))

@@ -22,7 +22,7 @@ import numpy as np
 from edgekit import data, environment
 from edgekit.artifact import Artifact
 from edgekit.export import export
-from edgekit.formats import tflite
+from edgekit.formats import litert
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.shards import IMAGES
 
@@ -56,7 +56,7 @@ def main() -> None:
         images = data.load("fashion_mnist", "test").images[: chosen.images]
         entry, end = manifest.signature.inputs[0], manifest.signature.outputs[0]
         feed = entry.quantize(manifest.preprocessing.apply(images))
-        opened = tflite.interpreter(artifact.model_path)
+        opened = litert.interpreter(artifact.model_path)
         job = Job("worker", artifact.model_path, manifest.format, manifest.preprocessing, 1, {})
         ratios = []
         with Worker(job) as worker:

@@ -37,6 +37,7 @@ import numpy as np
 from edgekit import data, environment, shards, signature
 from edgekit.compare import compare
 from edgekit.export import export
+from edgekit.formats import litert
 from edgekit.runtimes.worker import Job, Worker, _largest_resident
 
 #: Images a shard of the time measurement: enough shards that the last one does not decide.
@@ -45,7 +46,7 @@ SHARD = 25
 
 def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
     """Seconds by number of processes, in rounds that alternate."""
-    from edgekit.formats import tflite
+    from edgekit.formats import convert
     from edgekit.models.mobilenet_v2 import mobilenet_v2
 
     machine = environment.describe()
@@ -56,7 +57,7 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
     bares: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "model.tflite"
-        model.write_bytes(tflite.from_keras(mobilenet_v2(input_shape=(size, size, 3))))
+        model.write_bytes(convert.from_keras(mobilenet_v2(input_shape=(size, size, 3))))
         path = Path(folder) / "images.npy"
         np.save(path, coarse.repeat(size // 7, axis=1).repeat(size // 7, axis=2))
         images = np.load(path, mmap_mode="r")
@@ -111,9 +112,8 @@ def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
 
 def _bare(model: Path, images: Path, part: slice, start: Any, done: Any) -> None:
     """The shortest loop over a part of the images, from one barrier to the other."""
-    from edgekit.formats import tflite
 
-    opened = tflite.interpreter(model, threads=1)
+    opened = litert.interpreter(model, threads=1)
     entry = opened.get_input_details()[0]["index"]
     end = opened.get_output_details()[0]["index"]
     pixels = np.load(images, mmap_mode="r")[part]

@@ -30,7 +30,7 @@ def edgekit() -> tuple[float, int]:
     """(seconds, bytes of the file) of what ``python -m edgekit.export`` does after loading."""
     from edgekit.calibrate import observe
     from edgekit.data import images as image_sets
-    from edgekit.formats import tflite
+    from edgekit.formats import convert, tflite_integers
     from edgekit.formats.keras import tf_keras
     from edgekit.models.mobilenet_v2 import mobilenet_v2
     from edgekit.quant import profiles
@@ -40,7 +40,7 @@ def edgekit() -> tuple[float, int]:
     tf_keras()
     model, pixels = mobilenet_v2(), images()
     start = time.perf_counter()
-    canonical = tflite.from_keras(model)
+    canonical = convert.from_keras(model)
     calibration = image_sets.make("random", pixels, None)
     table = observe(canonical, calibration, prepare=preprocessing("symmetric"))
     decided = quantize(
@@ -51,7 +51,7 @@ def edgekit() -> tuple[float, int]:
         observe=None,
         correction="none",
     )
-    content = tflite.quantize(decided.graph, decided.stored)
+    content = tflite_integers.write(decided.graph, decided.stored)
     return time.perf_counter() - start, len(content)
 
 

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from edgekit import data, environment
 from edgekit.calibrate import cached
-from edgekit.formats import float_model, tflite
+from edgekit.formats import convert, float_model, tflite_integers
 from edgekit.formats import keras as keras_format
 from edgekit.qat import QatRecipe, QatTrainer, answers_of, predict
 from edgekit.quant import profiles, reconstruct
@@ -102,7 +102,7 @@ def edgekit_arm(setting: Setting, recipe: QatRecipe, folder: Path, arm: str) -> 
     trained = fake.with_activations(plain, made.activations())
     return (
         predict(trained, setting.values),
-        answers_of(tflite.quantize(graph, stored), "tflite", setting.values),
+        answers_of(tflite_integers.write(graph, stored), "tflite", setting.values),
     )
 
 
@@ -112,7 +112,7 @@ class Setting:
     def __init__(self, *, hard: bool, limit: int) -> None:
         source = float_model.load(None)
         self.model = build(source.model) if hard else source.model
-        self.canonical = tflite.from_keras(self.model)
+        self.canonical = convert.from_keras(self.model)
         calibration = data.load("fashion_mnist", "calibration")
         prepare = source.preprocessing
         self.table = cached(
@@ -142,7 +142,7 @@ class Setting:
         layers = reconstruct.nearest(graph, given, pair_bound=True, bits=bits)
         for layer in graph.layers:
             reconstruct.put(graph, layer, layers[layer.output])
-        file = tflite.quantize(graph.serialize(), reconstruct.stored(given, layers))
+        file = tflite_integers.write(graph.serialize(), reconstruct.stored(given, layers))
         return self.top1(answers_of(file, "tflite", self.values))
 
 

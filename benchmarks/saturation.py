@@ -32,7 +32,7 @@ from edgekit import cli, data, environment, signature, stats
 from edgekit.calibrate import observe
 from edgekit.encodings import Encoding
 from edgekit.environment import PRECISE
-from edgekit.formats import float_model, onnx, onnx_convert, onnx_integers, tflite
+from edgekit.formats import convert, float_model, onnx, onnx_convert, onnx_integers
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, equalize, profiles, quantize, reconstruct
 from edgekit.quant.reconstruct import Layers
@@ -171,7 +171,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         model = build(model)
     prepare, test = source.preprocessing, data.load(options.data, "test").head(options.limit)
     images = data.load(options.calibration, "calibration")
-    found = rows(tflite.from_keras(model), images, prepare)
+    found = rows(convert.from_keras(model), images, prepare)
     samples = np.array(measure(found, test, prepare, options.rounds))
     assert test.labels is not None and found[0].answers is not None
     base = found[0].answers.argmax(axis=1)
@@ -227,7 +227,7 @@ def act_paper_net(options: argparse.Namespace, machine: Environment) -> cli.Outc
     coarse = (rng.random((32, 14, 14, 3)) * 255).astype(np.uint8)
     images = data.images.make("random", coarse.repeat(16, axis=1).repeat(16, axis=2), None)
     prepare = signature.preprocessing("symmetric")
-    canonical = tflite.from_keras(model)
+    canonical = convert.from_keras(model)
     table = observe(canonical, images, prepare=prepare)
     graph, profile = Graph(canonical), profiles.PROFILES["x86-avx2"]
     given = encode.activations(graph, table.ranges, profile)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from edgekit import artifact, cli, data, environment, feeds, outputs, words
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
 from edgekit.feeds import Samples
-from edgekit.formats import float_model, onnx, tflite
+from edgekit.formats import float_model, litert, onnx
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.probe import Place, Probe, probe
 from edgekit.quant import onnx_file, ranges
@@ -161,9 +161,9 @@ def observe(
     sample = max(64, SAMPLE // len(images))
     probed = probe(canonical, sample=sample)
     threads = environment.cores()
-    specs = tflite.signature(canonical).inputs
+    specs = litert.signature(canonical).inputs
     feeds.check(images, specs)
-    opened = tflite.interpreter(probed.content, threads=threads)
+    opened = litert.interpreter(probed.content, threads=threads)
     batch = _batch(opened, probed, len(images))
     observer = _Observer(probed.places, images.name, len(images))
     tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
@@ -178,7 +178,7 @@ def observe(
             given = feeds.feed(images, specs, prepare, slice(start, start + size))
             for name, values in given.items():
                 opened.set_tensor(entries[name], values)
-            tflite.invoke(opened)
+            litert.invoke(opened)
             observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
     return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)

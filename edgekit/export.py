@@ -37,7 +37,16 @@ from edgekit.errors import (
 )
 from edgekit.feeds import Feed, Inputs, Samples
 from edgekit.fidelity import Fidelity
-from edgekit.formats import float_model, half, onnx, onnx_convert, onnx_forms, onnx_integers, tflite
+from edgekit.formats import (
+    float_model,
+    half,
+    litert,
+    onnx,
+    onnx_convert,
+    onnx_forms,
+    onnx_integers,
+    tflite_integers,
+)
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.quant import decisions, onnx_file, profiles
@@ -346,7 +355,7 @@ def _make(
     if source.kind == "onnx":
         return _from_onnx(source, precision, calibration, profile, correction, target)
     canonical = source.canonical()
-    _check_ends(tflite.signature(canonical))
+    _check_ends(litert.signature(canonical))
     if precision == "int8" and source.encodings is not None:
         quantized = trained(canonical, source.encodings, profile=profile)
         return _make_int8(source, target, canonical, None, quantized, profile)
@@ -358,7 +367,7 @@ def _make(
         )
         return _make_int8(source, target, canonical, table, quantized, profile)
     if precision == "float16":
-        name, size = tflite.largest_weight(canonical)
+        name, size = litert.largest_weight(canonical)
         if size > float(np.finfo(np.float16).max):
             raise InvalidModelError(
                 f"expected weights that float16 can hold, up to 65504, got {size:.3g} in {name}; "
@@ -367,7 +376,7 @@ def _make(
     if target == "tflite":
         halved = precision == "float16"
         content = source.canonical(float16=True) if halved else canonical
-        return _Written(content, tflite.signature(content), canonical)
+        return _Written(content, litert.signature(content), canonical)
     model = onnx_convert.from_tflite(canonical)
     onnx_convert.rename_ends(model, Graph(canonical))
     notes: tuple[str, ...] = ()
@@ -537,7 +546,7 @@ def _samples(
     word: str,
 ) -> CalibrationSamples:
     """The calibration samples, those that judge apart from those that all numbers come from."""
-    specs = tflite.signature(canonical).inputs
+    specs = litert.signature(canonical).inputs
     most = min(MOST_IMAGES, images_that_fit(graph, len(images)))
     fitting, judging = np.arange(len(images)), np.arange(0)
     if len(images) >= FEWEST_IMAGES:
@@ -573,7 +582,7 @@ def _some(
 ) -> Feed:
     """Preprocessed samples by input name of the float model."""
     own = source.kind == "onnx"
-    found = onnx.signature(source.model) if own else tflite.signature(written.canonical)
+    found = onnx.signature(source.model) if own else litert.signature(written.canonical)
     return feeds.feed(images, found.inputs, source.preprocessing, places)
 
 
@@ -660,10 +669,10 @@ def _make_int8(
         )
     notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
     if target == "tflite":
-        content = tflite.quantize(quantized.graph, quantized.stored)
-        proof.check_stored(target, tflite.read_stored(content), quantized.stored)
+        content = tflite_integers.write(quantized.graph, quantized.stored)
+        proof.check_stored(target, tflite_integers.read_file(content), quantized.stored)
         return _Written(
-            content, tflite.signature(content), canonical, quantized, table, tuple(notes)
+            content, litert.signature(content), canonical, quantized, table, tuple(notes)
         )
     model = onnx_integers.quantize(
         onnx_convert.from_tflite(quantized.graph),

@@ -24,7 +24,7 @@ from edgekit.artifact import Artifact
 from edgekit.blocks import blocks
 from edgekit.encodings import Difference, Encodings, Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError, reason
-from edgekit.formats import onnx, onnx_integers, tflite
+from edgekit.formats import onnx, onnx_integers, tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.model_file import ModelFile
 from edgekit.results import Environment, Measurement, Parity, ParityPair
@@ -133,7 +133,7 @@ def _stored(
 
 
 def _read(content: bytes, model: Any) -> tuple[Stored, Stored, tuple[str, ...]]:
-    ours, graph = tflite.read_stored(content), Graph(content)
+    ours, graph = tflite_integers.read_file(content), Graph(content)
     theirs = onnx_integers.read_stored(model, graph)
     ours, missing = onnx_integers.without_missing(ours, theirs, model, graph)
     return ours, theirs, missing

@@ -21,7 +21,7 @@ from edgekit.encodings import Stored, differences
 from edgekit.errors import ExecutionError, InvalidDataError, WriterError
 from edgekit.feeds import Feed
 from edgekit.fidelity import Fidelity
-from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite, tflite_integers
+from edgekit.formats import litert, onnx, onnx_integers, onnx_tensors, tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.float_model import FloatModel
 from edgekit.layers import measure
@@ -104,7 +104,7 @@ def execution(
     isa = environment.describe().isa
     if target == "tflite":
         in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
-        return Execution("XNNPACK", isa, tflite.kernels(content), in_float, numbers)
+        return Execution("XNNPACK", isa, litert.kernels(content), in_float, numbers)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)
@@ -148,7 +148,7 @@ def check_answers(
             explains. How much int8 may differ is for :func:`judge`.
     """
     base = onnx.signature(source.model) if source.kind == "onnx" else None
-    given = (base or tflite.signature(canonical)).inputs
+    given = (base or litert.signature(canonical)).inputs
     kind = "random inputs" if samples is None else "calibration samples"
     values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
     expected = _of_tflite(canonical, values) if base is None else _of_onnx(canonical, values, base)
@@ -361,10 +361,10 @@ def _of_onnx(
 
 def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
     """Answers ``[N, ...]`` by name of the signature."""
-    opened = tflite.interpreter(content)
-    runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
+    opened = litert.interpreter(content)
+    runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
     found = [
-        tflite.invoke(runner, **{name: array[i : i + 1] for name, array in values.items()})
+        litert.invoke(runner, **{name: array[i : i + 1] for name, array in values.items()})
         for i in range(feeds.count(values))
     ]
     return {name: np.concatenate([each[name] for each in found]) for name in found[0]}

@@ -37,7 +37,7 @@ from edgekit.errors import (
     InvalidOptionError,
     WriterError,
 )
-from edgekit.formats import float_model, onnx, onnx_integers, tflite
+from edgekit.formats import convert, float_model, onnx, onnx_integers, tflite_integers
 from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.quant import profiles
@@ -257,7 +257,7 @@ def qat(
     images = source.images(opened, limit)
     training, held = _split(images)
     _check_data(training, source, recipe)
-    canonical = tflite.from_keras(source.model)
+    canonical = convert.from_keras(source.model)
     table = _table(canonical, calibration, training, source, dataset)
     fake = fake_quant.FakeQuantized(
         source.model,
@@ -293,7 +293,7 @@ def qat(
     values = source.preprocessing.apply(testing.images)
     teacher = predict(source.model, values)
     fake.put_into(source.model)
-    final = tflite.from_keras(source.model)
+    final = convert.from_keras(source.model)
     files, manifest = _content(source, fake, final, log)
     manifest |= {
         "model_id": out.name,
@@ -384,7 +384,7 @@ def _table(
 def _look(fake: FakeQuantized, held: data.ImageSet, values: Floats) -> dict[str, float]:
     """Make the int8 TFLite file as it would be now, run it, and hold it against the training."""
     graph, stored, _ = fake.deployed()
-    answers = answers_of(tflite.quantize(graph, stored), "tflite", values)
+    answers = answers_of(tflite_integers.write(graph, stored), "tflite", values)
     trained = predict(fake.model, values)
     score = _score(answers, trained, held.labels)
     found = {"deployed_agreement": score.agreement}
@@ -446,7 +446,7 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
             continue
         path = artifact.Artifact.load(folder).model_path
         if target == "tflite":
-            stored = tflite.read_stored(path.read_bytes())
+            stored = tflite_integers.read_file(path.read_bytes())
         else:
             stored = onnx_integers.read_stored(onnx.load(path), Graph(final))
         of_layers = stored.without((), (), stored.constants).without_biases()

@@ -17,7 +17,7 @@ from edgekit import feeds
 from edgekit.encodings import Stored
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Feed
-from edgekit.formats import onnx, onnx_integers, onnx_tensors, tflite, tflite_integers
+from edgekit.formats import litert, onnx, onnx_integers, onnx_tensors, tflite_integers
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import walk
 
@@ -136,7 +136,7 @@ class TfLiteTensors(Tensors):
     def run(self, feed: Feed) -> Values:
         entries = self._graph.inputs
         wanted = [name for name in self.names if name not in entries]
-        opened = tflite.interpreter(self._graph.with_outputs(wanted), threads=self._threads)
+        opened = litert.interpreter(self._graph.with_outputs(wanted), threads=self._threads)
         places = [detail["index"] for detail in opened.get_input_details()]
         ends = [detail["index"] for detail in opened.get_output_details()]
         found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in wanted}
@@ -144,7 +144,7 @@ class TfLiteTensors(Tensors):
         for i in range(feeds.count(feed)):
             for place, values in zip(places, stored.values(), strict=True):
                 opened.set_tensor(place, values[i : i + 1])
-            tflite.invoke(opened)
+            litert.invoke(opened)
             for name, end in zip(wanted, ends, strict=True):
                 found[name].append(np.atleast_1d(opened.get_tensor(end)))
         whole = {name: np.concatenate(parts) for name, parts in found.items()}

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekit import feeds
 from edgekit.artifact import Artifact
-from edgekit.formats import onnx, tflite
+from edgekit.formats import litert, onnx
 
 
 def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -23,7 +23,7 @@ def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np
         runs = [dict(zip(names, each, strict=True)) for each in parts]
         got = feeds.joined(runs, found.outputs)
     else:
-        runner = tflite.interpreter(written.model_path).get_signature_runner(tflite.SIGNATURE_KEY)
+        runner = litert.interpreter(written.model_path).get_signature_runner(litert.SIGNATURE_KEY)
         each = [
             runner(**{name: array[i : i + 1] for name, array in feed.items()})
             for i in range(feeds.count(feed))

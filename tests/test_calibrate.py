@@ -13,7 +13,7 @@ from edgekit import calibrate as verb
 from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
 from edgekit.errors import InvalidDataError
-from edgekit.formats import tflite
+from edgekit.formats import convert, litert
 from edgekit.formats.keras import tf_keras
 from edgekit.quant.table import METHODS, CalibrationTable, Range
 from edgekit.signature import preprocessing
@@ -40,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def canonical(tiny: Path) -> bytes:
-    return tflite.from_keras(tf_keras().models.load_model(tiny))
+    return convert.from_keras(tf_keras().models.load_model(tiny))
 
 
 def test_ranges_are_the_extremes_of_keras_own_layers(tiny: Path, canonical: bytes) -> None:
@@ -54,7 +54,7 @@ def test_ranges_are_the_extremes_of_keras_own_layers(tiny: Path, canonical: byte
     assert found.min == pytest.approx(expected.min(), abs=1e-6)
     assert found.max == pytest.approx(expected.max(), rel=1e-5)
     assert (table.count, table.method) == (20, "minmax")
-    assert len(table.ranges) == len(tflite.activations(tflite.interpreter(canonical)))
+    assert len(table.ranges) == len(litert.activations(litert.interpreter(canonical)))
 
 
 def test_table_survives_its_file(canonical: bytes, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_an_image_that_overflows_inside_the_model_is_named() -> None:
     keras = tf_keras()
     image = keras.Input((6, 6, 1), name="image")
     x = keras.layers.Conv2D(2, 3, kernel_initializer="ones")(image)
-    canonical = tflite.from_keras(keras.Model(image, x))
+    canonical = convert.from_keras(keras.Model(image, x))
     images = np.zeros((2, 6, 6, 1), np.float32)
     images[1] = 3e38
     with pytest.raises(InvalidDataError, match="image 1 makes .* NaN or infinite"):
@@ -166,13 +166,13 @@ def test_a_broken_cache_is_said_and_made_again(
 def test_statistics_are_those_of_all_values(canonical: bytes) -> None:
     images = image_sets.make("set", _pixels(6), None)
     table = observe(canonical, images, prepare=UNIT)
-    opened = tflite.interpreter(canonical, experimental_preserve_all_tensors=True)
+    opened = litert.interpreter(canonical, experimental_preserve_all_tensors=True)
     entry = opened.get_input_details()[0]["index"]
     values: dict[str, list[np.ndarray]] = {name: [] for name in table.ranges}
     for i in range(6):
         opened.set_tensor(entry, UNIT.apply(images.images[i : i + 1]))
         opened.invoke()
-        for tensor in tflite.activations(opened):
+        for tensor in litert.activations(opened):
             values[tensor.name].append(opened.get_tensor(tensor.index))
     for name, found in table.statistics.items():
         whole = np.concatenate(values[name])

@@ -252,7 +252,7 @@ def test_manifests_of_before_still_load() -> None:
 
 def test_every_runtime_gets_the_same_bytes(tmp_path: Path) -> None:
     """A network that answers its input, in three formats; the hash is that of numpy's tensor."""
-    from edgekit.formats import onnx_convert, tflite
+    from edgekit.formats import convert, onnx_convert
     from edgekit.formats.keras import tf_keras
     from edgekit.recording import inputs_sha256
     from edgekit.runtimes.worker import Job, Worker
@@ -263,7 +263,7 @@ def test_every_runtime_gets_the_same_bytes(tmp_path: Path) -> None:
         file(tmp_path / "set" / name / f"{i}.jpg", packed(pixels, "JPEG"))
     image = keras.Input((12, 16, 3), name="image")
     model = keras.Model(image, keras.layers.Flatten()(image))
-    flatbuffer = tflite.from_keras(model)
+    flatbuffer = convert.from_keras(model)
     model.save(tmp_path / "m.keras")
     (tmp_path / "m.tflite").write_bytes(flatbuffer)
     (tmp_path / "m.onnx").write_bytes(onnx_convert.from_tflite(flatbuffer).SerializeToString())

@@ -27,7 +27,7 @@ from edgekit.errors import (
 )
 from edgekit.export import DEFAULT_MODEL, export
 from edgekit.export import main as export_main
-from edgekit.formats import onnx, tflite
+from edgekit.formats import convert, litert, onnx, tflite_integers
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.quant.quantize import predict
@@ -72,8 +72,8 @@ def _run(written: Artifact, pixels: np.ndarray) -> np.ndarray:
     if manifest.format == "onnx":
         answer = onnx.session(written.model_path).run(None, {spec.name: feed})[0]
     else:
-        opened = tflite.interpreter(written.model_path)
-        runner = opened.get_signature_runner(tflite.SIGNATURE_KEY)
+        opened = litert.interpreter(written.model_path)
+        runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
         name = manifest.signature.outputs[0].name
         answer = np.concatenate([runner(**{spec.name: f[None]})[name] for f in feed])
     return manifest.signature.outputs[0].dequantize(answer)
@@ -157,7 +157,7 @@ def test_both_int8_files_hold_the_same_integers(
     stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     maker = {name: node for node in graph.node for name in node.output}
     user = {name: node for node in graph.node for name in node.input}
-    opened = tflite.interpreter(
+    opened = litert.interpreter(
         exported["tflite", "int8"].model_path, experimental_op_resolver_type=_plain()
     )
     details = {d["index"]: d for d in opened.get_tensor_details()}
@@ -393,7 +393,7 @@ def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _write_tables(folder: Path) -> None:
     """A table of net.keras and set.npz, and one for each way to break it."""
-    canonical = tflite.from_keras(tf_keras().models.load_model(folder / "net.keras"))
+    canonical = convert.from_keras(tf_keras().models.load_model(folder / "net.keras"))
     images = data.load(str(folder / "set.npz"), "calibration")
     prepare = signature.preprocessing("unit")
     table = json.loads(observe(canonical, images, prepare=prepare, word="set.npz").dumps())
@@ -488,7 +488,7 @@ def test_ctrl_c_writes_nothing(place: Path, tmp_path: Path) -> None:
 def test_truncated_files_do_not_load(
     exported: dict[tuple[str, str], Artifact], tmp_path: Path, part: float
 ) -> None:
-    for target, read in (("tflite", tflite.signature), ("onnx", onnx.session)):
+    for target, read in (("tflite", litert.signature), ("onnx", onnx.session)):
         whole = exported[target, "int8"].model_path.read_bytes()
         cut = tmp_path / f"cut.{target}"
         cut.write_bytes(whole[: int(part if part >= 1 else part * len(whole))])
@@ -630,8 +630,8 @@ def test_correction_none_rounds_to_nearest(small: Path, tmp_path: Path) -> None:
     written = export(small / "small.keras", correction="none", out=tmp_path / "nearest", **options)
     assert written.manifest.quantization is not None
     assert written.manifest.quantization.way == "nearest rounding"
-    canonical = Graph(tflite.from_keras(tf_keras().models.load_model(small / "small.keras")))
-    stored = tflite.read_stored(written.model_path.read_bytes())
+    canonical = Graph(convert.from_keras(tf_keras().models.load_model(small / "small.keras")))
+    stored = tflite_integers.read_file(written.model_path.read_bytes())
     for layer in canonical.layers:
         found = stored.layers[layer.output]
         shape = [1] * found.weights.ndim
@@ -648,7 +648,7 @@ def test_weights_of_the_default_device_cannot_saturate(
         assert written.manifest.device == "generic"
         assert any("would saturate" in note for note in written.manifest.notes)
     content = exported["tflite", "int8"].model_path.read_bytes()
-    stored = tflite.read_stored(content)
+    stored = tflite_integers.read_file(content)
     graph = Graph(content)
     for layer in graph.layers:
         if pairs_products(graph, layer):

@@ -18,7 +18,7 @@ from edgekit import environment
 from edgekit.artifact import Artifact
 from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
 from edgekit.export import export
-from edgekit.formats import half, onnx, onnx_convert
+from edgekit.formats import emulation, half, onnx
 from edgekit.runtimes import open_runner
 from edgekit.runtimes.cuda import BoundRunner
 from edgekit.runtimes.emulated import EmulatedRunner
@@ -57,15 +57,15 @@ X = np.array([[0.5, 1, 2], [0.25, 1, 0.125]], np.float32)
 
 def test_what_would_overflow_stays_float32() -> None:
     model = chain(("Mul", 1e3), ("Mul", 1e3), ("Relu", None), ("Mul", 1e-6), ("Add", 1.0))
-    careless = onnx_convert.to_float16(model)
+    careless = half.converted(model)
     # The CPU provider drops the casts in between and hides what a GPU would answer.
     assert np.isfinite(run(careless, X)).all()
-    assert np.isinf(run(half.emulate(careless)[0], X)).any()
+    assert np.isinf(run(emulation.emulate(careless)[0], X)).any()
     found = half.to_float16(model, {"x": X})
     assert found.kept == ("n1", "n2", "n3")
     assert (found.largest, found.where) == (2e6, "t1")
     np.testing.assert_allclose(run(found.model, X), X + 1, rtol=2e-3)
-    rounding, _ = half.emulate(found.model)
+    rounding, _ = emulation.emulate(found.model)
     np.testing.assert_allclose(run(rounding, X), X + 1, rtol=2e-3)
     assert "3 operators stay float32" in found.note(len(X))
     types = {t.data_type for t in found.model.graph.initializer}
@@ -97,7 +97,7 @@ def test_the_emulation_rounds_after_every_operator() -> None:
     model = chain(("Add", tie), ("Add", tie), ("Mul", 1.0))
     one = np.ones((1, 3), np.float32)
     found = half.to_float16(model, {"x": one})
-    rounding, casts = half.emulate(found.model)
+    rounding, casts = emulation.emulate(found.model)
     assert casts == 8  # the input and three operators, both ways
     np.testing.assert_array_equal(run(rounding, one), one)
     assert (run(model, one) == 1 + 2 * tie).all()

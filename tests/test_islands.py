@@ -19,7 +19,7 @@ from edgekit.calibrate import observe
 from edgekit.errors import FidelityError
 from edgekit.export import export
 from edgekit.feeds import Inputs, make, take
-from edgekit.formats import tflite
+from edgekit.formats import convert
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.keras import tensorflow, tf_keras
 from edgekit.quant import islands, quantize
@@ -68,7 +68,7 @@ class Case:
 
     def quantize(self, **options: Any) -> quantize.Quantized:
         """Decide, without writing."""
-        canonical = tflite.from_keras(tf_keras().models.load_model(self.path))
+        canonical = convert.from_keras(tf_keras().models.load_model(self.path))
         samples = make("set", self.arrays)
         return decided(canonical, samples, **options)
 
@@ -270,7 +270,7 @@ def test_a_trial_that_becomes_nan_loses_and_is_named() -> None:
         image, keras.layers.Dense(3)(tf.math.rsqrt(wide * wide - 0.9 * wide * wide))
     )
     values = np.random.default_rng(0).uniform(0.2, 1, (COUNT, 16)).astype(np.float32)
-    found = decided(tflite.from_keras(model), make("set", {"image": values}))
+    found = decided(convert.from_keras(model), make("set", {"image": values}))
     trials = {trial.way: trial.sqnr for trial in found.trials}
     assert trials[quantize.NEAREST] == -np.inf
     assert any("became NaN, by which these lost: nearest rounding" in note for note in found.notes)
@@ -358,7 +358,7 @@ def test_a_part_that_its_step_swallows_stays_float_where_it_matters(
 
 def test_methods_are_judged_on_samples_that_no_number_came_from(coarse: Case) -> None:
     """A held-out sample that is out of all bounds widens the last range, and not the trials'."""
-    canonical = tflite.from_keras(tf_keras().models.load_model(coarse.path))
+    canonical = convert.from_keras(tf_keras().models.load_model(coarse.path))
     rows = coarse.arrays["rows"].copy()
     rows[:, :3] = rows[:, 3:]  # all of one size
     plain = decided(canonical, make("set", {"rows": rows}))
@@ -373,7 +373,7 @@ def test_methods_are_judged_on_samples_that_no_number_came_from(coarse: Case) ->
 
 
 def test_joins_keep_scales_by_their_parts_sizes(detector: Case) -> None:
-    canonical = tflite.from_keras(tf_keras().models.load_model(detector.path))
+    canonical = convert.from_keras(tf_keras().models.load_model(detector.path))
     graph = Graph(canonical)
     samples = make("set", {graph.inputs[0]: detector.arrays["x"]})
     entries = {name: tensor for tensor, name in graph.entries.items()}

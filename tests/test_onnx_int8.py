@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidModelError
 from edgekit.export import export
-from edgekit.formats import onnx, onnx_convert, onnx_forms
+from edgekit.formats import onnx, onnx_forms, onnx_source
 from edgekit.formats.float_model import load
 from edgekit.layers.diff import diff
 
@@ -141,7 +141,7 @@ def test_bounds_of_a_clip_stay_numbers_without_an_axis(tmp_path: Path) -> None:
         helper.make_node("HardSigmoid", ["a"], ["y"], "gate", alpha=0.25),
     ]
     model = _model(nodes, constants, [1, 3, 5, 5], {"y": [1, 4, 5, 5]})
-    prepared = onnx_convert.prepare(model, integers=True)
+    prepared = onnx_source.prepare(model, integers=True)
     written, found = _int8(model, tmp_path, _drawn(4, 40, 3, 5, 5, scale=2))
     for each in (prepared, onnx.load(written.model_path)):
         constants = onnx.stored_constants(each)
@@ -300,7 +300,7 @@ def test_a_batch_normalisation_that_no_layer_took_in(tmp_path: Path) -> None:
         ),
     ]
     model = _model(nodes, constants, [1, 3, 6, 6], {"y": [1, 5, 12, 12]})
-    prepared = onnx_convert.prepare(model, integers=True)
+    prepared = onnx_source.prepare(model, integers=True)
     kinds = {node.op_type for node in prepared.graph.node}
     assert not kinds & {"BatchNormalization", "ConvTranspose"}
     x = _drawn(8, 40, 3, 6, 6)

@@ -16,7 +16,7 @@ from edgekit.artifact import Artifact
 from edgekit.encodings import Encodings, differences
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.export import export
-from edgekit.formats import onnx, tflite
+from edgekit.formats import onnx, tflite_integers
 from edgekit.formats.flatbuffer import Graph
 from edgekit.parity import numbers
 from edgekit.signature import preprocessing
@@ -48,7 +48,7 @@ def test_the_numbers_are_those_of_the_encodings(artifacts: dict[str, Path]) -> N
     ours, _ = _pair(artifacts)
     given = Encodings.load(ours.path / encodings.FILE)
     graph = Graph(ours.model_path.read_bytes())
-    read = tflite.read_stored(ours.model_path.read_bytes())
+    read = tflite_integers.read_file(ours.model_path.read_bytes())
     assert (ours.path / encodings.FILE).read_bytes() == (
         artifacts["onnx-int8"] / encodings.FILE
     ).read_bytes()
@@ -200,7 +200,9 @@ def test_profiles_that_differ_are_said_to(small: Path, tmp_path: Path) -> None:
 
 
 def test_differences_are_by_tensor_and_kind(artifacts: dict[str, Path]) -> None:
-    stored = tflite.read_stored(Artifact.load(artifacts["tflite-int8"]).model_path.read_bytes())
+    stored = tflite_integers.read_file(
+        Artifact.load(artifacts["tflite-int8"]).model_path.read_bytes()
+    )
     name = next(iter(stored.layers))
     without = dataclasses.replace(
         stored, layers={k: v for k, v in stored.layers.items() if k != name}

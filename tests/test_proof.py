@@ -12,7 +12,14 @@ import pytest
 from edgekit import proof
 from edgekit.errors import ExecutionError, WriterError
 from edgekit.export import export
-from edgekit.formats import float_model, half, keras, onnx, onnx_convert, tflite
+from edgekit.formats import (
+    float_model,
+    half,
+    keras,
+    litert,
+    onnx,
+    onnx_convert,
+)
 from edgekit.formats.flatbuffer import Graph
 from edgekit.formats.float_model import FloatModel
 
@@ -71,7 +78,7 @@ def test_a_fault_is_named(target: str, layer: int, twins: Path, tmp_path: Path) 
     wrong = float_model.load(tmp_path / "changed.keras", preprocessing="unit")
     content = _halved(wrong, target)
     signature = (
-        tflite.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
+        litert.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
     )
     with pytest.raises(ExecutionError, match=f"conv_{layer} is to blame"):
         proof.check_answers(content, signature, canonical, source, target, "float16")
@@ -90,7 +97,7 @@ def test_a_wrong_float32_file_is_a_fault_of_ours(target: str, twins: Path, tmp_p
         onnx_convert.rename_ends(model, graph)
         content = model.SerializeToString()
     signature = (
-        tflite.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
+        litert.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
     )
     with pytest.raises(WriterError, match="by a fault of edgekit's own: .*conv_1 is to blame"):
         proof.check_answers(content, signature, source.canonical(), source, target, "float32")

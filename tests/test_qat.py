@@ -19,7 +19,7 @@ from edgekit.artifact import Artifact
 from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe, differences
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.export import export
-from edgekit.formats import float_model, onnx, onnx_integers, tflite
+from edgekit.formats import convert, float_model, onnx, onnx_integers, tflite_integers
 from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph
 from edgekit.layers.diff import diff
@@ -85,9 +85,9 @@ def test_the_grid_is_the_same_tensor_by_tensor(
 ) -> None:
     """Kernels and ranges of the training against what both files store."""
     file = Artifact.load(exported["tflite"]).model_path.read_bytes()
-    stored = tflite.read_stored(file)
+    stored = tflite_integers.read_file(file)
     source = float_model.load(trained[0])
-    canonical = tflite.from_keras(source.model)
+    canonical = convert.from_keras(source.model)
     model = onnx.load(Artifact.load(exported["onnx"]).model_path)
     assert not differences(stored, onnx_integers.read_stored(model, Graph(canonical)))
 
@@ -195,7 +195,7 @@ def test_export_takes_no_ranges_beside_the_trained_ones(
 
 def test_export_refuses_a_device_that_wants_other_numbers(trained: tuple[Path, Done]) -> None:
     source = float_model.load(trained[0])
-    canonical = tflite.from_keras(source.model)
+    canonical = convert.from_keras(source.model)
     assert source.encodings is not None
     with pytest.raises(InvalidModelError, match="zero_point 0 only.*--device tensorrt"):
         trained_integers(canonical, source.encodings, profile=profiles.profile("tensorrt"))
@@ -210,7 +210,7 @@ def test_export_refuses_weights_that_were_changed(trained: tuple[Path, Done]) ->
     other = next(layer for layer in source.model.layers if layer.weights)
     kernel, *rest = other.get_weights()
     other.set_weights([kernel + 0.003, *rest])
-    canonical = tflite.from_keras(source.model)
+    canonical = convert.from_keras(source.model)
     profile = profiles.profile("generic")
     with pytest.raises(InvalidModelError, match="not the one that was trained"):
         trained_integers(canonical, source.encodings, profile=profile)

@@ -12,8 +12,8 @@ from edgekit.calibrate import observe
 from edgekit.data.images import make
 from edgekit.encodings import differences
 from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.formats import convert, litert, onnx_convert, onnx_integers, tflite_integers
 from edgekit.formats import keras as keras_format
-from edgekit.formats import onnx_convert, onnx_integers, tflite
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, fake, profiles, saturation
 from edgekit.quant.table import Range
@@ -38,7 +38,7 @@ class Case:
                 layer.moving_mean.assign(rng.normal(0, 0.3, size))
                 layer.moving_variance.assign(rng.uniform(0.2, 2, size))
         self.model = model
-        self.canonical = tflite.from_keras(model)
+        self.canonical = convert.from_keras(model)
         self.pixels = rng.integers(0, 256, (24, *model.input_shape[1:]), dtype=np.uint8)
         self.values = UNIT.apply(self.pixels)
         table = observe(self.canonical, make("pixels", self.pixels, None), prepare=UNIT)
@@ -107,8 +107,8 @@ def test_training_grid_is_the_deployed_grid_in_every_layer(case: Case, bits: int
 
 def test_both_writers_store_what_was_trained(case: Case) -> None:
     graph, stored, _ = case.fake().deployed()
-    file = tflite.quantize(graph, stored)
-    assert not differences(tflite.read_stored(file), stored)
+    file = tflite_integers.write(graph, stored)
+    assert not differences(tflite_integers.read_file(file), stored)
     model = onnx_integers.quantize(
         onnx_convert.from_tflite(graph), stored, activation_dtype="uint8", quantize_bias=True
     )
@@ -123,9 +123,9 @@ def test_the_deployed_file_answers_as_the_handed_on_keras_model(case: Case) -> N
     # biases lie on their grid while it trains too
     np.testing.assert_allclose(made.model(case.values).numpy(), trained, atol=1.01 / 256)
     graph, stored, _ = made.deployed()
-    file = tflite.quantize(graph, stored)
-    spec = tflite.signature(file)
-    opened = tflite.interpreter(file)
+    file = tflite_integers.write(graph, stored)
+    spec = litert.signature(file)
+    opened = litert.interpreter(file)
     for i, values in enumerate(case.values):
         feed = spec.inputs[0].quantize(values[None])
         opened.set_tensor(opened.get_input_details()[0]["index"], feed)
@@ -170,7 +170,7 @@ def test_a_silent_channel_stays_finite(case: Case) -> None:
     normal.gamma.assign(gamma)
     changed = Case(keras.models.clone_model(model))
     changed.model.set_weights(model.get_weights())
-    changed.canonical = tflite.from_keras(changed.model)
+    changed.canonical = convert.from_keras(changed.model)
     made = changed.fake()
     _, stored, _ = made.deployed()
     layer = Graph(changed.canonical).layers[0]

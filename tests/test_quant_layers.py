@@ -13,7 +13,7 @@ from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
 from edgekit.encodings import Encoding, differences
 from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
-from edgekit.formats import tflite
+from edgekit.formats import convert, litert, tflite_integers
 from edgekit.formats.flatbuffer import Graph, Layer
 from edgekit.formats.keras import tf_keras
 from edgekit.quant import decisions, encode, equalize, quantize, reconstruct, saturation, walk
@@ -64,7 +64,7 @@ def converted(build: Callable[[Any, Any], Any], *, size: int = 8) -> bytes:
     keras = tf_keras()
     keras.utils.set_random_seed(7)
     image = keras.Input((size, size, 2), name="image")
-    return tflite.from_keras(keras.Model(image, build(keras.layers, image)))
+    return convert.from_keras(keras.Model(image, build(keras.layers, image)))
 
 
 def case(build: Callable[[Any, Any], Any], *, size: int = 8, count: int = 40) -> Case:
@@ -137,12 +137,12 @@ def decided(zoo: Case) -> Quantized:
 
 def whole(canonical: bytes, values: Floats) -> dict[str, list[Floats]]:
     """Every tensor of the interpreter that runs the whole graph, image by image."""
-    opened = tflite.interpreter(canonical, experimental_preserve_all_tensors=True)
+    opened = litert.interpreter(canonical, experimental_preserve_all_tensors=True)
     found: dict[str, list[Floats]] = {}
     for image in values:
         opened.set_tensor(opened.get_input_details()[0]["index"], image[None])
         opened.invoke()
-        for tensor in tflite.activations(opened):
+        for tensor in litert.activations(opened):
             found.setdefault(tensor.name, []).append(opened.get_tensor(tensor.index))
     return found
 
@@ -229,7 +229,7 @@ def test_an_operator_alone_keeps_its_answers(zoo: Case) -> None:
     for position, operator in enumerate(zoo.graph.operators):
         alone = zoo.graph.single(position)
         assert [each.kind for each in Graph(alone).operators] == [operator.kind]
-        opened = tflite.interpreter(alone)
+        opened = litert.interpreter(alone)
         fed = walk.fed(zoo.graph, operator)
         for number in range(3):
             for detail, name in zip(opened.get_input_details(), fed, strict=True):
@@ -263,7 +263,7 @@ def test_a_graph_written_again_has_the_same_constants_and_answers(zoo: Case) -> 
             np.testing.assert_array_equal(graph.constant(name), zoo.graph.constant(name))
     values = pixels(zoo)[:4]
     np.testing.assert_array_equal(answers(again, values), answers(zoo.canonical, values))
-    assert tflite.signature(again) == tflite.signature(zoo.canonical)
+    assert litert.signature(again) == litert.signature(zoo.canonical)
     assert Graph(again).serialize() == again
 
 
@@ -543,7 +543,7 @@ def quantizes_or_refuses(found: Case) -> None:
 
 def shared(found: Case, place: int) -> bool:
     """Whether the converter gave two layers one constant as their input at this place."""
-    operators = tflite.interpreter(found.canonical)._get_ops_details()
+    operators = litert.interpreter(found.canonical)._get_ops_details()
     constants = [op["inputs"][place] for op in operators if op["op_name"] == "CONV_2D"]
     return len(set(constants)) < len(constants)
 
@@ -867,9 +867,9 @@ def test_without_images_biases_are_corrected_unjudged(zoo: Case) -> None:
 
 
 def test_the_int8_file_holds_the_decided_numbers(decided: Quantized) -> None:
-    content = tflite.quantize(decided.graph, decided.stored)
-    assert differences(tflite.read_stored(content), decided.stored) == ()
-    assert all(kind.endswith(" int8") for kind in tflite.kernels(content))
+    content = tflite_integers.write(decided.graph, decided.stored)
+    assert differences(tflite_integers.read_file(content), decided.stored) == ()
+    assert all(kind.endswith(" int8") for kind in litert.kernels(content))
 
 
 def test_a_decision_survives_its_file(uneven: Case, decided: Quantized, tmp_path: Path) -> None:

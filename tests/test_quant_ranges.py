@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgekit.calibrate import SHARE, observe
 from edgekit.data import images as image_sets
 from edgekit.errors import InvalidOptionError
-from edgekit.formats import tflite
+from edgekit.formats import convert, litert
 from edgekit.formats.keras import tf_keras
 from edgekit.quant import ranges
 from edgekit.quant.histogram import BINS, Histogram, StreamingHistogram
@@ -239,7 +239,7 @@ def test_moving_average_follows_image_after_image() -> None:
     image = keras.Input((6, 6, 1), name="image")
     x = keras.layers.Conv2D(4, 3, name="conv")(image)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    canonical = tflite.from_keras(keras.Model(image, x))
+    canonical = convert.from_keras(keras.Model(image, x))
     rng = np.random.default_rng(2)
     growing = np.linspace(0.1, 3, 150, dtype=np.float32)[:, None, None, None]
     pixels = rng.normal(size=(150, 6, 6, 1)).astype(np.float32) * growing
@@ -249,8 +249,8 @@ def test_moving_average_follows_image_after_image() -> None:
         prepare=preprocessing("unit"),
         method="moving-average",
     )
-    opened = tflite.interpreter(canonical, experimental_preserve_all_tensors=True)
-    tensors = tflite.activations(opened)
+    opened = litert.interpreter(canonical, experimental_preserve_all_tensors=True)
+    tensors = litert.activations(opened)
     averages: dict[str, list[float]] = {}
     for pixel in preprocessing("unit").apply(pixels):
         opened.set_tensor(opened.get_input_details()[0]["index"], pixel[None])

@@ -14,7 +14,7 @@ from exported import answers, decibels
 from edgekit import parity
 from edgekit.errors import InvalidModelError
 from edgekit.export import export
-from edgekit.formats import flatbuffer, one_sample, onnx, tflite
+from edgekit.formats import flatbuffer, litert, one_sample, onnx
 from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph
 
@@ -128,7 +128,7 @@ def test_files_of_other_converters_have_the_same_integers_in_both_formats(
 
 def test_sparse_weights_are_read_whole(tmp_path: Path) -> None:
     content = _sparse(tmp_path / "saved")
-    graph = Graph(flatbuffer.canonical(content, "net", key=tflite.SIGNATURE_KEY))
+    graph = Graph(flatbuffer.canonical(content, "net", key=litert.SIGNATURE_KEY))
     kernels = [w for w in _net().get_weights() if w.ndim == 2]
     read = [graph.constant(layer.weights) for layer in graph.layers if layer.kind == "dense"]
     for kernel, found in zip(kernels, read, strict=True):
@@ -204,7 +204,7 @@ def test_outputs_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
         )
         listed = [(spec.name, spec.shape[-1]) for spec in written.manifest.signature.outputs]
         if target == "tflite":
-            details = tflite.interpreter(written.model_path).get_output_details()
+            details = litert.interpreter(written.model_path).get_output_details()
             sizes = [int(detail["shape"][-1]) for detail in details]
         else:
             ends = onnx.load(written.model_path).graph.output

@@ -15,7 +15,7 @@ from edgekit import shards
 from edgekit.artifact import Artifact
 from edgekit.errors import InvalidModelError
 from edgekit.export import export
-from edgekit.formats import float_model, onnx, onnx_convert, onnx_forms, saved_model
+from edgekit.formats import float_model, half, onnx, onnx_forms, saved_model
 from edgekit.quant import saturation
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import preprocessing
@@ -155,11 +155,11 @@ def test_two_float32_readers_of_a_float16_tensor() -> None:
     stem = next(node.output[0] for node in model.graph.node if node.op_type == "Conv")
     readers = [node.name for node in model.graph.node if stem in node.input]
     assert len(readers) == 2
-    half = onnx_convert.to_float16(model, keep=readers)
+    small = half.converted(model, keep=readers)
     image = np.random.default_rng(0).normal(0, 1, (1, 3, 16, 16)).astype(np.float32)
     exact, found = (
         onnx.session(each.SerializeToString()).run(None, {"image": image})[0]
-        for each in (model, half)
+        for each in (model, small)
     )
     assert _noise(exact, found) > 50
 

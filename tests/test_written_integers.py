@@ -16,15 +16,15 @@ from edgekit.calibrate import observe
 from edgekit.errors import WriterError
 from edgekit.export import export
 from edgekit.feeds import make
-from edgekit.formats import keras as keras_format
 from edgekit.formats import (
+    convert,
     onnx,
     onnx_convert,
     onnx_forms,
     onnx_integers,
-    tflite,
     tflite_integers,
 )
+from edgekit.formats import keras as keras_format
 from edgekit.formats.flatbuffer import Graph
 from edgekit.quant import encode, profiles, quantize, saturation
 from edgekit.signature import preprocessing
@@ -149,7 +149,7 @@ def test_a_constant_of_an_operator_in_float_stays_float(tmp_path: Path) -> None:
     """Another operator that computes on integers has the same numbers, and they are integers."""
     net = lambda x: _conv(layers.ReLU()(_conv(layers.ReLU()(_conv(x)) + 0.25)) + 0.25)  # noqa: E731
     values, _ = _saved(net, SHAPE, tmp_path)
-    canonical = tflite.from_keras(keras_format.load(tmp_path / "net.keras"))
+    canonical = convert.from_keras(keras_format.load(tmp_path / "net.keras"))
     graph = Graph(canonical)
     table = observe(canonical, make("set", values), prepare=preprocessing("symmetric"))
     decided = quantize.quantize(
@@ -166,8 +166,8 @@ def test_a_constant_of_an_operator_in_float_stays_float(tmp_path: Path) -> None:
     model = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
     read = onnx_integers.read_stored(model, Graph(decided.graph))
     assert set(read.constants) == set(kept.constants)
-    content = tflite.quantize(decided.graph, kept)
-    assert set(tflite.read_stored(content).constants) == set(kept.constants)
+    content = tflite_integers.write(decided.graph, kept)
+    assert set(tflite_integers.read_file(content).constants) == set(kept.constants)
 
 
 def test_keypoints_by_argmax_and_gather(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_names_do_not_depend_on_what_the_process_did_before(tmp_path: Path) -> N
     """TensorFlow calls a number in a formula by the count of all it has made."""
     _saved(lambda x: 40.0 * _conv(tf.minimum(_conv(x), 1.5)), SHAPE, tmp_path)
     model = keras_format.load(tmp_path / "net.keras")
-    assert tflite.from_keras(model) == tflite.from_keras(model)
+    assert convert.from_keras(model) == convert.from_keras(model)
 
 
 def _mish(x: Any) -> Any:
@@ -384,7 +384,7 @@ def test_bounds_of_a_clip_have_no_axis() -> None:
 def test_what_was_written_otherwise_is_a_fault_of_ours(tmp_path: Path) -> None:
     _saved(NETS["odd axis"][0], SHAPE, tmp_path)
     content = _int8(tmp_path, "tflite").model_path.read_bytes()
-    stored = tflite.read_stored(content)
+    stored = tflite_integers.read_file(content)
     graph = Graph(content)
     name, constant = next(iter(stored.constants.items()))
     values = constant.values
@@ -399,7 +399,7 @@ def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
     """Who decides may leave any tensor in float: what reads and writes it computes in float."""
     values, exact = _saved(lambda x: _conv(layers.ReLU()(_conv(_conv(x)))), SHAPE, tmp_path)
     model = keras_format.load(tmp_path / "net.keras")
-    canonical = tflite.from_keras(model)
+    canonical = convert.from_keras(model)
     graph = Graph(canonical)
     inner = graph.layers[1].output
     table = observe(canonical, make("set", values), prepare=preprocessing("symmetric"))
@@ -411,8 +411,8 @@ def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
     }
     decided = quantize.quantize(canonical, table, profile=profile, samples=None, correction="none")
     kept = decided.stored.without([inner], [graph.layers[1].output, graph.layers[2].output])
-    content = tflite.quantize(decided.graph, kept)
-    read = tflite.read_stored(content)
+    content = tflite_integers.write(decided.graph, kept)
+    read = tflite_integers.read_file(content)
     assert inner not in read.activations and set(read.layers) == set(kept.layers)
     floats = tflite_integers.floats(Graph(content))
     assert len([name for name in floats if name.startswith("CONV_2D")]) == 2

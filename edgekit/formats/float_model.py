@@ -20,14 +20,14 @@ from edgekit.encodings import FILE, Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Inputs, Samples
 from edgekit.formats import (
+    convert,
     flatbuffer,
     keras,
+    litert,
     one_sample,
     onnx,
-    onnx_convert,
     onnx_source,
     saved_model,
-    tflite,
     tflite_sizes,
 )
 from edgekit.formats.flatbuffer import Graph
@@ -167,8 +167,8 @@ class FloatModel:
     def _converted(self, *, float16: bool) -> bytes:
         """What TFLite's converter makes of a Keras model or SavedModel, at its own batch."""
         if self.kind == "keras":
-            return tflite.from_keras(self.model, self.source.shapes, float16=float16)
-        return tflite.from_function(
+            return convert.from_keras(self.model, self.source.shapes, float16=float16)
+        return convert.from_function(
             self.model,
             self.model.inputs,
             self.model.outputs,
@@ -184,14 +184,14 @@ class FloatModel:
 
     def prepared(self, *, integers: bool = False) -> Any:
         """The ONNX model with batch normalisation folded, as
-        :func:`edgekit.formats.onnx_convert.prepare` has it."""
-        return onnx_convert.prepare(self.model, integers=integers)
+        :func:`edgekit.formats.onnx_source.prepare` has it."""
+        return onnx_source.prepare(self.model, integers=integers)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """What it takes, batch axis -1 or 1."""
         if self.kind == "tflite":
-            return tflite.signature(self.model).inputs
+            return litert.signature(self.model).inputs
         if self.kind == "onnx":
             return onnx.signature(self.model).inputs
         keras_model = self.kind == "keras"
@@ -455,12 +455,12 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
             raise InvalidModelError(f"{words.not_found(path)}; expected a .tflite file")
         content = path.read_bytes()
         if not trust and content[4:8] == b"TFL3":
-            tflite.check_operators(content, str(path))
+            litert.check_operators(content, str(path))
         given = tflite_sizes.sized(content, str(path), shapes)
         content = one_sample.single(given, str(path))
         notes = _of_batch(one_sample.batch_of(given)) if content != given else ()
-        content = flatbuffer.canonical(content, str(path), key=tflite.SIGNATURE_KEY)
-        own = tflite.signature(content)
+        content = flatbuffer.canonical(content, str(path), key=litert.SIGNATURE_KEY)
+        own = litert.signature(content)
         return _Opened(content, own.outputs, _named(own.inputs, shapes), notes)
     read = onnx_source.read(path, shapes, trust=trust)
     own = onnx.signature(read.model)

@@ -4,10 +4,6 @@ float16 ends at 65,504. Weights beyond it are refused, since onnxruntime's conve
 off without a word. Activations are measured on images; operators that read or write one beyond half
 of that limit keep float32 on both sides. Operators without a float16 form are left alone by the
 converter.
-
-Also the emulation of float16 on a CPU. onnxruntime's CPU provider has hardly a float16 kernel: it
-computes in float32 and optimizes away most of the casts in between, so that a float16 file there
-is a float32 model with rounded weights. :func:`emulate` writes the rounding out.
 """
 
 from __future__ import annotations
@@ -20,22 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import feeds
-from edgekit.errors import InvalidModelError
-from edgekit.formats import onnx, onnx_convert
+from edgekit.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.formats import onnx, onnx_forms
+from edgekit.formats.emulation import copied, target_of, types_of
 from edgekit.formats.flatbuffer import short_name
+from edgekit.formats.quiet import quiet
 
 #: Largest number of float16.
 LARGEST = float(np.finfo(np.float16).max)
 #: An activation is let into float16 up to this part of it: other images may go further.
 ROOM = 0.5
 _FLOAT, _FLOAT16 = 1, 10
-#: Integers that float16 holds exactly: uint8, int8 and bool.
-_SMALL = (2, 3, 9)
-_EXACT, _ROUNDED = "__exact", "__rounded"
-#: Operators that hand on numbers as they are.
-MOVING = frozenset(
-    ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "MaxPool", "Slice")
-)
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def to_float16(
         if node.name in keep
         or any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
     )
-    half = onnx_convert.to_float16(model, keep=kept)
+    half = converted(model, keep=kept)
     if kept:
         _join(half)
     onnx.store_once(half)
@@ -120,7 +111,7 @@ def check(model: Any, found: Half) -> None:
         sum(tensor.data_type == kind and bool(tensor.dims) for tensor in each.graph.initializer)
         for each, kind in ((model, _FLOAT), (found.model, _FLOAT16))
     )
-    if halved or (not before and _FLOAT16 in _types(found.model).values()):
+    if halved or (not before and _FLOAT16 in types_of(found.model).values()):
         return
     names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
     nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
@@ -141,7 +132,7 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
         model: Float ``onnx.ModelProto``; stays as it is.
         feed: Preprocessed images by input name; run one at a time, so memory is that of one.
     """
-    watched = _copy(model)
+    watched = copied(model)
     shapes = {value.name: value for value in watched.graph.value_info}
     there = {value.name for value in watched.graph.output}
     for node in watched.graph.node:
@@ -161,82 +152,6 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     return {name: np.inf if np.isnan(value) else value for name, value in found.items()}
 
 
-def emulate(half: Any) -> tuple[Any, int]:
-    """A float32 model that rounds like a float16 one, whatever the provider has kernels for.
-
-    Weights are those of the float16 file. Each operator computes in float32, sums as well, and its
-    answer is rounded to the nearest float16, ties to even, before another reads it; operators that
-    the file keeps in float32 are not rounded. So does a GPU with float32 accumulators. What a GPU
-    may do beyond that is not imitated: rounding the sum before a bias is added, another order of
-    summation, or an approximation inside Softmax.
-
-    Args:
-        half: float16 ``onnx.ModelProto``; stays as it is.
-
-    Returns:
-        The model, and how many casts it must run for its answers to be those of the emulation.
-    """
-    helper, numpy_helper = onnx.package().helper, onnx.package().numpy_helper
-    result = _copy(half)
-    types = _types(half)
-    for tensor in result.graph.initializer:
-        if tensor.data_type == _FLOAT16:
-            single = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(single, tensor.name))
-    nodes: list[Any] = []
-    casts = 0
-    entries = {}
-    for value in (*result.graph.input, *result.graph.output):
-        if value.type.tensor_type.elem_type == _FLOAT16:
-            value.type.tensor_type.elem_type = _FLOAT
-            if value in result.graph.input:
-                entries[value.name] = f"{value.name}__half"
-    for name, entry in entries.items():
-        nodes += _rounded(name, entry, name)
-        casts += 2
-    for node in result.graph.node:
-        for place, name in enumerate(node.input):
-            node.input[place] = entries.get(name, name)
-        to_half = [name for name in node.output if types.get(name) == _FLOAT16]
-        back = node.op_type == "Cast" and _target(node) == _FLOAT
-        if back and types.get(node.input[0], _FLOAT16) == _FLOAT16:  # it has no entry's new name
-            node = helper.make_node("Identity", node.input, node.output, name=node.name)
-        nodes.append(node)
-        if node.op_type == "Cast" and to_half and types.get(node.input[0]) in _SMALL:
-            nodes[-1] = helper.make_node("Cast", node.input, node.output, node.name, to=_FLOAT)
-            to_half = []
-        if not to_half or node.op_type in MOVING:
-            continue
-        for name in to_half:
-            exact = name + _EXACT
-            if node.op_type == "Cast":
-                node.op_type = "Identity"
-                del node.attribute[:]
-            place = list(node.output).index(name)
-            node.output[place] = exact
-            nodes += _rounded(exact, name, name)
-            casts += 2
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    del result.graph.value_info[:]
-    onnx.package().checker.check_model(result, full_check=True)
-    return result, casts
-
-
-def _rounded(source: str, target: str, name: str) -> list[Any]:
-    """Two casts that round one tensor into another."""
-    make, between = onnx.package().helper.make_node, name + _ROUNDED
-    return [
-        make("Cast", [source], [between], to=_FLOAT16, name=between),
-        make("Cast", [between], [target], to=_FLOAT, name=name + _EXACT),
-    ]
-
-
-def is_rounding(name: str) -> bool:
-    """Whether a cast of this name is one that :func:`emulate` put in."""
-    return name.endswith((_EXACT, _ROUNDED))
-
-
 def _join(half: Any) -> None:
     """Where a float32 operator feeds another, let no float16 come in between, in place.
 
@@ -248,7 +163,7 @@ def _join(half: Any) -> None:
         before = makers.get(node.input[0]) if node.op_type == "Cast" else None
         if before is None or before.op_type != "Cast":
             continue
-        if (_target(before), _target(node)) == (_FLOAT16, _FLOAT):
+        if (target_of(before), target_of(node)) == (_FLOAT16, _FLOAT):
             renamed[node.output[0]] = before.input[0]
     ends = {value.name for value in half.graph.output}
     for node in list(half.graph.node):
@@ -266,22 +181,33 @@ def _join(half: Any) -> None:
     onnx.package().checker.check_model(half)
 
 
-def _types(model: Any) -> dict[str, int]:
-    """Element type of every tensor."""
-    bare = _copy(model)
-    del bare.graph.value_info[:]
-    inferred = onnx.package().shape_inference.infer_shapes(bare, strict_mode=True).graph
-    found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        found[value.name] = value.type.tensor_type.elem_type
-    return found
+def converted(model: Any, *, keep: Collection[str] = ()) -> Any:
+    """Weights and computation in float16, float32 in and out.
 
+    Weights have to lie in the range of float16, up to 65,504; :mod:`edgekit.formats.half` sees to
+    it, and to what lies between the operators.
 
-def _target(cast: Any) -> int:
-    return next(int(attribute.i) for attribute in cast.attribute if attribute.name == "to")
-
-
-def _copy(model: Any) -> Any:
-    copied = onnx.package().ModelProto()
-    copied.CopyFrom(model)
-    return copied
+    Args:
+        model: Float ``onnx.ModelProto``; stays as it is.
+        keep: Names of nodes that stay float32, beside the operators that have no float16 form.
+    """
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    given = copied(model)
+    onnx_forms.transpose_behind_products(given)
+    with quiet():
+        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
+    casts: set[str] = set()
+    for node in list(half.graph.node):  # one for each reader of a tensor, all under one name
+        if node.op_type == "Cast" and node.output[0] in casts:
+            half.graph.node.remove(node)
+        elif node.op_type == "Cast":
+            casts.add(node.output[0])
+    onnx.sort(half)
+    try:
+        onnx.package().checker.check_model(half)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
+    return half

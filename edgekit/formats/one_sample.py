@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, reason
-from edgekit.formats import tflite
+from edgekit.formats import litert
 from edgekit.formats.flatbuffer import Graph, short_name
 
 #: Input that holds the sizes of an output, by operator.
@@ -104,10 +104,10 @@ def _resized(graph: Graph) -> bytes:
     """
     places = {name: index for index, name in enumerate(graph.tensors)}
     sizes = {places[name]: (1, *graph.shape(name)[1:]) for name in graph.inputs}
-    opened = tflite.interpreter(graph.serialize(), exact=True, sizes=sizes)
+    opened = litert.interpreter(graph.serialize(), exact=True, sizes=sizes)
     for detail in opened.get_input_details():
         opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-    tflite.invoke(opened)
+    litert.invoke(opened)
     shapes = {detail["index"]: detail["shape"] for detail in opened.get_tensor_details()}
     for index, tensor in enumerate(graph.tensors):
         graph.set_shape(tensor, tuple(map(int, shapes[index])))
@@ -116,7 +116,7 @@ def _resized(graph: Graph) -> bytes:
 
 def _answer_alike(several: bytes, one: bytes, batch: int) -> bool:
     """Whether a batch of random samples gets the answers that they get one by one."""
-    whole, alone = tflite.interpreter(several), tflite.interpreter(one)
+    whole, alone = litert.interpreter(several), litert.interpreter(one)
     random = np.random.default_rng(0)
     feed = []
     for detail in whole.get_input_details():
@@ -126,14 +126,14 @@ def _answer_alike(several: bytes, one: bytes, batch: int) -> bool:
             drawn = random.integers(0, 2, detail["shape"])
         feed.append(np.asarray(drawn).astype(detail["dtype"]))
         whole.set_tensor(detail["index"], feed[-1])
-    tflite.invoke(whole)
+    litert.invoke(whole)
     expected = [whole.get_tensor(detail["index"]) for detail in whole.get_output_details()]
     if any(len(np.atleast_1d(values)) != batch for values in expected):
         return False
     for i in range(min(batch, 3)):
         for detail, values in zip(alone.get_input_details(), feed, strict=True):
             alone.set_tensor(detail["index"], values[i : i + 1])
-        tflite.invoke(alone)
+        litert.invoke(alone)
         for detail, values in zip(alone.get_output_details(), expected, strict=True):
             found = alone.get_tensor(detail["index"])
             near = _SAME * float(np.abs(values).max(initial=0)) + 1e-7

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekit.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
+from edgekit.formats import litert, onnx_forms
 from edgekit.formats import onnx as onnx_file
-from edgekit.formats import onnx_forms, onnx_source, tflite
 from edgekit.formats.flatbuffer import Graph, short_name
 from edgekit.formats.quiet import quiet
 
@@ -408,7 +408,7 @@ def _computed(canonical: bytes, inputs: Sequence[str]) -> tuple[dict[str, Any], 
     Raises:
         ExecutionError: If the graph does not run on random numbers.
     """
-    opened = tflite.interpreter(canonical, exact=True)
+    opened = litert.interpreter(canonical, exact=True)
     random = np.random.default_rng(1)
     feed = {}
     for detail, name in zip(opened.get_input_details(), inputs, strict=True):
@@ -417,7 +417,7 @@ def _computed(canonical: bytes, inputs: Sequence[str]) -> tuple[dict[str, Any], 
         drawn = random.normal(0, 1, size) if real else random.integers(0, 2, size)
         feed[name] = np.asarray(drawn).astype(detail["dtype"])
         opened.set_tensor(detail["index"], feed[name])
-    tflite.invoke(opened)
+    litert.invoke(opened)
     found = {}
     for detail in opened.get_tensor_details():
         if detail["dtype"] is np.float32 and detail["name"]:
@@ -572,85 +572,3 @@ def _spell_gelu(model: Any) -> None:
         for kind, inputs, name in reversed(steps):
             output = f"{y}__{name}" if name else y
             model.graph.node.insert(place, make(kind, inputs, [output], name=output))
-
-
-def prepare(model: Any, *, integers: bool) -> Any:
-    """Batch normalisation folded, constants computed, an operator set with scales a channel.
-
-    Args:
-        model: ``onnx.ModelProto`` of another exporter; stays as it is.
-        integers: Also put operators into the forms that int8 has kernels for.
-
-    Raises:
-        InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
-    """
-    onnx = onnx_file.package()
-    try:
-        import onnxruntime
-    except ImportError:
-        raise MissingDependencyError("onnxruntime", "convert") from None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prepared.onnx"
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        settings.optimized_model_filepath = str(path)
-        try:
-            own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
-            older = any(version < OPSET for version in own)
-            given = onnx.version_converter.convert_version(model, OPSET) if older else model
-            onnxruntime.InferenceSession(
-                given.SerializeToString(), settings, providers=[onnx_file.CPU]
-            )
-            found = onnx.shape_inference.infer_shapes(onnx.load(path), strict_mode=True)
-        except Exception as exc:  # onnx and onnxruntime raise many types
-            raise InvalidModelError(f"the ONNX file cannot be prepared: {reason(exc)}") from None
-    if integers:
-        before = onnx.ModelProto()
-        before.CopyFrom(found)
-        onnx_forms.for_integers(found)
-        if (output := onnx_source.differ(before, found)) is not None:
-            raise InvalidModelError(
-                f"{output} is another in the forms that int8 has kernels for, by more than "
-                f"rounding; export the model in float32 or float16"
-            )
-    seen: set[str] = set()
-    for i, node in enumerate(found.graph.node):
-        if not node.name or node.name in seen:
-            node.name = f"{node.op_type}_{i}_{node.output[0]}"
-        seen.add(node.name)
-    return onnx.shape_inference.infer_shapes(found, strict_mode=True)
-
-
-def to_float16(model: Any, *, keep: Collection[str] = ()) -> Any:
-    """Weights and computation in float16, float32 in and out.
-
-    Weights have to lie in the range of float16, up to 65,504; :mod:`edgekit.formats.half` sees to
-    it, and to what lies between the operators.
-
-    Args:
-        model: Float ``onnx.ModelProto``; stays as it is.
-        keep: Names of nodes that stay float32, beside the operators that have no float16 form.
-    """
-    onnx = onnx_file.package()
-    try:
-        from onnxruntime.transformers.float16 import convert_float_to_float16
-    except ImportError:
-        raise MissingDependencyError("onnxruntime", "convert") from None
-    given = onnx.ModelProto()
-    given.CopyFrom(model)
-    onnx_forms.transpose_behind_products(given)
-    with quiet():
-        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
-    casts: set[str] = set()
-    for node in list(half.graph.node):  # one for each reader of a tensor, all under one name
-        if node.op_type == "Cast" and node.output[0] in casts:
-            half.graph.node.remove(node)
-        elif node.op_type == "Cast":
-            casts.add(node.output[0])
-    onnx_file.sort(half)
-    try:
-        onnx.checker.check_model(half)
-    except Exception as exc:  # the checker's own types
-        raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
-    return half

@@ -6,6 +6,7 @@ number, and no constants among its inputs. What had to be changed for it is said
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,21 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import signature
-from edgekit.errors import InvalidModelError, InvalidOptionError, reason
-from edgekit.formats import onnx
+from edgekit.errors import (
+    InvalidModelError,
+    InvalidOptionError,
+    MissingDependencyError,
+    reason,
+)
+from edgekit.formats import onnx, onnx_forms
 from edgekit.signature import Shapes, Signature, TensorSpec
 
 #: onnxruntime runs operator sets from this one on.
 OLDEST = 7
 #: What an older one becomes.
 _SET = 13
+#: The operator set of a file that is made ready for int8: scales a channel.
+PREPARED = 18
 _FLOAT = 1
 _OTHERS = {10: "float16", 11: "float64", 16: "bfloat16"}
 #: Attributes that hold the type of what a node writes.
@@ -419,3 +427,49 @@ def _near(one: npt.NDArray[Any], other: npt.NDArray[Any], share: float) -> bool:
     return one.shape == other.shape and bool(
         np.allclose(other, one, rtol=share, atol=share * size + 1e-9, equal_nan=True)
     )
+
+
+def prepare(model: Any, *, integers: bool) -> Any:
+    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+
+    Args:
+        model: ``onnx.ModelProto`` of another exporter; stays as it is.
+        integers: Also put operators into the forms that int8 has kernels for.
+
+    Raises:
+        InvalidModelError: If onnxruntime cannot run the model, or its sizes are not known.
+    """
+    package = onnx.package()
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prepared.onnx"
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        settings.optimized_model_filepath = str(path)
+        try:
+            own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+            older = any(version < PREPARED for version in own)
+            given = package.version_converter.convert_version(model, PREPARED) if older else model
+            onnxruntime.InferenceSession(given.SerializeToString(), settings, providers=[onnx.CPU])
+            found = package.shape_inference.infer_shapes(package.load(path), strict_mode=True)
+        except Exception as exc:  # onnx and onnxruntime raise many types
+            raise InvalidModelError(f"the ONNX file cannot be prepared: {reason(exc)}") from None
+    if integers:
+        before = package.ModelProto()
+        before.CopyFrom(found)
+        onnx_forms.for_integers(found)
+        if (output := differ(before, found)) is not None:
+            raise InvalidModelError(
+                f"{output} is another in the forms that int8 has kernels for, by more than "
+                f"rounding; export the model in float32 or float16"
+            )
+    seen: set[str] = set()
+    for i, node in enumerate(found.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{i}_{node.output[0]}"
+        seen.add(node.name)
+    return package.shape_inference.infer_shapes(found, strict_mode=True)

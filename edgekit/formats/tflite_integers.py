@@ -186,6 +186,11 @@ def read(graph: Graph) -> Stored:
     return Stored(activations, layers, constants)
 
 
+def read_file(content: bytes) -> Stored:
+    """The integers and scales of an int8 file."""
+    return read(Graph(content))
+
+
 def floats(graph: Graph) -> tuple[str, ...]:
     """Operators of an int8 graph that compute in float, as kind and name.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekit import signature
 from edgekit.errors import EdgekitError, InvalidModelError, reason
-from edgekit.formats import flatbuffer, tflite
+from edgekit.formats import flatbuffer, litert
 from edgekit.signature import Shapes, TensorSpec
 
 
@@ -51,7 +51,7 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
             int(index): [abs(size) for size in spec.shape]  # a free batch is 1
             for index, spec in zip(subgraph.inputs, found, strict=True)
         }
-        opened = tflite.interpreter(content, exact=True, sizes=sizes)
+        opened = litert.interpreter(content, exact=True, sizes=sizes)
         for detail in opened.get_input_details():
             opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         opened.invoke()

@@ -12,7 +12,7 @@ from edgekit.artifact import Artifact, Manifest
 from edgekit.encodings import Encodings
 from edgekit.errors import InvalidModelError, InvalidOptionError
 from edgekit.feeds import Samples
-from edgekit.formats import float_model, keras, onnx, saved_model, tflite
+from edgekit.formats import float_model, keras, litert, onnx, saved_model
 from edgekit.formats.flatbuffer import Graph
 from edgekit.layers import own
 from edgekit.layers.bisection import Bisection, Bound, bisect
@@ -167,7 +167,7 @@ def diff(
         return _of_onnx(place, one, other, dataset, images, modes, bound)
     canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
-    specs = tflite.signature(canonical).inputs
+    specs = litert.signature(canonical).inputs
     found = _samples(dataset, specs, manifest, images)
 
     def fed(prepare: Preprocessing) -> feeds.Feed:

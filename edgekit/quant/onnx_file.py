@@ -177,7 +177,7 @@ def quantize(
     """Decide and write the int8 model.
 
     Args:
-        model: As :func:`edgekit.formats.onnx_convert.prepare` leaves it.
+        model: As :func:`edgekit.formats.onnx_source.prepare` leaves it.
         table: Of its tensors.
         profile: The device.
         held: To judge by; None for nothing.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.formats import tflite
+from edgekit.formats import litert
 from edgekit.formats.flatbuffer import Graph, Operator
 
 Values = dict[str, npt.NDArray[np.float32]]
@@ -26,7 +26,7 @@ class Step:
         self.operator = graph.operators[position]
         self.fed = fed(graph, self.operator)
         self._content, self._threads = graph.single(position), threads
-        self._opened = tflite.interpreter(self._content, threads=threads)
+        self._opened = litert.interpreter(self._content, threads=threads)
         self._ends = [detail["index"] for detail in self._opened.get_output_details()]
         places = {detail["name"]: detail["index"] for detail in self._opened.get_input_details()}
         self._entries = [places[name] for name in self.fed]
@@ -62,7 +62,7 @@ class Step:
             ):
                 part = array[start * length : (start + size) * length]
                 self._opened.set_tensor(entry, part if shape else part.reshape(()))
-            tflite.invoke(self._opened)
+            litert.invoke(self._opened)
             ends = [np.atleast_1d(self._opened.get_tensor(end)) for end in self._ends]
             if size > 1 and any(len(end) != size for end in ends):
                 self._whole = False  # batch 1 is written into the operator: image by image
@@ -82,7 +82,7 @@ class Step:
         except (RuntimeError, ValueError):
             size = 0  # the inputs are resized, the rest is not
         if size <= 1:  # from another size XNNPACK does not always find its way back
-            self._opened = tflite.interpreter(self._content, threads=self._threads)
+            self._opened = litert.interpreter(self._content, threads=self._threads)
         self._size = max(size, 1)
         return size > 0
 

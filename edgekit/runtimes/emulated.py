@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgekit.errors import ExecutionError, InvalidOptionError
-from edgekit.formats import half, onnx
+from edgekit.formats import emulation, onnx
 from edgekit.results import Runtime
 from edgekit.runtimes.ort import OrtRunner, zeros
 
@@ -18,7 +18,7 @@ NOTE = (
 
 
 class EmulatedRunner(OrtRunner):
-    """A float16 ``.onnx`` file that rounds after every operator, as :func:`half.emulate` says.
+    """A float16 ``.onnx`` file that rounds after every operator, as :func:`emulation.emulate` says.
 
     Raises:
         ExecutionError: If onnxruntime optimized one of the roundings away.
@@ -29,13 +29,13 @@ class EmulatedRunner(OrtRunner):
     ) -> None:
         if options:
             raise InvalidOptionError(f"the emulation takes no options, got {dict(options)}")
-        rounding, casts = half.emulate(onnx.load(model))
+        rounding, casts = emulation.emulate(onnx.load(model))
         if casts == 0:
             raise InvalidOptionError(f"{model} holds no float16; nothing is there to emulate")
         content = rounding.SerializeToString()
         super().__init__(content, threads=threads, options={}, batch=batch)
         nodes = onnx.executed(content, zeros(self.signature.inputs), threads=threads)
-        got = sum(half.is_rounding(node.name) for node in nodes if node.kind == "Cast")
+        got = sum(emulation.is_rounding(node.name) for node in nodes if node.kind == "Cast")
         if got < casts:
             raise ExecutionError(
                 f"expected {casts} casts for the rounding, this onnxruntime ran {got} and left "

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgekit.errors import InvalidOptionError
-from edgekit.formats import flatbuffer, one_sample, tflite, tflite_sizes
+from edgekit.formats import flatbuffer, litert, one_sample, tflite_sizes
 from edgekit.results import Runtime
 from edgekit.runtimes import Feed, Runner
 from edgekit.signature import Shapes
@@ -42,21 +42,21 @@ class LiteRtRunner(Runner):
         opened: Path | bytes = model
         if shapes:
             opened = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
-        self._interpreter = tflite.interpreter(opened, threads=threads, **asked)
-        signed = not shapes and tflite.SIGNATURE_KEY in self._interpreter.get_signature_list()
+        self._interpreter = litert.interpreter(opened, threads=threads, **asked)
+        signed = not shapes and litert.SIGNATURE_KEY in self._interpreter.get_signature_list()
         several = any(d["shape"][:1] > 1 for d in self._interpreter.get_input_details())
         if not signed or several:  # of others: tensors get the names and sizes that export gives
             content = opened if isinstance(opened, bytes) else opened.read_bytes()
             content = one_sample.single(content, str(model))
-            content = flatbuffer.signed(content, str(model), key=tflite.SIGNATURE_KEY)
-            self._interpreter = tflite.interpreter(content, threads=threads, **asked)
-        self.signature = tflite.signature_of(self._interpreter)
+            content = flatbuffer.signed(content, str(model), key=litert.SIGNATURE_KEY)
+            self._interpreter = litert.interpreter(content, threads=threads, **asked)
+        self.signature = litert.signature_of(self._interpreter)
         if batch != 1:
             for detail in self._interpreter.get_input_details():
                 shape = [batch, *detail["shape"][1:]]
                 self._interpreter.resize_tensor_input(detail["index"], shape)
             self._interpreter.allocate_tensors()
-        runner = self._interpreter.get_signature_runner(tflite.SIGNATURE_KEY)
+        runner = self._interpreter.get_signature_runner(litert.SIGNATURE_KEY)
         self._inputs = {n: d["index"] for n, d in runner.get_input_details().items()}
         self._outputs = {n: d["index"] for n, d in runner.get_output_details().items()}
 
