@@ -68,7 +68,6 @@ from edgekit.subjects import (
     Subject,
     cannot_saturate,
     check_one_source,
-    default_data,
     open_all,
     paired,
     recorded_in,
@@ -180,7 +179,7 @@ def compare(
     first = _representative(loaded)
     manifest = first.manifest
     tasks.check(task, manifest.signature.outputs)
-    dataset = dataset or default_data(first)
+    dataset = dataset or model_file.default_data(first)
     images, given = _images(dataset, manifest, task, limit)
     by_input = images.images.dtype.names is not None
     right = tasks.right(images, manifest, task, given=given)

@@ -15,7 +15,7 @@ import numpy as np
 from edgekit import signature
 from edgekit.artifact import MANIFEST, Artifact, Format, Manifest, Precision
 from edgekit.errors import ArtifactError, InvalidModelError, InvalidOptionError, reason
-from edgekit.formats import saved_model
+from edgekit.formats import float_model, saved_model
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.signature import Preprocessing, Signature
 
@@ -154,3 +154,13 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
         kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         found[kind.name] = found.get(kind.name, 0) + kind.itemsize * int(np.prod(tensor.dims))
     return found
+
+
+def default_data(artifact: Artifact) -> str:
+    """The images of the shipped model, which stand in where none are named; others have none.
+
+    Raises:
+        InvalidOptionError: If the artifact comes from another model.
+    """
+    place = artifact.model_path if isinstance(artifact, ModelFile) else artifact.path
+    return float_model.data_word(None, place)

@@ -71,16 +71,6 @@ def open_all(
     return [folders[path] if path in folders else model_file.load(path, prepare) for path in paths]
 
 
-def default_data(artifact: Artifact) -> str:
-    """The images of the shipped model, which stand in where none are named; others have none.
-
-    Raises:
-        InvalidOptionError: If the artifact comes from another model.
-    """
-    place = artifact.model_path if isinstance(artifact, ModelFile) else artifact.path
-    return float_model.data_word(None, place)
-
-
 def _is_artifact(path: Path) -> bool:
     return path.is_dir() and not saved_model.is_saved_model(path)
 

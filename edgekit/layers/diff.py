@@ -31,7 +31,6 @@ from edgekit.model_file import ModelFile
 from edgekit.quant.profiles import DEFAULT, PROFILES
 from edgekit.quant.quantize import CORRECTED, FITTED, TRAINED
 from edgekit.signature import Preprocessing, TensorSpec
-from edgekit.subjects import default_data
 from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
 
 IMAGES = 32
@@ -156,7 +155,7 @@ def diff(
             f"first, or pass --mode accumulated"
         )
     manifest = other.artifact.manifest
-    dataset = dataset or default_data(other.artifact)
+    dataset = dataset or model_file.default_data(other.artifact)
     place = _onnx_source(one, other.artifact, source)
     if place is not None:
         if bisect_bound is not None:
