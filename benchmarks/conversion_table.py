@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 from support_table import SECTION, with_section
 
-from edgekit import cli, feeds, outputs
-from edgekit.artifact import Artifact
-from edgekit.errors import EdgekitError, reason
+from edgekit.base import cli, outputs
+from edgekit.base.errors import EdgekitError, reason
+from edgekit.base.quiet import quiet
+from edgekit.data import feeds
 from edgekit.export import export
-from edgekit.formats import keras as keras_format
-from edgekit.formats import litert, onnx
-from edgekit.formats.quiet import quiet
+from edgekit.graph import litert, onnx
+from edgekit.records.artifact import Artifact
+from edgekit.sources import keras as keras_format
 
 WAYS = tuple((t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8"))
 CALIBRATION, TEST = 40, 64

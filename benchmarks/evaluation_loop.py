@@ -19,12 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import data, environment
-from edgekit.artifact import Artifact
+from edgekit import data
+from edgekit.evaluation.shards import IMAGES
 from edgekit.export import export
-from edgekit.formats import litert
+from edgekit.graph import litert
+from edgekit.records import environment
+from edgekit.records.artifact import Artifact
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.shards import IMAGES
 
 
 def bare(opened: object, feed: np.ndarray) -> np.ndarray:

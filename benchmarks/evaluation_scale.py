@@ -34,10 +34,12 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import data, environment, shards, signature
+from edgekit import data
 from edgekit.compare import compare
+from edgekit.evaluation import shards
 from edgekit.export import export
-from edgekit.formats import litert
+from edgekit.graph import litert
+from edgekit.records import environment, signature
 from edgekit.runtimes.worker import Job, Worker, _largest_resident
 
 #: Images a shard of the time measurement: enough shards that the last one does not decide.
@@ -46,8 +48,8 @@ SHARD = 25
 
 def speed(count: int, size: int, rounds: int) -> dict[str, Any]:
     """Seconds by number of processes, in rounds that alternate."""
-    from edgekit.formats import convert
     from edgekit.models.mobilenet_v2 import mobilenet_v2
+    from edgekit.sources import convert
 
     machine = environment.describe()
     coarse = np.random.default_rng(0).integers(0, 256, (count, 7, 7, 3), dtype=np.uint8)

@@ -30,12 +30,13 @@ def edgekit() -> tuple[float, int]:
     """(seconds, bytes of the file) of what ``python -m edgekit.export`` does after loading."""
     from edgekit.calibrate import observe
     from edgekit.data import images as image_sets
-    from edgekit.formats import convert, tflite_integers
-    from edgekit.formats.keras import tf_keras
     from edgekit.models.mobilenet_v2 import mobilenet_v2
-    from edgekit.quant import profiles
-    from edgekit.quant.quantize import quantize
-    from edgekit.signature import preprocessing
+    from edgekit.quantization import profiles
+    from edgekit.quantization.quantize import quantize
+    from edgekit.records.signature import preprocessing
+    from edgekit.sources import convert
+    from edgekit.sources.keras import tf_keras
+    from edgekit.writers import tflite_integers
 
     tf_keras()
     model, pixels = mobilenet_v2(), images()
@@ -57,8 +58,8 @@ def edgekit() -> tuple[float, int]:
 
 def converter() -> tuple[float, int]:
     """(seconds, bytes of the file) of TFLiteConverter.from_keras_model with full-integer PTQ."""
-    from edgekit.formats.keras import tensorflow, tf_keras
     from edgekit.models.mobilenet_v2 import mobilenet_v2
+    from edgekit.sources.keras import tensorflow, tf_keras
 
     tf = tensorflow()
     tf_keras()

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgekit import data, recipes
+from edgekit import data
+from edgekit.training import recipes
 
 SIZE = 96
 FIRST = (0, 2, 4, 5, 8)

@@ -62,7 +62,7 @@ def build(model: Any, *, seed: int = 0) -> Any:
 
 def without_clip(model: Any) -> Any:
     """A copy of the model whose ReLU6 within the chains are ReLU."""
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     keras = tf_keras()
     names = scaled(model)
@@ -81,7 +81,7 @@ def without_clip(model: Any) -> Any:
 
 def scaled(model: Any) -> list[str]:
     """Names of the ReLUs on both sides of each depthwise convolution, the stem's left out."""
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     layers = tf_keras().layers
     found = []
@@ -105,7 +105,7 @@ def scaled(model: Any) -> list[str]:
 
 def spread(model: Any, images: npt.NDArray[np.float32]) -> dict[str, float]:
     """Largest over smallest range of the channels of each scaled tensor; silent ones left out."""
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     names = scaled(model)
     outputs = [model.get_layer(name).output for name in names]
@@ -132,7 +132,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     chosen = options.parse_args()
     from edgekit import data
-    from edgekit.formats import float_model
+    from edgekit.sources import float_model
 
     source = float_model.load(None)
     test = data.load("fashion_mnist", "test")

@@ -38,12 +38,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import pictures
 from PIL import Image
 
-from edgekit import environment, recipes
 from edgekit.data import tfrecord
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
-from edgekit.signature import preprocessing
-from edgekit.training import distort, stream
+from edgekit.records import environment
+from edgekit.records.signature import preprocessing
+from edgekit.sources import keras as keras_format
+from edgekit.training import distort, recipes, stream
+from edgekit.training.recipes import Recipe
 from edgekit.training.trainer import configure_threads
 
 SHAPE = (224, 224, 3)

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from edgekit import data
-from edgekit.artifact import Artifact
-from edgekit.formats import onnx
-from edgekit.formats.flatbuffer import Graph, short_name
-from edgekit.quant import walk
+from edgekit.graph import onnx, walk
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.records.artifact import Artifact
 
 
 def integers(model: Any, graph: Graph, images: Any) -> dict[str, Any]:

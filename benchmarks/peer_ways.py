@@ -20,9 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import data, schema, signature
-from edgekit.errors import EdgekitError, reason
-from edgekit.formats import float_model, keras
+from edgekit import data
+from edgekit.base import schema
+from edgekit.base.errors import EdgekitError, reason
+from edgekit.records import signature
+from edgekit.sources import float_model, keras
 
 #: OpenVINO's tools report their use by default; with these they do not.
 NO_TELEMETRY = {"NNCF_CI": "1", "CI": "true"}

@@ -32,10 +32,12 @@ from peer_ways import NO_TELEMETRY, make
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, data, environment, outputs, schema, signature, stats
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidDataError, InvalidModelError, reason
-from edgekit.formats import float_model
+from edgekit import data
+from edgekit.base import cli, outputs, schema
+from edgekit.base.errors import InvalidDataError, InvalidModelError, reason
+from edgekit.records import environment, signature, stats
+from edgekit.records.artifact import Artifact
+from edgekit.sources import float_model
 
 CALIBRATION_IMAGES = 1000
 SHARD = 250

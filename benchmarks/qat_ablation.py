@@ -33,16 +33,18 @@ from hard_case import build
 from rich.console import Console
 from rich.table import Table
 
-from edgekit import data, environment
+from edgekit import data
 from edgekit.calibrate import cached
-from edgekit.formats import convert, float_model, tflite_integers
-from edgekit.formats import keras as keras_format
 from edgekit.qat import QatRecipe, QatTrainer, answers_of, predict
-from edgekit.quant import profiles, reconstruct
-from edgekit.quant.encode import activations
-from edgekit.quant.table import Range
+from edgekit.quantization import profiles, reconstruct
+from edgekit.quantization.encode import activations
+from edgekit.quantization.table import Range
+from edgekit.records import environment
+from edgekit.sources import convert, float_model
+from edgekit.sources import keras as keras_format
 from edgekit.training.loop import fit
 from edgekit.training.trainer import Trainer, configure_threads
+from edgekit.writers import tflite_integers
 
 ARMS = (
     "tfmot defaults",
@@ -79,7 +81,7 @@ def tfmot_defaults(setting: Setting, recipe: QatRecipe, folder: Path) -> tuple[A
 
 def edgekit_arm(setting: Setting, recipe: QatRecipe, folder: Path, arm: str) -> tuple[Any, Any]:
     """(answers as trained, answers as deployed)."""
-    from edgekit.quant import fake
+    from edgekit.quantization import fake
 
     ranges = setting.table.ranges
     start: dict[str, Any] = {"ranges": ranges, "prior": setting.table.count * 2 / recipe.batch}
@@ -134,7 +136,7 @@ class Setting:
 
     def post_training(self, bits: int) -> float:
         """Top-1 of plain post-training rounding to nearest."""
-        from edgekit.formats.flatbuffer import Graph
+        from edgekit.graph.flatbuffer import Graph
 
         graph = Graph(self.canonical)
         profile = profiles.profile(profiles.DEFAULT)

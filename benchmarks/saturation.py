@@ -28,15 +28,25 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, data, environment, signature, stats
+from edgekit import data
+from edgekit.base import cli
 from edgekit.calibrate import observe
-from edgekit.encodings import Encoding
-from edgekit.environment import PRECISE
-from edgekit.formats import convert, float_model, onnx, onnx_convert, onnx_integers
-from edgekit.formats.flatbuffer import Graph
-from edgekit.quant import encode, equalize, profiles, quantize, reconstruct
-from edgekit.quant.reconstruct import Layers
-from edgekit.results import Environment, Measurement
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization import (
+    encode,
+    equalize,
+    profiles,
+    quantize,
+    reconstruct,
+)
+from edgekit.quantization.reconstruct import Layers
+from edgekit.records import environment, signature, stats
+from edgekit.records.encodings import Encoding
+from edgekit.records.environment import PRECISE
+from edgekit.records.results import Environment, Measurement
+from edgekit.sources import convert, float_model
+from edgekit.writers import onnx_convert, onnx_integers
 
 SAMPLES, WARM_UP, SHARD = 20, 5, 250
 

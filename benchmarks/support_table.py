@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import outputs
-from edgekit.errors import EdgekitError
+from edgekit.base import outputs
+from edgekit.base.errors import EdgekitError
+from edgekit.base.quiet import quiet
 from edgekit.export import export
-from edgekit.formats import keras as keras_format
-from edgekit.formats.quiet import quiet
+from edgekit.sources import keras as keras_format
 
 #: Heading of the section in the page.
 SECTION = "## Layers"

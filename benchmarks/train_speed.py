@@ -62,7 +62,7 @@ def network(net: dict[str, Any]) -> Any:
 
 def plain(side: dict[str, Any]) -> dict[str, float]:
     """Keras' own loop, as a user would write it: defaults everywhere."""
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     model = network(side["net"])
     model.compile(tf_keras().optimizers.SGD(0.01, momentum=0.9), "sparse_categorical_crossentropy")
@@ -77,11 +77,11 @@ def plain(side: dict[str, Any]) -> dict[str, float]:
 
 def edgekit(side: dict[str, Any]) -> dict[str, float]:
     """edgekit's step with all that it does, or with one thing changed."""
-    from edgekit import environment
-    from edgekit.formats import arrange
-    from edgekit.formats.keras import tensorflow
-    from edgekit.recipes import Recipe
-    from edgekit.signature import preprocessing
+    from edgekit.records import environment
+    from edgekit.records.signature import preprocessing
+    from edgekit.sources import arrange
+    from edgekit.sources.keras import tensorflow
+    from edgekit.training.recipes import Recipe
     from edgekit.training.trainer import Trainer, configure_threads
 
     tf = tensorflow()
@@ -132,7 +132,7 @@ def edgekit(side: dict[str, Any]) -> dict[str, float]:
 
 def inference(model: Any, x: np.ndarray, side: dict[str, Any]) -> float:
     """Images a second of the forward pass on a batch that lies on the device."""
-    from edgekit.formats.keras import tensorflow
+    from edgekit.sources.keras import tensorflow
 
     tf = tensorflow()
     values = tf.constant(x / 255, tf.float32)
@@ -179,7 +179,7 @@ def in_process(side: dict[str, Any]) -> dict[str, Any]:
 
 def one_side(side: dict[str, Any]) -> None:
     """The child's part."""
-    from edgekit.errors import ExecutionError
+    from edgekit.base.errors import ExecutionError
 
     try:
         found: dict[str, Any] = plain(side) if side.get("plain") else edgekit(side)
@@ -244,7 +244,7 @@ def main() -> int:
         return 0
     device = chosen.device or ("cpu" if chosen.grid is None else "gpu")
     if device == "gpu":
-        from edgekit import environment
+        from edgekit.records import environment
 
         if environment.gpu() is None:
             print(

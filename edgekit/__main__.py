@@ -1,5 +1,5 @@
 """``python -m edgekit`` lists the verbs; ``python -m edgekit VERB`` runs one."""
 
-from edgekit.cli import main
+from edgekit.base.cli import main
 
 raise SystemExit(main())

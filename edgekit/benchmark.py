@@ -2,7 +2,7 @@
 
 Cold start, latency percentiles, throughput, memory, and for onnxruntime its own profile: the
 operators by time, and whether an int8 model computed in float anywhere. ``--suite gpu`` instead
-times the float model on a GPU in float32 and float16 (:mod:`edgekit.gpu_suite`).
+times the float model on a GPU in float32 and float16 (:mod:`edgekit.evaluation.gpu_suite`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from edgekit import cli, conditions, environment, feeds, gpu_suite, model_file, outputs
-from edgekit import signature as signatures
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import onnx
-from edgekit.results import Conditions, Environment, Measurement, Runtime
-from edgekit.runtimes import RUNTIMES
+from edgekit.base import cli, outputs
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.data import feeds
+from edgekit.evaluation import conditions, gpu_suite
+from edgekit.graph import onnx
+from edgekit.records import environment
+from edgekit.records import signature as signatures
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Conditions, Environment, Measurement, Runtime
+from edgekit.runtimes import RUNTIMES, model_file
 from edgekit.runtimes.worker import Job, Worker
 
 WARM_UP = 10

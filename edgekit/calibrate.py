@@ -21,17 +21,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import artifact, cli, data, environment, feeds, outputs, words
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
-from edgekit.feeds import Samples
-from edgekit.formats import float_model, litert, onnx
-from edgekit.formats.flatbuffer import Graph
-from edgekit.formats.probe import Place, Probe, probe
-from edgekit.quant import onnx_file, ranges
-from edgekit.quant.histogram import StreamingHistogram
-from edgekit.quant.table import METHODS, CalibrationTable, TensorStatistics
-from edgekit.signature import Preprocessing, Shapes
-from edgekit.version import sources
+from edgekit import data
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidModelError
+from edgekit.base.version import sources
+from edgekit.data import feeds
+from edgekit.data.feeds import Samples
+from edgekit.graph import litert, onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.graph.probe import Place, Probe, probe
+from edgekit.quantization import ranges
+from edgekit.quantization.histogram import StreamingHistogram
+from edgekit.quantization.table import METHODS, CalibrationTable, TensorStatistics
+from edgekit.records import artifact, environment
+from edgekit.records.signature import Preprocessing, Shapes
+from edgekit.sources import float_model
+from edgekit.writers import onnx_file
 
 DEFAULT_METHOD = "minmax"
 #: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
@@ -59,9 +64,9 @@ def calibrate(
     """Find the range of every activation of a float model.
 
     Args:
-        model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
-        dataset: What :func:`edgekit.feeds.open_word` takes; labels are only for an even sample.
-            Default for the shipped model: ``fashion_mnist``.
+        model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
+        dataset: What :func:`edgekit.data.feeds.open_word` takes; labels are only for an even
+            sample. Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
         trust: Let code inside of the model's file run.
@@ -135,14 +140,14 @@ def observe(
 ) -> CalibrationTable:
     """Run images through a canonical float graph and keep statistics of each tensor.
 
-    Extremes and a sample are taken inside the runtime (edgekit.formats.probe): memory beyond the
+    Extremes and a sample are taken inside the runtime (edgekit.graph.probe): memory beyond the
     images themselves does not depend on their number.
 
     Args:
         canonical: Float flatbuffer.
         images: The calibration set, with an array for each input.
         prepare: From pixels to model input.
-        method: Of :data:`edgekit.quant.table.METHODS`.
+        method: Of :data:`edgekit.quantization.table.METHODS`.
         word: What to record as the data; default the set's name.
 
     Raises:

@@ -7,13 +7,13 @@ model runs in a process of its own; evaluation is spread over the cores, in shar
 kill, or over the workers of a cluster. Latency is taken at batch 1 in rounds that go through all
 models in turn, so that a change of the machine's speed meets all of them. Writes a Report.
 
-Every output is held against the reference's, channel by channel (:mod:`edgekit.fidelity`). Where
-right answers are known (classes, or the numbers of a regression), accuracy is compared too, and
-decides: :mod:`edgekit.verdicts` gives one verdict for each deployable. Exit status 1 if one is
-broken: a channel is dead (``--allow-dead``), or outputs are poor and no right answers prove that it
-does not matter (``--allow-poor``); the report is written all the same. Less accurate is a trade,
-and exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often than by
-chance makes every comparison of accuracy meaningless: exit status 2 and no report, unless
+Every output is held against the reference's, channel by channel (:mod:`edgekit.records.fidelity`).
+Where right answers are known (classes, or the numbers of a regression), accuracy is compared too,
+and decides: :mod:`edgekit.gating.verdicts` gives one verdict for each deployable. Exit status 1 if
+one is broken: a channel is dead (``--allow-dead``), or outputs are poor and no right answers prove
+that it does not matter (``--allow-poor``); the report is written all the same. Less accurate is a
+trade, and exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often than
+by chance makes every comparison of accuracy meaningless: exit status 2 and no report, unless
 ``--allow-chance``, which compares outputs only.
 """
 
@@ -31,40 +31,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import (
-    cli,
-    conditions,
-    data,
-    environment,
-    feeds,
-    figures,
-    fleet,
-    mistakes,
-    model_file,
-    outputs,
-    shards,
-    signature,
-    stats,
-    tables,
-    verdicts,
-    words,
-)
+from edgekit import data
 from edgekit import parity as parity_of
-from edgekit import task as tasks
-from edgekit.artifact import Artifact, Manifest
-from edgekit.blocks import blocks
+from edgekit.base import cli, outputs, words
+from edgekit.base.blocks import blocks
+from edgekit.base.errors import (
+    ClassesError,
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+)
+from edgekit.data import feeds
+from edgekit.data import task as tasks
 from edgekit.data.images import checked_labels, checked_truth, is_truth
-from edgekit.errors import ClassesError, InvalidDataError, InvalidModelError, InvalidOptionError
-from edgekit.figures import Measured
-from edgekit.formats import float_model
-from edgekit.layers import options as layer_options
-from edgekit.model_file import ModelFile
-from edgekit.recording import Facts, Recording, inputs_sha256, is_recording
-from edgekit.results import Conditions, Device, Environment, LabelFit, Measurement, Report
-from edgekit.runtimes import spec as runners
-from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import Preprocessing, TensorSpec
-from edgekit.subjects import (
+from edgekit.data.task import Right, Task
+from edgekit.diagnosis import options as layer_options
+from edgekit.evaluation import conditions, fleet, mistakes, shards
+from edgekit.evaluation.recording import Facts, Recording, inputs_sha256, is_recording
+from edgekit.evaluation.subjects import (
     Subject,
     cannot_saturate,
     check_one_source,
@@ -75,7 +59,25 @@ from edgekit.subjects import (
     run_by,
     subject_of,
 )
-from edgekit.task import Right, Task
+from edgekit.gating import verdicts
+from edgekit.records import environment, signature, stats
+from edgekit.records.artifact import Artifact, Manifest
+from edgekit.records.results import (
+    Conditions,
+    Device,
+    Environment,
+    LabelFit,
+    Measurement,
+    Report,
+)
+from edgekit.records.signature import Preprocessing, TensorSpec
+from edgekit.reporting import figures, tables
+from edgekit.reporting.figures import Measured
+from edgekit.runtimes import model_file
+from edgekit.runtimes import spec as runners
+from edgekit.runtimes.model_file import ModelFile
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.sources import float_model
 
 SAMPLES = 20
 WARM_UP = 10
@@ -122,7 +124,7 @@ def compare(
 
     Args:
         artifacts: Folders, all made from one float model, or files of any maker.
-        dataset: What :func:`edgekit.feeds.open_word` takes; default ``fashion_mnist`` for the
+        dataset: What :func:`edgekit.data.feeds.open_word` takes; default ``fashion_mnist`` for the
             shipped model, needed for others. Right answers are compared where they are there:
             integers as classes, floats ``[N, M]`` as the numbers of a regression.
         limit: Use the first images only.

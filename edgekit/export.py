@@ -25,34 +25,33 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, encodings, feeds, fidelity, outputs, proof, words
-from edgekit.artifact import Artifact, CalibrationRecord, QuantizationRecord
-from edgekit.calibrate import DEFAULT_METHOD, cache_folder, cached, choose, observe
-from edgekit.errors import (
+from edgekit import data
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import (
     ExecutionError,
     FidelityError,
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.feeds import Feed, Inputs, Samples
-from edgekit.fidelity import Fidelity
-from edgekit.formats import (
-    float_model,
-    half,
-    litert,
-    onnx,
-    onnx_convert,
-    onnx_forms,
-    onnx_integers,
-    tflite_integers,
+from edgekit.calibrate import (
+    DEFAULT_METHOD,
+    cache_folder,
+    cached,
+    choose,
+    observe,
 )
-from edgekit.formats.flatbuffer import Graph, short_name
-from edgekit.formats.float_model import FloatModel
-from edgekit.quant import decisions, onnx_file, profiles
-from edgekit.quant.onnx_file import OnnxQuantized
-from edgekit.quant.profiles import DeviceProfile
-from edgekit.quant.quantize import (
+from edgekit.data import feeds
+from edgekit.data.feeds import Feed, Inputs, Samples
+from edgekit.data.task import HELP as TASK_HELP
+from edgekit.data.task import TASKS, Task
+from edgekit.data.task import check as check_task
+from edgekit.graph import litert, onnx, onnx_forms
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.pipeline import proof
+from edgekit.quantization import decisions, profiles
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.quantize import (
     CORRECTIONS,
     FEWEST_IMAGES,
     HELD_OUT,
@@ -63,12 +62,16 @@ from edgekit.quant.quantize import (
     quantize,
     trained,
 )
-from edgekit.quant.reconstruct import images_that_fit
-from edgekit.quant.table import METHODS, CalibrationTable
-from edgekit.signature import Shapes, Signature, TensorSpec
-from edgekit.task import HELP as TASK_HELP
-from edgekit.task import TASKS, Task
-from edgekit.task import check as check_task
+from edgekit.quantization.reconstruct import images_that_fit
+from edgekit.quantization.table import METHODS, CalibrationTable
+from edgekit.records import artifact, encodings, fidelity
+from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord
+from edgekit.records.fidelity import Fidelity
+from edgekit.records.signature import Shapes, Signature, TensorSpec
+from edgekit.sources import float_model
+from edgekit.sources.float_model import FloatModel
+from edgekit.writers import half, onnx_convert, onnx_file, onnx_integers, tflite_integers
+from edgekit.writers.onnx_file import OnnxQuantized
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -156,10 +159,10 @@ def export(
     """Write one deployable of a float model.
 
     Args:
-        model: As :func:`edgekit.formats.float_model.load` takes it; default the shipped model.
+        model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
         target: ``tflite`` or ``onnx``.
         precision: ``float32``, ``float16`` or ``int8``.
-        calibration: For int8: what :func:`edgekit.feeds.open_word` takes, or a table of
+        calibration: For int8: what :func:`edgekit.data.feeds.open_word` takes, or a table of
             ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
             For ONNX in float16: images whose activations must not overflow; default random ones.
         dataset: The images of a calibration table, where they are not where the table says.

@@ -1,9 +1,9 @@
 """``python -m edgekit.gate``: judge a report by bounds; exit status 1 on a regression.
 
-What a bound may be is in :mod:`edgekit.bounds`: limits (``min``, ``max``) on the report alone, and
-how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come from
-``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line, which
-wins. Without any on top-1, half a point is allowed, as ``compare`` and the page judge it; of
+What a bound may be is in :mod:`edgekit.gating.bounds`: limits (``min``, ``max``) on the report
+alone, and how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come
+from ``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line,
+which wins. Without any on top-1, half a point is allowed, as ``compare`` and the page judge it; of
 regressions with right numbers, half a point of R^2; of other outputs 3 dB of SQNR of what varies,
 which is twice the power of the error; above 100 dB any change is rounding. An artifact with a dead
 channel fails whatever the bounds are, unless ``allow-dead = true`` or ``--allow-dead``.
@@ -15,7 +15,7 @@ improvement that is significant or beyond the bound is shown as STALE: the basel
 ``--update``. It prints what changes, metric by metric, and which bound allows it; what is outside
 of a bound needs ``--accept REASON``, which the baseline keeps. All updates together may lose no
 more than one: the baseline keeps the values that were accepted first, ``--origin`` names others
-(:mod:`edgekit.review`).
+(:mod:`edgekit.gating.review`).
 
 A report on other data or of another model is refused (exit status 2), and so are figures that were
 taken against another reference. Times of two runs do not compare; latency_ratio does, within one
@@ -32,14 +32,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgekit import bounds as grammar
-from edgekit import checks as judged
-from edgekit import ci, cli, outputs, review, words
-from edgekit.bounds import Bound
-from edgekit.checks import Check
-from edgekit.errors import InvalidOptionError, ReportError
-from edgekit.results import Report
-from edgekit.text import visible
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import InvalidOptionError, ReportError
+from edgekit.base.text import visible
+from edgekit.gating import bounds as grammar
+from edgekit.gating import checks as judged
+from edgekit.gating import ci, review
+from edgekit.gating.bounds import Bound
+from edgekit.gating.checks import Check
+from edgekit.records.results import Report
 
 _COLOURS = {
     "PASS": "green",

@@ -19,17 +19,21 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import cli, encodings, environment, model_file, stats, subjects
-from edgekit.artifact import Artifact
-from edgekit.blocks import blocks
-from edgekit.encodings import Difference, Encodings, Stored
-from edgekit.errors import InvalidModelError, InvalidOptionError, reason
-from edgekit.formats import onnx, onnx_integers, tflite_integers
-from edgekit.formats.flatbuffer import Graph, short_name
-from edgekit.model_file import ModelFile
-from edgekit.results import Environment, Measurement, Parity, ParityPair
+from edgekit.base import cli
+from edgekit.base.blocks import blocks
+from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.evaluation import subjects
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.records import encodings, environment, stats
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Difference, Encodings, Stored
+from edgekit.records.results import Environment, Measurement, Parity, ParityPair
+from edgekit.records.signature import preprocessing
+from edgekit.runtimes import model_file
+from edgekit.runtimes.model_file import ModelFile
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import preprocessing
+from edgekit.writers import onnx_integers, tflite_integers
 
 _SHOWN = 20
 #: Differences of two answers are counted up to this many steps.

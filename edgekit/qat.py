@@ -1,10 +1,10 @@
 """``python -m edgekit.qat``: fine-tune a float model so that it answers in int8 as it was trained.
 
 tensorflow-model-optimization rounds the kernels while they are trained, edgekit decides where and
-to what (edgekit.quant.fake): activations are rounded where the deployed graph stores them, kernels
-per output channel, as the device profile needs them. Ranges start from the calibration table and
-follow the batches; batch normalisation uses batch statistics first; in the last part both are
-frozen (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference",
+to what (edgekit.quantization.fake): activations are rounded where the deployed graph stores them,
+kernels per output channel, as the device profile needs them. Ranges start from the calibration
+table and follow the batches; batch normalisation uses batch statistics first; in the last part both
+are frozen (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference",
 sections 3.2 and 3.3). The float model teaches: its answers are part of the loss (Hinton et al.
 2015; Mishra and Marr 2018, "Apprentice"). Every so many steps a real int8 file is made and run.
 
@@ -28,31 +28,31 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
-from edgekit import artifact, cli, data, environment, outputs, recipes
+from edgekit import data
+from edgekit.base import cli, outputs
+from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError, WriterError
 from edgekit.calibrate import cached
-from edgekit.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
-from edgekit.errors import (
-    InvalidDataError,
-    InvalidModelError,
-    InvalidOptionError,
-    WriterError,
-)
-from edgekit.formats import convert, float_model, onnx, onnx_integers, tflite_integers
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph, short_name
-from edgekit.quant import profiles
-from edgekit.quant.ranges import RANGE_MODES, RangeMode
-from edgekit.quant.table import CalibrationTable
-from edgekit.recipes import Recipe
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.quantization import profiles
+from edgekit.quantization.ranges import RANGE_MODES, RangeMode
+from edgekit.quantization.table import CalibrationTable
+from edgekit.records import artifact, environment
+from edgekit.records.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
+from edgekit.records.signature import Shapes
 from edgekit.runtimes import open_runner
-from edgekit.signature import Shapes
+from edgekit.sources import convert, float_model
+from edgekit.sources import keras as keras_format
 from edgekit.train import add_run_arguments, given, run_settings
+from edgekit.training import recipes
 from edgekit.training.finetune import resized
 from edgekit.training.loop import checkpoints_of, fit, log_bytes
+from edgekit.training.recipes import Recipe
 from edgekit.training.trainer import Trainer, configure_threads
+from edgekit.writers import onnx_integers, tflite_integers
 
 if TYPE_CHECKING:
-    from edgekit.quant.fake import FakeQuantized
+    from edgekit.quantization.fake import FakeQuantized
 
 Floats = npt.NDArray[np.float32]
 
@@ -237,7 +237,7 @@ def qat(
     opened = data.open_word(dataset, "train" if needs_labels else "calibration")
     towers = towers or environment.cores()
     configure_threads(towers)
-    from edgekit.quant import fake as fake_quant
+    from edgekit.quantization import fake as fake_quant
 
     source = float_model.load(model, preprocessing=preprocessing, shapes=shapes)
     if source.kind != "keras" or not keras_format.is_keras_2(source.model):
@@ -407,7 +407,7 @@ def _scores(
 ) -> dict[str, Score]:
     """Rebuild and export what was written, as a user would, and run all beside the float model."""
     from edgekit.export import export
-    from edgekit.quant import fake
+    from edgekit.quantization import fake
 
     trained = predict(fake.load(trial.model_path), values)
     found = {

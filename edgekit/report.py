@@ -23,9 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import charts, cli, fidelity, outputs, schema, stats, verdicts
-from edgekit.errors import InvalidDataError, MissingDependencyError
-from edgekit.results import (
+from edgekit.base import cli, outputs, schema
+from edgekit.base.errors import InvalidDataError, MissingDependencyError
+from edgekit.base.text import decimals, visible, visible_lines
+from edgekit.base.words import not_found
+from edgekit.gating import verdicts
+from edgekit.gating.verdicts import Judged, Verdict
+from edgekit.records import fidelity, stats
+from edgekit.records.results import (
     CENTRED_OF_OUTPUT,
     OF_OUTPUT,
     ArtifactResult,
@@ -35,10 +40,8 @@ from edgekit.results import (
     Parity,
     Report,
 )
-from edgekit.stats import discordant
-from edgekit.text import decimals, visible, visible_lines
-from edgekit.verdicts import Judged, Verdict
-from edgekit.words import not_found
+from edgekit.records.stats import discordant
+from edgekit.reporting import charts
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -133,7 +136,7 @@ _PRECISIONS = ("float32", "float16", "int8")
 _PICTURES, _RAW = 900_000, 400_000
 #: A matrix of changes has at most so many classes; beyond it, the most frequent changes are listed.
 _MATRIX, _PAIRS = 16, 24
-_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "reporting" / "templates"
 _LAYERS_MOST = 2000
 
 

@@ -18,10 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from edgekit import cli, outputs, schema, words
-from edgekit.artifact import MANIFEST, Artifact
-from edgekit.errors import EdgekitError, InvalidOptionError, MissingDependencyError, SignatureError
-from edgekit.results import Report
+from edgekit.base import cli, outputs, schema, words
+from edgekit.base.errors import (
+    EdgekitError,
+    InvalidOptionError,
+    MissingDependencyError,
+    SignatureError,
+)
+from edgekit.records.artifact import MANIFEST, Artifact
+from edgekit.records.results import Report
 
 SCHEMA_VERSION = 1
 SUFFIX = ".sig"

@@ -1,8 +1,8 @@
 """``python -m edgekit.train``: train MobileNetV2 and write the float model as a Keras artifact.
 
-A recipe (edgekit.recipes) says how: optimizer, schedule, augmentation, network, and what it is
-expected to reach; single options override it. The default is short training on small images. L2
-weight decay is on convolution and dense kernels only (not on depthwise kernels, biases and batch
+A recipe (edgekit.training.recipes) says how: optimizer, schedule, augmentation, network, and what
+it is expected to reach; single options override it. The default is short training on small images.
+L2 weight decay is on convolution and dense kernels only (not on depthwise kernels, biases and batch
 normalisation, as TF-slim does); where the recipe keeps a moving average of the weights, that is
 what gets written.
 
@@ -29,17 +29,26 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import artifact, cli, data, environment, outputs, recipes, words
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.formats import arrange
-from edgekit.formats import keras as keras_format
-from edgekit.formats.float_model import SHIPPED, data_word
-from edgekit.recipes import Network, Preset, Recipe
-from edgekit.signature import Preprocessing, preprocessing
-from edgekit.training import finetune
+from edgekit import data
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.records import artifact, environment
+from edgekit.records.signature import Preprocessing, preprocessing
+from edgekit.sources import arrange
+from edgekit.sources import keras as keras_format
+from edgekit.sources.float_model import SHIPPED, data_word
+from edgekit.training import finetune, recipes
 from edgekit.training import replicas as many
-from edgekit.training.inputs import MODES, Inputs, Mode, Wanted, in_colour, inputs
+from edgekit.training.inputs import (
+    MODES,
+    Inputs,
+    Mode,
+    Wanted,
+    in_colour,
+    inputs,
+)
 from edgekit.training.loop import checkpoints_of, fit, log_bytes
+from edgekit.training.recipes import Network, Preset, Recipe
 from edgekit.training.stream import Stream, StreamTrainer
 from edgekit.training.trainer import Trainer, configure_threads
 

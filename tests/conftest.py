@@ -59,8 +59,8 @@ def same_figures(found: Any, expected: Any) -> None:
 def lacking(data_format: str, precision: str, *, training: bool) -> str:
     """Why this CPU computes no convolutional net in this form, as edgekit says it; empty if it
     does. A test asks it first, and expects that refusal or the net's predictions."""
-    from edgekit.errors import ExecutionError
-    from edgekit.formats import arrange
+    from edgekit.base.errors import ExecutionError
+    from edgekit.sources import arrange
 
     try:
         arrange.require(data_format, precision, device="/CPU:0", training=training)
@@ -101,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session", autouse=True)
 def no_lines_of_progress() -> Iterator[None]:
     """A slow machine is no failure: tests that count lines see no progress among them."""
-    from edgekit import cli
+    from edgekit.base import cli
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, "LOG_SECONDS", 3600.0)
@@ -152,7 +152,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _make_small(folder: Path) -> None:
     import numpy as np
 
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     keras = tf_keras()
     layers = keras.layers
@@ -188,7 +188,7 @@ def tiny(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
             preprocessing="unit",
             out=folder / "tiny",
         )
-        from edgekit.formats import keras
+        from edgekit.sources import keras
 
         random = np.random.default_rng(5)
         pixels = random.integers(0, 256, (240, 12, 12, 3), dtype=np.uint8)

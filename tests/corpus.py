@@ -107,7 +107,7 @@ def _inside(source: Path, name: str, make: Make, *, hash: bool = False) -> Make:
         (path / name).unlink()
         make(path / name)
         if hash and (path / name).is_file():
-            from edgekit.outputs import sha256_file
+            from edgekit.base.outputs import sha256_file
 
             manifest = json.loads((path / "manifest.json").read_text())
             manifest["files"][name] = sha256_file(path / name)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgekit import feeds
-from edgekit.artifact import Artifact
-from edgekit.formats import litert, onnx
+from edgekit.data import feeds
+from edgekit.graph import litert, onnx
+from edgekit.records.artifact import Artifact
 
 
 def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.formats import onnx_integers
-from edgekit.formats.flatbuffer import Graph, Layer, Quantization
-from edgekit.quant import walk
+from edgekit.graph import walk
+from edgekit.graph.flatbuffer import Graph, Layer, Quantization
+from edgekit.writers import onnx_integers
 
 INT8 = ("weight scale doubled", "channels swapped", "zero point off by 128", "relu6 dropped")
 FLOAT = ("weight scale doubled", "channels swapped", "relu6 dropped")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.formats import keras as keras_format
+from edgekit.sources import keras as keras_format
 
 Make = Callable[[Path, Path], Path]
 

@@ -13,11 +13,11 @@ import pytest
 import worker
 from conftest import ROOT, lacking
 
-from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
-from edgekit.formats import arrange
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
-from edgekit.signature import preprocessing
+from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.records.signature import preprocessing
+from edgekit.sources import arrange
+from edgekit.sources import keras as keras_format
+from edgekit.training.recipes import Recipe
 from edgekit.training.trainer import LossScale, Trainer
 
 #: What some CPUs can do, with the largest difference of logits allowed; the last one needs

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from edgekit import artifact
-from edgekit.artifact import Artifact
-from edgekit.errors import ArtifactError, OutputExistsError
-from edgekit.signature import Signature, TensorSpec, preprocessing
+from edgekit.base.errors import ArtifactError, OutputExistsError
+from edgekit.records import artifact
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import Signature, TensorSpec, preprocessing
 
 
 def write(path: Path, **changes: Any) -> Artifact:

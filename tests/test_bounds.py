@@ -9,7 +9,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit.bounds import (
+from edgekit.base.errors import InvalidInputError, InvalidOptionError
+from edgekit.gating.bounds import (
     DEFAULT,
     HIGHER_IS_BETTER,
     KINDS,
@@ -24,7 +25,6 @@ from edgekit.bounds import (
     once,
     parse,
 )
-from edgekit.errors import InvalidInputError, InvalidOptionError
 
 VALUES = st.floats(min_value=0, allow_nan=False, allow_infinity=False)
 NAMES = st.none() | st.text(min_size=1).filter(lambda name: not name.startswith("sqnr"))

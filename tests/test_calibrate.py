@@ -10,13 +10,14 @@ import pytest
 from conftest import Done
 
 from edgekit import calibrate as verb
+from edgekit.base.errors import InvalidDataError
 from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
-from edgekit.errors import InvalidDataError
-from edgekit.formats import convert, litert
-from edgekit.formats.keras import tf_keras
-from edgekit.quant.table import METHODS, CalibrationTable, Range
-from edgekit.signature import preprocessing
+from edgekit.graph import litert
+from edgekit.quantization.table import METHODS, CalibrationTable, Range
+from edgekit.records.signature import preprocessing
+from edgekit.sources import convert
+from edgekit.sources.keras import tf_keras
 
 UNIT = preprocessing("unit")
 

@@ -7,9 +7,9 @@ import zlib
 import numpy as np
 import pytest
 
-from edgekit.changes import find, picture, png
-from edgekit.errors import ReportError
-from edgekit.results import ChangedImage, Changes
+from edgekit.base.errors import ReportError
+from edgekit.evaluation.changes import find, picture, png
+from edgekit.records.results import ChangedImage, Changes
 
 
 def decoded(content: bytes) -> np.ndarray:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_gate import artifact, make
 
-from edgekit import ci
-from edgekit.bounds import parse
-from edgekit.checks import Check
+from edgekit.base.text import visible
 from edgekit.gate import gate
-from edgekit.text import visible
+from edgekit.gating import ci
+from edgekit.gating.bounds import parse
+from edgekit.gating.checks import Check
 
 HOSTILE = st.text(st.sampled_from("ab1 _.-|`*[]()<>&\"'#@!~$\\/:;,%=+\r\n\t\0\x1b\x85\u2028\u202e"))
 TEXTS = st.text() | HOSTILE
@@ -149,7 +149,7 @@ def test_github_is_told_no_more_than_it_shows() -> None:
 
 
 def test_infinite_values_have_a_form() -> None:
-    from edgekit.results import Measurement
+    from edgekit.records.results import Measurement
 
     exact = make(artifact("a", 60, sqnr=Measurement(float("inf"), "dB", 1)))
     checks = gate(exact, baseline=exact, max_drop={"sqnr": 1})

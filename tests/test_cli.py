@@ -12,7 +12,7 @@ import pytest
 from conftest import Done
 
 import edgekit as package
-from edgekit.cli import VERBS
+from edgekit.base.cli import VERBS
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done
 
-from edgekit import conditions, data, environment, stats
-from edgekit.artifact import Artifact
+from edgekit import data
+from edgekit.base.errors import ExecutionError, InvalidModelError
 from edgekit.compare import compare
-from edgekit.errors import ExecutionError, InvalidModelError
-from edgekit.results import Report
+from edgekit.evaluation import conditions
+from edgekit.records import environment, stats
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Report
 from edgekit.runtimes.worker import Job, Worker
 
 LIMIT = 600
@@ -145,7 +147,7 @@ def broken(source: Path, folder: Path, keep: int, *, rehash: bool) -> Path:
     artifact = Artifact.load(copy)
     artifact.model_path.write_bytes(artifact.model_path.read_bytes()[:keep])
     if rehash:
-        from edgekit.outputs import sha256_file
+        from edgekit.base.outputs import sha256_file
 
         manifest = json.loads((copy / "manifest.json").read_text())
         manifest["files"][artifact.manifest.model_file] = sha256_file(artifact.model_path)
@@ -249,7 +251,7 @@ def test_the_change_has_an_interval_and_few_images_are_said(report: Report) -> N
 
 
 def test_reports_name_the_manifests(report: Report, artifacts: dict[str, Path]) -> None:
-    from edgekit.outputs import sha256_file
+    from edgekit.base.outputs import sha256_file
 
     for result in report.artifacts:
         manifest = artifacts[result.name] / "manifest.json"

@@ -14,31 +14,37 @@ from conftest import mostly_right
 from onnx import helper
 from onnx import save as save_onnx
 
-from edgekit import changes, feeds
-from edgekit.artifact import Artifact
+from edgekit.base.errors import (
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+    RecordingError,
+)
 from edgekit.benchmark import benchmark
-from edgekit.bounds import parse
 from edgekit.compare import compare
 from edgekit.compare import main as compare_main
-from edgekit.data import ImageSet
-from edgekit.encodings import FILE, Encodings
-from edgekit.errors import InvalidDataError, InvalidModelError, InvalidOptionError, RecordingError
+from edgekit.data import ImageSet, feeds
+from edgekit.diagnosis.bisection import Bound, bisect
+from edgekit.diagnosis.diff import diff
+from edgekit.diagnosis.measure import Sound, blame, measure
+from edgekit.diagnosis.tensors import OnnxTensors, Tensors, TfLiteTensors
+from edgekit.evaluation import changes
+from edgekit.evaluation.recording import Recording
+from edgekit.evaluation.subjects import reference_of
 from edgekit.export import export
-from edgekit.formats import float_model, onnx
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph
 from edgekit.gate import gate
-from edgekit.layers.bisection import Bound, bisect
-from edgekit.layers.diff import diff
-from edgekit.layers.measure import Sound, blame, measure
-from edgekit.recording import Recording
+from edgekit.gating.bounds import parse
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import FILE, Encodings
+from edgekit.records.results import Report
+from edgekit.records.signature import preprocessing
 from edgekit.report import report as page
-from edgekit.results import Report
+from edgekit.reporting.tables import show as print_report
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import preprocessing
-from edgekit.subjects import reference_of
-from edgekit.tables import show as print_report
-from edgekit.tensors import OnnxTensors, Tensors, TfLiteTensors
+from edgekit.sources import float_model
+from edgekit.sources import keras as keras_format
 
 COUNT = 24
 

@@ -8,9 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import conditions
-from edgekit.conditions import Energy, GpuEnergy, look, reasons, summarize
-from edgekit.results import Conditions
+from edgekit.evaluation import conditions
+from edgekit.evaluation.conditions import (
+    Energy,
+    GpuEnergy,
+    look,
+    reasons,
+    summarize,
+)
+from edgekit.records.results import Conditions
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -16,8 +16,8 @@ from conftest import Done
 from corpus import Case, Good, cases
 from test_gate import artifact, make, write
 
-from edgekit import schema
-from edgekit.signature import Preprocessing
+from edgekit.base import schema
+from edgekit.records.signature import Preprocessing
 
 COUNT = 200
 KINDS = (

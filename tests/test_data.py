@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgekit import data
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.data import fashion_mnist
-from edgekit.errors import InvalidDataError, InvalidOptionError
 
 IMAGES = np.zeros((4, 8, 8, 1), np.uint8)
 LABELS = np.array([0, 1, 2, 0])

@@ -18,11 +18,12 @@ import pytest
 from conftest import Done
 from PIL import Image
 
-from edgekit import data, schema, words
+from edgekit import data
+from edgekit.base import schema, words
+from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.data import decode, tfrecord
 from edgekit.data.images import stratified
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
-from edgekit.signature import Preprocessing, preprocessing
+from edgekit.records.signature import Preprocessing, preprocessing
 
 RANDOM = np.random.default_rng(7)
 NOISE = RANDOM.integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -180,7 +181,7 @@ def test_methods_on_a_step() -> None:
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 def test_aliased_methods_are_tensorflows(method: str) -> None:
-    from edgekit.formats.keras import tensorflow
+    from edgekit.sources.keras import tensorflow
 
     tf = tensorflow()
     for size in ((11, 13), (64, 80)):
@@ -240,8 +241,8 @@ def test_bad_preprocessing_words(word: str) -> None:
 
 
 def test_manifests_of_before_still_load() -> None:
-    from edgekit.artifact import Artifact
-    from edgekit.formats.float_model import SHIPPED
+    from edgekit.records.artifact import Artifact
+    from edgekit.sources.float_model import SHIPPED
 
     assert "resize" not in (SHIPPED / "manifest.json").read_text()
     found = Artifact.load(SHIPPED).manifest.preprocessing
@@ -252,10 +253,11 @@ def test_manifests_of_before_still_load() -> None:
 
 def test_every_runtime_gets_the_same_bytes(tmp_path: Path) -> None:
     """A network that answers its input, in three formats; the hash is that of numpy's tensor."""
-    from edgekit.formats import convert, onnx_convert
-    from edgekit.formats.keras import tf_keras
-    from edgekit.recording import inputs_sha256
+    from edgekit.evaluation.recording import inputs_sha256
     from edgekit.runtimes.worker import Job, Worker
+    from edgekit.sources import convert
+    from edgekit.sources.keras import tf_keras
+    from edgekit.writers import onnx_convert
 
     keras = tf_keras()
     for name, i in itertools.product("ab", range(2)):
@@ -364,7 +366,7 @@ def test_a_table(tmp_path: Path, shapes: Path) -> None:
 
 
 def example(**features: Any) -> bytes:
-    from edgekit.formats.keras import tensorflow
+    from edgekit.sources.keras import tensorflow
 
     train = tensorflow().train
     made = {
@@ -378,7 +380,7 @@ def example(**features: Any) -> bytes:
 
 
 def test_tfrecords_of_the_research_scripts(tmp_path: Path) -> None:
-    from edgekit.formats.keras import tensorflow
+    from edgekit.sources.keras import tensorflow
 
     pixels = [np.roll(NOISE, i, axis=1) for i in range(6)]
     for shard in range(2):
@@ -424,7 +426,7 @@ def test_tfds(tmp_path: Path) -> None:
         with pytest.raises(EdgekitError, match=r"^tensorflow-datasets is not installed.*\[tfds\]'"):
             data.load("tfds:mnist", "test", **SAME_SIZE)
         return
-    from edgekit.formats.keras import tensorflow
+    from edgekit.sources.keras import tensorflow
 
     labels = ("no", "yes")
     features = tfds.features.FeaturesDict(
@@ -548,7 +550,7 @@ def test_calibration_of_a_folder(
     """The table names the draw and its pixels; export draws it again, or refuses."""
     from edgekit import calibrate
     from edgekit.export import export
-    from edgekit.quant.table import CalibrationTable
+    from edgekit.quantization.table import CalibrationTable
 
     root = tmp_path / "photos"
     for name, i in itertools.product("ab", range(6)):

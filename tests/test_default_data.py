@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import float_model
+from edgekit.base.errors import InvalidOptionError
+from edgekit.sources import float_model
 
 UNIT = ("--preprocessing", "unit")
 VERBS: dict[str, tuple[list[str], str]] = {

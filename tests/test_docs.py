@@ -26,7 +26,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """mine.keras and photos: three kinds of animals, each of a colour of its own."""
     from PIL import Image
 
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     folder = tmp_path_factory.mktemp("docs")
     random = np.random.default_rng(0)

@@ -36,7 +36,7 @@ def test_the_gate_stops_the_broken_calibration(
 
 
 def test_the_readme_quotes_the_figures() -> None:
-    from edgekit.results import Report
+    from edgekit.records.results import Report
 
     good, broken = (
         Report.load(REPORTS / f"{name}.json").artifacts[0].metrics["top1"].value

@@ -14,24 +14,27 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done
 
-from edgekit import data, environment, signature
-from edgekit.artifact import Artifact
-from edgekit.calibrate import calibrate, observe
-from edgekit.data import fashion_mnist
-from edgekit.errors import (
+from edgekit import data
+from edgekit.base.errors import (
     EdgekitError,
     ExecutionError,
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
 )
+from edgekit.calibrate import calibrate, observe
+from edgekit.data import fashion_mnist
 from edgekit.export import DEFAULT_MODEL, export
 from edgekit.export import main as export_main
-from edgekit.formats import convert, litert, onnx, tflite_integers
-from edgekit.formats.flatbuffer import Graph, short_name
-from edgekit.formats.keras import tensorflow, tf_keras
-from edgekit.quant.quantize import predict
-from edgekit.quant.saturation import pairs_products
+from edgekit.graph import litert, onnx
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.quantization.quantize import predict
+from edgekit.quantization.saturation import pairs_products
+from edgekit.records import environment, signature
+from edgekit.records.artifact import Artifact
+from edgekit.sources import convert
+from edgekit.sources.keras import tensorflow, tf_keras
+from edgekit.writers import tflite_integers
 
 WAYS = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8")]
 

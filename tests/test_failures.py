@@ -16,11 +16,11 @@ import pytest
 from conftest import ROOT, Done
 from test_gate import artifact, make, write
 
-from edgekit import artifact as artifacts_of
-from edgekit import cli, outputs, words
-from edgekit.cli import VERBS
-from edgekit.errors import last_words
-from edgekit.formats import float_model
+from edgekit.base import cli, outputs, words
+from edgekit.base.cli import VERBS
+from edgekit.base.errors import last_words
+from edgekit.records import artifact as artifacts_of
+from edgekit.sources import float_model
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_write_that_breaks_off_leaves_nothing(
 
 
 def _manifest() -> dict[str, Any]:
-    from edgekit.signature import Signature, TensorSpec, preprocessing
+    from edgekit.records.signature import Signature, TensorSpec, preprocessing
 
     spec = TensorSpec("a", (-1, 2), "float32")
     return {
@@ -191,7 +191,7 @@ def test_last_words() -> None:
 UNGUARDED = """
 from pathlib import Path
 from edgekit.compare import compare
-from edgekit.errors import EdgekitError
+from edgekit.base.errors import EdgekitError
 
 print("once")
 try:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from edgekit import fidelity
-from edgekit.errors import InvalidDataError
+from edgekit.base.errors import InvalidDataError
+from edgekit.records import fidelity
 
 Array = np.ndarray
 

@@ -14,22 +14,23 @@ import pytest
 from conftest import Done
 from PIL import Image
 
-from edgekit import data, recipes
-from edgekit.artifact import Artifact
-from edgekit.errors import (
+from edgekit import data
+from edgekit.base.errors import (
     EdgekitError,
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
 )
 from edgekit.export import export
-from edgekit.formats import keras as keras_format
 from edgekit.qat import answers_of
-from edgekit.recipes import Recipe
+from edgekit.records.artifact import Artifact
+from edgekit.sources import keras as keras_format
 from edgekit.train import _begun, _trainer, train
+from edgekit.training import recipes
 from edgekit.training.finetune import FineTuner, start
 from edgekit.training.inputs import Mode, Wanted, in_colour, inputs
 from edgekit.training.loop import fit
+from edgekit.training.recipes import Recipe
 from edgekit.training.stream import StreamTrainer
 
 SHORT = ("--batch", 4, "--epochs", 4, "--head-epochs", 2, "--size", 16)

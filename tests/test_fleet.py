@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from conftest import ROOT, same_figures
 
-from edgekit import fleet, shards
-from edgekit.artifact import Artifact
-from edgekit.compare import compare
-from edgekit.errors import (
+from edgekit.base.errors import (
     ExecutionError,
     InvalidDataError,
     InvalidOptionError,
     MissingDependencyError,
 )
-from edgekit.fleet import Fleet
-from edgekit.results import Report
+from edgekit.compare import compare
+from edgekit.evaluation import fleet, shards
+from edgekit.evaluation.fleet import Fleet
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Report
 from edgekit.runtimes.worker import Job
 
 Start = Callable[..., subprocess.Popen[bytes]]

@@ -15,11 +15,13 @@ import pytest
 from conftest import Done
 from scipy.stats import binomtest
 
-from edgekit import fidelity, review
-from edgekit.bounds import Bound, once, parse
-from edgekit.errors import InvalidOptionError, ReportError
+from edgekit.base.errors import InvalidOptionError, ReportError
+from edgekit.base.text import visible
 from edgekit.gate import gate
-from edgekit.results import (
+from edgekit.gating import review
+from edgekit.gating.bounds import Bound, once, parse
+from edgekit.records import fidelity
+from edgekit.records.results import (
     ArtifactResult,
     Data,
     Environment,
@@ -29,8 +31,7 @@ from edgekit.results import (
     Runtime,
     pack_bits,
 )
-from edgekit.stats import mcnemar_exact
-from edgekit.text import visible
+from edgekit.records.stats import mcnemar_exact
 
 COUNT = 1000
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from conftest import Done
 
-from edgekit import environment
-from edgekit.errors import ReportError
-from edgekit.gpu_suite import Record, _asked, _ratios
+from edgekit.base.errors import ReportError
+from edgekit.evaluation.gpu_suite import Record, _asked, _ratios
+from edgekit.records import environment
 
 
 @pytest.fixture(scope="module")

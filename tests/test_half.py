@@ -14,17 +14,18 @@ import pytest
 from conftest import lacking
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit import environment
-from edgekit.artifact import Artifact
-from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
 from edgekit.export import export
-from edgekit.formats import emulation, half, onnx
-from edgekit.runtimes import open_runner
+from edgekit.graph import onnx
+from edgekit.records import environment
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import preprocessing
+from edgekit.runtimes import emulation, open_runner
 from edgekit.runtimes.cuda import BoundRunner
 from edgekit.runtimes.emulated import EmulatedRunner
 from edgekit.runtimes.ort import OrtRunner
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import preprocessing
+from edgekit.writers import half
 
 without_gpu = pytest.mark.skipif(environment.gpu() is not None, reason="a GPU is here")
 

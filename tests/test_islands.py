@@ -14,17 +14,17 @@ from exported import answers, decibels
 
 from edgekit import export as verb
 from edgekit import parity
-from edgekit.artifact import Artifact
+from edgekit.base.errors import FidelityError
 from edgekit.calibrate import observe
-from edgekit.errors import FidelityError
+from edgekit.data.feeds import Inputs, make, take
 from edgekit.export import export
-from edgekit.feeds import Inputs, make, take
-from edgekit.formats import convert
-from edgekit.formats.flatbuffer import Graph
-from edgekit.formats.keras import tensorflow, tf_keras
-from edgekit.quant import islands, quantize
-from edgekit.quant.profiles import PROFILES
-from edgekit.signature import preprocessing
+from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization import islands, quantize
+from edgekit.quantization.profiles import PROFILES
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import preprocessing
+from edgekit.sources import convert
+from edgekit.sources.keras import tensorflow, tf_keras
 
 NONE = preprocessing("none")
 GENERIC = PROFILES["generic"]

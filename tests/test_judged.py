@@ -10,12 +10,12 @@ import nets
 import numpy as np
 import pytest
 
-from edgekit import verdicts
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.compare import compare, main
-from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.gate import gate
+from edgekit.gating import verdicts
+from edgekit.records.results import Report
 from edgekit.report import report as page
-from edgekit.results import Report
 
 COUNT = 60
 #: Of every comparison here.

@@ -15,22 +15,32 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import compare, data, encodings, outputs, text
-from edgekit.artifact import Artifact
+from edgekit import compare, data
+from edgekit.base import outputs, text
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.calibrate import observe
-from edgekit.encodings import Encodings
-from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.data.feeds import Feed
+from edgekit.diagnosis import measure
+from edgekit.diagnosis.bisection import Bound, bisect
+from edgekit.diagnosis.diff import diff
+from edgekit.diagnosis.measure import ACCUMULATED, BLAME, ISOLATED, LayerRow
+from edgekit.diagnosis.tensors import (
+    KerasTensors,
+    OnnxTensors,
+    Tensors,
+    TfLiteTensors,
+    Values,
+    activations,
+)
 from edgekit.export import export
-from edgekit.feeds import Feed
-from edgekit.formats import keras, onnx
-from edgekit.formats.flatbuffer import Graph, short_name
-from edgekit.formats.float_model import SHIPPED
-from edgekit.layers import measure
-from edgekit.layers.bisection import Bound, bisect
-from edgekit.layers.diff import diff
-from edgekit.layers.measure import ACCUMULATED, BLAME, ISOLATED, LayerRow
-from edgekit.quant import equalize
-from edgekit.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors, Values, activations
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.quantization import equalize
+from edgekit.records import encodings
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Encodings
+from edgekit.sources import keras
+from edgekit.sources.float_model import SHIPPED
 
 
 class Models:

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 from conftest import made_once
 
-from edgekit import cli, encodings
-from edgekit.encodings import Encodings
+from edgekit.base import cli
+from edgekit.base.text import shortened
+from edgekit.diagnosis import measure, views
+from edgekit.diagnosis.diff import LayerDiff, diff
+from edgekit.diagnosis.measure import BLAME, ISOLATED
+from edgekit.diagnosis.tensors import OnnxTensors, Tensors, TfLiteTensors
 from edgekit.export import export
-from edgekit.formats import float_model, onnx, onnx_tensors
-from edgekit.formats.flatbuffer import Graph, path_of, short_name
-from edgekit.layers import measure, views
-from edgekit.layers.diff import LayerDiff, diff
-from edgekit.layers.measure import BLAME, ISOLATED
-from edgekit.tensors import OnnxTensors, Tensors, TfLiteTensors
-from edgekit.text import shortened
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph, path_of, short_name
+from edgekit.records import encodings
+from edgekit.records.encodings import Encodings
+from edgekit.sources import float_model
+from edgekit.writers import onnx_tensors
 
 KINDS = ("tflite", "onnx")
 
@@ -227,7 +230,7 @@ def test_a_range_for_other_pictures_is_named(clipped: Path, target: str) -> None
 
 def test_a_layer_that_makes_up_for_another_is_not_to_blame() -> None:
     """The first layer's biases are a step too large, which the second one's take back."""
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     keras = tf_keras()
     keras.backend.reset_uids()

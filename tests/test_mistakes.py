@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import data, mistakes, verdicts
-from edgekit.errors import InvalidDataError
-from edgekit.signature import preprocessing
+from edgekit import data
+from edgekit.base.errors import InvalidDataError
+from edgekit.evaluation import mistakes
+from edgekit.gating import verdicts
+from edgekit.records.signature import preprocessing
 
 TRAINED_WITH = "symmetric#class_offset=1"
 
@@ -40,7 +42,7 @@ class Coloured:
 @pytest.fixture(scope="module")
 def coloured() -> Coloured:
     """Fashion-MNIST with the image in red and its negative in blue."""
-    from edgekit.formats.keras import tf_keras
+    from edgekit.sources.keras import tf_keras
 
     keras = tf_keras()
     layers = keras.layers
@@ -131,7 +133,7 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_verb(shifted: Path, edgekit: Callable[..., Done]) -> None:
-    from edgekit.formats.float_model import SHIPPED
+    from edgekit.sources.float_model import SHIPPED
 
     found = edgekit("data", "check", SHIPPED, "--data", shifted)
     assert found.status == 1

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats.keras import tf_keras
+from edgekit.base.errors import InvalidOptionError
 from edgekit.models.__main__ import PUBLISHED
 from edgekit.models.counts import count
 from edgekit.models.mobilenet_v2 import make_divisible, mobilenet_v2
+from edgekit.sources.keras import tf_keras
 
 
 @pytest.mark.parametrize(("width", "resolution"), PUBLISHED)

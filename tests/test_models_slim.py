@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidModelError
-from edgekit.formats import keras as keras_format
+from edgekit.base.errors import InvalidModelError
 from edgekit.models import slim
 from edgekit.models.mobilenet_v2 import BOTTLENECKS, make_divisible
+from edgekit.records.artifact import Artifact
+from edgekit.sources import keras as keras_format
 
 WIDTH = 0.35
 RESOLUTION = 64

@@ -12,12 +12,13 @@ import pytest
 from exported import answers, decibels
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidModelError
+from edgekit.base.errors import InvalidModelError
+from edgekit.diagnosis.diff import diff
 from edgekit.export import export
-from edgekit.formats import onnx, onnx_forms, onnx_source
-from edgekit.formats.float_model import load
-from edgekit.layers.diff import diff
+from edgekit.graph import onnx, onnx_forms
+from edgekit.records.artifact import Artifact
+from edgekit.sources import onnx_source
+from edgekit.sources.float_model import load
 
 
 def _drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:

@@ -12,13 +12,19 @@ import pytest
 from exported import answers, decibels
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.artifact import Artifact
+from edgekit.base.errors import (
+    EdgekitError,
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+)
 from edgekit.benchmark import benchmark
 from edgekit.calibrate import calibrate
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.export import export
-from edgekit.formats import onnx, onnx_source
-from edgekit.formats.float_model import load
+from edgekit.graph import onnx
+from edgekit.records.artifact import Artifact
+from edgekit.sources import onnx_source
+from edgekit.sources.float_model import load
 
 Sizes = Mapping[str, Sequence[Any]]
 
@@ -130,7 +136,7 @@ def test_a_summand_for_each_row_is_no_bias(tmp_path: Path) -> None:
     constants = {"w": _drawn(1, 6, 5), "b": _drawn(2, 3, 5)}
     path = _save(tmp_path / "net.onnx", nodes, constants, {"x": [3, 6]}, {"y": [3, 5]})
     model = onnx.load(path)
-    from edgekit.formats import onnx_forms
+    from edgekit.graph import onnx_forms
 
     onnx_forms.for_integers(model)
     assert [node.op_type for node in model.graph.node] == ["Gemm", "Add"]
@@ -317,7 +323,7 @@ def test_axes_of_one_name_have_one_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["keras", "saved_model", "tflite"])
 def test_sizes_of_free_axes_of_other_files(kind: str, tmp_path: Path) -> None:
     from edgekit.compare import compare
-    from edgekit.formats.keras import keras_3, tensorflow
+    from edgekit.sources.keras import keras_3, tensorflow
 
     keras, tf = keras_3(), tensorflow()
     keras.utils.set_random_seed(2)

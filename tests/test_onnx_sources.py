@@ -13,12 +13,13 @@ import pytest
 from exported import answers, decibels
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.artifact import Artifact
-from edgekit.errors import ExecutionError, InvalidModelError
+from edgekit.base.errors import ExecutionError, InvalidModelError
+from edgekit.diagnosis.diff import diff
 from edgekit.export import export
-from edgekit.formats import float_model, onnx
-from edgekit.formats import keras as keras_format
-from edgekit.layers.diff import diff
+from edgekit.graph import onnx
+from edgekit.records.artifact import Artifact
+from edgekit.sources import float_model
+from edgekit.sources import keras as keras_format
 
 
 def _drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:

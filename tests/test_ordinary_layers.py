@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from exported import answers, decibels
 
-from edgekit.errors import ExecutionError, FidelityError, InvalidModelError
+from edgekit.base.errors import ExecutionError, FidelityError, InvalidModelError
 from edgekit.export import export
-from edgekit.formats import keras as keras_format
+from edgekit.sources import keras as keras_format
 
 COUNT = 48
 keras = keras_format.tf_keras()

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import outputs
-from edgekit.artifact import Artifact
-from edgekit.errors import ArtifactError, InvalidOptionError, OutputExistsError
+from edgekit.base import outputs
+from edgekit.base.errors import ArtifactError, InvalidOptionError, OutputExistsError
+from edgekit.records.artifact import Artifact
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from edgekit import artifact, outputs
-from edgekit.signature import Signature, TensorSpec, preprocessing
+from edgekit.records import artifact
+from edgekit.base import outputs
+from edgekit.records.signature import Signature, TensorSpec, preprocessing
 
 class Slow(dict):
     def items(self):

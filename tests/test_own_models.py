@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from exported import answers, decibels
 
-from edgekit import data, feeds, parity
-from edgekit.errors import InvalidDataError, InvalidModelError
+from edgekit import data, parity
+from edgekit.base.errors import InvalidDataError, InvalidModelError
+from edgekit.data import feeds
 from edgekit.export import export
 from edgekit.export import main as export_main
-from edgekit.formats import float_model, onnx, saved_model
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.sources import float_model, saved_model
+from edgekit.sources import keras as keras_format
 
 WAYS = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "float16", "int8")]
 FILES = ("two.keras", "two.h5", "three.keras", "three.h5", "saved", "plain.tflite")

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import encodings, model_file, outputs
-from edgekit.artifact import Artifact
-from edgekit.encodings import Encodings, differences
-from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.base import outputs
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.export import export
-from edgekit.formats import onnx, tflite_integers
-from edgekit.formats.flatbuffer import Graph
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
 from edgekit.parity import numbers
-from edgekit.signature import preprocessing
+from edgekit.records import encodings
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Encodings, differences
+from edgekit.records.signature import preprocessing
+from edgekit.runtimes import model_file
+from edgekit.writers import tflite_integers
 
 
 def _pair(artifacts: dict[str, Path]) -> tuple[Artifact, Artifact]:

@@ -9,19 +9,14 @@ import numpy as np
 import onnx as package
 import pytest
 
-from edgekit import proof
-from edgekit.errors import ExecutionError, WriterError
+from edgekit.base.errors import ExecutionError, WriterError
 from edgekit.export import export
-from edgekit.formats import (
-    float_model,
-    half,
-    keras,
-    litert,
-    onnx,
-    onnx_convert,
-)
-from edgekit.formats.flatbuffer import Graph
-from edgekit.formats.float_model import FloatModel
+from edgekit.graph import litert, onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.pipeline import proof
+from edgekit.sources import float_model, keras
+from edgekit.sources.float_model import FloatModel
+from edgekit.writers import half, onnx_convert
 
 TARGETS = ("tflite", "onnx")
 

@@ -15,17 +15,25 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done
 
-from edgekit.artifact import Artifact
-from edgekit.encodings import FAKE_QUANT_FILE, FILE, Encodings, FakeQuantRecipe, differences
-from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.diagnosis.diff import diff
 from edgekit.export import export
-from edgekit.formats import convert, float_model, onnx, onnx_integers, tflite_integers
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph
-from edgekit.layers.diff import diff
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
 from edgekit.qat import QatRecipe
-from edgekit.quant import profiles
-from edgekit.quant.quantize import trained as trained_integers
+from edgekit.quantization import profiles
+from edgekit.quantization.quantize import trained as trained_integers
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import (
+    FAKE_QUANT_FILE,
+    FILE,
+    Encodings,
+    FakeQuantRecipe,
+    differences,
+)
+from edgekit.sources import convert, float_model
+from edgekit.sources import keras as keras_format
+from edgekit.writers import onnx_integers, tflite_integers
 
 PLAIN = ("--batch", "32", "--shift", "0", "--erase", "0", "--no-flip", "--towers", "1")
 UNIT = ("--preprocessing", "unit")
@@ -145,7 +153,7 @@ def test_the_manifest_says_what_was_done(trained: tuple[Path, Done]) -> None:
 
 
 def test_the_model_file_is_plain_keras(trained: tuple[Path, Done], small: Path) -> None:
-    from edgekit.formats import keras
+    from edgekit.sources import keras
 
     ours, given = keras.load(trained[0] / "model.keras"), keras.load(small / "small.keras")
     assert [layer.name for layer in ours.layers] == [layer.name for layer in given.layers]
@@ -281,7 +289,7 @@ def test_without_labels_the_float_model_is_followed(
 def test_a_layer_left_float_still_deploys(
     small: Path, images: Path, edgekit: Callable[..., Done], tmp_path: Path
 ) -> None:
-    from edgekit.formats import keras
+    from edgekit.sources import keras
 
     name = keras.load(small / "small.keras").layers[-1].name
     done = edgekit(

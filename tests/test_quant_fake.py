@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.calibrate import observe
 from edgekit.data.images import make
-from edgekit.encodings import differences
-from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import convert, litert, onnx_convert, onnx_integers, tflite_integers
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph
-from edgekit.quant import encode, fake, profiles, saturation
-from edgekit.quant.table import Range
-from edgekit.signature import preprocessing
+from edgekit.graph import litert
+from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization import encode, fake, profiles, saturation
+from edgekit.quantization.table import Range
+from edgekit.records.encodings import differences
+from edgekit.records.signature import preprocessing
+from edgekit.sources import convert
+from edgekit.sources import keras as keras_format
+from edgekit.writers import onnx_convert, onnx_integers, tflite_integers
 
 tf = keras_format.tensorflow()
 keras = keras_format.tf_keras()

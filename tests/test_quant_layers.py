@@ -9,19 +9,28 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidModelError
 from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
-from edgekit.encodings import Encoding, differences
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidModelError
-from edgekit.formats import convert, litert, tflite_integers
-from edgekit.formats.flatbuffer import Graph, Layer
-from edgekit.formats.keras import tf_keras
-from edgekit.quant import decisions, encode, equalize, quantize, reconstruct, saturation, walk
-from edgekit.quant.judge import Judge
-from edgekit.quant.profiles import PROFILES
-from edgekit.quant.quantize import Quantized
-from edgekit.quant.table import CalibrationTable, Range
-from edgekit.signature import preprocessing
+from edgekit.graph import litert, walk
+from edgekit.graph.flatbuffer import Graph, Layer
+from edgekit.quantization import (
+    decisions,
+    encode,
+    equalize,
+    quantize,
+    reconstruct,
+    saturation,
+)
+from edgekit.quantization.judge import Judge
+from edgekit.quantization.profiles import PROFILES
+from edgekit.quantization.quantize import Quantized
+from edgekit.quantization.table import CalibrationTable, Range
+from edgekit.records.encodings import Encoding, differences
+from edgekit.records.signature import preprocessing
+from edgekit.sources import convert
+from edgekit.sources.keras import tf_keras
+from edgekit.writers import tflite_integers
 
 Floats = npt.NDArray[np.float32]
 

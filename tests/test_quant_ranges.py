@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgekit.base.errors import InvalidOptionError
 from edgekit.calibrate import SHARE, observe
 from edgekit.data import images as image_sets
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import convert, litert
-from edgekit.formats.keras import tf_keras
-from edgekit.quant import ranges
-from edgekit.quant.histogram import BINS, Histogram, StreamingHistogram
-from edgekit.quant.table import METHODS, TensorStatistics
-from edgekit.signature import preprocessing
+from edgekit.graph import litert
+from edgekit.quantization import ranges
+from edgekit.quantization.histogram import BINS, Histogram, StreamingHistogram
+from edgekit.quantization.table import METHODS, TensorStatistics
+from edgekit.records.signature import preprocessing
+from edgekit.sources import convert
+from edgekit.sources.keras import tf_keras
 
 Floats = npt.NDArray[np.float32]
 

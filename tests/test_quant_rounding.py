@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgekit.quant import rounding, saturation
-from edgekit.quant.rounding import DAMPING, LARGEST, Floats
+from edgekit.quantization import rounding, saturation
+from edgekit.quantization.rounding import DAMPING, LARGEST, Floats
 
 
 def correlated(count: int, length: int, seed: int = 0) -> Floats:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgekit.quant import saturation
-from edgekit.quant.saturation import LIMIT
+from edgekit.quantization import saturation
+from edgekit.quantization.saturation import LIMIT
 
 EVERY = np.arange(-128, 128)
 #: Each of the 65,536 pairs of int8 weights, one a row.

@@ -13,8 +13,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_schema import reports, words
 
-from edgekit import schema
-from edgekit.artifact import (
+from edgekit.base import schema
+from edgekit.base.errors import (
+    ArtifactError,
+    EdgekitError,
+    InvalidDataError,
+    InvalidOptionError,
+    ReportError,
+)
+from edgekit.quantization.histogram import Histogram
+from edgekit.quantization.table import METHODS, CalibrationTable, Range, TensorStatistics
+from edgekit.records.artifact import (
     MANIFEST,
     Artifact,
     CalibrationRecord,
@@ -23,18 +32,15 @@ from edgekit.artifact import (
     QuantizationRecord,
     Source,
 )
-from edgekit.encodings import Encoding, Encodings, FakeQuantRecipe
-from edgekit.errors import (
-    ArtifactError,
-    EdgekitError,
-    InvalidDataError,
-    InvalidOptionError,
-    ReportError,
+from edgekit.records.encodings import Encoding, Encodings, FakeQuantRecipe
+from edgekit.records.results import Report
+from edgekit.records.signature import (
+    DTYPES,
+    Preprocessing,
+    Signature,
+    TensorSpec,
+    preprocessing,
 )
-from edgekit.quant.histogram import Histogram
-from edgekit.quant.table import METHODS, CalibrationTable, Range, TensorStatistics
-from edgekit.results import Report
-from edgekit.signature import DTYPES, Preprocessing, Signature, TensorSpec, preprocessing
 
 finite = st.floats(-1e30, 1e30)
 positive = st.floats(1e-30, 1e30)

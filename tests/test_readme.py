@@ -48,7 +48,7 @@ def test_every_command_has_the_options_it_shows(command: str) -> None:
 
 
 def test_the_figures_of_the_shipped_model_are_the_manifests() -> None:
-    from edgekit.artifact import Artifact
+    from edgekit.records.artifact import Artifact
 
     training = Artifact.load(ROOT / "exports" / "fashion_mnist_mobilenet_v2_035").manifest.training
     assert training is not None

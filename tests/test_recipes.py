@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from conftest import Done
 
-from edgekit import recipes
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Network, Recipe
-from edgekit.training import optimizers
+from edgekit.base.errors import InvalidOptionError
+from edgekit.sources import keras as keras_format
+from edgekit.training import optimizers, recipes
+from edgekit.training.recipes import Network, Recipe
 
 
 def test_the_default_is_what_the_classes_say() -> None:

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from conftest import Done, mostly_right
 
-from edgekit import data, environment
+from edgekit import data
+from edgekit.base.errors import InvalidOptionError, RecordingError, ReportError
 from edgekit.compare import compare
-from edgekit.errors import InvalidOptionError, RecordingError, ReportError
+from edgekit.evaluation.recording import Recording, is_recording
 from edgekit.export import export
-from edgekit.formats import keras
 from edgekit.gate import gate
-from edgekit.recording import Recording, is_recording
+from edgekit.records import environment
+from edgekit.records.results import Report
+from edgekit.records.signature import preprocessing
 from edgekit.report import report as page_of
-from edgekit.results import Report
-from edgekit.signature import preprocessing
+from edgekit.sources import keras
 
 COUNT = 40
 

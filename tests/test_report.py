@@ -16,13 +16,9 @@ import pytest
 from conftest import ROOT, Done
 from test_gate import artifact, make, write
 
-from edgekit import charts
-from edgekit.changes import picture
-from edgekit.charts import place_labels
-from edgekit.errors import InvalidDataError
-from edgekit.report import Layer, read_layers
-from edgekit.report import report as page_of
-from edgekit.results import (
+from edgekit.base.errors import InvalidDataError
+from edgekit.evaluation.changes import picture
+from edgekit.records.results import (
     ChangedImage,
     Changes,
     Conditions,
@@ -31,7 +27,11 @@ from edgekit.results import (
     Report,
     pack_bits,
 )
-from edgekit.stats import median_interval
+from edgekit.records.stats import median_interval
+from edgekit.report import Layer, read_layers
+from edgekit.report import report as page_of
+from edgekit.reporting import charts
+from edgekit.reporting.charts import place_labels
 
 NAMES = ("m-tflite-int8", "m-onnx-int8")
 

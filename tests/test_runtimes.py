@@ -13,8 +13,8 @@ import pytest
 from conftest import ROOT
 
 from edgekit import data
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidModelError, InvalidOptionError
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.records.artifact import Artifact
 from edgekit.runtimes import Runner, open_runner
 from edgekit.runtimes.worker import Job, Worker
 

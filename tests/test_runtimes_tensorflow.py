@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from conftest import made_once
 
-from edgekit import environment
-from edgekit.formats import keras as keras_format
+from edgekit.records import environment
+from edgekit.sources import keras as keras_format
 
 #: Evaluates 250, 250 and 7 images, then takes latencies at batch 1; prints for each model how
 #: often TensorFlow traced while it was loaded, evaluated and timed.
@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.formats.keras import tensorflow
+from edgekit.sources.keras import tensorflow
 from edgekit.runtimes import open_runner
 from edgekit.runtimes.worker import Job, _latencies, _outputs
-from edgekit.signature import preprocessing
+from edgekit.records.signature import preprocessing
 
 tensorflow()
 from tensorflow.python.framework import func_graph

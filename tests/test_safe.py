@@ -18,12 +18,14 @@ import pytest
 from conftest import Done
 from hostile import Case
 
-from edgekit import artifact, outputs
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidDataError, InvalidModelError
+from edgekit.base import outputs
+from edgekit.base.errors import InvalidDataError, InvalidModelError
 from edgekit.export import export
-from edgekit.formats import keras as keras_format
-from edgekit.formats import keras_file, safe, saved_model
+from edgekit.graph import safe
+from edgekit.records import artifact
+from edgekit.records.artifact import Artifact
+from edgekit.sources import keras as keras_format
+from edgekit.sources import keras_file, saved_model
 
 CASES = hostile.cases()
 LIVE = [case for case in CASES if case.live]
@@ -235,7 +237,7 @@ def test_weights_of_onnx_behind_a_link_are_refused(tmp_path: Path) -> None:
     import onnx as package
     from onnx import TensorProto, helper, numpy_helper
 
-    from edgekit.formats import onnx
+    from edgekit.graph import onnx
 
     stored = numpy_helper.from_array(np.ones((4, 2), np.float32), "w")
     ends = [

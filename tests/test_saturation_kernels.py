@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from edgekit import environment
-from edgekit.quant import saturation
+from edgekit.quantization import saturation
+from edgekit.records import environment
 
 RUN = """
 import sys

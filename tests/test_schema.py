@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import schema
-from edgekit.errors import EdgekitError, ReportError
-from edgekit.results import (
+from edgekit.base import schema
+from edgekit.base.errors import EdgekitError, ReportError
+from edgekit.base.schema import SchemaError
+from edgekit.records.results import (
     ArtifactResult,
     Data,
     Environment,
@@ -23,7 +24,6 @@ from edgekit.results import (
     Runtime,
     pack_bits,
 )
-from edgekit.schema import SchemaError
 
 
 @dataclass(frozen=True)

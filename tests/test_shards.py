@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done, same_figures
 
-from edgekit import environment, shards
-from edgekit.artifact import Artifact
-from edgekit.blocks import blocks
-from edgekit.errors import ExecutionError, InvalidModelError, InvalidOptionError
-from edgekit.results import Place, Report, Runtime
+from edgekit.base.blocks import blocks
+from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.evaluation import shards
+from edgekit.records import environment
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Place, Report, Runtime
+from edgekit.records.signature import Preprocessing
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import Preprocessing
 
 HERE = Place("here", "", "a cpu", ("avx2",), {"edgekit": "1"})
 RUNTIME = Runtime("litert", "XNNPACK", 1)

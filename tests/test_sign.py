@@ -18,14 +18,14 @@ from test_gate import artifact as result
 from test_gate import make
 from test_gate import write as write_report
 
-from edgekit.artifact import Artifact
-from edgekit.errors import (
+from edgekit.base.errors import (
     ArtifactError,
     EdgekitError,
     InvalidOptionError,
     OutputExistsError,
     SignatureError,
 )
+from edgekit.records.artifact import Artifact
 from edgekit.sign import keygen, main, sign, verify
 
 try:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import stats
-from edgekit.errors import InvalidOptionError
+from edgekit.base.errors import InvalidOptionError
+from edgekit.records import stats
 
 
 def pairs(lost: int, gained: int, count: int) -> tuple[np.ndarray, np.ndarray]:

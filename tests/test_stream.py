@@ -16,14 +16,14 @@ from conftest import Done
 from PIL import Image
 
 from edgekit import data
-from edgekit.artifact import Artifact
+from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.data import tfrecord
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
-from edgekit.signature import Preprocessing, preprocessing
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import Preprocessing, preprocessing
+from edgekit.sources import keras as keras_format
 from edgekit.training.distort import distorted
 from edgekit.training.inputs import Wanted, inputs, split
+from edgekit.training.recipes import Recipe
 from edgekit.training.stream import ShardFeed, Stream, StreamTrainer, stream_of
 
 SHAPE = (24, 24, 3)
@@ -316,7 +316,7 @@ def test_small_augmentation_of_a_small_set_is_in_memory_and_the_choice_is_said(
     wanted = Wanted(KINDS["small"], PREPARE, SHAPE)
     assert isinstance(inputs(f"folder:{photos}", wanted).training, data.ImageSet)
     assert "streamed" not in capsys.readouterr().err
-    monkeypatch.setattr("edgekit.environment.available_memory", lambda: 50_000)
+    monkeypatch.setattr("edgekit.records.environment.available_memory", lambda: 50_000)
     assert isinstance(inputs(f"folder:{photos}", wanted).training, Stream)
     assert "streamed (0.0 GB decoded" in capsys.readouterr().err
 

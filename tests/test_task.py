@@ -9,13 +9,12 @@ import nets
 import numpy as np
 import pytest
 
-from edgekit import task
-from edgekit.artifact import Artifact, Manifest
-from edgekit.data import ImageSet
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.data import ImageSet, task
 from edgekit.data.images import make
-from edgekit.errors import InvalidDataError, InvalidOptionError
 from edgekit.export import export
-from edgekit.signature import Signature, TensorSpec, preprocessing
+from edgekit.records.artifact import Artifact, Manifest
+from edgekit.records.signature import Signature, TensorSpec, preprocessing
 
 COUNT = 12
 

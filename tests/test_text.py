@@ -18,11 +18,18 @@ from hypothesis import strategies as st
 from rich.table import Table
 from test_gate import artifact, make, write
 
-from edgekit import cli, schema, tables
-from edgekit.cli import Screen
+from edgekit.base import cli, schema
+from edgekit.base.cli import Screen
+from edgekit.base.text import decimals, shortened, visible
+from edgekit.records.results import (
+    Data,
+    Measurement,
+    Parity,
+    ParityPair,
+    Report,
+)
 from edgekit.report import report as page_of
-from edgekit.results import Data, Measurement, Parity, ParityPair, Report
-from edgekit.text import decimals, shortened, visible
+from edgekit.reporting import tables
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m",

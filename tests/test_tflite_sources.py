@@ -12,11 +12,12 @@ from ai_edge_litert import schema_py_generated as schema
 from exported import answers, decibels
 
 from edgekit import parity
-from edgekit.errors import InvalidModelError
+from edgekit.base.errors import InvalidModelError
 from edgekit.export import export
-from edgekit.formats import flatbuffer, litert, one_sample, onnx
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph
+from edgekit.graph import flatbuffer, litert, onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.sources import keras as keras_format
+from edgekit.sources import one_sample
 
 COUNT = 24
 SHAPE = (8, 8, 4)

@@ -11,14 +11,16 @@ import onnx as package
 import pytest
 from exported import answers
 
-from edgekit import shards
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidModelError
+from edgekit.base.errors import InvalidModelError
+from edgekit.evaluation import shards
 from edgekit.export import export
-from edgekit.formats import float_model, half, onnx, onnx_forms, saved_model
-from edgekit.quant import saturation
+from edgekit.graph import onnx, onnx_forms
+from edgekit.quantization import saturation
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import preprocessing
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import preprocessing
+from edgekit.sources import float_model, saved_model
+from edgekit.writers import half
 
 FILES = Path(__file__).parent / "data" / "torch"
 CALIBRATION = 24

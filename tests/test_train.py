@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, Done, lacking
 
-from edgekit.artifact import Artifact
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import keras as keras_format
+from edgekit.base.errors import InvalidOptionError
 from edgekit.models.mobilenet_v2 import mobilenet_v2
-from edgekit.recipes import Recipe
+from edgekit.records.artifact import Artifact
+from edgekit.sources import keras as keras_format
 from edgekit.training.augment import augment
+from edgekit.training.recipes import Recipe
 from edgekit.training.trainer import decayed_variables
 
 SMALL = ("--width", "0.35", "--lowered-strides", "0", "--batch", "32", "--erase", "0")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, Done
 
-from edgekit.errors import InvalidOptionError
+from edgekit.base.errors import InvalidOptionError
 from edgekit.training.replicas import check_cluster, replicas
 
 Process = subprocess.Popen[str]

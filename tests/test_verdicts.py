@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from test_gate import artifact, make
 
-from edgekit import fidelity, stats, verdicts
-from edgekit.fidelity import Fidelity
-from edgekit.results import LabelFit, Measurement, Report
+from edgekit.gating import verdicts
+from edgekit.records import fidelity, stats
+from edgekit.records.fidelity import Fidelity
+from edgekit.records.results import LabelFit, Measurement, Report
 
 
 def change(low: float, value: float, high: float) -> Measurement:

@@ -10,24 +10,20 @@ import numpy as np
 import pytest
 from exported import answers, decibels
 
-from edgekit import parity, proof
-from edgekit.artifact import Artifact
+from edgekit import parity
+from edgekit.base.errors import WriterError
 from edgekit.calibrate import observe
-from edgekit.errors import WriterError
+from edgekit.data.feeds import make
 from edgekit.export import export
-from edgekit.feeds import make
-from edgekit.formats import (
-    convert,
-    onnx,
-    onnx_convert,
-    onnx_forms,
-    onnx_integers,
-    tflite_integers,
-)
-from edgekit.formats import keras as keras_format
-from edgekit.formats.flatbuffer import Graph
-from edgekit.quant import encode, profiles, quantize, saturation
-from edgekit.signature import preprocessing
+from edgekit.graph import onnx, onnx_forms
+from edgekit.graph.flatbuffer import Graph
+from edgekit.pipeline import proof
+from edgekit.quantization import encode, profiles, quantize, saturation
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import preprocessing
+from edgekit.sources import convert
+from edgekit.sources import keras as keras_format
+from edgekit.writers import onnx_convert, onnx_integers, tflite_integers
 
 COUNT = 32
 keras = keras_format.tf_keras()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit.formats import arrange
-from edgekit.formats.keras import tf_keras
-from edgekit.recipes import Recipe
-from edgekit.signature import preprocessing
+from edgekit.records.signature import preprocessing
+from edgekit.sources import arrange
+from edgekit.sources.keras import tf_keras
 from edgekit.training.loop import fit
+from edgekit.training.recipes import Recipe
 from edgekit.training.replicas import replicas
 from edgekit.training.trainer import Trainer, configure_threads
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from edgekit import cli, words
+from edgekit.base import cli, words
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.data import classes, fashion_mnist, images
 from edgekit.data.folder import Folder
 from edgekit.data.function import PREFIXES, WORD, Function
@@ -19,9 +20,15 @@ from edgekit.data.images import ImageSet, Split, load_npz
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
 from edgekit.data.tfds import Prepared, Tfds, prepared
-from edgekit.data.tfrecord import IMAGENET_CLASSES, ImageNet, Shards, TfRecord, has_parts, shards
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.signature import Preprocessing, preprocessing
+from edgekit.data.tfrecord import (
+    IMAGENET_CLASSES,
+    ImageNet,
+    Shards,
+    TfRecord,
+    has_parts,
+    shards,
+)
+from edgekit.records.signature import Preprocessing, preprocessing
 
 __all__ = [
     "WORDS",

@@ -20,16 +20,18 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from edgekit import cli, data, mistakes, outputs, words
-from edgekit import task as tasks
-from edgekit.artifact import Artifact, Manifest
+from edgekit import data
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.text import visible
 from edgekit.data import describe as descriptions
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.formats import float_model, saved_model
-from edgekit.results import LabelFit
+from edgekit.data import task as tasks
+from edgekit.evaluation import mistakes
+from edgekit.records.artifact import Artifact, Manifest
+from edgekit.records.results import LabelFit
+from edgekit.records.signature import PREPROCESSING_NAMES, Shapes, preprocessing
 from edgekit.runtimes.worker import Job, Worker
-from edgekit.signature import PREPROCESSING_NAMES, Shapes, preprocessing
-from edgekit.text import visible
+from edgekit.sources import float_model, saved_model
 
 #: Sizes, formats and modes that are listed; classes.
 _SHOWN, _LISTED = 6, 20

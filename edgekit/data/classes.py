@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import ClassesError
+from edgekit.base.errors import ClassesError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidDataError, MissingDependencyError, reason
-from edgekit.signature import Preprocessing
+from edgekit.base.errors import InvalidDataError, MissingDependencyError, reason
+from edgekit.records.signature import Preprocessing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli
+from edgekit.base import cli
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.text import visible
 from edgekit.data import Opened, decode
 from edgekit.data.decode import PictureError
 from edgekit.data.images import ImageSet
 from edgekit.data.source import Entry, Source, parallel, some
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.text import visible
 
 #: Entries of a list in the document, at most; its length is always told.
 LISTED = 100

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import outputs
+from edgekit.base import outputs
+from edgekit.base.errors import InvalidDataError
 from edgekit.data import images
-from edgekit.errors import InvalidDataError
 
 CLASS_NAMES = (
     "T-shirt/top",

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import words
+from edgekit.base import words
+from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidOptionError, reason
 from edgekit.data import images
 from edgekit.data.images import ImageSet, Split
 from edgekit.data.source import Entry, Source
-from edgekit.errors import EdgekitError, InvalidDataError, InvalidOptionError, reason
 
 #: What stands before a colon and is no module.
 PREFIXES = ("folder", "csv", "tfrecord", "imagenet-tfrecord", "tfds")

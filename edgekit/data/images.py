@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import words
-from edgekit.blocks import blocks
-from edgekit.errors import InvalidDataError, reason
+from edgekit.base import words
+from edgekit.base.blocks import blocks
+from edgekit.base.errors import InvalidDataError, reason
 
 Split = Literal["train", "test", "calibration"]
 

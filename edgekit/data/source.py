@@ -21,12 +21,13 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, environment, words
+from edgekit.base import cli, words
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.text import visible
 from edgekit.data import decode, images
 from edgekit.data.decode import Content, PictureError, Pixels
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.signature import Preprocessing
-from edgekit.text import visible
+from edgekit.records import environment
+from edgekit.records.signature import Preprocessing
 
 BACKGROUNDS = ("white", "black", "grey")
 #: What is named of a long list.

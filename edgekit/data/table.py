@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import words
+from edgekit.base import words
+from edgekit.base.errors import InvalidDataError
 from edgekit.data import decode
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source, file_error
-from edgekit.errors import InvalidDataError
 
 
 class Csv:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import schema, words
+from edgekit.base import schema, words
+from edgekit.base.errors import InvalidDataError, MissingDependencyError, reason
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source
-from edgekit.errors import InvalidDataError, MissingDependencyError, reason
 
 _SPLITS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),

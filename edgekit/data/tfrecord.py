@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import words
+from edgekit.base import words
+from edgekit.base.errors import InvalidDataError
 from edgekit.data.decode import PictureError
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source, file_error
 from edgekit.data.table import checked
-from edgekit.errors import InvalidDataError
 
 #: Names of picture and label, and the number of the first class: as the TensorFlow research
 #: scripts write ImageNet, and as tensorflow_datasets writes.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from edgekit import cli
+from edgekit.base import cli
 
 #: (width, resolution): (parameters in millions, multiply-adds in millions).
 PUBLISHED: dict[tuple[float, int], tuple[float, int]] = {

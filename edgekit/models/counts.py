@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.errors import InvalidModelError
-from edgekit.formats.keras import tf_keras
+from edgekit.base.errors import InvalidModelError
+from edgekit.sources.keras import tf_keras
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats.keras import tf_keras
+from edgekit.base.errors import InvalidOptionError
+from edgekit.sources.keras import tf_keras
 
 if TYPE_CHECKING:
     import tf_keras as keras

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import artifact, cli, outputs
-from edgekit.errors import InvalidModelError
-from edgekit.formats import keras as keras_format
+from edgekit.base import cli, outputs
+from edgekit.base.errors import InvalidModelError
 from edgekit.models.mobilenet_v2 import (
     BOTTLENECKS,
     HEAD_CHANNELS,
@@ -28,7 +27,9 @@ from edgekit.models.mobilenet_v2 import (
     make_divisible,
     mobilenet_v2,
 )
-from edgekit.signature import preprocessing
+from edgekit.records import artifact
+from edgekit.records.signature import preprocessing
+from edgekit.sources import keras as keras_format
 
 SCOPE = "MobilenetV2"
 _AVERAGE = "/ExponentialMovingAverage"

@@ -8,9 +8,9 @@ from typing import Any, Protocol, Self
 
 import numpy.typing as npt
 
-from edgekit.errors import InvalidOptionError
-from edgekit.results import Runtime
-from edgekit.signature import Shapes, Signature
+from edgekit.base.errors import InvalidOptionError
+from edgekit.records.results import Runtime
+from edgekit.records.signature import Shapes, Signature
 
 Feed = Mapping[str, npt.NDArray[Any]]
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import onnx
-from edgekit.results import Runtime
+from edgekit.base.errors import InvalidOptionError
+from edgekit.graph import onnx
+from edgekit.records.results import Runtime
 from edgekit.runtimes import Feed, Runner
 from edgekit.runtimes.ort import signature, zeros
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edgekit.errors import ExecutionError, InvalidOptionError
-from edgekit.formats import emulation, onnx
-from edgekit.results import Runtime
+from edgekit.base.errors import ExecutionError, InvalidOptionError
+from edgekit.graph import onnx
+from edgekit.records.results import Runtime
+from edgekit.runtimes import emulation
 from edgekit.runtimes.ort import OrtRunner, zeros
 
 NOTE = (

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy.typing as npt
 
-from edgekit import encodings, environment
-from edgekit.errors import ExecutionError, InvalidOptionError
-from edgekit.formats import arrange
-from edgekit.formats import keras as keras_format
-from edgekit.results import Runtime
+from edgekit.base.errors import ExecutionError, InvalidOptionError
+from edgekit.records import encodings, environment
+from edgekit.records.results import Runtime
+from edgekit.records.signature import Shapes, sized
 from edgekit.runtimes import Feed, Runner
-from edgekit.signature import Shapes, sized
+from edgekit.sources import arrange
+from edgekit.sources import keras as keras_format
 
 _PLAIN = ("NHWC", "float32")
 
@@ -27,7 +27,7 @@ class KerasRunner(Runner):
     computes as it was trained.
 
     On a GPU every operator has to have a kernel there; float32 is float32 then, not TF32. In half
-    precision and with channels first (edgekit.formats.arrange) images and answers stay float32
+    precision and with channels first (edgekit.sources.arrange) images and answers stay float32
     and NHWC.
 
     Raises:
@@ -53,7 +53,7 @@ class KerasRunner(Runner):
         self._options = set_up(tf, device=device, threads=threads)
         self._fake = model.with_name(encodings.FAKE_QUANT_FILE).is_file()
         if self._fake:
-            from edgekit.quant import fake
+            from edgekit.quantization import fake
 
             if self._form != _PLAIN:
                 raise InvalidOptionError(
@@ -136,7 +136,7 @@ def set_up(tf: Any, *, device: str, threads: int) -> dict[str, str]:
     long (MobileNetV2, oneDNN of TensorFlow 2.21).
 
     Returns:
-        Options that were set, for :class:`edgekit.results.Runtime`.
+        Options that were set, for :class:`edgekit.records.results.Runtime`.
 
     Raises:
         ExecutionError: If there is none.

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import flatbuffer, litert, one_sample, tflite_sizes
-from edgekit.results import Runtime
+from edgekit.base.errors import InvalidOptionError
+from edgekit.graph import flatbuffer, litert
+from edgekit.records.results import Runtime
+from edgekit.records.signature import Shapes
 from edgekit.runtimes import Feed, Runner
-from edgekit.signature import Shapes
+from edgekit.sources import one_sample, tflite_sizes
 
 KERNELS = ("xnnpack", "reference")
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidModelError, InvalidOptionError
-from edgekit.formats import onnx, onnx_source
-from edgekit.results import Runtime
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.graph import onnx
+from edgekit.records.results import Runtime
+from edgekit.records.signature import Shapes, Signature, TensorSpec, batched
 from edgekit.runtimes import Feed, Runner
-from edgekit.signature import Shapes, Signature, TensorSpec, batched
+from edgekit.sources import onnx_source
 
 _DTYPES = {
     "tensor(float)": "float32",

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy.typing as npt
 
-from edgekit.errors import InvalidOptionError
-from edgekit.formats import keras as keras_format
-from edgekit.formats.saved_model import SavedModel
-from edgekit.results import Runtime
+from edgekit.base.errors import InvalidOptionError
+from edgekit.records.results import Runtime
+from edgekit.records.signature import Shapes, Signature, sized
 from edgekit.runtimes import Feed, Runner
 from edgekit.runtimes.keras import set_up
-from edgekit.signature import Shapes, Signature, sized
+from edgekit.sources import keras as keras_format
+from edgekit.sources.saved_model import SavedModel
 
 
 class SavedModelRunner(Runner):

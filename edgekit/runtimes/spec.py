@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgekit import environment, words
-from edgekit.errors import ExecutionError, InvalidOptionError
+from edgekit.base import words
+from edgekit.base.errors import ExecutionError, InvalidOptionError
+from edgekit.records import environment
 
 Device = Literal["cpu", "cuda", "gpu", "emulated"]
 

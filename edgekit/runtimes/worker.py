@@ -27,9 +27,7 @@ from typing import IO, Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import feeds
-from edgekit.artifact import Artifact
-from edgekit.errors import (
+from edgekit.base.errors import (
     EdgekitError,
     ExecutionError,
     InvalidInputError,
@@ -40,9 +38,11 @@ from edgekit.errors import (
     last_words,
     reason,
 )
-from edgekit.results import Runtime
+from edgekit.data import feeds
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Runtime
+from edgekit.records.signature import Preprocessing, Shapes, Signature, TensorSpec
 from edgekit.runtimes import open_runner
-from edgekit.signature import Preprocessing, Shapes, Signature, TensorSpec
 
 #: What the stderr of a worker starts with, once it has begun.
 _BEGUN = b"\0begun\0"
@@ -195,7 +195,7 @@ class Worker:
 
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Real-valued answers float32 ``[N, M]`` for raw images ``[N, ...]``, or for records of
-        :func:`edgekit.feeds.records`; several outputs are flattened and follow each other.
+        :func:`edgekit.data.feeds.records`; several outputs are flattened and follow each other.
 
         Raises:
             InvalidModelError: If an output of the job is not there, or has no batch axis.
@@ -407,11 +407,11 @@ def _send_error(pipe: Connection[Any, Any], error: EdgekitError) -> None:
 
 def _import_runtime(format: str) -> None:
     if format == "keras":
-        from edgekit.formats.keras import tf_keras
+        from edgekit.sources.keras import tf_keras
 
         tf_keras()
     elif format == "saved_model":
-        from edgekit.formats.keras import tensorflow
+        from edgekit.sources.keras import tensorflow
 
         tensorflow()
     elif format == "onnx":

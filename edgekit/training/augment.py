@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
+from edgekit.sources import keras as keras_format
+from edgekit.training.recipes import Recipe
 
 
 def augment(x: Any, recipe: Recipe, step: Any, *, first: Any = 0, of: int | None = None) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from edgekit.base.errors import reason
 from edgekit.data import decode
-from edgekit.errors import reason
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
-from edgekit.signature import Preprocessing
+from edgekit.records.signature import Preprocessing
+from edgekit.sources import keras as keras_format
+from edgekit.training.recipes import Recipe
 
 #: TF-slim's ``inception_preprocessing`` in its fast mode, which its training script uses
 #: (tensorflow/models, research/slim/preprocessing): width over height of a crop, change of

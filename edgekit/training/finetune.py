@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli
-from edgekit.errors import InvalidModelError, InvalidOptionError, reason
-from edgekit.formats import float_model
-from edgekit.formats import keras as keras_format
-from edgekit.signature import Preprocessing
+from edgekit.base import cli
+from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.records.signature import Preprocessing
+from edgekit.sources import float_model
+from edgekit.sources import keras as keras_format
 from edgekit.training.stream import StreamTrainer
 from edgekit.training.trainer import Trainer
 

@@ -14,14 +14,22 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment, words
+from edgekit import data
+from edgekit.base import cli, words
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.data import decode
 from edgekit.data import images as image_sets
 from edgekit.data.source import Fit, Source, images_of
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.recipes import Recipe
-from edgekit.signature import Preprocessing
-from edgekit.training.stream import ArrayFeed, Feed, NumberFeed, Stream, stream_of
+from edgekit.records import environment
+from edgekit.records.signature import Preprocessing
+from edgekit.training.recipes import Recipe
+from edgekit.training.stream import (
+    ArrayFeed,
+    Feed,
+    NumberFeed,
+    Stream,
+    stream_of,
+)
 
 Mode = Literal["auto", "memory", "stream"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekit import cli, outputs, schema
-from edgekit.errors import InvalidDataError, InvalidOptionError, reason
-from edgekit.formats import keras as keras_format
+from edgekit.base import cli, outputs, schema
+from edgekit.base.errors import InvalidDataError, InvalidOptionError, reason
+from edgekit.sources import keras as keras_format
 from edgekit.training.trainer import Trainer
 
 

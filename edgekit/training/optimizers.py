@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
+from edgekit.sources import keras as keras_format
+from edgekit.training.recipes import Recipe
 
 
 def slots(recipe: Recipe, variable: Any) -> list[Any]:

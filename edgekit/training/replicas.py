@@ -14,9 +14,9 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgekit import words
-from edgekit.errors import ExecutionError, InvalidOptionError, reason
-from edgekit.formats import keras as keras_format
+from edgekit.base import words
+from edgekit.base.errors import ExecutionError, InvalidOptionError, reason
+from edgekit.sources import keras as keras_format
 
 STRATEGIES = ("none", "mirrored", "multiworker")
 

@@ -24,21 +24,23 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgekit import cli, data, environment
-from edgekit.data import decode, tfrecord
-from edgekit.data.source import Fit, Source
-from edgekit.data.tfds import Prepared
-from edgekit.errors import (
+from edgekit import data
+from edgekit.base import cli
+from edgekit.base.errors import (
     EdgekitError,
     ExecutionError,
     InvalidDataError,
     InvalidOptionError,
     reason,
 )
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
-from edgekit.signature import Preprocessing
+from edgekit.data import decode, tfrecord
+from edgekit.data.source import Fit, Source
+from edgekit.data.tfds import Prepared
+from edgekit.records import environment
+from edgekit.records.signature import Preprocessing
+from edgekit.sources import keras as keras_format
 from edgekit.training.distort import distorted
+from edgekit.training.recipes import Recipe
 from edgekit.training.trainer import Trainer
 
 #: Encoded bytes that wait to be shuffled; and images, at most.

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import InvalidDataError, InvalidOptionError
-from edgekit.formats import keras as keras_format
-from edgekit.recipes import Recipe
-from edgekit.signature import Preprocessing
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.records.signature import Preprocessing
+from edgekit.sources import keras as keras_format
 from edgekit.training import optimizers
 from edgekit.training.augment import augment
+from edgekit.training.recipes import Recipe
 from edgekit.training.replicas import Replicas
 
 

@@ -1,0 +1,200 @@
+"""Task: what the outputs of a model are, classes or numbers, and what is right.
+
+A shape ``[N, k]`` does not tell: k scores of classes look like a vector of k numbers. What tells,
+in this order: ``--task``, as the export or the comparison was asked; class names; a softmax or
+sigmoid at the end of the model; right answers that the data has (integers are classes, floats are
+numbers); rows of outputs that are probabilities. Without any of it outputs are numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.data import ImageSet
+from edgekit.records import stats
+from edgekit.records.artifact import Manifest
+from edgekit.records.signature import TensorSpec
+
+Task = Literal["classification", "regression"]
+TASKS: tuple[Task, ...] = get_args(Task)
+HELP = "what the outputs are, where neither the model nor the labels say it"
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Names of classes that have none."""
+    return tuple(str(i) for i in range(classes))
+
+
+def scores(outputs: Sequence[TensorSpec]) -> int:
+    """Numbers of a sample of the one output, if they could be a score for each class; else 0.
+
+    One number could be that of the second of two classes.
+    """
+    if len(outputs) != 1 or len(outputs[0].shape) != 2:
+        return 0
+    return max(0, outputs[0].shape[1])
+
+
+def check(task: str | None, outputs: Sequence[TensorSpec]) -> None:
+    """Refuse a task that is unknown, or that outputs cannot be for.
+
+    Raises:
+        InvalidOptionError: If it is one of them.
+    """
+    if task is None:
+        return
+    if task not in TASKS:
+        raise InvalidOptionError(f"expected task {' or '.join(TASKS)}, got {task!r}")
+    if task == "classification" and not scores(outputs):
+        raise InvalidOptionError(
+            f"--task classification: expected one output [N, classes], got {in_words(outputs)}"
+        )
+
+
+def in_words(outputs: Sequence[TensorSpec]) -> str:
+    """Names and sizes of outputs."""
+    return ", ".join(f"{spec.name} {list(spec.shape)}" for spec in outputs)
+
+
+@dataclass(frozen=True)
+class Right:
+    """What a comparison knows of right answers.
+
+    Attributes:
+        task: None where nothing says it before a model has run.
+        asked: Whether the user said it.
+        labels: int64 ``[N]``: the right class of each sample; None where nobody knows.
+        truth: float32 ``[N, M]``: the right numbers; None where nobody knows.
+        names: Of the classes; empty where outputs are none for sure.
+        unused: What became of labels that have no use; empty where there are none.
+    """
+
+    task: Task | None
+    asked: bool = False
+    labels: npt.NDArray[np.int64] | None = None
+    truth: npt.NDArray[np.float32] | None = None
+    names: tuple[str, ...] = ()
+    unused: str = ""
+
+
+def declared(manifest: Manifest, asked: Task | None) -> Task | None:
+    """What the user or the manifest says; None where neither does.
+
+    Names that are numbers say nothing: manifests of before had them for any output ``[N, k]``.
+    """
+    if asked is not None:
+        return asked
+    names = manifest.class_names
+    if manifest.task:
+        return manifest.task
+    return "classification" if names and names != numbered(len(names)) else None
+
+
+def names(manifest: Manifest, task: Task | None) -> tuple[str, ...]:
+    """Names of the classes that outputs may be of; empty where they are none for sure."""
+    classes = scores(manifest.signature.outputs)
+    if task == "regression" or classes < 2:
+        return ()
+    return manifest.class_names or numbered(classes)
+
+
+def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bool) -> Right:
+    """Match what the data knows with what the model's outputs can be.
+
+    Args:
+        images: The data, with its right answers if it has any.
+        manifest: Of a deployable.
+        asked: ``--task``.
+        given: Whether right answers were given as an array, rather than implied by, say, the
+            folders that pictures lie in.
+
+    Raises:
+        InvalidDataError: If right answers were given that do not fit the outputs.
+    """
+    outputs = manifest.signature.outputs
+    task = declared(manifest, asked)
+    known = names(manifest, task)
+    count = scores(outputs)
+    found = Right(task, asked is not None, names=known)
+    if images.truth is not None:
+        if task == "classification":
+            raise InvalidDataError(
+                f"{images.name}: expected y as integer classes [N] of {in_words(outputs)}, got "
+                f"numbers [N, {images.truth.shape[1]}]; if the outputs are numbers, pass --task "
+                f"regression"
+            )
+        numbers = outputs[0].numbers
+        if len(outputs) != 1 or numbers not in (-1, images.truth.shape[1]):
+            raise InvalidDataError(
+                f"{images.name}: expected y of one output with as many numbers a sample, got "
+                f"{images.truth.shape[1]} for {in_words(outputs)}; leave y out to compare with the "
+                f"float model only"
+            )
+        return Right("regression", asked is not None, truth=images.truth)
+    if images.labels is None:
+        return found
+    if count and task != "regression":
+        return Right(
+            task if count == 1 else "classification", found.asked, images.labels, None, known
+        )
+    if count == 1 and given:
+        return Right("regression", found.asked, truth=images.labels[:, None].astype(np.float32))
+    said = f"labels of classes do not fit {in_words(outputs)}"
+    fix = "; pass --task classification if it has a score for each class" if count else ""
+    if given:
+        raise InvalidDataError(f"{images.name}: {said}; leave y out{fix}")
+    return Right(task, found.asked, unused=f"{images.name}: {said} and are not used{fix}")
+
+
+def settle(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
+    """Decide by the reference's outputs what was open.
+
+    Args:
+        found: As :func:`right` left it.
+        outputs: ``[N, M]``.
+
+    Raises:
+        InvalidDataError: If there are right numbers, and not one for each output.
+    """
+    size = outputs.shape[1]
+    if found.truth is not None and found.truth.shape[1] != size:
+        raise InvalidDataError(
+            f"expected y with {size} numbers a sample, as the float model gives, got "
+            f"{found.truth.shape[1]}"
+        )
+    if found.task == "regression" or (size != 1 and not found.names):
+        return Right("regression", found.asked, None, found.truth, unused=found.unused)
+    labels = found.labels
+    if size == 1 and (found.asked or labels is not None):
+        return _one_score(found, outputs)
+    if found.task == "classification" or (size > 1 and stats.is_probability(outputs)):
+        return Right("classification", found.asked, labels, None, found.names, found.unused)
+    return Right("regression", found.asked, unused=found.unused)
+
+
+def _one_score(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
+    """One number a sample: the score of the second of two classes, or the right number itself."""
+    labels = found.labels
+    two = labels is None or (int(labels.min()) >= 0 and int(labels.max()) <= 1)
+    share = bool((outputs >= 0).all() and (outputs <= 1).all())
+    if two and (share or found.task == "classification"):
+        return Right("classification", found.asked, labels, None, ("0", "1"), found.unused)
+    assert labels is not None
+    return Right("regression", found.asked, truth=labels[:, None].astype(np.float32))
+
+
+def by_class(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """A score for each class ``[N, C]``; one number becomes those of two classes.
+
+    A share p becomes 1 - p and p; any other number x, 0 and x, whose softmax is its sigmoid.
+    """
+    if outputs.shape[1] != 1:
+        return outputs
+    share = bool((outputs >= 0).all() and (outputs <= 1).all())
+    return np.concatenate([1 - outputs if share else np.zeros_like(outputs), outputs], axis=1)

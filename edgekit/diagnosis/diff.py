@@ -1,0 +1,408 @@
+"""Two models of one float model, layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgekit.base import cli
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.data import feeds
+from edgekit.data.feeds import Samples
+from edgekit.diagnosis import own
+from edgekit.diagnosis.bisection import Bisection, Bound, bisect
+from edgekit.diagnosis.measure import (
+    ISOLATED,
+    MODES,
+    Factors,
+    LayerRow,
+    Sound,
+    Verdict,
+    blame,
+    first_below,
+    measure,
+)
+from edgekit.diagnosis.tensors import KerasTensors, OnnxTensors, Tensors, TfLiteTensors
+from edgekit.graph import litert, onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization.profiles import DEFAULT, PROFILES
+from edgekit.quantization.quantize import CORRECTED, FITTED, TRAINED
+from edgekit.records import encodings, signature
+from edgekit.records.artifact import Artifact, Manifest
+from edgekit.records.encodings import Encodings
+from edgekit.records.signature import Preprocessing, TensorSpec
+from edgekit.runtimes import model_file
+from edgekit.runtimes.model_file import ModelFile
+from edgekit.sources import float_model, keras, saved_model
+
+IMAGES = 32
+#: Images by whose values Keras tensors are found.
+_MATCHED = 8
+
+
+@dataclass(frozen=True)
+class LayerDiff:
+    """Two models, layer by layer.
+
+    Attributes:
+        reference: Path as given.
+        suspect: Path as given.
+        images: How many samples.
+        rows: In order of execution.
+        tensors: How many tensors of real numbers the canonical graph has.
+        computed: Layers whose tensor the reference lacks, so that it was computed from others.
+        unjudged: Layers that the suspect has without all of their inputs, or not at all; empty if
+            the isolated view was not asked for.
+        verdict: The layer to blame; None if all are sound or the isolated view was not asked for.
+        first_below: First layer below ``bound``, by mode; None where there is none.
+        bound: In dB; None if not given.
+        bisection: None if not asked for.
+        graph_id: Of the suspect's file, for Model Explorer.
+        through_lite: Whether the reference, a SavedModel, a ``.tflite`` file or a model of Keras 3,
+            ran as the float TFLite graph that it becomes.
+    """
+
+    reference: str
+    suspect: str
+    images: int
+    rows: tuple[LayerRow, ...]
+    tensors: int
+    computed: tuple[str, ...]
+    unjudged: tuple[str, ...]
+    verdict: Verdict | None
+    first_below: dict[str, str | None]
+    bound: float | None
+    bisection: Bisection | None
+    graph_id: str
+    through_lite: bool = False
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One of the two models, as the command line names it."""
+
+    path: Path
+    artifact: Artifact | None
+    source: str
+    format: str
+    precision: str
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights were trained on, with fake quantization, from the float model."""
+        if self.artifact is None or self.precision != "int8":
+            return False
+        way = self.artifact.manifest.quantization
+        return self.format == "keras" or (way is not None and way.way == TRAINED)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether its layers may make up for errors before them."""
+        found = None if self.artifact is None else self.artifact.manifest.quantization
+        return found is not None and any(each in found.way for each in (CORRECTED, FITTED, TRAINED))
+
+
+def diff(
+    reference: Path,
+    suspect: Path,
+    *,
+    dataset: str | None = None,
+    images: int = IMAGES,
+    modes: Collection[str] = MODES,
+    bound: float | None = None,
+    bisect_bound: Bound | None = None,
+    source: Path | None = None,
+    threads: int = 1,
+    trust: bool = False,
+    preprocessing: str | None = None,
+) -> LayerDiff:
+    """Compare two models of one float model, layer by layer.
+
+    Args:
+        reference: What is right: an artifact, or the Keras file, SavedModel or ``.tflite`` file
+            that the suspect was made from.
+        suspect: An artifact, or a ``.tflite`` or ``.onnx`` file of any maker.
+        dataset: What :func:`edgekit.data.feeds.open_word` takes; labels are not used. Default
+            ``fashion_mnist`` for the shipped model, needed for others.
+        images: Use the first so many samples.
+        modes: Of :data:`MODES`.
+        bound: In dB, to find the first layer below it.
+        bisect_bound: If given, the layers that have to stay in float are looked for.
+        source: The float model of both, if it is not where the manifests say; needed where the
+            reference is neither it nor its float32 TFLite artifact.
+        threads: Inside an operator.
+        trust: Let code inside of the float model run.
+        preprocessing: How the inputs of a file are made; needed for a suspect that is one.
+
+    Raises:
+        EdgekitError: If models, data or options do not fit together.
+    """
+    one, other = _side(reference), _suspect(suspect, preprocessing)
+    assert other.artifact is not None
+    unknown = isinstance(other.artifact, ModelFile)
+    if one.source != other.source and not unknown:
+        raise InvalidModelError(
+            f"{reference} and {suspect} were made from different float models "
+            f"(sha256 {one.source[:12]}…, {other.source[:12]}…); expected two of one model"
+        )
+    if one.trained != other.trained:
+        first, second = (one, other) if one.trained else (other, one)
+        raise InvalidModelError(
+            f"{first.path} was trained with fake quantization: its weights are not those of "
+            f"{second.path}; give the artifact that `python -m edgekit.qat` wrote as the reference"
+        )
+    if other.format == "keras" and (ISOLATED in modes or bisect_bound is not None):
+        raise InvalidOptionError(
+            f"{suspect} is a Keras model, which cannot be run operator by operator; give it "
+            f"first, or pass --mode accumulated"
+        )
+    manifest = other.artifact.manifest
+    dataset = dataset or model_file.default_data(other.artifact)
+    place = _onnx_source(one, other.artifact, source)
+    if place is not None:
+        if bisect_bound is not None:
+            raise InvalidOptionError(
+                f"--bisect runs the float TFLite graph of a model, which {place} has not; leave it "
+                f"out"
+            )
+        return _of_onnx(place, one, other, dataset, images, modes, bound)
+    canonical = _canonical(one, other, source, trust=trust)
+    graph = Graph(canonical)
+    specs = litert.signature(canonical).inputs
+    found = _samples(dataset, specs, manifest, images)
+
+    def fed(prepare: Preprocessing) -> feeds.Feed:
+        values = feeds.feed(found, specs, prepare, slice(None))
+        return {graph.entries[name]: array for name, array in values.items()}
+
+    given = fed(manifest.preprocessing)
+    expected = given if one.artifact is None else fed(one.artifact.manifest.preprocessing)
+    right = _open(one, graph, expected, threads, trust=trust)
+    wrong = _open(other, graph, given, threads)
+    sound = Sound(
+        canonical,
+        factors=_factors(other),
+        profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
+        floats=manifest.quantization.floats if manifest.quantization else (),
+        threads=threads,
+    )
+    with cli.progress() as bar:
+        task = bar.add_task("layers", total=len(found), note="")
+        rows = measure(
+            right,
+            wrong,
+            sound,
+            expected,
+            given,
+            modes=modes,
+            reference_factors=_factors(one),
+            half=other.precision == "float16",
+            fitted=other.fitted,
+            advance=lambda count: bar.advance(task, count),
+        )
+    bisection = None
+    if bisect_bound is not None:
+        with cli.progress("runs") as bar:
+            task = bar.add_task("bisecting", total=len(graph.operators) + 3, note="")
+            bisection = bisect(
+                right,
+                wrong,
+                sound,
+                expected,
+                given,
+                bisect_bound,
+                rows=rows,
+                advance=lambda count: bar.advance(task, count),
+            )
+    return LayerDiff(
+        reference=str(reference),
+        suspect=str(suspect),
+        images=len(found),
+        rows=rows,
+        tensors=len(sound.kinds),
+        computed=tuple(row.layer for row in rows if row.name not in right.names),
+        unjudged=_unjudged(rows, sound) if ISOLATED in modes else (),
+        verdict=blame(rows),
+        first_below={mode: first_below(rows, mode, bound) for mode in modes}
+        if bound is not None
+        else {},
+        bound=bound,
+        bisection=bisection,
+        graph_id=wrong.graph_id,
+        through_lite=one.artifact is None and isinstance(right, TfLiteTensors),
+    )
+
+
+def _unjudged(rows: Sequence[LayerRow], sound: Sound) -> tuple[str, ...]:
+    judged = {row.name for row in rows if row.excess is not None}
+    return tuple(label for name, label in sound.labels.items() if name not in judged)
+
+
+def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limit: int) -> Samples:
+    """What a ``--data`` word names, without labels."""
+    opened = feeds.open_word(dataset, "test" if dataset == "fashion_mnist" else "calibration")
+    if isinstance(opened, feeds.Inputs):
+        found: Samples = feeds.labelled(opened, specs)[0].head(limit)
+    else:
+        found = feeds.images(opened, specs, manifest.preprocessing, manifest.class_names, limit)
+    feeds.check(found, specs)
+    return found
+
+
+def _suspect(path: Path, preprocessing: str | None) -> _Side:
+    """The second model; a file is taken for one that was made from the first."""
+    prepare = None if preprocessing is None else signature.preprocessing(preprocessing)
+    if not model_file.is_file(path) or path.suffix not in model_file.FORMATS:
+        if prepare is not None:
+            raise InvalidOptionError(
+                f"{path} brings its preprocessing; give --preprocessing only with a file"
+            )
+        found = _side(path)
+        if found.artifact is None:
+            raise InvalidOptionError(
+                f"{path} is no artifact; give the float model first, it is the reference"
+            )
+        return found
+    artifact = model_file.load(path, prepare)
+    manifest = artifact.manifest
+    return _Side(path, artifact, artifact.sha256, manifest.format, manifest.precision)
+
+
+def _side(path: Path) -> _Side:
+    if path.is_file() or saved_model.is_saved_model(path):
+        kind = float_model.kind_of(path)
+        return _Side(path, None, saved_model.sha256_of(path), kind, "float32")
+    artifact = Artifact.load(path)
+    manifest = artifact.manifest
+    source = artifact.sha256 if manifest.source is None else manifest.source.sha256
+    return _Side(path, artifact, source, manifest.format, manifest.precision)
+
+
+def _onnx_source(one: _Side, suspect: Artifact, source: Path | None) -> Path | None:
+    """The ONNX file that both models were made from; None where it is of another kind."""
+    if one.artifact is None:
+        return one.path if one.format == "onnx" else None
+    place = suspect.manifest.source
+    if place is None or Path(place.path).suffix != ".onnx":
+        return None
+    return float_model.find(suspect, source)[0]
+
+
+def _of_onnx(
+    place: Path,
+    one: _Side,
+    other: _Side,
+    dataset: str,
+    images: int,
+    modes: Collection[str],
+    bound: float | None,
+) -> LayerDiff:
+    """Tensor by tensor of an ONNX file's own names."""
+    assert other.artifact is not None and other.artifact.manifest.source is not None
+    manifest = other.artifact.manifest
+    loaded = float_model.load(
+        place, preprocessing="none", shapes=other.artifact.manifest.source.shapes
+    )
+    specs = loaded.inputs
+    samples = _samples(dataset, specs, manifest, images)
+    if one.artifact is not None:
+        reference = onnx.load(one.artifact.model_path)
+    elif other.precision == "float32":
+        reference = loaded.model
+    else:
+        reference = loaded.prepared(integers=other.precision == "int8")
+    suspect = onnx.load(other.artifact.model_path)
+    given = feeds.feed(samples, specs, manifest.preprocessing, slice(None))
+    first = manifest if one.artifact is None else one.artifact.manifest
+    expected = feeds.feed(samples, specs, first.preprocessing, slice(None))
+    with cli.progress() as bar:
+        task = bar.add_task("tensors", total=len(samples), note="")
+        rows = own.rows(
+            reference,
+            suspect,
+            specs,
+            expected,
+            given,
+            profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
+            modes=modes,
+            half=other.precision == "float16",
+            options=manifest.runtime_options,
+            advance=lambda count: bar.advance(task, count),
+        )
+    return LayerDiff(
+        reference=str(one.path),
+        suspect=str(other.path),
+        images=len(samples),
+        rows=rows,
+        tensors=len(rows),
+        computed=(),
+        unjudged=(),
+        verdict=blame(rows),
+        first_below={mode: first_below(rows, mode, bound) for mode in modes}
+        if bound is not None
+        else {},
+        bound=bound,
+        bisection=None,
+        graph_id=str(suspect.graph.name),
+    )
+
+
+def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) -> bytes:
+    """The float flatbuffer that both come from."""
+    assert other.artifact is not None
+    if one.format == "tflite" and one.precision == "float32" and one.artifact is not None:
+        return one.artifact.model_path.read_bytes()
+    if one.artifact is None or one.format == "keras":
+        place = one.path
+    elif other.trained:
+        place = _trained_model(source, other.path)
+    elif isinstance(other.artifact, ModelFile):
+        raise InvalidOptionError(
+            f"{other.path} does not say which float model it was made from; give that first"
+        )
+    else:
+        place, _, _ = float_model.find(other.artifact, source)
+    given = other.artifact.manifest.source
+    shapes = given.shapes if given is not None and not other.trained else {}
+    canonical = float_model.graph_of(place, trust=trust, shapes=shapes)
+    if other.trained:
+        expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
+        if expected != hashlib.sha256(canonical).hexdigest():
+            raise InvalidModelError(f"{other.path} was not exported from {place}")
+    return canonical
+
+
+def _trained_model(source: Path | None, path: Path) -> Path:
+    """The artifact that quantization-aware training left."""
+    if source is None or not source.is_dir():
+        raise InvalidOptionError(
+            f"{path} was trained with fake quantization; pass --reference with the artifact that "
+            f"`python -m edgekit.qat` wrote"
+        )
+    return source
+
+
+def _open(
+    side: _Side, graph: Graph, feed: feeds.Feed, threads: int, *, trust: bool = False
+) -> Tensors:
+    path = side.path if side.artifact is None else side.artifact.model_path
+    if side.format == "keras":
+        model = keras.load(path, trust=trust)
+        if keras.is_keras_2(model):
+            return KerasTensors(model, graph, feeds.part(feed, slice(_MATCHED)))
+    if side.artifact is None:
+        return TfLiteTensors(graph.serialize(), graph, threads=threads)
+    if side.format == "tflite":
+        return TfLiteTensors(path.read_bytes(), graph, threads=threads)
+    options = side.artifact.manifest.runtime_options
+    return OnnxTensors(onnx.load(path), graph, threads=threads, options=options)
+
+
+def _factors(side: _Side) -> Factors:
+    if side.artifact is None or side.precision != "int8" or side.format == "keras":
+        return {}
+    if isinstance(side.artifact, ModelFile):
+        return {}
+    return Encodings.load(side.artifact.path / encodings.FILE).factors

@@ -1,0 +1,560 @@
+"""Shards on the workers of a Dask cluster; each worker runs the artifacts of its device.
+
+::
+
+    dask scheduler
+    dask worker tcp://10.0.0.2:8786 --nthreads 1 --resources "device:pi5=1"
+
+A worker resource names a device. The model's bytes and each range of images travel once to a worker
+that needs them, and are held against their sha256 there. A task is one shard; it says where it ran.
+Whatever becomes of a worker, a shard counts once: results are kept by run and range, and what a
+worker took with it is handed out again. Needs edgekit of the same version on all workers, and the
+extra ``fleet``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import logging
+import multiprocessing
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base import errors as known_errors
+from edgekit.base import outputs, words
+from edgekit.base.blocks import let_go
+from edgekit.base.errors import (
+    EdgekitError,
+    ExecutionError,
+    InvalidDataError,
+    InvalidOptionError,
+    MissingDependencyError,
+    ProcessDiedError,
+    reason,
+)
+from edgekit.base.version import __version__
+from edgekit.evaluation.shards import Shards, alike, model_files, this_place
+from edgekit.records import environment
+from edgekit.records.results import Environment, Place, Runtime
+from edgekit.runtimes.worker import Job, Worker
+
+#: Device profiles that any machine runs.
+_ANYWHERE = ("", "generic", "auto")
+ANY, LOCAL = "any", "local"
+#: Seconds to wait for the scheduler and the first worker.
+CONNECT = 15.0
+#: Seconds that shards may wait for a worker that could run them, after the last one has gone.
+GRACE = 60.0
+#: Seconds for the answers of one shard to come from the worker that has them.
+FETCH = 10.0
+#: How often a shard is handed out again when a runtime crashes or a worker takes it along.
+RETRIES = 3
+#: Loaded models that a worker keeps while it has no shard for them, and for how many seconds.
+OPEN_MODELS = 4
+IDLE = 30.0
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """argparse type of ``--resources``: ``ARTIFACT=RESOURCE``."""
+    name, equals, resource = text.partition("=")
+    if not (name and equals and resource):
+        raise argparse.ArgumentTypeError(
+            f"expected ARTIFACT=RESOURCE as a=device:pi5, got {text!r}"
+        )
+    return name, resource
+
+
+def assigned(pairs: list[tuple[str, str]] | None) -> dict[str, str]:
+    """The ``--resources`` of a command line.
+
+    Raises:
+        InvalidOptionError: If an artifact is named twice.
+    """
+    found = dict(pairs or [])
+    if len(found) != len(pairs or []):
+        raise InvalidOptionError("--resources names an artifact twice; give it one resource")
+    return found
+
+
+def devices(
+    names: Sequence[str],
+    profiles: Mapping[str, str],
+    resources: Mapping[str, str],
+    *,
+    cluster: str | None,
+) -> dict[str, str]:
+    """Which models go to the cluster, and the worker resource that each needs there.
+
+    Args:
+        names: Of all models, the float model first; it stays here unless ``resources`` names it.
+        profiles: Device profile of the artifacts; one that is not ``generic`` asks for the resource
+            ``device:PROFILE``.
+        resources: What the user says: a resource, ``any`` or ``local``, by name.
+        cluster: Address of the scheduler, or None.
+
+    Returns:
+        Resource by name, empty for any worker.
+
+    Raises:
+        InvalidOptionError: If a name is unknown, or there is no cluster to have resources.
+    """
+    if resources and cluster is None:
+        raise InvalidOptionError(
+            "--resources is about the workers of a cluster; pass --cluster too"
+        )
+    for name in resources:
+        if name not in names:
+            raise InvalidOptionError(
+                f"--resources names {name!r}, which is not compared; expected one of "
+                f"{', '.join(names)}{words.near(name, names)}"
+            )
+    if cluster is None:
+        return {}
+    found = {}
+    for name in names:
+        profile = profiles.get(name)
+        if profile is None:
+            default = LOCAL
+        else:
+            default = ANY if profile in _ANYWHERE else f"device:{profile}"
+        wanted = resources.get(name, default)
+        if wanted != LOCAL:
+            found[name] = "" if wanted == ANY else wanted
+    return found
+
+
+def noted(runtime: Runtime, shards: Shards) -> Runtime:
+    """What ran, with a sentence on where, and on what was not measured there."""
+    where = ", ".join(
+        f"{place.shards} on {place.host}" + (f" ({place.device})" if place.device else "")
+        for place in shards.places()
+    )
+    note = (
+        f"shards by worker: {where}; latency, load time and memory are measured on the machine of "
+        f"the report only and left out here"
+    )
+    return replace(runtime, notes=(*runtime.notes, note))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told of one shard, beside the bytes.
+
+    Attributes:
+        files: SHA-256 of the model's files, by name.
+        images: SHA-256 of the range's bytes.
+        job: How to run it; its model path means the file's name only.
+        version: Of the edgekit that asks.
+    """
+
+    files: dict[str, str]
+    images: str
+    job: Job
+    device: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of one shard.
+
+    Attributes:
+        answers: float32 ``[N, ...]``; None with a problem.
+        problem: Type and message of an error that would come again on any worker.
+    """
+
+    answers: npt.NDArray[np.float32] | None
+    runtime: Runtime | None
+    place: Place
+    problem: tuple[str, str] | None = None
+
+
+class Fleet:
+    """The workers of a cluster; a context manager.
+
+    Raises:
+        MissingDependencyError: If distributed is not installed.
+        InvalidOptionError: If no scheduler answers at the address.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._distributed = _distributed()
+        self.address = address
+        if not re.fullmatch(r"[a-z]+://\S+", address):
+            raise InvalidOptionError(
+                f"expected --cluster as the address of a Dask scheduler, tcp://HOST:PORT, "
+                f"got {address!r}"
+            )
+        import dask
+
+        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"})
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said here
+        try:
+            self._client = self._distributed.Client(
+                address, timeout=CONNECT, set_as_default=False, name="edgekit"
+            )
+        except (OSError, ValueError, TimeoutError) as exc:
+            raise InvalidOptionError(
+                f"no Dask scheduler answers at {address} ({reason(exc)}); start one with "
+                f"`dask scheduler`"
+            ) from None
+        self._places: dict[str, Place] = {}
+
+    def expect(self, resources: Collection[str]) -> None:
+        """See to it that every resource has a worker, and that the workers can do the work.
+
+        Raises:
+            ExecutionError: If a resource has none, or a worker has no edgekit of this version.
+        """
+        if not resources:
+            return
+        until = time.monotonic() + CONNECT
+        while not self._workers() and time.monotonic() < until:
+            time.sleep(0.1)
+        for resource in sorted(set(resources)):
+            if not self._able(resource):
+                raise ExecutionError(
+                    f"no worker at {self.address} has the resource {resource or 'any'!r}; "
+                    f"{self._offers()}; start one with `dask worker {self.address} --nthreads 1 "
+                    f'--resources "{resource or "device:NAME"}=1"`, or pass --resources'
+                )
+        able = {address for resource in set(resources) for address in self._able(resource)}
+        found = self._client.run(describe, workers=sorted(able), on_error="return")
+        for address, place in found.items():
+            if not isinstance(place, Place):
+                raise ExecutionError(
+                    f"worker {address} cannot run edgekit ({reason(place)}); install edgekit "
+                    f"{__version__} with the extras runtime and fleet there"
+                )
+            _check_version(place)
+        self._places = found
+
+    def accepts(self, resource: str) -> Callable[[Place], bool]:
+        """Takes shards that a worker with the resource could have made."""
+        able = [self._places[a] for a in self._able(resource) if a in self._places]
+        return lambda place: any(alike(place, each) for each in able)
+
+    def evaluate(
+        self,
+        runs: Sequence[Shards],
+        jobs: Sequence[Job],
+        images: npt.NDArray[Any],
+        *,
+        advance: Callable[[int], Any],
+    ) -> None:
+        """Run what is still to do of all runs.
+
+        A range of images goes out for all runs at once, and few ranges are out at a time: memory
+        does not grow with the number of images, here or on the workers.
+
+        Args:
+            runs: All of the same images and shard size.
+            jobs: Of the runs.
+            images: All of them, in memory or mapped.
+            advance: Told how many images were answered, as they are.
+
+        Raises:
+            ExecutionError: If no worker is left that could go on, or a shard fails on all.
+            EdgekitError: What a worker says of the model or the images.
+        """
+        models = []
+        for run, job in zip(runs, jobs, strict=True):
+            advance(run.run.count - sum(run.run.stop(start) - start for start in run.todo))
+            files = {path.name: path.read_bytes() for path in model_files(job)}
+            # A task, not scattered data: what a dead worker held is made again from it.
+            key = f"edgekit-model-{run.key[:32]}"
+            models.append(self._client.submit(_held, files, key=key) if run.todo else None)
+        todo = [set(run.todo) for run in runs]
+        starts = iter(sorted(set().union(*todo)))
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        out: dict[Any, tuple[int, int, int]] = {}  # future: run, start, tries
+        ranges: dict[int, tuple[Any, str, int]] = {}  # start: images, their sha256, tasks out
+
+        def submit(i: int, start: int, tries: int) -> None:
+            held, sha256, _ = ranges[start]
+            run = runs[i].run
+            task = Task(run.files, sha256, jobs[i], run.device, __version__)
+            future = self._client.submit(
+                answer,
+                models[i],
+                held,
+                task,
+                key=f"edgekit-{runs[i].key[:32]}-{start}-{tries}",
+                resources={run.device: 1} if run.device else None,
+                retries=RETRIES,
+            )
+            out[future] = (i, start, tries)
+            future.add_done_callback(ended.put)
+
+        def hand_out() -> bool:
+            start = next(starts, None)
+            if start is None:
+                return False
+            block = np.array(images[start : runs[0].run.stop(start)])
+            let_go(images)
+            sha256 = _sha256(block)
+            wanting = [i for i in range(len(runs)) if start in todo[i]]
+            key = f"edgekit-images-{start}-{sha256[:32]}"
+            ranges[start] = self._client.submit(_held, block, key=key), sha256, len(wanting)
+            for i in wanting:
+                submit(i, start, 0)
+            return True
+
+        idle_since = asked = time.monotonic()
+        room = 2 * self._threads()
+        try:
+            while True:
+                if time.monotonic() - asked > 1:  # workers come and go
+                    room, asked = 2 * self._threads(), time.monotonic()
+                while len(ranges) < room + 2 and hand_out():
+                    pass
+                if not out:
+                    break
+                try:
+                    future = ended.get(timeout=1)
+                except queue.Empty:
+                    self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
+                    continue
+                i, start, tries = out[future]
+                try:
+                    result = self._result(future, runs[i], start)
+                except TimeoutError:  # the answers went with their worker; they are made again
+                    future.add_done_callback(ended.put)
+                    self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
+                    continue
+                del out[future]
+                if result is None:
+                    if tries == RETRIES:
+                        raise ExecutionError(
+                            f"{runs[i].run.name}: the scheduler at {self.address} lost the images "
+                            f"from {start} {tries + 1} times; run it again, shards that are done "
+                            f"are kept"
+                        )
+                    submit(i, start, tries + 1)
+                    continue
+                idle_since = time.monotonic()
+                answers, runtime, place = result
+                if runs[i].put(start, answers, runtime, place):
+                    advance(len(answers))
+                held, sha256, count = ranges.pop(start)
+                if count > 1:
+                    ranges[start] = held, sha256, count - 1
+        finally:
+            out.clear()
+            ranges.clear()
+            models.clear()
+
+    def _result(
+        self, future: Any, shards: Shards, start: int
+    ) -> tuple[npt.NDArray[np.float32], Runtime, Place] | None:
+        """What a task brought; None if it has to go out again.
+
+        Raises:
+            TimeoutError: If it is done, but was lost before it came here.
+        """
+        try:
+            if future.status == "error":
+                failure = future.exception(timeout=FETCH)
+                raise ExecutionError(
+                    f"{shards.run.name}, images from {start}: {type(failure).__name__}: "
+                    f"{reason(failure)}"
+                )
+            found: Answer = future.result(timeout=FETCH)
+        except self._distributed.CancelledError:
+            return None
+        if found.problem is not None:
+            kind, message = found.problem
+            raise _error(kind, f"{message} (worker on {found.place.host})")
+        assert found.answers is not None and found.runtime is not None
+        return found.answers, found.runtime, found.place
+
+    def _expect_someone(self, runs: Sequence[Shards], waiting: set[int], since: float) -> None:
+        """Give up when nobody could go on for too long.
+
+        Raises:
+            ExecutionError: Then.
+        """
+        if time.monotonic() - since < GRACE:
+            return
+        if self._client.status != "running":
+            raise ExecutionError(
+                f"the scheduler at {self.address} does not answer any more; run it again, shards "
+                f"that are done are kept"
+            )
+        for i in waiting:
+            run = runs[i].run
+            if not self._able(run.device):
+                raise ExecutionError(
+                    f"{run.name}: no worker with the resource {run.device or 'any'!r} is left; "
+                    f"{self._offers()}; start one and run it again, shards that are done are kept"
+                )
+
+    def _workers(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return found
+
+    def _threads(self) -> int:
+        return sum(int(each["nthreads"]) for each in self._workers().values())
+
+    def _able(self, resource: str) -> list[str]:
+        return [
+            address
+            for address, each in self._workers().items()
+            if not resource or each.get("resources", {}).get(resource, 0) >= 1
+        ]
+
+    def _offers(self) -> str:
+        workers = self._workers().values()
+        if not workers:
+            return "no worker is connected"
+        offered = sorted({name for each in workers for name in each.get("resources", {})})
+        return f"{len(workers)} workers offer {', '.join(offered) or 'no resources'}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close(timeout=5)
+
+
+def answer(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) -> Answer:
+    """On a worker: the answers to one range of images.
+
+    A crash of the runtime is raised, so that the shard is tried again; what would come again on
+    any worker is returned.
+    """
+    place = describe()
+    try:
+        if task.version != __version__:
+            _check_version(place, task.version)
+        if _sha256(images) != task.images:
+            raise ExecutionError("images changed on the way to the worker")
+        with _models.model(files, task) as worker:
+            if misfit := worker.loaded.misfit(task.job.name, images):
+                raise InvalidDataError(misfit)
+            return Answer(worker.outputs(images), worker.loaded.runtime, place)
+    except ProcessDiedError:
+        raise
+    except EdgekitError as exc:
+        return Answer(None, None, place, (type(exc).__name__, str(exc)))
+
+
+def describe(dask_worker: Any = None) -> Place:
+    """On a worker: the machine, and the resources it offers."""
+    worker = dask_worker or _distributed().get_worker()
+    return this_place(_machine(), " ".join(sorted(worker.state.total_resources)))
+
+
+class _Models:
+    """On a worker: loaded models that wait for their next shard, each in a process of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[str, Worker] = {}
+        self._timer: threading.Timer | None = None
+
+    @contextlib.contextmanager
+    def model(self, files: Mapping[str, bytes], task: Task) -> Iterator[Worker]:
+        """The model for one shard; it is nobody else's meanwhile."""
+        key = hashlib.sha256(repr((sorted(task.files.items()), task.job)).encode()).hexdigest()
+        with self._lock:
+            worker = self._idle.pop(key, None)
+            path = None if worker else self._unpacked(files, task, key)
+        if worker is None:
+            assert path is not None
+            # A nanny's worker is a daemon, and those may have no children.
+            multiprocessing.current_process().daemon = False
+            worker = Worker(replace(task.job, model=path))
+        try:
+            yield worker
+        except BaseException:
+            worker.close()
+            raise
+        with self._lock:
+            if key in self._idle:
+                self._idle.pop(key).close()
+            self._idle[key] = worker
+            while len(self._idle) > OPEN_MODELS:
+                self._idle.pop(next(iter(self._idle))).close()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = threading.Timer(IDLE, self.close)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        """End all that wait."""
+        with self._lock:
+            while self._idle:
+                self._idle.popitem()[1].close()
+
+    def _unpacked(self, files: Mapping[str, bytes], task: Task, key: str) -> Path:
+        """The model's path in the worker's own folder, its files checked.
+
+        Raises:
+            ExecutionError: If a file is not what it has to be.
+        """
+        folder = Path(_distributed().get_worker().local_directory) / "edgekit" / key[:32]
+        for name, sha256 in task.files.items():
+            path = folder / name
+            if not path.is_file() or outputs.sha256_file(path) != sha256:
+                content = files.get(name, b"")
+                if hashlib.sha256(content).hexdigest() != sha256:
+                    raise ExecutionError(f"{task.job.name}: {name} changed on the way to a worker")
+                outputs.write_bytes(path, content, force=True, sync=False)
+        return folder / task.job.model.name
+
+
+_models = _Models()
+
+
+@functools.cache
+def _machine() -> Environment:
+    return environment.describe()
+
+
+def _held(value: Any) -> Any:
+    """On a worker: bytes that shards there need."""
+    return value
+
+
+def _sha256(images: npt.NDArray[Any]) -> str:
+    digest = hashlib.sha256(f"{images.dtype.str}{images.shape}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    return digest.hexdigest()
+
+
+def _check_version(place: Place, expected: str = __version__) -> None:
+    found = place.versions.get("edgekit")
+    if found != expected:
+        raise ExecutionError(
+            f"expected edgekit {expected} on all workers, got {found} on {place.host}; install the "
+            f"same version there"
+        )
+
+
+def _error(kind: str, message: str) -> EdgekitError:
+    """A worker's error as the one it was; the rest are failures to run."""
+    names = ("InvalidModelError", "InvalidDataError", "InvalidInputError", "InvalidOptionError")
+    cls: type[EdgekitError] = getattr(known_errors, kind) if kind in names else ExecutionError
+    return cls(message)
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError:
+        raise MissingDependencyError("distributed", "fleet") from None
+    return distributed

@@ -1,0 +1,367 @@
+"""GPU suite: float32 against float16, NCHW against NHWC, at three batch sizes, on onnxruntime.
+
+``python -m edgekit.benchmark --suite gpu`` runs it. A sample is one run on tensors that lie on the
+device, from the call until the device has finished; copies to and from it are left out. ONNX
+convolutions are NCHW; for NHWC the provider's option ``prefer_nhwc`` makes onnxruntime turn the
+graph around. float32 means float32: TF32, the CUDA provider's default, is turned off. All cases of
+one batch size are timed in rounds that go through them in turn.
+
+Without a GPU the suite refuses to run, unless it is told to run on the CPU; its record then says
+so, and is good for nothing but to try the command and the format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Table
+
+from edgekit.base import cli, outputs, schema, words
+from edgekit.base.errors import (
+    EdgekitError,
+    ExecutionError,
+    InvalidModelError,
+    InvalidOptionError,
+    ReportError,
+)
+from edgekit.evaluation.reference import onnx_artifact
+from edgekit.records import environment, stats
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Device, Environment, Measurement, Runtime
+from edgekit.records.signature import Preprocessing
+from edgekit.records.signature import preprocessing as named_preprocessing
+from edgekit.runtimes import spec as runners
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.sources.float_model import SHIPPED
+
+SCHEMA_VERSION = 1
+BATCHES = (1, 8, 32)
+PRECISIONS = ("float32", "float16")
+LAYOUTS = ("NCHW", "NHWC")
+DEVICES = ("cuda", "cpu")
+ROUNDS, SAMPLES, WARM_UP = 20, 20, 20
+MEASURED = (
+    "one run on tensors that lie on the device, from the call until the device has finished; "
+    "copies left out; cases of a batch size interleaved in rounds"
+)
+
+Layout = Literal["NCHW", "NHWC"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One configuration.
+
+    Attributes:
+        precision: Of the model file.
+        layout: That the convolutions were asked to run in.
+        asked: Provider options that were set for it; ``runtime`` has what the provider reports.
+        latency_p50: Milliseconds a run of ``batch`` images.
+        latency_ms: Raw samples, in the order taken.
+        rounds: Rounds they were taken in.
+    """
+
+    batch: int
+    precision: Literal["float32", "float16"]
+    layout: Layout
+    asked: dict[str, str]
+    runtime: Runtime
+    latency_p50: Measurement
+    throughput: Measurement
+    latency_ms: tuple[float, ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one case over that of another, same batch.
+
+    Attributes:
+        of: What was varied: ``float16 / float32`` or ``NHWC / NCHW``.
+        at: What was the same in both.
+    """
+
+    of: str
+    batch: int
+    at: str
+    value: Measurement
+
+
+@dataclass(frozen=True)
+class Record(schema.Document):
+    """What the suite measured.
+
+    Attributes:
+        device: What computed; its kind is ``gpu`` only where a GPU did.
+        source_sha256: Of the float model.
+        models: sha256 of the ONNX files that ran, by precision.
+        measured: What a sample is.
+        left_out: Cases that did not run and why, a sentence each.
+    """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ReportError
+    WHAT: ClassVar[str] = "a record of the GPU suite"
+
+    model_id: str
+    source_sha256: str
+    models: dict[str, str]
+    device: Device
+    environment: Environment
+    measured: str
+    cases: tuple[Case, ...]
+    ratios: tuple[Ratio, ...]
+    created: str
+    command: str
+    left_out: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    suite: Literal["gpu"] = "gpu"
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        kinds = {case.runtime.device for case in self.cases}
+        if kinds - {self.device.kind}:
+            raise ReportError(
+                f"the record is of a {self.device.kind}, its cases ran on {', '.join(kinds)}"
+            )
+
+
+def suite(
+    model: Path | None = None,
+    *,
+    preprocessing: str | None = None,
+    device: str = "cuda",
+    threads: int = 1,
+    batches: Sequence[int] = BATCHES,
+    rounds: int = ROUNDS,
+    command: str = "",
+) -> Record:
+    """Run all cases.
+
+    Args:
+        model: The float model, a Keras artifact or ``.keras`` file; default the shipped one.
+        preprocessing: For a ``.keras`` file: name or JSON file.
+        device: ``cuda``, or ``cpu`` to try the suite without a GPU.
+        threads: Threads inside an operator, on the CPU.
+        batches: Images a run.
+        rounds: Each takes 20 samples of every case.
+        command: Recorded.
+
+    Raises:
+        ExecutionError: If there is no GPU, or a node would not run on it.
+        EdgekitError: If the model cannot be used.
+    """
+    if device not in DEVICES:
+        raise InvalidOptionError(f"expected device {' or '.join(DEVICES)}, got {device!r}")
+    gpu = environment.gpu()
+    if device == "cuda" and gpu is None:
+        raise ExecutionError(
+            "the suite needs a GPU, this machine has no NVIDIA driver or GPU; run it on a CUDA "
+            "machine, or try it with --device cpu"
+        )
+    path, model_id, sha256, prepared = _model(model or SHIPPED, preprocessing)
+    machine = environment.describe()
+    cases: list[Case] = []
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        profile = "cuda" if device == "cuda" else "generic"
+        files = {
+            precision: onnx_artifact(
+                path, precision=precision, preprocessing=prepared, folder=folder, device=profile
+            )
+            for precision in PRECISIONS
+        }
+        bar = stack.enter_context(cli.progress("rounds"))
+        task = bar.add_task("timing", total=rounds * len(batches), note="")
+        for batch in batches:
+            bar.update(task, note=f"batch {batch}")
+            cases += _cases(files, prepared, device, threads, batch, rounds, bar, task)
+    return Record(
+        model_id=model_id,
+        source_sha256=sha256,
+        models={precision: found.sha256 for precision, found in files.items()},
+        device=gpu if device == "cuda" and gpu is not None else Device("cpu", machine.cpu),
+        environment=machine,
+        measured=MEASURED,
+        cases=tuple(cases),
+        ratios=tuple(_ratios(cases)),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        left_out=_left_out(device),
+        settings={"threads": threads, "rounds": rounds, "samples": SAMPLES, "warm_up": WARM_UP},
+    )
+
+
+def _model(path: Path, preprocessing: str | None) -> tuple[Path, str, str, Preprocessing]:
+    """(path, name, sha256, preprocessing) of a float model, which is not loaded here."""
+    if path.is_dir():
+        found = Artifact.load(path)
+        if found.manifest.format != "keras":
+            raise InvalidModelError(
+                f"{path} is a {found.manifest.format} artifact; the suite exports by itself, pass "
+                f"the Keras model it came from"
+            )
+        if preprocessing is not None:
+            raise InvalidOptionError(
+                f"{path} brings its preprocessing; give --preprocessing only with a .keras file"
+            )
+        return path, found.manifest.model_id, found.sha256, found.manifest.preprocessing
+    if not path.is_file():
+        raise InvalidModelError(
+            f"{words.not_found(path)}; expected a Keras artifact or a .keras file"
+        )
+    if preprocessing is None:
+        raise InvalidOptionError(f"{path} does not say how its input is made; --preprocessing does")
+    return path, path.stem, outputs.sha256_file(path), named_preprocessing(preprocessing)
+
+
+def _left_out(device: str) -> tuple[str, ...]:
+    if device == "cuda":
+        return ()
+    return (
+        "NHWC: the CPU provider has no such choice; prefer_nhwc is an option of the CUDA provider",
+    )
+
+
+def _asked(device: str, precision: str, layout: str) -> dict[str, str]:
+    """Provider options of a case."""
+    if device != "cuda":
+        return {}
+    return {
+        "prefer_nhwc": "1" if layout == "NHWC" else "0",
+        **({"use_tf32": "0"} if precision == "float32" else {}),
+    }
+
+
+def _cases(
+    files: Mapping[str, Artifact],
+    preprocessing: Preprocessing,
+    device: str,
+    threads: int,
+    batch: int,
+    rounds: int,
+    bar: Any,
+    task: Any,
+) -> list[Case]:
+    """All cases of one batch size, each in a process of its own, interleaved."""
+    plan = [
+        (precision, layout, _asked(device, precision, layout))
+        for precision in PRECISIONS
+        for layout in LAYOUTS
+        if device == "cuda" or layout == "NCHW"
+    ]
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for precision, layout, asked in plan:
+            name = f"{runners.SPECS[f'ort:{device}:{precision}'].word}, {layout}, batch {batch}"
+            job = Job(
+                name,
+                files[precision].model_path,
+                "onnx",
+                preprocessing,
+                threads,
+                asked,
+                batch,
+                device=device,
+            )
+            workers.append(stack.enter_context(Worker(job)))
+        shape = (batch, *workers[0].loaded.input_shape)
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        samples: list[list[float]] = [[] for _ in workers]
+        for worker in workers:
+            worker.latencies(images, WARM_UP)
+        for _ in range(rounds):
+            for worker, taken in zip(workers, samples, strict=True):
+                taken += worker.latencies(images, SAMPLES)
+            bar.advance(task)
+        return [
+            _case(batch, precision, layout, asked, worker.loaded.runtime, taken, rounds)
+            for (precision, layout, asked), worker, taken in zip(
+                plan, workers, samples, strict=True
+            )
+        ]
+
+
+def _case(
+    batch: int,
+    precision: Any,
+    layout: Any,
+    asked: dict[str, str],
+    runtime: Runtime,
+    taken: list[float],
+    rounds: int,
+) -> Case:
+    times = np.array(taken)
+    images = 1e3 * batch * len(times) / float(times.sum())
+    return Case(
+        batch,
+        precision,
+        layout,
+        asked,
+        runtime,
+        Measurement(float(np.median(times)), "ms", len(times)),
+        Measurement(images, "images/s", len(times)),
+        tuple(round(value, 6) for value in taken),
+        rounds,
+    )
+
+
+def _ratios(cases: Sequence[Case]) -> list[Ratio]:
+    """Every pair of cases of one batch size that differs in one thing."""
+    found = {(case.batch, case.precision, case.layout): case for case in cases}
+    ratios = []
+    for batch, precision, layout in found:
+        case = found[batch, precision, layout]
+        whole = found.get((batch, "float32", layout))
+        if precision == "float16" and whole is not None:
+            ratios.append(Ratio("float16 / float32", batch, layout, _ratio(case, whole)))
+        native = found.get((batch, precision, "NCHW"))
+        if layout == "NHWC" and native is not None:
+            ratios.append(Ratio("NHWC / NCHW", batch, precision, _ratio(case, native)))
+    return ratios
+
+
+def _ratio(case: Case, base: Case) -> Measurement:
+    samples, others = (np.array(c.latency_ms).reshape(c.rounds, -1) for c in (case, base))
+    return stats.latency_ratio(samples, others)
+
+
+def print_record(found: Record) -> None:
+    """Two tables for people: times and ratios; what ran is in the titles."""
+    where = f"{found.device.kind.upper()} {found.device.name}"
+    if found.device.driver:
+        where += f", driver {found.device.driver}"
+    title = f"{found.model_id} on {where}"
+    if found.device.kind == "cpu":
+        title += ": a trial run, no GPU was measured"
+    table = Table(title=escape(title))
+    for column in ("batch", "precision", "layout", "ms", "images/s"):
+        table.add_column(column, justify="left" if column in ("precision", "layout") else "right")
+    for case in found.cases:
+        table.add_row(
+            str(case.batch),
+            case.precision,
+            case.layout,
+            f"{case.latency_p50.value:.3f}",
+            f"{case.throughput.value:,.0f}",
+        )
+    cli.console.print(table)
+    table = Table(title=escape(f"ratios of time on {where}"))
+    for column in ("ratio", "batch", "at", "x", "95 %"):
+        table.add_column(column, justify="left" if column in ("ratio", "at") else "right")
+    for ratio in found.ratios:
+        value = ratio.value
+        interval = f"{value.low:.2f} to {value.high:.2f}"
+        table.add_row(ratio.of, str(ratio.batch), ratio.at, f"{value.value:.2f}", interval)
+    cli.console.print(table)
+    cli.console.print(f"[dim]ms: median of {found.measured}[/]")
+    for sentence in found.left_out:
+        cli.console.print(f"left out: {sentence}")

@@ -1,0 +1,318 @@
+"""What a comparison measures: the float model, a runner or a recording of it, the artifacts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgekit import data
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.evaluation.recording import Recording
+from edgekit.evaluation.reference import onnx_artifact, profile_of
+from edgekit.quantization.profiles import PROFILES
+from edgekit.records.artifact import Artifact
+from edgekit.records.signature import Preprocessing, TensorSpec
+from edgekit.runtimes import model_file
+from edgekit.runtimes import spec as runners
+from edgekit.runtimes.model_file import ModelFile
+from edgekit.runtimes.worker import Job
+from edgekit.sources import float_model, saved_model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured.
+
+    Attributes:
+        job: What a worker loads; None for a recording, which nothing runs.
+    """
+
+    name: str
+    format: str
+    job: Job | None
+    path: Path
+    precision: str
+    sha256: str
+    size: int
+    manifest_sha256: str = ""
+    recording: Recording | None = None
+
+    def answering(self, outputs: tuple[str, ...]) -> Subject:
+        """The same with its outputs in this order; empty for as they are."""
+        if self.recording is not None:
+            return replace(self, recording=self.recording.answering(outputs))
+        return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
+
+
+def open_all(
+    paths: Sequence[Path], reference: Path | None, prepare: Preprocessing | None
+) -> list[Artifact]:
+    """Artifacts, and files of any maker, whose inputs are made as those of the artifacts.
+
+    Args:
+        paths: Folders and files.
+        reference: The float model, as the user named it; None for another reference.
+        prepare: Of files; default that of the artifacts, else of the reference.
+
+    Raises:
+        EdgekitError: If one cannot be loaded, or the preprocessing is missing or given twice.
+    """
+    folders = {path: model_file.load(path) for path in paths if not model_file.is_file(path)}
+    files = [path for path in paths if path not in folders]
+    if prepare is not None and not files:
+        raise InvalidOptionError(
+            f"{paths[0]} brings its preprocessing; give --preprocessing only with a file"
+        )
+    if prepare is None and folders:
+        prepare = next(iter(folders.values())).manifest.preprocessing
+    if prepare is None and reference is not None and _is_artifact(reference):
+        prepare = Artifact.load(reference).manifest.preprocessing
+    return [folders[path] if path in folders else model_file.load(path, prepare) for path in paths]
+
+
+def _is_artifact(path: Path) -> bool:
+    return path.is_dir() and not saved_model.is_saved_model(path)
+
+
+def check_one_source(artifacts: list[Artifact]) -> None:
+    """Refuse artifacts of several float models, a float model, and two of one name."""
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    first = known[0] if known else None
+    for artifact in known:
+        assert first is not None
+        if artifact.manifest.source is None:
+            raise InvalidModelError(
+                f"{artifact.path} is a float model; it is the reference, pass what was exported"
+            )
+        assert first.manifest.source is not None
+        if artifact.manifest.source.sha256 != first.manifest.source.sha256:
+            raise InvalidModelError(
+                f"{artifact.path} and {first.path} were made from different float models; "
+                f"compare them one by one"
+            )
+        if artifact.manifest.source.shapes != first.manifest.source.shapes:
+            raise InvalidModelError(
+                f"{artifact.path} and {first.path} were made for other sizes of their inputs "
+                f"(--shape); compare them one by one"
+            )
+    counts = Counter(artifact.name for artifact in artifacts)
+    if max(counts.values()) > 1:
+        name = counts.most_common(1)[0][0]
+        raise InvalidOptionError(f"two artifacts share the name {name}; rename one of them")
+
+
+def recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> Subject:
+    """The reference that a recording stands in for."""
+    manifest = artifact.manifest
+    if manifest.source is None:
+        raise InvalidOptionError(
+            f"{path} is a recording of one float model, and {artifact.name} does not say which it "
+            f"was made from; compare an artifact folder, or pass the model as --reference"
+        )
+    recording = Recording.load(path)
+    recording.check(
+        path,
+        source_sha256=manifest.source.sha256,
+        images=images,
+        preprocessing=manifest.preprocessing,
+        inputs=manifest.signature.inputs,
+        outputs={spec.name: spec.numbers for spec in manifest.signature.outputs},
+    )
+    facts = recording.facts
+    return Subject(
+        name=f"{facts.name} (recorded)",
+        format=facts.format,
+        job=None,
+        path=path,
+        precision=facts.precision,
+        sha256=facts.model_sha256,
+        size=facts.model_bytes,
+        recording=recording,
+    )
+
+
+def run_by(
+    runner: runners.RunnerSpec,
+    artifacts: list[Artifact],
+    dataset: str,
+    threads: int,
+    folder: Path,
+    trust: bool = False,
+) -> Subject:
+    """The float model on another runner; what has to be converted is put into ``folder``."""
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    if not known:
+        raise InvalidOptionError(
+            f"{runner.word} runs the float model that an artifact names, and {artifacts[0].name} "
+            f"is a file that names none; pass the model as --reference"
+        )
+    found = reference_of(known, None, threads, trust=trust)
+    assert found.job is not None
+    if runner.format == "keras" and found.format != "keras":
+        raise InvalidOptionError(
+            f"{runner.word} runs Keras models, {found.path} is none; take an ort runner, or leave "
+            f"--reference out to run it as it is"
+        )
+    job = replace(found.job, name=runner.word, device=runner.device)
+    if runner.format == "keras":
+        options = {"data_format": "NCHW"} if runner.data_format == "NCHW" else {}
+        job = replace(job, precision=runner.precision, options=options)
+        return replace(found, name=runner.word, job=job, precision=runner.precision)
+    converted = onnx_artifact(
+        found.path,
+        precision=runner.precision,
+        preprocessing=known[0].manifest.preprocessing,
+        images=dataset,
+        folder=folder,
+        device=profile_of(runner),
+        trust=trust,
+        shapes=found.job.shapes,
+    )
+    # float32 is float32: the CUDA provider would take TF32 without being asked
+    exact = runner.device == "cuda" and runner.precision == "float32"
+    return Subject(
+        name=runner.word,
+        format="onnx",
+        job=replace(
+            job,
+            model=converted.model_path,
+            format="onnx",
+            trust=False,
+            shapes=None,
+            options={"use_tf32": "0"} if exact else {},
+        ),
+        path=found.path,
+        precision=runner.precision,
+        sha256=converted.sha256,
+        size=converted.size,
+    )
+
+
+def reference_of(
+    artifacts: list[Artifact], given: Path | None, threads: int, *, trust: bool = False
+) -> Subject:
+    """The float model whose sha256 the manifests name, in the format that it was saved in.
+
+    Args:
+        artifacts: Made from it; of files nobody knows, what is given is taken.
+        given: Where it is; default where the first manifest says, or the shipped one.
+        threads: Threads inside an operator.
+        trust: Let code inside of it run.
+    """
+    known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
+    if not known:
+        return _given(artifacts[0], given, threads, trust=trust)
+    place, model, sha256 = float_model.find(known[0], given)
+    kind = float_model.kind_of(place)
+    name = "keras-float32" if kind == "keras" else f"{kind}-source"
+    preprocessing, source = known[0].manifest.preprocessing, known[0].manifest.source
+    assert source is not None
+    return Subject(
+        name,
+        kind,
+        Job(name, model, kind, preprocessing, threads, {}, trust=trust, shapes=source.shapes),
+        place,
+        "float32",
+        sha256,
+        saved_model.size_of(model),
+        Artifact.load(place).manifest_sha256 if place.is_dir() and model != place else "",
+    )
+
+
+def _given(artifact: Artifact, given: Path | None, threads: int, *, trust: bool = False) -> Subject:
+    """The model that a user names as the reference of files which name none."""
+    if given is None:
+        raise InvalidOptionError(
+            f"{artifact.name} does not say which float model it was made from; pass --reference "
+            f"MODEL, the model to hold it against"
+        )
+    if not given.exists():
+        raise InvalidModelError(f"{given} not found; expected the model to hold the files against")
+    prepare = artifact.manifest.preprocessing
+    if _is_artifact(given):
+        found = Artifact.load(given)
+        manifest = found.manifest
+        job = Job.of(found, threads=threads)
+        return Subject(
+            found.name,
+            manifest.format,
+            job,
+            given,
+            manifest.precision,
+            found.sha256,
+            found.size,
+            found.manifest_sha256,
+        )
+    kind = float_model.kind_of(given)
+    precision = model_file.precision_of(given) if given.suffix in model_file.FORMATS else "float32"
+    name = f"{given.name} (reference)"
+    return Subject(
+        name,
+        kind,
+        Job(name, given, kind, prepare, threads, {}, trust=trust),
+        given,
+        precision,
+        saved_model.sha256_of(given),
+        saved_model.size_of(given),
+    )
+
+
+def paired(
+    wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], name: str
+) -> tuple[tuple[str, ...], str]:
+    """Names of a file's outputs, in the order of the reference's, and what was assumed.
+
+    Equal names are paired; of one output each, or where names differ, those of equal sizes, in
+    their order.
+
+    Args:
+        wanted: The reference's outputs.
+        found: The file's.
+        name: Of the file.
+
+    Raises:
+        InvalidModelError: If they differ in number or sizes.
+    """
+    if {spec.name for spec in wanted} == {spec.name for spec in found}:
+        return tuple(spec.name for spec in wanted), ""
+    left = list(found)
+    taken = []
+    for spec in wanted:
+        fits = [each for each in left if each.shape[1:] == spec.shape[1:]]
+        if not fits and len(wanted) == len(found) == 1:
+            fits = left
+        if not fits:
+            break
+        left.remove(fits[0])
+        taken.append(fits[0].name)
+    if left or len(taken) != len(wanted):
+        sides = (", ".join(f"{s.name} {list(s.shape)}" for s in side) for side in (wanted, found))
+        raise InvalidModelError(
+            f"{name}: expected the outputs of the reference, {next(sides)}, got {next(sides)}"
+        )
+    if len(wanted) == 1:
+        return tuple(taken), ""
+    pairs = ", ".join(f"{own} as {spec.name}" for own, spec in zip(taken, wanted, strict=True))
+    return tuple(taken), f"{name}: outputs are paired by size and order: {pairs}"
+
+
+def subject_of(artifact: Artifact, threads: int) -> Subject:
+    """An artifact, as its manifest says to run it."""
+    return Subject(
+        artifact.name,
+        artifact.manifest.format,
+        Job.of(artifact, threads=threads),
+        artifact.model_path if isinstance(artifact, ModelFile) else artifact.path,
+        artifact.manifest.precision,
+        artifact.sha256,
+        artifact.size,
+        artifact.manifest_sha256,
+    )
+
+
+def cannot_saturate(artifact: Artifact) -> bool:
+    """Whether its weights keep sums of products within 16 bits."""
+    found = PROFILES.get(artifact.manifest.device)
+    return found is not None and found.pair_bound

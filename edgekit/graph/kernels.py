@@ -1,0 +1,92 @@
+"""Operators of the canonical graph: which of them TFLite computes on int8, and what that demands.
+
+This is the only list: encodings, the TFLite writer and docs/conversion.md follow from it. What is
+not named here computes in float, between a DEQUANTIZE and a QUANTIZE, in both formats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.graph.flatbuffer import Graph, Operator
+
+#: (scale, zero_point)
+Number = tuple[float, int]
+
+#: With weights, which are decided layer by layer; the place of the bias.
+BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+WEIGHTED = frozenset(BIAS)
+#: Output and first input have one scale: values are handed on, or picked.
+SAME = frozenset(
+    "RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2 MIRROR_PAD MAX_POOL_2D AVERAGE_POOL_2D SLICE "
+    "STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V UNPACK TILE REVERSE_V2 RESIZE_BILINEAR "
+    "RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
+    "BROADCAST_TO REDUCE_MAX REDUCE_MIN TOPK_V2".split()
+)
+#: All inputs have the scale of the output; an input of another scale is brought to it before.
+JOINED = frozenset("CONCATENATION PACK MAXIMUM MINIMUM SELECT SELECT_V2".split())
+#: Joined operators of which a single input is handed on, value by value: each input has a range of
+#: its own, since what lies outside of the output's range is what the operator does not choose.
+CHOOSING = frozenset("MAXIMUM MINIMUM SELECT SELECT_V2".split())
+#: Outputs whose scale and zero_point TensorFlow's "LiteRT 8-bit quantization specification" fixes.
+FIXED: dict[str, Number] = {
+    "SOFTMAX": (1 / 256, -128),
+    "LOGISTIC": (1 / 256, -128),
+    "TANH": (1 / 128, 0),
+    "L2_NORMALIZATION": (1 / 128, 0),
+    "LOG_SOFTMAX": (16 / 256, 127),
+}
+#: Every tensor has a scale of its own.
+OWN = frozenset(
+    "ABS ADD BATCH_MATMUL ELU EXP GELU HARD_SWISH LEAKY_RELU LOG MEAN MUL PRELU RELU RELU6 "
+    "RELU_N1_TO_1 RSQRT SQRT SQUARED_DIFFERENCE SUB SUM".split()
+)
+#: Real numbers go in, truth values or places come out.
+TELLING = frozenset("ARG_MAX ARG_MIN EQUAL GREATER GREATER_EQUAL LESS LESS_EQUAL NOT_EQUAL".split())
+_COMPARING = TELLING - {"ARG_MAX", "ARG_MIN"}
+#: Only sizes are read.
+SIZES = frozenset(("SHAPE", "RANK"))
+INTEGER = WEIGHTED | SAME | JOINED | frozenset(FIXED) | OWN | TELLING
+
+
+def reals(graph: Graph, names: tuple[str, ...]) -> list[str]:
+    """The float tensors among them that are computed; a part of a split can be empty."""
+    return [
+        name
+        for name in names
+        if name
+        and not graph.is_constant(name)
+        and graph.dtype(name) == np.float32
+        and 0 not in graph.shape(name)
+    ]
+
+
+def constants(graph: Graph, operator: Operator) -> list[str]:
+    """The float constants that an operator reads, but for weights and biases of a layer."""
+    floats = [n for n in operator.inputs if graph.is_constant(n) and graph.dtype(n) == np.float32]
+    return [] if operator.kind in WEIGHTED else floats
+
+
+def has_kernel(graph: Graph, operator: Operator) -> bool:
+    """Whether TFLite can compute an operator on int8, whatever its scales."""
+    if operator.kind not in INTEGER:
+        return False
+    if operator.kind in WEIGHTED:  # a layer: weights and bias are constants
+        bias = operator.inputs[BIAS[operator.kind] :]
+        return all(graph.is_constant(name) for name in (operator.inputs[1], *bias) if name)
+    return True
+
+
+def on_integers(graph: Graph, operator: Operator, encodings: Mapping[str, Number]) -> bool:
+    """Whether TFLite computes an operator of the canonical graph on int8 with these encodings."""
+    tensors = reals(graph, (*operator.inputs, *operator.outputs))
+    if not tensors or not all(name in encodings for name in tensors):
+        return False
+    if operator.kind in _COMPARING:  # its kernel ends the process at a scale that is not below 1
+        if any(encodings[name][0] >= 1 for name in tensors):
+            return False
+        if any(np.ptp([0, *graph.constant(n).flat]) >= 127 for n in constants(graph, operator)):
+            return False
+    return has_kernel(graph, operator)

@@ -1,0 +1,228 @@
+"""LiteRT's interpreter, and what a TFLite file says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.base import words
+from edgekit.base.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
+from edgekit.base.quiet import quiet
+from edgekit.graph import safe
+from edgekit.graph.flatbuffer import Graph
+from edgekit.records.signature import Signature, TensorSpec
+
+SIGNATURE_KEY = "serving_default"
+
+
+def interpreter(
+    model: Path | bytes,
+    *,
+    threads: int = 1,
+    exact: bool = False,
+    sizes: Mapping[int, Sequence[int]] | None = None,
+    **options: Any,
+) -> Any:
+    """Open a LiteRT interpreter.
+
+    Args:
+        model: File or flatbuffer.
+        threads: Of an operator.
+        exact: Compute every tensor that the file names, and keep it: no delegate merges any.
+        sizes: Of inputs, by the tensor's number, where they are other than in the file.
+        options: As LiteRT takes them.
+
+    Raises:
+        InvalidModelError: If the file is missing or is no whole TFLite model.
+        MissingDependencyError: If ai-edge-litert is not installed.
+    """
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError:
+        raise MissingDependencyError("ai-edge-litert", "runtime") from None
+
+    if exact:
+        plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        options = {
+            "experimental_preserve_all_tensors": True,
+            "experimental_op_resolver_type": plain,
+            **options,
+        }
+    if isinstance(model, Path):
+        if not model.is_file():
+            raise InvalidModelError(f"{words.not_found(model)}; expected a .tflite file")
+        name, content = str(model), model.read_bytes()
+    else:
+        name, content = "the model", model
+    if content[4:8] != b"TFL3":
+        raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
+    try:
+        with quiet():
+            found = Interpreter(model_content=content, num_threads=threads, **options)
+            for index, shape in (sizes or {}).items():
+                found.resize_tensor_input(index, list(shape))
+            found.allocate_tensors()
+    except (ValueError, RuntimeError) as exc:
+        raise InvalidModelError(
+            f"{name} cannot be read (cut short?): {reason(exc)}; export it again"
+        ) from None
+    return found
+
+
+def invoke(opened: Any, **inputs: Any) -> Any:
+    """Run an interpreter, or a signature's runner on its inputs.
+
+    Raises:
+        ExecutionError: If an operator refuses its values.
+    """
+    try:
+        return opened(**inputs) if inputs else opened.invoke()
+    except RuntimeError as exc:
+        raise ExecutionError(
+            f"the model cannot run on these inputs: {reason(exc)}; indices have to be inside of "
+            f"their table, and an input that holds them needs a dtype of integers: "
+            f"Input(shape, dtype='int32')"
+            if "index" in str(exc)
+            else f"the model cannot run on these inputs: {reason(exc)}"
+        ) from None
+
+
+def check_operators(content: bytes, name: str) -> None:
+    """Refuse operators that are not TFLite's own, as those of TensorFlow ("Flex") are not.
+
+    Args:
+        content: Of a file of others.
+        name: Of the file, for messages.
+
+    Raises:
+        InvalidModelError: At the first, with the tensor that it writes; or if it cannot be read.
+    """
+    try:
+        from ai_edge_litert import schema_py_generated as schema
+    except ImportError:
+        raise MissingDependencyError("ai-edge-litert", "runtime") from None
+
+    known = {number: name for name, number in vars(schema.BuiltinOperator).items()}
+    try:
+        model = schema.Model.GetRootAs(content, 0)
+        for number in range(model.SubgraphsLength()):
+            graph = model.Subgraphs(number)
+            for place in range(graph.OperatorsLength()):
+                operator = graph.Operators(place)
+                code = model.OperatorCodes(operator.OpcodeIndex())
+                # old files keep small numbers in a field of their own
+                builtin = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+                kind = str(known.get(builtin, builtin))
+                custom = (code.CustomCode() or b"").decode(errors="replace")
+                if kind in safe.TFLITE_OPERATORS or (
+                    kind == "CUSTOM" and custom in safe.TFLITE_CUSTOM
+                ):
+                    continue
+                written = b""
+                if operator.OutputsLength():
+                    written = graph.Tensors(operator.Outputs(0)).Name() or b""
+                tensor = written.decode(errors="replace") or f"operator {place}"
+                raise InvalidModelError(
+                    f"{name}: {tensor} is written by the operator {custom or kind}, which is not "
+                    f"TFLite's own; pass --trust to try it here if you know who made the file"
+                )
+    except InvalidModelError:
+        raise
+    except Exception as exc:  # flatbuffers raises struct.error, IndexError, TypeError, ...
+        raise InvalidModelError(f"{name} cannot be read (cut short?): {reason(exc)}") from None
+
+
+def signature(model: Path | bytes) -> Signature:
+    """Names (of the signature), shapes, dtypes, scales of inputs and outputs."""
+    return signature_of(interpreter(model))
+
+
+def signature_of(opened: Any) -> Signature:
+    """The same of an interpreter that is open already, in the order of the file.
+
+    The runner of a signature has them in the order of the alphabet.
+    """
+    runner = opened.get_signature_runner(SIGNATURE_KEY)
+
+    def specs(details: Mapping[str, Any], file: Sequence[Any]) -> tuple[TensorSpec, ...]:
+        places = {int(detail["index"]): place for place, detail in enumerate(file)}
+        found = []
+        for name, detail in sorted(details.items(), key=lambda each: places[each[1]["index"]]):
+            dtype = np.dtype(detail["dtype"]).name
+            scale, zero_point = detail["quantization"]
+            quantized = dtype in ("int8", "uint8", "int16") and scale > 0
+            found.append(
+                TensorSpec(
+                    name=name,
+                    shape=tuple(int(size) for size in detail["shape"]),
+                    dtype=dtype,
+                    scale=float(scale) if quantized else None,
+                    zero_point=int(zero_point) if quantized else None,
+                )
+            )
+        return tuple(found)
+
+    return Signature(
+        inputs=specs(runner.get_input_details(), opened.get_input_details()),
+        outputs=specs(runner.get_output_details(), opened.get_output_details()),
+    )
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A tensor of a graph that is computed, not stored.
+
+    Attributes:
+        index: Number in the flatbuffer's subgraph.
+        name: As the flatbuffer calls it.
+    """
+
+    index: int
+    name: str
+
+
+def activations(opened: Any) -> tuple[Activation, ...]:
+    """Inputs and every operator's float outputs, in order of execution."""
+    details = {detail["index"]: detail for detail in opened.get_tensor_details()}
+    order = [detail["index"] for detail in opened.get_input_details()]
+    for operator in opened._get_ops_details():
+        order += [int(index) for index in operator["outputs"]]
+    seen = dict.fromkeys(index for index in order if index in details)
+    return tuple(
+        Activation(index, details[index]["name"])
+        for index in seen
+        if details[index]["dtype"] is np.float32 and details[index]["name"]
+    )
+
+
+def kernels(model: bytes) -> dict[str, int]:
+    """How many operators of each kind a file has, with the dtype of what they write."""
+    graph = Graph(model)
+    found: dict[str, int] = {}
+    for operator in graph.operators:
+        kind = f"{operator.kind} {graph.dtype(operator.outputs[0])}"
+        found[kind] = found.get(kind, 0) + 1
+    return found
+
+
+def largest_weight(model: bytes) -> tuple[str, float]:
+    """(name, magnitude) of the largest float constant; (``""``, 0.0) without any."""
+    opened = interpreter(model)
+    computed = {activation.index for activation in activations(opened)}
+    found = ("", 0.0)
+    for detail in opened.get_tensor_details():
+        if detail["dtype"] is np.float32 and detail["index"] not in computed and detail["name"]:
+            try:
+                values = opened.get_tensor(detail["index"])
+            except ValueError:  # a delegate's own scratch tensor has no data
+                continue
+            found = max(found, (detail["name"], float(np.abs(values).max(initial=0))), key=_second)
+    return found
+
+
+def _second(pair: tuple[str, float]) -> float:
+    return pair[1]

@@ -1,0 +1,456 @@
+"""Operators of a foreign ONNX graph in forms that onnxruntime has integer kernels for.
+
+Each form computes the same numbers, up to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgekit.graph import onnx as onnx_file
+
+#: Operator, inputs, output, attributes.
+_Step = tuple[str, list[str], str, dict[str, Any]]
+#: Operators whose answer is never negative.
+_POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
+
+#: Operators that need numbers near 0 as exact as large ones, and the inputs that they are of.
+_RELATIVE = {"Sqrt": (0,), "Reciprocal": (0,), "Log": (0,), "Pow": (0,), "Div": (1,)}
+
+#: Operators whose first input is handed on.
+_MOVING = ("Reshape", "Expand", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+
+#: Ends the name of a mean over height and width before it is flattened.
+POOLED = "__pooled"
+
+
+class _Graph:
+    """A model's graph, with who makes and who reads each tensor; changed in place."""
+
+    def __init__(self, model: Any) -> None:
+        self.nodes = model.graph.node
+        self.stored = model.graph.initializer
+        self.constants = onnx_file.stored_constants(model)
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        bodies = (inner for node in self.nodes for inner in onnx_file.bodies(node))
+        self.ends = {
+            *(value.name for value in model.graph.output),
+            *(name for body in bodies for name in onnx_file.read(body)),
+        }
+        self.shapes = {
+            value.name: value.type.tensor_type
+            for value in (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        }
+
+    def readers(self, name: str) -> list[Any]:
+        return [node for node in self.nodes if name in node.input]
+
+    def only_reader(self, name: str) -> Any:
+        """The one node that reads a tensor, or None where there are others or it is an output."""
+        found = self.readers(name)
+        return found[0] if len(found) == 1 and name not in self.ends else None
+
+    def rank(self, name: str) -> int | None:
+        kind = self.shapes.get(name)
+        return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
+
+    def store(self, name: str, values: Any) -> str:
+        array = np.asarray(values, order="C")  # a bound of Clip has no axis, and keeps none
+        while name in self.constants:
+            name += "_"
+        self.stored.append(onnx_file.package().numpy_helper.from_array(array, name))
+        self.constants[name] = array
+        return name
+
+    def take_out(self, node: Any, layer: Any) -> None:
+        """Let the layer before a node write what the node wrote."""
+        del self.makers[layer.output[0]]
+        layer.output[0] = node.output[0]
+        self.makers[node.output[0]] = layer
+        self.nodes.remove(node)
+
+    def replace(self, node: Any, added: Sequence[_Step]) -> None:
+        """Put nodes (operator, inputs, output, attributes) in place of one."""
+        place, given = list(self.nodes).index(node), node.name
+        self.nodes.remove(node)
+        for kind, inputs, output, form in reversed(added):
+            name = given if output == added[-1][2] else output
+            made = onnx_file.package().helper.make_node(kind, inputs, [output], name, **form)
+            self.nodes.insert(place, made)
+        self.makers = {name: made for made in self.nodes for name in made.output}
+
+
+def for_integers(model: Any) -> None:
+    """Put every operator of a float model into the form that quantizes best, in place.
+
+    Args:
+        model: ``onnx.ModelProto`` with inferred shapes; those of new tensors are inferred by the
+            caller.
+    """
+    graph = _Graph(model)
+    rounds: tuple[dict[str, Callable[[_Graph, Any], None]], ...] = (
+        {"ReduceMean": _pool, "Pad": _pad_by_reader, "Div": _by_a_constant, "Sub": _by_a_constant},
+        {"BatchNormalization": _normalization, "Mul": _into_layer, "Add": _into_layer},
+        {"HardSigmoid": _hard_sigmoid},
+        {"ConvTranspose": _convolution},
+    )
+    for forms in rounds:
+        for node in list(graph.nodes):
+            if node.op_type in forms:
+                forms[node.op_type](graph, node)
+    for node in list(graph.nodes):
+        _bias(graph, node)
+    onnx_file.drop_unused(model)
+
+
+def _pool(graph: _Graph, node: Any) -> None:
+    """The mean over all axes behind the channels: GlobalAveragePool."""
+    rank = graph.rank(node.input[0])
+    axes = onnx_file.attribute(node, "axes", None)
+    if len(node.input) > 1:
+        axes = graph.constants.get(node.input[1])
+    if axes is None or rank is None or rank < 3:
+        return
+    if sorted(int(axis) % rank for axis in np.ravel(axes)) != list(range(2, rank)):
+        return
+    output, pooled = node.output[0], node.output[0] + POOLED
+    if onnx_file.attribute(node, "keepdims", 1):
+        graph.replace(node, [("GlobalAveragePool", [node.input[0]], output, {})])
+        return
+    steps: list[_Step] = [
+        ("GlobalAveragePool", [node.input[0]], pooled, {}),
+        ("Flatten", [pooled], output, {"axis": 1}),
+    ]
+    graph.replace(node, steps)
+
+
+def _pad_by_reader(graph: _Graph, node: Any) -> None:
+    """Zeros around a picture: padding of the convolution or pool that reads them."""
+    pads = graph.constants.get(node.input[1]) if len(node.input) > 1 else None
+    value = graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else 0.0
+    reader = graph.only_reader(node.output[0])
+    plain = onnx_file.attribute(node, "mode", b"constant") == b"constant"
+    if pads is None or value is None or np.any(value) or reader is None or not plain:
+        return
+    if len(node.input) > 3 and node.input[3]:
+        return
+    rank = len(pads) // 2
+    begin, end = pads[:rank].tolist(), pads[rank:].tolist()
+    if any(begin[:2] + end[:2]) or min(begin + end) < 0 or rank < 3:
+        return
+    if onnx_file.attribute(reader, "auto_pad", b"NOTSET") != b"NOTSET":
+        return
+    own = list(onnx_file.attribute(reader, "pads", [0] * (2 * (rank - 2))))
+    if reader.op_type == "AveragePool" and not any(own):
+        _set(reader, "count_include_pad", 1)
+    elif reader.op_type == "MaxPool":
+        maker = graph.makers.get(node.input[0])
+        kernel = onnx_file.attribute(reader, "kernel_shape", [])
+        if maker is None or maker.op_type not in _POSITIVE or any(own):
+            return
+        if len(reader.output) > 1 or any(p >= k for p, k in zip(begin[2:], kernel, strict=True)):
+            return
+        if any(p >= k for p, k in zip(end[2:], kernel, strict=True)):
+            return
+    elif reader.op_type != "Conv" or reader.input[0] != node.output[0]:
+        return
+    _set(reader, "pads", [a + b for a, b in zip(own, begin[2:] + end[2:], strict=True)])
+    reader.input[0] = node.input[0]
+    graph.nodes.remove(node)
+
+
+def _hard_sigmoid(graph: _Graph, node: Any) -> None:
+    """max(0, min(1, alpha x + beta)): the line goes into the layer before where it can."""
+    alpha = float(onnx_file.attribute(node, "alpha", 0.2))
+    beta = float(onnx_file.attribute(node, "beta", 0.5))
+    x, y = node.input[0], node.output[0]
+    numbers = {
+        name: graph.store(f"{y}__{name}", np.array(value, np.float32))
+        for name, value in (("alpha", alpha), ("beta", beta), ("zero", 0.0), ("one", 1.0))
+    }
+    ends = [numbers["zero"], numbers["one"]]
+    if graph.only_reader(x) is not None and _take_in(graph, graph.makers.get(x), alpha, beta):
+        graph.replace(node, [("Clip", [x, *ends], y, {})])
+        return
+    steps: list[_Step] = [
+        ("Mul", [x, numbers["alpha"]], f"{y}__scaled", {}),
+        ("Add", [f"{y}__scaled", numbers["beta"]], f"{y}__line", {}),
+        ("Clip", [f"{y}__line", *ends], y, {}),
+    ]
+    graph.replace(node, steps)
+
+
+def _by_a_constant(graph: _Graph, node: Any) -> None:
+    """A quotient by a constant is a product, a difference to one is a sum: those have kernels."""
+    number = graph.constants.get(node.input[1])
+    if number is None or number.dtype != np.float32 or not number.all() and node.op_type == "Div":
+        return
+    with np.errstate(over="ignore"):
+        other = -number if node.op_type == "Sub" else (1 / number).astype(np.float32)
+    if not np.isfinite(other).all():
+        return
+    name, kind = node.output[0], "Add" if node.op_type == "Sub" else "Mul"
+    inputs = [node.input[0], graph.store(f"{name}__{kind.lower()}", other)]
+    graph.replace(node, [(kind, inputs, name, {})])
+
+
+def _into_layer(graph: _Graph, node: Any) -> None:
+    """A factor or summand, of all channels or one for each, behind a convolution: part of it."""
+    fed = [name for name in node.input if name not in graph.constants]
+    number = next((graph.constants[name] for name in node.input if name in graph.constants), None)
+    if len(fed) != 1 or len(node.input) != 2 or number is None or number.dtype != np.float32:
+        return
+    layer = graph.makers.get(fed[0])
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose"):
+        return
+    rank = graph.constants[layer.input[1]].ndim if layer.input[1] in graph.constants else 0
+    channels_only = number.size == number.shape[1 - rank] if number.ndim >= rank - 1 > 0 else False
+    if number.ndim > rank or not (number.size == 1 or channels_only):
+        return
+    row = number.reshape(-1).astype(np.float64)
+    factor, summand = (row, 0.0) if node.op_type == "Mul" else (1.0, row)
+    if graph.only_reader(fed[0]) is node and _take_in(graph, layer, factor, summand):
+        graph.take_out(node, layer)
+
+
+def _take_in(graph: _Graph, layer: Any, factor: Any, summand: Any) -> bool:
+    """Let a layer with constant weights answer ``factor * x + summand``, one number of both or one
+    for each output channel; False if it cannot."""
+    if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    weights = graph.constants.get(layer.input[1])
+    stored = [name for name in layer.input[2:] if name]
+    bias = graph.constants.get(stored[0]) if stored else np.zeros(1, np.float32)
+    if weights is None or bias is None:
+        return False
+    axis = 0
+    if layer.op_type == "ConvTranspose":
+        if onnx_file.attribute(layer, "group", 1) != 1:
+            return False
+        axis = 1
+    elif layer.op_type == "Gemm":
+        if any(onnx_file.attribute(layer, key, 1.0) != 1.0 for key in ("alpha", "beta")):
+            return False
+        axis = 0 if onnx_file.attribute(layer, "transB", 0) else 1
+    channels = weights.shape[axis]
+    if any(np.size(each) not in (1, channels) for each in (factor, summand, bias)):
+        return False
+    shape = [1] * weights.ndim
+    shape[axis] = -1
+    whole = weights * np.broadcast_to(factor, channels).reshape(shape)
+    row = np.broadcast_to(bias.reshape(-1), channels) * factor + summand
+    if not (np.isfinite(whole).all() and np.isfinite(row).all()):
+        return False
+    name = layer.output[0]
+    layer.input[1] = graph.store(f"{name}__weights", whole.astype(np.float32))
+    del layer.input[2:]
+    layer.input.append(graph.store(f"{name}__bias", row.astype(np.float32)))
+    return True
+
+
+def _normalization(graph: _Graph, node: Any) -> None:
+    """A batch normalisation that no layer took in: one of the transposed convolution before, or a
+    convolution of each channel by itself, so that each has a step of its own."""
+    numbers = [graph.constants.get(name) for name in node.input[1:5]]
+    if any(each is None for each in numbers) or len(node.output) > 1:
+        return
+    scale, offset, mean, variance = (np.asarray(each, np.float64) for each in numbers)
+    factor = scale / np.sqrt(variance + onnx_file.attribute(node, "epsilon", 1e-5))
+    summand, name, layer = offset - mean * factor, node.output[0], graph.makers.get(node.input[0])
+    if graph.only_reader(node.input[0]) is node and _take_in(graph, layer, factor, summand):
+        graph.take_out(node, layer)
+        return
+    rank = graph.rank(node.input[0])
+    if rank is None or rank < 3:
+        return
+    weights = factor.astype(np.float32).reshape(-1, 1, *[1] * (rank - 2))
+    given = [
+        node.input[0],
+        graph.store(f"{name}__weights", weights),
+        graph.store(f"{name}__bias", summand.astype(np.float32)),
+    ]
+    graph.replace(node, [("Conv", given, name, {"group": len(factor)})])
+
+
+def _convolution(graph: _Graph, node: Any) -> None:
+    """A transposed convolution of stride s: a convolution that answers s by s pixels a place, put
+    side by side (Shi et al. 2016, arXiv 1609.07009), and cut to size."""
+    weights = graph.constants.get(node.input[1])
+    if weights is None or weights.ndim != 4:
+        return
+    groups = onnx_file.attribute(node, "group", 1)
+    kernel, strides = weights.shape[2:], onnx_file.attribute(node, "strides", [1, 1])
+    pads = onnx_file.attribute(node, "pads", [0, 0, 0, 0])
+    more = onnx_file.attribute(node, "output_padding", [0, 0])
+    other = any(step != 1 for step in onnx_file.attribute(node, "dilations", [1, 1]))
+    other |= onnx_file.attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
+    step = strides[0]
+    if other or strides != [step, step] or onnx_file.attribute(node, "output_shape", []):
+        return
+    taps = [-(-size // step) for size in kernel]
+    # of the (n + taps - 1) * step rows there are, pads are cut off in front, and behind
+    behind = [taps[i] * step - kernel[i] + pads[2 + i] - more[i] for i in (0, 1)]
+    if min(behind) < 0:
+        return
+    inputs, outputs = weights.shape[:2]  # of the outputs those of one group
+    own = inputs // groups
+    whole = np.zeros((inputs, outputs, taps[0] * step, taps[1] * step), weights.dtype)
+    whole[:, :, : kernel[0], : kernel[1]] = weights
+    whole = whole.reshape(groups, own, outputs, taps[0], step, taps[1], step)
+    whole = whole[:, :, :, ::-1, :, ::-1].transpose(0, 2, 4, 6, 1, 3, 5).reshape(-1, own, *taps)
+    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2, "group": groups}
+    given = [node.input[0], graph.store(f"{name}__weights", whole)]
+    if len(node.input) > 2 and node.input[2]:
+        bias = graph.constants.get(node.input[2])
+        if bias is None:
+            return
+        given.append(graph.store(f"{name}__bias", bias.repeat(step * step)))
+    cut = any(pads[:2]) or any(behind)
+    wide = f"{name}__wide" if cut else name
+    steps: list[_Step] = [("Conv", given, f"{name}__dense" if step > 1 else wide, form)]
+    if step > 1:
+        steps.append(("DepthToSpace", [f"{name}__dense"], wide, {"blocksize": step, "mode": "CRD"}))
+    if cut:
+        ends = [-size if size else np.iinfo(np.int64).max for size in behind]
+        limits = [
+            graph.store(f"{name}__{key}", np.array(value, np.int64))
+            for key, value in (("from", pads[:2]), ("to", ends), ("axes", [2, 3]))
+        ]
+        steps.append(("Slice", [wide, *limits], name, {}))
+    graph.replace(node, steps)
+
+
+def _bias(graph: _Graph, node: Any) -> None:
+    """A bias of one number for each output channel, and of zeros where a layer has none: it can
+    take up the mean error of the weights."""
+    if node.op_type not in ("Conv", "Gemm"):
+        return
+    weights = graph.constants.get(node.input[1])
+    if weights is None:
+        return
+    if len(node.input) > 2 and not node.input[2]:
+        del node.input[2]
+    name = node.output[0]
+    turned = node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0)
+    zeros = np.zeros(weights.shape[0 if turned else 1], weights.dtype)
+    bias = graph.constants.get(node.input[2]) if len(node.input) > 2 else zeros
+    if bias is None:
+        return  # a computed one
+    if node.op_type == "Gemm":
+        alpha, beta = (float(onnx_file.attribute(node, key, 1.0)) for key in ("alpha", "beta"))
+        if alpha != 1.0:
+            scaled = (weights * alpha).astype(weights.dtype)
+            node.input[1] = graph.store(f"{name}__weights", scaled)
+        bias = (bias * beta).astype(weights.dtype)
+        for key in ("alpha", "beta"):
+            _set(node, key, 1.0)
+    if bias.ndim > 1 and bias.shape[0] != 1:  # one number for each row as well: no bias
+        product = f"{name}__product"
+        add = onnx_file.package().helper.make_node(
+            "Add", [product, graph.store(f"{name}__summand", bias)], [name], f"{name}__add"
+        )
+        graph.nodes.insert(list(graph.nodes).index(node) + 1, add)
+        node.output[0], bias = product, zeros
+    row = np.broadcast_to(bias.reshape(-1), zeros.shape)
+    same = len(node.input) > 2 and graph.constants.get(node.input[2]) is not None
+    if same and np.array_equal(graph.constants[node.input[2]], row):
+        return
+    del node.input[2:]
+    node.input.append(graph.store(f"{node.output[0]}__bias", row))
+
+
+def relative(model: Any) -> frozenset[str]:
+    """Names of nodes whose numbers neither 8 bits nor float16 hold: variances, spectra, and the
+    factors that are made of them.
+
+    That is what only roots, logarithms, powers and divisors read, through whatever lies between,
+    and what reads a root or a reciprocal.
+    """
+    graph = _Graph(model)
+    readers: dict[str, list[tuple[Any, int]]] = {}
+    for node in graph.nodes:
+        for place, name in enumerate(node.input):
+            readers.setdefault(name, []).append((node, place))
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        read = [each for name in node.output for each in readers.get(name, [])]
+        if read and graph.ends.isdisjoint(node.output):
+            if all(
+                reader.name in found or place in _RELATIVE.get(reader.op_type, ())
+                for reader, place in read
+            ):
+                found.add(node.name)
+    factors: set[str] = set()
+    for node in graph.nodes:
+        known = [name in factors or name in graph.constants for name in node.input if name]
+        if node.op_type in ("Sqrt", "Reciprocal"):
+            factors.update(node.output)
+        elif not factors.isdisjoint(node.input):
+            found.add(node.name)
+            first = node.op_type in _MOVING and node.input[0] in factors
+            if first or (all(known) and node.op_type in ("Mul", "Add", "Div", "Reciprocal")):
+                factors.update(node.output)
+    return frozenset(found)
+
+
+def _set(node: Any, name: str, value: Any) -> None:
+    for attribute in [a for a in node.attribute if a.name == name]:
+        node.attribute.remove(attribute)
+    node.attribute.append(onnx_file.package().helper.make_attribute(name, value))
+
+
+def pad_integers(model: Any) -> None:
+    """Let padding between DequantizeLinear and QuantizeLinear of one scale pad the integers, in
+    place; onnxruntime has the kernel, but does not take the pair out by itself."""
+    graph = _Graph(model)
+
+    def numbers(node: Any) -> list[float]:
+        return [float(graph.constants[name]) for name in node.input[1:3]]
+
+    for node in [node for node in graph.nodes if node.op_type == "Pad"]:
+        before, behind = graph.makers.get(node.input[0]), graph.only_reader(node.output[0])
+        if before is None or before.op_type != "DequantizeLinear":
+            continue
+        if behind is None or behind.op_type != "QuantizeLinear":
+            continue
+        if numbers(before) != numbers(behind):
+            continue
+        inputs = [*node.input, "", ""][:4]
+        if onnx_file.attribute(node, "mode", b"constant") == b"constant" and inputs[2]:
+            value = graph.makers.get(inputs[2])
+            given = graph.constants.get(inputs[2] if value is None else value.input[0])
+            zero = 0.0 if value is None else numbers(value)[1]
+            if given is None or float(given) != zero:
+                continue
+        inputs[2] = before.input[2]  # its type has to be that of the numbers, used or not
+        del node.input[:]
+        node.input.extend(inputs if inputs[3] else inputs[:3])
+        node.input[0], node.output[0] = before.input[0], behind.output[0]
+        graph.nodes.remove(behind)
+
+
+def transpose_behind_products(model: Any) -> None:
+    """Where a product with a constant matrix reads a transposition of the other axes, turn its
+    answer instead, in place.
+
+    onnxruntime 1.31 crashes when it merges such a transposition into a product in float16.
+    """
+    graph = _Graph(model)
+    for node in list(graph.nodes):
+        if node.op_type != "MatMul" or graph.constants.get(node.input[1], np.empty(0)).ndim != 2:
+            continue
+        turn = graph.makers.get(node.input[0])
+        order = list(onnx_file.attribute(turn, "perm", [])) if turn is not None else []
+        if turn is None or turn.op_type != "Transpose" or order[-1:] != [len(order) - 1]:
+            continue
+        plain, output = f"{node.output[0]}__plain", node.output[0]
+        steps: list[_Step] = [
+            ("MatMul", [turn.input[0], node.input[1]], plain, {}),
+            ("Transpose", [plain], output, {"perm": order}),
+        ]
+        graph.replace(node, steps)
+        if not graph.readers(turn.output[0]) and turn.output[0] not in graph.ends:
+            graph.nodes.remove(turn)

@@ -1,0 +1,372 @@
+"""What has to be seen of a model file before it becomes an artifact.
+
+Every number is the one that was decided, the file loads and runs, and its outputs are those of the
+float graph as far as the precision explains: in float16, what no rounding explains is a fault, and
+the layer that has it is named. An int8 file is judged by its outputs on held-out samples, computed
+by the kernels of its runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import ExecutionError, InvalidDataError, WriterError
+from edgekit.data import feeds
+from edgekit.data.feeds import Feed
+from edgekit.diagnosis import measure
+from edgekit.diagnosis.tensors import OnnxTensors, TfLiteTensors
+from edgekit.graph import litert, onnx
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.quantization import judge as judging
+from edgekit.quantization import saturation
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.records import environment
+from edgekit.records.artifact import Execution
+from edgekit.records.encodings import Stored, differences
+from edgekit.records.fidelity import Fidelity
+from edgekit.records.signature import Signature
+from edgekit.sources.float_model import FloatModel
+from edgekit.writers import onnx_integers, onnx_tensors, tflite_integers
+
+#: Largest difference from the float answers, as a part of their largest value.
+_TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
+SAMPLES = 4
+#: dB below which a tensor is said to be off.
+_OFF = 30.0
+
+
+def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
+    """The file holds what was decided, number for number.
+
+    Raises:
+        WriterError: If it does not.
+    """
+    found = differences(read, decided if biases else decided.without_biases())
+    if found:
+        places = ", ".join(
+            f"{each.what} of {short_name(each.tensor)} ({each.count} by {each.largest:.3g})"
+            for each in found[:3]
+        )
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise WriterError(
+            f"the {target} int8 file holds other numbers than were decided: {places}{more}; "
+            f"float32 and float16 of it can be exported"
+        )
+
+
+def check_products(model: Any, profile: DeviceProfile) -> None:
+    """No two products of an ONNX file can exceed 16 bits together, where the device adds them so.
+
+    Args:
+        model: The int8 file, as it will be stored.
+        profile: The device.
+
+    Raises:
+        WriterError: If two can.
+    """
+    if not profile.pair_bound or profile.onnx_activations != "uint8":
+        return
+    over = [
+        (found, pairs)
+        for found in onnx_integers.products(model)
+        if saturation.pairs_in_groups(found.groups, found.inputs, len(found.rows))
+        and (pairs := saturation.predict(found.name, found.rows).pairs)
+    ]
+    if over:
+        first, pairs = over[0]
+        raise WriterError(
+            f"{pairs} pairs of products of {short_name(first.name)} can saturate on {profile.name} "
+            f"({first.groups} groups of {first.inputs} channels); export with --device "
+            f"x86-vnni for CPUs that have VNNI"
+        )
+
+
+def execution(
+    content: bytes,
+    found: Signature,
+    source: FloatModel,
+    target: str,
+    precision: str,
+    profile: DeviceProfile,
+    numbers: int,
+) -> Execution:
+    """Load and run what will be written; say which kernels did it.
+
+    Args:
+        content: The model file.
+        found: Its signature.
+        source: What it was made from.
+        numbers: How many weights and biases were read back from it.
+    """
+    isa = environment.describe().isa
+    if target == "tflite":
+        in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
+        return Execution("XNNPACK", isa, litert.kernels(content), in_float, numbers)
+    if profile.provider != "CPUExecutionProvider":
+        note = f"not run: {profile.provider} is not on this machine"
+        return Execution(profile.provider, isa, {}, (), numbers, note)
+    feed = feeds.quantized(
+        feeds.random(found.inputs, source.preprocessing, 1, seed=0), found.inputs
+    )
+    feed = next(feeds.one_by_one(feed, found.inputs))
+    options = dict(profile.runtime_options.get(target, {}))
+    nodes = onnx.executed(content, feed, options=options)
+    kernels: dict[str, int] = {}
+    for node in nodes:
+        kernels[node.kind] = kernels.get(node.kind, 0) + 1
+    floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
+    return Execution(
+        "CPUExecutionProvider", isa, kernels, floats if precision == "int8" else (), numbers
+    )
+
+
+def check_answers(
+    content: bytes,
+    found: Signature,
+    canonical: bytes,
+    source: FloatModel,
+    target: str,
+    precision: str,
+    samples: Feed | None = None,
+) -> str:
+    """Run what will be written, on fixed samples, beside the float graph.
+
+    Args:
+        content: The model file.
+        found: Its signature.
+        canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
+        samples: Preprocessed calibration samples by input name; default random ones.
+
+    Returns:
+        How far the outputs differ, in words.
+
+    Raises:
+        ExecutionError: If an output is NaN or infinite, or differs by more than the precision
+            explains. How much int8 may differ is for :func:`judge`.
+    """
+    base = onnx.signature(source.model) if source.kind == "onnx" else None
+    given = (base or litert.signature(canonical)).inputs
+    kind = "random inputs" if samples is None else "calibration samples"
+    values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
+    expected = _of_tflite(canonical, values) if base is None else _of_onnx(canonical, values, base)
+    feed = feeds.quantized(values, found.inputs)
+    run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
+    largest, beyond, where, odd = -1.0, "", "", []
+    for end in found.outputs:
+        answers, exact = end.dequantize(run[end.name]), expected[end.name]
+        whole = np.isfinite(exact)
+        if precision != "int8" and not whole.any():
+            raise ExecutionError(
+                f"{source.model_id} answers NaN or infinity in {end.name} to each of "
+                f"{feeds.count(values)} {kind}, in float32 already; check its weights, and whether "
+                f"preprocessing {source.preprocessing.name} is its own"
+            )
+        if not whole.all():
+            odd.append(end.name)
+        answers, exact = answers[whole], exact[whole]
+        if not np.isfinite(answers).all():
+            fix = (
+                "give it real samples with --calibration"
+                if precision == "int8"
+                else ("export it in float32" if precision == "float16" else "export it to TFLite")
+            )
+            raise ExecutionError(
+                f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
+                f"{end.name} where the float model does not; {fix}"
+            )
+        difference = float(np.abs(answers - exact).max(initial=0))
+        size = float(np.abs(exact).max(initial=0))
+        allowed = _TOLERANCE.get(precision, np.inf) * max(1e-6, size)
+        if difference > allowed and not beyond:
+            beyond = f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most"
+        span = float(np.ptp(exact)) if exact.size else 0.0
+        share = 100 * difference / (span or size or 1.0)
+        if share > largest:
+            largest = share
+            where = f"by {difference:.2g} at most, {share:.2g} % of the range of {end.name}"
+    if not beyond:
+        return f"outputs for {feeds.count(values)} {kind} differ from float32 {where}" + (
+            f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else ""
+        )
+    said = f"the {target} {precision} model of {source.model_id} differs from the float model"
+    if base is None:
+        fault, why = _judge(content, canonical, target, values)
+    else:
+        fault, why = _judge_onnx(content, canonical, values)
+    if precision == "float32":
+        raise WriterError(f"{said} {beyond}: {why}")
+    if fault:
+        raise ExecutionError(f"{said} {beyond}: {why}; export it in float32")
+    return f"{said} {beyond}, on {feeds.count(values)} {kind}: {why}"
+
+
+def judge(
+    content: bytes,
+    found: Signature,
+    canonical: bytes,
+    source: FloatModel,
+    target: str,
+    profile: DeviceProfile,
+    samples: Feed,
+) -> tuple[Fidelity, ...]:
+    """Judge the outputs of an int8 file as its user gets them, on the runtime's own kernels.
+
+    Args:
+        content: The model file.
+        found: Its signature.
+        canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
+        profile: The device. Weights that are free to saturate on this CPU, and not there, are
+            computed with precise kernels.
+        samples: Preprocessed calibration samples by input name.
+
+    Raises:
+        ExecutionError: If an output is NaN or infinite.
+    """
+    base = onnx.signature(source.model) if source.kind == "onnx" else None
+    expected = (
+        _of_tflite(canonical, samples) if base is None else _of_onnx(canonical, samples, base)
+    )
+    feed = feeds.quantized(samples, found.inputs)
+    if target == "tflite":
+        run = _of_tflite(content, feed)
+    else:
+        options = dict(profile.runtime_options.get(target, {}))
+        if not profile.pair_bound and environment.saturates(environment.describe()):
+            options[environment.PRECISE] = "1"
+        run = _of_onnx(content, feed, found, options)
+    real = {
+        end.name: end.dequantize(run[end.name]) if end.is_real else run[end.name]
+        for end in found.outputs
+    }
+    try:
+        return judging.of({name: expected[name] for name in real}, real, feeds.count(samples))
+    except InvalidDataError as exc:
+        raise ExecutionError(f"the {target} int8 file of {source.model_id}: {exc}") from None
+
+
+@dataclass(frozen=True)
+class _Rounding:
+    """Errors of a layer in float16.
+
+    Attributes:
+        excess: With exact inputs, over those of a sound layer, in dB.
+        off: Whether the tensor is below :data:`_OFF` dB when the network runs on its own.
+    """
+
+    layer: str
+    excess: float
+    off: bool
+
+
+def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple[bool, str]:
+    """Whether a layer of a float16 file errs by more than rounding, and which, in words."""
+    graph = Graph(canonical)
+    right = TfLiteTensors(canonical, graph, threads=1)
+    wrong = (
+        TfLiteTensors(content, graph, threads=1)
+        if target == "tflite"
+        else OnnxTensors(onnx.parse(content), graph, threads=1)
+    )
+    given = {graph.entries[name]: array for name, array in values.items()}
+    rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+    return _verdict(
+        [
+            _Rounding(row.layer, row.excess, row.accumulated.sqnr < _OFF)
+            for row in rows
+            if row.excess is not None and row.accumulated is not None
+        ]
+    )
+
+
+def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, str]:
+    """The same of a file that was made from another exporter's, tensor by tensor of its names."""
+    models = onnx.parse(original), onnx.parse(content)
+    places = [onnx_tensors.own_places(model) for model in models]
+    names = [name for name in places[0] if name in places[1]]
+    if not names:
+        raise ExecutionError("no tensor of both files has a known size; export it in float32")
+    places = [{name: each[name] for name in names} for each in places]
+
+    def run(cut: bytes, fed: Feed) -> Feed:
+        session = onnx.session(cut)
+        taken = {entry.name for entry in session.get_inputs()}
+        ends = [end.name for end in session.get_outputs()]
+        found = onnx.run(session, ends, {name: fed[name] for name in taken})
+        return dict(zip(ends, found, strict=True))
+
+    totals = {name: np.zeros(4) for name in names}
+    for i in range(feeds.count(values)):
+        one = feeds.part(values, slice(i, i + 1))
+        whole = [
+            run(onnx_tensors.watched(model, each), one)
+            for model, each in zip(models, places, strict=True)
+        ]
+        held = measure.halved(whole[0])
+        alone = [
+            run(
+                onnx_tensors.cut(model, each),
+                one | {onnx_tensors.fed(p): p.own(held[n]) for n, p in each.items()},
+            )
+            for model, each in zip(models, places, strict=True)
+        ]
+        for name in names:
+            right, wrong, exact, own = (each[name].astype(np.float64) for each in (*whole, *alone))
+            whole_ones = np.isfinite(right) & np.isfinite(exact)  # e.g. not a mask of -infinity
+            parts = (right, wrong, exact, own)
+            right, wrong, exact, own = (
+                np.where(np.isnan(part), np.inf, part)[whole_ones] for part in parts
+            )
+            parts = (right, wrong - right, exact, own - exact)
+            totals[name] += [float((part**2).sum()) for part in parts]
+    sound = measure.HALF**2
+    return _verdict(
+        [
+            _Rounding(
+                name,
+                measure.decibels(noise_alone, sound * (power_alone + 1e-12)),
+                measure.decibels(power, noise) < _OFF,
+            )
+            for name, (power, noise, power_alone, noise_alone) in totals.items()
+        ]
+    )
+
+
+def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
+    """(whether a layer is at fault, what to say) of layers in order of execution."""
+    worst = max(rows, key=lambda row: row.excess)
+    if worst.excess >= measure.BLAME:
+        return True, (
+            f"{worst.layer} is to blame, it errs {worst.excess:.1f} dB more than a sound layer"
+        )
+    first = next((row.layer for row in rows if row.off), None)
+    return False, (
+        f"every layer rounds as float16 does (worst {worst.layer}, {worst.excess:.1f} dB over a "
+        f"sound layer's error), the network amplifies it"
+        + (f", below {_OFF:.0f} dB from {first} on" if first else "")
+    )
+
+
+def _of_onnx(
+    content: bytes, values: Feed, found: Signature, options: Mapping[str, str] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    names = [end.name for end in found.outputs]
+    opened = onnx.session(content, options=options)
+    each = feeds.batches if found.batch == -1 else feeds.one_by_one
+    parts = [onnx.run(opened, names, one) for one in each(values, found.inputs)]
+    return feeds.joined([dict(zip(names, each, strict=True)) for each in parts], found.outputs)
+
+
+def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
+    """Answers ``[N, ...]`` by name of the signature."""
+    opened = litert.interpreter(content)
+    runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
+    found = [
+        litert.invoke(runner, **{name: array[i : i + 1] for name, array in values.items()})
+        for i in range(feeds.count(values))
+    ]
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}

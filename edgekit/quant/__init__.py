@@ -1,1 +1,0 @@
-"""From observed ranges to the numbers in the files: calibration tables and encodings."""

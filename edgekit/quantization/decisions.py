@@ -1,0 +1,131 @@
+"""Decisions kept on disk, so that TFLite and ONNX get the same integers, and the second at once.
+
+A decision is found again by the sha256 of all that it was made from, the source code and the
+versions of packages too. On another machine float sums may end in another last digit and so in
+other integers; the artifacts' encodings and ``python -m edgekit.parity`` would show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.base import outputs, schema
+from edgekit.base.errors import EdgekitError
+from edgekit.base.version import sources
+from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization import reconstruct
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.quantize import Quantized, Trial
+from edgekit.quantization.saturation import Prediction
+from edgekit.quantization.table import CalibrationTable
+from edgekit.records.encodings import Encodings, LayerIntegers, Stored
+
+
+@dataclass(frozen=True)
+class _Document:
+    encodings: Encodings
+    layers: tuple[str, ...]
+    way: str
+    trials: tuple[Trial, ...]
+    saturating: tuple[Prediction, ...]
+    notes: tuple[str, ...]
+    floats: dict[str, str]
+
+
+def key(
+    canonical: bytes,
+    table: CalibrationTable,
+    profile: DeviceProfile,
+    *,
+    images: bool,
+    correction: str,
+    integers_only: bool,
+    versions: dict[str, str],
+) -> str:
+    """Hex sha256 of everything that a decision depends on."""
+    numbers = (profile.symmetric, profile.pair_bound, profile.name)
+    options = (images, correction, integers_only)
+    parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
+    return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
+
+
+def load(path: Path) -> Quantized | None:
+    """A decision, or None if there is none that can be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = {
+                name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()
+            }
+        document = schema.from_json(_Document, schema.parse(arrays["document"].tobytes().decode()))
+        layers = {}
+        for i, name in enumerate(document.layers):
+            layers[name] = LayerIntegers(
+                arrays[f"weights-{i}"],
+                arrays[f"weight_scale-{i}"],
+                arrays.get(f"bias-{i}"),
+                arrays.get(f"bias_scale-{i}"),
+            )
+        graph = arrays["graph"].tobytes()
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,  # also RecursionError and NotImplementedError, of a foreign zip archive
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        EdgekitError,
+    ):
+        return None
+    computed = {
+        name: (found.scale[0], found.zero_point)
+        for name, found in document.encodings.tensors.items()
+        if found.axis is None
+    }
+    constants = reconstruct.constants(Graph(graph), document.encodings.constants)
+    return Quantized(
+        graph,
+        document.encodings,
+        Stored(computed, layers, constants),
+        document.way,
+        document.trials,
+        document.saturating,
+        document.notes,
+        document.floats,
+    )
+
+
+def save(path: Path, found: Quantized) -> None:
+    """Write a decision."""
+    document = _Document(
+        found.encodings,
+        tuple(found.stored.layers),
+        found.way,
+        found.trials,
+        found.saturating,
+        found.notes,
+        dict(found.floats),
+    )
+    arrays: dict[str, Any] = {
+        "graph": np.frombuffer(found.graph, np.uint8),
+        "document": np.frombuffer(schema.dumps(document).encode(), np.uint8),
+    }
+    for i, layer in enumerate(found.stored.layers.values()):
+        for field in ("weights", "weight_scale", "bias", "bias_scale"):
+            if getattr(layer, field) is not None:
+                arrays[f"{field}-{i}"] = getattr(layer, field)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    outputs.write_bytes(path, stream.getvalue(), force=True)
+
+
+def _array(content: bytes) -> Any:
+    return np.load(io.BytesIO(content), allow_pickle=False)

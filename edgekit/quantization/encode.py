@@ -1,0 +1,380 @@
+"""From ranges to encodings of activations, with the operators that must share a scale.
+
+This is the only place that knows such rules; every writer takes what is decided here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit.base.errors import InvalidDataError, InvalidModelError
+from edgekit.graph import kernels
+from edgekit.graph.flatbuffer import Graph, Operator, short_name
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.table import Range
+from edgekit.records.encodings import Encoding
+
+#: Operators that compute each number of their output from the same number of their inputs.
+_ELEMENTWISE = frozenset(
+    "ABS ADD CAST CEIL COS DIV ELU EQUAL EXP FLOOR FLOOR_DIV FLOOR_MOD GELU GREATER GREATER_EQUAL "
+    "HARD_SWISH LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM "
+    "MINIMUM MUL NEG NOT_EQUAL POW RELU RELU6 RELU_N1_TO_1 ROUND RSQRT SELECT SELECT_V2 SIGN SIN "
+    "SQRT SQUARE SQUARED_DIFFERENCE SUB TANH ZEROS_LIKE".split()
+)
+#: Those whose output has no range that 256 steps could stand for on the way to another number.
+_STEEP = frozenset(("DIV", "EXP", "LOG", "POW"))
+#: Constants that XNNPACK takes without a zero_point only.
+_SYMMETRIC = frozenset(("BATCH_MATMUL",))
+#: Scale of a constant whose numbers are smaller than float32 can divide by 255.
+_LEAST = 1e-30
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Which activations have one scale.
+
+    Attributes:
+        roots: By tensor name, one tensor that stands for all that share its scale; in order of
+            execution.
+        fixed: (scale, zero_point) that the specification sets, by root.
+        direct: Tensors whose own operator sets them.
+    """
+
+    roots: dict[str, str]
+    fixed: dict[str, tuple[float, int]]
+    direct: frozenset[str]
+
+
+def sharing(graph: Graph, floats: Collection[str] = ()) -> Sharing:
+    """Find the operators that must share a scale, and those whose scale is fixed.
+
+    Args:
+        graph: Float.
+        floats: Tensors that stay float. An operator that reads or writes one computes in float,
+            and asks nothing of the scales of its other tensors.
+    """
+    groups = _Groups()
+    fixed: dict[str, tuple[float, int]] = {}
+    floats = left_float(graph, floats)
+    for operator in graph.operators:
+        if operator.touches(floats):
+            continue
+        fed = [name for name in operator.inputs if name and not graph.is_constant(name)]
+        fed = [name for name in fed if graph.dtype(name) == np.float32]
+        written = [name for name in operator.outputs if graph.dtype(name) == np.float32]
+        if operator.kind in kernels.SAME:
+            # what is gathered or sliced comes first; other inputs are indices
+            for name in written if fed else ():
+                groups.join(fed[0], name)
+        elif operator.kind in kernels.JOINED - kernels.CHOOSING:
+            set_by = {groups.root(name): value for name, value in fixed.items()}
+            scales = {set_by.get(groups.root(name)) for name in fed}
+            scales |= {None for name in operator.inputs if graph.is_constant(name)}
+            if len(scales) > 1:
+                fed = [name for name in fed if groups.root(name) not in set_by]
+            for name in (*fed, *written[1:]):
+                groups.join(written[0], name)
+        elif operator.kind in kernels.FIXED:
+            for name in written:
+                fixed[name] = kernels.FIXED[operator.kind]
+    return Sharing(
+        {name: groups.root(name) for name in computed(graph) if name not in floats},
+        {groups.root(name): value for name, value in fixed.items()},
+        frozenset(fixed),
+    )
+
+
+def activations(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    profile: DeviceProfile,
+    floats: Collection[str] = (),
+) -> dict[str, Encoding]:
+    """The encoding of every activation but those that :func:`left_float` names.
+
+    Args:
+        graph: Float.
+        ranges: By tensor name, of every float tensor that is computed.
+        profile: Says whether zero_point has to be 0.
+        floats: Tensors that stay float, and so get none.
+
+    Raises:
+        InvalidDataError: If a tensor has no range, or one of width 0.
+        InvalidModelError: If a fixed scale is joined with values that do not fit it, or indices
+            are made from real numbers.
+    """
+    floats = left_float(graph, floats)
+    for operator in graph.operators:
+        source = operator.inputs[0] if operator.kind == "CAST" else ""
+        if source and graph.dtype(source) == np.float32 and source not in floats:
+            if np.issubdtype(graph.dtype(operator.outputs[0]) or np.float32, np.integer):
+                raise InvalidModelError(
+                    f"{short_name(operator.outputs[0])} takes whole numbers from "
+                    f"{short_name(source)}, which is float and would be rounded to one "
+                    f"of 256 steps; give the input the dtype int32, e.g. Input(shape, "
+                    f"dtype='int32') before an Embedding"
+                )
+    found = sharing(graph, floats)
+    shared: dict[str, Range] = {}
+    roots = {name: root for name, root in found.roots.items() if name not in floats}
+    for name, root in roots.items():
+        if name not in ranges:
+            raise InvalidDataError(
+                f"{short_name(name)} has no range in the calibration table; calibrate this model"
+            )
+        own = ranges[name]
+        before = shared.get(root, own)
+        shared[root] = Range(min(before.min, own.min), max(before.max, own.max))
+    for together in _of_one_kernel(graph, shared, found):
+        ends = [shared[root] for root in together]
+        whole = Range(min(each.min for each in ends), max(each.max for each in ends))
+        shared.update(dict.fromkeys(together, whole))
+    encodings = {}
+    for name, root in roots.items():
+        if root in found.fixed and not profile.symmetric:
+            scale, zero_point = found.fixed[root]
+            if name not in found.direct:
+                _check_fixed(name, scale, zero_point, ranges[name])
+        else:
+            scale, zero_point = _place(name, shared[root], profile)
+        encodings[name] = Encoding("int8", (stored(scale),), zero_point)
+    if not profile.symmetric:
+        for inner, outer in _clipped(graph, found, floats).items():
+            if inner in encodings and outer in encodings:
+                encodings[inner] = encodings[outer]
+    return encodings
+
+
+def constants(
+    graph: Graph, encodings: Mapping[str, Encoding], profile: DeviceProfile
+) -> dict[str, Encoding]:
+    """The encoding of every constant that an integer operator reads, but for layers' weights.
+
+    Args:
+        graph: Float.
+        encodings: Of activations.
+        profile: Says whether zero_point has to be 0.
+    """
+    numbers = {name: (found.scale[0], found.zero_point) for name, found in encodings.items()}
+    found = {}
+    for operator in graph.operators:
+        if not kernels.on_integers(graph, operator, numbers):
+            continue
+        for name in kernels.constants(graph, operator):
+            if operator.kind in kernels.SAME | kernels.JOINED:
+                found[name] = encodings[kernels.reals(graph, operator.outputs)[0]]
+                continue
+            values = graph.constant(name)
+            if not np.isfinite(values).all():
+                raise InvalidModelError(
+                    f"the constant of {short_name(operator.outputs[0])} holds NaN or infinity; "
+                    f"write a large number in its place"
+                )
+            low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+            if high <= low:
+                scale, zero_point = 1 / 256, 0
+            elif profile.symmetric or operator.kind in _SYMMETRIC:
+                scale, zero_point = max(-low, high) / 127, 0
+            else:
+                scale, zero_point = _place(name, Range(low, high), profile)
+            found[name] = Encoding("int8", (stored(max(scale, _LEAST)),), zero_point)
+    return found
+
+
+def left_float(graph: Graph, floats: Collection[str] = ()) -> frozenset[str]:
+    """Float tensors that no integer stands for: those that are given, and what follows from the
+    graph.
+
+    Those are the steps of an activation that is made of several operators, such as SELU, softplus
+    or mish, where one of them has values of any size: only its ends are rounded. Numbers that
+    places are computed with are exact as well. And what no integer kernel reads or writes is float
+    between its neighbours.
+    """
+    floats = {*floats, *_steps_of_activations(graph), *_counts(graph)}
+    names = set(computed(graph)) - set(graph.inputs) - set(graph.outputs)
+    while True:
+        touched = {
+            name
+            for operator in graph.operators
+            for name in kernels.reals(graph, (*operator.inputs, *operator.outputs))
+            if kernels.has_kernel(graph, operator)
+            and floats.isdisjoint((*operator.inputs, *operator.outputs))
+        }
+        more = names - touched - floats
+        if not more:
+            return frozenset(floats)
+        floats |= more
+
+
+def _steps_of_activations(graph: Graph) -> set[str]:
+    """Tensors inside of what computes each number of a tensor from the same number of another."""
+    roots: dict[str, str] = {}
+    members: dict[str, list[Operator]] = {}
+    for operator in graph.operators:
+        fed = {n for n in operator.inputs if n and not graph.is_constant(n)}
+        origin = {roots.get(name, name) for name in fed}
+        if operator.kind not in _ELEMENTWISE or len(origin) != 1:
+            continue
+        (root,) = origin
+        if graph.shape(operator.outputs[0]) == graph.shape(root):
+            roots[operator.outputs[0]] = root
+            members.setdefault(root, []).append(operator)
+    readers: dict[str, list[Operator]] = {}
+    for operator in graph.operators:
+        for name in set(operator.inputs):
+            readers.setdefault(name, []).append(operator)
+    found: set[str] = set()
+    for operators in members.values():
+        inner = {
+            operator.outputs[0]
+            for operator in operators
+            if operator.outputs[0] not in graph.outputs
+            and all(reader in operators for reader in readers.get(operator.outputs[0], []))
+        }
+        parts = _Groups()
+        for operator in operators:
+            own = [name for name in (*operator.inputs, *operator.outputs) if name in inner]
+            for name in own[1:]:
+                parts.join(own[0], name)
+        steep = {
+            parts.root(name)
+            for operator in operators
+            if operator.kind in _STEEP or _lacks_kernel(graph, operator)
+            for name in (*operator.inputs, *operator.outputs)
+            if name in inner
+        }
+        found |= {name for name in inner if parts.root(name) in steep}
+    return {name for name in found if graph.dtype(name) == np.float32}
+
+
+def _lacks_kernel(graph: Graph, operator: Operator) -> bool:
+    """Whether an operator on float tensors alone has no integer kernel."""
+    if operator.kind in kernels.INTEGER or not kernels.reals(graph, operator.inputs):
+        return False
+    return bool(kernels.reals(graph, operator.outputs))
+
+
+def _counts(graph: Graph) -> set[str]:
+    """Float tensors that are made from whole numbers and become whole numbers again."""
+    counted: set[str] = set()
+    for operator in graph.operators:
+        fed = kernels.reals(graph, operator.inputs)
+        whole = [n for n in operator.inputs if n and not graph.is_constant(n) and n not in fed]
+        if (operator.kind == "CAST" and whole) or (fed and counted.issuperset(fed)):
+            counted.update(kernels.reals(graph, operator.outputs))
+    found: set[str] = set()
+    for operator in reversed(graph.operators):
+        own = counted.intersection(kernels.reals(graph, operator.inputs))
+        ends = operator.kind == "CAST" and not kernels.reals(graph, operator.outputs)
+        kind = graph.dtype(operator.outputs[0])
+        if (ends and np.issubdtype(kind or np.float32, np.integer)) or found & set(
+            operator.outputs
+        ):
+            found |= own
+    return found
+
+
+def _of_one_kernel(graph: Graph, ranges: Mapping[str, Range], found: Sharing) -> list[list[str]]:
+    """Roots of what layers with the same weights read, where their ranges are about the same.
+
+    With one scale the biases of the layers are the same integers, and stored once: a recurrent
+    layer that was unrolled is as many layers as it has steps.
+    """
+    layers: dict[bytes, list[str]] = {}
+    for layer in graph.layers:
+        root = found.roots.get(layer.input, "")
+        if root in ranges and root not in found.fixed:
+            layers.setdefault(graph.kernel(layer), []).append(root)
+    result: list[list[str]] = []
+    for roots in layers.values():
+        widths = {root: _width(ranges[root]) for root in roots}
+        left = sorted(widths, key=widths.__getitem__, reverse=True)
+        while left:
+            near = [root for root in left if 2 * widths[root] >= widths[left[0]]]
+            low = min(min(ranges[root].min, 0.0) for root in near)
+            high = max(max(ranges[root].max, 0.0) for root in near)
+            if high - low <= 2 * min(widths[root] for root in near):
+                result.append(near)
+            left = [root for root in left if root not in near]
+    return [roots for roots in result if len(roots) > 1]
+
+
+def _width(found: Range) -> float:
+    return max(found.max, 0.0) - min(found.min, 0.0)
+
+
+def _clipped(graph: Graph, found: Sharing, floats: Collection[str]) -> dict[str, str]:
+    """What only a ReLU reads, by its answer: the range of the answer clips as the ReLU does."""
+    readers: dict[str, int] = {}
+    for operator in graph.operators:
+        for name in operator.inputs:
+            readers[name] = readers.get(name, 0) + 1
+    members = Counter(found.roots.values())
+    return {
+        operator.inputs[0]: operator.outputs[0]
+        for operator in graph.operators
+        if operator.kind in ("RELU", "RELU6")
+        and not operator.touches(floats)
+        and readers[operator.inputs[0]] == 1
+        and operator.inputs[0] not in (*graph.inputs, *graph.outputs)
+        and members[found.roots.get(operator.inputs[0], "")] == 1
+        and found.roots[operator.inputs[0]] not in found.fixed
+    }
+
+
+def stored(scale: float) -> float:
+    """A scale as float32 holds it, as the shortest decimal that gives it back."""
+    return float(str(np.float32(scale)))
+
+
+def _check_fixed(name: str, scale: float, zero_point: int, found: Range) -> None:
+    low, high = (-129 - zero_point) * scale, (128 - zero_point) * scale  # a step of grace
+    if found.min < low or found.max > high:
+        raise InvalidModelError(
+            f"{short_name(name)} shares its scale with a softmax, sigmoid or tanh, whose int8 "
+            f"scale is fixed, but its values from {found.min:.3g} to {found.max:.3g} do not fit "
+            f"it; join them in another way than {', '.join(sorted(kernels.JOINED))}"
+        )
+
+
+def _place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:
+    low, high = min(found.min, 0.0), max(found.max, 0.0)  # 0.0 lies on a step
+    if high - low <= 0 or not np.float32((high - low) / 255) > 0:
+        raise InvalidDataError(
+            f"{short_name(name)} is 0 for every calibration image: a range of width 0 has no "
+            f"scale; calibrate with images that use it, or take the dead branch out of the model"
+        )
+    if profile.symmetric:
+        return max(-low, high) / 127, 0
+    scale = float(np.float32((high - low) / 255))
+    return scale, int(np.clip(np.rint(-128 - low / scale), -128, 127))
+
+
+def computed(graph: Graph) -> list[str]:
+    """Float tensors that are fed or computed, in order of execution."""
+    order = [*graph.inputs]
+    for operator in graph.operators:
+        order += operator.outputs
+    floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
+    return [name for name in floats if 0 not in graph.shape(name)]  # a part of a split can be empty
+
+
+class _Groups:
+    """Tensors that share a scale."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def root(self, name: str) -> str:
+        while name in self._parent:
+            name = self._parent[name]
+        return name
+
+    def join(self, one: str, other: str) -> None:
+        first, second = self.root(one), self.root(other)
+        if first != second:
+            self._parent[second] = first

@@ -1,0 +1,337 @@
+"""Which tensors stay float in an int8 model, because 8 bits cannot hold what they say.
+
+An operator that reads or writes such a tensor computes in float: a float island between integers.
+Three rules find them, and each says why:
+
+* the parts of a concatenation at the end of the graph that differ in size by more than
+  :data:`SIZES` keep scales of their own, and the joined output is float;
+* an output of which rounding kills a channel is float;
+* a walk gives every operator inputs that are exact but for their own rounding. Where little is left
+  of what the operator computes, e.g. 1 / sqrt of a variance, the inputs to blame stay float.
+
+Errors of two operators never mix in that walk, so that it names causes and not what suffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.graph import walk
+from edgekit.graph.flatbuffer import Graph, Operator, short_name
+from edgekit.quantization import encode
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.table import Range
+from edgekit.records import fidelity
+from edgekit.records.encodings import Encoding
+
+#: Parts of a join that differ in size by more than this do not share a scale at the graph's end.
+SIZES = 8.0
+#: A part of a join in the middle of the graph that has fewer steps than this is said.
+_STEPS = 4
+#: What is tried in turn: SQNR in dB, mean removed, that rounded inputs have to leave of what an
+#: operator computes, and that of the outputs from which on nothing more has to stay float. Of
+#: networks that quantize well all operators keep 27 dB and more.
+LIMITS = (
+    (fidelity.POOR, 30.0),
+    (fidelity.CLOSE, 30.0),
+    (25.0, fidelity.POOR),
+    (30.0, fidelity.POOR),
+    (35.0, fidelity.POOR),
+)
+#: Samples of the walk.
+SAMPLES = 32
+#: What varies below this part of the power is the rounding of float32.
+_SAME = 1e-10
+_JOINS = ("CONCATENATION", "PACK")
+#: Operators that give their values on as they are, in another shape or order.
+_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
+#: The same of some of them: what a part of them loses is for its readers to say.
+_GIVEN_ON = frozenset(
+    (
+        *_MOVED,
+        *_JOINS,
+        *"PAD PADV2 MIRROR_PAD SLICE STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V "
+        "UNPACK TILE REVERSE_V2 SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
+        "BROADCAST_TO".split(),
+    )
+)
+_ROUNDS = 16
+
+#: Why a tensor stays float, by its name.
+Floats = dict[str, str]
+
+
+def joins(graph: Graph, ranges: Mapping[str, Range]) -> Floats:
+    """Joined outputs whose parts differ in size by more than :data:`SIZES`.
+
+    Args:
+        graph: Float.
+        ranges: By tensor name.
+    """
+    found: Floats = {}
+    for operator in _ending(graph):
+        widths = [width for width in _widths(graph, operator, ranges).values() if width > 0]
+        if widths and max(widths) > SIZES * min(widths):
+            why = f"its parts differ in size, {_number(min(widths))} and {_number(max(widths))}"
+            found[operator.outputs[0]] = why
+    return closed(graph, found)
+
+
+def judged(graph: Graph, floats: Collection[str]) -> tuple[str, ...]:
+    """What methods are judged by: the outputs, but what goes into a last softmax in its place, and
+    the computed parts in place of a joined output that stays float."""
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
+
+    def before(name: str) -> Iterator[str]:
+        maker = makers.get(name)
+        if maker is not None and maker.kind in ("SOFTMAX", "LOG_SOFTMAX"):
+            yield maker.inputs[0]
+            return
+        source = name
+        while maker is not None and maker.kind in _MOVED:
+            source = maker.inputs[0]
+            maker = makers.get(source)
+        if maker is not None and maker.kind in _JOINS and source in floats:
+            for part in walk.fed(graph, maker):
+                yield from before(part)
+        else:
+            yield name
+
+    return tuple(dict.fromkeys(each for name in graph.outputs for each in before(name)))
+
+
+def swallowed(graph: Graph, ranges: Mapping[str, Range], floats: Collection[str]) -> list[str]:
+    """A sentence for each join in which a part has less than :data:`_STEPS` steps."""
+    found = []
+    for operator in graph.operators:
+        if operator.kind not in _JOINS or operator.touches(floats):
+            continue
+        widths = _widths(graph, operator, ranges)
+        step = max(widths.values(), default=0.0) / 255
+        small = [name for name, width in widths.items() if 0 < width < _STEPS * step]
+        if small:
+            found.append(
+                f"{short_name(operator.outputs[0])}: its parts share a step of {step:.2g}, and "
+                f"{', '.join(f'{short_name(n)} is {_number(widths[n])} wide' for n in small[:3])}: "
+                f"nearly nothing of it is left; scale it up in the model where it matters"
+            )
+    return found
+
+
+def find(
+    graph: Graph,
+    ranges: Mapping[str, Range],
+    profile: DeviceProfile,
+    feed: walk.Values,
+    floats: Mapping[str, str],
+    *,
+    kept: float,
+    threads: int,
+) -> tuple[Floats, float]:
+    """Let stay float what rounding takes from an operator, until all keep enough.
+
+    Args:
+        graph: Float.
+        ranges: By tensor name.
+        profile: The device.
+        feed: Preprocessed samples ``[N, ...]`` by input name; :data:`SAMPLES` of them are walked.
+        floats: Tensors that stay float already.
+        kept: SQNR in dB that rounded inputs have to leave of what an operator computes.
+        threads: Of the float operators.
+
+    Returns:
+        All tensors that stay float, with those that were given, and what the operator keeps that
+        then keeps least, in dB.
+    """
+    found, least = dict(floats), -np.inf
+    count = len(next(iter(feed.values())))
+    places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int))
+    feed = {name: values[places] for name, values in feed.items()}
+    for _ in range(_ROUNDS):
+        encodings = encode.activations(graph, ranges, profile, found)
+        more, least = _walk(graph, encodings, feed, found, kept=kept, threads=threads)
+        if more.keys() <= found.keys():
+            break
+        found = closed(graph, {**more, **found})
+    return found, least
+
+
+def closed(graph: Graph, floats: Mapping[str, str]) -> Floats:
+    """With the tensors that no operator computes on as integers any more.
+
+    What is only given another shape has the same numbers on both sides, and is one tensor here.
+    """
+    found = dict(floats)
+    readers: dict[str, list[Operator]] = {}
+    for operator in graph.operators:
+        for name in dict.fromkeys(operator.inputs):
+            readers.setdefault(name, []).append(operator)
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
+    changed = True
+    while changed:
+        changed = False
+        for name in encode.computed(graph):
+            maker, behind = makers.get(name), readers.get(name, [])
+            if name in found:
+                continue
+            moved = [each for each in (maker, *behind) if each is not None and each.kind in _MOVED]
+            alone = maker is None or maker.touches(found)
+            if (alone and all(each.touches(found) for each in behind)) or any(
+                each.inputs[0] in found or each.outputs[0] in found for each in moved
+            ):
+                found[name] = "between operators that compute in float"
+                changed = True
+    return found
+
+
+def operators(graph: Graph, floats: Collection[str]) -> tuple[Operator, ...]:
+    """What computes in float."""
+    return tuple(operator for operator in graph.operators if operator.touches(floats))
+
+
+def _walk(
+    graph: Graph,
+    encodings: Mapping[str, Encoding],
+    feed: walk.Values,
+    floats: Collection[str],
+    *,
+    kept: float,
+    threads: int,
+) -> tuple[Floats, float]:
+    """Tensors whose rounding takes too much, of one pass over the graph, and the least kept."""
+    count = len(next(iter(feed.values())))
+    found: Floats = {}
+    least = np.inf
+    exact = dict(feed)
+    island = {name: values for name, values in feed.items() if name in floats}
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
+    ends = walk.last_readers(graph)
+
+    def rounded(name: str) -> npt.NDArray[np.float32]:
+        if name in island:
+            return island[name]
+        return encodings[name].fake_quantize(exact[name]) if name in encodings else exact[name]
+
+    for position, operator in enumerate(graph.operators):
+        step = walk.Step(graph, position, threads=threads)
+        values = step.run(exact)
+        seen = step.run({name: rounded(name) for name in step.fed})
+        if operator.kind not in _GIVEN_ON:
+            left = _left(graph, operator, values, seen, count)
+            least = min(least, left)
+            if left < kept:
+                blamed = {
+                    name: _left(
+                        graph, operator, values, step.run({**exact, name: rounded(name)}), count
+                    )
+                    for name in step.fed
+                    if graph.dtype(name) == np.float32
+                }
+                worst = min(blamed, key=blamed.__getitem__)
+                for name, own in blamed.items():
+                    if own < kept or name == worst:
+                        why = _why(graph, operator, left)
+                        rounded_ones = _rounded_before(name, floats, makers)
+                        found.update(
+                            dict.fromkeys((n for n in rounded_ones if n in encodings), why)
+                        )
+        for name, array, noisy in zip(operator.outputs, values, seen, strict=True):
+            exact[name] = array
+            if name in floats:
+                island[name] = noisy
+            elif name in graph.outputs and name in encodings:
+                if _dies(name, array, encodings[name].fake_quantize(array), count):
+                    found[name] = "a step of int8 is wider than what varies in one of its channels"
+        for name in [name for name in exact if ends.get(name, position + 1) <= position]:
+            del exact[name]
+            island.pop(name, None)
+    return found, float(least)
+
+
+def _rounded_before(
+    name: str, floats: Collection[str], makers: Mapping[str, Operator]
+) -> Iterator[str]:
+    """The tensor itself, or, if it stays float already, what is rounded where its island begins."""
+    if name not in floats:
+        yield name
+    elif name in makers:
+        for each in dict.fromkeys(makers[name].inputs):
+            if each:
+                yield from _rounded_before(each, floats, makers)
+
+
+def _left(
+    graph: Graph,
+    operator: Operator,
+    exact: list[npt.NDArray[np.float32]],
+    seen: list[npt.NDArray[np.float32]],
+    count: int,
+) -> float:
+    """SQNR in dB, mean over samples removed, of the outputs of an operator together."""
+    least = np.inf
+    for name, one, other in zip(operator.outputs, exact, seen, strict=True):
+        if graph.dtype(name) != np.float32 or not one.size:
+            continue
+        right, wrong = (part.astype(np.float64).reshape(count, -1) for part in (one, other))
+        if not np.isfinite(wrong).all():
+            return -np.inf if np.isfinite(right).all() else np.inf
+        power = float((right**2).sum())
+        varies = float(((right - right.mean(axis=0)) ** 2).sum())
+        noise = float(((right - wrong) ** 2).sum())
+        signal = varies if varies > _SAME * power else power
+        if noise:
+            least = min(least, 10 * float(np.log10(max(signal, 1e-300) / noise)))
+    return float(least)
+
+
+def _dies(
+    name: str, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.float32], count: int
+) -> bool:
+    flat = exact.reshape(count, -1)
+    if not np.isfinite(flat).all() or len(exact) != count:
+        return False
+    (judged,) = fidelity.judge(flat, seen.reshape(count, -1), {name: exact.shape[1:]})
+    return judged.level == "dead"
+
+
+def _why(graph: Graph, operator: Operator, left: float) -> str:
+    what = f"{operator.kind} {short_name(operator.outputs[0])}"
+    if not np.isfinite(left):
+        return f"rounded to int8, it makes {what} NaN or infinite"
+    return f"rounded to int8, it leaves {left:.0f} dB of {what}"
+
+
+def _ending(graph: Graph) -> Iterator[Operator]:
+    """Joins whose output is one of the graph's, as it is or in another shape or order."""
+    ends = set(graph.outputs)
+    for operator in reversed(graph.operators):
+        if ends.isdisjoint(operator.outputs):
+            continue
+        if operator.kind in _JOINS:
+            yield operator
+        if operator.kind in (*_MOVED, *_JOINS):
+            ends.update(operator.inputs)
+
+
+def _widths(graph: Graph, operator: Operator, ranges: Mapping[str, Range]) -> dict[str, float]:
+    """How wide the range of each part of a join is, 0 included."""
+    found = {}
+    for name in dict.fromkeys(operator.inputs):
+        if not name or graph.dtype(name) != np.float32:
+            continue
+        if graph.is_constant(name):
+            values = graph.constant(name)
+            low, high = float(values.min(initial=0)), float(values.max(initial=0))
+        elif name in ranges:
+            low, high = min(ranges[name].min, 0.0), max(ranges[name].max, 0.0)
+        else:
+            continue
+        found[name] = high - low
+    return found
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

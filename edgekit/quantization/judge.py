@@ -1,0 +1,140 @@
+"""Ways to quantize held against each other, on samples that none of them was made from.
+
+The int8 model is emulated: the float graph walked with the weights that the integers stand for, and
+each tensor rounded as its encoding stores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import InvalidDataError
+from edgekit.graph import walk
+from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization import encode, islands, reconstruct
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.reconstruct import Layers
+from edgekit.records import fidelity
+from edgekit.records.encodings import Encoding
+from edgekit.records.fidelity import Fidelity
+
+
+@dataclass(frozen=True)
+class Score:
+    """What an emulated int8 model is worth.
+
+    Attributes:
+        sqnr: Of the worst output, before a softmax and of each part of a joined float output, mean
+            removed, in dB; minus infinity where a value is not finite.
+        level: The verdict on the outputs as they are, ``dead`` where a value is not finite.
+        broken: The first tensor that became NaN or infinite where the float model's is finite.
+    """
+
+    sqnr: float
+    level: fidelity.Level
+    broken: str = ""
+
+
+class Judge:
+    """The float model's outputs for the samples that judge.
+
+    Args:
+        canonical: Float flatbuffer.
+        floats: Tensors that may stay float; of a joined output its parts are judged.
+        held: Preprocessed samples ``[N, ...]`` by input name.
+        profile: The device.
+        threads: Of the float operators.
+    """
+
+    def __init__(
+        self,
+        canonical: bytes,
+        floats: Collection[str],
+        held: walk.Values,
+        profile: DeviceProfile,
+        *,
+        threads: int,
+    ) -> None:
+        graph = Graph(canonical)
+        self._outputs = graph.outputs
+        self._before = islands.judged(graph, floats)
+        self._names = tuple(dict.fromkeys((*self._before, *self._outputs)))
+        self._held, self._profile, self._threads = held, profile, threads
+        self._count = len(next(iter(held.values())))
+        watched = Graph(graph.with_outputs(self._names))
+        self._expected = walk.outputs(watched, held, threads=threads)
+
+    def score(self, graph: Graph, layers: Layers, encodings: Mapping[str, Encoding]) -> Score:
+        """Emulate a model.
+
+        Args:
+            graph: Float, of which ``layers`` were rounded.
+            layers: Rounded; others compute in float.
+            encodings: Of activations; others stay float.
+        """
+        changed = Graph(graph.with_outputs(self._names))
+        for layer in changed.layers:
+            if layer.output in layers:
+                reconstruct.put(changed, layer, layers[layer.output])
+        constants = encode.constants(graph, encodings, self._profile)
+        reconstruct.put_constants(changed, reconstruct.constants(graph, constants))
+        broken: list[str] = []
+
+        def stored(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+            encoding = encodings.get(name)
+            if not broken and values.dtype == np.float32 and np.isnan(values.sum()):
+                broken.append(name)
+            return values if encoding is None else encoding.fake_quantize(values)
+
+        found = walk.outputs(changed, self._held, threads=self._threads, change=stored)
+        try:
+            before = self._judge(found, self._before)
+            outputs = self._judge(found, self._outputs)
+        except InvalidDataError:
+            return Score(-np.inf, "dead", broken[0] if broken else "")
+        return Score(min(each.sqnr_centred for each in before), fidelity.worst(outputs))
+
+    def _judge(self, found: walk.Values, names: Sequence[str]) -> tuple[Fidelity, ...]:
+        return of(
+            {name: self._expected[name] for name in names},
+            {name: found[name] for name in names},
+            self._count,
+        )
+
+
+def of(
+    expected: Mapping[str, npt.NDArray[Any]], found: Mapping[str, npt.NDArray[Any]], count: int
+) -> tuple[Fidelity, ...]:
+    """Judge outputs of any dtype.
+
+    Args:
+        expected: The float model's, by name, ``count`` samples one behind the other.
+        found: The deployable's, real numbers dequantized.
+        count: Samples.
+
+    Raises:
+        InvalidDataError: If there is NaN or infinity.
+    """
+    judged = []
+    for name, exact in expected.items():
+        if exact.dtype.kind != "f":
+            judged.append(_of_whole_numbers(name, exact, found[name], count))
+            continue
+        sizes = exact.shape[1:] if len(exact) == count else (exact.size // count,)
+        right, seen = (part.reshape(count, -1) for part in (exact, found[name]))
+        judged += fidelity.judge(right, seen, {name: sizes})
+    return tuple(judged)
+
+
+def _of_whole_numbers(
+    name: str, exact: npt.NDArray[Any], found: npt.NDArray[Any], count: int
+) -> Fidelity:
+    """Each number that differs counts as an error of its own size: 10 dB where one of ten does."""
+    differs = float(np.mean(exact != found))
+    sqnr = -10 * float(np.log10(differs)) if differs else float("inf")
+    return Fidelity(name, count, sqnr, sqnr)

@@ -1,0 +1,115 @@
+"""Device profiles: what a device's integer kernels ask of the numbers, as data.
+
+A profile decides what is written and which options the runtime gets; it is no code path of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgekit.base import words
+from edgekit.records import environment
+from edgekit.records.results import Environment
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """What to write for a kind of device.
+
+    Attributes:
+        name: As ``--device`` takes it.
+        about: One line for people.
+        precisions: What can be exported for it, by target.
+        symmetric: Activations have zero_point 0.
+        onnx_activations: ``uint8`` or ``int8``, the dtype in ONNX; TFLite has int8 always.
+        onnx_bias: Whether ONNX gets int32 biases; else they stay float.
+        pair_bound: Whether weights have to keep pairs of products within int16, since a kernel of
+            the device adds them there with saturation (edgekit.quantization.saturation).
+        provider: The execution provider of onnxruntime that serves it.
+        runtime_options: Options which the runtime needs, by target.
+    """
+
+    name: str
+    about: str
+    precisions: Mapping[str, tuple[str, ...]]
+    symmetric: bool = False
+    onnx_activations: Literal["uint8", "int8"] = "uint8"
+    onnx_bias: bool = True
+    pair_bound: bool = False
+    provider: str = "CPUExecutionProvider"
+    runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+_ALL = ("float32", "float16", "int8")
+_CPU = {"tflite": _ALL, "onnx": _ALL}
+
+PROFILES: dict[str, DeviceProfile] = {
+    profile.name: profile
+    for profile in (
+        DeviceProfile(
+            "generic",
+            "any CPU; nothing saturates, with or without VNNI",
+            _CPU,
+            pair_bound=True,
+        ),
+        DeviceProfile(
+            "x86-avx2",
+            "x86 without VNNI: onnxruntime adds pairs of products in saturating 16 bits",
+            _CPU,
+            pair_bound=True,
+        ),
+        DeviceProfile(
+            "x86-vnni",
+            "x86 with AVX-VNNI, AVX512-VNNI or AMX: products are added in 32 bits",
+            _CPU,
+        ),
+        DeviceProfile(
+            "arm64",
+            "64-bit ARM: int8 activations in ONNX too, as its kernels prefer",
+            _CPU,
+            onnx_activations="int8",
+            # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
+            runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},
+        ),
+        DeviceProfile(
+            "cuda",
+            "NVIDIA through onnxruntime's CUDA provider, which has no integer convolution",
+            {"onnx": ("float32", "float16")},
+            provider="CUDAExecutionProvider",
+        ),
+        DeviceProfile(
+            "tensorrt",
+            "NVIDIA through TensorRT: int8 with zero_point 0 only, biases in float",
+            {"onnx": _ALL},
+            symmetric=True,
+            onnx_activations="int8",
+            onnx_bias=False,
+            provider="TensorrtExecutionProvider",
+        ),
+    )
+}
+DEFAULT = "generic"
+NAMES = (*PROFILES, "auto")
+
+
+def profile(name: str, machine: Environment | None = None) -> DeviceProfile:
+    """Look a profile up; ``auto`` takes the one of this machine's CPU.
+
+    Args:
+        name: One of :data:`NAMES`.
+        machine: Instead of the running one, for ``auto``.
+
+    Raises:
+        InvalidOptionError: If there is no such profile.
+    """
+    if name == "auto":
+        isa = (machine or environment.describe()).isa
+        if "asimd" in isa:
+            return PROFILES["arm64"]
+        if any(flag in isa for flag in environment.VNNI):
+            return PROFILES["x86-vnni"]
+        return PROFILES["x86-avx2" if "avx2" in isa else "generic"]
+    words.one_of("device", name, NAMES)
+    return PROFILES[name]

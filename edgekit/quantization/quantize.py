@@ -1,0 +1,504 @@
+"""One decision for all formats: encodings and integers of a canonical float graph.
+
+Methods are tried in turn and held against each other on calibration images that none of them was
+made from: nearest rounding of the graph as it is, of the equalized graph, corrected biases, and
+layers fitted to what they see. The one whose outputs are nearest the float model's is taken, and
+what the others would have given is said. What 8 bits cannot hold stays float
+(edgekit.quantization.islands), and where the outputs are poor all the same, more does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import InvalidModelError
+from edgekit.graph import walk
+from edgekit.graph.flatbuffer import Graph, Layer, short_name
+from edgekit.quantization import (
+    encode,
+    equalize,
+    islands,
+    reconstruct,
+    saturation,
+)
+from edgekit.quantization.judge import Judge, Score
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.reconstruct import Layers
+from edgekit.quantization.table import CalibrationTable
+from edgekit.records import environment, fidelity
+from edgekit.records.encodings import Encoding, Encodings, LayerIntegers, Stored
+
+Correction = Literal["auto", "none"]
+CORRECTIONS: tuple[str, ...] = ("auto", "none")
+#: Every fifth image judges what the others were used for.
+HELD_OUT = 5
+FEWEST_IMAGES = 20
+#: Another way has to be better by this much, in dB, than the simpler one before it.
+MARGIN = 0.25
+#: Tensors that stay float have to gain this much, in dB: they cost time and size.
+GAIN = 1.0
+_LARGEST_HELD_OUT = 256
+
+NEAREST = "nearest rounding"
+EQUALIZED = "equalized channels"
+CORRECTED = "corrected biases"
+FITTED = "fitted layers"
+TRAINED = "trained with fake quantization"
+#: How far a trained weight may lie from a whole step: what folding in float32 can move it.
+_OFF_GRID = 0.05
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way that was tried.
+
+    Attributes:
+        way: What was done.
+        sqnr: Of the worst output, before a softmax, mean removed, on held-out calibration images,
+            in dB; minus infinity where a value became NaN.
+    """
+
+    way: str
+    sqnr: float
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What both writers take.
+
+    Attributes:
+        graph: Float flatbuffer whose layers hold the real numbers that the integers stand for.
+        encodings: Of all tensors but those that stay float.
+        stored: Integers and scales.
+        way: What was taken.
+        trials: What was tried; empty when there were no images to judge by.
+        saturating: Layers that nearest rounding would let saturate on x86 without VNNI.
+        notes: What a reader should know, a sentence each.
+        floats: Why a tensor stays float, by its name in the canonical graph.
+    """
+
+    graph: bytes
+    encodings: Encodings
+    stored: Stored
+    way: str
+    trials: tuple[Trial, ...]
+    saturating: tuple[saturation.Prediction, ...]
+    notes: tuple[str, ...]
+    floats: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CalibrationSamples:
+    """Calibration samples that are at hand.
+
+    Attributes:
+        fit: Preprocessed, ``[N, ...]`` by input name, as many as can be walked at once
+            (edgekit.quantization.reconstruct.images_that_fit).
+        held: Those that judge, as many as :func:`held_out` says; without any nothing is judged.
+        observe: The calibration table of a graph. If its second argument is true, it is taken from
+            the samples that nothing is judged by, else from all.
+    """
+
+    fit: walk.Values
+    held: walk.Values
+    observe: Callable[[bytes, bool], CalibrationTable]
+
+    @classmethod
+    def of(
+        cls, feed: walk.Values, observe: Callable[[bytes, bool], CalibrationTable]
+    ) -> CalibrationSamples:
+        """All samples of a feed, divided by :func:`held_out`."""
+        fit, held = (
+            {name: values[places] for name, values in feed.items()}
+            for places in held_out(len(next(iter(feed.values()))))
+        )
+        return cls(fit, held, observe)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are samples to judge by."""
+        return all(len(values) for values in self.held.values())
+
+    def all(self) -> walk.Values:
+        """Those to fit and those to judge."""
+        return {n: np.concatenate([values, self.held[n]]) for n, values in self.fit.items()}
+
+
+@dataclass(frozen=True)
+class _Method:
+    """How integers are found."""
+
+    weights: Literal["nearest", "corrected", "fitted"] = "nearest"
+    equalized: bool = False
+
+    def named(self, floats: Collection[str]) -> str:
+        """What it is called where some tensors stay float."""
+        names = [EQUALIZED] if self.equalized else []
+        names += {"nearest": [], "corrected": [CORRECTED], "fitted": [FITTED]}[self.weights]
+        names = names or [NEAREST]
+        count = f"{len(floats)} tensor{'s' if len(floats) > 1 else ''} in float"
+        return ", ".join([*names, count] if floats else names)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Integers by one method."""
+
+    graph: Graph
+    encodings: Mapping[str, Encoding]
+    layers: Layers
+    factors: dict[str, tuple[float, ...]]
+
+
+class _Maker:
+    """Integers by any method from one set of samples.
+
+    Args:
+        canonical: Float flatbuffer.
+        table: Its calibration table, from these samples.
+        samples: Preprocessed ones to fit layers to, and their tables; None when only the table is
+            at hand.
+        fitting: Whether samples that judge are left out.
+        profile: The device.
+        advance: Called with the name of each operator that is walked.
+    """
+
+    def __init__(
+        self,
+        canonical: bytes,
+        table: CalibrationTable,
+        samples: CalibrationSamples | None,
+        *,
+        fitting: bool,
+        profile: DeviceProfile,
+        advance: Callable[[str], None],
+    ) -> None:
+        self._canonical, self._table, self._samples = canonical, table, samples
+        self._fitting, self._profile, self._advance = fitting, profile, advance
+        self._feed: walk.Values | None = None
+        if samples is not None:
+            self._feed = samples.fit if fitting else samples.all()
+        self._equalized: tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+
+    def equalizes(self) -> bool:
+        """Whether equalization changes anything."""
+        return bool(self._even()[1])
+
+    def make(self, method: _Method, floats: Collection[str]) -> _Made:
+        """Find all numbers, but those of the tensors that stay float and of their layers."""
+        content, factors, table = (
+            self._even() if method.equalized else (self._canonical, {}, self._table)
+        )
+        graph = Graph(content)
+        encodings = encode.activations(graph, table.ranges, self._profile, floats)
+        if method.weights == "fitted":
+            assert self._feed is not None
+            layers = reconstruct.fitted(
+                graph,
+                encodings,
+                self._feed,
+                pair_bound=self._profile.pair_bound,
+                threads=environment.cores(),
+                advance=self._advance,
+            )
+        else:
+            layers = reconstruct.nearest(
+                graph,
+                encodings,
+                pair_bound=self._profile.pair_bound,
+                statistics=table.statistics if method.weights == "corrected" else None,
+            )
+        return _Made(graph, encodings, layers, factors)
+
+    def leave(
+        self, floats: islands.Floats, kept: float, *, equalized: bool = False
+    ) -> tuple[islands.Floats, float]:
+        """All that stays float if rounded inputs have to leave ``kept`` dB of every operator, and
+        the least that is left of one then."""
+        assert self._feed is not None
+        content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
+        graph = Graph(content)
+        left = dict.fromkeys(encode.left_float(graph), "")
+        found, least = islands.find(
+            graph,
+            table.ranges,
+            self._profile,
+            self._feed,
+            {**left, **floats},
+            kept=kept,
+            threads=environment.cores(),
+        )
+        return {name: why for name, why in found.items() if name not in left}, least
+
+    def _even(self) -> tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable]:
+        """The equalized graph, its factors and its table."""
+        if self._equalized is None:
+            changed, factors = equalize.equalize(self._canonical, self._table.statistics)
+            table = self._table
+            if factors:
+                assert self._samples is not None
+                table = self._samples.observe(changed, self._fitting)
+            self._equalized = changed, factors, table
+        return self._equalized
+
+
+def quantize(
+    canonical: bytes,
+    table: CalibrationTable,
+    *,
+    profile: DeviceProfile,
+    samples: CalibrationSamples | None,
+    correction: Correction = "auto",
+    integers_only: bool = False,
+    advance: Callable[[str], None] = lambda name: None,
+) -> Quantized:
+    """Decide every number of the int8 model.
+
+    While methods are judged, all numbers come from samples that none is judged by; those of the
+    method that is taken are then found again from all.
+
+    Args:
+        canonical: Float flatbuffer.
+        table: Its calibration table, from all samples.
+        profile: The device.
+        samples: Calibration samples; None when only their table is at hand, then biases are
+            corrected from its channel means, unjudged.
+        correction: ``auto``, or ``none`` for nearest rounding.
+        integers_only: Let no tensor stay float.
+        advance: Called with the name of each operator that is walked.
+
+    Raises:
+        InvalidDataError: If a tensor has no usable range.
+        InvalidModelError: If a weight or bias cannot be stored.
+    """
+    graph = Graph(canonical)
+    whole = _Maker(canonical, table, samples, fitting=False, profile=profile, advance=advance)
+    floats = {} if integers_only else islands.joins(graph, table.ranges)
+    trials: list[Trial] = []
+    notes: list[str] = []
+    method, way = _Method(), NEAREST
+    if samples is not None and samples.judged:
+        fitting = samples.observe(canonical, True)
+        part = _Maker(canonical, fitting, samples, fitting=True, profile=profile, advance=advance)
+        judge = Judge(canonical, floats, samples.held, profile, threads=environment.cores())
+        search = _Search(part, judge)
+        method, floats = search.run(floats, correction, integers_only=integers_only)
+        way, trials, notes = method.named(floats), search.trials, search.notes
+    elif correction == "auto":
+        method = _Method("corrected")
+        way = f"{CORRECTED} (from channel means, without images to judge by)"
+        if samples is not None and not integers_only:
+            floats, _ = whole.leave(floats, fidelity.CLOSE)
+    made = whole.make(method, floats)
+    plain = made.layers
+    if profile.pair_bound or method != _Method():
+        encodings = encode.activations(graph, table.ranges, profile, floats)
+        plain = reconstruct.nearest(graph, encodings, pair_bound=False)
+    saturating = tuple(p for p in predictions(graph, plain) if p.pairs)
+    notes += islands.swallowed(graph, table.ranges, floats)
+    return _result(
+        canonical, made, profile, way, trials=trials, saturating=saturating, notes=notes,
+        floats=floats,
+    )  # fmt: skip
+
+
+class _Search:
+    """The method that is best on held-out samples, and what stays float."""
+
+    def __init__(self, maker: _Maker, judge: Judge) -> None:
+        self._maker, self._judge = maker, judge
+        self.trials: list[Trial] = []
+        self._broken: dict[str, list[str]] = {}
+        self._scores: dict[str, Score] = {}
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each tensor that became NaN in a trial."""
+        return [
+            f"{short_name(tensor)} became NaN, by which these lost: {'; '.join(names)}"
+            for tensor, names in self._broken.items()
+        ]
+
+    def run(
+        self, floats: islands.Floats, correction: Correction, *, integers_only: bool
+    ) -> tuple[_Method, islands.Floats]:
+        """Try what ``correction`` allows.
+
+        Args:
+            floats: Tensors that stay float whatever the scores are.
+            correction: As :func:`quantize` takes it.
+            integers_only: Let no other stay float.
+
+        Returns:
+            The method, and all tensors that stay float.
+        """
+        method, best = self._methods(floats, correction)
+        least = -np.inf
+        for kept, enough in () if integers_only else islands.LIMITS:
+            if best.level not in ("poor", "dead") and best.sqnr >= enough:
+                break
+            if least >= kept:
+                continue
+            found, least = self._maker.leave(floats, kept, equalized=method.equalized)
+            if found == floats:
+                continue
+            other, score = self._methods(found, correction)
+            alive = best.level == "dead" and score.level != "dead"
+            if score.sqnr > best.sqnr + GAIN or alive:
+                method, best, floats = other, score, found
+        return method, floats
+
+    def _methods(self, floats: islands.Floats, correction: Correction) -> tuple[_Method, Score]:
+        """The best method where these tensors stay float."""
+        method = _Method()
+        best = self._try(method, floats)
+        if correction == "none":
+            return method, best
+        if self._maker.equalizes():
+            score = self._try(_Method(equalized=True), floats)
+            if score.sqnr > best.sqnr + MARGIN:
+                method, best = _Method(equalized=True), score
+        ways: tuple[Literal["corrected", "fitted"], ...] = ("corrected", "fitted")
+        for tried in [_Method(weights, method.equalized) for weights in ways]:
+            score = self._try(tried, floats)
+            if score.sqnr > best.sqnr + MARGIN:
+                method, best = tried, score
+        return method, best
+
+    def _try(self, method: _Method, floats: islands.Floats) -> Score:
+        """Score a method; one that gives no numbers loses."""
+        name = method.named(floats)
+        if name in self._scores:
+            return self._scores[name]
+        try:
+            made = self._maker.make(method, floats)
+            score = self._judge.score(made.graph, made.layers, made.encodings)
+        except reconstruct.NotFiniteError as exc:
+            score = Score(-np.inf, "dead", exc.tensor)
+        if score.broken:
+            self._broken.setdefault(score.broken, []).append(name)
+        self.trials.append(Trial(name, score.sqnr))
+        self._scores[name] = score
+        return score
+
+
+def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
+    """What can saturate, layer by layer; depthwise kernels of onnxruntime cannot."""
+    return [
+        predict(layer, layers[layer.output].integers)
+        for layer in graph.layers
+        if layer.output in layers and saturation.pairs_products(graph, layer)
+    ]
+
+
+def predict(layer: Layer, integers: LayerIntegers) -> saturation.Prediction:
+    """What can saturate in a layer whose products are added in pairs."""
+    weights = integers.weights
+    rows = weights.reshape(-1, weights.shape[3]).T if layer.kind == "depthwise" else weights
+    return saturation.predict(layer.output, rows.reshape(len(rows), -1))
+
+
+def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -> Quantized:
+    """The int8 model whose encodings were found in training; nothing is decided anew.
+
+    Args:
+        canonical: Float flatbuffer of the trained model.
+        encodings: Of its activations and weights.
+        profile: The device; what it asks of the numbers must hold already.
+
+    Raises:
+        InvalidModelError: If the graph is another than the encodings', a weight is not on its
+            grid, or the device asks for other numbers.
+    """
+    graph = Graph(canonical)
+    sha256 = hashlib.sha256(canonical).hexdigest()
+    if sha256 != encodings.graph_sha256:
+        raise InvalidModelError(
+            f"the converted graph (sha256 {sha256[:12]}…) is not the one that was trained "
+            f"({encodings.graph_sha256[:12]}…); export with the package versions that the "
+            f"manifest names, or train again"
+        )
+    computed = {name: e for name, e in encodings.tensors.items() if e.axis is None}
+    if profile.symmetric and any(e.zero_point for e in computed.values()):
+        raise InvalidModelError(
+            f"device {profile.name} takes zero_point 0 only, the model was trained for "
+            f"{encodings.device}; train it with --device {profile.name}"
+        )
+    layers: Layers = {}
+    for layer in graph.layers:
+        rows, bias = reconstruct.rows_of(graph, layer)
+        scale = np.asarray(encodings.tensors[layer.weights].scale, np.float64)
+        real = rows / scale[:, None]
+        steps = np.rint(real)
+        off = float(np.abs(real - steps).max(initial=0))
+        if off > _OFF_GRID or np.abs(steps).max(initial=0) > 127:
+            raise InvalidModelError(
+                f"the weights of {layer.short} are not on their int8 grid (off by {off:.2g} of a "
+                f"step); they were changed after training"
+            )
+        layers[layer.output] = reconstruct.finish(graph, layer, steps, scale, bias, computed)
+    saturating = tuple(p for p in predictions(graph, layers) if p.pairs)
+    if profile.pair_bound and saturating:
+        raise InvalidModelError(
+            f"{len(saturating)} layers would saturate on {profile.name}, the model was trained for "
+            f"{encodings.device}; train it with --device {profile.name}"
+        )
+    return _result(canonical, _Made(graph, computed, layers, {}), profile, TRAINED)
+
+
+def _result(
+    canonical: bytes,
+    made: _Made,
+    profile: DeviceProfile,
+    way: str,
+    *,
+    trials: Collection[Trial] = (),
+    saturating: tuple[saturation.Prediction, ...] = (),
+    notes: Collection[str] = (),
+    floats: Mapping[str, str] | None = None,
+) -> Quantized:
+    tensors = dict(made.encodings)
+    changed = Graph(made.graph.serialize())
+    said = list(notes)
+    for layer in made.graph.layers:
+        if layer.output not in made.layers:
+            continue
+        rounded = made.layers[layer.output]
+        reconstruct.put(changed, layer, rounded)
+        found = rounded.integers
+        tensors[layer.weights] = Encoding("int8", _short(found.weight_scale), 0, layer.axis)
+        if layer.bias is not None and found.bias_scale is not None:
+            tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
+        if rounded.raised:
+            said.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
+    of_constants = encode.constants(made.graph, made.encodings, profile)
+    constants = reconstruct.constants(made.graph, of_constants)
+    reconstruct.put_constants(changed, constants)
+    sha256 = hashlib.sha256(canonical).hexdigest()
+    return Quantized(
+        changed.serialize(),
+        Encodings(sha256, profile.name, tensors, made.factors, of_constants),
+        reconstruct.stored(made.encodings, made.layers, constants),
+        way,
+        tuple(trials),
+        saturating,
+        tuple(said),
+        dict(floats or {}),
+    )
+
+
+def _short(scales: np.ndarray) -> tuple[float, ...]:
+    return tuple(encode.stored(scale) for scale in scales)
+
+
+def held_out(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places of (images to fit to, images to judge by), spread evenly over the set."""
+    places = np.arange(count, dtype=np.int64)
+    judging = places[HELD_OUT - 1 :: HELD_OUT][:_LARGEST_HELD_OUT]
+    return np.setdiff1d(places, judging), judging

@@ -1,0 +1,206 @@
+"""Rounding of weights that is chosen, not nearest: what one weight loses, the others make up for.
+
+``round_rows`` is the column-wise solution of Frantar et al. 2022 ("GPTQ", section 3; after Hassibi
+and Stork 1993) to the problem that Nagel et al. 2020 ("Up or Down?", section 3) pose: least squared
+error of the layer's answer, not of its weights. The bias is one more weight, whose input is always
+1 and which needs no rounding; it comes last and takes what is left of the mean error, so that bias
+correction (Nagel et al. 2019, section 4.2) is part of the solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.quantization import saturation
+
+Floats = npt.NDArray[np.float64]
+
+LARGEST = 127  # int8 weights are narrow range, [-127, 127]
+_BLOCK = 96
+_TINY = 1e-30  # weights that float32 can hardly hold are as good as 0
+#: Of the mean second moment, added to the diagonal when weights are rounded (Frantar et al. 2022,
+#: section 3, step 3).
+DAMPING = 0.01
+#: The same when weights are fitted: keeps the solution near the given weights where the inputs say
+#: little.
+DAMPINGS = (0.01, 3.0, 100.0)
+#: How far a pair-bound layer's scales are raised to see what costs least.
+_RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
+
+
+def scales(rows: Floats, *, bits: int = 8) -> Floats:
+    """Largest magnitude of each row over 127 (of 8 bits), float64 ``[O]``; 1 for zeros."""
+    largest = np.abs(rows).max(axis=1)
+    return np.where(largest > _TINY, largest / (2 ** (bits - 1) - 1), 1.0)
+
+
+def nearest(rows: Floats, scale: Floats, *, pair_bound: bool) -> Floats:
+    """Each weight to its nearest step; pairs that could saturate step back towards 0.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        scale: ``[O]``.
+        pair_bound: Keep pairs within :data:`edgekit.quantization.saturation.LIMIT`.
+
+    Returns:
+        Whole steps ``[O, K]``.
+    """
+    values = rows / scale[:, None]
+    steps = np.clip(np.rint(values), -LARGEST, LARGEST)
+    return saturation.shrink(steps, values) if pair_bound else steps
+
+
+def pair_scales(rows: Floats, scale: Floats, importance: Floats | None = None) -> Floats:
+    """Scales that cost least under the pair bound.
+
+    A larger scale brings more pairs within the bound, and makes all steps coarser.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        scale: ``[O]`` without the bound.
+        importance: Second moment of each input, ``[K]``, or ``[O, K]`` where every row has inputs
+            of its own; default all the same.
+    """
+    weight = np.ones(rows.shape[1]) if importance is None else importance
+    best, found = np.full(len(rows), np.inf), scale.copy()
+    for factor in _RAISES:
+        tried = scale * factor
+        off = rows - nearest(rows, tried, pair_bound=True) * tried[:, None]
+        error = (off**2 * weight).sum(axis=1)
+        better = error < best * (1 - 1e-9)
+        best, found = np.where(better, error, best), np.where(better, tried, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part of the samples says of a layer.
+
+    Attributes:
+        count: Dot products in it.
+        moments: E[x x'] of the device's inputs, the last of which is 1: ``[K + 1, K + 1]``, or one
+            for each row, ``[O, K + 1, K + 1]``.
+        cross: E[error x'] of the error that is there already, ``[O, K + 1]``.
+    """
+
+    count: int
+    moments: Floats
+    cross: Floats
+
+
+def fit(rows: Floats, bias: Floats, parts: Sequence[Part]) -> tuple[Floats, Floats]:
+    """Weights and biases that give the float output best from the inputs as the device has them.
+
+    Ridge regression of the error that is there already, in all layers before, on those inputs. Of
+    :data:`DAMPINGS` the one is taken whose solution from the other parts leaves the least error in
+    each part: how much of the error the inputs explain is the layer's own (leave-one-out, Stone
+    1974, with parts for samples).
+
+    Args:
+        rows: ``[O, K]``.
+        bias: ``[O]``.
+        parts: Of the samples, two or more for a choice.
+
+    Returns:
+        Changed (rows, bias).
+    """
+    whole = joined(parts)
+    damping = DAMPINGS[-1]
+    if len(parts) > 1:
+        others = [joined([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
+        left = [
+            sum(
+                _left(part, _ridge(other, tried)) for part, other in zip(parts, others, strict=True)
+            )
+            for tried in DAMPINGS
+        ]
+        damping = DAMPINGS[int(np.argmin(left))]
+    delta = _ridge(whole, damping)
+    return rows + delta[:, :-1], bias + delta[:, -1]
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """Several parts as one."""
+    count = sum(part.count for part in parts)
+    moments = sum(part.moments * (part.count / count) for part in parts)
+    cross = sum(part.cross * (part.count / count) for part in parts)
+    return Part(count, np.asarray(moments), np.asarray(cross))
+
+
+def _left(part: Part, delta: Floats) -> float:
+    """How much larger the squared error of a part's samples is with this change than without."""
+    flat = part.moments.ndim == 2
+    seen = delta @ part.moments if flat else (delta[:, None] @ part.moments)[:, 0]
+    return part.count * float((delta * (seen - 2 * part.cross)).sum())
+
+
+def _ridge(part: Part, damping: float) -> Floats:
+    """What to add to weights and bias, ``[O, K + 1]``."""
+    damped = _damped(part.moments, damping)
+    if part.moments.ndim == 2:
+        return np.asarray(np.linalg.solve(damped, part.cross.T).T, np.float64)
+    return np.asarray(np.linalg.solve(damped, part.cross[..., None])[..., 0], np.float64)
+
+
+def round_rows(
+    rows: Floats, bias: Floats, moments: Floats, scale: Floats, *, pair_bound: bool
+) -> tuple[Floats, Floats]:
+    """Round one weight after another; each error goes to the weights that are still free.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        bias: ``[O]``.
+        moments: E[x x'] with a last input of 1: ``[K + 1, K + 1]``, or one a row.
+        scale: ``[O]``.
+        pair_bound: Keep pairs within :data:`edgekit.quantization.saturation.LIMIT`.
+
+    Returns:
+        Whole steps ``[O, K]``, and the biases that go with them ``[O]``, real.
+    """
+    count = rows.shape[1]
+    order = np.arange(count + 1)
+    if moments.ndim == 2:  # the strongest inputs first: most is left then to make up for them
+        order[:count] = np.argsort(-np.diag(moments)[:count], kind="stable")
+    damped = _damped(moments, DAMPING)[..., order[:, None], order]
+    inverse = np.linalg.inv(damped)
+    factor = np.linalg.cholesky((inverse + np.swapaxes(inverse, -1, -2)) / 2)
+    factor = np.swapaxes(factor, -1, -2)  # upper: the inverse of what is still free, row by row
+    if factor.ndim == 2:
+        factor = factor[None]
+    free = np.concatenate([rows, bias[:, None]], axis=1)[:, order]
+    steps = np.zeros((len(rows), count))
+    done = np.zeros(count, bool)
+    for begin in range(0, count, _BLOCK):
+        end = min(begin + _BLOCK, count)
+        errors = np.zeros((len(rows), end - begin))
+        for i in range(begin, end):
+            place, partner = order[i], order[i] ^ 1
+            step = np.clip(np.rint(free[:, i] / scale), -LARGEST, LARGEST)
+            if pair_bound and partner < count and done[partner]:
+                other = steps[:, partner]
+                bound = np.where(step * other > 0, saturation.LIMIT - np.abs(other), LARGEST)
+                step = np.clip(step, -bound, bound)
+            steps[:, place], done[place] = step, True
+            errors[:, i - begin] = (free[:, i] - step * scale) / factor[:, i, i]
+            free[:, i + 1 : end] -= errors[:, i - begin, None] * factor[:, i, i + 1 : end]
+        rest = factor[:, begin:end, end:]
+        if len(rest) == 1:
+            free[:, end:] -= errors @ rest[0]
+        else:
+            free[:, end:] -= np.einsum("ob,obk->ok", errors, rest)
+    return steps, free[:, count]
+
+
+def _damped(moments: Floats, damping: float) -> Floats:
+    count = moments.shape[-1] - 1
+    diagonal = np.diagonal(moments, axis1=-2, axis2=-1)[..., :count]
+    added = damping * diagonal.mean(axis=-1) + 1e-12
+    found = moments.copy()
+    places = np.arange(count)
+    found[..., places, places] += np.asarray(added)[..., None]
+    found[..., count, count] += 1e-9
+    return found

@@ -1,0 +1,270 @@
+"""Artifact: a folder with a model file and ``manifest.json``, which is written last.
+
+A folder without a manifest is not an artifact; one whose bytes differ from its manifest does not
+load.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from edgekit.base import outputs, schema, words
+from edgekit.base.errors import ArtifactError, EdgekitError
+from edgekit.base.version import __version__
+from edgekit.records.fidelity import Fidelity
+from edgekit.records.signature import Preprocessing, Signature
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+Format = Literal["keras", "tflite", "onnx"]
+Precision = Literal["float32", "float16", "int8"]
+FORMATS: tuple[str, ...] = ("keras", "tflite", "onnx")
+PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8")
+
+#: Packages whose version can change a result; those installed are recorded.
+_RECORDED_PACKAGES = (
+    "numpy",
+    "tensorflow",
+    "tf-keras",
+    "tensorflow-model-optimization",
+    "tf2onnx",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "ai-edge-litert",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The float model that an artifact was made from.
+
+    Attributes:
+        path: Where it was, as given.
+        sha256: Of its model file.
+        shapes: Sizes that ``--shape`` gave to inputs with free axes.
+    """
+
+    path: str
+    sha256: str
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CalibrationRecord:
+    """How the ranges of an int8 artifact were found.
+
+    Attributes:
+        data: Name of the calibration set.
+        sha256: Of the images, before preprocessing.
+        count: Number of images.
+        method: How a range was taken from the values.
+    """
+
+    data: str
+    sha256: str
+    count: int
+    method: str
+
+
+@dataclass(frozen=True)
+class QuantizationRecord:
+    """How the integers of an int8 artifact were found.
+
+    Attributes:
+        way: What was done to the weights.
+        tried: SQNR in dB of the worst output, before a softmax and with the mean removed, on
+            held-out calibration images, by way; empty if unjudged.
+        saturating: How many pairs of weights could saturate on x86 without VNNI, by the full name
+            of the tensor that their layer writes, if they were rounded to nearest.
+        floats: Why a tensor stays float, by its name in the float TFLite graph.
+        judged: The outputs of the file itself on held-out calibration images; empty if unjudged.
+    """
+
+    way: str
+    tried: dict[str, float]
+    saturating: dict[str, int] = field(default_factory=dict)
+    floats: dict[str, str] = field(default_factory=dict)
+    judged: tuple[Fidelity, ...] = ()
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What ran when the file was loaded after it was written.
+
+    Attributes:
+        provider: Execution provider or delegate.
+        isa: Instruction sets of the CPU it ran on.
+        kernels: How many operators ran, by kind.
+        floats: Operators of an int8 model that computed in float, as ``KIND NAME``.
+        numbers: Scales, zero points, weights and biases that were read back from the file and are
+            those of the encodings, every one; 0 for float models.
+        note: Why it could not be run here, if so.
+    """
+
+    provider: str
+    isa: tuple[str, ...]
+    kernels: dict[str, int]
+    floats: tuple[str, ...] = ()
+    numbers: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest(schema.Document):
+    """Everything needed to run an artifact and to tell where it came from.
+
+    Attributes:
+        model_id: Name that stays the same over formats and precisions.
+        files: SHA-256 of every other file in the folder; ``model_file`` is one of them.
+        device: Device profile that it was made for.
+        runtime_options: Options which the runtime needs for the promised accuracy.
+        versions: Versions of the packages that had a part in it.
+        command: The command line that wrote it.
+        training: Free-form record of a training run: recipe, data, final metrics.
+        class_names: One for each class; empty where the outputs are no classes, or nothing says so.
+        task: What the outputs are, where the model or the user says it.
+        notes: What was done that a reader should know, a sentence each.
+    """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ArtifactError
+    WHAT: ClassVar[str] = "an artifact manifest"
+
+    model_id: str
+    format: Format
+    precision: Precision
+    model_file: str
+    files: dict[str, str]
+    signature: Signature
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    source: Source | None = None
+    calibration: CalibrationRecord | None = None
+    device: str = ""
+    quantization: QuantizationRecord | None = None
+    execution: Execution | None = None
+    runtime_options: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    training: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    task: Literal["", "classification", "regression"] = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if self.model_file not in self.files:
+            raise ArtifactError(
+                f"the manifest's model_file {self.model_file!r} is not among its files"
+            )
+        for name in self.files:
+            if name != Path(name).name or name in ("", ".", "..", MANIFEST):
+                raise ArtifactError(f"the manifest names a file outside its folder: {name!r}")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that was checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as tables and gates call it."""
+        return self.path.resolve().name
+
+    @property
+    def model_path(self) -> Path:
+        """Path of the model file."""
+        return self.path / self.manifest.model_file
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the model file."""
+        return self.manifest.files[self.manifest.model_file]
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest, and so of everything in the folder."""
+        return outputs.sha256_file(self.path / MANIFEST)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the model file."""
+        return self.model_path.stat().st_size
+
+    @classmethod
+    def load(cls, path: str | Path) -> Artifact:
+        """Read the manifest and verify the SHA-256 of every file it names.
+
+        Raises:
+            ArtifactError: If the folder, the manifest or a file is missing, changed or unknown.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            problem = f"{folder} is a file" if folder.exists() else words.not_found(folder)
+            raise ArtifactError(
+                f"{problem}; expected an artifact folder, as `python -m edgekit.export` writes it"
+            )
+        if not (folder / MANIFEST).is_file():
+            raise ArtifactError(
+                f"{folder} has no {MANIFEST}; it is not an artifact or was not finished"
+            )
+        manifest = Manifest.load(folder / MANIFEST)
+        for name, expected in manifest.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise ArtifactError(f"{file} is missing; export the artifact again")
+            found = outputs.sha256_file(file)
+            if found != expected:
+                raise ArtifactError(
+                    f"{file} was changed: expected sha256 {expected[:12]}…, got {found[:12]}…; "
+                    f"export the artifact again"
+                )
+        return cls(folder, manifest)
+
+
+def write(
+    path: Path, files: Mapping[str, bytes | Path], manifest: dict[str, Any], *, force: bool
+) -> Artifact:
+    """Write an artifact folder: the files, then the manifest, then the rename.
+
+    Args:
+        path: The folder to make.
+        files: Content, or a file to copy, by name.
+        manifest: Arguments of :class:`Manifest` except ``files``; ``versions`` is filled in when
+            absent.
+        force: Replace a folder that is there.
+
+    Raises:
+        OutputExistsError: If ``path`` exists and ``force`` is false.
+    """
+    with outputs.new_folder(path, force=force) as folder:
+        for name, content in files.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, folder / name)
+            else:
+                (folder / name).write_bytes(content)
+        hashes = {name: outputs.sha256_file(folder / name) for name in files}
+        record = Manifest(**{"versions": package_versions(), **manifest, "files": hashes})
+        (folder / MANIFEST).write_text(schema.dumps(record) + "\n", encoding="utf-8")
+    return Artifact(path, record)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of edgekit, Python and the installed packages that can change a result."""
+    versions = {"edgekit": __version__, "python": platform.python_version()}
+    for package in _RECORDED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

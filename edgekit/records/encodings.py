@@ -1,0 +1,260 @@
+"""Encodings: how the real numbers of one model are stored as integers, the same in every format.
+
+The words are the canonical float graph's: its tensor names, its layout of weights, int8. A format
+that stores uint8 adds 128 to value and zero_point, which is the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base import schema
+from edgekit.base.errors import ArtifactError, EdgekitError, InvalidModelError
+
+SCHEMA_VERSION = 1
+FILE = "encodings.json"
+FAKE_QUANT_FILE = "fake_quant.json"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """``q = round(x / scale) + zero_point``.
+
+    Attributes:
+        dtype: ``int8``, or ``int32`` of a bias.
+        scale: Real value of a step; one value, or one a channel.
+        zero_point: Integer that stands for 0.0; 0 where there is a channel axis.
+        axis: The channel axis, or None when one scale serves the tensor.
+    """
+
+    dtype: str
+    scale: tuple[float, ...]
+    zero_point: int = 0
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("int8", "int32"):
+            raise InvalidModelError(f"expected an encoding as int8 or int32, got {self.dtype!r}")
+        if not self.scale or not all(np.isfinite(s) and s > 0 for s in self.scale):
+            raise InvalidModelError(f"expected finite scales > 0, got {self.scale[:3]}")
+        if self.dtype == "int8" and not -128 <= self.zero_point <= 127:
+            raise InvalidModelError(f"expected an int8 zero_point, got {self.zero_point}")
+
+    def fake_quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Real values to the nearest that can be stored; one scale only, rounding half to even."""
+        scale = np.float32(self.scale[0])
+        steps = np.rint(values / scale) + np.float32(self.zero_point)
+        np.clip(steps, -128, 127, out=steps)
+        steps -= np.float32(self.zero_point)
+        return np.asarray(steps * scale, np.float32)
+
+
+@dataclass(frozen=True)
+class Encodings(schema.Document):
+    """Every quantized tensor's encoding, by name in the canonical graph.
+
+    Attributes:
+        graph_sha256: Of the canonical float flatbuffer.
+        device: Name of the device profile that they were made for.
+        tensors: Activations, weights and biases.
+        factors: What equalization multiplied the channels of a tensor with, against the canonical
+            graph; a tensor that is not named was left as it is.
+        constants: Other constants that integer operators read.
+    """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ArtifactError
+    WHAT: ClassVar[str] = (
+        "encodings, as `python -m edgekit.export` writes them into an int8 artifact"
+    )
+    INDENT: ClassVar[int | None] = None
+
+    graph_sha256: str
+    device: str
+    tensors: dict[str, Encoding]
+    factors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    constants: dict[str, Encoding] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class FakeQuantRecipe(schema.Document):
+    """How a Keras model with kernels on their grid becomes the fake-quantized one again.
+
+    Attributes:
+        activations: (scale, int8 zero_point) by Keras tensor: a layer's name, with ``/activation``
+            for the answer of an activation that stands in the layer, and ``:N`` for its later
+            calls.
+        weight_bits: 2 to 8.
+        left_float: Layers that were trained in float.
+    """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ArtifactError
+    WHAT: ClassVar[str] = "a recipe of fake quantization, as `python -m edgekit.qat` writes it"
+
+    activations: dict[str, tuple[float, int]]
+    weight_bits: int
+    left_float: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.weight_bits <= 8:
+            raise InvalidModelError(f"expected 2 to 8 bits of weights, got {self.weight_bits}")
+        for name, (scale, zero_point) in self.activations.items():
+            if not (np.isfinite(scale) and scale > 0 and -128 <= zero_point <= 127):
+                raise InvalidModelError(
+                    f"expected a finite scale > 0 and an int8 zero_point of {name}, got {scale}, "
+                    f"{zero_point}"
+                )
+
+
+@dataclass(frozen=True)
+class LayerIntegers:
+    """What is stored of one layer.
+
+    Attributes:
+        weights: int8 in the canonical layout, ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
+        weight_scale: float32 ``[O]``.
+        bias: int32 ``[O]``, or None without a bias.
+        bias_scale: float32 ``[O]``, or None without a bias.
+    """
+
+    weights: npt.NDArray[np.int8]
+    weight_scale: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.int32] | None
+    bias_scale: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class ConstantIntegers:
+    """What is stored of a constant that is no weight of a layer, e.g. a summand.
+
+    Attributes:
+        values: int8 in the canonical layout.
+        scale: float32.
+        zero_point: int8.
+    """
+
+    values: npt.NDArray[np.int8]
+    scale: float
+    zero_point: int
+
+    def real(self) -> npt.NDArray[np.float32]:
+        """The numbers that the integers stand for."""
+        whole = self.values.astype(np.float32) - np.float32(self.zero_point)
+        return np.asarray(whole * np.float32(self.scale), np.float32)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All integers and scales of an int8 model file, in the canonical graph's words.
+
+    Attributes:
+        activations: (float32 scale, int8 zero_point) by tensor name.
+        layers: By name of the tensor that a layer writes.
+        constants: By tensor name.
+    """
+
+    activations: Mapping[str, tuple[float, int]]
+    layers: Mapping[str, LayerIntegers]
+    constants: Mapping[str, ConstantIntegers] = field(default_factory=dict)
+
+    def numbers(self) -> int:
+        """How many scales, zero points, weights and biases there are."""
+        found = 2 * len(self.activations)
+        for layer in self.layers.values():
+            parts = (layer.weights, layer.weight_scale, layer.bias, layer.bias_scale)
+            found += sum(part.size for part in parts if part is not None)
+        return found + sum(2 + constant.values.size for constant in self.constants.values())
+
+    def without(
+        self,
+        names: Collection[str],
+        layers: Collection[str] = (),
+        constants: Collection[str] = (),
+    ) -> Stored:
+        """The same without some activations, layers and constants."""
+        kept = {name: each for name, each in self.activations.items() if name not in names}
+        left = {name: each for name, each in self.layers.items() if name not in layers}
+        stay = {name: each for name, each in self.constants.items() if name not in constants}
+        return replace(self, activations=kept, layers=left, constants=stay)
+
+    def without_biases(self) -> Stored:
+        """The same without biases, for a device that wants them in float."""
+        layers = {
+            name: replace(layer, bias=None, bias_scale=None) for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One place in which two files store different numbers.
+
+    Attributes:
+        tensor: Name in the canonical graph.
+        what: ``scale``, ``zero_point``, ``weights``, ``weight scale``, ``bias``, ``bias scale``,
+            ``constant`` or ``missing``.
+        count: How many numbers differ.
+        largest: The largest difference between two of them.
+    """
+
+    tensor: str
+    what: str
+    count: int
+    largest: float
+
+
+def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
+    """Every number that two files of one model store differently; empty if they are the same.
+
+    Scales are compared as float32, bit for bit.
+    """
+    found: list[Difference] = []
+    for name in sorted({*left.activations, *right.activations}):
+        one, other = left.activations.get(name), right.activations.get(name)
+        if one is None or other is None:
+            found.append(Difference(name, "missing", 1, 0.0))
+            continue
+        (scale, zero_point), (other_scale, other_zero_point) = one, other
+        found += _compare(name, "scale", np.float32(scale), np.float32(other_scale))
+        found += _compare(name, "zero_point", np.int64(zero_point), np.int64(other_zero_point))
+    for name in sorted({*left.layers, *right.layers}):
+        ours, theirs = left.layers.get(name), right.layers.get(name)
+        if ours is None or theirs is None:
+            found.append(Difference(name, "missing", 1, 0.0))
+            continue
+        for what in ("weights", "weight_scale", "bias", "bias_scale"):
+            a, b = getattr(ours, what), getattr(theirs, what)
+            if (a is None) != (b is None):
+                found.append(Difference(name, "missing", 1, 0.0))
+            elif a is not None:
+                found += _compare(name, what.replace("_", " "), a, b)
+    for name in sorted({*left.constants, *right.constants}):
+        ours_c, theirs_c = left.constants.get(name), right.constants.get(name)
+        if ours_c is None or theirs_c is None:
+            found.append(Difference(name, "missing", 1, 0.0))
+            continue
+        found += _compare(name, "scale", np.float32(ours_c.scale), np.float32(theirs_c.scale))
+        found += _compare(
+            name, "zero_point", np.int64(ours_c.zero_point), np.int64(theirs_c.zero_point)
+        )
+        found += _compare(name, "constant", ours_c.values, theirs_c.values)
+    return tuple(found)
+
+
+def _compare(name: str, what: str, left: npt.ArrayLike, right: npt.ArrayLike) -> list[Difference]:
+    a, b = np.atleast_1d(left), np.atleast_1d(right)
+    if a.shape != b.shape:
+        return [Difference(name, f"shape of {what}", a.size, 0.0)]
+    other = a != b
+    if not other.any():
+        return []
+    largest = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+    return [Difference(name, what, int(other.sum()), float(largest))]

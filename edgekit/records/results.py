@@ -1,0 +1,424 @@
+"""Report: what the measurers write and the readers judge. Framework-free.
+
+A report holds measurements of one or more artifacts against one reference, on one data set, on
+one machine. A baseline is an accepted report.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base import schema
+from edgekit.base.errors import EdgekitError, ReportError
+from edgekit.records.fidelity import Fidelity
+
+SCHEMA_VERSION = 2
+#: Pictures, or anything else that a model is asked.
+Unit = Literal["images", "samples"]
+#: Begins the name of the SQNR of one of several outputs, of all that it is and of what varies.
+OF_OUTPUT, CENTRED_OF_OUTPUT = "sqnr:", "sqnr_centred:"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One figure with what is needed to trust it.
+
+    Attributes:
+        value: The figure. May be infinite (SQNR of identical outputs), never NaN.
+        unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
+            ``x`` (ratio), ``p``, ``parameters``, or ``unit`` and ``unit^2``, the outputs' own.
+        count: Number of samples it was taken from.
+        low: Lower end of the interval, or None where none is given.
+        high: Upper end of the interval.
+        interval: How the interval was made, e.g. ``wilson 95 %``.
+    """
+
+    value: float
+    unit: str
+    count: int
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.value):
+            raise ReportError("a measurement is NaN; measure again")
+        if self.count < 0:
+            raise ReportError(f"expected a sample count >= 0, got {self.count}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The evaluation set.
+
+    Attributes:
+        sha256: Of images and labels, after ``--limit``.
+        unit: What people call the things in it.
+    """
+
+    name: str
+    sha256: str
+    count: int
+    class_names: tuple[str, ...] = ()
+    unit: Unit = "images"
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ReportError(f"expected an image count >= 0, got {self.count}")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine a report was made on.
+
+    Attributes:
+        machine_class: CPU model and ISA in one string; latencies compare within it only.
+        isa: Instruction sets that matter for inference, e.g. ``avx2``, ``avx512_vnni``.
+    """
+
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    memory_bytes: int
+    system: str
+    versions: dict[str, str]
+    machine_class: str
+
+
+@dataclass(frozen=True)
+class Place:
+    """A machine that answered a part of the images.
+
+    Attributes:
+        device: What it offers as a worker of a cluster, e.g. ``device:pi5``; empty for any.
+        machine_class: CPU model and ISA in one string.
+        isa: Instruction sets that matter for inference.
+        versions: Of edgekit, Python and the packages that can change a result.
+        shards: How many shards it answered.
+    """
+
+    host: str
+    device: str
+    machine_class: str
+    isa: tuple[str, ...]
+    versions: dict[str, str]
+    shards: int = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """What computed.
+
+    Attributes:
+        kind: ``gpu`` only where a GPU ran the model.
+        name: Of the GPU or the CPU.
+        driver: Version of the GPU's driver; None on a CPU, or where it is not known.
+        memory_bytes: Of the GPU; None on a CPU, or where it is not known.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    name: str
+    driver: str | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the machine did while latency was taken; None where that cannot be read.
+
+    Attributes:
+        clock_mhz: Lowest and highest mean clock of the cores.
+        other_load: Cores that other programs kept busy, on average.
+        stolen: CPU time that a hypervisor gave to others, in percent.
+        celsius: Of the hottest zone.
+        throttled: How often a core was slowed down for its temperature.
+    """
+
+    clock_mhz: tuple[float, float] | None = None
+    other_load: float | None = None
+    stolen: float | None = None
+    celsius: float | None = None
+    throttled: int | None = None
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What really executed a model.
+
+    Attributes:
+        name: ``litert``, ``ort``, ``keras`` or ``tensorflow`` (a SavedModel).
+        provider: The execution provider or delegate that ran, as the runtime reports it.
+        threads: Threads it was given.
+        options: Runtime options that were set; of a GPU's provider all that it reports.
+        notes: What a reader should know, a sentence each.
+        device: ``cpu`` or ``gpu``: what computed.
+        emulated: Whether another device's arithmetic was imitated; answers only, no times.
+    """
+
+    name: str
+    provider: str
+    threads: int
+    options: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    device: Literal["cpu", "gpu"] = "cpu"
+    emulated: bool = False
+
+
+@dataclass(frozen=True)
+class ChangedImage:
+    """An image that the float model and an artifact answer differently.
+
+    Attributes:
+        index: Its place in the evaluation set, from 0.
+        label: The right class.
+        before: The float model's class, given with ``before_probability``.
+        now: The artifact's class, given with ``now_probability``.
+        picture: Base64 of a small PNG; empty where the image cannot be shown.
+    """
+
+    index: int
+    label: int
+    before: int
+    before_probability: float
+    now: int
+    now_probability: float
+    picture: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.index, self.label, self.before, self.now) < 0:
+            raise ReportError("a changed image has a negative index or class")
+        if not (0 <= self.before_probability <= 1 and 0 <= self.now_probability <= 1):
+            raise ReportError(f"changed image {self.index}: expected probabilities from 0 to 1")
+        try:
+            content = base64.b64decode(self.picture, validate=True)
+        except ValueError as exc:
+            raise ReportError(
+                f"changed image {self.index}: its picture is not base64 ({exc})"
+            ) from None
+        if content and not content.startswith(PNG_SIGNATURE):
+            raise ReportError(f"changed image {self.index}: its picture is not a PNG file")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Where an artifact answers otherwise than the float model.
+
+    Attributes:
+        counts: (float model's class, artifact's class, images), most images first; all of them.
+        images: Some of them, greatest loss of probability first.
+    """
+
+    counts: tuple[tuple[int, int, int], ...]
+    images: tuple[ChangedImage, ...] = ()
+
+    def __post_init__(self) -> None:
+        for before, now, count in self.counts:
+            if before < 0 or now < 0 or before == now or count < 1:
+                raise ReportError(
+                    f"expected counts of changes from one class to another, "
+                    f"got {count} from {before} to {now}"
+                )
+
+    @property
+    def total(self) -> int:
+        """Images that changed their answer."""
+        return sum(count for _, _, count in self.counts)
+
+
+@dataclass(frozen=True)
+class ArtifactResult:
+    """All that was measured of one artifact.
+
+    Attributes:
+        name: Folder name of the artifact; the key by which a gate finds it.
+        metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl r2
+            r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
+            sqnr:OUTPUT sqnr_centred:OUTPUT size parameters peak_memory load_time latency_p50
+            latency_p90 latency_p99 latency_ratio energy``;
+            what was not measured is not there.
+        correct: Base64 of the packed bits "top-1 right", image by image; empty without labels or
+            classes.
+        latency_ms: Raw samples at batch 1, in the order taken.
+        latency_rounds: Rounds; those of all artifacts were interleaved.
+        latency_warm_up: Samples at the start of each round that are left out of the figures.
+        manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
+            empty for a model file without one.
+        changes: Answers that differ from the float model's; None for the float model itself.
+        places: The workers that answered, if not the machine of the report's environment.
+        fidelity: Each output, held against the reference's; empty in older reports.
+    """
+
+    name: str
+    path: str
+    format: str
+    precision: str
+    sha256: str
+    runtime: Runtime
+    metrics: dict[str, Measurement]
+    correct: str = ""
+    latency_ms: tuple[float, ...] = ()
+    latency_rounds: int = 0
+    changes: Changes | None = None
+    places: tuple[Place, ...] = ()
+    latency_warm_up: int = 0
+    manifest_sha256: str = ""
+    fidelity: tuple[Fidelity, ...] = ()
+
+    @property
+    def timed_here(self) -> bool:
+        """Whether its times, if any, are of this machine's CPU as those of artifacts are."""
+        return self.runtime.device == "cpu" and not self.name.endswith(" (recorded)")
+
+    def steady(self) -> npt.NDArray[np.float64] | None:
+        """Latency in ms ``[rounds, samples]`` without the warm-up; None where there is none."""
+        rounds, count = self.latency_rounds, len(self.latency_ms)
+        if rounds < 1 or not count or count % rounds:
+            return None
+        if not 0 <= self.latency_warm_up < count // rounds:
+            return None
+        return np.array(self.latency_ms).reshape(rounds, -1)[:, self.latency_warm_up :]
+
+    def correct_bits(self, count: int) -> npt.NDArray[np.bool_]:
+        """Unpack ``correct`` to bool ``[count]``.
+
+        Raises:
+            ReportError: If it does not hold ``count`` bits.
+        """
+        try:
+            packed = np.frombuffer(base64.b64decode(self.correct, validate=True), np.uint8)
+        except ValueError as exc:
+            raise ReportError(f"{self.name}: the per-image record is not base64 ({exc})") from None
+        if len(packed) != (count + 7) // 8:
+            raise ReportError(
+                f"{self.name}: expected a per-image record of {count} bits, got {8 * len(packed)}"
+            )
+        return np.unpackbits(packed, count=count).astype(np.bool_)
+
+
+def pack_bits(correct: npt.NDArray[np.bool_]) -> str:
+    """Bool ``[N]`` to the text form of :attr:`ArtifactResult.correct`."""
+    return base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+
+
+@dataclass(frozen=True)
+class ParityPair:
+    """Answers of two ways to run the same integers.
+
+    Attributes:
+        left: Artifact and kernels.
+        right: Artifact and kernels.
+        agreement: Same top-1, in %.
+        mean_lsb: Mean difference of an output number, in steps of the TFLite output.
+        histogram: Output numbers that differ by 0, 1, 2, … steps; the last counts all above too.
+    """
+
+    left: str
+    right: str
+    agreement: Measurement
+    mean_lsb: Measurement
+    histogram: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Whether int8 TFLite and int8 ONNX are the same model, in numbers and in answers.
+
+    Attributes:
+        numbers: Scales, zero points, weights and biases compared.
+        differing: Those stored differently.
+        pairs: XNNPACK with TFLite's reference kernels, and each with onnxruntime.
+    """
+
+    numbers: int
+    differing: int
+    pairs: tuple[ParityPair, ...]
+
+
+@dataclass(frozen=True)
+class LabelFit:
+    """Whether the labels are those of what the reference was asked.
+
+    Attributes:
+        accuracy: Of the reference, in %.
+        chance: Share that is right without any link between outputs and labels, in %.
+        p: How often chance alone gives as many right ones (binomial, one-sided).
+        problem: ``chance`` where the reference is no better than chance, ``one class`` where all
+            labels are one class; accuracy then says nothing of a deployable.
+    """
+
+    accuracy: float
+    chance: float
+    p: float
+    problem: Literal["", "chance", "one class"] = ""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A value of a metric that people accepted, as a floor for all later baselines.
+
+    Attributes:
+        created: When the report that holds it was made, UTC, ISO 8601.
+        reason: Why it was accepted; empty of the first baseline.
+        reference: What it was held against.
+    """
+
+    value: float
+    unit: str
+    created: str
+    reason: str = ""
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Report(schema.Document):
+    """A comparison, ready to be judged or drawn.
+
+    Attributes:
+        model_id: The model all artifacts were made from.
+        reference: The model that answers were compared with: the float Keras model, or what
+            ``--reference`` named.
+        created: UTC, ISO 8601.
+        settings: Options of the run, e.g. threads and rounds.
+        warnings: What makes a figure less sure, a sentence each.
+        parity: Of the int8 files, where it was asked for.
+        conditions: Of the machine during the latency rounds, where it could be read.
+        fit: Whether labels and reference fit; None where there are no labels, and in older reports.
+        origin: Of a baseline: what was accepted first, by artifact and metric.
+    """
+
+    VERSION: ClassVar[int] = SCHEMA_VERSION
+    ERROR: ClassVar[type[EdgekitError]] = ReportError
+    WHAT: ClassVar[str] = "an edgekit report"
+
+    model_id: str
+    data: Data
+    environment: Environment
+    reference: ArtifactResult
+    artifacts: tuple[ArtifactResult, ...]
+    created: str
+    command: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    parity: Parity | None = None
+    conditions: Conditions | None = None
+    fit: LabelFit | None = None
+    origin: dict[str, dict[str, Accepted]] | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        names = [result.name for result in self.artifacts]
+        if len(set(names)) != len(names):
+            raise ReportError(f"two artifacts in the report share a name: {sorted(names)}")
+
+    @property
+    def reference_in_words(self) -> str:
+        """What the answers were held against, for tables and sentences."""
+        a_runner = ":" in self.reference.name  # as in ort:cuda:float16
+        return self.reference.name if a_runner else "the float model"

@@ -1,0 +1,416 @@
+"""From answers and times to the figures of a report, and what it warns of."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import data
+from edgekit.base.blocks import blocks
+from edgekit.data import feeds, task
+from edgekit.data.task import Right
+from edgekit.evaluation import changes, conditions
+from edgekit.evaluation.recording import Facts
+from edgekit.evaluation.subjects import Subject
+from edgekit.records import environment, fidelity, stats
+from edgekit.records.fidelity import Fidelity
+from edgekit.records.results import (
+    CENTRED_OF_OUTPUT,
+    OF_OUTPUT,
+    ArtifactResult,
+    Conditions,
+    Data,
+    Environment,
+    LabelFit,
+    Measurement,
+    Parity,
+    Place,
+    Report,
+    Runtime,
+    Unit,
+    pack_bits,
+)
+from edgekit.runtimes.worker import Worker
+
+
+@dataclass
+class Measured:
+    """What the workers, or a recording, said of one subject.
+
+    Attributes:
+        metrics: ``peak_memory``, ``load_time`` and ``energy``, where they mean something; a cluster
+            says none.
+        worker: What is to be timed; None where times mean nothing, are recorded ones, or would be
+            those of a cluster.
+        latency: Milliseconds, a list a round.
+        places: Machines of a cluster that answered.
+    """
+
+    answers: npt.NDArray[np.float32]
+    runtime: Runtime
+    metrics: dict[str, Measurement] = field(default_factory=dict)
+    worker: Worker | None = None
+    latency: list[list[float]] = field(default_factory=list)
+    places: tuple[Place, ...] = ()
+
+
+def report(
+    subjects: list[Subject],
+    measured: list[Measured],
+    images: data.ImageSet,
+    right: Right,
+    machine: Environment,
+    *,
+    sizes: Mapping[str, tuple[int, ...]],
+    model_id: str,
+    safe: Collection[str],
+    said: Sequence[str],
+    fit: LabelFit | None,
+    parity: Parity | None,
+    watched: Conditions | None,
+    pictures: int,
+    command: str,
+    settings: dict[str, Any],
+) -> Report:
+    """Hold what was measured against the first of it, the reference.
+
+    Args:
+        subjects: The reference and the artifacts.
+        measured: What was measured of each.
+        images: What they were given.
+        right: What outputs are, and which of them are right, where somebody knows.
+        machine: Where.
+        sizes: Of a sample of each output, in order.
+        model_id: Of the first artifact.
+        safe: Names of artifacts whose int8 sums cannot saturate.
+        said: Warnings so far: classic mistakes of model and data, what was assumed.
+        fit: Whether labels are those of the images.
+        parity: Of the same integers in three ways, if asked for.
+        watched: What the machine did while latency was taken.
+        pictures: Images that changed their answer, of each artifact, to be kept.
+        command: As the user could type it again.
+        settings: Of the run; ``bound`` and ``power`` among them.
+    """
+    base, labels = measured[0].answers, right.labels
+    classes = right.task == "classification"
+    scores = [task.by_class(each.answers) if classes else each.answers for each in measured]
+    choices = [_Choices.of(each, labels) if classes else None for each in scores]
+    before = choices[0]
+    probable = classes and stats.is_probability(scores[0])
+    # One number for all that are compared, so that it is the same part of a round.
+    common = max((_slow(each) for each in measured if timed_here(each)), default=0)
+    float32 = {
+        subject.format: np.array(each.latency)[:, common:]
+        for subject, each in zip(subjects, measured, strict=True)
+        if subject.precision == "float32" and timed_here(each)
+    }
+    results: list[ArtifactResult] = []
+    for subject, each, own, now in zip(subjects, measured, scores, choices, strict=True):
+        unquantized = float32.get(subject.format) if timed_here(each) else None
+        slow = common if timed_here(each) else _slow(each)
+        judged = fidelity.judge(base, each.answers, sizes)
+        figures: dict[str, Measurement] = {}
+        if before is not None and now is not None:
+            figures = _of_classes(before, now, settings)
+            if probable:
+                figures["kl"] = stats.divergence(scores[0], own)
+        if right.truth is not None:
+            figures = stats.truth(right.truth, base, each.answers)
+        figures["sqnr"] = stats.sqnr(base, each.answers)
+        figures |= _of_outputs(judged)
+        if not classes:
+            figures |= _of_numbers(base, each.answers, judged)
+        metrics = {
+            **figures,
+            "size": Measurement(subject.size, "bytes", 1),
+            **each.metrics,
+            **_times(each, slow, unquantized),
+        }
+        result = _result(subject, each, metrics, None if now is None else now.right, slow)
+        result = replace(result, fidelity=judged)
+        if results and before is not None and now is not None and labels is not None:
+            both = (before.first, now.first)  # the first result is the reference
+            found = changes.find(scores[0], own, both, labels, images.images, pictures)
+            result = replace(result, changes=found)
+        results.append(result)
+    few = _too_few(results[1:], settings, feeds.unit(images.images))
+    return Report(
+        model_id=model_id,
+        data=data_of(images),
+        environment=machine,
+        reference=results[0],
+        artifacts=tuple(results[1:]),
+        created=created(),
+        command=command,
+        settings=settings,
+        warnings=(
+            *images.warnings,
+            *said,
+            *_hardly(results[0], feeds.unit(images.images)),
+            *_of_reference(subjects[0], results[0]),
+            *([] if fit is not None and fit.problem else few),
+            *_warnings(results[1:], machine, watched, safe),
+        ),
+        parity=parity,
+        conditions=watched,
+        fit=fit,
+    )
+
+
+def timed_here(each: Measured) -> bool:
+    """Whether its times compare with those of other models on this CPU."""
+    return each.worker is not None and each.runtime.device == "cpu"
+
+
+def _slow(each: Measured) -> int:
+    """Samples at the start of its rounds that are a warm-up."""
+    return stats.warm_up(np.array(each.latency)) if each.latency else 0
+
+
+def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
+    """What makes the reference another one than the float model on this machine."""
+    found = []
+    if result.runtime.emulated:
+        found.append(
+            f"{result.name}: the reference is float16 emulated on the CPU, for accuracy only; it "
+            f"has no latency, and no GPU ran"
+        )
+    if subject.recording is not None:
+        found.append(f"{result.name}: {recorded(subject.recording.facts)}")
+    return found
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """What a classifier answered.
+
+    Attributes:
+        first: The first class of each image, ``[N]``.
+        right: Whether it is the label, ``[N]``; None where there are no labels.
+        top5: How often the label is among the first five.
+    """
+
+    first: npt.NDArray[np.int32]
+    right: npt.NDArray[np.bool_] | None
+    top5: int
+
+    @classmethod
+    def of(cls, answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None) -> _Choices:
+        """Rank the classes of ``[N, C]`` scores, once."""
+        first = np.empty(len(answers), np.int32)
+        found, start = 0, 0
+        for (block,) in blocks(answers):
+            order = stats.ranking(block)
+            stop = start + len(block)
+            first[start:stop] = order[:, 0]
+            if labels is not None:
+                found += int((order[:, :5] == labels[start:stop, None]).any(axis=1).sum())
+            start = stop
+        return cls(first, None if labels is None else first == labels, found)
+
+
+def _of_classes(
+    before: _Choices, now: _Choices, settings: Mapping[str, Any]
+) -> dict[str, Measurement]:
+    """Shares of the same answers, and of right ones where these are known."""
+    count = len(now.first)
+    agreement = stats.proportion(int((now.first == before.first).sum()), count)
+    if before.right is None or now.right is None:
+        return {"agreement": agreement}
+    return {
+        "top1": stats.proportion(int(now.right.sum()), count),
+        "top5": stats.proportion(now.top5, count),
+        "agreement": agreement,
+        **_paired(before.right, now.right, settings),
+    }
+
+
+def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
+    """SQNR of what varies, of the output that has least; and both kinds of each of several."""
+    count = judged[0].count
+    least = min(each.sqnr_centred for each in judged)
+    found = {"sqnr_centred": Measurement(least, "dB", count)}
+    if len(judged) == 1:
+        return found
+    for each in judged:
+        found[f"{OF_OUTPUT}{each.output}"] = Measurement(each.sqnr, "dB", count)
+        found[f"{CENTRED_OF_OUTPUT}{each.output}"] = Measurement(each.sqnr_centred, "dB", count)
+    return found
+
+
+def _of_numbers(
+    base: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], judged: Sequence[Fidelity]
+) -> dict[str, Measurement]:
+    """How far outputs that are no classes are from the reference's."""
+    count = len(base)
+    largest = max(each.max_error for each in judged)
+    share = max(each.error_share for each in judged)
+    return {
+        "mse": stats.mse(base, answers),
+        "max_error": Measurement(largest, "unit", count),
+        "max_error_share": Measurement(share, "%", count),
+    }
+
+
+def _paired(
+    base_right: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_], settings: Mapping[str, Any]
+) -> dict[str, Measurement]:
+    """What the same images, answered twice, say of a change of accuracy."""
+    count = len(right)
+    needed = stats.images_needed(
+        discordance=sum(stats.discordant(base_right, right)) / count,
+        drop=settings["bound"] / 100,
+        power=settings["power"],
+    )
+    return {
+        "top1_change": stats.paired_change(base_right, right),
+        "mcnemar_p": stats.mcnemar(base_right, right),
+        "images_needed": Measurement(needed, "images", count),
+    }
+
+
+def _times(
+    each: Measured, slow: int, float32: npt.NDArray[np.float64] | None
+) -> dict[str, Measurement]:
+    """Percentiles of the latency after the warm-up, and its ratio to float32's."""
+    if not each.latency:
+        return {}
+    steady = np.array(each.latency, np.float64)[:, slow:]
+    found = {
+        f"latency_p{percent}": Measurement(float(np.percentile(steady, percent)), "ms", steady.size)
+        for percent in (50, 90, 99)
+    }
+    if float32 is not None:
+        found["latency_ratio"] = stats.latency_ratio(steady, float32)
+    return found
+
+
+def _result(
+    subject: Subject,
+    each: Measured,
+    metrics: dict[str, Measurement],
+    right: npt.NDArray[np.bool_] | None,
+    slow: int,
+) -> ArtifactResult:
+    latency = np.array(each.latency, np.float64)
+    return ArtifactResult(
+        name=subject.name,
+        path=str(subject.path),
+        format=subject.format,
+        precision=subject.precision,
+        sha256=subject.sha256,
+        runtime=each.runtime,
+        metrics=metrics,
+        manifest_sha256=subject.manifest_sha256,
+        correct="" if right is None else pack_bits(right),
+        latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
+        latency_rounds=len(latency),
+        latency_warm_up=slow,
+        places=each.places,
+    )
+
+
+def _hardly(reference: ArtifactResult, unit: Unit) -> list[str]:
+    """Outputs of the reference of which SQNR says little."""
+    return [
+        f"{each.output} of {reference.name} is nearly the same for all {each.count:,} {unit}, so "
+        f"that SQNR says little of it; judged is what varies"
+        for each in reference.fidelity
+        if each.hardly_varies
+    ]
+
+
+def _too_few(
+    results: Sequence[ArtifactResult], settings: Mapping[str, Any], unit: Unit
+) -> list[str]:
+    """One sentence, with the largest need, where a loss of the bound could go unseen."""
+    needs = [
+        (result.metrics["images_needed"], result.name)
+        for result in results
+        if "images_needed" in result.metrics
+    ]
+    short = [(need.value, name, need.count) for need, name in needs if need.value > need.count]
+    if not short:
+        return []
+    value, name, count = max(short)
+    return [
+        f"{count:,} {unit} are too few to see a loss of {settings['bound']:g} points of top-1 with "
+        f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
+        f"{name} needs {value:,.0f}"
+    ]
+
+
+def _warnings(
+    results: list[ArtifactResult],
+    machine: Environment,
+    watched: Conditions | None,
+    safe: Collection[str],
+) -> list[str]:
+    found = []
+    seen = [] if watched is None else conditions.reasons(watched)
+    if seen:
+        found.append(
+            f"while latency was taken, {', and '.join(seen)}; measure again on a quiet CPU"
+        )
+    unread = "" if watched is None else ", ".join(conditions.unread(watched))
+    why = (
+        "see above" if seen else f"no reason seen{f' ({unread} cannot be read)' if unread else ''}"
+    )
+    for result in results:
+        ratio = result.metrics.get("latency_ratio")
+        if result.precision == "int8" and ratio is not None and ratio.value > 1:
+            found.append(
+                f"{result.name}: int8 takes {ratio.value:.2f}x the time of float32 on this CPU"
+            )
+        if (
+            result.precision == "int8"
+            and result.format == "onnx"
+            and any(environment.saturates(place) for place in result.places or (machine,))
+            and result.name not in safe
+            and result.runtime.options.get(environment.PRECISE) != "1"
+        ):
+            found.append(
+                f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
+                f"can saturate here, and its accuracy is not that of other CPUs"
+            )
+        if len({(place.machine_class, *place.versions.items()) for place in result.places}) > 1:
+            found.append(
+                f"{result.name}: its answers come from workers of different CPUs or versions, "
+                f"which may round differently; give them different resources"
+            )
+        samples = result.steady()
+        if samples is None:
+            continue
+        spread = stats.latency_spread(samples)
+        if spread > stats.UNSTABLE:
+            found.append(
+                f"{result.name}: latency is unstable, round medians spread over "
+                f"{100 * spread:.0f} % of their median, {why}; close other programs and measure "
+                f"again"
+            )
+    return found
+
+
+def recorded(facts: Facts) -> str:
+    """Where and when, in words."""
+    driver = f", driver {facts.device.driver}" if facts.device.driver else ""
+    return (
+        f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; "
+        f"all figures of this row are that machine's"
+    )
+
+
+def data_of(images: data.ImageSet) -> Data:
+    """What was evaluated, in the words of a report."""
+    unit = feeds.unit(images.images)
+    return Data(images.name, images.sha256, len(images), images.class_names, unit)
+
+
+def created() -> str:
+    """The time, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

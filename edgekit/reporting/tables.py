@@ -1,0 +1,220 @@
+"""Tables: what ``compare`` prints of a report. Framework-free; 80 columns are enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from edgekit.base import cli
+from edgekit.base.text import decimals
+from edgekit.gating import verdicts
+from edgekit.gating.verdicts import Judged
+from edgekit.records import fidelity, stats
+from edgekit.records.results import ArtifactResult, Measurement, Parity, Report
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the printed table.
+
+    Attributes:
+        metric: Shown where one of the models has it.
+        form: Of a result that has the metric, as text.
+        meaning: Said below the table; ``{against}`` is the reference.
+        always: Shown where nothing was measured, too.
+    """
+
+    title: str
+    metric: str
+    form: Callable[[ArtifactResult], str]
+    meaning: str = ""
+    always: bool = False
+
+
+def _number(metric: str, form: str, factor: float = 1.0) -> Callable[[ArtifactResult], str]:
+    return lambda result: decimals(result.metrics[metric].value * factor, form)
+
+
+def _share(result: ArtifactResult) -> str:
+    top1 = result.metrics["top1"]
+    return f"{top1.value:.2f} ±{((top1.high or 0) - (top1.low or 0)) / 2:.2f}"
+
+
+def _decibels(result: ArtifactResult) -> str:
+    if result.metrics["sqnr"].value == math.inf:
+        return "exact"
+    return f"{result.metrics['sqnr_centred'].value:.1f}"
+
+
+def _error(result: ArtifactResult) -> str:
+    share = result.metrics["max_error_share"].value
+    percent = f"{share:.2g}" if share < 100 else f"{share:.0f}"
+    return f"{result.metrics['max_error'].value:.2g} ({percent} %)"
+
+
+_COLUMNS = (
+    _Column("top-1 %", "top1", _share),
+    _Column(
+        "agrees",
+        "agreement",
+        _number("agreement", ".2f"),
+        "% of samples with the same class as {against}",
+    ),
+    _Column("R² %", "r2", _number("r2", ".2f"), "variance of the right numbers that is explained"),
+    _Column(
+        "dB", "sqnr_centred", _decibels, "SQNR of the outputs, of what varies between the samples"
+    ),
+    _Column(
+        "largest error", "max_error", _error, "of a number, and in % of the range of its output"
+    ),
+    _Column("MB", "size", _number("size", ".2f", 1e-6)),
+    _Column("ms", "latency_p50", _number("latency_p50", ".3f"), "p50 at batch 1", always=True),
+    _Column(
+        "x",
+        "latency_ratio",
+        _number("latency_ratio", ".2f"),
+        "ms against float32 of the same runtime",
+        always=True,
+    ),
+)
+
+
+def show(report: Report) -> None:
+    """Print a report: a row for each model, what failed, what to know, and the warnings."""
+    results = (report.reference, *report.artifacts)
+    judged = {result.name: verdicts.of(result, report) for result in report.artifacts}
+    title = f"{report.model_id} on {report.data.name}, {report.data.count:,} {report.data.unit}"
+    table = Table(
+        title=cli.plain(title),
+        caption=cli.plain(
+            f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
+        ),
+        pad_edge=False,
+        show_edge=False,
+    )
+    shown = [
+        column
+        for column in _COLUMNS
+        if column.always or any(column.metric in result.metrics for result in results)
+    ]
+    table.add_column("artifact", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for column in shown:
+        table.add_column(column.title, justify="right", no_wrap=True, overflow="fold")
+    for result in results:
+        name = _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-")))
+        verdict = "" if result is report.reference else _verdict(judged[result.name])
+        cells = [c.form(result) if c.metric in result.metrics else "-" for c in shown]
+        table.add_row(name, verdict, *cells)
+    cli.console.print(table)
+    _print_meanings(report, shown)
+    for result in report.artifacts:
+        for sentence in failures(result, report, judged[result.name]):
+            cli.console.print(f"[bold red]{cli.plain(sentence)}[/]", soft_wrap=True)
+    for result in results:
+        for place in result.places:
+            where = f"{place.host} {place.device}".rstrip()
+            cli.say(
+                f"{result.name}: {place.shards} shards on {where}, {place.machine_class}; "
+                f"no latency"
+            )
+    if report.parity is not None:
+        _print_parity(report.parity)
+    for warning in report.warnings:
+        cli.say(f"warning: {warning}")
+
+
+def failures(result: ArtifactResult, report: Report, judged: Judged) -> list[str]:
+    """What is bad about a deployable, a sentence each; none of one that is good."""
+    against = report.reference_in_words
+    found = []
+    if judged.broken == "dead":
+        found += [
+            f"dead: {result.name}: {fidelity.named(output)}; varies in {against}, not here"
+            for output in result.fidelity
+            if output.dead
+        ]
+    if judged.accuracy == "worse":
+        found.append(
+            f"worse: {result.name}: accuracy changed by {in_points(judged.change)}, the loss that "
+            f"matters is {verdicts.bound_of(report):g}"
+        )
+    if judged.broken == "poor":
+        found += [
+            f"poor: {result.name}: {output.output} is at {output.sqnr_centred:.1f} dB, "
+            f"{fidelity.POOR:g} dB is the least that can do; compare --layers names the layer"
+            for output in result.fidelity
+            if output.level == "poor"
+        ]
+    return found
+
+
+def in_points(change: Measurement | None) -> str:
+    """A change of accuracy with its interval, as ``-1.20 points (-1.90 to -0.50)``."""
+    if change is None:
+        return "an unknown number of points"
+    text = f"{change.value:+.2f} points"
+    if change.low is None or change.high is None:
+        return text
+    return f"{text} ({change.low:+.2f} to {change.high:+.2f})"
+
+
+def _verdict(judged: Judged) -> str:
+    if judged.verdict in verdicts.BAD:
+        return f"[bold red]{judged.verdict}[/]"
+    colour = "yellow" if judged.verdict in ("unknown", "unclear", "far") else "green"
+    return f"[{colour}]{judged.verdict}[/]"
+
+
+def _in_column(name: str) -> str:
+    """A runner's name in two lines, since the numbers fill the width of a terminal."""
+    head, colon, tail = name.rpartition(":")
+    return f"{head}{colon}\n{tail}" if colon else name
+
+
+def _print_meanings(report: Report, shown: Sequence[_Column]) -> None:
+    meanings = "; ".join(
+        f"{column.title}: {column.meaning}" for column in shown if column.meaning
+    ).format(against=cli.plain(report.reference_in_words))
+    cli.console.print(f"[dim]{meanings}[/]")
+    left_out = report.artifacts[0].latency_warm_up
+    if left_out:
+        cli.console.print(
+            f"[dim]the first {left_out} of {report.settings['samples_per_round']} samples of each "
+            f"round are slower and left out[/]"
+        )
+    needs = [result.metrics.get("images_needed") for result in report.artifacts]
+    need = max((each.value for each in needs if each is not None), default=None)
+    if need is not None:
+        cli.console.print(
+            f"[dim]a loss of {report.settings['bound']:g} points is seen (McNemar, p < "
+            f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} "
+            f"{report.data.unit}; these are {report.data.count:,}[/]"
+        )
+
+
+def _print_parity(parity: Parity) -> None:
+    table = Table(
+        title="the same integers, run in three ways",
+        caption=f"{parity.differing:,} of {parity.numbers:,} stored numbers differ",
+    )
+    table.add_column("pair", no_wrap=True)
+    for column in ("agree %", "mean LSB", "0", "1", "2", "3+"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pair in parity.pairs:
+        total = sum(pair.histogram)
+        shares = [*pair.histogram[:3], sum(pair.histogram[3:])]
+        table.add_row(
+            cli.plain(f"{pair.left} : {pair.right}"),
+            f"{pair.agreement.value:.2f}",
+            f"{pair.mean_lsb.value:.4f}",
+            *(f"{100 * share / total:.2f}" for share in shares),
+        )
+    cli.console.print(table)
+    cli.console.print(
+        "[dim]reference: TFLite's own plain kernels; 0, 1, 2, 3+: % of output numbers that "
+        "differ by so many steps[/]"
+    )

@@ -1,0 +1,172 @@
+"""ModelFile: a ``.tflite`` or ``.onnx`` file of any maker, measured as an artifact is.
+
+A file says less than an artifact: not which float model it was made from, nor how its inputs are
+made. Those come from options; sizes, types and scales from the file, as its runtime reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.base.errors import ArtifactError, InvalidModelError, InvalidOptionError, reason
+from edgekit.records import signature
+from edgekit.records.artifact import (
+    MANIFEST,
+    Artifact,
+    Format,
+    Manifest,
+    Precision,
+)
+from edgekit.records.signature import Preprocessing, Signature
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.sources import float_model, saved_model
+
+FORMATS: dict[str, Format] = {".tflite": "tflite", ".onnx": "onnx"}
+
+
+@dataclass(frozen=True)
+class ModelFile(Artifact):
+    """A file in place of an artifact; its manifest is made from it and lies nowhere."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.manifest.model_file
+
+    @property
+    def manifest_sha256(self) -> str:
+        """Empty: there is no manifest."""
+        return ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, with those in which it keeps weights."""
+        return saved_model.size_of(self.model_path)
+
+
+def load(path: Path, prepare: Preprocessing | None = None) -> Artifact:
+    """An artifact folder, the folder of a file that is an artifact's, or a file.
+
+    Args:
+        path: Folder or file.
+        prepare: How the inputs of a file are made; an artifact brings its own.
+
+    Raises:
+        EdgekitError: If it is neither, cannot be loaded, or the preprocessing is missing.
+    """
+    if path.is_dir() or not path.exists():
+        return Artifact.load(path)
+    if is_artifacts(path):
+        return Artifact.load(path.parent)
+    if path.suffix not in FORMATS:
+        raise ArtifactError(
+            f"expected an artifact folder or a file {', '.join(FORMATS)}, got {path}"
+        )
+    if prepare is None:
+        raise InvalidOptionError(
+            f"{path} does not say how its input is made; pass --preprocessing "
+            f"{'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
+        )
+    return _described(path, prepare)
+
+
+def is_file(path: Path) -> bool:
+    """Whether this is a file that says nothing of its inputs."""
+    return path.is_file() and not is_artifacts(path)
+
+
+def is_artifacts(path: Path) -> bool:
+    """Whether a file is that of an artifact, whose folder it lies in."""
+    manifest = path.parent / MANIFEST
+    if not (path.is_file() and manifest.is_file()):
+        return False
+    try:
+        return Manifest.load(manifest).model_file == path.name
+    except ArtifactError:  # the manifest of something else
+        return False
+
+
+def _described(path: Path, prepare: Preprocessing) -> ModelFile:
+    kind = FORMATS[path.suffix]
+    manifest = Manifest(
+        model_id=path.stem,
+        format=kind,
+        precision=precision_of(path),
+        model_file=path.name,
+        files={path.name: saved_model.sha256_of(path)},
+        signature=signature_of(path, kind, prepare),
+        preprocessing=prepare,
+        class_names=(),
+    )
+    return ModelFile(path.parent, manifest)
+
+
+def signature_of(
+    path: Path, kind: str, prepare: Preprocessing, *, trust: bool = False
+) -> Signature:
+    """Inputs and outputs, as the runtime of its format reads a model."""
+    with Worker(Job(path.name, path, kind, prepare, 1, {}, trust=trust)) as worker:
+        return worker.loaded.signature
+
+
+def precision_of(path: Path) -> Precision:
+    """What most of the bytes of a file's constants are.
+
+    Raises:
+        InvalidModelError: If the file cannot be read.
+    """
+    read = _tflite_bytes if FORMATS[path.suffix] == "tflite" else _onnx_bytes
+    try:
+        counts = read(path)
+    except Exception as exc:  # both parsers raise many types for a broken file
+        raise InvalidModelError(
+            f"{path} cannot be read (cut short?): {reason(exc)}; write it again"
+        ) from None
+    kinds: dict[str, Precision] = {"int8": "int8", "uint8": "int8", "float16": "float16"}
+    most = max(counts, key=lambda kind: counts[kind], default="float32")
+    return kinds.get(most, "float32")
+
+
+def _tflite_bytes(path: Path) -> dict[str, int]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise ValueError("it has no flatbuffer id TFL3")
+    model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+    kinds = {value: name for name, value in vars(schema.TensorType).items() if name.isupper()}
+    found: dict[str, int] = {}
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            data = model.buffers[tensor.buffer].data
+            if data is not None:
+                kind = kinds[tensor.type].lower()
+                found[kind] = found.get(kind, 0) + len(data)
+    return found
+
+
+def _onnx_bytes(path: Path) -> dict[str, int]:
+    from edgekit.graph import onnx
+
+    package = onnx.package()
+    model = package.load(str(path), load_external_data=False)
+    helper = package.helper
+    found: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        found[kind.name] = found.get(kind.name, 0) + kind.itemsize * int(np.prod(tensor.dims))
+    return found
+
+
+def default_data(artifact: Artifact) -> str:
+    """The images of the shipped model, which stand in where none are named; others have none.
+
+    Raises:
+        InvalidOptionError: If the artifact comes from another model.
+    """
+    place = artifact.model_path if isinstance(artifact, ModelFile) else artifact.path
+    return float_model.data_word(None, place)

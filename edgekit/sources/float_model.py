@@ -1,0 +1,551 @@
+"""FloatModel: the one float model that everything is made from, shipped or the user's.
+
+It comes as a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a
+float ``.tflite`` or a float ``.onnx`` file. All but the last become the canonical float graph; from
+ONNX there is no way to it, so that ONNX makes ONNX only (edgekit.writers.onnx_file).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from edgekit import data
+from edgekit.base import words
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.data import feeds
+from edgekit.data import task as tasks
+from edgekit.data.feeds import Inputs, Samples
+from edgekit.graph import flatbuffer, litert, onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.records import signature
+from edgekit.records.artifact import Artifact, Source
+from edgekit.records.encodings import FILE, Encodings
+from edgekit.records.signature import Shapes, TensorSpec
+from edgekit.sources import (
+    convert,
+    keras,
+    one_sample,
+    onnx_source,
+    saved_model,
+    tflite_sizes,
+)
+
+Kind = Literal["keras", "saved_model", "tflite", "onnx"]
+
+#: The model that ships with the repository.
+SHIPPED = Path(__file__).resolve().parents[2] / "exports" / "fashion_mnist_mobilenet_v2_035"
+_SUFFIXES: dict[str, Kind] = {
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".tflite": "tflite",
+    ".onnx": "onnx",
+}
+_TORCH = (
+    "a file of PyTorch; export the model with torch.onnx.export(model.eval(), (example,), "
+    "'NAME.onnx')"
+)
+_OPENVINO = "a file of OpenVINO; export the model that it was made from to ONNX"
+_TENSORRT = "an engine of TensorRT, for one GPU; find the ONNX file that it was built from"
+_CAFFE = "a file of Caffe; convert it to ONNX, e.g. with caffe2onnx"
+_DARKNET = "a file of Darknet; convert it to PyTorch and export that with torch.onnx.export"
+_FROZEN = (
+    "a graph of TensorFlow 1, or the inside of a SavedModel; pass the SavedModel's folder, or "
+    "convert a frozen graph with `python -m tf2onnx.convert --graphdef NAME.pb --inputs X:0 "
+    "--outputs Y:0 --output NAME.onnx`"
+)
+_SKLEARN = "a pickle, which is never loaded; export the model in Python, e.g. with skl2onnx"
+#: What to do with a file of another kind to get one that is taken.
+_ADVICE = {
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _TORCH),
+    ".jit": _TORCH,
+    ".torchscript": _TORCH,
+    ".pt2": _TORCH,
+    ".safetensors": "weights without a model; load them into the model in Python and export that, "
+    "of PyTorch with torch.onnx.export(model.eval(), (example,), 'NAME.onnx')",
+    **dict.fromkeys((".pb", ".pbtxt", ".meta"), _FROZEN),
+    **dict.fromkeys(
+        (".mlmodel", ".mlpackage"),
+        "a Core ML model; export the model that it was "
+        "made from, of PyTorch with torch.onnx.export",
+    ),
+    **dict.fromkeys((".caffemodel", ".prototxt"), _CAFFE),
+    **dict.fromkeys((".engine", ".plan", ".trt"), _TENSORRT),
+    ".xml": _OPENVINO,
+    **dict.fromkeys((".weights", ".cfg"), _DARKNET),
+    **dict.fromkeys((".pkl", ".pickle", ".joblib"), _SKLEARN),
+    ".npz": "arrays, no model; save the model with model.save('NAME.keras')",
+    ".json": "a description without weights; save the model with model.save('NAME.keras'), of "
+    "TensorFlow.js convert it with `tensorflowjs_converter --input_format=tfjs_layers_model`",
+    ".lite": "a TFLite file by another name, if it is one; rename it to NAME.tflite",
+    ".gguf": "a language model of llama.cpp; export the model that it was made from to ONNX",
+    **dict.fromkeys(
+        (".param", ".mnn", ".rknn", ".pdmodel", ".dlc", ".om", ".hef"),
+        "a file for "
+        "one runtime; export the model that it was made from to ONNX, of Paddle with paddle2onnx",
+    ),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz"), "an archive; unpack it, find the model in it"),
+}
+_MODEL_HELP = (
+    "a Keras artifact folder, a .keras or .h5 file (Keras 2 or 3), a SavedModel folder, a float "
+    ".tflite or .onnx file (default: the shipped model)"
+)
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A loaded float model and what belongs to it.
+
+    Attributes:
+        model: Of Keras the model, of a SavedModel the loaded
+            :class:`edgekit.sources.saved_model.SavedModel`, of TFLite the canonical flatbuffer, of
+            ONNX the ``ModelProto``.
+        model_id: Name that its deployables share.
+        source: The float model that everything comes from; of a trained int8 model the one it was
+            trained from.
+        class_names: One for each class, where its manifest has them.
+        encodings: Of a model of ``python -m edgekit.qat``, which deployables take over.
+        kind: What it was read from.
+        outputs: What it gives.
+        task: What the outputs are, where its manifest says it.
+        notes: What is other than in the file, a sentence each.
+    """
+
+    model: Any
+    model_id: str
+    source: Source
+    preprocessing: signature.Preprocessing
+    class_names: tuple[str, ...]
+    encodings: Encodings | None = None
+    kind: Kind = "keras"
+    outputs: tuple[TensorSpec, ...] = ()
+    task: tasks.Task | None = None
+    notes: tuple[str, ...] = ()
+
+    def judged(self, graph: bytes, asked: tasks.Task | None = None) -> dict[str, Any]:
+        """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
+
+        Args:
+            graph: Of :meth:`canonical`; of an ONNX source the file's content.
+            asked: What the user says.
+
+        Raises:
+            InvalidOptionError: If the outputs cannot be for the task.
+        """
+        tasks.check(asked, self.outputs)
+        found = asked or self.task
+        scores = tasks.scores(self.outputs)
+        if found is None and (self.class_names or (scores and _ends_in_scores(graph, self.kind))):
+            found = "classification"
+        names: tuple[str, ...] = ()
+        if found == "classification" and scores > 1:
+            names = self.class_names or tasks.numbered(scores)
+        return {"task": found or "", "class_names": names}
+
+    def canonical(self, *, float16: bool = False) -> bytes:
+        """The canonical float graph, or its twin with weights in float16.
+
+        Raises:
+            InvalidModelError: If the model cannot be converted to TFLite.
+        """
+        if self.kind == "onnx":
+            raise InvalidModelError(
+                f"{self.source.path}: TFLite is not made from ONNX; convert the file with onnx2tf, "
+                f"or export the model's SavedModel or Keras file"
+            )
+        if self.kind in ("keras", "saved_model"):
+            return one_sample.single(self._converted(float16=float16), self.source.path)
+        if not float16:
+            return bytes(self.model)
+        graph = Graph(self.model)
+        graph.halve()
+        return graph.serialize()
+
+    def _converted(self, *, float16: bool) -> bytes:
+        """What TFLite's converter makes of a Keras model or SavedModel, at its own batch."""
+        if self.kind == "keras":
+            return convert.from_keras(self.model, self.source.shapes, float16=float16)
+        return convert.from_function(
+            self.model,
+            self.model.inputs,
+            self.model.outputs,
+            self.source.shapes,
+            float16=float16,
+        )
+
+    def graph(self) -> bytes:
+        """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
+        if self.kind != "onnx":
+            return self.canonical()
+        return bytes(self.prepared(integers=True).SerializeToString(deterministic=True))
+
+    def prepared(self, *, integers: bool = False) -> Any:
+        """The ONNX model with batch normalisation folded, as
+        :func:`edgekit.sources.onnx_source.prepare` has it."""
+        return onnx_source.prepare(self.model, integers=integers)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes, batch axis -1 or 1."""
+        if self.kind == "tflite":
+            return litert.signature(self.model).inputs
+        if self.kind == "onnx":
+            return onnx.signature(self.model).inputs
+        keras_model = self.kind == "keras"
+        found = keras.signature(self.model).inputs if keras_model else self.model.specs
+        return signature.sized(found, self.source.shapes, self.source.path)
+
+    def images(self, opened: data.Opened, limit: int | None = None) -> data.ImageSet:
+        """The images of a ``--data`` word, for this model.
+
+        Raises:
+            InvalidDataError: If they cannot be decoded or their classes are not the model's.
+        """
+        names = self.class_names
+        if not names and self.task != "regression" and tasks.scores(self.outputs) > 1:
+            names = tasks.numbered(tasks.scores(self.outputs))  # as many as labels may have
+        return feeds.images(opened, self.inputs, self.preprocessing, names, limit)
+
+    def samples(self, opened: data.Opened | Inputs, limit: int | None = None) -> Samples:
+        """Images, or samples with an array for each input.
+
+        Raises:
+            InvalidDataError: As :meth:`images`.
+        """
+        return opened.head(limit) if isinstance(opened, Inputs) else self.images(opened, limit)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The MODEL and ``--preprocessing`` arguments of the makers."""
+    parser.add_argument("model", nargs="?", type=Path, metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument(
+        "--preprocessing",
+        metavar="NAME|FILE.json",
+        help=f"how pixels become the input; a file needs it, an artifact brings its own: "
+        f"{', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; behind # what differs, as in "
+        f"unit#resize=bicubic,crop=0.875; also channels=bgr, class_offset=1",
+    )
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """The ``--shape`` argument."""
+    parser.add_argument(
+        "--shape",
+        action="append",
+        type=_shape,
+        default=[],
+        metavar="NAME=SIZES",
+        help="sizes of an input with free axes, e.g. image=1,3,320,320, or 1,3,320,320 of the only "
+        "one; repeatable",
+    )
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    try:
+        found = tuple(int(size) for size in sizes.strip("[]").split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"expected NAME=1,3,320,320 or 1,3,320,320, got {text!r}")
+    return name, found
+
+
+def shapes_of(given: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes:
+    """Sizes by input, as ``--shape`` names them.
+
+    Raises:
+        InvalidOptionError: If one input is given twice.
+    """
+    found = dict(given)
+    if len(found) != len(given):
+        names = [name for name, _ in given]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidOptionError(f"--shape {twice or 'SIZES'}: given twice; expected it once")
+    return found
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The ``--trust`` argument."""
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="load a file that holds more than layers and operators which are known to compute "
+        "only (Lambda layers, layers of others, operators that write files); it runs here",
+    )
+
+
+def is_shipped(path: Path | None) -> bool:
+    """Whether a model is the shipped one, or an artifact that was made from it; None is."""
+    if path is None or path.resolve() == SHIPPED.resolve():
+        return True
+    if not path.is_dir() or saved_model.is_saved_model(path):
+        return False
+    found = Artifact.load(path)
+    source = found.manifest.source
+    sha256 = found.sha256 if source is None else source.sha256
+    return sha256 == Artifact.load(SHIPPED).sha256
+
+
+def data_word(word: str | None, *models: Path | None, option: str = "--data") -> str:
+    """The ``--data`` word of a verb: the shipped model's images where none is given for it.
+
+    Args:
+        word: What was given.
+        models: What the verb runs.
+        option: What the user would give it with.
+
+    Raises:
+        InvalidOptionError: If none was given for a model of the user's own.
+    """
+    if word is not None:
+        return word
+    found = [model for model in models if model is not None and model.exists()]
+    own = [model for model in found if not is_shipped(model)]
+    if own:
+        raise InvalidOptionError(
+            f"expected {option} IMAGES for your own model, got none for {own[0]}; Fashion-MNIST "
+            f"belongs to the shipped model: pass {option} {data.WORDS}"
+        )
+    return "fashion_mnist"
+
+
+def load(
+    path: Path | None,
+    *,
+    preprocessing: str | None = None,
+    trust: bool = False,
+    shapes: Shapes | None = None,
+    free: bool = False,
+) -> FloatModel:
+    """Load a Keras artifact, or another file or folder with the name of its preprocessing.
+
+    Args:
+        path: Default the shipped model.
+        preprocessing: Name or JSON file.
+        trust: Let code inside of it run.
+        shapes: Sizes of inputs with free axes, by name; under ``""`` of the only one.
+        free: Let axes of a Keras model's inputs be free: they get their sizes later.
+
+    Raises:
+        EdgekitError: If it cannot be read, holds code that is not trusted, an axis is free, or the
+            preprocessing is missing or given twice.
+    """
+    path = path or SHIPPED
+    if path.is_dir() and not saved_model.is_saved_model(path):
+        if shapes:
+            raise InvalidOptionError(
+                f"{path} brings the sizes of its inputs; give --shape only with a file"
+            )
+        return _load_artifact(path, preprocessing)
+    kind = kind_of(path)
+    if path.exists() and preprocessing is None:
+        raise InvalidOptionError(
+            f"{path} does not say how its input is made; "
+            f"pass --preprocessing {'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
+        )
+    prepared = signature.preprocessing(preprocessing) if preprocessing else None
+    opened = _open(path, kind, trust=trust, shapes=shapes or {}, free=free)
+    assert prepared is not None  # _open has refused a path that does not exist
+    return FloatModel(
+        model=opened.model,
+        model_id=path.stem,
+        source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes),
+        preprocessing=prepared,
+        class_names=(),
+        kind=kind,
+        outputs=opened.outputs,
+        notes=opened.notes,
+    )
+
+
+def graph_of(place: Path, *, trust: bool = False, shapes: Shapes | None = None) -> bytes:
+    """The canonical float graph of a model, whatever its input is made from.
+
+    Args:
+        place: Artifact folder, file or SavedModel folder.
+        trust: Let code inside of it run.
+        shapes: Sizes of inputs with free axes.
+
+    Raises:
+        InvalidModelError: If it cannot be loaded, or has no such graph.
+    """
+    if place.is_dir() and not saved_model.is_saved_model(place):
+        return _load_artifact(place, None).canonical()
+    return load(place, preprocessing="none", trust=trust, shapes=shapes).canonical()
+
+
+def kind_of(path: Path) -> Kind:
+    """What kind of float model a file or folder is, by its name.
+
+    Raises:
+        InvalidModelError: If it is none.
+    """
+    if saved_model.is_saved_model(path):
+        return "saved_model"
+    if path.is_dir():
+        return "keras"
+    if path.suffix not in _SUFFIXES:
+        taken = f"a Keras artifact, a SavedModel folder or a file {', '.join(_SUFFIXES)}"
+        if not path.exists():
+            raise InvalidModelError(f"{words.not_found(path)}; expected {taken}")
+        advice = _ADVICE.get(path.suffix.lower())
+        if advice is not None:
+            raise InvalidModelError(f"{path}: {advice}, and pass that")
+        raise InvalidModelError(f"expected {taken}, got {path}")
+    return _SUFFIXES[path.suffix]
+
+
+def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
+    found = Artifact.load(path)
+    manifest = found.manifest
+    if manifest.format != "keras":
+        raise InvalidModelError(
+            f"{path} is a {manifest.format} artifact; expected the Keras model it came from"
+        )
+    if preprocessing is not None:
+        raise InvalidOptionError(
+            f"{path} brings its preprocessing; give --preprocessing only with a file"
+        )
+    return FloatModel(
+        model=keras.load(found.model_path),
+        model_id=manifest.model_id,
+        source=manifest.source or Source(_from_here(path), found.sha256),
+        preprocessing=manifest.preprocessing,
+        class_names=manifest.class_names,
+        encodings=Encodings.load(path / FILE) if manifest.precision == "int8" else None,
+        outputs=manifest.signature.outputs,
+        task=tasks.declared(manifest, None),
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a file or folder holds.
+
+    Attributes:
+        shapes: Sizes that were given, by the input's name.
+    """
+
+    model: Any
+    outputs: tuple[TensorSpec, ...]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) -> _Opened:
+    model: Any
+    if kind in ("keras", "saved_model"):
+        if kind == "keras":
+            model = keras.load(path, trust=trust)
+            inputs, outputs = (own := keras.signature(model)).inputs, own.outputs
+        else:
+            model = saved_model.SavedModel(path, trust=trust)
+            inputs, outputs = model.specs, model.answers
+        found = signature.sized(inputs, shapes, path)
+        if not free:
+            signature.refuse_free(found, path)
+        batch = max((spec.shape[0] for spec in found if spec.shape and spec.batched), default=-1)
+        return _Opened(model, outputs, _named(inputs, shapes), _of_batch(batch))
+    if kind == "tflite":
+        if not path.is_file():
+            raise InvalidModelError(f"{words.not_found(path)}; expected a .tflite file")
+        content = path.read_bytes()
+        if not trust and content[4:8] == b"TFL3":
+            litert.check_operators(content, str(path))
+        given = tflite_sizes.sized(content, str(path), shapes)
+        content = one_sample.single(given, str(path))
+        notes = _of_batch(one_sample.batch_of(given)) if content != given else ()
+        content = flatbuffer.canonical(content, str(path), key=litert.SIGNATURE_KEY)
+        own = litert.signature(content)
+        return _Opened(content, own.outputs, _named(own.inputs, shapes), notes)
+    read = onnx_source.read(path, shapes, trust=trust)
+    own = onnx.signature(read.model)
+    return _Opened(read.model, own.outputs, _named(own.inputs, shapes), read.notes)
+
+
+def _of_batch(size: int) -> tuple[str, ...]:
+    if size <= 1:
+        return ()
+    return (f"the model takes batches of {size}; what is made of it takes one sample",)
+
+
+def _named(specs: Sequence[TensorSpec], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {name or specs[0].name: tuple(sizes) for name, sizes in shapes.items()}
+
+
+#: Operators whose outputs are scores of classes, and those that only arrange them, by format.
+_SCORES = frozenset("SOFTMAX LOG_SOFTMAX LOGISTIC Softmax LogSoftmax Sigmoid".split())
+_ARRANGING = frozenset(
+    "RESHAPE SQUEEZE EXPAND_DIMS QUANTIZE DEQUANTIZE "
+    "Reshape Squeeze Unsqueeze Flatten Identity Cast QuantizeLinear DequantizeLinear".split()
+)
+
+
+def _ends_in_scores(graph: bytes, kind: Kind) -> bool:
+    """Whether the last operator of a model of one output is one that scores classes."""
+    if kind == "onnx":
+        proto = onnx.parse(graph)
+        name = proto.graph.output[0].name
+        made = {each: (n.op_type, n.input) for n in proto.graph.node for each in n.output}
+    else:
+        found = Graph(graph)
+        (name,) = found.outputs
+        made = {each: (op.kind, op.inputs) for op in found.operators for each in op.outputs}
+    while name in made:
+        operator, inputs = made[name]
+        if operator not in _ARRANGING:
+            return operator in _SCORES
+        name = inputs[0]
+    return False
+
+
+def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str]:
+    """The float model that an artifact was made from.
+
+    Args:
+        artifact: With a source in its manifest.
+        given: Where it is; default where the manifest says, or the shipped model.
+
+    Returns:
+        Artifact folder, file or SavedModel folder; the model in it; its sha256.
+
+    Raises:
+        InvalidModelError: If it is not there or another one.
+    """
+    source = artifact.manifest.source
+    assert source is not None
+    if given and not given.exists():
+        raise InvalidModelError(
+            f"{words.not_found(given)}; expected the float model that {artifact.path} was made "
+            f"from, a recording of it, or a runner such as ort:cuda:float16"
+        )
+    for place in [given] if given else [Path(source.path), SHIPPED]:
+        if place.is_dir() and not saved_model.is_saved_model(place):
+            found = Artifact.load(place)
+            model, sha256 = found.model_path, found.sha256
+        elif place.exists():
+            model, sha256 = place, saved_model.sha256_of(place)
+        else:
+            continue
+        if sha256 == source.sha256:
+            return place, model, sha256
+        if given:
+            raise InvalidModelError(
+                f"{given} is not the model that {artifact.path} was made from "
+                f"(sha256 {sha256[:12]}…, expected {source.sha256[:12]}…)"
+            )
+    raise InvalidModelError(
+        f"the float model of {artifact.path} ({source.path}) was not found; "
+        f"pass --reference MODEL, or put it there"
+    )
+
+
+def _from_here(path: Path) -> str:
+    """Relative to the current folder where it lies below it, so that other clones find it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

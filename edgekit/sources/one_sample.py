@@ -1,0 +1,144 @@
+"""A float TFLite file with a batch of several, rewritten to one sample at a time.
+
+Shapes of all tensors follow from those of the inputs; what else holds the size of the batch, such
+as the new shape of a RESHAPE, is written anew. That the samples of a batch are computed each on its
+own is tried, not assumed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgekit.base.errors import ExecutionError, InvalidModelError, reason
+from edgekit.graph import litert
+from edgekit.graph.flatbuffer import Graph, short_name
+
+#: Input that holds the sizes of an output, by operator.
+_SIZES = {
+    "BROADCAST_TO": 1,
+    "FILL": 0,
+    "RESHAPE": 1,
+    "SLICE": 2,
+    "TRANSPOSE_CONV": 0,
+}
+#: How far an output may lie from that of the whole batch, as a part of the largest.
+_SAME = 1e-4
+
+
+def single(content: bytes, name: str) -> bytes:
+    """The same model with a batch of 1; a file whose batch is 1 or free stays as it is.
+
+    Args:
+        content: A float file of any converter.
+        name: Of the file, for messages.
+
+    Raises:
+        InvalidModelError: If the batch cannot be 1: an operator needs its size, or computes with
+            several samples at once.
+    """
+    try:
+        graph, batch = Graph(content, distinct=True), batch_of(content)
+    except InvalidModelError:
+        return content  # canonical() says what is wrong
+    if batch <= 1:
+        return content
+    said = f"{name} takes batches of {batch} only"
+    fix = "save or convert it with a batch of 1, or a free one (None)"
+    _write_sizes(graph, batch, said, fix)
+    try:
+        changed = _resized(graph)
+    except (InvalidModelError, ExecutionError, RuntimeError, ValueError) as exc:
+        raise InvalidModelError(f"{said}, and does not run with 1: {reason(exc)}; {fix}") from None
+    if not _answer_alike(content, changed, batch):
+        raise InvalidModelError(
+            f"{said}, and computes another answer with 1: what it says of a sample depends on the "
+            f"others of its batch; {fix}"
+        )
+    return changed
+
+
+def batch_of(content: bytes) -> int:
+    """First size of all inputs of a file; 0 where they differ.
+
+    Raises:
+        InvalidModelError: If it cannot be read.
+    """
+    graph = Graph(content, distinct=True)
+    sizes = {graph.shape(tensor)[0] for tensor in graph.inputs if graph.shape(tensor)}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def _write_sizes(graph: Graph, batch: int, said: str, fix: str) -> None:
+    """Let constants hold 1 where they hold the size of the batch, in place."""
+    for operator in graph.operators:
+        place = _SIZES.get(operator.kind)
+        for i, name in enumerate(operator.inputs):
+            if not graph.is_constant(name):
+                continue
+            values = graph.constant(name)
+            if i == place and values.ndim == 1 and values.size and values[0] == batch:
+                values[0] = 1
+                graph.set_constant(name, values)
+            elif (
+                values.dtype == np.float32
+                and values.ndim > 1
+                and len(values) == batch
+                and operator.kind not in ("CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "GATHER")
+                and graph.shape(operator.outputs[0])[:1] == (batch,)
+            ):  # e.g. the state that a recurrent layer starts with
+                if not (values == values[:1]).all():
+                    raise InvalidModelError(
+                        f"{said}: a constant of {short_name(operator.outputs[0])} differs from "
+                        f"sample to sample; {fix}"
+                    )
+                graph.store(name, values[:1])
+
+
+def _resized(graph: Graph) -> bytes:
+    """The graph whose inputs have a batch of 1, with the sizes that follow.
+
+    Raises:
+        RuntimeError, ValueError: As LiteRT raises where they do not fit.
+    """
+    places = {name: index for index, name in enumerate(graph.tensors)}
+    sizes = {places[name]: (1, *graph.shape(name)[1:]) for name in graph.inputs}
+    opened = litert.interpreter(graph.serialize(), exact=True, sizes=sizes)
+    for detail in opened.get_input_details():
+        opened.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
+    litert.invoke(opened)
+    shapes = {detail["index"]: detail["shape"] for detail in opened.get_tensor_details()}
+    for index, tensor in enumerate(graph.tensors):
+        graph.set_shape(tensor, tuple(map(int, shapes[index])))
+    return graph.serialize()
+
+
+def _answer_alike(several: bytes, one: bytes, batch: int) -> bool:
+    """Whether a batch of random samples gets the answers that they get one by one."""
+    whole, alone = litert.interpreter(several), litert.interpreter(one)
+    random = np.random.default_rng(0)
+    feed = []
+    for detail in whole.get_input_details():
+        real = np.issubdtype(detail["dtype"], np.floating)
+        drawn: Any = random.uniform(-1, 1, detail["shape"])
+        if not real:
+            drawn = random.integers(0, 2, detail["shape"])
+        feed.append(np.asarray(drawn).astype(detail["dtype"]))
+        whole.set_tensor(detail["index"], feed[-1])
+    litert.invoke(whole)
+    expected = [whole.get_tensor(detail["index"]) for detail in whole.get_output_details()]
+    if any(len(np.atleast_1d(values)) != batch for values in expected):
+        return False
+    for i in range(min(batch, 3)):
+        for detail, values in zip(alone.get_input_details(), feed, strict=True):
+            alone.set_tensor(detail["index"], values[i : i + 1])
+        litert.invoke(alone)
+        for detail, values in zip(alone.get_output_details(), expected, strict=True):
+            found = alone.get_tensor(detail["index"])
+            near = _SAME * float(np.abs(values).max(initial=0)) + 1e-7
+            if found.shape != (1, *values.shape[1:]):
+                return False
+            if not np.allclose(found, values[i : i + 1], 0, near, equal_nan=True):
+                return False
+    return True

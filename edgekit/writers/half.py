@@ -1,0 +1,213 @@
+"""ONNX in float16, converted with care: nothing may overflow, and what would stays float32.
+
+float16 ends at 65,504. Weights beyond it are refused, since onnxruntime's converter would cut them
+off without a word. Activations are measured on images; operators that read or write one beyond half
+of that limit keep float32 on both sides. Operators without a float16 form are left alone by the
+converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.base.quiet import quiet
+from edgekit.data import feeds
+from edgekit.graph import onnx, onnx_forms
+from edgekit.graph.flatbuffer import short_name
+from edgekit.runtimes.emulation import copied, target_of, types_of
+
+#: Largest number of float16.
+LARGEST = float(np.finfo(np.float16).max)
+#: An activation is let into float16 up to this part of it: other images may go further.
+ROOM = 0.5
+_FLOAT, _FLOAT16 = 1, 10
+
+
+@dataclass(frozen=True)
+class Half:
+    """A float16 model.
+
+    Attributes:
+        model: ``onnx.ModelProto``, float32 in and out.
+        kept: Names of the operators that stay float32 because of what they would have to hold.
+        largest: Largest magnitude of an activation of the float32 model.
+        where: The tensor that has it.
+    """
+
+    model: Any
+    kept: tuple[str, ...]
+    largest: float
+    where: str
+
+    def note(self, count: int) -> str:
+        """What a reader should know, measured on ``count`` images."""
+        kept = f"{len(self.kept)} operators stay float32" if self.kept else "all in float16"
+        return (
+            f"float16 holds 65504; the largest activation of {count} images is {self.largest:.4g} "
+            f"({short_name(self.where)}): {kept}"
+        )
+
+
+def to_float16(
+    model: Any, feed: Mapping[str, npt.NDArray[np.float32]], *, keep: Collection[str] = ()
+) -> Half:
+    """Convert a float32 model so that nothing in it overflows on the images given.
+
+    Args:
+        model: Float ``onnx.ModelProto``.
+        feed: Preprocessed images ``[N, ...]`` by input name.
+        keep: Names of nodes that stay float32 in any case.
+
+    Raises:
+        InvalidModelError: If a weight is beyond float16, or an activation is not finite.
+    """
+    for tensor in model.graph.initializer:
+        name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
+        if values.dtype != np.float32:
+            continue
+        largest = np.abs(values[~np.isinf(values)]).max(initial=0)  # float16 has infinities
+        if not largest <= LARGEST:
+            raise InvalidModelError(
+                f"expected weights that float16 can hold, up to 65504, got "
+                f"{largest:.3g} in {short_name(name)}; export it in float32"
+            )
+    found = magnitudes(model, feed)
+    where = max(found, key=lambda name: found[name])
+    if not np.isfinite(found[where]):
+        raise InvalidModelError(
+            f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
+            f"already; pass --calibration with real inputs if random ones are to blame"
+        )
+    kept = tuple(
+        node.name
+        for node in model.graph.node
+        if node.name in keep
+        or any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
+    )
+    half = converted(model, keep=kept)
+    if kept:
+        _join(half)
+    onnx.store_once(half)
+    return Half(half, kept, found[where], where)
+
+
+def check(model: Any, found: Half) -> None:
+    """Refuse a file in which no number is float16, whatever it is called.
+
+    Args:
+        model: The float32 model that ``found`` was made from.
+        found: What :func:`to_float16` made.
+
+    Raises:
+        InvalidModelError: Names an operator that stays float32.
+    """
+    before, halved = (
+        sum(tensor.data_type == kind and bool(tensor.dims) for tensor in each.graph.initializer)
+        for each, kind in ((model, _FLOAT), (found.model, _FLOAT16))
+    )
+    if halved or (not before and _FLOAT16 in types_of(found.model).values()):
+        return
+    names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
+    nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
+    node = next(iter([*nodes, *model.graph.node]), None)
+    why = "has no form in float16"
+    if found.kept:
+        why = "would overflow, or makes a spectrum or variance"
+    at = f"{node.op_type} {node.name}" if node is not None else "it"
+    raise InvalidModelError(
+        f"nothing of the model becomes float16: {at} {why}; export it in float32"
+    )
+
+
+def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
+    """Largest magnitude of every float tensor of a float32 model, inputs among them.
+
+    Args:
+        model: Float ``onnx.ModelProto``; stays as it is.
+        feed: Preprocessed images by input name; run one at a time, so memory is that of one.
+    """
+    watched = copied(model)
+    shapes = {value.name: value for value in watched.graph.value_info}
+    there = {value.name for value in watched.graph.output}
+    for node in watched.graph.node:
+        for name in node.output:
+            value = shapes.get(name)
+            if name not in there and value is not None:
+                if value.type.tensor_type.elem_type == _FLOAT:
+                    watched.graph.output.append(value)
+    session = onnx.session(watched.SerializeToString())
+    names = [value.name for value in session.get_outputs()]
+    found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
+    for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
+        for name, values in zip(names, onnx.run(session, names, each), strict=True):
+            if values.dtype == np.float32:
+                # max of NaN is NaN in numpy, and stays so here
+                found[name] = float(np.maximum(found.get(name, 0.0), np.abs(values).max(initial=0)))
+    return {name: np.inf if np.isnan(value) else value for name, value in found.items()}
+
+
+def _join(half: Any) -> None:
+    """Where a float32 operator feeds another, let no float16 come in between, in place.
+
+    The converter puts a cast to float16 behind the one and a cast back before the other.
+    """
+    makers = {name: node for node in half.graph.node for name in node.output}
+    renamed: dict[str, str] = {}
+    for node in half.graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "Cast" else None
+        if before is None or before.op_type != "Cast":
+            continue
+        if (target_of(before), target_of(node)) == (_FLOAT16, _FLOAT):
+            renamed[node.output[0]] = before.input[0]
+    ends = {value.name for value in half.graph.output}
+    for node in list(half.graph.node):
+        if node.op_type == "Cast" and node.output[0] in renamed:
+            if node.output[0] not in ends:
+                half.graph.node.remove(node)
+                continue
+            node.op_type, node.input[0] = "Identity", renamed[node.output[0]]
+            del node.attribute[:]
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+    used = {name for node in half.graph.node for name in node.input} | ends
+    for node in [n for n in half.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
+        half.graph.node.remove(node)
+    onnx.package().checker.check_model(half)
+
+
+def converted(model: Any, *, keep: Collection[str] = ()) -> Any:
+    """Weights and computation in float16, float32 in and out.
+
+    Weights have to lie in the range of float16, up to 65,504; :mod:`edgekit.writers.half` sees to
+    it, and to what lies between the operators.
+
+    Args:
+        model: Float ``onnx.ModelProto``; stays as it is.
+        keep: Names of nodes that stay float32, beside the operators that have no float16 form.
+    """
+    try:
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    given = copied(model)
+    onnx_forms.transpose_behind_products(given)
+    with quiet():
+        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
+    casts: set[str] = set()
+    for node in list(half.graph.node):  # one for each reader of a tensor, all under one name
+        if node.op_type == "Cast" and node.output[0] in casts:
+            half.graph.node.remove(node)
+        elif node.op_type == "Cast":
+            casts.add(node.output[0])
+    onnx.sort(half)
+    try:
+        onnx.package().checker.check_model(half)
+    except Exception as exc:  # the checker's own types
+        raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
+    return half

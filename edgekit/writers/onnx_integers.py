@@ -1,0 +1,907 @@
+"""int8 in ONNX: QDQ with given encodings and integers, and what a file stores, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgekit.base.errors import (
+    ExecutionError,
+    InvalidModelError,
+    MissingDependencyError,
+    WriterError,
+    reason,
+)
+from edgekit.base.quiet import quiet
+from edgekit.graph import kernels, onnx_forms
+from edgekit.graph import onnx as onnx_file
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
+from edgekit.writers import onnx_tensors
+
+#: Operators whose output has the values of their input, in order or not.
+_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+#: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
+_BEHIND = ("Clip", "Relu", "Min", "Max", "QuantizeLinear", "DequantizeLinear", *_MOVING)
+_CLIPPING = ("Clip", "Relu", "Min", "Max")
+_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
+
+
+def quantize(
+    model: Any,
+    stored: Stored,
+    *,
+    activation_dtype: str = "uint8",
+    quantize_bias: bool = True,
+) -> Any:
+    """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
+
+    Every tensor that has an encoding stands behind a pair of QuantizeLinear and DequantizeLinear,
+    weights, biases and constants behind a DequantizeLinear; onnxruntime makes integer kernels of
+    what lies between them.
+
+    Args:
+        model: Float ``onnx.ModelProto`` from :func:`from_tflite`, with the float constants that
+            ``stored`` stands for.
+        stored: Of all activations, layers and constants of the canonical graph.
+        activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
+            ``int8``.
+        quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
+
+    Returns:
+        The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
+        in the canonical graph (parts of an operator that ONNX lacks), stays float.
+    """
+    copied = onnx_file.package().ModelProto()
+    copied.CopyFrom(model)
+    _spell_certain(copied)
+    _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
+    activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *_MOVING))
+    dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
+    writer = _Writer(copied)
+    _put_integers(writer, stored, quantize_bias=quantize_bias)
+    _put_constants(writer, stored.constants, activations, dtype, shift)
+    floats = onnx_file.stored_constants(copied)
+    apart = [
+        node
+        for node in copied.graph.node
+        if node.op_type in _WEIGHTED and floats.get(node.input[1], dtype(0)).dtype == np.float32
+    ]
+    for name, (scale, zero_point) in activations.items():
+        writer.round(name, scale, dtype(zero_point + shift), apart)
+    onnx_forms.pad_integers(copied)
+    onnx_file.drop_unused(copied)
+    del copied.graph.value_info[:]
+    onnx_file.sort(copied)
+    onnx_file.package().checker.check_model(copied)
+    return copied
+
+
+class _Writer:
+    """A float model on its way to QDQ, changed in place. Equal numbers are stored once."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.graph = model, model.graph
+        self._helper = onnx_file.package().helper
+        self._taken = {name for node in self.graph.node for name in (*node.input, *node.output)}
+        self._taken |= {tensor.name for tensor in self.graph.initializer}
+        self._stored: dict[tuple[Any, ...], str] = {}
+        self._count = 0
+        self._inputs = {value.name for value in self.graph.input}
+        self._readers: dict[str, list[Any]] = {}
+        for node in self.graph.node:
+            for name in dict.fromkeys(node.input):
+                self._readers.setdefault(name, []).append(node)
+        self._makers = {name: node for node in self.graph.node for name in node.output}
+
+    def store(self, values: Any, name: str = "") -> str:
+        """Name of a constant; one that is stored already keeps its own."""
+        array = np.asarray(values, order="C")
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._stored:
+            self._stored[key] = self._keep(array, name or "c")
+        return self._stored[key]
+
+    def _keep(self, array: Any, word: str) -> str:
+        name = self._fresh(word)
+        tensor = onnx_file.package().numpy_helper.from_array(np.asarray(array), name)
+        self.graph.initializer.append(tensor)
+        return name
+
+    def real(
+        self, values: Any, scale: Any, zero_point: Any, axis: int | None = None, name: str = ""
+    ) -> str:
+        """Name of the real numbers that a constant's integers stand for."""
+        numbers = [self.store(values, name), self.store(np.float32(scale))]
+        if np.asarray(zero_point).dtype == np.int8:  # see onnx.store_once
+            numbers.append(self._keep(zero_point, "z"))
+        else:
+            numbers.append(self.store(zero_point))
+        real = self._fresh("d")
+        form = {} if axis is None else {"axis": axis}
+        self._append("DequantizeLinear", numbers, real, **form)
+        return real
+
+    def round(self, name: str, scale: float, zero_point: Any, apart: Sequence[Any]) -> None:
+        """Let a tensor's readers see it rounded.
+
+        Nodes in ``apart`` read it as it was: onnxruntime rounds float weights by itself where their
+        layer reads what is rounded.
+        """
+        numbers = [self.store(np.float32(scale)), self.store(zero_point)]
+        made, readers = self._fresh("q"), self._readers.get(name, [])
+        if name in self._inputs:
+            raw, rounded = name, self._fresh("r")
+            for node in readers:
+                if node not in apart:
+                    _rename(node.input, name, rounded)
+        else:
+            raw, rounded = self._fresh("r"), name
+            _rename(self._makers[name].output, name, raw)
+            for node in readers:
+                if node in apart:
+                    _rename(node.input, name, raw)
+        self._append("QuantizeLinear", [raw, *numbers], made)
+        self._append("DequantizeLinear", [made, *numbers], rounded)
+
+    def _append(self, kind: str, inputs: Sequence[str], output: str, **form: Any) -> None:
+        made = self._helper.make_node(kind, inputs, [output], name=self._fresh("n"), **form)
+        self.graph.node.append(made)
+
+    def _fresh(self, word: str) -> str:
+        name = word
+        while len(name) == 1 or name in self._taken:
+            self._count += 1
+            name = f"{word}{self._count}"
+        self._taken.add(name)
+        return name
+
+
+def _rename(names: Any, one: str, other: str) -> None:
+    for place, name in enumerate(names):
+        if name == one:
+            names[place] = other
+
+
+def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> None:
+    """Let convolutions and dense layers read given integers."""
+    constants = onnx_file.stored_constants(writer.model)
+    for node, place, _ in list(layer_nodes(writer.model, stored.layers, {})):
+        layer = stored.layers[place]
+        if node.input[1] not in constants:
+            raise WriterError(f"the ONNX graph computes the weights of {short_name(place)}")
+        depthwise = len(layer.weight_scale) != len(layer.weights)
+        weights = _from_canonical(node, layer.weights, depthwise=depthwise)
+        if constants[node.input[1]].shape != weights.shape:
+            raise WriterError(
+                f"the weights of {short_name(place)} are {list(constants[node.input[1]].shape)} in "
+                f"the ONNX graph, {list(weights.shape)} were decided"
+            )
+        zeros = np.zeros(len(layer.weight_scale), np.int8)
+        name = short_name(place)
+        node.input[1] = writer.real(
+            weights, layer.weight_scale, zeros, _axis(node), f"{name}/weights"
+        )
+        if layer.bias is not None and quantize_bias and len(node.input) > 2:
+            assert layer.bias_scale is not None
+            none = np.zeros(len(layer.bias_scale), np.int32)
+            node.input[2] = writer.real(layer.bias, layer.bias_scale, none, 0, f"{name}/bias")
+
+
+def _axis(node: Any) -> int:
+    """Axis of the output channels in a node's weights."""
+    if node.op_type == "Conv" or onnx_file.attribute(node, "transB", 0):
+        return 0
+    return 1
+
+
+@dataclass(frozen=True)
+class Products:
+    """Integer weights of a file whose products with uint8 onnxruntime sums.
+
+    Attributes:
+        name: Of what the node writes.
+        groups: Of channels; 1 of a product of matrices.
+        inputs: Channels that a group reads.
+        rows: int8 ``[O, K]`` in the order of the dot product: height, width, input channel.
+    """
+
+    name: str
+    groups: int
+    inputs: int
+    rows: Any
+
+
+def products(model: Any) -> Iterator[Products]:
+    """Every convolution and product of a QDQ model with constant int8 weights."""
+    constants = onnx_file.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        for place in (0, 1):
+            source = makers.get(node.input[place])
+            if source is None or source.op_type != "DequantizeLinear":
+                continue
+            weights = constants.get(source.input[0])
+            if weights is None or weights.dtype != np.int8:
+                continue
+            groups, inputs = 1, 2
+            if node.op_type == "Conv":
+                groups, inputs = onnx_file.attribute(node, "group", 1), weights.shape[1]
+                rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
+            else:
+                turned = onnx_file.attribute(node, "transB", 0) if place else node.op_type != "Gemm"
+                matrices = weights if turned else np.swapaxes(weights, -1, -2)
+                rows = matrices.reshape(-1, matrices.shape[-1])
+            yield Products(node.output[0], groups, inputs, rows)
+
+
+def _put_constants(
+    writer: _Writer,
+    constants: Mapping[str, ConstantIntegers],
+    activations: Mapping[str, tuple[float, int]],
+    dtype: Any,
+    shift: int,
+) -> None:
+    """Let other nodes read the integers of their constants, which are found by their values."""
+    floats = {
+        name: values
+        for name, values in onnx_file.stored_constants(writer.model).items()
+        if values.dtype == np.float32
+    }
+    known: dict[tuple[int, bytes], list[ConstantIntegers]] = {}
+    for each in constants.values():
+        known.setdefault(_content(each.real()), []).append(each)
+    stored = {tensor.name for tensor in writer.graph.initializer}
+    for node in writer.graph.node:
+        computed = [name for name in node.input if name not in stored]
+        if computed and not any(name in activations for name in computed):
+            continue  # it computes in float, whatever numbers of others its constants are
+        for place, name in enumerate(node.input):
+            if name not in floats or (node.op_type in _WEIGHTED and place > 0):
+                continue
+            found = known.get(_content(floats[name]), [])
+            if not found:
+                continue
+            own = activations.get(node.output[0])
+            number = next((e for e in found if (e.scale, e.zero_point) == own), found[0])
+            steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point + shift
+            node.input[place] = writer.real(
+                steps.astype(dtype), number.scale, dtype(number.zero_point + shift)
+            )
+
+
+def _content(values: Any) -> tuple[int, bytes]:
+    """The same for arrays of the same numbers, however they are laid out."""
+    return values.size, np.sort(values, axis=None).tobytes()
+
+
+def _written(
+    model: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    activation_dtype: str,
+    left: Sequence[Any],
+    symmetric: bool,
+    quantize_bias: bool,
+    encodings: Mapping[str, tuple[Any, Any]] | None = None,
+) -> Any:
+    """What onnxruntime's quantizer makes of a float model, in place; weights per channel.
+
+    Args:
+        ranges: (min, max) by tensor name.
+        left: Nodes that stay float.
+        encodings: (scale, zero_point as stored) that are taken instead of what ranges give; no
+            Clip is taken out then, since the caller knows which the ranges replace.
+    """
+    try:
+        from onnxruntime.quantization import QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    except ImportError:
+        raise MissingDependencyError("onnxruntime", "convert") from None
+    kind = QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
+    given: dict[str, Any] = {}
+    if encodings is not None:
+        overrides = {
+            name: [{"quant_type": kind, "scale": scale, "zero_point": zero_point}]
+            for name, (scale, zero_point) in encodings.items()
+        }
+        given = {"TensorQuantOverrides": overrides, "QDQKeepRemovableActivations": True}
+    found = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
+    }
+    with quiet():
+        writer = QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=QuantType.QInt8,
+            activation_qType=kind,
+            tensors_range=TensorsData(CalibrationMethod.MinMax, found),
+            nodes_to_quantize=[],
+            nodes_to_exclude=[node.name for node in left],
+            op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
+            extra_options={
+                "WeightSymmetric": True,
+                "ActivationSymmetric": symmetric,
+                "QuantizeBias": quantize_bias,
+                "QDQDisableWeightAdjustForInt32Bias": True,
+                **given,
+            },
+        )
+        writer.quantize_model()
+    return writer.model.model
+
+
+def read_stored(model: Any, graph: Graph) -> Stored:
+    """The integers and scales of an int8 file, in the canonical graph's words.
+
+    Args:
+        model: Quantized ``onnx.ModelProto``.
+        graph: Any flatbuffer of the same model, for its tensors' names.
+    """
+    constants = onnx_file.stored_constants(model)
+    ends = {
+        **dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True)),
+        **_canonical_ends(model, graph),
+    }
+    makers = {output: node for node in model.graph.node for output in node.output}
+
+    names = set(graph.tensors)
+
+    def canonical(name: str) -> str:
+        name = name.removesuffix("_QuantizeLinear_Input")
+        return str(ends.get(name, name))
+
+    # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
+    # it; what pads integers has no QuantizeLinear behind it
+    behind = {}
+    for node in model.graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if before is not None and canonical(node.output[0]) in names:
+            own = before.op_type == "QuantizeLinear"
+            behind[before.input[0] if own else node.input[0]] = canonical(node.output[0])
+
+    def origin(name: str) -> str:
+        """The tensor behind a pair of QuantizeLinear and DequantizeLinear."""
+        while name in makers and makers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
+            name = makers[name].input[0]
+        return canonical(name) if canonical(name) in names else behind.get(name, canonical(name))
+
+    found: dict[str, tuple[float, int]] = {}
+    for node in model.graph.node:
+        of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
+        if node.op_type == "QuantizeLinear" or of_integers:
+            zero_point = constants[node.input[2]]
+            shift = 128 if zero_point.dtype == np.uint8 else 0
+            number = float(constants[node.input[1]]), int(zero_point) - shift
+            found[origin(node.input[0])] = number
+    # what is only moved may be rounded before or behind it
+    for node in [*model.graph.node, *reversed(model.graph.node)]:
+        if node.op_type in _MOVING:
+            one, other = origin(node.input[0]), origin(node.output[0])
+            if one in found:
+                found.setdefault(other, found[one])
+            elif other in found:
+                found[one] = found[other]
+    there = {*makers, *ends, *ends.values()}
+    for operator in graph.operators:  # what the converter took out holds the same numbers
+        if operator.kind in _MOVED and operator.outputs[0] not in there:
+            if operator.inputs[0] in found:
+                found.setdefault(operator.outputs[0], found[operator.inputs[0]])
+    for operator in reversed(graph.operators):
+        merged = operator.kind in ("RELU", "RELU6")  # by onnxruntime's writer
+        if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
+            if operator.outputs[0] in found:
+                found.setdefault(operator.inputs[0], found[operator.outputs[0]])
+    activations = {name: number for name, number in found.items() if name in names}
+    layers = {}
+    kinds = {layer.output: layer.kind for layer in graph.layers}
+    for node, place, _ in layer_nodes(model, kinds, ends):
+        weights = _dequantized(model, node.input[1], constants)
+        if weights is None:
+            continue
+        bias = _dequantized(model, node.input[2], constants) if len(node.input) > 2 else None
+        layers[place] = LayerIntegers(
+            weights=_to_canonical(node, weights[0], depthwise=kinds[place] == "depthwise"),
+            weight_scale=np.atleast_1d(weights[1]),
+            bias=None if bias is None else bias[0],
+            bias_scale=None if bias is None else np.atleast_1d(bias[1]),
+        )
+    return Stored(activations, layers, _read_constants(model, graph, ends))
+
+
+def _read_constants(
+    model: Any, graph: Graph, ends: Mapping[str, str]
+) -> dict[str, ConstantIntegers]:
+    """Integers of the constants of other operators, by their names in the canonical graph."""
+    constants = onnx_file.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    wanted: dict[str, list[str]] = {}
+    for operator in graph.operators:
+        own = [
+            name
+            for name in operator.inputs
+            if graph.is_constant(name) and graph.dtype(name) in (np.float32, np.int8)
+        ]
+        if own and operator.kind not in kernels.WEIGHTED:
+            wanted[operator.outputs[0]] = own
+    found: dict[str, ConstantIntegers] = {}
+    first = onnx_tensors.channels_first(model)
+    whole = _canonical_output(model, wanted, ends)
+    for node in model.graph.node:
+        if node.op_type in (*_WEIGHTED, "QuantizeLinear", "DequantizeLinear", *_MOVING):
+            continue
+        place = whole(node.output[0])
+        left = [] if place is None else list(wanted[place[0]])
+        for name in node.input:
+            source = makers.get(name)
+            if source is None or source.op_type != "DequantizeLinear":
+                continue
+            values = constants.get(source.input[0])
+            if values is None or constants[source.input[1]].ndim:
+                continue
+            sized = [n for n in left if int(np.prod(graph.shape(n))) == values.size]
+            if not sized:
+                continue
+            left.remove(sized[0])
+            shift = 128 if values.dtype == np.uint8 else 0
+            shape = graph.shape(sized[0])
+            if values.ndim == 4 and len(shape) == 4 and node.output[0] in first:
+                values = values.transpose(0, 2, 3, 1)
+            whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
+            found[sized[0]] = ConstantIntegers(
+                whole_steps,
+                float(constants[source.input[1]]),
+                int(constants[source.input[2]]) - shift,
+            )
+    return found
+
+
+def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
+    """Canonical names of the outputs."""
+    return dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+
+
+def without_missing(
+    decided: Stored, read: Stored, model: Any, graph: Graph
+) -> tuple[Stored, tuple[str, ...]]:
+    """What the ONNX graph can hold of what was decided, and what it cannot, in words.
+
+    tf2onnx merges operators, e.g. a maximum of x and 0.2 x to a LeakyRelu, and names what it turns
+    around anew. TFLite's converter computes a layer twice where its answer is read with and without
+    its activation; tf2onnx computes it once.
+
+    Args:
+        decided: For the canonical graph, or read from the int8 TFLite file.
+        read: From the ONNX model.
+        model: int8 ``onnx.ModelProto``.
+        graph: Canonical, or of the int8 TFLite file.
+    """
+    there = {
+        name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
+    }
+    tensors = [
+        name
+        for name in decided.activations
+        if name not in (*graph.inputs, *graph.outputs)
+        and name not in there
+        and name not in read.activations
+    ]
+    constants = [name for name in decided.constants if name not in read.constants]
+    layers = {layer.output: layer for layer in graph.layers}
+    ends = _canonical_ends(model, graph)
+    nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    kernels_there = {graph.kernel(layers[name]) for name in nodes}
+    merged = [
+        name
+        for name in decided.layers
+        if name not in nodes and graph.kernel(layers[name]) in kernels_there
+    ]
+    said = tuple(
+        f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
+        f"rounded there: {', '.join(map(short_name, names[:3]))}"
+        for what, names in (("tensors", tensors), ("constants", constants))
+        if names
+    )
+    return decided.without(tensors, merged, constants), said
+
+
+def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
+    """(weights or None, bias or None) of each layer that are stored in float, canonical layout.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        graph: Any flatbuffer of the same model, for its tensors' names.
+    """
+    constants = onnx_file.stored_constants(model)
+    ends = _canonical_ends(model, graph)
+    found = {}
+    kinds = {layer.output: layer.kind for layer in graph.layers}
+    for node, place, _ in layer_nodes(model, kinds, ends):
+        weights = constants.get(node.input[1])
+        bias = constants.get(node.input[2]) if len(node.input) > 2 else None
+        if weights is not None or bias is not None:
+            whole = None
+            if weights is not None:
+                depthwise = kinds[place] == "depthwise"
+                whole = _to_canonical(node, weights, depthwise=depthwise).astype(np.float32)
+            found[place] = (
+                None if whole is None else np.ascontiguousarray(whole),
+                None if bias is None else bias.astype(np.float32),
+            )
+    return found
+
+
+def activated(model: Any, graph: Graph) -> frozenset[str]:
+    """Layers, by canonical output, whose activation is an operator of the file."""
+    ends = _canonical_ends(model, graph)
+    layers = {layer.output for layer in graph.layers}
+    return frozenset(place for _, place, own in layer_nodes(model, layers, ends) if own)
+
+
+def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
+    """Take out each Clip or Relu that the integer range behind it does by itself, in place.
+
+    A fused activation is one tensor in TFLite and two in ONNX (convolution, Clip). What writes the
+    first then writes the second, under the canonical name.
+    """
+    constants = onnx_file.stored_constants(model)
+    for node in reversed(list(model.graph.node)):
+        if node.op_type not in _CLIPPING or node.output[0] not in encodings:
+            continue
+        makers = {output: made for made in model.graph.node for output in made.output}
+        source = next((name for name in node.input if name not in constants), "")
+        users = [other for other in model.graph.node if source in other.input]
+        if len(users) != 1 or source not in makers or source in encodings:
+            continue
+        scale, zero_point = encodings[node.output[0]]
+        limits = _limits(node, constants)
+        tolerance = scale * (0.5 + 1e-3)  # what rounding the zero_point moves the range by
+        if limits is None:
+            continue
+        low, high = limits
+        if low is not None and (-128 - zero_point) * scale < low - tolerance:
+            continue
+        if high is not None and (127 - zero_point) * scale > high + tolerance:
+            continue
+        maker = makers[source]
+        maker.output[list(maker.output).index(source)] = node.output[0]
+        model.graph.node.remove(node)
+
+
+def _limits(node: Any, constants: Mapping[str, Any]) -> tuple[float | None, float | None] | None:
+    """(least, largest) number that an activation lets through; None of one that has no such."""
+    if node.op_type == "Relu":
+        return 0.0, None
+    given = [constants.get(name) if name else None for name in node.input]
+    if node.op_type == "Clip":
+        low, high = [*given[1:], None, None][:2]
+        return (
+            None if low is None else float(low.reshape(())),
+            None if high is None else float(high.reshape(())),
+        )
+    numbers = [each for each in given if each is not None]
+    if len(given) != 2 or len(numbers) != 1 or numbers[0].size != 1:
+        return None
+    limit = float(numbers[0].reshape(()))
+    return (limit, None) if node.op_type == "Max" else (None, limit)
+
+
+def _activation_encodings(
+    model: Any, encodings: Mapping[str, tuple[float, int]], keeping: Collection[str]
+) -> dict[str, tuple[float, int]]:
+    """(scale, int8 zero_point) of each activation of the ONNX graph.
+
+    Operators of the kinds in ``keeping`` have one encoding on both of their sides: a tensor that is
+    only moved (Transpose, Reshape, Flatten) keeps its numbers, and so does what a Clip that is left
+    does not cut.
+    """
+    in_graph = {value.name for value in model.graph.input}
+    in_graph.update(output for node in model.graph.node for output in node.output)
+    found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
+    constants = onnx_file.stored_constants(model)
+    # what is only moved first: an activation keeps the numbers behind it, if there are any
+    for kinds in (_MOVING, keeping):
+        pairs = [
+            (name, node.output[0])
+            for node in model.graph.node
+            if node.op_type in kinds
+            and (node.op_type not in _CLIPPING or _limits(node, constants) is not None)
+            for name in [each for each in node.input if each not in constants][:1]
+        ]
+        for one, other in reversed(pairs):
+            if other in found:
+                found.setdefault(one, found[other])
+        for one, other in pairs:
+            if one in found:
+                found.setdefault(other, found[one])
+    return found
+
+
+def _spell_certain(model: Any) -> None:
+    """Write a softmax of one entry, which is 1, as x == x, in place.
+
+    onnxruntime's int8 kernel answers 0 there, seen in 1.31; e.g. attention over one step.
+    """
+    onnx = onnx_file.package()
+    values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+    for node in list(model.graph.node):
+        sizes = shapes.get(node.output[0], ())
+        if node.op_type != "Softmax" or not sizes:
+            continue
+        if sizes[onnx_file.attribute(node, "axis", -1)].dim_value != 1:
+            continue
+        place, equal = list(model.graph.node).index(node), f"{node.output[0]}__equal"
+        make = onnx.helper.make_node
+        model.graph.node.remove(node)
+        cast = make("Cast", [equal], [node.output[0]], node.name, to=onnx.TensorProto.FLOAT)
+        model.graph.node.insert(place, cast)
+        model.graph.node.insert(place, make("Equal", [node.input[0]] * 2, [equal], equal))
+
+
+def _separate(model: Any) -> None:
+    """Give every convolution and dense layer constants of its own, in place.
+
+    tf2onnx keeps equal ones once; each use gets integers of its own.
+    """
+    layers = ("Conv", "Gemm", "MatMul")
+    seen = {name for n in model.graph.node if n.op_type not in layers for name in n.input}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if node.op_type not in layers or place == 0 or name not in tensors:
+                continue
+            if name in seen:
+                copied = model.graph.initializer.add()
+                copied.CopyFrom(tensors[name])
+                copied.name = node.input[place] = f"{name}__of__{node.output[0]}"
+            seen.add(name)
+
+
+def layer_nodes(
+    model: Any, layers: Collection[str], ends: Mapping[str, str]
+) -> Iterator[tuple[Any, str, bool]]:
+    """(node, tensor that it writes in the canonical graph) of convolutions and dense layers.
+
+    Third is whether the layer's activation is an operator of the file. An activation that is one,
+    and what turns the layer's answer around, are part of the layer: they lie between the node and a
+    tensor that the canonical graph knows.
+
+    Args:
+        model: Float or quantized.
+        layers: What the canonical graph's layers write.
+        ends: Canonical name of the graph's inputs and outputs, where it is another.
+    """
+    whole = _canonical_output(model, layers, ends)
+    for node in model.graph.node:
+        found = whole(node.output[0]) if node.op_type in _WEIGHTED else None
+        if found is not None:
+            yield node, *found
+
+
+def _canonical_output(
+    model: Any, names: Collection[str], ends: Mapping[str, str]
+) -> Callable[[str], tuple[str, bool] | None]:
+    """Tells which of some canonical tensors a tensor of the file becomes, by activations and moves
+    alone, and whether an activation lies between."""
+    readers: dict[str, list[Any]] = {}
+    for node in model.graph.node:
+        for name in dict.fromkeys(node.input):
+            readers.setdefault(name, []).append(node)
+
+    def canonical(name: str) -> str:
+        name = name.removesuffix("_QuantizeLinear_Input")
+        return ends.get(name, name)
+
+    def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
+        if canonical(name) in names:
+            return canonical(name), activated
+        users = readers.get(name, [])
+        for user in users:
+            own = user.op_type in _CLIPPING
+            if user.op_type in _BEHIND and (len(users) == 1 or not own):
+                if found := whole(user.output[0], activated or own):
+                    return found
+        return None
+
+    return whole
+
+
+def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
+    """Give a DequantizeLinear constants of its own."""
+    onnx = onnx_file.package()
+    old = next(t for t in model.graph.initializer if t.name == dequantize.input[0])
+    dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(old.data_type), tuple(old.dims)
+    if shape != values.shape or dtype != values.dtype:
+        raise WriterError(
+            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} {values.shape}"
+        )
+    for place, (suffix, array) in enumerate(
+        (
+            ("", values),
+            ("_scale", scale.astype(np.float32)),
+            ("_zero_point", np.zeros(len(scale), values.dtype)),
+        )
+    ):
+        tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{name}{suffix}")
+        model.graph.initializer.append(tensor)
+        if place < len(dequantize.input):
+            dequantize.input[place] = tensor.name
+        else:
+            dequantize.input.append(tensor.name)
+
+
+def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """(integers, scale) of a constant behind a DequantizeLinear, or None."""
+    for node in model.graph.node:
+        if node.output[0] == name and node.op_type == "DequantizeLinear":
+            if node.input[0] in constants:
+                return constants[node.input[0]], constants[node.input[1]]
+    return None
+
+
+def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
+    """Weights of a node in TFLite's layout."""
+    if node.op_type == "ConvTranspose":
+        return weights.transpose((1, 2, 3, 0))
+    if node.op_type == "Conv":
+        return weights.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
+    return weights if onnx_file.attribute(node, "transB", 0) else weights.T
+
+
+def _from_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
+    """Weights in TFLite's layout as a node takes them."""
+    if node.op_type == "ConvTranspose":
+        return weights.transpose((3, 0, 1, 2))
+    if node.op_type == "Conv":
+        return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
+    return weights if onnx_file.attribute(node, "transB", 0) else weights.T
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What a layer of a foreign model is to hold.
+
+    Attributes:
+        weights: int8 as the node has them.
+        scale: float32, one for each output channel.
+        bias: Real, or None; it fits in int32 at ``scale`` times that of the input.
+    """
+
+    weights: Any
+    scale: Any
+    bias: Any
+
+
+def quantize_own(
+    model: Any,
+    ranges: Mapping[str, tuple[float, float]],
+    *,
+    activation_dtype: str,
+    symmetric: bool,
+    quantize_bias: bool,
+    left: Collection[str],
+) -> Any:
+    """QDQ int8 of a foreign float model with given ranges, weights per channel.
+
+    Args:
+        model: Float ``onnx.ModelProto`` of another exporter.
+        ranges: (min, max) by tensor name, 0 between them.
+        activation_dtype: ``uint8`` or ``int8``.
+        symmetric: Whether zero_point has to be 0.
+        quantize_bias: Write int32 biases; else they stay float.
+        left: Names of nodes that stay float, beside those without ranges.
+
+    Raises:
+        InvalidModelError: If onnxruntime's quantizer refuses the model.
+    """
+    copied = onnx_file.package().ModelProto()
+    copied.CopyFrom(model)
+    _separate(copied)
+    known = set(ranges) | {tensor.name for tensor in copied.graph.initializer} | {""}
+    try:
+        quantized = _written(
+            copied,
+            ranges,
+            activation_dtype=activation_dtype,
+            left=[
+                node
+                for node in copied.graph.node
+                if node.name in left or not known.issuperset([*node.input, *node.output])
+            ],
+            symmetric=symmetric,
+            quantize_bias=quantize_bias,
+        )
+        onnx_forms.pad_integers(quantized)
+        onnx_file.sort(quantized)
+        onnx_file.package().checker.check_model(quantized)
+    except MissingDependencyError:
+        raise
+    except Exception as exc:  # onnxruntime's quantizer raises many types
+        raise InvalidModelError(
+            f"onnxruntime's quantizer refuses the ONNX file: {reason(exc)}"
+        ) from None
+    return quantized
+
+
+def put_own(
+    model: Any,
+    decide: Callable[[str, np.float32 | None], Integers | None],
+    *,
+    quantize_bias: bool,
+) -> tuple[dict[str, tuple[float, int]], int]:
+    """Write given weights and biases where :func:`quantize_own` put others, in place.
+
+    Args:
+        model: Quantized.
+        decide: What a layer is to hold, by the name of its node (what it writes is called
+            otherwise where its activation was taken in) and the scale of its input, which is None
+            where the bias stays float; None of a node that is no such layer.
+        quantize_bias: Whether biases are int32.
+
+    Returns:
+        (scale, zero_point as stored) of each activation, and how many weights and biases were
+        written.
+
+    Raises:
+        ExecutionError: If a layer holds integers that nobody gave.
+    """
+    makers = {node.output[0]: node for node in model.graph.node if node.output}
+    constants = onnx_file.stored_constants(model)
+    numbers = 0
+    for node in list(model.graph.node):
+        if node.op_type not in _WEIGHTED:
+            continue
+        behind, before = makers.get(node.input[1]), makers.get(node.input[0])
+        if behind is None or behind.op_type != "DequantizeLinear":
+            continue  # stays float
+        if behind.input[0] not in constants:
+            continue  # a product of two computed matrices
+        end = makers.get(node.input[2]) if len(node.input) > 2 else None
+        whole = end is not None and end.op_type == "DequantizeLinear" and quantize_bias
+        entry = None
+        if whole and before is not None and before.op_type == "DequantizeLinear":
+            entry = np.float32(constants[before.input[1]])
+        given = decide(node.name, entry)
+        if given is None:
+            raise ExecutionError(
+                f"{node.op_type} {node.name} holds integers that edgekit has not decided; export "
+                f"the model in float32"
+            )
+        _replace(model, behind, f"{node.name}__stored_weights", given.weights, given.scale)
+        numbers += given.weights.size
+        if given.bias is None or len(node.input) < 3:
+            continue
+        if end is None or end.op_type != "DequantizeLinear":
+            _set_constant(model, node.input[2], given.bias.astype(np.float32))
+        elif entry is not None:
+            bias_scale = (entry * given.scale).astype(np.float32)
+            bias = np.rint(given.bias / bias_scale).astype(np.int32)
+            _replace(model, end, f"{node.name}__stored_bias", bias, bias_scale)
+        numbers += given.bias.size
+    onnx_file.drop_unused(model)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            name = node.input[0].removesuffix("_QuantizeLinear_Input")
+            found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
+    onnx_file.store_once(model)
+    return found, numbers
+
+
+def _set_constant(model: Any, name: str, values: Any) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            old = list(tensor.dims)
+            array = np.ascontiguousarray(values).reshape(old)
+            tensor.CopyFrom(onnx_file.package().numpy_helper.from_array(array, name))

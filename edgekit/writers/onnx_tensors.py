@@ -1,0 +1,405 @@
+"""Where an ONNX model holds the tensors of the canonical graph, and how to read and feed them.
+
+ONNX keeps images channels first, an int8 file keeps a tensor as integers behind a QuantizeLinear,
+and what goes in and out has Keras' names; here all of it is in the canonical graph's words again.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph, Operator
+
+#: ONNX operators whose answer has its channels first, by specification.
+_FIRST = frozenset(
+    "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool BatchNormalization "
+    "DepthToSpace SpaceToDepth".split()
+)
+#: Operators behind which the order of axes is that of the canonical graph.
+_OWN = frozenset("Reshape Flatten Unsqueeze Gemm MatMul".split())
+#: Operators that leave axes out, or sizes of 1 in their place.
+_FEWER = frozenset("Squeeze ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2".split())
+#: Operators that only move values.
+_MOVING = frozenset("Transpose Reshape Flatten Squeeze Unsqueeze Identity".split())
+_GIVEN = "__given"
+#: What is added to an int8 zero point.
+_INTEGERS = {np.int8: 0, np.uint8: 128}
+_DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 10: np.float16}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a canonical tensor is.
+
+    Attributes:
+        tensor: Name in the ONNX model of what holds its values, real or integer.
+        named: Name of the real values, as a viewer shows them.
+        dtype: Of the values.
+        sizes: Of the axes behind the batch.
+        order: Of the canonical axes, as the model has them: ``(0, 3, 1, 2)`` where channels come
+            first; as many as both have. Empty where the number of axes is another one: both hold
+            the same values in the same order then.
+        encoding: (scale, int8 zero_point), or None of real values that nothing has rounded. It is
+            what the first reader takes: if the writer used other numbers, the writer's layer is
+            wrong. Real values may be rounded too, as those of an output are.
+    """
+
+    tensor: str
+    named: str
+    dtype: Any
+    sizes: tuple[int, ...]
+    order: tuple[int, ...]
+    encoding: tuple[float, int] | None
+
+    def real(self, values: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """Real values ``[N, ...]`` in the canonical layout ``shape``, of which N is ignored."""
+        if self.encoding is not None and self.dtype in _INTEGERS:
+            scale, zero_point = self.encoding
+            zero_point += _INTEGERS[self.dtype]
+            values = (values.astype(np.int32) - zero_point).astype(np.float32) * np.float32(scale)
+        values = values.astype(np.float32, copy=False)
+        if self.order:
+            values = values.transpose(_inverse(self.order))
+        return np.ascontiguousarray(values).reshape(len(values), *shape[1:])
+
+    def own(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """What this tensor holds for real values ``[N, ...]`` in the canonical layout."""
+        if self.order:
+            values = values.transpose(self.order)
+        if self.encoding is not None and self.dtype in _INTEGERS:
+            scale, zero_point = self.encoding
+            zero_point += _INTEGERS[self.dtype]
+            ends = np.iinfo(self.dtype)
+            values = np.clip(np.rint(values / np.float32(scale)) + zero_point, ends.min, ends.max)
+        whole = np.ascontiguousarray(values).astype(self.dtype)
+        return whole.reshape(len(values), *self.sizes)
+
+
+def places(model: Any, graph: Graph) -> dict[str, Place]:
+    """Find the canonical tensors of a model.
+
+    Args:
+        model: ``onnx.ModelProto``, float or with QuantizeLinear and DequantizeLinear.
+        graph: Canonical.
+
+    Returns:
+        By canonical name; a tensor that the model does not have, or has in another size, is left
+        out.
+    """
+    constants = onnx.stored_constants(model)
+    makers = {output: node for node in model.graph.node for output in node.output}
+    ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=False))
+    ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=False))
+    known, shapes = set(graph.tensors), _shapes(model)
+
+    readers = {
+        node.input[0]: node
+        for node in reversed(model.graph.node)
+        if node.op_type == "DequantizeLinear"
+    }
+    behind = {  # a tensor that is named once it is rounded
+        node.input[0]: readers[node.output[0]].output[0]
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear" and node.output[0] in readers
+    }
+
+    def canonical(name: str) -> str:
+        plain = name.removesuffix("_QuantizeLinear_Input")
+        own = str(ends.get(plain, plain))
+        rounded = behind.get(name, name)
+        return own if own in known else str(ends.get(rounded, rounded))
+
+    chosen: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
+    moved: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
+    for node in model.graph.node:
+        if node.op_type != "QuantizeLinear":
+            continue
+        source, maker = node.input[0], makers.get(node.input[0])
+        encoding = _encoding(readers.get(node.output[0], node), constants)
+        if canonical(source) in known:
+            named = behind.get(source, source)
+            named = named if canonical(named) in known else source
+            chosen.setdefault(canonical(source), (node.output[0], named, encoding))
+        elif maker is not None and maker.op_type in ("Reshape", "Transpose"):
+            moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
+    for node in model.graph.node:  # what pads integers, say
+        maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if maker is not None and maker.op_type != "QuantizeLinear":
+            name, encoding = node.output[0], _encoding(node, constants)
+            chosen.setdefault(canonical(name), (node.input[0], name, encoding))
+    given = [value.name for value in model.graph.input]
+    for name in [*given, *(output for node in model.graph.node for output in node.output)]:
+        maker = makers.get(name)
+        if maker is None or maker.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            chosen.setdefault(canonical(name), moved.get(canonical(name), (name, name, None)))
+    orders, found = _orders(model, graph, shapes, canonical), {}
+    for name, (tensor, named, stored) in chosen.items():
+        if name not in known or tensor not in shapes:
+            continue
+        (kind, sizes), shape = shapes[tensor], graph.shape(name)
+        plain = tuple(range(len(shape)))
+        order = _fitting(orders.get(tensor, plain), (1, *sizes), (1, *shape[1:]))
+        stored = stored or _rounded(tensor, makers, constants)
+        if order is not None:
+            found[name] = Place(tensor, named, kind, sizes, order, stored)
+    return found
+
+
+def own_places(model: Any, *, stored: bool = False) -> dict[str, Place]:
+    """Every float tensor of a model by its own name, as it is laid out there.
+
+    Args:
+        model: ``onnx.ModelProto``.
+        stored: Take inputs too, and of a quantized model the integers that a tensor is stored as.
+    """
+    shapes, constants = _shapes(model), onnx.stored_constants(model)
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    names = [name for node in model.graph.node if node.op_type not in kinds for name in node.output]
+    if not stored:
+        names = [name for node in model.graph.node for name in node.output]
+    found: dict[str, Place] = {}
+    for node in model.graph.node if stored else ():
+        if node.op_type == "QuantizeLinear" and node.output[0] in shapes:
+            dtype, sizes = shapes[node.output[0]]
+            encoding = _encoding(node, constants)
+            name = node.input[0].removesuffix("_QuantizeLinear_Input")
+            place = Place(node.output[0], node.input[0], dtype, sizes, (), encoding)
+            found.setdefault(name, place)
+    for name in [*(value.name for value in model.graph.input if stored), *names]:
+        plain = name.removesuffix("_QuantizeLinear_Input") if stored else name
+        if name in shapes and shapes[name][0] in (np.float32, np.float16):
+            found.setdefault(plain, Place(name, name, *shapes[name], (), None))
+    order = [*(value.name for value in model.graph.input), *names]
+    known = {name.removesuffix("_QuantizeLinear_Input") if stored else name: None for name in order}
+    return {name: found[name] for name in known if name in found}
+
+
+def watched(model: Any, found: Mapping[str, Place]) -> bytes:
+    """The model with every place as an output."""
+    changed = copy.deepcopy(model)
+    _answer(changed, found)
+    return bytes(changed.SerializeToString())
+
+
+def cut(model: Any, found: Mapping[str, Place]) -> bytes:
+    """The model cut at every place: what reads a tensor is fed, what writes it is an output.
+
+    One run then computes every layer from inputs of its own. What is fed has the name that
+    :func:`fed` says.
+    """
+    helper = onnx.package().helper
+    changed = copy.deepcopy(model)
+    given = {value.name for value in changed.graph.input}
+    inner = {place.tensor: place for place in found.values() if place.tensor not in given}
+    for node in changed.graph.node:
+        for i, name in enumerate(node.input):
+            if name in inner:
+                node.input[i] = name + _GIVEN
+    kinds = {dtype: number for number, dtype in _DTYPES.items()}
+    read = {name for node in changed.graph.node for name in node.input}
+    for name, place in inner.items():
+        if name + _GIVEN in read:
+            changed.graph.input.append(
+                helper.make_tensor_value_info(
+                    name + _GIVEN, kinds[place.dtype], ["batch", *place.sizes]
+                )
+            )
+    _answer(changed, found)
+    return bytes(changed.SerializeToString())
+
+
+def fed(place: Place) -> str:
+    """Name under which a cut model takes what this place holds."""
+    return place.tensor + _GIVEN
+
+
+def _answer(model: Any, found: Mapping[str, Place]) -> None:
+    given = {value.name for value in model.graph.input}
+    del model.graph.output[:], model.graph.value_info[:]
+    for name in dict.fromkeys(place.tensor for place in found.values()):
+        if name not in given:
+            model.graph.output.add().name = name
+
+
+def channels_first(model: Any) -> set[str]:
+    """Tensors whose channels come before height and width."""
+    found: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type in _FIRST:
+            first = True
+        elif node.op_type == "Transpose":
+            first = any(list(given.ints) == [0, 3, 1, 2] for given in node.attribute)
+        elif node.op_type in _OWN:
+            first = False
+        else:
+            first = any(name in found for name in node.input)
+        if first:
+            found.update(node.output)
+    return found
+
+
+def _orders(
+    model: Any,
+    graph: Graph,
+    shapes: Mapping[str, tuple[Any, tuple[int, ...]]],
+    canonical: Callable[[str], str],
+) -> dict[str, tuple[int, ...] | None]:
+    """Order in which each tensor has the axes of its canonical twin, as its operators say.
+
+    A Transpose whose twin is one moves axes as that does, and what it does beyond that is a change
+    of layout; so is all that a Transpose without a twin does. None where the canonical graph turns
+    axes between the twins of what a node reads and of what it writes, and the node does not.
+    """
+    constants = onnx.stored_constants(model)
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
+    twins = {value.name: {canonical(value.name)} for value in model.graph.input}
+    found: dict[str, tuple[int, ...] | None] = {}
+    settled: set[str] = set()  # parts of a canonical operator, whose axes the node itself orders
+    for node in model.graph.node:
+        read: set[str] = set().union(*(twins.get(name, set()) for name in node.input))
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            twins[node.output[0]] = read
+            if node.input[0] in found:
+                found[node.output[0]] = found[node.input[0]]
+            if node.input[0] in settled:
+                settled.add(node.output[0])
+            continue
+        part = not settled.isdisjoint(node.input)
+        for output in node.output:
+            twin = canonical(output)
+            twins[output] = {twin} if twin in makers else read
+            if twin not in makers and (part or node.op_type in (*_FIRST, *_OWN)):
+                settled.add(output)
+            if output not in shapes:
+                continue
+            rank = 1 + len(shapes[output][1])
+            order = _order(node, rank, found, constants)
+            maker = makers.get(twin)
+            own = part and maker is not None and maker.kind != "TRANSPOSE"
+            if maker and not own and node.op_type not in _OWN and _turns(makers, twin, read):
+                meant = _turn(graph, maker)
+                if node.op_type != "Transpose" or len(meant) != rank or maker.inputs[0] not in read:
+                    order = None
+                elif order is not None:
+                    order = tuple(meant.index(axis) for axis in order)
+            found[output] = order
+    return found
+
+
+def _turn(graph: Graph, operator: Operator) -> tuple[int, ...]:
+    """How a TRANSPOSE of the canonical graph moves axes; empty for another operator."""
+    if operator.kind != "TRANSPOSE" or not graph.is_constant(operator.inputs[1]):
+        return ()
+    return tuple(graph.constant(operator.inputs[1]).tolist())
+
+
+def _turns(makers: Mapping[str, Operator], name: str, read: Collection[str]) -> bool:
+    """Whether a TRANSPOSE lies between a canonical tensor and those that it is made from."""
+    waiting, seen = [name], {name}
+    while waiting:
+        maker = makers.get(waiting.pop())
+        if maker is None:
+            continue
+        if maker.kind == "TRANSPOSE":
+            return True
+        waiting += [each for each in maker.inputs if each not in read and each not in seen]
+        seen.update(maker.inputs)
+    return False
+
+
+def _order(
+    node: Any,
+    rank: int,
+    found: Mapping[str, tuple[int, ...] | None],
+    constants: Mapping[str, npt.NDArray[Any]],
+) -> tuple[int, ...] | None:
+    """Order of the ``rank`` axes of what a node writes, by those of what it reads."""
+    own = tuple(range(rank))
+    if node.op_type in _FIRST:
+        return (0, rank - 1, *own[1:-1])
+    if node.op_type in _OWN:
+        return own
+    if any(name in found and found[name] is None for name in node.input):
+        return None
+    known = {name: order for name in node.input if (order := found.get(name)) is not None}
+    if node.op_type == "Transpose":
+        turned = onnx.attribute(node, "perm", own[::-1])
+        before = known.get(node.input[0], own)
+        return tuple(before[axis] for axis in turned)
+    before = known.get(node.input[0], ())
+    if node.op_type in _FEWER and len(before) > rank:
+        axes = onnx.attribute(node, "axes", None)
+        if axes is None and len(node.input) > 1:
+            axes = constants.get(node.input[1])
+        left_out = {int(axis) % len(before) for axis in ([] if axes is None else axes)}
+        left = [axis for i, axis in enumerate(before) if i not in left_out]
+        return tuple(sorted(left).index(axis) for axis in left) if len(left) == rank else own
+    return next((each for each in known.values() if each != own and len(each) == rank), own)
+
+
+def _fitting(
+    expected: tuple[int, ...] | None, sizes: tuple[int, ...], shape: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The order of axes that makes ``sizes`` of ``shape``: the expected one, or the only one.
+
+    Returns:
+        Empty where the axes are others, and only all values in order the same, as a Reshape makes
+        them; None where it is unknown: such a tensor is not compared.
+    """
+    if int(np.prod(sizes)) != int(np.prod(shape)):
+        return None
+    own = tuple(range(len(shape)))
+    if len(sizes) != len(shape) or (expected == own and sizes != shape):
+        return ()
+    orders = ((0, *axes) for axes in itertools.permutations(own[1:]))
+    fitting = {each for each in orders if tuple(shape[axis] for axis in each) == sizes}
+    if expected in fitting:
+        return expected
+    return next(iter(fitting)) if len(fitting) == 1 else None
+
+
+def _rounded(
+    name: str, makers: Mapping[str, Any], constants: Mapping[str, Any]
+) -> tuple[float, int] | None:
+    """(scale, zero_point) of the integers that a tensor of real values is nothing else than."""
+    maker = makers.get(name)
+    while maker is not None and maker.op_type in _MOVING:
+        maker = makers.get(maker.input[0])
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return None
+    return _encoding(maker, constants)
+
+
+def _encoding(node: Any, constants: Mapping[str, Any]) -> tuple[float, int] | None:
+    """(scale, int8 zero_point) of a QuantizeLinear or DequantizeLinear; None if it has many, or
+    other integers."""
+    scale, zero_point = (constants.get(name) for name in node.input[1:3])
+    if scale is None or zero_point is None or scale.size != 1:
+        return None
+    if zero_point.dtype.type not in _INTEGERS:
+        return None
+    return float(scale), int(zero_point) - _INTEGERS[zero_point.dtype.type]
+
+
+def _inverse(order: tuple[int, ...]) -> list[int]:
+    return [order.index(axis) for axis in range(len(order))]
+
+
+def _shapes(model: Any) -> dict[str, tuple[Any, tuple[int, ...]]]:
+    """(dtype, sizes behind the batch) of every tensor whose sizes are known."""
+    inferred = onnx.package().shape_inference.infer_shapes(model)
+    found = {}
+    for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
+        kind = value.type.tensor_type
+        sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
+        if kind.elem_type in _DTYPES and sizes and -1 not in sizes[1:]:
+            found[value.name] = (_DTYPES[kind.elem_type], tuple(sizes[1:]))
+    return found

@@ -1,0 +1,216 @@
+"""int8 in TFLite: a float graph written with given integers, and what a file stores, read back.
+
+What has an encoding is int8, and an operator computes on int8 where TFLite has a kernel for it
+(:mod:`edgekit.graph.kernels`) and all its tensors have one. Others compute in float, between a
+DEQUANTIZE and a QUANTIZE. An operator that takes tensors of one scale gets a QUANTIZE in front of
+those that have another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekit.base.errors import WriterError
+from edgekit.graph import kernels
+from edgekit.graph.flatbuffer import Graph, Operator, Quantization, short_name
+from edgekit.graph.kernels import Number
+from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
+
+#: What the float copy of an int8 tensor is called, and the float tensor that becomes int8.
+_REAL, _RAW = "__real", "__raw"
+
+
+def write(canonical: bytes, stored: Stored) -> bytes:
+    """The int8 twin of a float graph, int8 in and out where inputs and outputs have encodings.
+
+    Args:
+        canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
+        stored: Of activations, layers and constants.
+
+    Raises:
+        WriterError: If an operator computes on integers and a number of it is missing.
+    """
+    graph = Graph(canonical)
+    writer = _Writer(graph, stored)
+    for position, operator in enumerate(graph.operators):
+        writer.take(position, operator)
+    writer.finish()
+    graph.join_layers()
+    graph.compact()
+    return graph.serialize()
+
+
+class _Writer:
+    """One graph on its way to integers; operators are taken in order of execution."""
+
+    def __init__(self, graph: Graph, stored: Stored) -> None:
+        self._graph, self._stored = graph, stored
+        self._layers = {layer.output: layer for layer in graph.layers}
+        self._order: list[int] = []
+        self._copies: dict[str, str] = {}  # float copy by int8 tensor
+        self._brought: dict[tuple[str, Number], str] = {}
+        self._kept: dict[str, Number] = {}  # encodings of what a QUANTIZE writes
+        self._empty: dict[str, Number] = {}
+
+    def take(self, position: int, operator: Operator) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        if kernels.on_integers(graph, operator, numbers):
+            self._on_integers(position, operator)
+        elif operator.kind in kernels.SIZES:
+            self._order.append(position)
+        else:
+            self._in_float(position, operator)
+
+    def finish(self) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        there = set(graph.tensors)
+        every = {n: each for n, each in numbers.items() if n in there}
+        for name, number in {**every, **self._kept, **self._empty}.items():
+            graph.make_integer(name, _quantization(number))
+        graph.reorder(self._order)
+
+    def _on_integers(self, position: int, operator: Operator) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        inputs = list(operator.inputs)
+        if operator.kind in kernels.WEIGHTED:
+            self._put_layer(operator.outputs[0])
+        for name in kernels.constants(graph, operator):
+            self._put_constant(name, operator)
+        written = kernels.reals(graph, operator.outputs)
+        if operator.kind in kernels.SAME | kernels.JOINED and written:
+            wanted = numbers[written[0]]
+            for name in kernels.reals(graph, operator.inputs):
+                if numbers[name] != wanted:
+                    brought = self._bring(name, wanted)
+                    inputs = [brought if each == name else each for each in inputs]
+        for name in operator.outputs:
+            if graph.dtype(name) == np.float32 and name not in numbers:  # nothing, of a dtype
+                self._empty[name] = numbers[written[0]]
+        graph.set_inputs(position, inputs)
+        self._order.append(position)
+
+    def _in_float(self, position: int, operator: Operator) -> None:
+        graph, numbers = self._graph, self._stored.activations
+        inputs = [self._real(name) if name in numbers else name for name in operator.inputs]
+        graph.set_inputs(position, inputs)
+        self._order.append(position)
+        outputs = list(operator.outputs)
+        for place, name in enumerate(outputs):
+            if name in numbers:
+                outputs[place] = graph.split(name, f"{name}{_RAW}")
+                self._order.append(len(graph.operators) - 1)
+        graph.set_outputs_of(position, outputs)
+
+    def _real(self, name: str) -> str:
+        """The float copy of an int8 tensor."""
+        if name not in self._copies:
+            self._copies[name] = self._graph.add_conversion("DEQUANTIZE", name, f"{name}{_REAL}")
+            self._order.append(len(self._graph.operators) - 1)
+        return self._copies[name]
+
+    def _bring(self, name: str, wanted: Number) -> str:
+        """An int8 tensor at another scale."""
+        if (name, wanted) not in self._brought:
+            made = self._graph.add_conversion("QUANTIZE", name, f"{name}__brought")
+            self._order.append(len(self._graph.operators) - 1)
+            self._brought[name, wanted], self._kept[made] = made, wanted
+        return self._brought[name, wanted]
+
+    def _put_layer(self, output: str) -> None:
+        layer, given = self._layers[output], self._stored.layers.get(output)
+        if given is None:
+            raise WriterError(f"no weights were decided for the layer {layer.short}")
+        zeros = np.zeros(len(given.weight_scale), np.int64)
+        self._graph.make_integer(
+            layer.weights, Quantization(given.weight_scale, zeros, layer.axis), given.weights
+        )
+        if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
+            scale = Quantization(given.bias_scale, zeros)
+            self._graph.make_integer(layer.bias, scale, given.bias)
+
+    def _put_constant(self, name: str, operator: Operator) -> None:
+        given = self._stored.constants.get(name)
+        if given is None:
+            raise WriterError(
+                f"no integers were decided for the constant {short_name(name)} of "
+                f"{operator.kind} {short_name(operator.outputs[0])}"
+            )
+        number = (given.scale, given.zero_point)
+        self._graph.make_integer(name, _quantization(number), given.values)
+
+
+def _quantization(number: Number) -> Quantization:
+    scale, zero_point = number
+    return Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
+
+
+def brought(graph: Graph) -> frozenset[str]:
+    """Tensors of an int8 graph that hold another's values at another scale."""
+    return frozenset(
+        operator.outputs[0]
+        for operator in graph.operators
+        if operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8
+    )
+
+
+def read(graph: Graph) -> Stored:
+    """The integers and scales of an int8 graph, in the canonical graph's words."""
+    activations: dict[str, Number] = {}
+    constants: dict[str, ConstantIntegers] = {}
+    extra = brought(graph)
+    weights = {name for layer in graph.layers for name in (layer.weights, layer.bias) if name}
+    for name in graph.used:
+        found = graph.quantization(name)
+        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
+            continue
+        number = float(found.scale[0]), int(found.zero_point[0])
+        if not graph.is_constant(name):
+            if name not in extra:
+                activations[name] = number
+        elif name not in weights:
+            constants[name] = ConstantIntegers(graph.constant(name), *number)
+    layers = {}
+    for layer in graph.layers:
+        scales = graph.quantization(layer.weights)
+        if scales is None:
+            continue
+        bias = graph.quantization(layer.bias) if layer.bias else None
+        layers[layer.output] = LayerIntegers(
+            weights=graph.constant(layer.weights),
+            weight_scale=scales.scale,
+            bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
+            bias_scale=None if bias is None else bias.scale,
+        )
+    return Stored(activations, layers, constants)
+
+
+def read_file(content: bytes) -> Stored:
+    """The integers and scales of an int8 file."""
+    return read(Graph(content))
+
+
+def floats(graph: Graph) -> tuple[str, ...]:
+    """Operators of an int8 graph that compute in float, as kind and name.
+
+    Whole numbers on their way to int8 are no computation.
+    """
+    return tuple(
+        f"{operator.kind} {short_name(operator.outputs[0].removesuffix(_RAW))}"
+        for operator in graph.operators
+        if operator.kind not in ("DEQUANTIZE", "CAST")
+        and any(graph.dtype(name) == np.float32 for name in operator.outputs)
+    )
+
+
+def copies(graph: Graph) -> Mapping[str, str]:
+    """int8 tensor by the float tensor that is made from it, or that it is made from."""
+    found = {}
+    for operator in graph.operators:
+        one, other = (operator.inputs or ("",))[0], operator.outputs[0]
+        if operator.kind == "DEQUANTIZE" and graph.dtype(one) == np.int8:
+            found[other] = one
+        elif operator.kind == "QUANTIZE" and graph.dtype(one) == np.float32:
+            found[one] = other
+    return found
