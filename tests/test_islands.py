@@ -18,7 +18,7 @@ from edgekit.base.errors import FidelityError
 from edgekit.calibrate import observe
 from edgekit.data.feeds import Inputs, make, take
 from edgekit.export import export
-from edgekit.graph.flatbuffer import Graph
+from edgekit.graph.flatbuffer import Graph, Operator
 from edgekit.quantization import islands, quantize
 from edgekit.quantization.profiles import PROFILES
 from edgekit.records.artifact import Artifact
@@ -384,3 +384,13 @@ def test_joins_keep_scales_by_their_parts_sizes(detector: Case) -> None:
     (operator,) = [each for each in graph.operators if each.kind == "CONCATENATION"]
     small = {part: replace(ranges[part], min=0.0, max=1.0) for part in operator.inputs}
     assert islands.joins(graph, {**ranges, **small}) == {}
+
+
+def test_an_island_of_many_branches_is_left_in_no_time() -> None:
+    """Each block has two ways through it: 2 to the 60th of them."""
+    makers = {}
+    for i in range(60):
+        for name, inputs in ((f"a{i + 1}", (f"a{i}",)), (f"b{i + 1}", (f"b{i}", f"a{i + 1}"))):
+            makers[name] = Operator("ADD", (*inputs, f"b{i}"), (name,))
+    floats = {name for name in makers if name not in ("a1", "b1")}
+    assert set(islands._rounded_before("b60", floats, makers)) == {"a1", "b1"}

@@ -255,12 +255,15 @@ def _rounded_before(
     name: str, floats: Collection[str], makers: Mapping[str, Operator]
 ) -> Iterator[str]:
     """The tensor itself, or, if it stays float already, what is rounded where its island begins."""
-    if name not in floats:
-        yield name
-    elif name in makers:
-        for each in dict.fromkeys(makers[name].inputs):
-            if each:
-                yield from _rounded_before(each, floats, makers)
+    waiting, seen = [name], {name}
+    while waiting:
+        each = waiting.pop()
+        if each not in floats:
+            yield each
+        elif each in makers:
+            inputs = dict.fromkeys(n for n in makers[each].inputs if n and n not in seen)
+            waiting += inputs
+            seen.update(inputs)
 
 
 def _left(
