@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from edgekit import data
-from edgekit.calibrate import observe
 from edgekit.graph import litert
+from edgekit.pipeline.calibration import observe
 from edgekit.records import environment, signature
 from edgekit.sources import convert, float_model
 
@@ -32,7 +32,7 @@ import resource, sys
 import numpy as np
 from edgekit import data
 from edgekit.records import signature
-from edgekit.calibrate import observe
+from edgekit.pipeline.calibration import observe
 one = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype=np.uint8)
 images = np.broadcast_to(one, (int(sys.argv[2]), 224, 224, 3))  # takes no memory itself
 found = data.images.ImageSet("one image, often", images, None, (), "")

@@ -28,9 +28,9 @@ def images() -> npt.NDArray[np.uint8]:
 
 def edgekit() -> tuple[float, int]:
     """(seconds, bytes of the file) of what ``python -m edgekit.export`` does after loading."""
-    from edgekit.calibrate import observe
     from edgekit.data import images as image_sets
     from edgekit.models.mobilenet_v2 import mobilenet_v2
+    from edgekit.pipeline.calibration import observe
     from edgekit.quantization import profiles
     from edgekit.quantization.quantize import quantize
     from edgekit.records.signature import preprocessing

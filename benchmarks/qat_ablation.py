@@ -34,8 +34,8 @@ from rich.console import Console
 from rich.table import Table
 
 from edgekit import data
-from edgekit.calibrate import cached
-from edgekit.qat import QatRecipe, QatTrainer, answers_of, predict
+from edgekit.pipeline.calibration import cached
+from edgekit.pipeline.qat import QatRecipe, QatTrainer, answers_of, predict
 from edgekit.quantization import profiles, reconstruct
 from edgekit.quantization.encode import activations
 from edgekit.quantization.table import Range

@@ -30,9 +30,9 @@ from rich.table import Table
 
 from edgekit import data
 from edgekit.base import cli
-from edgekit.calibrate import observe
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization import (
     encode,
     equalize,

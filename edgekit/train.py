@@ -19,295 +19,26 @@ checkpoint when the same command is given again with ``--resume``.
 from __future__ import annotations
 
 import argparse
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from rich.markup import escape
-from rich.table import Table
-
 from edgekit import data
-from edgekit.base import cli, outputs, words
-from edgekit.base.errors import InvalidDataError, InvalidOptionError
-from edgekit.records import artifact, environment
-from edgekit.records.signature import Preprocessing, preprocessing
+from edgekit.base import cli
+from edgekit.base.errors import InvalidOptionError
 from edgekit.sources import arrange
-from edgekit.sources import keras as keras_format
-from edgekit.sources.float_model import SHIPPED, data_word
-from edgekit.training import finetune, recipes
+from edgekit.sources.float_model import SHIPPED
+from edgekit.training import recipes
 from edgekit.training import replicas as many
-from edgekit.training.inputs import (
-    MODES,
-    Inputs,
-    Mode,
-    Wanted,
-    in_colour,
-    inputs,
+from edgekit.training.inputs import MODES
+from edgekit.training.recipes import Network, Recipe
+from edgekit.training.run import (
+    _list_recipes,
+    add_run_arguments,
+    given,
+    run_settings,
+    train,
 )
-from edgekit.training.loop import checkpoints_of, fit, log_bytes
-from edgekit.training.recipes import Network, Preset, Recipe
-from edgekit.training.stream import Stream, StreamTrainer
-from edgekit.training.trainer import Trainer, configure_threads
-
-#: Share of a set without a test part that fine-tuning holds out.
-VALIDATION = 0.2
-
-
-def train(
-    *,
-    out: Path,
-    dataset: str | None = None,
-    preset: Preset | None = None,
-    start: Path | None = None,
-    size: int | None = None,
-    prepare: str | None = None,
-    channels: int | None = None,
-    input: Mode = "auto",
-    validation: float | None = None,
-    skip_broken: bool = False,
-    data_format: str = "NHWC",
-    precision: str = "float32",
-    strategy: str = "none",
-    replicas: int | None = None,
-    towers: int | None = None,
-    checkpoints: Path | None = None,
-    tensorboard: Path | None = None,
-    resume: bool = False,
-    limit: int | None = None,
-    force: bool = False,
-    command: str = "",
-) -> artifact.Artifact | None:
-    """Train MobileNetV2, or fine-tune a model, and write the averaged weights as a Keras artifact.
-
-    Args:
-        out: Folder of the artifact; its name is the model id.
-        dataset: What :func:`edgekit.data.open_word` takes, with labels; pictures need a ``size``.
-            Default for a network of edgekit's, and for the shipped model: ``fashion_mnist``.
-        preset: Recipe and network; the default is for small data, with ``start`` for fine-tuning.
-        start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken.
-        size: Height and width that pictures are resized to.
-        prepare: Preprocessing name or file; default the preset's, or what ``start`` brings.
-        channels: Of the input, with ``start``: 1 or 3; default that of ``start``, or 3 if it takes
-            grey pictures and these are in colour.
-        input: ``auto``, ``memory`` or ``stream``; see :class:`edgekit.training.inputs.Wanted`.
-        validation: Share of the images to hold out and test with; default 0, with ``start`` 0.2.
-        skip_broken: Of a stream: leave out pictures that cannot be decoded, and count them.
-        data_format: ``NHWC`` or ``NCHW``, while it trains.
-        precision: ``float32``, ``mixed_float16`` or ``bfloat16``, while it trains.
-        strategy: Devices that share a batch; see :func:`edgekit.training.replicas.replicas`.
-        replicas: Of strategy ``mirrored``: how many.
-        towers: Parts of a replica's images that run side by side; default one a core, on a GPU 1.
-        checkpoints: Folder for resuming; default a sibling of ``out``.
-        tensorboard: Folder for TensorBoard logs; none when absent.
-        resume: Continue from the last checkpoint.
-        limit: Use only the first images of the training set.
-        force: Replace ``out`` if it exists.
-        command: Recorded in the manifest.
-
-    Returns:
-        The artifact; None in a process that is not the chief.
-
-    Raises:
-        EdgekitError: On a bad option, model, data, or an output that exists.
-    """
-    dataset = data_word(dataset, start)
-    preset = preset or recipes.load(recipes.DEFAULT if start is None else recipes.FINE_TUNING)
-    recipe = preset.recipe
-    outputs.check_free(out, force=force)
-    checkpoints = checkpoints_of(out, checkpoints, resume=resume)
-    if channels is not None and start is None:
-        raise InvalidOptionError("channels is for fine-tuning; pass --from MODEL")
-    arrange.check(data_format, precision)
-    tf = keras_format.tensorflow()
-    device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
-    towers = towers or _towers(device, strategy, replicas)
-    configure_threads(towers)
-    group = many.replicas(strategy, replicas)
-    begun = _begun(
-        preset, start, size, prepare, channels, lambda: in_colour(words.join(dataset, size=size))
-    )
-    found = inputs(
-        words.join(dataset, size=size),
-        Wanted(
-            recipe,
-            begun.prepare,
-            shape=begun.shape,
-            limit=limit,
-            mode=input,
-            validation=validation,
-            default=0.0 if start is None else VALIDATION,
-            skip_broken=skip_broken,
-        ),
-    )
-    if (data_format, precision) != ("NHWC", "float32"):
-        arrange.require(data_format, precision, device=device, training=True)
-    tf.random.set_seed(recipe.seed)
-
-    with group.scope():
-        model = begun.build(found)
-        arranged = arrange.arrange(
-            model, data_format=data_format, precision=precision, matmul=device == "/CPU:0"
-        )
-    trainer = _trainer(
-        found,
-        arranged,
-        recipe,
-        fine_tuned=start is not None,
-        prepare=begun.prepare,
-        towers=towers,
-        replicas=group,
-        data_format=data_format,
-        scaled=precision == "mixed_float16",
-    )
-    about = {"data": found.sha256, "data_format": data_format, "precision": precision}
-    log = fit(trainer, checkpoints, tensorboard, resume, about | begun.about)
-    averages = trainer.averaged_weights()
-    if not group.chief:
-        group.wait()
-        return None
-    if group.count > 1:
-        model = begun.build(found)  # whose variables are this process's alone
-    for variable, average in zip(model.variables, averages, strict=True):
-        variable.assign(average)
-    top1, top5 = accuracy(model, found.testing, begun.prepare)
-    count = len(found.testing)
-    cli.say(f"{found.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
-    written = artifact.write(
-        out,
-        {
-            "model.keras": keras_format.to_bytes(model),
-            "training.jsonl": log_bytes(log),
-            **found.tables,
-        },
-        {
-            "model_id": out.name,
-            "format": "keras",
-            "precision": "float32",
-            "model_file": "model.keras",
-            "signature": keras_format.signature(model),
-            "preprocessing": begun.prepare,
-            "class_names": found.class_names,
-            "command": command,
-            "training": {
-                **begun.about,
-                "preset": preset.name,
-                "expected": asdict(preset.expected) if preset.expected else None,
-                "recipe": asdict(recipe),
-                "data_format": data_format,
-                "precision": precision,
-                "strategy": strategy,
-                "replicas": group.count,
-                "towers": towers,
-                "data": found.name,
-                "data_sha256": found.sha256,
-                "images": len(found.training),
-                "validation": found.split,
-                **_of_stream(trainer),
-                "parameters": model.count_params(),
-                f"{found.tested_on}_top1": top1,
-                f"{found.tested_on}_top5": top5,
-            },
-        },
-        force=force,
-    )
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    group.wait()
-    return written
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """What is trained.
-
-    Attributes:
-        shape: ``(H, W, C)`` of its input; None where the images say it.
-        build: Makes the model for some images.
-        about: For the manifest, and what a resumed run has to have the same.
-    """
-
-    prepare: Preprocessing
-    shape: tuple[int, int, int] | None
-    build: Callable[[Inputs], Any]
-    about: dict[str, Any]
-
-
-def _begun(
-    preset: Preset,
-    start: Path | None,
-    size: int | None,
-    prepare: str | None,
-    channels: int | None,
-    colours: Callable[[], bool],
-) -> _Begun:
-    network, seed = preset.network, preset.recipe.seed
-    if start is not None:
-        begun = finetune.start(
-            start, size=size, preprocessing=prepare, channels=channels, colours=colours
-        )
-
-        def tuned(found: Inputs) -> Any:
-            return begun.build(len(found.class_names), dropout=network.dropout, seed=seed)
-
-        about = {"from": begun.given.model_id, "from_sha256": begun.given.source.sha256}
-        own = {"dropout": network.dropout, "channels": begun.shape[2]}
-        return _Begun(begun.prepare, begun.shape, tuned, about | own)
-    if preset.recipe.head_epochs:
-        raise InvalidOptionError("head_epochs is for fine-tuning; pass --from MODEL")
-    from edgekit.models.mobilenet_v2 import mobilenet_v2
-
-    def fresh(found: Inputs) -> Any:
-        return mobilenet_v2(
-            input_shape=found.shape, classes=len(found.class_names), seed=seed, **asdict(network)
-        )
-
-    prepared = preprocessing(prepare or preset.preprocessing)
-    return _Begun(prepared, None, fresh, {"architecture": "mobilenet_v2", **asdict(network)})
-
-
-def _trainer(
-    found: Inputs, model: Any, recipe: Recipe, *, fine_tuned: bool, **settings: Any
-) -> Trainer:
-    training = found.training
-    if isinstance(training, Stream):
-        kind = finetune.StreamFineTuner if fine_tuned else StreamTrainer
-        return kind(model, recipe, stream=training, **settings)
-    in_memory = finetune.FineTuner if fine_tuned else Trainer
-    return in_memory(model, recipe, images=training.images, labels=training.labels, **settings)
-
-
-def _of_stream(trainer: Trainer) -> dict[str, Any]:
-    if not isinstance(trainer, StreamTrainer):
-        return {"input": "memory"}
-    return {"input": "stream", "left_out": trainer.left_out}
-
-
-def _towers(device: str, strategy: str, replicas: int | None) -> int:
-    """One a core that a replica has; one on a GPU, which fills itself."""
-    if device != "/CPU:0":
-        return 1
-    shared = replicas if strategy == "mirrored" and replicas else 1
-    return max(1, environment.cores() // shared)
-
-
-def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple[float, float]:
-    """Top-1 and top-5 in percent."""
-    tf = keras_format.tensorflow()
-    forward = tf.function(lambda x: model(x, training=False))
-    top1 = top5 = 0
-    assert images.labels is not None
-    for start in range(0, len(images), 500):
-        part = slice(start, start + 500)
-        answers = forward(tf.constant(prepare.apply(images.images[part]))).numpy()
-        if not np.isfinite(answers).all():
-            raise InvalidDataError("the model answers NaN; lower --learning-rate")
-        labels = images.labels[part]
-        order = np.argsort(-answers, axis=1)[:, :5]
-        top1 += int((order[:, 0] == labels).sum())
-        top5 += int((order == labels[:, None]).any(axis=1).sum())
-    return 100 * top1 / len(images), 100 * top5 / len(images)
 
 
 def parser() -> cli.Parser:
@@ -452,37 +183,6 @@ _OVERRIDES: dict[str, tuple[Any, str]] = {
 }
 
 
-def add_run_arguments(parser: cli.Parser) -> None:
-    """Options of any run of a :class:`Trainer`; :func:`run_settings` takes them."""
-    add = parser.add_argument
-    add(
-        "--towers",
-        type=cli.positive_int,
-        help="parts of a batch that are computed side by side (default: one for each core)",
-    )
-    add("--limit", type=cli.positive_int, help="use the first N training images only")
-    add(
-        "--checkpoints",
-        type=Path,
-        metavar="DIR",
-        help="where the state for --resume is kept (default: FOLDER.checkpoints)",
-    )
-    add("--tensorboard", type=Path, metavar="DIR", help="write logs for TensorBoard there")
-    add("--resume", action="store_true", help="go on from the last checkpoint")
-    add("--force", action="store_true", help="replace FOLDER if it exists")
-
-
-def run_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What :func:`add_run_arguments` was given, as arguments of :func:`train`."""
-    names = ("out", "towers", "limit", "checkpoints", "tensorboard", "resume", "force")
-    return {name: getattr(options, name) for name in names} | {"command": cli.command_line()}
-
-
-def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """Options that were given and are fields of a dataclass."""
-    return {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
-
-
 def _act(options: argparse.Namespace) -> cli.Outcome:
     if options.recipes:
         return _list_recipes()
@@ -519,27 +219,6 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         "sha256": written.sha256,
         "training": written.manifest.training,
     }
-
-
-def _list_recipes() -> cli.Outcome:
-    presets = [recipes.load(name) for name in recipes.names()]
-    table = Table()
-    for column in ("recipe", "what it is", "top-1 %", "top-5 %", "of", "source"):
-        table.add_column(column, justify="right" if "%" in column else "left")
-    for preset in presets:
-        found = preset.expected
-        cells = [preset.name, preset.about]
-        if found:
-            top5 = "" if found.top5 is None else f"{found.top5:g}"
-            cells += [f"{found.top1:g}", top5, found.of, found.source]
-        table.add_row(*map(escape, cells))
-    cli.console.print(table)
-    for preset in presets:
-        for sentence in preset.chosen:
-            cli.say(f"{preset.name}, not published: {sentence}")
-        for sentence in preset.differs:
-            cli.say(f"{preset.name}, other than its source: {sentence}")
-    return 0, {"recipes": presets}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,9 +11,9 @@ from conftest import Done
 
 from edgekit import calibrate as verb
 from edgekit.base.errors import InvalidDataError
-from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
 from edgekit.graph import litert
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization.table import METHODS, CalibrationTable, Range
 from edgekit.records.signature import preprocessing
 from edgekit.sources import convert

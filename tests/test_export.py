@@ -22,12 +22,14 @@ from edgekit.base.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.calibrate import calibrate, observe
+from edgekit.calibrate import calibrate
 from edgekit.data import fashion_mnist
-from edgekit.export import DEFAULT_MODEL, export
+from edgekit.export import export
 from edgekit.export import main as export_main
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.pipeline.calibration import observe
+from edgekit.pipeline.exporting import DEFAULT_MODEL
 from edgekit.quantization.quantize import predict
 from edgekit.quantization.saturation import pairs_products
 from edgekit.records import environment, signature

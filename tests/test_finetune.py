@@ -22,15 +22,16 @@ from edgekit.base.errors import (
     InvalidOptionError,
 )
 from edgekit.export import export
-from edgekit.qat import answers_of
+from edgekit.pipeline.qat import answers_of
 from edgekit.records.artifact import Artifact
 from edgekit.sources import keras as keras_format
-from edgekit.train import _begun, _trainer, train
+from edgekit.train import train
 from edgekit.training import recipes
 from edgekit.training.finetune import FineTuner, start
 from edgekit.training.inputs import Mode, Wanted, in_colour, inputs
 from edgekit.training.loop import fit
 from edgekit.training.recipes import Recipe
+from edgekit.training.run import _begun, _trainer
 from edgekit.training.stream import StreamTrainer
 
 SHORT = ("--batch", 4, "--epochs", 4, "--head-epochs", 2, "--size", 16)

@@ -15,10 +15,10 @@ from exported import answers, decibels
 from edgekit import export as verb
 from edgekit import parity
 from edgekit.base.errors import FidelityError
-from edgekit.calibrate import observe
 from edgekit.data.feeds import Inputs, make, take
 from edgekit.export import export
 from edgekit.graph.flatbuffer import Graph, Operator
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization import islands, quantize
 from edgekit.quantization.profiles import PROFILES
 from edgekit.records.artifact import Artifact

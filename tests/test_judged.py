@@ -12,8 +12,8 @@ import pytest
 
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.compare import compare, main
+from edgekit.evaluation import verdicts
 from edgekit.gate import gate
-from edgekit.gating import verdicts
 from edgekit.records.results import Report
 from edgekit.report import report as page
 

@@ -18,7 +18,6 @@ from conftest import Done
 from edgekit import compare, data
 from edgekit.base import outputs, text
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
-from edgekit.calibrate import observe
 from edgekit.data.feeds import Feed
 from edgekit.diagnosis import measure
 from edgekit.diagnosis.bisection import Bound, bisect
@@ -35,6 +34,7 @@ from edgekit.diagnosis.tensors import (
 from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization import equalize
 from edgekit.records import encodings
 from edgekit.records.artifact import Artifact

@@ -13,8 +13,7 @@ from conftest import Done
 
 from edgekit import data
 from edgekit.base.errors import InvalidDataError
-from edgekit.evaluation import mistakes
-from edgekit.gating import verdicts
+from edgekit.evaluation import mistakes, verdicts
 from edgekit.records.signature import preprocessing
 
 TRAINED_WITH = "symmetric#class_offset=1"

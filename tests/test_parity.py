@@ -13,10 +13,10 @@ from conftest import Done
 
 from edgekit.base import outputs
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.evaluation.parity import numbers
 from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
-from edgekit.parity import numbers
 from edgekit.records import encodings
 from edgekit.records.artifact import Artifact
 from edgekit.records.encodings import Encodings, differences

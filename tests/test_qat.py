@@ -20,7 +20,7 @@ from edgekit.diagnosis.diff import diff
 from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
-from edgekit.qat import QatRecipe
+from edgekit.pipeline.qat import QatRecipe
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import trained as trained_integers
 from edgekit.records.artifact import Artifact

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
-from edgekit.calibrate import observe
 from edgekit.data.images import make
 from edgekit.graph import litert
 from edgekit.graph.flatbuffer import Graph
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization import encode, fake, profiles, saturation
 from edgekit.quantization.table import Range
 from edgekit.records.encodings import differences

@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidModelError
-from edgekit.calibrate import observe
 from edgekit.data import images as image_sets
 from edgekit.graph import litert, walk
 from edgekit.graph.flatbuffer import Graph, Layer
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization import (
     decisions,
     encode,

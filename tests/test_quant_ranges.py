@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.base.errors import InvalidOptionError
-from edgekit.calibrate import SHARE, observe
 from edgekit.data import images as image_sets
 from edgekit.graph import litert
+from edgekit.pipeline.calibration import SHARE, observe
 from edgekit.quantization import ranges
 from edgekit.quantization.histogram import BINS, Histogram, StreamingHistogram
 from edgekit.quantization.table import METHODS, TensorStatistics

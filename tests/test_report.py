@@ -28,10 +28,10 @@ from edgekit.records.results import (
     pack_bits,
 )
 from edgekit.records.stats import median_interval
-from edgekit.report import Layer, read_layers
 from edgekit.report import report as page_of
 from edgekit.reporting import charts
 from edgekit.reporting.charts import place_labels
+from edgekit.reporting.page import Layer, read_layers
 
 NAMES = ("m-tflite-int8", "m-onnx-int8")
 

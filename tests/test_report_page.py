@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT
 
 from edgekit.records.results import Report
-from edgekit.report import Layer
 from edgekit.report import report as page_of
+from edgekit.reporting.page import Layer
 
 pytestmark = pytest.mark.skipif(browser.find() is None, reason="no Chromium on this machine")
 

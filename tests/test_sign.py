@@ -26,7 +26,8 @@ from edgekit.base.errors import (
     SignatureError,
 )
 from edgekit.records.artifact import Artifact
-from edgekit.sign import keygen, main, sign, verify
+from edgekit.records.signing import keygen, verify
+from edgekit.sign import main, sign
 
 try:
     import cryptography  # noqa: F401

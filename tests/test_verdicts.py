@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_gate import artifact, make
 
-from edgekit.gating import verdicts
+from edgekit.evaluation import verdicts
 from edgekit.records import fidelity, stats
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.results import LabelFit, Measurement, Report

@@ -12,12 +12,12 @@ from exported import answers, decibels
 
 from edgekit import parity
 from edgekit.base.errors import WriterError
-from edgekit.calibrate import observe
 from edgekit.data.feeds import make
 from edgekit.export import export
 from edgekit.graph import onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline import proof
+from edgekit.pipeline.calibration import observe
 from edgekit.quantization import encode, profiles, quantize, saturation
 from edgekit.records.artifact import Artifact
 from edgekit.records.signature import preprocessing

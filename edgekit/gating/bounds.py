@@ -34,7 +34,7 @@ from typing import Any, Literal, cast, get_args
 
 from edgekit.base import words
 from edgekit.base.errors import InvalidInputError, InvalidOptionError
-from edgekit.gating import verdicts
+from edgekit.evaluation import verdicts
 from edgekit.records.results import CENTRED_OF_OUTPUT, OF_OUTPUT
 
 Kind = Literal["min", "max", "max-drop", "max-rise"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekit.base.errors import ReportError
+from edgekit.evaluation import verdicts
 from edgekit.gating import bounds as grammar
-from edgekit.gating import verdicts
 from edgekit.gating.bounds import Bound
 from edgekit.records import fidelity, stats
 from edgekit.records.results import ArtifactResult, Measurement, Report

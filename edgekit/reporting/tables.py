@@ -10,8 +10,8 @@ from rich.table import Table
 
 from edgekit.base import cli
 from edgekit.base.text import decimals
-from edgekit.gating import verdicts
-from edgekit.gating.verdicts import Judged
+from edgekit.evaluation import verdicts
+from edgekit.evaluation.verdicts import Judged
 from edgekit.records import fidelity, stats
 from edgekit.records.results import ArtifactResult, Measurement, Parity, Report
 

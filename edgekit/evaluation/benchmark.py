@@ -1,0 +1,192 @@
+"""One artifact, or a file of any maker, on one runtime, in detail."""
+
+from __future__ import annotations
+
+import collections
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.data import feeds
+from edgekit.evaluation import conditions
+from edgekit.graph import onnx
+from edgekit.records import environment
+from edgekit.records.artifact import Artifact
+from edgekit.records.results import Conditions, Environment, Measurement, Runtime
+from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.worker import Job, Worker
+
+WARM_UP = 10
+PROFILED_RUNS = 30
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Time of one kind of operator in the runtime's profile.
+
+    Attributes:
+        share: Of all operator time, in percent.
+        count: Nodes of that kind.
+    """
+
+    name: str
+    ms_per_run: float
+    share: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What was measured of one artifact.
+
+    Attributes:
+        metrics: ``cold_start load_time latency_p50 latency_p90 latency_p99 throughput
+            peak_memory baseline_memory``, the last being the process before the model is loaded;
+            ``energy`` of an image where the CPU's counters can be read.
+        latency_ms: Raw samples.
+        operators: By time, most first; empty where the runtime has no profile.
+        float_operators: Names of nodes of an int8 model that computed in float; None where the
+            runtime has no profile.
+    """
+
+    name: str
+    format: str
+    precision: str
+    batch: int
+    runtime: Runtime
+    environment: Environment
+    metrics: dict[str, Measurement]
+    latency_ms: tuple[float, ...]
+    operators: tuple[Operator, ...]
+    float_operators: tuple[str, ...] | None
+    conditions: Conditions
+    notes: tuple[str, ...] = ()
+
+
+def benchmark(
+    artifact: Artifact,
+    *,
+    runtime: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+    seconds: float = 5.0,
+) -> Benchmark:
+    """Measure one artifact.
+
+    Args:
+        artifact: What to measure.
+        runtime: ``ort``, ``litert`` or ``keras``; has to fit the format.
+        threads: Threads inside an operator.
+        batch: Images a run.
+        seconds: How long to sample latency.
+
+    Raises:
+        InvalidOptionError: If the runtime does not run this format.
+        EdgekitError: If the model cannot be loaded or run.
+    """
+    manifest = artifact.manifest
+    fitting = RUNTIMES[manifest.format]
+    if runtime not in (None, fitting):
+        raise InvalidOptionError(
+            f"runtime {runtime} does not run {manifest.format} models; pass --runtime {fitting}"
+        )
+    if not 0 < seconds < 1e6:
+        raise InvalidOptionError(f"expected --seconds > 0, got {seconds}")
+    started = time.perf_counter()
+    specs = manifest.signature.inputs
+    for spec in specs:
+        if -1 in spec.shape[1:]:
+            raise InvalidModelError(
+                f"{artifact.name}: expected fixed sizes of input {spec.name} behind the batch, got "
+                f"{list(spec.shape)}; export it with the sizes that it will run at"
+            )
+    feed = feeds.random(specs, manifest.preprocessing, batch, seed=0)
+    images = feeds.records(feed)
+    with Worker(Job.of(artifact, threads=threads, batch=batch)) as worker:
+        worker.outputs(images)
+        cold_start = 1e3 * (time.perf_counter() - started)
+        worker.latencies(images, WARM_UP)
+        samples: list[float] = []
+        readings = [conditions.look([worker.process])]
+        counters = conditions.Energy()
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            samples += worker.latencies(images, 20)
+            readings.append(conditions.look([worker.process]))
+        joules = counters.since()
+        loaded, memory = worker.loaded, worker.peak_memory()
+    operators, in_float, notes = _profile(artifact, threads, feed)
+    times = np.array(samples)
+    watched = conditions.summarize(readings)
+    disturbed = conditions.reasons(watched)
+    if disturbed:
+        notes = (*notes, f"latency may be unstable: {', and '.join(disturbed)}")
+    metrics = {
+        "cold_start": Measurement(cold_start, "ms", 1),
+        "load_time": Measurement(loaded.load_ms, "ms", 1),
+        **{
+            f"latency_p{percent}": Measurement(
+                float(np.percentile(times, percent)), "ms", len(times)
+            )
+            for percent in (50, 90, 99)
+        },
+        "throughput": Measurement(
+            1e3 * batch * len(times) / float(times.sum()), "images/s", len(times)
+        ),
+        **(
+            {"energy": Measurement(1e3 * joules / (batch * len(times)), "mJ", len(times))}
+            if joules is not None
+            else {}
+        ),
+        "peak_memory": Measurement(memory, "bytes", 1),
+        "baseline_memory": Measurement(loaded.baseline_memory, "bytes", 1),
+    }
+    return Benchmark(
+        name=artifact.name,
+        format=manifest.format,
+        precision=manifest.precision,
+        batch=batch,
+        runtime=loaded.runtime,
+        environment=environment.describe(),
+        metrics=metrics,
+        latency_ms=tuple(round(value, 6) for value in samples),
+        operators=operators,
+        float_operators=in_float,
+        conditions=watched,
+        notes=notes,
+    )
+
+
+def _profile(
+    artifact: Artifact, threads: int, feed: feeds.Feed
+) -> tuple[tuple[Operator, ...], tuple[str, ...] | None, tuple[str, ...]]:
+    """onnxruntime's profile of some runs; other runtimes offer none to Python."""
+    manifest = artifact.manifest
+    if manifest.format != "onnx":
+        note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
+        return (), None, (note,)
+    stored = feeds.quantized(feed, manifest.signature.inputs)
+    if manifest.signature.batch == 1:
+        stored = next(feeds.one_by_one(stored, manifest.signature.inputs))
+    ran = onnx.executed(
+        artifact.model_path,
+        stored,
+        threads=threads,
+        options=manifest.runtime_options,
+        runs=PROFILED_RUNS,
+    )
+    total: dict[str, float] = collections.defaultdict(float)
+    for node in ran:
+        total[node.kind] += node.ms
+    counts = collections.Counter(node.kind for node in ran)
+    everything = sum(total.values())
+    operators = tuple(
+        Operator(kind, ms / PROFILED_RUNS, 100 * ms / everything, counts[kind])
+        for kind, ms in sorted(total.items(), key=lambda item: -item[1])
+    )
+    in_float = None
+    if manifest.precision == "int8":
+        in_float = tuple(sorted(f"{n.kind}: {n.name}" for n in ran if n.computes_in_float))
+    return operators, in_float, ()

@@ -1,0 +1,227 @@
+"""Do a TFLite and an ONNX int8 file hold the same numbers?"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base import cli
+from edgekit.base.blocks import blocks
+from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.evaluation import subjects
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.records import encodings, environment, stats
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Difference, Encodings, Stored
+from edgekit.records.results import Environment, Measurement, Parity, ParityPair
+from edgekit.runtimes.model_file import ModelFile
+from edgekit.runtimes.worker import Job, Worker
+from edgekit.writers import onnx_integers, tflite_integers
+
+#: Differences of two answers are counted up to this many steps.
+_LSB_BINS = 16
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What two files hold.
+
+    Attributes:
+        compared: Scales, zero points, weights and biases.
+        differences: Where they differ, a tensor and a kind of number each.
+        expected: Differences that the device profiles ask for, a sentence each.
+    """
+
+    compared: int
+    differences: tuple[Difference, ...]
+    expected: tuple[str, ...] = ()
+
+
+def numbers(left: Artifact, right: Artifact) -> Numbers:
+    """Compare what a TFLite and an ONNX int8 artifact store.
+
+    Raises:
+        InvalidModelError: If they are not one of each, come from different float models, or have
+            no tensor of one name.
+    """
+    formats = {left.manifest.format: left, right.manifest.format: right}
+    if set(formats) != {"tflite", "onnx"}:
+        raise InvalidModelError(
+            f"expected a TFLite and an ONNX artifact, got {left.manifest.format} and "
+            f"{right.manifest.format}"
+        )
+    for artifact in (left, right):
+        if artifact.manifest.precision != "int8":
+            raise InvalidModelError(
+                f"{artifact.path} is {artifact.manifest.precision}; expected int8 artifacts"
+            )
+    files = [artifact for artifact in (left, right) if isinstance(artifact, ModelFile)]
+    graphs = {
+        Encodings.load(artifact.path / encodings.FILE).graph_sha256
+        for artifact in (left, right)
+        if artifact not in files
+    }
+    if len(graphs) > 1:
+        raise InvalidModelError(
+            f"{left.path} and {right.path} were made from different float models"
+        )
+    ours, theirs, missing = _stored(formats["tflite"], formats["onnx"], checked=not files)
+    expected = [*missing]
+    if files:
+        expected.append(
+            f"which float model is behind {' and '.join(file.name for file in files)} is not "
+            f"known; tensors are matched by name"
+        )
+    if not any(layer.bias is not None for layer in theirs.layers.values()):
+        ours = ours.without_biases()
+        expected.append(f"{formats['onnx'].name} keeps its biases in float")
+    devices = {kind: artifact.manifest.device for kind, artifact in formats.items()}
+    if not files and devices["tflite"] != devices["onnx"]:
+        expected.append(
+            f"TFLite was made for {devices['tflite']}, ONNX for {devices['onnx']}: their profiles "
+            f"may ask for other numbers"
+        )
+    compared = max(ours.numbers(), theirs.numbers())
+    return Numbers(compared, encodings.differences(ours, theirs), tuple(expected))
+
+
+def _stored(
+    ours: Artifact, theirs: Artifact, *, checked: bool
+) -> tuple[Stored, Stored, tuple[str, ...]]:
+    """What a TFLite and an ONNX file store, in one graph's words, and what ONNX has no place for.
+
+    Args:
+        ours: TFLite.
+        theirs: ONNX.
+        checked: Whether the two are known to come from one graph.
+
+    Raises:
+        InvalidModelError: If they are not, and cannot be read as if they were.
+    """
+    content = ours.model_path.read_bytes()
+    model = onnx.load(theirs.model_path)
+    if checked:
+        return _read(content, model)
+    fix = "give two files that were made from one graph, or compare them by their outputs"
+    try:
+        found = _read(content, model)
+    except Exception as exc:  # a file of others breaks any of the assumptions
+        raise InvalidModelError(
+            f"{ours.name} and {theirs.name} cannot be read as two forms of one int8 graph: "
+            f"{type(exc).__name__}: {reason(exc)}; {fix}"
+        ) from None
+    if not found[0].layers.keys() & found[1].layers.keys():
+        raise InvalidModelError(
+            f"no layer has one name in {ours.name} and {theirs.name}, so that nothing can be "
+            f"compared; {fix}"
+        )
+    return found
+
+
+def _read(content: bytes, model: Any) -> tuple[Stored, Stored, tuple[str, ...]]:
+    ours, graph = tflite_integers.read_file(content), Graph(content)
+    theirs = onnx_integers.read_stored(model, graph)
+    ours, missing = onnx_integers.without_missing(ours, theirs, model, graph)
+    return ours, theirs, missing
+
+
+def pair_of(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
+    """The int8 TFLite and the int8 ONNX artifact of the first model that has one of each.
+
+    Raises:
+        InvalidOptionError: If none has.
+    """
+    int8 = [a for a in artifacts if a.manifest.precision == "int8" and a.manifest.format != "keras"]
+    models = dict.fromkeys(artifact.manifest.model_id for artifact in int8)
+    counts: list[tuple[int, int]] = []
+    for model in models:
+        of_model = [artifact for artifact in int8 if artifact.manifest.model_id == model]
+        ours, theirs = (
+            [artifact for artifact in of_model if artifact.manifest.format == kind]
+            for kind in ("tflite", "onnx")
+        )
+        if len(ours) == len(theirs) == 1:
+            return ours[0], theirs[0]
+        counts.append((len(ours), len(theirs)))
+    got = ", ".join(f"{one} and {other}" for one, other in counts) or "none"
+    raise InvalidOptionError(
+        f"--parity needs one int8 tflite artifact and one int8 onnx artifact of a model, got {got}"
+    )
+
+
+def answers(
+    pair: tuple[Artifact, Artifact],
+    known: Mapping[str, npt.NDArray[np.float32]],
+    count: int,
+    evaluate: Callable[[Worker, Callable[[int], None]], npt.NDArray[np.float32]],
+    machine: Environment,
+    threads: int,
+) -> Parity:
+    """Three ways to run the same integers, two at a time, on kernels that do not saturate.
+
+    Args:
+        pair: Of :func:`pair_of`.
+        known: float32 answers ``[N, C]`` by artifact, as measured already.
+        count: Images, N.
+        evaluate: Lets a worker answer all of them.
+        machine: Whose kernels.
+        threads: Inside an operator.
+    """
+    stored = numbers(*pair)
+    ours, theirs = pair
+
+    def run(job: Job) -> npt.NDArray[np.float32]:
+        with Worker(job) as worker, cli.progress() as bar:
+            task = bar.add_task("parity", total=count, note=job.name)
+            return evaluate(worker, lambda n: bar.advance(task, n))
+
+    plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
+    ways = {
+        "XNNPACK": known[ours.name],
+        "reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
+    }
+    if environment.saturates(machine) and not subjects.cannot_saturate(theirs):
+        job = Job.of(theirs, threads=threads)
+        options = {**job.options, environment.PRECISE: "1"}
+        ways["onnxruntime, precise"] = run(replace(job, options=options))
+    else:
+        ways["onnxruntime"] = known[theirs.name]
+    scale = ours.manifest.signature.outputs[0].scale or 1.0
+    return Parity(
+        stored.compared,
+        sum(each.count for each in stored.differences),
+        tuple(
+            _hold(one, ways[one], other, ways[other], scale)
+            for one, other in itertools.combinations(ways, 2)
+        ),
+    )
+
+
+def _hold(
+    left: str,
+    ours: npt.NDArray[np.float32],
+    right: str,
+    theirs: npt.NDArray[np.float32],
+    scale: float,
+) -> ParityPair:
+    same, total = 0, 0.0
+    counts = np.zeros(_LSB_BINS, np.int64)
+    for one, other in blocks(ours, theirs):
+        same += int((stats.ranking(one)[:, 0] == stats.ranking(other)[:, 0]).sum())
+        steps = np.abs(one.astype(np.float64) - other) / scale
+        total += float(steps.sum())
+        bins = np.minimum(np.rint(steps).astype(int).ravel(), _LSB_BINS - 1)
+        counts += np.bincount(bins, minlength=_LSB_BINS)
+    return ParityPair(
+        left,
+        right,
+        stats.proportion(same, len(ours)),
+        Measurement(total / ours.size, "LSB", ours.size),
+        tuple(int(count) for count in counts),
+    )

@@ -1,0 +1,355 @@
+"""Run a calibration set through the canonical float graph."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidModelError
+from edgekit.base.version import sources
+from edgekit.data import feeds
+from edgekit.data.feeds import Samples
+from edgekit.graph import litert, onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.graph.probe import Place, Probe, probe
+from edgekit.quantization import ranges
+from edgekit.quantization.histogram import StreamingHistogram
+from edgekit.quantization.table import METHODS, CalibrationTable, TensorStatistics
+from edgekit.records import artifact, environment
+from edgekit.records.signature import Preprocessing, Shapes
+from edgekit.sources import float_model
+from edgekit.writers import onnx_file
+
+DEFAULT_METHOD = "minmax"
+#: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
+#: large set 64 an image.
+SAMPLE = 1 << 16
+#: Share of an image in the moving average of extremes (Jacob et al. 2018: "close to 1" for the
+#: rest; 0.01 is what PyTorch's MovingAverageMinMaxObserver has).
+SHARE = 0.01
+_BATCH_BYTES = 16 << 20  # of all activations in one run, where a model is small enough for several
+_PENDING = 1 << 22  # reported values that wait for their statistics: numpy's calls cost less so
+Floats = npt.NDArray[np.float32]
+
+
+def calibrate(
+    model: Path | None = None,
+    *,
+    dataset: str | None = None,
+    preprocessing: str | None = None,
+    limit: int | None = None,
+    method: str = DEFAULT_METHOD,
+    shapes: Shapes | None = None,
+    trust: bool = False,
+) -> CalibrationTable:
+    """Find the range of every activation of a float model.
+
+    Args:
+        model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
+        dataset: What :func:`edgekit.data.feeds.open_word` takes; labels are only for an even
+            sample. Default for the shipped model: ``fashion_mnist``.
+        preprocessing: For a file: name or JSON file.
+        shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        trust: Let code inside of the model's file run.
+        limit: Use the first images only.
+        method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
+
+    Raises:
+        InvalidModelError: If the model cannot be read or converted.
+        InvalidDataError: If the images do not fit the model.
+        InvalidOptionError: If the method is unknown.
+    """
+    words.one_of("method", method, METHODS)
+    dataset = float_model.data_word(dataset, model)
+    opened = feeds.open_word(dataset, "calibration")
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    return cached(
+        source.graph(),
+        source.samples(opened, limit),
+        prepare=source.preprocessing,
+        method=method,
+        word=dataset,
+    )
+
+
+def cached(
+    canonical: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str
+) -> CalibrationTable:
+    """:func:`observe`, but images that went through this graph before are not run again."""
+    key = hashlib.sha256()
+    versions = f"{sources()} {sorted(artifact.package_versions().items())}"
+    for part in (canonical, images.sha256, str(prepare), versions):
+        key.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
+    path = cache_folder() / f"{key.hexdigest()}.json"
+    if path.is_file():
+        try:
+            found = CalibrationTable.load(path)
+        except EdgekitError as exc:
+            cli.say(f"warning: {exc}; calibrating again")
+        else:
+            cli.console.print(
+                f"[dim]calibration statistics of {found.count} samples: {cli.plain(path)}[/]",
+                soft_wrap=True,
+            )
+            return choose(replace(found, data=word), method)
+    table = observe(canonical, images, prepare=prepare, method=method, word=word)
+    try:
+        outputs.write_text(path, choose(table, DEFAULT_METHOD).dumps(), force=True)
+    except OSError as exc:
+        cli.say(f"warning: the calibration statistics were not cached: {exc}")
+    return table
+
+
+def choose(table: CalibrationTable, method: str) -> CalibrationTable:
+    """The same statistics with the ranges of another method."""
+    found = {name: ranges.find(each, method) for name, each in table.statistics.items()}
+    return replace(table, method=method, ranges=found)
+
+
+def cache_folder() -> Path:
+    """Where statistics are kept: ``$XDG_CACHE_HOME/edgekit/calibration``."""
+    return outputs.cache("calibration")
+
+
+def observe(
+    canonical: bytes,
+    images: Samples,
+    *,
+    prepare: Preprocessing,
+    method: str = DEFAULT_METHOD,
+    word: str | None = None,
+) -> CalibrationTable:
+    """Run images through a canonical float graph and keep statistics of each tensor.
+
+    Extremes and a sample are taken inside the runtime (edgekit.graph.probe): memory beyond the
+    images themselves does not depend on their number.
+
+    Args:
+        canonical: Float flatbuffer.
+        images: The calibration set, with an array for each input.
+        prepare: From pixels to model input.
+        method: Of :data:`edgekit.quantization.table.METHODS`.
+        word: What to record as the data; default the set's name.
+
+    Raises:
+        InvalidDataError: If the images do not fit the input, there is only one, or a tensor becomes
+            NaN or infinite.
+        InvalidModelError: If the graph has a loop.
+    """
+    if canonical[4:8] != b"TFL3":
+        return _observe_onnx(canonical, images, prepare=prepare, method=method, word=word)
+    _expect_several(images)
+    if loops := Graph(canonical).loops:
+        raise InvalidModelError(
+            f"{loops[0]} is a loop, whose inner values are not calibrated; unroll it, "
+            f"e.g. with unroll=True of a recurrent layer, or export it in float32"
+        )
+    sample = max(64, SAMPLE // len(images))
+    probed = probe(canonical, sample=sample)
+    threads = environment.cores()
+    specs = litert.signature(canonical).inputs
+    feeds.check(images, specs)
+    opened = litert.interpreter(probed.content, threads=threads)
+    batch = _batch(opened, probed, len(images))
+    observer = _Observer(probed.places, images.name, len(images))
+    tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
+    entries = {name: tensors[tensor] for name, tensor in Graph(canonical).entries.items()}
+    ends = [detail["index"] for detail in opened.get_output_details()]
+    with cli.progress() as bar:
+        task = bar.add_task("calibrating", total=len(images), note="")
+        for start in range(0, len(images), batch):
+            size = min(batch, len(images) - start)
+            if size != batch:
+                _resize(opened, size)
+            given = feeds.feed(images, specs, prepare, slice(start, start + size))
+            for name, values in given.items():
+                opened.set_tensor(entries[name], values)
+            litert.invoke(opened)
+            observer.add(*(opened.get_tensor(end) for end in ends))
+            bar.advance(task, size)
+    return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)
+
+
+def _observe_onnx(
+    content: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str | None
+) -> CalibrationTable:
+    """The same of an ONNX file of another exporter, on its own tensors."""
+    _expect_several(images)
+    model = onnx.parse(content)
+    specs = onnx.signature(model).inputs
+    feeds.check(images, specs)
+    given = feeds.feed(images, specs, prepare, slice(None))
+    statistics = onnx_file.observe(model, given, name=images.name)
+    return _table(content, statistics, images, prepare=prepare, method=method, word=word)
+
+
+def _expect_several(images: Samples) -> None:
+    if len(images) < 2:
+        raise InvalidDataError(
+            f"{images.name}: expected at least 2 images to calibrate with, got {len(images)}; "
+            f"the ranges of one image do not hold for others"
+        )
+
+
+def _table(
+    content: bytes,
+    statistics: dict[str, TensorStatistics],
+    images: Samples,
+    *,
+    prepare: Preprocessing,
+    method: str,
+    word: str | None,
+) -> CalibrationTable:
+    table = CalibrationTable(
+        graph_sha256=hashlib.sha256(content).hexdigest(),
+        data=word or images.name,
+        data_sha256=images.sha256,
+        count=len(images),
+        preprocessing=prepare,
+        method=DEFAULT_METHOD,
+        ranges={name: ranges.find(each, DEFAULT_METHOD) for name, each in statistics.items()},
+        statistics=statistics,
+    )
+    return table if method == DEFAULT_METHOD else choose(table, method)
+
+
+def _batch(opened: Any, probed: Probe, count: int) -> int:
+    """Images a run: several where a model is small, one where its graph does not let them be more.
+
+    The interpreter is left resized.
+    """
+    details = opened.get_tensor_details()
+    one = sum(4 * int(np.prod(detail["shape"])) for detail in details)
+    batch = max(1, min(count, _BATCH_BYTES // max(one, 1)))
+    if batch == 1 or not probed.batches:
+        return 1
+    try:
+        _resize(opened, batch)
+        if all(detail["shape"][0] == batch for detail in opened.get_output_details()):
+            return batch
+    except (RuntimeError, ValueError):
+        pass  # a graph with its batch written into it, e.g. in a Reshape: image by image then
+    _resize(opened, 1)
+    return 1
+
+
+def _resize(opened: Any, batch: int) -> None:
+    for entry in opened.get_input_details():
+        opened.resize_tensor_input(entry["index"], (batch, *entry["shape"][1:]))
+    opened.allocate_tensors()
+
+
+class _Observer:
+    """Statistics of all tensors from what a probe reports."""
+
+    def __init__(self, places: Sequence[Place], name: str, images: int) -> None:
+        self._places = places
+        self._name = name
+        self._seen = 0
+        self._low: Floats = np.zeros(0, np.float32)
+        self._high: Floats = np.zeros(0, np.float32)
+        self._average: npt.NDArray[np.float64] | None = None
+        self._pending: list[tuple[Floats, Floats, Floats]] = []
+        self._histograms = [StreamingHistogram() for _ in places]
+        self._totals = [np.zeros(place.channels) for place in places]
+        self._rows = [0] * len(places)
+        # of a tensor with many channels a grid is more than its share: not of every image then
+        self._every = [
+            max(1, (place.sample.stop - place.sample.start) * images // SAMPLE) for place in places
+        ]
+        self._low_starts = [place.low.start for place in places if place.low is not None]
+        self._high_starts = [place.high.start for place in places]
+
+    def add(self, low: Floats, high: Floats, sample: Floats) -> None:
+        """Take a run in.
+
+        Raises:
+            InvalidDataError: At a NaN or Inf, or some runs later.
+        """
+        self._pending.append((low, high, sample))
+        if len(self._pending) * (low.size + high.size + sample.size) > _PENDING:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        low, high, sample = map(np.concatenate, zip(*self._pending, strict=True))
+        self._pending = []
+        for values, side in ((high, "high"), (low, "low"), (sample, "sample")):
+            if not math.isfinite(float(values.sum(dtype=np.float64))):
+                self._refuse_bad(values, side)
+        lowest, highest = low.min(axis=0), high.max(axis=0)
+        if self._seen:
+            lowest, highest = np.minimum(lowest, self._low), np.maximum(highest, self._high)
+        self._low, self._high = lowest, highest
+        lows = np.minimum.reduceat(low, self._low_starts, axis=1)
+        highs = np.maximum.reduceat(high, self._high_starts, axis=1)
+        for one in np.concatenate([lows, highs], axis=1).astype(np.float64):
+            if self._average is None:
+                self._average = one.copy()
+            self._average += SHARE * (one - self._average)
+        first = self._seen
+        self._seen += len(sample)
+        for i, (place, every) in enumerate(zip(self._places, self._every, strict=True)):
+            values = np.ascontiguousarray(sample[-first % every :: every, place.sample])
+            if not values.size:
+                continue
+            self._histograms[i].add(values)
+            by_channel = values.reshape(-1, place.channels)
+            self._totals[i] += by_channel.sum(axis=0, dtype=np.float64)
+            self._rows[i] += len(by_channel)
+
+    def _refuse_bad(self, values: Floats, side: str) -> None:
+        for number, row in enumerate(values):
+            for place in self._places:
+                columns = getattr(place, side)
+                if columns is not None and not np.isfinite(row[columns]).all():
+                    raise InvalidDataError(
+                        f"{self._name}: image {self._seen + number} makes {place.name} NaN or "
+                        f"infinite; check the model and the preprocessing"
+                    )
+
+    def result(self) -> dict[str, TensorStatistics]:
+        """By tensor name."""
+        self._flush()
+        assert self._average is not None
+        averages = self._average.tolist()
+        average_lows = iter(averages[: len(self._low_starts)])
+        average_highs = averages[len(self._low_starts) :]
+        found = {}
+        for i, place in enumerate(self._places):
+            high = self._high[place.high]
+            if place.low is None:
+                low = np.full_like(high, place.ends[0])
+                average_low = place.ends[0]
+            else:
+                low, average_low = self._low[place.low], next(average_lows)
+            least, most = float(low.min()), float(high.max())
+            found[place.name] = TensorStatistics(
+                min=least,
+                max=most,
+                average_min=min(max(average_low, least), most),
+                average_max=min(max(average_highs[i], least), most),
+                histogram=self._histograms[i].result(),
+                channel_min=_short(low),
+                channel_max=_short(high),
+                channel_mean=_short(self._totals[i] / self._rows[i]),
+            )
+        return found
+
+
+def _short(values: npt.NDArray[Any]) -> tuple[float, ...]:
+    """Six digits keep the table small, and say more than a sample knows."""
+    exact = values.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        digits = 5 - np.floor(np.log10(np.abs(exact)))
+    unit = 10.0 ** np.where(np.isfinite(digits), np.clip(digits, -300, 300), 0)
+    return tuple((np.rint(exact * unit) / unit).tolist())

@@ -1,0 +1,711 @@
+"""Turn a float model into a TFLite or ONNX artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import data
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import (
+    ExecutionError,
+    FidelityError,
+    InvalidDataError,
+    InvalidModelError,
+    InvalidOptionError,
+)
+from edgekit.data import feeds
+from edgekit.data.feeds import Feed, Inputs, Samples
+from edgekit.data.task import Task
+from edgekit.data.task import check as check_task
+from edgekit.graph import litert, onnx, onnx_forms
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.pipeline import proof
+from edgekit.pipeline.calibration import (
+    DEFAULT_METHOD,
+    cache_folder,
+    cached,
+    choose,
+    observe,
+)
+from edgekit.quantization import decisions, profiles
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.quantize import (
+    CORRECTIONS,
+    FEWEST_IMAGES,
+    HELD_OUT,
+    CalibrationSamples,
+    Correction,
+    Quantized,
+    held_out,
+    quantize,
+    trained,
+)
+from edgekit.quantization.reconstruct import images_that_fit
+from edgekit.quantization.table import METHODS, CalibrationTable
+from edgekit.records import artifact, encodings, fidelity
+from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord
+from edgekit.records.fidelity import Fidelity
+from edgekit.records.signature import Shapes, Signature, TensorSpec
+from edgekit.sources import float_model
+from edgekit.sources.float_model import FloatModel
+from edgekit.writers import (
+    half,
+    onnx_convert,
+    onnx_file,
+    onnx_integers,
+    tflite_integers,
+)
+from edgekit.writers.onnx_file import OnnxQuantized
+
+TARGETS = ("tflite", "onnx")
+#: What is exported when no model is named.
+DEFAULT_MODEL = float_model.SHIPPED
+#: Held-out images that a written file is judged on, at the most.
+_HELD = 64
+_FAILED = ("poor", "dead")
+#: Tensors that stay float that are named in a note.
+_NAMED = 6
+#: Images on which activations are measured before they become float16.
+_WATCHED_IMAGES = 64
+#: Calibration images that layers are fitted to, at the most.
+MOST_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A model file's content, its signature and what to say about it."""
+
+    content: bytes
+    signature: Signature
+    canonical: bytes
+    quantized: Quantized | OnnxQuantized | None = None
+    table: CalibrationTable | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """What ranges are taken from.
+
+    Attributes:
+        opened: What the word names, or None when only a table of it is at hand.
+        table: A table that was given.
+        word: How the images were named.
+        images: Those that were opened, for the model.
+    """
+
+    opened: data.Opened | Inputs | None
+    table: CalibrationTable | None
+    word: str
+    method: str
+    images: Samples | None = None
+
+    def fitted(self, source: FloatModel) -> _Calibration:
+        """With the images as the model takes them.
+
+        Raises:
+            InvalidDataError: If they are not the table's.
+        """
+        if self.opened is None:
+            return self
+        table = self.table
+        images = source.samples(self.opened, None if table is None else table.count)
+        if table is not None and images.sha256 != table.data_sha256:
+            raise InvalidDataError(
+                f"the calibration table was made from other images than {self.word} (sha256 "
+                f"{table.data_sha256[:12]}…, these have {images.sha256[:12]}…); calibrate again, "
+                f"or name its images with --data"
+            )
+        return replace(self, images=images)
+
+
+def export(
+    model: Path | None = None,
+    *,
+    target: str,
+    precision: str,
+    calibration: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    device: str = profiles.DEFAULT,
+    correction: Correction = "auto",
+    strict: bool = False,
+    allow_dead: bool = False,
+    allow_poor: bool = False,
+    preprocessing: str | None = None,
+    shapes: Shapes | None = None,
+    trust: bool = False,
+    task: Task | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    command: str = "",
+) -> Artifact:
+    """Write one deployable of a float model.
+
+    Args:
+        model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
+        target: ``tflite`` or ``onnx``.
+        precision: ``float32``, ``float16`` or ``int8``.
+        calibration: For int8: what :func:`edgekit.data.feeds.open_word` takes, or a table of
+            ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
+            For ONNX in float16: images whose activations must not overflow; default random ones.
+        dataset: The images of a calibration table, where they are not where the table says.
+        method: How a range is taken from the values; default ``minmax``, or the table's.
+        device: A device profile, or ``auto`` for that of this machine's CPU.
+        correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
+            takes what is best on held-out calibration images; ``none`` rounds to nearest.
+        strict: Refuse an int8 model in which an operator stays float; no tensor stays float for the
+            sake of accuracy.
+        allow_dead: Write an int8 file of which an output or a channel is constant where the float
+            model's varies.
+        allow_poor: Write an int8 file of which less than 10 dB of an output are left.
+        preprocessing: For a file: name or JSON file.
+        shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        trust: Let code inside of the model's file run.
+        task: What the outputs are, where neither the model's end nor its manifest says it.
+        out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
+        force: Replace ``out`` if it exists.
+        command: Recorded in the manifest.
+
+    Raises:
+        FidelityError: If the int8 file is dead or poor; nothing is written then.
+        EdgekitError: On a bad option, model or calibration set; nothing is written then.
+    """
+    words.one_of("target", target, TARGETS)
+    words.one_of("precision", precision, artifact.PRECISIONS)
+    words.one_of("correction", correction, CORRECTIONS)
+    if method is not None:
+        words.one_of("method", method, METHODS)
+    profile = profiles.profile(device)
+    if precision not in profile.precisions.get(target, ()):
+        can = "; ".join(f"{key} in {', '.join(names)}" for key, names in profile.precisions.items())
+        raise InvalidOptionError(
+            f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
+        )
+    for option, given in (
+        ("--calibration", None if (target, precision) == ("onnx", "float16") else calibration),
+        ("--data", dataset),
+        ("--method", method),
+        ("--strict", strict or None),
+        ("--correction", correction if correction != "auto" else None),
+        ("--allow-dead", allow_dead or None),
+        ("--allow-poor", allow_poor or None),
+    ):
+        if given is not None and precision != "int8":
+            raise InvalidOptionError(f"{option} is for int8; {precision} has no ranges")
+    if precision == "float16" and calibration is not None and calibration.endswith(".json"):
+        raise InvalidOptionError(
+            f"float16 needs images to see what overflows, got the table {calibration}; pass "
+            f"fashion_mnist or FILE.npz"
+        )
+    if out is not None:
+        outputs.check_free(out, force=force)
+    found = _read_calibration(calibration, dataset, method) if calibration is not None else None
+    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    check_task(task, source.outputs)
+    if precision == "int8" and found is None and source.encodings is None:
+        word = float_model.data_word(None, model, option="--calibration")
+        found = _read_calibration(word, dataset, method)
+    if found is not None:
+        found = found.fitted(source)
+    if source.encodings is not None and precision == "int8":
+        for option, given in (
+            ("--calibration", calibration),
+            ("--data", dataset),
+            ("--method", method),
+            ("--correction", correction if correction != "auto" else None),
+        ):
+            if given is not None:
+                raise InvalidOptionError(
+                    f"{option} is for float models; {model} brings the encodings it was trained "
+                    f"with"
+                )
+    out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
+    outputs.check_free(out, force=force)
+    written = _make(source, target, precision, found, profile, correction, strict=strict)
+    options = dict(profile.runtime_options.get(target, {}))
+    quantized, table = written.quantized, written.table
+    numbers = 0
+    if isinstance(quantized, OnnxQuantized):
+        numbers = quantized.numbers
+    elif quantized is not None:
+        numbers = quantized.stored.numbers()
+    execution = proof.execution(
+        written.content, written.signature, source, target, precision, profile, numbers
+    )
+    if strict and execution.floats:
+        raise ExecutionError(
+            f"--strict: {len(execution.floats)} operators of the {target} int8 model compute in "
+            f"float: {', '.join(execution.floats)}; replace them in the model, or export without "
+            f"--strict"
+        )
+    judged: tuple[Fidelity, ...] = ()
+    images = None if found is None else found.images
+    if precision == "int8" and images is not None and len(images) >= FEWEST_IMAGES:
+        judged = proof.judge(
+            written.content,
+            written.signature,
+            written.canonical,
+            source,
+            target,
+            profile,
+            _some(source, written, images, _spread(held_out(len(images))[1], _HELD)),
+        )
+        said = _verdict(judged, target, strict=strict, dead=allow_dead, poor=allow_poor)
+    else:
+        few = None
+        if images is not None:
+            few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
+        said = [
+            proof.check_answers(
+                written.content,
+                written.signature,
+                written.canonical,
+                source,
+                target,
+                precision,
+                few,
+            )
+        ]
+        if precision == "int8":
+            said.append(_unjudged(images))
+    computed = f"operators that compute in float: {', '.join(execution.floats)}"
+    notes = (*source.notes, *written.notes, *([computed] if execution.floats else []), *said)
+    model_file = f"model.{target}"
+    files: dict[str, bytes | Path] = {model_file: written.content}
+    if quantized is not None:
+        files[encodings.FILE] = quantized.encodings.dumps().encode()
+    return artifact.write(
+        out,
+        files,
+        {
+            "model_id": source.model_id,
+            "format": target,
+            "precision": precision,
+            "model_file": model_file,
+            "signature": written.signature,
+            "preprocessing": source.preprocessing,
+            **source.judged(written.canonical, task),
+            "source": source.source,
+            "device": profile.name,
+            "calibration": None
+            if table is None
+            else CalibrationRecord(table.data, table.data_sha256, table.count, table.method),
+            "quantization": None
+            if quantized is None
+            else QuantizationRecord(
+                quantized.way,
+                {trial.way: trial.sqnr for trial in quantized.trials},
+                {found.layer: found.pairs for found in quantized.saturating},
+                dict(quantized.floats) if isinstance(quantized, Quantized) else {},
+                judged,
+            ),
+            "execution": execution,
+            "runtime_options": options,
+            "command": command,
+            "notes": notes,
+        },
+        force=force,
+    )
+
+
+def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Calibration:
+    """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
+    if not word.endswith(".json"):
+        if dataset is not None:
+            raise InvalidOptionError(
+                f"--data names the images of a calibration table; --calibration {word} is images "
+                f"already"
+            )
+        opened = feeds.open_word(word, "calibration")
+        return _Calibration(opened, None, word, method or DEFAULT_METHOD)
+    table = CalibrationTable.load(Path(word))
+    place = dataset or table.data
+    path = data.path_of(place)
+    if dataset is None and path is not None and not path.exists():
+        return _Calibration(None, table, place, method or table.method)
+    typed = dataset is not None  # what stands in the table was typed by nobody
+    opened = feeds.open_word(place, "calibration", read_from=None if typed else Path(word))
+    return _Calibration(opened, table, place, method or table.method)
+
+
+def _make(
+    source: FloatModel,
+    target: str,
+    precision: str,
+    calibration: _Calibration | None,
+    profile: DeviceProfile,
+    correction: Correction,
+    *,
+    strict: bool,
+) -> _Written:
+    if source.kind == "onnx":
+        return _from_onnx(source, precision, calibration, profile, correction, target)
+    canonical = source.canonical()
+    _check_ends(litert.signature(canonical))
+    if precision == "int8" and source.encodings is not None:
+        quantized = trained(canonical, source.encodings, profile=profile)
+        return _make_int8(source, target, canonical, None, quantized, profile)
+    if precision == "int8":
+        assert calibration is not None  # export() has seen to it
+        table = _table(calibration, canonical, source)
+        quantized = _decide(
+            canonical, table, calibration, source, profile, correction, strict=strict
+        )
+        return _make_int8(source, target, canonical, table, quantized, profile)
+    if precision == "float16":
+        name, size = litert.largest_weight(canonical)
+        if size > float(np.finfo(np.float16).max):
+            raise InvalidModelError(
+                f"expected weights that float16 can hold, up to 65504, got {size:.3g} in {name}; "
+                f"export it in float32"
+            )
+    if target == "tflite":
+        halved = precision == "float16"
+        content = source.canonical(float16=True) if halved else canonical
+        return _Written(content, litert.signature(content), canonical)
+    model = onnx_convert.from_tflite(canonical)
+    onnx_convert.rename_ends(model, Graph(canonical))
+    notes: tuple[str, ...] = ()
+    if precision == "float16":
+        feed = _to_watch(calibration, source, onnx.signature(model).inputs)
+        converted = half.to_float16(model, feed)
+        half.check(model, converted)
+        model, notes = converted.model, (converted.note(feeds.count(feed)),)
+    return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
+
+
+def _from_onnx(
+    source: FloatModel,
+    precision: str,
+    calibration: _Calibration | None,
+    profile: DeviceProfile,
+    correction: Correction,
+    target: str,
+) -> _Written:
+    """ONNX from an ONNX file of another exporter."""
+    if target != "onnx":
+        source.canonical()  # says what to use instead
+    original = bytes(source.model.SerializeToString())
+    signature = onnx.signature(source.model)
+    _check_ends(signature)
+    if precision == "float32":
+        return _Written(original, signature, original)
+    if precision == "float16":
+        model = source.prepared()
+        feed = _to_watch(calibration, source, signature.inputs)
+        converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
+        half.check(model, converted)
+        note = converted.note(feeds.count(feed))
+        return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
+    assert calibration is not None  # export() has seen to it
+    prepared = source.graph()
+    table = _table(calibration, prepared, source)
+    held: onnx_file.Held | None = None
+    images = calibration.images
+    if images is not None and len(images) >= FEWEST_IMAGES:
+        fitting, judging = held_out(len(images))
+        own = cached(
+            prepared,
+            feeds.take(images, fitting),
+            prepare=source.preprocessing,
+            method=table.method,
+            word=calibration.word,
+        )
+        feed = feeds.feed(images, signature.inputs, source.preprocessing, judging)
+        held = onnx_file.Held(own, feed)
+    found = onnx_file.quantize(
+        onnx.parse(prepared), table, profile=profile, held=held, correct=correction == "auto"
+    )
+    proof.check_products(found.model, profile)
+    return _Written(
+        found.model.SerializeToString(),
+        signature,
+        original,
+        found,
+        table,
+        (*_ways(found), *found.notes),
+    )
+
+
+def _check_ends(found: Signature) -> None:
+    """Refuse an output that does not belong to a sample."""
+    several = any(spec.shape[:1] == (-1,) for spec in found.inputs)
+    for end in found.outputs:
+        if not end.shape and several:
+            raise InvalidModelError(
+                f"expected an answer of {end.name} for each sample, got one number for all; give "
+                f"the output a batch axis"
+            )
+
+
+def _to_watch(
+    calibration: _Calibration | None, source: FloatModel, specs: Sequence[TensorSpec]
+) -> Feed:
+    """Preprocessed samples on which float16 must not overflow."""
+    if calibration is None:
+        return feeds.random(specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True)
+    assert calibration.images is not None  # export() has refused a table
+    feeds.check(calibration.images, specs)
+    places = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
+    return feeds.feed(calibration.images, specs, source.preprocessing, places)
+
+
+def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
+    if found.table is None:
+        assert found.images is not None
+        return cached(
+            canonical,
+            found.images,
+            prepare=source.preprocessing,
+            method=found.method,
+            word=found.word,
+        )
+    table, graph = found.table, hashlib.sha256(canonical).hexdigest()
+    if table.graph_sha256 != graph:
+        raise InvalidDataError(
+            f"the calibration table was made from another graph (sha256 "
+            f"{table.graph_sha256[:12]}…, this model has {graph[:12]}…); calibrate this model"
+        )
+    if table.preprocessing != source.preprocessing:
+        raise InvalidDataError(
+            f"the calibration table was made with preprocessing {table.preprocessing.name!r}, "
+            f"the model has {source.preprocessing.name!r}; calibrate this model"
+        )
+    return table if found.method == table.method else choose(table, found.method)
+
+
+def _decide(
+    canonical: bytes,
+    table: CalibrationTable,
+    calibration: _Calibration,
+    source: FloatModel,
+    profile: DeviceProfile,
+    correction: Correction,
+    *,
+    strict: bool,
+) -> Quantized:
+    """Every number of the int8 model; a decision that was made before is taken again."""
+    images = calibration.images
+    key = decisions.key(
+        canonical,
+        table,
+        profile,
+        images=images is not None,
+        correction=correction,
+        integers_only=strict,
+        versions=artifact.package_versions(),
+    )
+    path = cache_folder() / f"{key}.npz"
+    found = decisions.load(path) if path.is_file() else None
+    if found is not None:
+        cli.console.print(f"[dim]encodings and integers: {cli.plain(path)}[/]", soft_wrap=True)
+        return found
+    if path.is_file():
+        cli.say(f"warning: {path} cannot be read; deciding again")
+    samples, graph = None, Graph(canonical)
+    if images is not None:
+        samples = _samples(graph, canonical, images, source, table, calibration.word)
+    with cli.progress("operators") as bar:
+        task = bar.add_task("fitting", total=None, note="")
+        found = quantize(
+            canonical,
+            table,
+            profile=profile,
+            samples=samples,
+            correction=correction,
+            integers_only=strict,
+            advance=lambda _: bar.advance(task),
+        )
+    try:
+        decisions.save(path, found)
+    except OSError as exc:
+        cli.say(f"warning: encodings and integers were not cached: {exc}")
+    return found
+
+
+def _samples(
+    graph: Graph,
+    canonical: bytes,
+    images: Samples,
+    source: FloatModel,
+    table: CalibrationTable,
+    word: str,
+) -> CalibrationSamples:
+    """The calibration samples, those that judge apart from those that all numbers come from."""
+    specs = litert.signature(canonical).inputs
+    most = min(MOST_IMAGES, images_that_fit(graph, len(images)))
+    fitting, judging = np.arange(len(images)), np.arange(0)
+    if len(images) >= FEWEST_IMAGES:
+        fitting, judging = held_out(len(images))
+        judging = _spread(judging, most // HELD_OUT)
+    apart = feeds.take(images, fitting)
+
+    def feed(places: npt.NDArray[np.int64]) -> Feed:
+        given = feeds.feed(images, specs, source.preprocessing, places)
+        return {graph.entries[name]: values for name, values in given.items()}
+
+    def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
+        run = cached if content == canonical else observe
+        return run(
+            content,
+            apart if fitting_only else images,
+            prepare=source.preprocessing,
+            method=table.method,
+            word=word,
+        )
+
+    return CalibrationSamples(feed(_spread(fitting, most - len(judging))), feed(judging), observed)
+
+
+def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """So many of the places, evenly."""
+    chosen = np.linspace(0, len(places) - 1, min(most, len(places))).astype(np.int64)
+    return np.asarray(places[np.unique(chosen)], np.int64)
+
+
+def _some(
+    source: FloatModel, written: _Written, images: Samples, places: npt.NDArray[np.int64]
+) -> Feed:
+    """Preprocessed samples by input name of the float model."""
+    own = source.kind == "onnx"
+    found = onnx.signature(source.model) if own else litert.signature(written.canonical)
+    return feeds.feed(images, found.inputs, source.preprocessing, places)
+
+
+def _verdict(
+    judged: Sequence[Fidelity], target: str, *, strict: bool, dead: bool, poor: bool
+) -> list[str]:
+    """What the outputs are worth, in words.
+
+    Raises:
+        FidelityError: If one is dead or poor, and that is not allowed.
+    """
+    count = judged[0].count
+    said = [
+        f"{each.output} on {count} held-out calibration samples: {each.level}, "
+        f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
+        + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
+        + _weakest(each)
+        for each in judged
+    ]
+    said += [
+        f"the float model's {each.output} hardly varies over the samples; take others if it should"
+        for each in judged
+        if each.hardly_varies
+    ]
+    more = "" if not strict else " (or without --strict, then tensors may stay float)"
+    killed = [each for each in judged if each.level == "dead"]
+    if killed:
+        where = "; ".join(fidelity.named(each) for each in killed)
+        what = f"dead in the int8 {target} file, constant where the float model varies: {where}"
+        if not dead:
+            raise FidelityError(
+                f"{what}; give them outputs of their own, fine-tune with `python -m edgekit.qat`, "
+                f"or export in float16{more}; --allow-dead writes it as it is"
+            )
+        said.append(what)
+    low = [each for each in judged if each.level == "poor"]
+    if low:
+        where = ", ".join(f"{each.output} {each.sqnr_centred:.1f} dB" for each in low)
+        what = (
+            f"the int8 {target} file is poor: of what varies over {count} held-out calibration "
+            f"samples there is left {where}, expected {fidelity.POOR:.0f} dB at least"
+        )
+        if not poor:
+            raise FidelityError(
+                f"{what}; fine-tune with `python -m edgekit.qat`, or export in float16{more}; "
+                f"--allow-poor writes it for `python -m edgekit.compare MODEL OUT --layers`, which "
+                f"names the layer that needs another form"
+            )
+        said.append(what)
+    return said
+
+
+def _weakest(judged: Fidelity) -> str:
+    """The channel that is poor in an output that is not."""
+    if judged.worst is None or judged.worst_sqnr >= fidelity.POOR or judged.level in _FAILED:
+        return ""
+    return (
+        f"; channel {judged.worst.index} of axis {judged.worst.axis} keeps "
+        f"{judged.worst_sqnr:.1f} dB only"
+    )
+
+
+def _unjudged(images: Samples | None) -> str:
+    got = "none is at hand" if images is None else f"got {len(images)}"
+    return (
+        f"nothing could be judged: expected {FEWEST_IMAGES} calibration samples or more, {got}; "
+        f"`python -m edgekit.compare` judges the file"
+    )
+
+
+def _make_int8(
+    source: FloatModel,
+    target: str,
+    canonical: bytes,
+    table: CalibrationTable | None,
+    quantized: Quantized,
+    profile: DeviceProfile,
+) -> _Written:
+    notes = [*_ways(quantized)]
+    if profile.pair_bound and quantized.saturating:
+        notes.append(
+            f"{len(quantized.saturating)} layers would saturate in onnxruntime on x86 without VNNI "
+            f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
+        )
+    notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
+    if target == "tflite":
+        content = tflite_integers.write(quantized.graph, quantized.stored)
+        proof.check_stored(target, tflite_integers.read_file(content), quantized.stored)
+        return _Written(
+            content, litert.signature(content), canonical, quantized, table, tuple(notes)
+        )
+    model = onnx_integers.quantize(
+        onnx_convert.from_tflite(quantized.graph),
+        quantized.stored,
+        activation_dtype=profile.onnx_activations,
+        quantize_bias=profile.onnx_bias,
+    )
+    onnx_convert.rename_ends(model, Graph(canonical))
+    read = onnx_integers.read_stored(model, Graph(quantized.graph))
+    graph = Graph(quantized.graph)
+    decided, missing = onnx_integers.without_missing(quantized.stored, read, model, graph)
+    notes += missing
+    proof.check_stored(target, read, decided, biases=profile.onnx_bias)
+    proof.check_products(model, profile)
+    if not profile.pair_bound and profile.onnx_activations == "uint8":
+        notes.append(
+            f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "
+            f"these weights; export --device generic, or set session.x64quantprecision=1 there"
+        )
+    return _Written(
+        model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
+    )
+
+
+def _ways(found: Quantized | OnnxQuantized) -> tuple[str, ...]:
+    """What was done to the weights, and what else was tried."""
+    if not found.trials:
+        return (f"weights: {found.way}",)
+    tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
+    return (f"weights: {found.way}; on held-out calibration samples: {tried}",)
+
+
+def _floats(found: Mapping[str, str], graph: Graph) -> list[str]:
+    """What stays float, and why."""
+    if not found:
+        return []
+    signed = {tensor: name for name, tensor in (graph.entries | graph.ends).items()}
+    named = [f"{signed.get(name) or short_name(name)} ({why})" for name, why in found.items()]
+    more = len(named) - _NAMED
+    return [
+        f"stays float: {', '.join(named[:_NAMED])}"
+        + (f" and {more} more, which the manifest names" if more > 0 else "")
+    ]

@@ -1,0 +1,501 @@
+"""Fine-tune a float model so that it answers in int8 as it was trained."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit import data
+from edgekit.base import cli, outputs
+from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError, WriterError
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.pipeline.calibration import cached
+from edgekit.quantization import profiles
+from edgekit.quantization.ranges import RANGE_MODES, RangeMode
+from edgekit.quantization.table import CalibrationTable
+from edgekit.records import artifact, environment
+from edgekit.records.encodings import FAKE_QUANT_FILE, FILE, FakeQuantRecipe, differences
+from edgekit.records.signature import Shapes
+from edgekit.runtimes import open_runner
+from edgekit.sources import convert, float_model
+from edgekit.sources import keras as keras_format
+from edgekit.training import recipes
+from edgekit.training.finetune import resized
+from edgekit.training.loop import checkpoints_of, fit, log_bytes
+from edgekit.training.recipes import Recipe
+from edgekit.training.trainer import Trainer, configure_threads
+from edgekit.writers import onnx_integers, tflite_integers
+
+if TYPE_CHECKING:
+    from edgekit.quantization.fake import FakeQuantized
+
+Floats = npt.NDArray[np.float32]
+#: Images of the training set that are kept from training, to look at the deployed model with.
+HELD = 1000
+#: Steps between two looks at the deployed model.
+EVERY = 200
+
+
+@dataclass(frozen=True)
+class QatRecipe(Recipe):
+    """Hyper-parameters of fine-tuning; those of training with other defaults, and more.
+
+    Attributes:
+        distill: Share of the float model's answers in the loss; the rest is the labels'.
+        temperature: Of both softmaxes in the teacher's part.
+        frozen: Last part of the steps, in which statistics and ranges stay.
+        ranges: ``moving-average`` or ``learned``.
+        range_decay: Of the moving average, a step of one tower.
+        weight_bits: 2 to 8; less than 8 bits are stored in 8.
+    """
+
+    epochs: int = 6
+    learning_rate: float = 0.01
+    warmup_epochs: float = 0.1
+    ema: float = 0.0
+    distill: float = 0.5
+    temperature: float = 2.0
+    frozen: float = 0.3
+    ranges: RangeMode = "moving-average"
+    range_decay: float = 0.99
+    weight_bits: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        limits: dict[str, tuple[float, float]] = {
+            "distill": (0, 1),
+            "temperature": (0.01, 100),
+            "frozen": (0, 1),
+            "range_decay": (0, 0.999999),
+            "weight_bits": (2, 8),
+        }
+        recipes.check(self, limits, {"ranges": RANGE_MODES})
+
+
+class QatTrainer(Trainer):
+    """A fake-quantized model and its teacher, stepped over arrays of images.
+
+    Args:
+        fake: What is trained.
+        teacher: The float model; it stays as it is.
+        labelled: Whether labels mean something; without them the teacher alone is followed.
+        settings: Of :class:`edgekit.train.Trainer`.
+    """
+
+    PHASES: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        fake: FakeQuantized,
+        teacher: Any,
+        recipe: QatRecipe,
+        *,
+        labelled: bool = True,
+        **settings: Any,
+    ) -> None:
+        self._fake = fake
+        self._distill = recipe.distill if labelled else 1.0
+        super().__init__(teacher, recipe, **settings)
+        total = recipe.total_steps(self.steps_per_epoch)
+        self._first_frozen = math.ceil(total * (1 - recipe.frozen))
+
+    def _set_up(self, model: Any) -> None:
+        self.variables = self._fake.variables
+        self.trainable = self._fake.trainable
+        self.decayed = self._fake.decayed
+        self._teacher = model
+
+    def _phase_of(self, step: int) -> int:
+        """Frozen, 1, when the last part has been reached."""
+        return int(step >= self._first_frozen)
+
+    def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
+        tf = keras_format.tensorflow()
+        logits = self._fake.logits(x, training=self._phase == 0)
+        loss = tf.constant(0.0)
+        if self._distill < 1:
+            loss += (1 - self._distill) * tf.reduce_mean(self.cross_entropy(logits, y))
+        if self._distill > 0:
+            loss += self._distill * self._to_teacher(x, logits)
+        return loss, logits
+
+    def _to_teacher(self, x: Any, logits: Any) -> Any:
+        """Mean KL divergence from the teacher's answers, times the squared temperature."""
+        tf = keras_format.tensorflow()
+        recipe = self.recipe
+        assert isinstance(recipe, QatRecipe)
+        answers = tf.stop_gradient(self._teacher(x, training=False))
+        # of probabilities the logarithm is as good as the logits were: softmax ignores a constant
+        given = tf.math.log(answers + 1e-12) if self._fake.ends_in_softmax else answers
+        wanted = tf.nn.log_softmax(given / recipe.temperature)
+        found = tf.nn.log_softmax(logits / recipe.temperature)
+        each = tf.reduce_sum(tf.exp(wanted) * (wanted - found), axis=-1)
+        return recipe.temperature**2 * tf.reduce_mean(each)
+
+    def _apply(self, gradients: list[Any], rate: Any) -> None:
+        super()._apply(gradients, rate)
+        self._fake.settle()
+
+
+@dataclass(frozen=True)
+class Score:
+    """Answers of one form of the model.
+
+    Attributes:
+        top1: Percent right, or None without labels.
+        agreement: Percent of answers that are the fake-quantized model's.
+    """
+
+    top1: float | None
+    agreement: float
+
+
+def qat(
+    model: Path | None = None,
+    *,
+    out: Path,
+    dataset: str | None = None,
+    calibration: str | None = None,
+    recipe: QatRecipe | None = None,
+    device: str = profiles.DEFAULT,
+    leave_float: Sequence[str] = (),
+    preprocessing: str | None = None,
+    shapes: Shapes | None = None,
+    towers: int | None = None,
+    checkpoints: Path | None = None,
+    tensorboard: Path | None = None,
+    every: int = EVERY,
+    resume: bool = False,
+    limit: int | None = None,
+    force: bool = False,
+    command: str = "",
+) -> tuple[artifact.Artifact, dict[str, Score]]:
+    """Fine-tune with fake quantization and write the trained model as a Keras artifact.
+
+    Args:
+        model: A float Keras artifact or ``.keras`` file; default the shipped model.
+        out: Folder of the artifact; its name is the model id.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels unless ``distill`` is 1.
+            Default for the shipped model: ``fashion_mnist``.
+        calibration: Images or table to take the first ranges from; default the first 1,000 of
+            the training images.
+        recipe: Hyper-parameters.
+        device: The device profile that the numbers are trained for, or ``auto``.
+        leave_float: Layers to train in float.
+        preprocessing: For a ``.keras`` file: name or JSON file.
+        shapes: Sizes of a file's input with free axes, by name; under ``""`` of the only one.
+        towers: Parts of a batch that run side by side; default one a core.
+        checkpoints: Folder for resuming; default a sibling of ``out``.
+        tensorboard: Folder for TensorBoard logs; none when absent.
+        every: Steps between two looks at the deployed model.
+        resume: Continue from the last checkpoint.
+        limit: Use only the first images of the training set.
+        force: Replace ``out`` if it exists.
+        command: Recorded in the manifest.
+
+    Returns:
+        The artifact, and the scores on the test images (of your own data: those kept from
+        training) by form.
+
+    Raises:
+        EdgekitError: On a bad option, model, data, or an output that exists.
+    """
+    recipe = recipe or QatRecipe()
+    outputs.check_free(out, force=force)
+    checkpoints = checkpoints_of(out, checkpoints, resume=resume)
+    profile = profiles.profile(device)
+    if "int8" not in profile.precisions.get("tflite", profile.precisions.get("onnx", ())):
+        raise InvalidOptionError(f"device {profile.name} takes no int8 ({profile.about})")
+    dataset = float_model.data_word(dataset, model)
+    needs_labels = recipe.distill < 1 or dataset == "fashion_mnist"
+    opened = data.open_word(dataset, "train" if needs_labels else "calibration")
+    towers = towers or environment.cores()
+    configure_threads(towers)
+    from edgekit.quantization import fake as fake_quant
+
+    source = float_model.load(model, preprocessing=preprocessing, shapes=shapes)
+    if source.kind != "keras" or not keras_format.is_keras_2(source.model):
+        raise InvalidModelError(
+            f"{model}: fine-tuning needs a Keras 2 model, as tfmot does; build it with tf_keras"
+        )
+    if source.encodings is not None:
+        raise InvalidModelError(
+            f"{model} was trained with fake quantization already; pass the float model"
+        )
+    if source.source.shapes:
+        size = source.inputs[0].sample
+        if len(source.inputs) != 1 or len(size) != 3:
+            raise InvalidModelError(f"{model}: expected one input [H, W, C], got {list(size)}")
+        source = replace(source, model=resized(source.model, (size[0], size[1], size[2])))
+    fake_quant.check(source.model, leave_float)
+    images = source.images(opened, limit)
+    training, held = _split(images)
+    _check_data(training, source, recipe)
+    canonical = convert.from_keras(source.model)
+    table = _table(canonical, calibration, training, source, dataset)
+    fake = fake_quant.FakeQuantized(
+        source.model,
+        canonical,
+        table.ranges,
+        source.preprocessing.apply(training.images[: fake_quant.IMAGES]),
+        profile,
+        leave_float=leave_float,
+        mode=recipe.ranges,
+        bits=recipe.weight_bits,
+        decay=recipe.range_decay,
+        prior=table.count * towers / recipe.batch,
+    )
+    for name in fake.untrained:
+        cli.say(f"keeps its calibrated range, untrained: {name}")
+    trainer = QatTrainer(
+        fake,
+        source.model,
+        recipe,
+        labelled=training.labels is not None,
+        images=training.images,
+        labels=_labels(training),
+        prepare=source.preprocessing,
+        towers=towers,
+    )
+
+    def watch() -> dict[str, float]:
+        return _look(fake, held, source.preprocessing.apply(held.images))
+
+    about = {"data": images.sha256, "model": source.source.sha256, "device": profile.name}
+    log = fit(trainer, checkpoints, tensorboard, resume, about, watch, every)
+    testing = data.load(dataset, "test") if dataset == "fashion_mnist" else held
+    values = source.preprocessing.apply(testing.images)
+    teacher = predict(source.model, values)
+    fake.put_into(source.model)
+    final = convert.from_keras(source.model)
+    files, manifest = _content(source, fake, final, log)
+    manifest |= {
+        "model_id": out.name,
+        "calibration": artifact.CalibrationRecord(
+            table.data, table.data_sha256, table.count, table.method
+        ),
+        "command": command,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        trial = artifact.write(Path(folder) / out.name, files, manifest, force=False)
+        scores = _scores(trial, profile, testing.labels, values, teacher)
+        grid = _check_grid(trial, fake, final)
+    training_record = {
+        "recipe": asdict(recipe),
+        "towers": towers,
+        "data": images.name,
+        "data_sha256": images.sha256,
+        "images": len(training),
+        "tested_on": testing.name if testing is not held else f"{images.name}, kept from training",
+        "tested_images": len(testing),
+        "scores": {name: asdict(score) for name, score in scores.items()},
+        "grid_numbers": grid,
+    }
+    written = artifact.write(out, files, manifest | {"training": training_record}, force=force)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return written, scores
+
+
+def _split(images: data.ImageSet) -> tuple[data.ImageSet, data.ImageSet]:
+    """(to train on, to look with): evenly spread images are kept from training."""
+    count = min(HELD, len(images) // 10)
+    if count < 1:
+        raise InvalidDataError(
+            f"{images.name}: expected at least 10 images to train on, got {len(images)}"
+        )
+    held = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
+    rest = np.setdiff1d(np.arange(len(images)), held)
+    return images.take(rest), images.take(held)
+
+
+def _check_data(images: data.ImageSet, source: float_model.FloatModel, recipe: QatRecipe) -> None:
+    expected = tuple(source.model.input_shape[1:])
+    if images.images.shape[1:] != expected:
+        raise InvalidDataError(
+            f"{images.name}: expected images {list(expected)} as the model's input, got "
+            f"{list(images.images.shape[1:])}"
+        )
+    classes = int(source.model.output_shape[-1])
+    if images.labels is None and recipe.distill < 1:
+        raise InvalidDataError(
+            f"{images.name}: has no labels; add y, or pass --distill 1 to follow the float model "
+            f"alone"
+        )
+    if images.labels is not None and int(images.labels.max()) >= classes:
+        raise InvalidDataError(
+            f"{images.name}: label {int(images.labels.max())} is outside the model's {classes} "
+            f"classes (0 to {classes - 1})"
+        )
+
+
+def _labels(images: data.ImageSet) -> npt.NDArray[np.int64]:
+    return np.zeros(len(images), np.int64) if images.labels is None else images.labels
+
+
+def _table(
+    canonical: bytes,
+    calibration: str | None,
+    training: data.ImageSet,
+    source: float_model.FloatModel,
+    dataset: str,
+) -> CalibrationTable:
+    """Where ranges start."""
+    if calibration is not None and calibration.endswith(".json"):
+        table = CalibrationTable.load(Path(calibration))
+        if table.graph_sha256 != hashlib.sha256(canonical).hexdigest():
+            raise InvalidDataError(
+                f"{calibration} was made from another graph; calibrate this model"
+            )
+        return table
+    if calibration is None and dataset != "fashion_mnist":
+        images, word = training.head(HELD), dataset
+    else:
+        word = calibration or dataset
+        images = source.images(data.open_word(word, "calibration"))
+    return cached(canonical, images, prepare=source.preprocessing, method="minmax", word=word)
+
+
+def _look(fake: FakeQuantized, held: data.ImageSet, values: Floats) -> dict[str, float]:
+    """Make the int8 TFLite file as it would be now, run it, and hold it against the training."""
+    graph, stored, _ = fake.deployed()
+    answers = answers_of(tflite_integers.write(graph, stored), "tflite", values)
+    trained = predict(fake.model, values)
+    score = _score(answers, trained, held.labels)
+    found = {"deployed_agreement": score.agreement}
+    said = f"deployed int8 answers as trained {score.agreement:.2f} %"
+    if held.labels is not None:
+        own = _score(trained, trained, held.labels).top1
+        assert score.top1 is not None and own is not None
+        found |= {"deployed_top1": score.top1, "trained_top1": own}
+        said += f", top-1 {score.top1:.2f} % (as trained {own:.2f} %)"
+    cli.console.print(f"  {said} of {len(held)} images kept from training", soft_wrap=True)
+    return found
+
+
+def _scores(
+    trial: artifact.Artifact,
+    profile: profiles.DeviceProfile,
+    labels: npt.NDArray[np.int64] | None,
+    values: Floats,
+    teacher: Floats,
+) -> dict[str, Score]:
+    """Rebuild and export what was written, as a user would, and run all beside the float model."""
+    from edgekit.pipeline.exporting import export
+    from edgekit.quantization import fake
+
+    trained = predict(fake.load(trial.model_path), values)
+    found = {
+        "float32": _score(teacher, trained, labels),
+        "fake-quantized": _score(trained, trained, labels),
+    }
+    for target in ("tflite", "onnx"):
+        runs = profile.provider == "CPUExecutionProvider"
+        if not runs or "int8" not in profile.precisions.get(target, ()):
+            continue
+        made = export(
+            trial.path,
+            target=target,
+            precision="int8",
+            device=profile.name,
+            out=trial.path.with_name(target),
+        )
+        answers = answers_of(made.model_path, target, values)
+        found[f"{target} int8"] = _score(answers, trained, labels)
+    return found
+
+
+def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> int:
+    """Hold what training rounded to against what the exported files store.
+
+    Returns:
+        How many integers, scales and zero points are equal in each file: all.
+
+    Raises:
+        WriterError: If one differs.
+    """
+    trained = fake.grid(final)
+    for target in ("tflite", "onnx"):
+        folder = trial.path.with_name(target)
+        if not folder.is_dir():
+            continue
+        path = artifact.Artifact.load(folder).model_path
+        if target == "tflite":
+            stored = tflite_integers.read_file(path.read_bytes())
+        else:
+            stored = onnx_integers.read_stored(onnx.load(path), Graph(final))
+        of_layers = stored.without((), (), stored.constants).without_biases()
+        found = differences(of_layers, trained)
+        if found:
+            raise WriterError(
+                f"the {target} file differs from the grid of training in {len(found)} places, "
+                f"first {found[0].what} of {short_name(found[0].tensor)}"
+            )
+    return trained.numbers()
+
+
+def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | None) -> Score:
+    if not np.isfinite(answers).all():
+        raise InvalidModelError("the model answers NaN or infinity; lower --learning-rate")
+    chosen = answers.argmax(axis=1)
+    return Score(
+        None if labels is None else 100 * float((chosen == labels).mean()),
+        100 * float((chosen == trained.argmax(axis=1)).mean()),
+    )
+
+
+def answers_of(model: bytes | Path, format: str, values: Floats) -> Floats:
+    """Real answers of a deployed file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = model if isinstance(model, Path) else Path(folder) / f"model.{format}"
+        if isinstance(model, bytes):
+            path.write_bytes(model)
+        with open_runner(path, format=format, threads=environment.cores()) as runner:
+            entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
+            parts = []
+            for start in range(0, len(values), runner.batch):
+                feed = {entry.name: entry.quantize(values[start : start + runner.batch])}
+                parts.append(end.dequantize(runner.run(feed)[end.name]))
+    return np.concatenate(parts)
+
+
+def predict(model: Any, values: Floats) -> Floats:
+    tf = keras_format.tensorflow()
+    forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    parts = [forward(tf.constant(values[i : i + 250])).numpy() for i in range(0, len(values), 250)]
+    return np.concatenate(parts)
+
+
+def _content(
+    source: float_model.FloatModel,
+    fake: FakeQuantized,
+    final: bytes,
+    log: list[dict[str, float]],
+) -> tuple[dict[str, bytes | Path], dict[str, Any]]:
+    """(files, manifest) of the trained model: ``source`` holds it, ``final`` is its graph."""
+    encodings = fake.encodings(final)
+    rebuild = FakeQuantRecipe(fake.activations(), fake.bits, fake.left_float)
+    return {
+        "model.keras": keras_format.to_bytes(source.model),
+        FILE: encodings.dumps().encode(),
+        FAKE_QUANT_FILE: rebuild.dumps().encode(),
+        "training.jsonl": log_bytes(log),
+    }, {
+        "format": "keras",
+        "precision": "int8",
+        "model_file": "model.keras",
+        "signature": keras_format.signature(source.model),
+        "preprocessing": source.preprocessing,
+        **source.judged(final),
+        "source": source.source,
+        "device": fake.profile.name,
+    }

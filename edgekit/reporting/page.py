@@ -1,0 +1,985 @@
+"""Turn a report into one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.base import schema
+from edgekit.base.errors import InvalidDataError, MissingDependencyError
+from edgekit.base.text import decimals, visible, visible_lines
+from edgekit.base.words import not_found
+from edgekit.evaluation import verdicts
+from edgekit.evaluation.verdicts import Judged, Verdict
+from edgekit.records import fidelity, stats
+from edgekit.records.results import (
+    CENTRED_OF_OUTPUT,
+    OF_OUTPUT,
+    ArtifactResult,
+    ChangedImage,
+    Conditions,
+    Measurement,
+    Parity,
+    Report,
+)
+from edgekit.records.stats import discordant
+from edgekit.reporting import charts
+
+#: Metric: column title, unit, format, factor.
+_COLUMNS: dict[str, tuple[str, str, str, float]] = {
+    "top1": ("top-1", "%", ".2f", 1),
+    "top5": ("top-5", "%", ".2f", 1),
+    "agreement": ("agrees", "%", ".2f", 1),
+    "top1_change": ("change", "points", "+.2f", 1),
+    "mcnemar_p": ("p", "McNemar", ".3f", 1),
+    "images_needed": ("needs", "images", ",.0f", 1),
+    "kl": ("KL", "nats", ".1e", 1),
+    "r2": ("R²", "%", ".2f", 1),
+    "r2_change": ("change of R²", "points", "+.2f", 1),
+    "truth_mae": ("MAE", "unit", ".3g", 1),
+    "truth_mse": ("MSE", "unit²", ".3g", 1),
+    "sqnr": ("SQNR", "dB", ".1f", 1),
+    "sqnr_centred": ("SQNR of what varies", "dB", ".1f", 1),
+    "mse": ("distance²", "unit²", ".3g", 1),
+    "max_error": ("largest error", "unit", ".3g", 1),
+    "max_error_share": ("largest error", "% of range", ".2g", 1),
+    "size": ("size", "MB", ".2f", 1e-6),
+    "peak_memory": ("peak memory", "MB", ".0f", 1e-6),
+    "load_time": ("load", "ms", ".1f", 1),
+    "latency_p50": ("p50", "ms", ".3f", 1),
+    "latency_p90": ("p90", "ms", ".3f", 1),
+    "latency_p99": ("p99", "ms", ".3f", 1),
+    "latency_ratio": ("ratio", "x float32", ".2f", 1),
+    "energy": ("energy", "mJ an answer", ".3f", 1),
+}
+#: Metric: what it says, for those who do not know it.
+_MEANINGS = {
+    "top1": "Share of images whose most probable class is the right one; below it the 95 % "
+    "interval (Wilson)",
+    "top5": "Share of images with the right class among the five most probable",
+    "agreement": "Share of images with the same answer as the float model, right or wrong",
+    "top1_change": "Share of right answers less that of the float model; below it the 95 % "
+    "interval from the paired images (Agresti and Min 2005)",
+    "r2": "Variance of the right numbers that is explained, mean over the numbers of a sample",
+    "r2_change": "R² less that of the float model; below it the 95 % interval from the paired "
+    "samples",
+    "truth_mae": "Mean absolute difference from the right numbers",
+    "truth_mse": "Mean squared difference from the right numbers",
+    "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
+    "energy": "Energy of the device for one answer",
+    "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
+    "test on the same images); below 0.05 it is taken for real",
+    "kl": "Distance of the probabilities from the float model's; 0 is none",
+    "sqnr": "Strength of the outputs against their error; 10 dB more is a tenth of the error power",
+    "sqnr_centred": "The same of what varies between the samples: their mean is no part of it. Of "
+    "several outputs that of the worst",
+    "mse": "Mean squared difference from the float model's numbers, in their own unit",
+    "max_error": "Largest difference of a number from the float model's, in its own unit",
+    "max_error_share": "Largest difference of a number from the float model's, in % of the range "
+    "of its output",
+    "size": "Bytes of the model file",
+    "peak_memory": "Memory of the process that ran it, at its highest",
+    "load_time": "From the file to ready for the first image",
+    "latency_p50": "Time for one answer: half of the samples were faster",
+    "latency_p90": "Time for one answer: nine of ten samples were faster",
+    "latency_p99": "Time for one answer: 99 of 100 samples were faster",
+    "latency_ratio": "Time against float32 of the same runtime; below 1 is faster",
+}
+_VERDICTS: dict[Verdict, str] = {
+    "dead": "dead outputs",
+    "worse": "less accurate",
+    "poor": "poor outputs",
+    "unknown": "not measured",
+    "unclear": "too few images to tell",
+    "far": "outputs some way off",
+    "better": "more accurate",
+    "same": "same accuracy",
+    "close": "close outputs",
+    "exact": "equal outputs",
+}
+#: Figures in the table of verdicts: of classes, of right numbers, of numbers.
+_IN_VERDICTS = ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
+_IN_VERDICTS_OF_TRUTH = ("truth_mae", "sqnr_centred", "size", "latency_p50", "latency_ratio")
+_IN_VERDICTS_OF_NUMBERS = (
+    "sqnr_centred",
+    "sqnr",
+    "agreement",
+    "max_error",
+    "max_error_share",
+    "size",
+    "latency_p50",
+    "latency_ratio",
+)
+_ONE = {"images": "an image", "samples": "a sample"}
+_FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
+_PRECISIONS = ("float32", "float16", "int8")
+#: Characters that pictures and raw data may take, so that the page stays below 2 MB.
+_PICTURES, _RAW = 900_000, 400_000
+#: A matrix of changes has at most so many classes; beyond it, the most frequent changes are listed.
+_MATRIX, _PAIRS = 16, 24
+_TEMPLATES = Path(__file__).parent / "reporting" / "templates"
+_LAYERS_MOST = 2000
+
+
+@dataclass(frozen=True)
+class Layer:
+    """How exactly a layer computes.
+
+    Attributes:
+        name: Of the layer or its output.
+        sqnr: In dB, against the float model; infinite where they are equal.
+        mode: How it was measured; layers of one mode are one line of the chart.
+    """
+
+    name: str
+    sqnr: float
+    mode: str = ""
+
+
+def read_layers(path: Path) -> tuple[Layer, ...]:
+    """Layers of a CSV file with the columns ``layer`` and ``sqnr`` (or ``sqnr_db``).
+
+    Several modes are told apart by a column ``mode``, or have a column ``MODE_sqnr_db`` each, as
+    ``compare --layers --csv`` writes them, whose cells may be empty. Other columns are passed over.
+
+    Raises:
+        InvalidDataError: If the file cannot be read, lacks a column, has a row of another length,
+            a value that is no number, a layer twice in one mode, or none or too many.
+    """
+    expected = "expected a CSV file with the columns layer and sqnr, or layer and MODE_sqnr_db"
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [row for row in csv.reader(stream, strict=True) if row]
+    except FileNotFoundError:
+        raise InvalidDataError(f"{not_found(path)}; {expected}") from None
+    except IsADirectoryError:
+        raise InvalidDataError(f"{path} is a folder; {expected}") from None
+    except (UnicodeDecodeError, csv.Error) as exc:
+        raise InvalidDataError(f"{path} is no CSV text ({exc}); {expected}") from None
+    header = [name.strip() for name in rows[0]] if rows else []
+    plain = [name for name in header if name in ("sqnr", "sqnr_db")]
+    of_modes = [name for name in header if name.endswith(("_sqnr", "_sqnr_db"))]
+    fits = len(plain) == 1 if plain else bool(of_modes) and "mode" not in header
+    if "layer" not in header or not fits or len(set(header)) != len(header):
+        raise InvalidDataError(f"{path}: {expected}, each once, got {', '.join(header) or 'none'}")
+    found: dict[tuple[str, str], Layer] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if len(row) != len(header):
+            raise InvalidDataError(
+                f"{path}, row {number}: expected {len(header)} values, got {len(row)}"
+            )
+        cells = dict(zip(header, map(str.strip, row), strict=True))
+        name = cells["layer"]
+        for column in plain or of_modes:
+            if not cells[column] and not plain:
+                continue
+            mode = cells.get("mode", "") if plain else column.rpartition("_sqnr")[0]
+            try:
+                value = float(cells[column])
+            except ValueError:
+                value = math.nan
+            if math.isnan(value) or value == -math.inf:
+                raise InvalidDataError(
+                    f"{path}, row {number}: expected {column} in dB, a number or inf, "
+                    f"got {cells[column]!r}"
+                )
+            if not name or (mode, name) in found:
+                wrong = f"the layer {name!r} is there twice" if name else "the layer has no name"
+                raise InvalidDataError(f"{path}, row {number}: {wrong}")
+            found[mode, name] = Layer(name, value, mode)
+    if not 0 < len(found) <= _LAYERS_MOST:
+        raise InvalidDataError(f"{path}: expected 1 to {_LAYERS_MOST:,} layers, got {len(found)}")
+    return tuple(found.values())
+
+
+def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
+    """The page as text; the same report gives the same text.
+
+    Args:
+        source: What was measured.
+        layers: Drawn as a chart where there are any.
+
+    Raises:
+        MissingDependencyError: If jinja2 is not installed.
+        ReportError: If an image by image record in the report does not fit its data.
+    """
+    try:
+        import jinja2
+        import markupsafe
+    except ImportError:
+        raise MissingDependencyError("jinja2", "report") from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # what is markup already are the charts and the raw data, made visible before
+        finalize=lambda value: (
+            visible(value)
+            if isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+            else value
+        ),
+    )
+    results = (source.reference, *source.artifacts)
+    lines = [_line(result, source) for result in source.artifacts]
+    shown = _shown(_COLUMNS, results)
+    of_outputs = (OF_OUTPUT, CENTRED_OF_OUTPUT)
+    shown += sorted({n for r in results for n in r.metrics if n.startswith(of_outputs)})
+    words = source.reference_in_words
+    meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
+    style, script = (
+        (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
+    )
+    return environment.get_template("report.html.j2").render(
+        report=source,
+        style=markupsafe.Markup(style),
+        script=markupsafe.Markup(script),
+        style_sha256=_sha256(style),
+        script_sha256=_sha256(script),
+        reference=source.reference,
+        accuracy=_accuracy(source),
+        reference_accuracy=_cell(
+            _accuracy(source).metric, source.reference.metrics.get(_accuracy(source).metric)
+        )["value"],
+        reference_words=words,
+        judged_by=_judged_by(source),
+        close=f"{fidelity.CLOSE:g}",
+        poor=f"{fidelity.POOR:g}",
+        bound=f"{verdicts.bound_of(source):g}",
+        in_verdicts=[_header(name, meanings) for name in _in_verdicts(source)],
+        headline=_headline(lines, words),
+        summary=_summary(source),
+        lines=lines,
+        verdicts=sorted(lines, key=lambda line: verdicts.URGENCY.index(line["verdict"])),
+        plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
+        layers=_layers(layers, markupsafe.Markup) if layers else None,
+        changes=_changes(source),
+        columns=[_header(name, meanings) for name in shown],
+        meanings=meanings,
+        outputs=_outputs(source),
+        rows=[_row(result, source, shown) for result in results],
+        results=results,
+        parity=_parity(source.parity),
+        timed=next((result for result in results[::-1] if result.latency_ms), source.reference),
+        conditions=_conditions(source.conditions),
+        raw=_raw(source, markupsafe.escape),
+        short=lambda result: _short(result, source),
+    )
+
+
+def _judged_by(source: Report) -> str:
+    """What accuracy is: ``classes``, ``truth`` (right numbers), or ``numbers``: how near they are
+    to the reference's."""
+    if source.fit is not None and source.fit.problem:
+        return "numbers"
+    results = (source.reference, *source.artifacts)
+    known = {metric for result in results for metric in result.metrics}
+    if "top1" in known or not known & {"sqnr", "r2"}:
+        return "classes"
+    return "truth" if "r2" in known else "numbers"
+
+
+def _shown(names: Iterable[str], results: Sequence[ArtifactResult]) -> list[str]:
+    """Those of the figures that something has."""
+    return [name for name in names if any(name in result.metrics for result in results)]
+
+
+def _outputs(source: Report) -> list[dict[str, Any]]:
+    """A row for each output of each deployable; none where each has one and none is dead."""
+    several = any(len(result.fidelity) > 1 for result in source.artifacts)
+    if not several and not any(o.dead for r in source.artifacts for o in r.fidelity):
+        return []
+    rows = []
+    for result in source.artifacts:
+        for output in result.fidelity:
+            worst = None if math.isinf(output.worst_sqnr) else output.worst
+            rows.append(
+                {
+                    "name": _short(result, source),
+                    "output": output.output,
+                    "level": output.level,
+                    "cells": [
+                        _cell(metric, Measurement(value, "dB", output.count))
+                        for metric, value in (
+                            ("sqnr_centred", output.sqnr_centred),
+                            ("sqnr", output.sqnr),
+                        )
+                    ],
+                    "worst": fidelity.named(output, [worst]).partition(": ")[2] if worst else "",
+                    "worst_sqnr": _cell("sqnr", Measurement(output.worst_sqnr, "dB", output.count)),
+                    "share": _cell(
+                        "max_error_share", Measurement(output.error_share, "%", output.count)
+                    ),
+                    "dead": fidelity.named(output).rpartition(": ")[2] if output.dead else "",
+                }
+            )
+    return rows
+
+
+def _in_verdicts(source: Report) -> list[str]:
+    """Figures in the table of verdicts."""
+    judged_by = _judged_by(source)
+    if judged_by == "classes":
+        return list(_IN_VERDICTS)
+    names = _IN_VERDICTS_OF_TRUTH if judged_by == "truth" else _IN_VERDICTS_OF_NUMBERS
+    return _shown(names, source.artifacts)
+
+
+def _column(name: str) -> tuple[str, str, str, float]:
+    """Title, unit, format and factor of a metric; ``sqnr:NAME`` is the SQNR of an output."""
+    kind, colon, output = name.partition(":")
+    title, unit, form, factor = _COLUMNS[kind]
+    return (f"{title} {output}" if colon else title, unit, form, factor)
+
+
+def _header(name: str, meanings: Mapping[str, str]) -> dict[str, str]:
+    """Head of a metric's column."""
+    title, unit, _, _ = _column(name)
+    return {"title": title, "unit": unit, "meaning": meanings[name.partition(":")[0]]}
+
+
+def _against(text: str, reference: str) -> str:
+    """A sentence on the float model, about the reference in its place."""
+    return text.replace("the float model", reference)
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _parity(found: Parity | None) -> dict[str, Any] | None:
+    """Pairs of ways to run the same integers, with the share of output numbers by distance."""
+    if found is None:
+        return None
+    last = 4
+    pairs = []
+    for pair in found.pairs:
+        total = max(1, sum(pair.histogram))
+        counts = [*pair.histogram[:last], sum(pair.histogram[last:])]
+        shares = [100 * count / total for count in counts]
+        pairs.append(
+            {
+                "left": pair.left,
+                "right": pair.right,
+                "agreement": _cell("agreement", pair.agreement),
+                "mean": f"{pair.mean_lsb.value:.4f}",
+                "shares": [
+                    {
+                        "text": f"{share:.2f}",
+                        "start": f"{100 - share:.1f}",
+                        "width": f"{share:.1f}",
+                    }
+                    for share in shares
+                ],
+            }
+        )
+    return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
+
+
+def _conditions(found: Conditions | None) -> list[str]:
+    """What could be read of the machine during the latency rounds."""
+    if found is None:
+        return []
+    said = []
+    if found.clock_mhz is not None:
+        said.append(f"clock {found.clock_mhz[0]:,.0f} to {found.clock_mhz[1]:,.0f} MHz")
+    if found.other_load is not None:
+        said.append(f"other programs {found.other_load:.2f} cores")
+    if found.stolen is not None:
+        said.append(f"stolen {found.stolen:.1f} %")
+    if found.celsius is not None:
+        said.append(f"up to {found.celsius:.0f} °C")
+    if found.throttled is not None:
+        said.append(f"throttled {found.throttled} times")
+    return said
+
+
+def _headline(lines: list[dict[str, Any]], reference: str) -> str:
+    def named(*verdicts: str) -> list[str]:
+        return [line["name"] for line in lines if line["verdict"] in verdicts]
+
+    if not lines:
+        return "No deployable was measured"
+    dead, worse, poor = named("dead"), named("worse"), named("poor")
+    open_, far = named("unclear", "unknown"), named("far")
+    if dead:
+        return (
+            f"{len(dead)} of {len(lines)} deployables {'has' if len(dead) == 1 else 'have'} "
+            f"outputs that are dead: {', '.join(dead)}"
+        )
+    if worse:
+        return (
+            f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
+            f"less accurate than {reference}: {', '.join(worse)}"
+        )
+    if poor:
+        return (
+            f"{len(poor)} of {len(lines)} deployables {'is' if len(poor) == 1 else 'are'} "
+            f"a poor copy of {reference}: {', '.join(poor)}"
+        )
+    if open_:
+        return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
+    if far:
+        return (
+            f"{len(far)} of {len(lines)} deployables {'is' if len(far) == 1 else 'are'} "
+            f"some way off {reference}: {', '.join(far)}"
+        )
+    one = len(lines) == 1
+    who = lines[0]["name"] if one else f"All {len(lines)} deployables"
+    if named("close", "exact"):
+        return f"{who} {'is' if one else 'are'} close to {reference}"
+    return f"{who} {'answers' if one else 'answer'} as well as {reference}"
+
+
+def _summary(source: Report) -> list[str]:
+    """What someone who decides asks next: which is fastest, smallest, farthest off."""
+    found = []
+    for title, metric in (
+        ("Fastest", "latency_p50"),
+        ("Smallest", "size"),
+        ("Fewest same answers", "agreement"),
+        *(() if _judged_by(source) == "classes" else (("Farthest off", "sqnr_centred"),)),
+    ):
+        having = [result for result in source.artifacts if metric in result.metrics]
+        if having:
+            least = min(having, key=lambda result: result.metrics[metric].value)
+            unit = _COLUMNS[metric][1]
+            value = _cell(metric, least.metrics[metric])["value"]
+            value = value if value == "exact" else f"{value} {unit}"
+            found.append(f"{title}: {value} ({_short(least, source)})")
+    return found
+
+
+def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
+    judged = verdicts.of(result, source)
+    change = judged.change
+    interval = "" if change is None else _interval(change)
+    return {
+        "name": _short(result, source),
+        "verdict": judged.verdict,
+        "words": _VERDICTS[judged.verdict],
+        "sentence": _sentence(result, source, judged),
+        "change": None if change is None else change.value,
+        "shown": "–" if change is None else _signed(change.value),
+        "low": "" if change is None or change.low is None else change.low,
+        "interval": interval,
+        "cells": [_cell(name, result.metrics.get(name)) for name in _in_verdicts(source)],
+    }
+
+
+def _interval(change: Measurement) -> str:
+    if change.low is None or change.high is None:
+        return ""
+    return f"{_signed(change.low)} to {_signed(change.high)}"
+
+
+def _sentence(result: ArtifactResult, source: Report, judged: Judged) -> str:
+    """What became of the float model, in words anyone reads; goes on after the artifact's name."""
+    parts = [_accuracy_words(result, source, judged)]
+    parts += filter(None, (_speed_words(result, source), _size_words(result, source)))
+    text = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{text.rstrip(',')}."
+
+
+def _accuracy_words(result: ArtifactResult, source: Report, judged: Judged) -> str:
+    base = source.reference_in_words
+    if judged.verdict == "dead":
+        dead = "; ".join(fidelity.named(output) for output in result.fidelity if output.dead)
+        return f"is no copy of {base}: what varies there is constant here ({dead})"
+    if judged.change is None or judged.verdict in ("close", "exact", "far", "poor"):
+        if judged.level is None:
+            return f"was not held against {base}'s outputs"
+        return _numbers_words(result, base, judged)
+    agreement = result.metrics.get("agreement")
+    if agreement is not None and agreement.value == 100:
+        same = f"gives {base}'s answer on all {source.data.count:,} {source.data.unit}"
+        return f"{same} ({result.metrics['top1'].value:.2f} % right)"
+    figures = f"a change of {_signed(judged.change.value)} points"
+    if interval := _interval(judged.change):
+        figures += f", 95 % range {interval}"
+    if "top1" in result.metrics:
+        figures = f"{result.metrics['top1'].value:.2f} % right, {figures}"
+    elif "r2" in result.metrics:
+        figures = f"R² {result.metrics['r2'].value:.2f} %, {figures}"
+    words = {
+        "same": f"is as accurate as {base} within {verdicts.bound_of(source):g} points",
+        "better": f"is more accurate than {base}, beyond noise",
+        "worse": f"is less accurate than {base}, beyond noise",
+        "unclear": f"saw too few {source.data.unit} to tell whether it is as accurate as {base}",
+    }
+    said = f"{words[judged.accuracy]} ({figures})"
+    if judged.level == "poor":
+        said += f", with scores that are far off ({_decibels_of(result)} dB of what varies)"
+    return said
+
+
+def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
+    """How far numbers are from the reference's; the error is a root mean square."""
+    if judged.level == "exact":
+        return f"gives {base}'s numbers exactly"
+    found = result.metrics.get("sqnr_centred") or result.metrics["sqnr"]
+    share = 100 * 10 ** (-found.value / 20) if found.value > -60 else math.inf
+    error = "more than 1,000 times" if share == math.inf else f"{share:,.2g} % of"
+    if 100 <= share < math.inf:
+        error = f"{share:,.0f} % of"
+    words = {"close": "is close to", "far": "is some way off", "poor": "is a poor copy of"}
+    text = (
+        f"{words[str(judged.level)]} {base}: its error is {error} what varies between "
+        f"samples (SQNR {found.value:.1f} dB; close is {fidelity.CLOSE:g} dB or more, poor below "
+        f"{fidelity.POOR:g} dB)"
+    )
+    most = result.metrics.get("max_error_share")
+    if most is not None and math.isfinite(most.value):
+        largest = f"{most.value:,.0f}" if most.value >= 100 else f"{most.value:.2g}"
+        text += f", the largest {largest} % of the range"
+    return text
+
+
+def _decibels_of(result: ArtifactResult) -> str:
+    found = result.metrics.get("sqnr_centred") or result.metrics.get("sqnr")
+    return "–" if found is None else f"{found.value:.1f}"
+
+
+def _speed_words(result: ArtifactResult, source: Report) -> str:
+    time, ratio = result.metrics.get("latency_p50"), result.metrics.get("latency_ratio")
+    if time is None or not math.isfinite(time.value):
+        return ""
+    words = f"takes {time.value:.3g} ms {_ONE[source.data.unit]}"
+    if ratio is None or result.precision == "float32" or not math.isfinite(ratio.value):
+        return words
+    base = f"float32 {_FORMATS.get(result.format, result.format)}"
+    low, high = _ends(ratio, 1)
+    if low <= 1 <= high:
+        return f"{words}, as fast as {base} within noise,"
+    word = "less (faster)" if ratio.value < 1 else "more (slower)"
+    return f"{words}, {100 * abs(ratio.value - 1):.0f} % {word} than {base},"
+
+
+def _size_words(result: ArtifactResult, source: Report) -> str:
+    """The size, against float32: of the same format, of another one, or of the parameters alone.
+
+    A Keras file is no measure: it may hold the state of an optimizer.
+    """
+    size = result.metrics.get("size")
+    if size is None or not math.isfinite(size.value):
+        return ""
+    words = f"is {decimals(size.value / 1e6, '.2f')} MB"
+    other = _float32_size(result, source)
+    if other is None or result.precision == "float32":
+        return words
+    share = 100 * (size.value / other[0] - 1)
+    if abs(share) < 0.5:
+        return f"{words}, as large as {other[1]}"
+    return f"{words}, {abs(share):.0f} % {'smaller' if share < 0 else 'larger'} than {other[1]}"
+
+
+def _float32_size(result: ArtifactResult, source: Report) -> tuple[float, str] | None:
+    """Bytes of the model in float32, and what they are of."""
+    in_float32 = [
+        other
+        for other in (*source.artifacts, source.reference)
+        if other.precision == "float32"
+        and other.format in ("tflite", "onnx")
+        and "size" in other.metrics
+        and 0 < other.metrics["size"].value < math.inf
+    ]
+    same = [other for other in in_float32 if other.format == result.format]
+    for other in (*same, *in_float32):
+        name = f"float32 {_FORMATS.get(other.format, other.format)}"
+        return other.metrics["size"].value, name
+    parameters = source.reference.metrics.get("parameters")
+    if parameters is None or parameters.value <= 0:
+        return None
+    return 4 * parameters.value, f"{parameters.value:,.0f} parameters in float32"
+
+
+def _signed(points: float) -> str:
+    """Two places and a sign; nought has none."""
+    shown = f"{points:+.2f}"
+    return "0.00" if float(shown) == 0 else shown.replace("-", "−")
+
+
+def _short(result: ArtifactResult, source: Report) -> str:
+    return result.name.removeprefix(f"{source.model_id}-")
+
+
+def _row(result: ArtifactResult, source: Report, shown: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": _short(result, source),
+        "reference": result is source.reference,
+        "cells": [_cell(name, result.metrics.get(name)) for name in shown],
+    }
+
+
+def _cell(name: str, found: Measurement | None) -> dict[str, str]:
+    if found is None:
+        return {"value": "–", "interval": "", "sort": ""}
+    _, _, form, factor = _column(name)
+    if math.isinf(found.value):
+        exact = name.startswith("sqnr") and found.value > 0
+        sort = "Infinity" if found.value > 0 else "-Infinity"
+        return {"value": "exact" if exact else f"{found.value:+}", "interval": "", "sort": sort}
+    interval = ""
+    if found.low is not None and found.high is not None:
+        interval = f"{found.low * factor:{form}} – {found.high * factor:{form}}"
+    value = decimals(found.value * factor, form)
+    if name == "kl" and found.value == 0:
+        value = "0"
+    if name == "mcnemar_p" and found.value < 0.001:
+        value = "< 0.001"
+    return {"value": value, "interval": interval, "sort": f"{found.value!r}"}
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    """What the charts show upward.
+
+    Attributes:
+        form: Of a value, as a format.
+        ends: Least and greatest value that can be drawn.
+    """
+
+    metric: str
+    title: str
+    unit: str
+    label: str
+    words: str
+    form: str
+    ends: tuple[float, float]
+
+
+_TOP1 = _Accuracy(
+    "top1", "Top-1", "%", "right answers (top-1), %", "right answers", ".2f", (0, 100)
+)
+_R2 = _Accuracy("r2", "R²", "%", "variance that is explained (R²), %", "R²", ".2f", (-1000, 100))
+_SQNR = _Accuracy(
+    "sqnr_centred", "SQNR", "dB", "signal to error (SQNR of what varies), dB", "SQNR", ".1f",
+    (-1000, 1000),
+)  # fmt: skip
+#: Of reports that do not know what varies.
+_PLAIN_SQNR = replace(_SQNR, metric="sqnr", label="signal to error (SQNR), dB")
+
+
+def _accuracy(source: Report) -> _Accuracy:
+    """What the charts show upward, and the reference has."""
+    judged_by = _judged_by(source)
+    if judged_by != "numbers":
+        return _TOP1 if judged_by == "classes" else _R2
+    known = {metric for result in source.artifacts for metric in result.metrics}
+    return _SQNR if "sqnr_centred" in known else _PLAIN_SQNR
+
+
+def _drawable(result: ArtifactResult, metric: str, accuracy: _Accuracy) -> bool:
+    height, other = result.metrics.get(accuracy.metric), result.metrics.get(metric)
+    return (
+        height is not None
+        and other is not None
+        and accuracy.ends[0] <= height.value <= accuracy.ends[1]
+        and 1e-9 < other.value < 1e18
+    )
+
+
+def _plots(source: Report) -> list[dict[str, Any]]:
+    """The two scatters, each with what it shows as words and as a table."""
+    plots = []
+    accuracy = _accuracy(source)
+    level = source.reference.metrics.get(accuracy.metric)
+    if level is not None and not accuracy.ends[0] <= level.value <= accuracy.ends[1]:
+        level = None
+    for metric, axis, unit, form, factor, title in (
+        (
+            "latency_p50",
+            f"time for {_ONE[source.data.unit]}, ms (p50, log scale)",
+            "ms",
+            ".3f",
+            1.0,
+            "latency",
+        ),
+        ("size", "size of the file, MB (log scale)", "MB", ".2f", 1e-6, "size"),
+    ):
+        drawn = [result for result in source.artifacts if _drawable(result, metric, accuracy)]
+        if not drawn:
+            continue
+        marks = [_marked(result, source, metric, accuracy, unit, form, factor) for result in drawn]
+        best = charts.front(marks)
+        marks = [
+            _on_front(mark) if i in best and len(best) > 1 else mark for i, mark in enumerate(marks)
+        ]
+        points = "; ".join(
+            f"{mark.name} {mark.y:{accuracy.form}} {accuracy.unit} at {mark.x:.3g} {unit}"
+            for mark in marks
+        )
+        name = f"{accuracy.title} against {title}"
+        plots.append(
+            {
+                "title": name,
+                "unit": unit,
+                "accuracy": accuracy,
+                "heading": "time" if unit == "ms" else "size",
+                "svg": charts.scatter(
+                    marks,
+                    ident=f"by-{title}",
+                    title=name,
+                    description=f"{name}: {points}",
+                    x_label=axis,
+                    y_label=accuracy.label,
+                    level=None if level is None else level.value,
+                    level_name=source.reference_in_words.removeprefix("the "),
+                ),
+                "rows": [
+                    {
+                        "name": mark.name,
+                        "y": f"{mark.y:{accuracy.form}}",
+                        "y_ends": _range_words(mark.y, mark.y_ends, accuracy.form),
+                        "y_sort": repr(mark.y),
+                        "x": decimals(mark.x, form),
+                        "x_ends": _range_words(mark.x, mark.x_ends, form),
+                        "x_sort": repr(mark.x),
+                        "best": i in best,
+                    }
+                    for i, mark in enumerate(marks)
+                ],
+                "missing": [_short(r, source) for r in source.artifacts if r not in drawn],
+            }
+        )
+    return plots
+
+
+def _marked(
+    result: ArtifactResult,
+    source: Report,
+    metric: str,
+    accuracy: _Accuracy,
+    unit: str,
+    form: str,
+    factor: float,
+) -> charts.Mark:
+    height, other = result.metrics[accuracy.metric], result.metrics[metric]
+    x, x_ends, y_ends = other.value * factor, _ends(other, factor), _ends(height, 1)
+    y_ends = max(y_ends[0], accuracy.ends[0]), min(y_ends[1], accuracy.ends[1])
+    if x_ends[0] <= 0:  # which a log axis cannot show
+        x_ends = x, x
+    x_ends = max(x_ends[0], x / 1e3), min(x_ends[1], x * 1e3)
+    if metric == "latency_p50" and x_ends == (x, x):
+        x_ends = _latency_ends(result, x)
+    name = _short(result, source)
+    words = f"{name}: {height.value:{accuracy.form}} {accuracy.unit}"
+    words += " right" if accuracy is _TOP1 else f" {accuracy.title}"
+    if y_range := _range_words(height.value, y_ends, accuracy.form):
+        words += f" ({y_range})"
+    words += f", {decimals(x, form)} {unit}"
+    if x_range := _range_words(x, x_ends, form):
+        words += f" ({x_range})"
+    group = result.precision if result.precision in _PRECISIONS else "other"
+    return charts.Mark(name, words, x, height.value, x_ends, y_ends, group, result.format)
+
+
+def _on_front(mark: charts.Mark) -> charts.Mark:
+    return replace(mark, words=f"{mark.words}; no other beats it in both")
+
+
+def _range_words(value: float, ends: tuple[float, float], form: str) -> str:
+    return "" if ends == (value, value) else f"{ends[0]:{form}} to {ends[1]:{form}}"
+
+
+def _latency_ends(result: ArtifactResult, median: float) -> tuple[float, float]:
+    """Interval of p50 from the raw samples, where they are there and in rounds."""
+    samples = result.steady()
+    if samples is None or not ((samples > 0) & np.isfinite(samples)).all():
+        return median, median
+    found = stats.median_interval(samples)
+    if found is None:
+        return median, median
+    return min(found[0], median), max(found[1], median)
+
+
+def _layers(layers: Sequence[Layer], markup: Any) -> dict[str, Any]:
+    """The chart of the layers and its table, a column a mode."""
+    modes = list(dict.fromkeys(layer.mode for layer in layers))
+    names = list(dict.fromkeys(layer.name for layer in layers))
+    found = {(layer.mode, layer.name): layer.sqnr for layer in layers}
+    lowest = sorted(layers, key=lambda layer: layer.sqnr)[:5]
+    words = "; ".join(
+        f"{layer.name}{f' ({layer.mode})' if layer.mode else ''} {_decibels(layer.sqnr)} dB"
+        for layer in lowest
+    )
+    svg = charts.layers(
+        [
+            charts.Series(
+                mode,
+                tuple(layer.name for layer in layers if layer.mode == mode),
+                tuple(layer.sqnr for layer in layers if layer.mode == mode),
+            )
+            for mode in modes
+        ],
+        ident="layers",
+        title="Accuracy of each layer",
+        description=f"Signal to error in dB, layer by layer. Lowest: {words}",
+        y_label="signal to error (SQNR), dB",
+    )
+    return {
+        "svg": markup(svg),
+        "count": len(names),
+        "lowest": words,
+        "modes": modes,
+        "rows": [
+            {
+                "number": i,
+                "name": name,
+                "cells": [
+                    {"value": _decibels(value), "sort": "" if value is None else repr(value)}
+                    for value in (found.get((mode, name)) for mode in modes)
+                ],
+            }
+            for i, name in enumerate(names, 1)
+        ],
+    }
+
+
+def _decibels(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return "exact" if math.isinf(value) else f"{value:.1f}"
+
+
+def _changes(source: Report) -> dict[str, Any] | None:
+    """What changed, an entry an artifact; None where no artifact has a record of it."""
+    recorded = [result for result in source.artifacts if result.changes is not None]
+    if not recorded:
+        return None
+    changed = [result for result in recorded if result.changes and result.changes.total]
+    room = _PICTURES // max(1, len(changed))
+    return {
+        "unchanged": [_short(result, source) for result in recorded if result not in changed],
+        "unrecorded": [_short(r, source) for r in source.artifacts if r.changes is None],
+        "artifacts": [_changed(result, source, room) for result in changed],
+    }
+
+
+def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any]:
+    found = result.changes
+    assert found is not None
+    count = source.data.count
+    lost = gained = None
+    if result.correct and source.reference.correct:
+        lost, gained = discordant(source.reference.correct_bits(count), result.correct_bits(count))
+    images = []
+    for image in found.images:
+        room -= len(image.picture) + 700
+        if room < 0:
+            break
+        images.append(_pictured(image, source))
+    most = max(number for _, _, number in found.counts)
+    classes = sorted({each for before, now, _ in found.counts for each in (before, now)})
+    counts = {(before, now): number for before, now, number in found.counts}
+
+    def cell(number: int) -> dict[str, Any]:
+        return {"count": number or "", "heat": math.ceil(4 * number / most)}
+
+    matrix = None
+    if len(classes) <= _MATRIX:
+        matrix = {
+            "classes": [_class(each, source) for each in classes],
+            "rows": [
+                {
+                    "name": _class(before, source),
+                    "cells": [
+                        {"count": "·", "heat": 0}
+                        if before == now
+                        else cell(counts.get((before, now), 0))
+                        for now in classes
+                    ],
+                }
+                for before in classes
+            ],
+        }
+    return {
+        "name": _short(result, source),
+        "total": found.total,
+        "share": f"{100 * found.total / count:.2f}" if count else "–",
+        "lost": lost,
+        "gained": gained,
+        "still": None if lost is None or gained is None else found.total - lost - gained,
+        "matrix": matrix,
+        "pairs": [
+            {"before": _class(before, source), "now": _class(now, source), "count": number}
+            for before, now, number in found.counts[:_PAIRS]
+        ],
+        "more_pairs": max(0, len(found.counts) - _PAIRS),
+        "images": images,
+        "left_out": len(found.images) - len(images),
+    }
+
+
+def _pictured(image: ChangedImage, source: Report) -> dict[str, Any]:
+    label, before, now = (_class(each, source) for each in (image.label, image.before, image.now))
+    kind = "still"
+    if image.before == image.label:
+        kind = "lost"
+    elif image.now == image.label:
+        kind = "gained"
+    words = {"lost": "was right", "gained": "is right now", "still": "wrong both times"}[kind]
+    return {
+        "index": image.index,
+        "label": label,
+        "before": before,
+        "now": now,
+        "before_share": f"{100 * image.before_probability:.0f}\u00a0%",
+        "now_share": f"{100 * image.now_probability:.0f}\u00a0%",
+        "kind": kind,
+        "words": words,
+        "picture": image.picture,
+    }
+
+
+def _class(number: int, source: Report) -> str:
+    names = source.data.class_names
+    return names[number] if number < len(names) else f"class {number}"
+
+
+def _raw(source: Report, escape: Any) -> dict[str, Any]:
+    """The report as JSON, without pictures; without samples and records where it is too long."""
+
+    def shown(leave_out: Sequence[str]) -> str:
+        document = schema.to_json(source)
+        for result in (document["reference"], *document["artifacts"]):
+            if result["changes"]:
+                for image in result["changes"]["images"]:
+                    del image["picture"]
+            for name in leave_out:
+                del result[name]
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        return re.sub(r"\[\s+([-\d.,\se+]+?)\s+\]", _one_line, text)
+
+    left_out: list[str] = []
+    text = shown(left_out)
+    if len(text) > _RAW:
+        left_out = ["correct", "latency_ms"]
+        text = shown(left_out)
+    if len(text) > _RAW:
+        left_out, text = [*left_out, "changes"], shown([*left_out, "changes"])
+    if len(text) > _RAW:
+        return {"text": "", "left_out": ["all: too long for a page"]}
+    return {"text": escape(visible_lines(text)), "left_out": ["pictures", *left_out]}
+
+
+def _one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]"
+
+
+def _ends(found: Measurement, factor: float) -> tuple[float, float]:
+    """The interval around the value, which it may not leave out; the value where there is none."""
+    low = found.value if found.low is None else min(found.low, found.value)
+    high = found.value if found.high is None else max(found.high, found.value)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        low = high = found.value
+    return low * factor, high * factor
