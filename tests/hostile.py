@@ -586,7 +586,7 @@ def trusted(path: Path, folder: Path) -> None:
     code = (
         "import sys, contextlib, numpy as np\n"
         "from pathlib import Path\n"
-        "from edgekit.formats import float_model\n"
+        "from edgekit.sources import float_model\n"
         "from edgekit.runtimes import open_runner\n"
         "path = Path(sys.argv[1])\n"
         "with contextlib.suppress(Exception):\n"

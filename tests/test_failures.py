@@ -60,7 +60,7 @@ def test_an_unforeseen_exception_is_status_three_and_writes_nothing(
     status, lines = verb(*_export(small, tmp_path / "out"))
     assert status == 3
     (line,) = lines
-    assert line.startswith("edgekit export: error: IndexError: the third of two (at edgekit/artif")
+    assert line.startswith("edgekit export: error: IndexError: the third of two (at edgekit/records/artif")
     assert "no regression" in line and "--traceback" in line and "report" not in line
     assert list(tmp_path.iterdir()) == []
     status, lines = verb(*_export(small, tmp_path / "out"), "--traceback")
@@ -272,7 +272,7 @@ def test_verbs_say_how_far_they_are(
 
 def test_training_says_how_far_it_is(tmp_path: Path) -> None:
     code = (
-        "import runpy, sys; from edgekit import cli; cli.LOG_SECONDS = 0.01; "
+        "import runpy, sys; from edgekit.base import cli; cli.LOG_SECONDS = 0.01; "
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')"
     )
     done = subprocess.run(

@@ -128,7 +128,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 def test_a_kill_while_a_file_is_replaced_keeps_it_whole(tmp_path: Path) -> None:
     size = 64_000_000
     code = (
-        "import sys; from pathlib import Path; from edgekit import outputs; "
+        "import sys; from pathlib import Path; from edgekit.base import outputs; "
         f"outputs.write_bytes(Path(sys.argv[1]), b'n' * {size}, force=True)"
     )
     file = tmp_path / "baseline.json"

@@ -211,7 +211,7 @@ def test_plots_have_no_colours_of_their_own(measured: Report) -> None:
 
 def test_colours_can_be_read_light_and_dark() -> None:
     """Contrast of text (4.5) and of controls and marks (3) by WCAG 2.2, on all backgrounds."""
-    style = (ROOT / "edgekit" / "templates" / "report.css").read_text()
+    style = (ROOT / "edgekit" / "reporting" / "templates" / "report.css").read_text()
     pairs = dict(re.findall(r"--([\w-]+): (light-dark\([^)]*\))", style))
 
     def luminance(colour: str) -> float:

@@ -137,7 +137,7 @@ def test_figures_made_this_way_say_so() -> None:
         [
             sys.executable,
             "-c",
-            "from edgekit import environment as e; m = e.describe(); print(m.cpu, m.isa)",
+            "from edgekit.records import environment as e; m = e.describe(); print(m.cpu, m.isa)",
         ],
         capture_output=True,
         text=True,

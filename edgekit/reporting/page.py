@@ -127,7 +127,7 @@ _PRECISIONS = ("float32", "float16", "int8")
 _PICTURES, _RAW = 900_000, 400_000
 #: A matrix of changes has at most so many classes; beyond it, the most frequent changes are listed.
 _MATRIX, _PAIRS = 16, 24
-_TEMPLATES = Path(__file__).parent / "reporting" / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 _LAYERS_MOST = 2000
 
 
