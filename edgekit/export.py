@@ -3,10 +3,13 @@
 All targets come from one canonical float graph, the float TFLite flatbuffer, so that tensor names
 and folded weights are the same everywhere. int8 is integer: in TFLite inputs and outputs too, in
 ONNX as QuantizeLinear/DequantizeLinear pairs with float32 inputs and outputs. Both hold the same
-encodings and integers (edgekit.quantization), made for the device that ``--device`` names. What has no
-integer kernel, or says what 8 bits cannot hold, computes in float and is listed. What was written
-is read back, loaded and run before it becomes an artifact: every number is the one that was
+encodings and integers (edgekit.quantization), made for the device that ``--device`` names. What has
+no integer kernel, or says what 8 bits cannot hold, computes in float and is listed. What was
+written is read back, loaded and run before it becomes an artifact: every number is the one that was
 decided, and the manifest says which kernels ran.
+
+Several targets and precisions, separated by commas, make an artifact of each from one load, one
+conversion, one calibration and one quantization.
 
 An int8 file is judged on calibration samples that no method was chosen by: outputs or channels that
 are dead, and outputs of which less than 10 dB are left, are exit status 1, and nothing is written
@@ -26,13 +29,15 @@ from edgekit.base import cli
 from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
 from edgekit.graph.flatbuffer import short_name
-from edgekit.pipeline.exporting import TARGETS, export
+from edgekit.pipeline.exporting import TARGETS, export, export_all
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import CORRECTIONS
 from edgekit.quantization.table import METHODS
 from edgekit.records import artifact
-from edgekit.records.artifact import QuantizationRecord
+from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.sources import float_model
+
+__all__ = ["export", "export_all", "main", "parser"]
 
 
 def parser() -> cli.Parser:
@@ -44,6 +49,8 @@ def parser() -> cli.Parser:
 # the shipped model:
 python -m edgekit.export --target tflite --precision int8
 python -m edgekit.export --target onnx --precision float16 --out build/half
+python -m edgekit.export --target tflite,onnx \\
+    --precision float32,float16,int8 --out build/all
 python -m edgekit.export --target onnx --precision int8 --device auto \\
     --strict --out build/here
 python -m edgekit.export mine.keras --preprocessing symmetric \\
@@ -58,12 +65,20 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     float_model.add_shape(result)
     float_model.add_trust(result)
     add = result.add_argument
-    add("--target", required=True, choices=TARGETS, help="format of the file")
+    add(
+        "--target",
+        required=True,
+        type=cli.several(TARGETS),
+        metavar="TARGET[,TARGET]",
+        help=f"format of the file, or several: {', '.join(TARGETS)}",
+    )
     add(
         "--precision",
         required=True,
-        choices=artifact.PRECISIONS,
-        help="of the numbers in it; int8 computes in integers as well",
+        type=cli.several(artifact.PRECISIONS),
+        metavar="PRECISION[,PRECISION]",
+        help=f"of the numbers in it, or several: {', '.join(artifact.PRECISIONS)}; int8 computes "
+        "in integers as well",
     )
     add(
         "--calibration",
@@ -106,7 +121,8 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="what to write (default: exports/MODEL_ID-TARGET-PRECISION)",
+        help="what to write (default: exports/MODEL_ID-TARGET-PRECISION); of several a folder for "
+        "them, in which each is called TARGET-PRECISION",
     )
     add("--force", action="store_true", help="replace FOLDER if it exists")
     return result
@@ -116,10 +132,10 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     profile = profiles.profile(options.device)
     if options.device == "auto":
         cli.console.print(f"device: {profile.name}, {profile.about}")
-    written = export(
+    artifacts = export_all(
         options.model,
-        target=options.target,
-        precision=options.precision,
+        targets=options.target,
+        precisions=options.precision,
         calibration=options.calibration,
         dataset=options.data,
         method=options.method,
@@ -136,26 +152,37 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         force=options.force,
         command=cli.command_line(),
     )
-    record = written.manifest.quantization
-    if record is not None and profile.name == "x86-avx2":
+    for written in artifacts:
+        _print(written)
+    if len(artifacts) == 1:
+        return 0, _document(artifacts[0])
+    return 0, {"artifacts": [_document(written) for written in artifacts]}
+
+
+def _print(written: Artifact) -> None:
+    manifest = written.manifest
+    record, execution = manifest.quantization, manifest.execution
+    if record is not None and manifest.device == "x86-avx2":
         _print_saturating(record)
-    execution = written.manifest.execution
-    if options.precision == "int8" and execution is not None:
+    if manifest.precision == "int8" and execution is not None:
         kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
         cli.say(f"ran on {execution.provider}: {kernels}")
         for name in execution.floats:
             cli.say(f"computes in float: {name}")
-    for note in written.manifest.notes:
+    for note in manifest.notes:
         cli.say(f"note: {note}")
     cli.say(f"{written.model_path}  {written.size:,} bytes")
-    return 0, {
+
+
+def _document(written: Artifact) -> dict[str, object]:
+    return {
         "artifact": str(written.path),
         "model": str(written.model_path),
         "sha256": written.sha256,
         "bytes": written.size,
         "device": written.manifest.device,
         "quantization": written.manifest.quantization,
-        "execution": execution,
+        "execution": written.manifest.execution,
     }
 
 

@@ -60,7 +60,9 @@ def test_an_unforeseen_exception_is_status_three_and_writes_nothing(
     status, lines = verb(*_export(small, tmp_path / "out"))
     assert status == 3
     (line,) = lines
-    assert line.startswith("edgekit export: error: IndexError: the third of two (at edgekit/records/artif")
+    assert line.startswith(
+        "edgekit export: error: IndexError: the third of two (at edgekit/records/artif"
+    )
     assert "no regression" in line and "--traceback" in line and "report" not in line
     assert list(tmp_path.iterdir()) == []
     status, lines = verb(*_export(small, tmp_path / "out"), "--traceback")

@@ -352,6 +352,21 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def several(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """A type of argument: one or more of these words, separated by commas."""
+
+    def read(text: str) -> list[str]:
+        found = [word.strip() for word in text.split(",")]
+        for word in found:
+            if word not in known:
+                raise argparse.ArgumentTypeError(
+                    f"expected {', '.join(known)}, got {word!r}{words.near(word, known)}"
+                )
+        return found
+
+    return read
+
+
 def positive_int(text: str) -> int:
     """argparse type: an integer of at least 1."""
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,90 +179,321 @@ def export(
         FidelityError: If the int8 file is dead or poor; nothing is written then.
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
-    words.one_of("target", target, TARGETS)
-    words.one_of("precision", precision, artifact.PRECISIONS)
-    words.one_of("correction", correction, CORRECTIONS)
-    if method is not None:
-        words.one_of("method", method, METHODS)
-    profile = profiles.profile(device)
-    if precision not in profile.precisions.get(target, ()):
-        can = "; ".join(f"{key} in {', '.join(names)}" for key, names in profile.precisions.items())
+    (written,) = export_all(
+        model, targets=[target], precisions=[precision], calibration=calibration, dataset=dataset,
+        method=method, device=device, correction=correction, strict=strict, allow_dead=allow_dead,
+        allow_poor=allow_poor, preprocessing=preprocessing, shapes=shapes, trust=trust, task=task,
+        out=out, force=force, command=command,
+    )  # fmt: skip
+    return written
+
+
+def export_all(
+    model: Path | None = None,
+    *,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    out: Path | None = None,
+    calibration: str | None = None,
+    dataset: str | None = None,
+    method: str | None = None,
+    device: str = profiles.DEFAULT,
+    correction: Correction = "auto",
+    strict: bool = False,
+    allow_dead: bool = False,
+    allow_poor: bool = False,
+    preprocessing: str | None = None,
+    shapes: Shapes | None = None,
+    trust: bool = False,
+    task: Task | None = None,
+    force: bool = False,
+    command: str = "",
+) -> tuple[Artifact, ...]:
+    """Write several deployables of a float model, which is loaded, converted and quantized once.
+
+    Args:
+        model: As :func:`export` takes it, like all that is not named here.
+        targets: One or more of ``tflite`` and ``onnx``.
+        precisions: One or more of ``float32``, ``float16`` and ``int8``; ``calibration`` and what
+            else is for int8 is used where it is int8.
+        out: A folder for the artifacts, in which each is called ``TARGET-PRECISION``, or the
+            artifact itself where it is one; default ``exports/MODEL_ID-TARGET-PRECISION``.
+        force: Replace the artifacts that are there.
+
+    Raises:
+        EdgekitError: As :func:`export`; nothing is written unless all files are good.
+    """
+    wanted = [(target, precision) for target in targets for precision in precisions]
+    if not wanted or len(set(wanted)) < len(wanted):
         raise InvalidOptionError(
-            f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
+            f"expected each target and precision once, got {', '.join(targets) or 'no target'} in "
+            f"{', '.join(precisions) or 'no precision'}"
         )
-    for option, given in (
-        ("--calibration", None if (target, precision) == ("onnx", "float16") else calibration),
-        ("--data", dataset),
-        ("--method", method),
-        ("--strict", strict or None),
-        ("--correction", correction if correction != "auto" else None),
-        ("--allow-dead", allow_dead or None),
-        ("--allow-poor", allow_poor or None),
-    ):
-        if given is not None and precision != "int8":
-            raise InvalidOptionError(f"{option} is for int8; {precision} has no ranges")
-    if precision == "float16" and calibration is not None and calibration.endswith(".json"):
-        raise InvalidOptionError(
-            f"float16 needs images to see what overflows, got the table {calibration}; pass "
-            f"fashion_mnist or FILE.npz"
-        )
+
+    def place_of(each: tuple[str, str], model_id: str = "") -> Path:
+        if out is None:
+            return Path("exports") / "-".join((model_id, *each))
+        return out if len(wanted) == 1 else out / "-".join(each)
+
     if out is not None:
-        outputs.check_free(out, force=force)
-    found = _read_calibration(calibration, dataset, method) if calibration is not None else None
-    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
-    check_task(task, source.outputs)
-    if precision == "int8" and found is None and source.encodings is None:
+        for each in wanted:
+            outputs.check_free(place_of(each), force=force)
+    given = _Options(
+        calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
+        preprocessing, shapes, trust, command,
+    )  # fmt: skip
+    found = _opened(model, wanted, given)
+    places = {each: place_of(each, found.source.model_id) for each in wanted}
+    for place in places.values():
+        outputs.check_free(place, force=force)
+    proved = {each: found.proved(*each) for each in wanted}
+    return tuple(proved[each].write(places[each], force=force) for each in wanted)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What :func:`export` and :func:`export_all` are asked for, whatever the files are."""
+
+    calibration: str | None
+    dataset: str | None
+    method: str | None
+    device: str
+    correction: Correction
+    strict: bool
+    allow_dead: bool
+    allow_poor: bool
+    task: Task | None
+    preprocessing: str | None
+    shapes: Shapes | None
+    trust: bool
+    command: str
+
+    def for_int8(self) -> tuple[tuple[str, object], ...]:
+        """(option, value) of what only int8 has a use for; None where it was not given."""
+        return (
+            ("--calibration", self.calibration),
+            ("--data", self.dataset),
+            ("--method", self.method),
+            ("--strict", self.strict or None),
+            ("--correction", self.correction if self.correction != "auto" else None),
+            ("--allow-dead", self.allow_dead or None),
+            ("--allow-poor", self.allow_poor or None),
+        )
+
+
+def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Options) -> _Pipeline:
+    """The model and its calibration samples, once all options are known to fit the files."""
+    profile = _checked(wanted, options)
+    found = None
+    if options.calibration is not None:
+        found = _read_calibration(options.calibration, options.dataset, options.method)
+    source = float_model.load(
+        model, preprocessing=options.preprocessing, trust=options.trust, shapes=options.shapes
+    )
+    check_task(options.task, source.outputs)
+    int8 = any(precision == "int8" for _, precision in wanted)
+    if int8 and found is None and source.encodings is None:
         word = float_model.data_word(None, model, option="--calibration")
-        found = _read_calibration(word, dataset, method)
+        found = _read_calibration(word, options.dataset, options.method)
     if found is not None:
         found = found.fitted(source)
-    if source.encodings is not None and precision == "int8":
-        for option, given in (
-            ("--calibration", calibration),
-            ("--data", dataset),
-            ("--method", method),
-            ("--correction", correction if correction != "auto" else None),
-        ):
-            if given is not None:
+    if source.encodings is not None and int8:
+        for option, given in options.for_int8():
+            if given is not None and option in _DECIDED:
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} brings the encodings it was trained "
                     f"with"
                 )
-    out = out or Path("exports") / f"{source.model_id}-{target}-{precision}"
-    outputs.check_free(out, force=force)
-    written = _make(source, target, precision, found, profile, correction, strict=strict)
-    options = dict(profile.runtime_options.get(target, {}))
-    quantized, table = written.quantized, written.table
-    numbers = 0
-    if isinstance(quantized, OnnxQuantized):
-        numbers = quantized.numbers
-    elif quantized is not None:
-        numbers = quantized.stored.numbers()
-    execution = proof.execution(
-        written.content, written.signature, source, target, precision, profile, numbers
-    )
-    if strict and execution.floats:
-        raise ExecutionError(
-            f"--strict: {len(execution.floats)} operators of the {target} int8 model compute in "
-            f"float: {', '.join(execution.floats)}; replace them in the model, or export without "
-            f"--strict"
+    return _Pipeline(source, profile, found, options)
+
+
+#: Options of int8 that say how integers are found.
+_DECIDED = ("--calibration", "--data", "--method", "--correction")
+
+
+def _checked(wanted: Sequence[tuple[str, str]], options: _Options) -> DeviceProfile:
+    """The device's profile, where all options are known and fit the files."""
+    for target, precision in wanted:
+        words.one_of("target", target, TARGETS)
+        words.one_of("precision", precision, artifact.PRECISIONS)
+    words.one_of("correction", options.correction, CORRECTIONS)
+    if options.method is not None:
+        words.one_of("method", options.method, METHODS)
+    profile = profiles.profile(options.device)
+    for target, precision in wanted:
+        if precision not in profile.precisions.get(target, ()):
+            can = "; ".join(f"{key} in {', '.join(n)}" for key, n in profile.precisions.items())
+            raise InvalidOptionError(
+                f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
+            )
+    int8 = any(precision == "int8" for _, precision in wanted)
+    watched = ("onnx", "float16") in wanted
+    for option, given in options.for_int8():
+        if given is None or int8 or (option == "--calibration" and watched):
+            continue
+        raise InvalidOptionError(f"{option} is for int8; {wanted[0][1]} has no ranges")
+    calibration = options.calibration
+    if watched and calibration is not None and calibration.endswith(".json") and not int8:
+        raise InvalidOptionError(
+            f"float16 needs images to see what overflows, got the table {calibration}; pass "
+            f"fashion_mnist or FILE.npz"
         )
-    judged: tuple[Fidelity, ...] = ()
-    images = None if found is None else found.images
-    if precision == "int8" and images is not None and len(images) >= FEWEST_IMAGES:
-        judged = proof.judge(
-            written.content,
-            written.signature,
-            written.canonical,
-            source,
-            target,
-            profile,
-            _some(source, written, images, _spread(held_out(len(images))[1], _HELD)),
+    return profile
+
+
+@dataclass(frozen=True)
+class _Proved:
+    """A file that was read back, run and judged, and what its manifest says."""
+
+    files: Mapping[str, bytes | Path]
+    manifest: Mapping[str, Any]
+
+    def write(self, out: Path, *, force: bool) -> Artifact:
+        """Make an artifact of it."""
+        return artifact.write(out, dict(self.files), dict(self.manifest), force=force)
+
+
+@dataclass
+class _Pipeline:
+    """A float model on its way to deployables.
+
+    What several files are made from is made once: the float graph, the calibration table, the
+    integers and the float ONNX model.
+    """
+
+    source: FloatModel
+    profile: DeviceProfile
+    calibration: _Calibration | None
+    options: _Options
+
+    @functools.cached_property
+    def canonical(self) -> bytes:
+        """The float graph as a flatbuffer."""
+        found = self.source.canonical()
+        _check_ends(litert.signature(found))
+        return found
+
+    @functools.cached_property
+    def table(self) -> CalibrationTable:
+        """Statistics and ranges of :attr:`canonical`."""
+        assert self.calibration is not None  # _opened() has seen to it
+        return _table(self.calibration, self.canonical, self.source)
+
+    @functools.cached_property
+    def quantized(self) -> Quantized:
+        """Encodings and integers, the same for every format."""
+        if self.source.encodings is not None:
+            return trained(self.canonical, self.source.encodings, profile=self.profile)
+        assert self.calibration is not None  # _opened() has seen to it
+        return _decide(
+            self.canonical,
+            self.table,
+            self.calibration,
+            self.source,
+            self.profile,
+            self.options.correction,
+            strict=self.options.strict,
         )
-        said = _verdict(judged, target, strict=strict, dead=allow_dead, poor=allow_poor)
-    else:
+
+    @functools.cached_property
+    def float_onnx(self) -> Any:
+        """The float graph as an ``onnx.ModelProto``."""
+        model = onnx_convert.from_tflite(self.canonical)
+        onnx_convert.rename_ends(model, Graph(self.canonical))
+        return model
+
+    def proved(self, target: str, precision: str) -> _Proved:
+        """One file, read back, run and judged.
+
+        Raises:
+            FidelityError: If an int8 file is dead or poor.
+            ExecutionError: If the file does not hold or do what it should.
+        """
+        source, profile, options = self.source, self.profile, self.options
+        written = self._written(target, precision)
+        quantized, table = written.quantized, written.table
+        numbers = 0
+        if isinstance(quantized, OnnxQuantized):
+            numbers = quantized.numbers
+        elif quantized is not None:
+            numbers = quantized.stored.numbers()
+        execution = proof.execution(
+            written.content, written.signature, source, target, precision, profile, numbers
+        )
+        if options.strict and precision == "int8" and execution.floats:
+            raise ExecutionError(
+                f"--strict: {len(execution.floats)} operators of the {target} int8 model compute "
+                f"in float: {', '.join(execution.floats)}; replace them in the model, or export "
+                f"without --strict"
+            )
+        judged, said = self._judged(written, target, precision)
+        computed = f"operators that compute in float: {', '.join(execution.floats)}"
+        files: dict[str, bytes | Path] = {f"model.{target}": written.content}
+        if quantized is not None:
+            files[encodings.FILE] = quantized.encodings.dumps().encode()
+        return _Proved(
+            files,
+            {
+                "model_id": source.model_id,
+                "format": target,
+                "precision": precision,
+                "model_file": f"model.{target}",
+                "signature": written.signature,
+                "preprocessing": source.preprocessing,
+                **source.judged(written.canonical, options.task),
+                "source": source.source,
+                "device": profile.name,
+                "calibration": None
+                if table is None
+                else CalibrationRecord(table.data, table.data_sha256, table.count, table.method),
+                "quantization": None
+                if quantized is None
+                else QuantizationRecord(
+                    quantized.way,
+                    {trial.way: trial.sqnr for trial in quantized.trials},
+                    {found.layer: found.pairs for found in quantized.saturating},
+                    dict(quantized.floats) if isinstance(quantized, Quantized) else {},
+                    judged,
+                ),
+                "execution": execution,
+                "runtime_options": dict(profile.runtime_options.get(target, {})),
+                "command": options.command,
+                "notes": (
+                    *source.notes,
+                    *written.notes,
+                    *([computed] if execution.floats else []),
+                    *said,
+                ),
+            },
+        )
+
+    def _judged(
+        self, written: _Written, target: str, precision: str
+    ) -> tuple[tuple[Fidelity, ...], list[str]]:
+        """What a file's outputs are worth: verdicts of an int8 file, and sentences."""
+        source, options = self.source, self.options
+        images = None if self.calibration is None else self.calibration.images
+        if precision == "int8" and images is not None and len(images) >= FEWEST_IMAGES:
+            places = _spread(held_out(len(images))[1], _HELD)
+            judged = proof.judge(
+                written.content,
+                written.signature,
+                written.canonical,
+                source,
+                target,
+                self.profile,
+                _some(source, written, images, places),
+            )
+            return judged, _verdict(
+                judged,
+                target,
+                strict=options.strict,
+                dead=options.allow_dead,
+                poor=options.allow_poor,
+            )
         few = None
-        if images is not None:
+        sampled = precision == "int8" or (target, precision) == ("onnx", "float16")
+        if images is not None and sampled:
             few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
         said = [
             proof.check_answers(
@@ -273,46 +506,42 @@ def export(
                 few,
             )
         ]
+        return (), [*said, *([_unjudged(images)] if precision == "int8" else [])]
+
+    def _written(self, target: str, precision: str) -> _Written:
+        if self.source.kind == "onnx":
+            calibration, correction = self.calibration, self.options.correction
+            return _from_onnx(self.source, precision, calibration, self.profile, correction, target)
         if precision == "int8":
-            said.append(_unjudged(images))
-    computed = f"operators that compute in float: {', '.join(execution.floats)}"
-    notes = (*source.notes, *written.notes, *([computed] if execution.floats else []), *said)
-    model_file = f"model.{target}"
-    files: dict[str, bytes | Path] = {model_file: written.content}
-    if quantized is not None:
-        files[encodings.FILE] = quantized.encodings.dumps().encode()
-    return artifact.write(
-        out,
-        files,
-        {
-            "model_id": source.model_id,
-            "format": target,
-            "precision": precision,
-            "model_file": model_file,
-            "signature": written.signature,
-            "preprocessing": source.preprocessing,
-            **source.judged(written.canonical, task),
-            "source": source.source,
-            "device": profile.name,
-            "calibration": None
-            if table is None
-            else CalibrationRecord(table.data, table.data_sha256, table.count, table.method),
-            "quantization": None
-            if quantized is None
-            else QuantizationRecord(
-                quantized.way,
-                {trial.way: trial.sqnr for trial in quantized.trials},
-                {found.layer: found.pairs for found in quantized.saturating},
-                dict(quantized.floats) if isinstance(quantized, Quantized) else {},
-                judged,
-            ),
-            "execution": execution,
-            "runtime_options": options,
-            "command": command,
-            "notes": notes,
-        },
-        force=force,
-    )
+            table = None if self.source.encodings is not None else self.table
+            return _make_int8(
+                self.source, target, self.canonical, table, self.quantized, self.profile
+            )
+        if precision == "float16":
+            name, size = litert.largest_weight(self.canonical)
+            if size > float(np.finfo(np.float16).max):
+                raise InvalidModelError(
+                    f"expected weights that float16 can hold, up to 65504, got {size:.3g} in "
+                    f"{name}; export it in float32"
+                )
+        if target == "tflite":
+            content = self.canonical
+            if precision == "float16":
+                graph = Graph(content)
+                graph.halve()
+                content = graph.serialize()
+            return _Written(content, litert.signature(content), self.canonical)
+        model, signature = self.float_onnx, onnx.signature(self.float_onnx)
+        notes: tuple[str, ...] = ()
+        if precision == "float16":
+            calibration = self.calibration
+            if calibration is not None and calibration.images is None:
+                calibration = None
+            feed = _to_watch(calibration, self.source, signature.inputs)
+            converted = half.to_float16(model, feed)
+            half.check(model, converted)
+            model, notes = converted.model, (converted.note(feeds.count(feed)),)
+        return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
 
 
 def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Calibration:
@@ -333,52 +562,6 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
     typed = dataset is not None  # what stands in the table was typed by nobody
     opened = feeds.open_word(place, "calibration", read_from=None if typed else Path(word))
     return _Calibration(opened, table, place, method or table.method)
-
-
-def _make(
-    source: FloatModel,
-    target: str,
-    precision: str,
-    calibration: _Calibration | None,
-    profile: DeviceProfile,
-    correction: Correction,
-    *,
-    strict: bool,
-) -> _Written:
-    if source.kind == "onnx":
-        return _from_onnx(source, precision, calibration, profile, correction, target)
-    canonical = source.canonical()
-    _check_ends(litert.signature(canonical))
-    if precision == "int8" and source.encodings is not None:
-        quantized = trained(canonical, source.encodings, profile=profile)
-        return _make_int8(source, target, canonical, None, quantized, profile)
-    if precision == "int8":
-        assert calibration is not None  # export() has seen to it
-        table = _table(calibration, canonical, source)
-        quantized = _decide(
-            canonical, table, calibration, source, profile, correction, strict=strict
-        )
-        return _make_int8(source, target, canonical, table, quantized, profile)
-    if precision == "float16":
-        name, size = litert.largest_weight(canonical)
-        if size > float(np.finfo(np.float16).max):
-            raise InvalidModelError(
-                f"expected weights that float16 can hold, up to 65504, got {size:.3g} in {name}; "
-                f"export it in float32"
-            )
-    if target == "tflite":
-        halved = precision == "float16"
-        content = source.canonical(float16=True) if halved else canonical
-        return _Written(content, litert.signature(content), canonical)
-    model = onnx_convert.from_tflite(canonical)
-    onnx_convert.rename_ends(model, Graph(canonical))
-    notes: tuple[str, ...] = ()
-    if precision == "float16":
-        feed = _to_watch(calibration, source, onnx.signature(model).inputs)
-        converted = half.to_float16(model, feed)
-        half.check(model, converted)
-        model, notes = converted.model, (converted.note(feeds.count(feed)),)
-    return _Written(model.SerializeToString(), onnx.signature(model), canonical, notes=notes)
 
 
 def _from_onnx(
