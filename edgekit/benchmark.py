@@ -20,6 +20,8 @@ from edgekit.evaluation.benchmark import Benchmark, benchmark
 from edgekit.records import signature as signatures
 from edgekit.runtimes import RUNTIMES, model_file
 
+__all__ = ["benchmark", "main", "parser"]
+
 
 def _print(found: Benchmark) -> None:
     console = cli.console

@@ -17,9 +17,11 @@ from pathlib import Path
 from edgekit import data
 from edgekit.base import cli, outputs, words
 from edgekit.data import feeds
-from edgekit.pipeline.calibration import DEFAULT_METHOD, cached
+from edgekit.pipeline.calibration import DEFAULT_METHOD, cached, calibrate
 from edgekit.quantization.table import METHODS
 from edgekit.sources import float_model
+
+__all__ = ["calibrate", "main", "parser"]
 
 
 def parser() -> cli.Parser:

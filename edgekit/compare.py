@@ -34,6 +34,8 @@ from edgekit.reporting import tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 
+__all__ = ["compare", "main", "parser"]
+
 _DATA_HELP = (
     f"{data.WORDS}; or FILE.npz with an array named like each input, and y: integer classes, or "
     f"right numbers (default: fashion_mnist of the shipped model)"

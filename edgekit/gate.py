@@ -43,6 +43,8 @@ from edgekit.gating.checks import Check
 from edgekit.gating.gate import _check_answerable, default_of, gate
 from edgekit.records.results import Report
 
+__all__ = ["gate", "main", "parser"]
+
 _COLOURS = {
     "PASS": "green",
     "FAIL": "bold red",

@@ -20,6 +20,8 @@ from edgekit.graph.flatbuffer import short_name
 from edgekit.records.signature import preprocessing
 from edgekit.runtimes import model_file
 
+__all__ = ["main", "numbers", "parser"]
+
 _SHOWN = 20
 
 

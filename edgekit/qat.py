@@ -28,6 +28,8 @@ from edgekit.quantization.ranges import RANGE_MODES
 from edgekit.sources import float_model
 from edgekit.training.run import add_run_arguments, given, run_settings
 
+__all__ = ["main", "parser", "qat"]
+
 
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.qat``."""

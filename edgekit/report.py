@@ -17,6 +17,8 @@ from edgekit.base import cli, outputs
 from edgekit.records.results import Report
 from edgekit.reporting.page import read_layers, report
 
+__all__ = ["main", "parser", "report"]
+
 
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.report``."""

@@ -17,6 +17,8 @@ from typing import Any
 from edgekit.base import cli
 from edgekit.records.signing import Signed, keygen, sign, verify
 
+__all__ = ["keygen", "main", "parser", "sign", "verify"]
+
 
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.sign``."""

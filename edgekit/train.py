@@ -40,6 +40,8 @@ from edgekit.training.run import (
     train,
 )
 
+__all__ = ["main", "parser", "train"]
+
 
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.train``."""

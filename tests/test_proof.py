@@ -125,7 +125,9 @@ def test_files_of_other_exporters_are_judged_by_their_own_names(
 
 def _halved(source: FloatModel, target: str) -> bytes:
     if target == "tflite":
-        return source.canonical(float16=True)
+        graph = Graph(source.canonical())
+        graph.halve()
+        return graph.serialize()
     canonical = source.canonical()
     model = onnx_convert.from_tflite(canonical)
     onnx_convert.rename_ends(model, Graph(canonical))

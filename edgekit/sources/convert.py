@@ -16,13 +16,12 @@ from edgekit.sources import keras
 from edgekit.sources.keras import tensorflow
 
 
-def from_keras(model: Any, shapes: Shapes | None = None, *, float16: bool = False) -> bytes:
+def from_keras(model: Any, shapes: Shapes | None = None) -> bytes:
     """Convert a functional model of Keras 2 or 3 to a float flatbuffer with batch size 1.
 
     Args:
         model: One or more inputs, one or more outputs.
         shapes: Sizes of inputs with free axes, by name.
-        float16: Store weights as float16 (computed in float32 where the CPU has no float16).
 
     Returns:
         The flatbuffer.
@@ -40,7 +39,6 @@ def from_keras(model: Any, shapes: Shapes | None = None, *, float16: bool = Fals
         specs,
         keras.output_names(model),
         shapes,
-        float16=float16,
     )
     graph = Graph(content)
     renamed = keras.own_names(model, graph.tensors)
@@ -53,8 +51,6 @@ def from_function(
     inputs: Sequence[Any],
     outputs: Sequence[str],
     shapes: Shapes | None = None,
-    *,
-    float16: bool = False,
 ) -> bytes:
     """Convert a TensorFlow function to a float flatbuffer with batch size 1.
 
@@ -66,7 +62,6 @@ def from_function(
         inputs: ``tf.TensorSpec`` with a name; a free first axis is the batch and becomes 1.
         outputs: A name for each output.
         shapes: Sizes of inputs with free axes, by name.
-        float16: As :func:`from_keras` takes it.
 
     Raises:
         InvalidModelError: If an input has no fixed size, or the converter refuses the model.
@@ -99,9 +94,6 @@ def from_function(
             settings = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
             tf.saved_model.save(module, folder, {litert.SIGNATURE_KEY: serve}, settings)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-            if float16:
-                converter.optimizations = [tf.lite.Optimize.DEFAULT]
-                converter.target_spec.supported_types = [tf.float16]
             content = bytes(converter.convert())
         except Exception as exc:  # the converter raises its own, private types
             raise InvalidModelError(

@@ -146,8 +146,8 @@ class FloatModel:
             names = self.class_names or tasks.numbered(scores)
         return {"task": found or "", "class_names": names}
 
-    def canonical(self, *, float16: bool = False) -> bytes:
-        """The canonical float graph, or its twin with weights in float16.
+    def canonical(self) -> bytes:
+        """The canonical float graph.
 
         Raises:
             InvalidModelError: If the model cannot be converted to TFLite.
@@ -157,25 +157,15 @@ class FloatModel:
                 f"{self.source.path}: TFLite is not made from ONNX; convert the file with onnx2tf, "
                 f"or export the model's SavedModel or Keras file"
             )
-        if self.kind in ("keras", "saved_model"):
-            return one_sample.single(self._converted(float16=float16), self.source.path)
-        if not float16:
+        if self.kind == "tflite":
             return bytes(self.model)
-        graph = Graph(self.model)
-        graph.halve()
-        return graph.serialize()
-
-    def _converted(self, *, float16: bool) -> bytes:
-        """What TFLite's converter makes of a Keras model or SavedModel, at its own batch."""
         if self.kind == "keras":
-            return convert.from_keras(self.model, self.source.shapes, float16=float16)
-        return convert.from_function(
-            self.model,
-            self.model.inputs,
-            self.model.outputs,
-            self.source.shapes,
-            float16=float16,
-        )
+            found = convert.from_keras(self.model, self.source.shapes)
+        else:
+            found = convert.from_function(
+                self.model, self.model.inputs, self.model.outputs, self.source.shapes
+            )
+        return one_sample.single(found, self.source.path)
 
     def graph(self) -> bytes:
         """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
