@@ -18,10 +18,11 @@ demo: $(VENV)/installed  ## export, compare, report and gate on the shipped mode
 test: $(VENV)/installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/installed  ## lint, format, types
+check: $(VENV)/installed  ## lint, format, types, which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 $(VENV)/installed-peers: $(VENV)/installed requirements-peers.lock
 	$(BIN)/pip install --quiet --require-hashes -r requirements-peers.lock

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,110 +40,11 @@ from edgekit.gating import checks as judged
 from edgekit.gating import ci, review
 from edgekit.gating.bounds import Bound
 from edgekit.gating.checks import Check
-from edgekit.gating.gate import _check_answerable, default_of, gate
+from edgekit.gating.gate import check_answerable, default_of, gate
 from edgekit.records.results import Report
+from edgekit.reporting import gate_table
 
 __all__ = ["gate", "main", "parser"]
-
-_COLOURS = {
-    "PASS": "green",
-    "FAIL": "bold red",
-    "STALE": "yellow",
-    "NEW": "cyan",
-    "REFUSED": "bold red",
-}
-
-
-def _print(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, reference: str) -> None:
-    columns = ("verdict", "artifact", "metric", "now", "was", "change", "bound", "because")
-    alive = [check for check in checks if check.kind == "dead" and not check.current]
-    rows = [
-        {
-            "verdict": f"[{_COLOURS[check.verdict]}]{check.verdict}[/]",
-            "artifact": _cell(check.artifact.removeprefix(f"{model_id}-")),
-            "metric": check.metric,
-            "now": judged.show(check.current, check.unit),
-            "was": judged.show(check.baseline, check.unit),
-            "change": judged.show(judged.change(check), check.unit, sign="+"),
-            "bound": _cell(check.rule),
-            "because": _cell(check.reason),
-        }
-        for check in checks
-        if check not in alive
-    ]
-    beside = "" if reference == "the float model" else f", held against {reference}"
-    _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
-    if alive:
-        cli.say(f"no dead channel in {len(alive)} artifacts")
-    cli.say(judged.headline(checks))
-    asked = {(check.kind, check.metric, check.source) for check in checks}
-    used = [bound for bound in bounds if (bound.kind, bound.metric, bound.source) in asked]
-    for source in dict.fromkeys(bound.source for bound in used):
-        cli.say(f"bounds from {source}: {', '.join(str(b) for b in used if b.source == source)}")
-
-
-def _print_changes(found: Sequence[review.Change], model_id: str) -> None:
-    columns = ("", "artifact", "metric", "was", "now", "change", "allowed because")
-    rows = []
-    for each in found:
-        both = each.before is not None and each.after is not None
-        difference = (each.after or 0.0) - (each.before or 0.0) if both else None
-        rows.append(
-            {
-                "": "[bold red]outside[/]" if each.outside else "",
-                "artifact": _cell(each.artifact.removeprefix(f"{model_id}-")),
-                "metric": _cell(each.metric),
-                "was": judged.show(each.before, each.unit),
-                "now": judged.show(each.after, each.unit),
-                "change": judged.show(difference, each.unit, sign="+"),
-                "allowed because": _cell(each.why),
-            }
-        )
-    _table(f"changes to the baseline of {_cell(model_id)}", columns, rows, narrow=("change",))
-
-
-def _table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Mapping[str, str]],
-    *,
-    narrow: Sequence[str],
-) -> None:
-    """Print a table; a terminal of few columns leaves out those in ``narrow``."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    console = cli.console
-    if not console.is_terminal:  # a log has no width; 80 columns would break every reason
-        console = cli.Screen(file=console.file, width=160, highlight=False)
-    table = Table(title=title, box=SIMPLE_HEAD)
-    shown = [name for name in columns if not (console.width < 110 and name in narrow)]
-    for name in shown:
-        table.add_column(
-            name,
-            justify="right" if name in ("now", "was", "change") else "left",
-            no_wrap=name not in ("artifact", "bound", "because", "allowed because"),
-        )
-    for row in rows:
-        table.add_row(*(row[name] for name in shown))
-    console.print(table)
-
-
-def _cell(text: str) -> str:
-    """Text for a table: one line, no markup, and no ``::`` that GitHub takes for a command."""
-    return cli.plain(text.replace("::", ": :"))
-
-
-def _bound(kind: grammar.Kind) -> Callable[[str], Bound]:
-    """argparse type: a bound of one kind."""
-
-    def read(text: str) -> Bound:
-        try:
-            return grammar.parse(kind, text)
-        except InvalidOptionError as exc:
-            raise argparse.ArgumentTypeError(str(exc)) from None
-
-    return read
 
 
 def parser() -> cli.Parser:
@@ -195,7 +96,7 @@ python -m edgekit.gate report.json --baseline exports/baseline.json \\
     for kind, text in kinds.items():
         add(
             f"--{kind}",
-            type=_bound(kind),
+            type=grammar.argument(kind),
             action="append",
             dest="bounds",
             metavar="[ARTIFACT:]NAME=VALUE",
@@ -241,7 +142,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         asked = (*default_of(accepted, bounds), *bounds)
         return _update(report, target, asked, options.accept, dead, options.origin)
     if baseline_path is None:
-        _check_answerable(bounds, False)
+        check_answerable(bounds, False)
     written = _outputs(options, [path, baseline_path, config.path])
     report = Report.load(path)
     if baseline_path is not None and not baseline_path.exists():
@@ -251,7 +152,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         )
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds, allow_dead=dead)
-    _print(checks, (*grammar.DEFAULTS, *bounds), report.model_id, report.reference_in_words)
+    gate_table.show(
+        checks, (*grammar.DEFAULTS, *bounds), report.model_id, report.reference_in_words
+    )
     _say_unjudged(report)
     for word, given, file in (
         ("report", options.report, path),
@@ -360,7 +263,7 @@ def _update(
     found = review.changes(report, baseline, checks)
     outside = [change for change in found if change.outside]
     reason = None if reason is None else visible(reason.strip())
-    _print_changes(found, report.model_id)
+    gate_table.show_changes(found, report.model_id)
     document: dict[str, Any] = {
         "changes": found,
         "accepted": reason if outside else None,

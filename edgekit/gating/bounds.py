@@ -24,10 +24,11 @@ baseline's value::
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -307,6 +308,18 @@ def full_name(name: str | None, artifacts: Sequence[str], model_id: str, where: 
         f"{where}: unknown artifact {name!r}; expected one of {', '.join(artifacts)}"
         f"{words.near(name, artifacts)}"
     )
+
+
+def argument(kind: Kind) -> Callable[[str], Bound]:
+    """An argparse type: a bound of one kind."""
+
+    def read_argument(text: str) -> Bound:
+        try:
+            return parse(kind, text)
+        except InvalidOptionError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+
+    return read_argument
 
 
 def load(path: Path | None = None, *, start: Path | None = None) -> Config:

@@ -47,7 +47,7 @@ def gate(
         asked += bounds
     elif baseline is not None:
         asked = [*default_of(baseline, bounds), *asked]
-    _check_answerable(asked, baseline is not None)
+    check_answerable(asked, baseline is not None)
     checks = judged.judge(report, baseline=baseline, bounds=asked, allow_dead=allow_dead)
     for check in checks:
         if check.verdict == "REFUSED":
@@ -78,7 +78,12 @@ def default_of(accepted: Report, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
     return ()
 
 
-def _check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
+def check_answerable(bounds: Sequence[Bound], has_baseline: bool) -> None:
+    """Refuse bounds that cannot be judged by.
+
+    Raises:
+        InvalidOptionError: If there is none, or one needs a baseline and there is none.
+    """
     if not bounds:
         raise InvalidOptionError(
             "nothing to judge by; pass --baseline FILE, or a limit as --min top1=93"

@@ -1,0 +1,247 @@
+"""``python -m edgekit.deploy``: from a float model to deployables that are proved, in one command.
+
+Writes every target in every precision (as ``export`` does, from one load, one conversion and one
+quantization), compares all of them with the float model on test data, writes the page and judges
+the report by bounds and a baseline: everything in one folder, ``OUT/TARGET-PRECISION/``,
+``OUT/report.json`` and ``OUT/report.html``.
+
+What is always the same stands in ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has
+it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``
+and ``out``; the command line wins. Bounds and the baseline come from ``[tool.edgekit.gate]`` as the
+gate takes them. Exit status 1 if a deployable is dead, poor or misses a bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgekit import data
+from edgekit.base import cli, outputs, words
+from edgekit.base.errors import InvalidInputError, InvalidOptionError
+from edgekit.evaluation import verdicts
+from edgekit.evaluation.comparison import compare
+from edgekit.gating import bounds as grammar
+from edgekit.gating.checks import Check
+from edgekit.gating.gate import check_answerable, gate
+from edgekit.pipeline.exporting import TARGETS, export_all
+from edgekit.quantization import profiles
+from edgekit.records import artifact
+from edgekit.records.results import Report
+from edgekit.reporting import gate_table, tables
+from edgekit.reporting.page import report as page_of
+from edgekit.sources import float_model
+
+__all__ = ["Settings", "main", "parser", "settings"]
+
+TABLE = "tool.edgekit.deploy"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``[tool.edgekit.deploy]`` of one pyproject.toml; None where it says nothing.
+
+    Attributes:
+        model: Its path, from the file's folder.
+        out: Likewise.
+    """
+
+    model: Path | None = None
+    preprocessing: str | None = None
+    calibration: str | None = None
+    data: str | None = None
+    target: tuple[str, ...] | None = None
+    precision: tuple[str, ...] | None = None
+    device: str | None = None
+    out: Path | None = None
+
+
+def settings(start: Path | None = None) -> Settings:
+    """Read the table of the nearest pyproject.toml that has it, from ``start`` upward.
+
+    Raises:
+        InvalidInputError: If the file is no TOML.
+        InvalidOptionError: If the table holds what is not known.
+    """
+    folder = (start or Path.cwd()).absolute()
+    for place in (folder, *folder.parents):
+        path = place / "pyproject.toml"
+        if not path.is_file():
+            continue
+        try:
+            found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as exc:
+            raise InvalidInputError(f"{path} is not valid TOML ({exc}); mend it") from None
+        for key in TABLE.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is not None:
+            return _read(path, found)
+    return Settings()
+
+
+def _read(path: Path, table: Any) -> Settings:
+    if not isinstance(table, dict):
+        raise InvalidOptionError(f"{path}: expected {TABLE} to be a table, got {table!r}")
+    known = [field.name for field in fields(Settings)]
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise InvalidOptionError(
+                f"{path}: unknown key {key!r} in {TABLE}; expected one of {', '.join(known)}"
+                f"{words.near(key, known)}"
+            )
+        several = key in ("target", "precision")
+        given = [value] if several and isinstance(value, str) else value
+        if several and not (isinstance(given, list) and given and all(map(_is_word, given))):
+            raise InvalidOptionError(f"{path}: expected {key} to be a list of words, got {value!r}")
+        if not several and not _is_word(value):
+            raise InvalidOptionError(f"{path}: expected {key} to be text, got {value!r}")
+        found[key] = tuple(given) if several else value
+    for key in ("model", "out"):
+        if key in found:
+            found[key] = path.parent / found[key]
+    return Settings(**found)
+
+
+def _is_word(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
+
+
+def parser() -> cli.Parser:
+    """Options of ``python -m edgekit.deploy``."""
+    result = cli.Parser(
+        "deploy",
+        description="Write, compare, report and judge all deployables of a float model. "
+        "Exit status: 0 good, 1 one is dead, poor or misses a bound, 2 bad input.",
+        examples="""
+python -m edgekit.deploy  # all from [tool.edgekit.deploy]
+python -m edgekit.deploy --target tflite,onnx --precision float32,int8 \\
+    --out build/shipped
+python -m edgekit.deploy mine.keras --preprocessing symmetric \\
+    --calibration folder:train --data folder:test \\
+    --max-drop top1=0.5 --out build/mine
+""",
+    )
+    float_model.add_arguments(result)
+    float_model.add_shape(result)
+    float_model.add_trust(result)
+    add = result.add_argument
+    add("--data", metavar="IMAGES", help=f"test images or samples: {data.WORDS}")
+    add("--calibration", metavar="IMAGES", help="for int8: images that show which values occur")
+    add(
+        "--target",
+        type=cli.several(TARGETS),
+        metavar="TARGET[,TARGET]",
+        help=f"formats (default: {','.join(TARGETS)})",
+    )
+    add(
+        "--precision",
+        type=cli.several(artifact.PRECISIONS),
+        metavar="PRECISION[,PRECISION]",
+        help="of the numbers (default: all that the device takes)",
+    )
+    add("--device", choices=profiles.NAMES, help="what the files are made for (default: generic)")
+    add("--limit", type=cli.positive_int, help="compare on the first N images only")
+    add("--rounds", type=cli.positive_int, default=10, help="of latency (default: %(default)s)")
+    add("--parity", action="store_true", help="also hold the two int8 files against each other")
+    add("--baseline", type=Path, metavar="FILE", help="a report that was accepted before")
+    for kind in grammar.KINDS:
+        add(
+            f"--{kind}",
+            type=grammar.argument(kind),
+            action="append",
+            dest="bounds",
+            metavar="[ARTIFACT:]NAME=VALUE",
+            help="as `edgekit gate` takes it; repeatable",
+        )
+    add("--out", type=Path, metavar="FOLDER", help="for everything that is written")
+    add("--force", action="store_true", help="replace what is in FOLDER")
+    return result
+
+
+def _act(options: argparse.Namespace) -> cli.Outcome:
+    said, judged = settings(), grammar.load()
+    out = options.out or said.out
+    if out is None:
+        raise InvalidOptionError(f"expected --out FOLDER, or out in [{TABLE}]; got neither")
+    given = options.model is not None
+    model = options.model or said.model
+    profile = profiles.profile(options.device or said.device or profiles.DEFAULT)
+    targets = options.target or said.target or [t for t in TARGETS if t in profile.precisions]
+    precisions = options.precision or said.precision
+    if precisions is None:
+        precisions = [
+            each
+            for each in artifact.PRECISIONS
+            if all(each in profile.precisions.get(target, ()) for target in targets)
+        ]
+    bounds = (*judged.bounds, *grammar.once(options.bounds or []))
+    baseline = options.baseline or judged.baseline
+    if given or baseline is None or not baseline.exists():
+        baseline = options.baseline
+    if bounds:
+        check_answerable(bounds, baseline is not None)
+    files = {name: out / name for name in ("report.json", "report.html")}
+    for file in files.values():
+        outputs.check_free(file, force=options.force)
+    test = float_model.data_word(options.data or said.data, model)
+    artifacts = export_all(
+        model,
+        targets=targets,
+        precisions=precisions,
+        calibration=(options.calibration or said.calibration) if "int8" in precisions else None,
+        device=profile.name,
+        preprocessing=options.preprocessing or (None if given else said.preprocessing),
+        shapes=float_model.shapes_of(options.shape),
+        trust=options.trust,
+        out=out,
+        force=options.force,
+        command=cli.command_line(),
+    )
+    for each in artifacts:
+        cli.say(f"{each.model_path}  {each.size:,} bytes")
+    report = compare(
+        [each.path for each in artifacts],
+        dataset=test,
+        limit=options.limit,
+        rounds=options.rounds,
+        parity=options.parity,
+        reference=model if model is not None and model.exists() else None,
+        trust=options.trust,
+        command=cli.command_line(),
+    )
+    outputs.write_text(files["report.json"], report.dumps(), force=options.force)
+    outputs.write_text(files["report.html"], page_of(report), force=options.force)
+    tables.show(report)
+    broken = {result.name: verdicts.of(result, report).broken for result in report.artifacts}
+    failed = {name: how for name, how in broken.items() if how}
+    checks: tuple[Check, ...] = ()
+    if bounds or baseline is not None:
+        accepted = None if baseline is None else Report.load(baseline)
+        checks = gate(report, baseline=accepted, bounds=bounds, allow_dead=judged.allow_dead)
+        asked = (*grammar.DEFAULTS, *bounds)
+        gate_table.show(checks, asked, report.model_id, report.reference_in_words)
+    for file in files.values():
+        cli.say(str(file))
+    passed = not failed and all(check.verdict != "FAIL" for check in checks)
+    return (0 if passed else 1), {
+        "passed": passed,
+        "artifacts": [str(each.path) for each in artifacts],
+        "report": str(files["report.json"]),
+        "page": str(files["report.html"]),
+        "failed": failed,
+        "checks": checks,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    return cli.run(parser(), _act, arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
