@@ -2,8 +2,8 @@
 
 Writes every target in every precision (as ``export`` does, from one load, one conversion and one
 quantization), compares all of them with the float model on test data, writes the page and judges
-the report by bounds and a baseline: everything in one folder, ``OUT/TARGET-PRECISION/``,
-``OUT/report.json`` and ``OUT/report.html``.
+the report by bounds and a baseline: everything in one folder:
+``OUT/MODEL_ID-TARGET-PRECISION/``, ``OUT/report.json`` and ``OUT/report.html``.
 
 What is always the same stands in ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has
 it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``

@@ -122,7 +122,7 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         type=Path,
         metavar="FOLDER",
         help="what to write (default: exports/MODEL_ID-TARGET-PRECISION); of several a folder for "
-        "them, in which each is called TARGET-PRECISION",
+        "them, in which each has that name",
     )
     add("--force", action="store_true", help="replace FOLDER if it exists")
     return result

@@ -216,8 +216,8 @@ def export_all(
         targets: One or more of ``tflite`` and ``onnx``.
         precisions: One or more of ``float32``, ``float16`` and ``int8``; ``calibration`` and what
             else is for int8 is used where it is int8.
-        out: A folder for the artifacts, in which each is called ``TARGET-PRECISION``, or the
-            artifact itself where it is one; default ``exports/MODEL_ID-TARGET-PRECISION``.
+        out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``, or
+            the artifact itself where it is one; default ``exports``.
         force: Replace the artifacts that are there.
 
     Raises:
@@ -231,13 +231,12 @@ def export_all(
         )
 
     def place_of(each: tuple[str, str], model_id: str = "") -> Path:
-        if out is None:
-            return Path("exports") / "-".join((model_id, *each))
-        return out if len(wanted) == 1 else out / "-".join(each)
+        if out is not None and len(wanted) == 1:
+            return out
+        return (out or Path("exports")) / "-".join((model_id, *each))
 
-    if out is not None:
-        for each in wanted:
-            outputs.check_free(place_of(each), force=force)
+    if out is not None and len(wanted) == 1:
+        outputs.check_free(out, force=force)
     given = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
         preprocessing, shapes, trust, command,
