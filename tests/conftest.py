@@ -109,19 +109,65 @@ def no_lines_of_progress() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def edgekit() -> Callable[..., Done]:
-    """Run ``python -m edgekit.VERB ARGUMENTS`` in a fresh process, from the repository."""
+def frameworks(cache: Path) -> Iterator[subprocess.Popen[str] | None]:
+    """``tests/forked.py``; None where a GPU is, whose driver no process may take over by a fork."""
+    from edgekit import environment
 
-    def call(verb: str, *arguments: object, timeout: float = 300, **env: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", f"edgekit.{verb}", *map(str, arguments)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, **env},
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+    if environment.gpu() is not None:
+        yield None
+        return
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "forked.py")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, _paths()))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _paths() -> tuple[str, ...]:
+    return (str(ROOT), os.environ.get("PYTHONPATH", ""))
+
+
+@pytest.fixture(scope="session")
+def edgekit(
+    frameworks: subprocess.Popen[str] | None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Done]:
+    """Run ``python -m edgekit.VERB ARGUMENTS`` in a process of its own, from the repository."""
+    streams = tmp_path_factory.mktemp("streams")
+
+    def call(verb: str, *arguments: object, timeout: int = 300, **env: str) -> Done:
+        module, words = f"edgekit.{verb}", [str(word) for word in arguments]
+        if frameworks is None:
+            done = subprocess.run(
+                [sys.executable, "-m", module, *words],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env={**os.environ, **env},
+            )
+            return Done(done.returncode, done.stdout, done.stderr)
+        asked = {
+            "module": module,
+            "arguments": words,
+            "env": {**os.environ, **env},
+            "folder": str(ROOT),
+            "seconds": timeout,
+            "stdout": str(streams / "stdout"),
+            "stderr": str(streams / "stderr"),
+        }
+        assert frameworks.stdin is not None and frameworks.stdout is not None
+        print(json.dumps(asked), file=frameworks.stdin, flush=True)
+        status = int(frameworks.stdout.readline())
+        stdout, stderr = ((streams / name).read_text() for name in ("stdout", "stderr"))
+        if status == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired([module, *words], timeout, stdout, stderr)
+        return Done(status, stdout, stderr)
 
     return call
 
