@@ -69,11 +69,15 @@ def lacking(data_format: str, precision: str, *, training: bool) -> str:
     return ""
 
 
+def _of_all(factory: pytest.TempPathFactory) -> Path:
+    """The folder of all processes which run the tests."""
+    root = factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first of the processes which run the tests makes, and all of them read."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
+    root = _of_all(factory)
     folder = root / f"{name}-of-all"
     with (root / f"{name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -87,8 +91,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tests' own cache and no GitHub: what they find there is what they put there."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The tests' own cache and no GitHub: what they find there is what they put there.
+
+    One for all processes: to decide the integers of the shipped model takes a minute.
+    """
+    folder = _of_all(tmp_path_factory) / "cache"
+    folder.mkdir(exist_ok=True)
     if "PYTEST_XDIST_WORKER" in os.environ:  # which ignores Ctrl-C, and so would what it starts
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
