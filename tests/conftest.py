@@ -22,6 +22,37 @@ settings.load_profile("edgekit")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: The files that take longest, which start first, so that no process waits for the other at the
+#: end. The second one needs no ``artifacts``, which the first one makes meanwhile.
+LONGEST = (
+    "test_compare.py",
+    "test_train.py",
+    "test_layers.py",
+    "test_qat.py",
+    "test_export.py",
+    "test_quant_layers.py",
+    "test_written_integers.py",
+    "test_own_models.py",
+    "test_readme.py",
+    "test_mistakes.py",
+    "test_stream.py",
+    "test_recording.py",
+    "test_half.py",
+    "test_calibrate.py",
+    "test_gpu_suite.py",
+    "test_finetune.py",
+    "test_models_slim.py",
+    "test_corpus.py",
+    "test_train_replicas.py",
+    "test_shards.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; pytest-xdist keeps this order with ``--no-loadscope-reorder``."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 class Done:
     """A finished command: exit status, both streams, the closing JSON document."""

@@ -185,7 +185,7 @@ def test_a_layer_without_such_a_form_is_refused() -> None:
         arrange.arrange(keras.Model(image, x), data_format="NCHW")
     with pytest.raises(InvalidModelError, match="NCHW is for models"):
         arrange.arrange(keras.Model(image, keras.layers.Conv2D(2, 1)(image)), data_format="NCHW")
-    with pytest.raises(InvalidOptionError, match="NHWC, NCHW, got 'CHWN'"):
+    with pytest.raises(InvalidOptionError, match="NHWC or NCHW, got 'CHWN'"):
         arrange.arrange(keras.Model(image, x), data_format="CHWN")
 
 
