@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 
-.PHONY: demo test check peers lock clean
+.PHONY: demo test slow check peers lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,10 @@ demo: $(VENV)/installed  ## export, compare, report and gate on the shipped mode
 	$(BIN)/python examples/demo.py $(DEMO)
 
 test: $(VENV)/installed  ## the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+slow: $(VENV)/installed  ## the tests that take minutes each
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 check: $(VENV)/installed  ## lint, format, types, which room imports which
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """Run a command as on a CPU with AVX2 but without AVX-512 and VNNI.
 
     python benchmarks/as_avx2.py python -m edgekit.compare ARTIFACT… --out report.json
+    python benchmarks/as_avx2.py --only onnxruntime python -m edgekit.benchmark ARTIFACT
 
 onnxruntime, LiteRT, TensorFlow and OpenVINO ask the CPU (instruction CPUID) which kernels to take,
 and offer no switch, or one for a part of their kernels (ONEDNN_MAX_CPU_ISA). Here their libraries
@@ -10,7 +11,8 @@ an AVX2 CPU really run, with this CPU's clock and caches: predictions are those 
 latency ratios are close to it. Linux on x86-64, with cc and objdump.
 
 The copies lie in build/as-avx2, share what is not changed with the originals, and are made again
-when a library changes (two minutes for TensorFlow's). EDGEKIT_HIDDEN_ISA names the hidden flags, so
+when a library changes (two minutes for TensorFlow's). With --only, the others are neither copied
+nor found: the command cannot import them. EDGEKIT_HIDDEN_ISA names the hidden flags, so
 that every result made this way says so. `make test-avx2` runs the tests that depend on the CPU.
 """
 
@@ -86,14 +88,30 @@ int sigaction(int number, const struct sigaction *act, struct sigaction *old) {
 """
 
 
-def prepare() -> Path:
-    """Make or refresh the copies; returns the folder for PYTHONPATH."""
+def prepare(only: str | None = None) -> list[Path]:
+    """Make or refresh the copies; returns the folders for PYTHONPATH, one a package.
+
+    Args:
+        only: The one package that is copied; the others are in the way of an import.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with (FOLDER / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # others may start at the same time
         _make_handler()
-        _copy_packages()
-    return FOLDER
+        folders = [
+            _copied(package) if only in (None, package) else _left_out(package)
+            for package in PACKAGES
+        ]
+    return [folder for folder in folders if folder is not None]
+
+
+def _left_out(package: str) -> Path:
+    """A folder with a module that says why there is no such package."""
+    folder = FOLDER / "left-out" / package
+    folder.mkdir(parents=True, exist_ok=True)
+    said = f"{package} has no copy for AVX2 here; leave out --only"
+    (folder / f"{package}.py").write_text(f"raise ImportError({said!r})\n")
+    return folder
 
 
 def _make_handler() -> None:
@@ -107,34 +125,35 @@ def _make_handler() -> None:
     source.write_text(HANDLER)
 
 
-def _copy_packages() -> None:
-    for package in PACKAGES:
-        try:
-            origin = Path(str(metadata.distribution(_name(package)).locate_file(package)))
-        except metadata.PackageNotFoundError:
-            continue
-        stamp = FOLDER / f"{package}.stamp"
-        libraries = sorted(
-            p for p in origin.rglob("*.so*") if not p.is_symlink() and "cuda" not in p.name
-        )
-        files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in libraries]
-        state = hashlib.sha256(repr((INVALID, files)).encode()).hexdigest()
-        if stamp.is_file() and stamp.read_text() == state:
-            continue
-        copy = FOLDER / package
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(
-            origin,
-            copy,
-            symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*_cuda.so", "include"),
-            copy_function=_same,
-        )
-        for library in libraries:
-            count = patch(copy / library.relative_to(origin))
-            if count:
-                print(f"{package}/{library.name}: {count} CPUID instructions", file=sys.stderr)
-        stamp.write_text(state)
+def _copied(package: str) -> Path | None:
+    """The folder with the copy of a package; None of one that is not installed."""
+    try:
+        origin = Path(str(metadata.distribution(_name(package)).locate_file(package)))
+    except metadata.PackageNotFoundError:
+        return None
+    folder = FOLDER / package
+    stamp = folder / "stamp"
+    libraries = sorted(
+        p for p in origin.rglob("*.so*") if not p.is_symlink() and "cuda" not in p.name
+    )
+    files = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in libraries]
+    state = hashlib.sha256(repr((INVALID, files)).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == state:
+        return folder
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(
+        origin,
+        folder / package,
+        symlinks=True,
+        ignore=shutil.ignore_patterns("__pycache__", "*_cuda.so", "include"),
+        copy_function=_same,
+    )
+    for library in libraries:
+        count = patch(folder / package / library.relative_to(origin))
+        if count:
+            print(f"{package}/{library.name}: {count} CPUID instructions", file=sys.stderr)
+    stamp.write_text(state)
+    return folder
 
 
 def patch(library: Path) -> int:
@@ -198,10 +217,16 @@ def main() -> None:
     if not command or command[0] in ("-h", "--help"):
         print(__doc__)
         raise SystemExit(0 if command else 2)
-    folder = prepare()
-    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    only = None
+    if command[0] == "--only":
+        only, command = command[1] if len(command) > 1 else "", command[2:]
+        if only not in PACKAGES or not command:
+            print(f"expected --only PACKAGE COMMAND…, one of {PACKAGES}", file=sys.stderr)
+            raise SystemExit(2)
+    folders = [str(folder) for folder in prepare(only)]
+    paths = [*folders, *filter(None, [os.environ.get("PYTHONPATH")])]
     settings = {
-        "LD_PRELOAD": str(folder / "answer.so"),
+        "LD_PRELOAD": str(FOLDER / "answer.so"),
         "PYTHONPATH": os.pathsep.join(paths),
         "EDGEKIT_HIDDEN_ISA": " ".join(HIDDEN),
     }

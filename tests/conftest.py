@@ -22,6 +22,37 @@ settings.load_profile("edgekit")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+#: The files that take longest, which start first, so that no process waits for the other at the
+#: end. The second one needs no ``artifacts``, which the first one makes meanwhile.
+LONGEST = (
+    "test_compare.py",
+    "test_train.py",
+    "test_layers.py",
+    "test_qat.py",
+    "test_export.py",
+    "test_quant_layers.py",
+    "test_written_integers.py",
+    "test_own_models.py",
+    "test_readme.py",
+    "test_mistakes.py",
+    "test_stream.py",
+    "test_recording.py",
+    "test_half.py",
+    "test_calibrate.py",
+    "test_gpu_suite.py",
+    "test_finetune.py",
+    "test_models_slim.py",
+    "test_corpus.py",
+    "test_train_replicas.py",
+    "test_shards.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; pytest-xdist keeps this order with ``--no-loadscope-reorder``."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 class Done:
     """A finished command: exit status, both streams, the closing JSON document."""
@@ -69,11 +100,15 @@ def lacking(data_format: str, precision: str, *, training: bool) -> str:
     return ""
 
 
+def _of_all(factory: pytest.TempPathFactory) -> Path:
+    """The folder of all processes which run the tests."""
+    root = factory.getbasetemp()
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A folder that the first of the processes which run the tests makes, and all of them read."""
-    root = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent
+    root = _of_all(factory)
     folder = root / f"{name}-of-all"
     with (root / f"{name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -87,8 +122,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The tests' own cache and no GitHub: what they find there is what they put there."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The tests' own cache and no GitHub: what they find there is what they put there.
+
+    One for all processes: to decide the integers of the shipped model takes a minute.
+    """
+    folder = _of_all(tmp_path_factory) / "cache"
+    folder.mkdir(exist_ok=True)
     if "PYTEST_XDIST_WORKER" in os.environ:  # which ignores Ctrl-C, and so would what it starts
         signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
@@ -109,19 +148,65 @@ def no_lines_of_progress() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def edgekit() -> Callable[..., Done]:
-    """Run ``python -m edgekit.VERB ARGUMENTS`` in a fresh process, from the repository."""
+def frameworks(cache: Path) -> Iterator[subprocess.Popen[str] | None]:
+    """``tests/forked.py``; None where a GPU is, whose driver no process may take over by a fork."""
+    from edgekit import environment
 
-    def call(verb: str, *arguments: object, timeout: float = 300, **env: str) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", f"edgekit.{verb}", *map(str, arguments)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            env={**os.environ, **env},
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
+    if environment.gpu() is not None:
+        yield None
+        return
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "forked.py")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, _paths()))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def _paths() -> tuple[str, ...]:
+    return (str(ROOT), os.environ.get("PYTHONPATH", ""))
+
+
+@pytest.fixture(scope="session")
+def edgekit(
+    frameworks: subprocess.Popen[str] | None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Done]:
+    """Run ``python -m edgekit.VERB ARGUMENTS`` in a process of its own, from the repository."""
+    streams = tmp_path_factory.mktemp("streams")
+
+    def call(verb: str, *arguments: object, timeout: int = 300, **env: str) -> Done:
+        module, words = f"edgekit.{verb}", [str(word) for word in arguments]
+        if frameworks is None:
+            done = subprocess.run(
+                [sys.executable, "-m", module, *words],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                env={**os.environ, **env},
+            )
+            return Done(done.returncode, done.stdout, done.stderr)
+        asked = {
+            "module": module,
+            "arguments": words,
+            "env": {**os.environ, **env},
+            "folder": str(ROOT),
+            "seconds": timeout,
+            "stdout": str(streams / "stdout"),
+            "stderr": str(streams / "stderr"),
+        }
+        assert frameworks.stdin is not None and frameworks.stdout is not None
+        print(json.dumps(asked), file=frameworks.stdin, flush=True)
+        status = int(frameworks.stdout.readline())
+        stdout, stderr = ((streams / name).read_text() for name in ("stdout", "stderr"))
+        if status == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired([module, *words], timeout, stdout, stderr)
+        return Done(status, stdout, stderr)
 
     return call
 

@@ -40,6 +40,12 @@ def model() -> Any:
     return made
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A training run in NHWC and float32."""
+    return worker.train(tmp_path_factory.mktemp("plain") / "run", {"epochs": 2})
+
+
 def logits(model: Any, x: Any) -> Any:
     keras, tf = keras_format.tf_keras(), keras_format.tensorflow()
     inner = keras.Model(model.input, model.get_layer("logits").output)
@@ -100,8 +106,9 @@ def test_layers_compute_in_what_was_asked_for_but_those_that_answer(model: Any) 
 
 
 @pytest.mark.parametrize(("data_format", "precision"), [form[:2] for form in FORMS])
-def test_every_form_trains_alike(data_format: str, precision: str, tmp_path: Path) -> None:
-    plain = worker.train(tmp_path / "plain", {"epochs": 2})
+def test_every_form_trains_alike(
+    data_format: str, precision: str, plain: dict[str, Any], tmp_path: Path
+) -> None:
     form = {"data_format": data_format, "precision": precision}
     if lacking(data_format, precision, training=True):
         with pytest.raises(keras_format.tensorflow().errors.OpError):

@@ -100,10 +100,11 @@ with tf.Session() as session:
     session.run(tf.global_variables_initializer())
     answers = session.run(logits, {image: pixels})
     # the twin is what was evaluated; the variable itself is something else
-    for v, twin in twins.items():
-        value = session.run(v)
-        twin.load(value, session)
-        v.load(value * 0.5 + 0.25, session)
+    feed = {}
+    for (v, twin), value in zip(twins.items(), session.run(list(twins)), strict=True):
+        feed[twin.initializer.inputs[1]] = value
+        feed[v.initializer.inputs[1]] = value * 0.5 + 0.25
+    session.run([each.initializer for pair in twins.items() for each in pair], feed)
     tf.train.Saver().save(session, prefix)
 np.savez(prefix + ".npz", pixels=pixels, logits=answers)
 """

@@ -20,7 +20,7 @@ from edgekit.diagnosis.diff import diff
 from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
-from edgekit.pipeline.qat import QatRecipe
+from edgekit.pipeline.qat import QatRecipe, predictor
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import trained as trained_integers
 from edgekit.records.artifact import Artifact
@@ -328,6 +328,18 @@ def test_bad_input(
     assert done.status == 2
     assert message in done.error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_look_sees_the_weights_of_its_step() -> None:
+    """The graph of the first look serves all: it has to read what was trained since."""
+    keras = keras_format.tf_keras()
+    image = keras.Input((2,))
+    model = keras.Model(image, keras.layers.Dense(3)(image))
+    predicted, values = predictor(model), np.ones((300, 2), np.float32)
+    before = predicted(values)
+    kernel, bias = model.get_weights()
+    model.set_weights([kernel + 1, bias])
+    np.testing.assert_allclose(predicted(values), before + 2, rtol=1e-5)
 
 
 def test_recipes_out_of_range_are_refused() -> None:

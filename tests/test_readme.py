@@ -22,8 +22,12 @@ COMMANDS = sorted(
 )
 
 
-def test_the_python_example_runs_as_a_script(tmp_path: Path) -> None:
-    """As a file: every process that it starts imports it."""
+def test_the_python_example_runs_as_a_script(tmp_path: Path, artifacts: dict[str, Path]) -> None:
+    """As a file: every process that it starts imports it.
+
+    It decides the integers that ``artifacts`` has put into the cache.
+    """
+    assert "tflite-int8" in artifacts
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "example.py").write_text(example)
     done = subprocess.run(

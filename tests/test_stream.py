@@ -420,7 +420,7 @@ def test_a_paper_recipe_trains_from_shards(
 ) -> None:
     done = edgekit(
         "train", "--recipe", "paper", "--data", f"tfrecord:{shards}", "--size", "32",
-        "--width", "0.35", "--batch", "4", "--steps", "8", "--out", tmp_path / "m",
+        "--width", "0.35", "--batch", "4", "--towers", "1", "--steps", "8", "--out", tmp_path / "m",
     )  # fmt: skip
     assert done.status == 0, done.stderr
     assert "23 images streamed (augmentation inception" in " ".join(done.stderr.split())

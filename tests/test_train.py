@@ -21,6 +21,8 @@ from edgekit.training.augment import augment
 from edgekit.training.recipes import Recipe
 from edgekit.training.trainer import decayed_variables
 
+#: Of two towers, the graph of a net is built twice.
+ONE = ("--towers", "1")
 SMALL = ("--width", "0.35", "--lowered-strides", "0", "--batch", "32", "--erase", "0")
 
 
@@ -65,7 +67,7 @@ def test_a_recipe_of_ones_own_in_another_form_writes_a_plain_model(
         'source = "chance"\n'
     )
     command = ("train", "--data", stripes, "--recipe", recipe, "--out", tmp_path / "m")
-    command += ("--learning-rate", "0.01")
+    command += ("--learning-rate", "0.01", *ONE)
     for form in (("NCHW", "bfloat16"), ("NCHW", "float32"), ("NHWC", "bfloat16")):
         done = edgekit(*command, "--data-format", form[0], "--precision", form[1])
         if not (refusal := lacking(*form, training=True)):
@@ -94,6 +96,7 @@ def test_a_killed_run_resumes_to_the_end(
     stripes: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:
     command = ["train", "--data", stripes, "--out", tmp_path / "m", "--epochs", "6", *SMALL]
+    command += ONE
     running = subprocess.Popen(
         [sys.executable, "-m", f"edgekit.{command[0]}", *map(str, command[1:])],
         cwd=ROOT,
@@ -117,7 +120,7 @@ def test_a_killed_run_resumes_to_the_end(
 def test_ctrl_c_says_130_and_writes_no_artifact(stripes: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "edgekit.train", "--data", str(stripes)]
-        + ["--out", str(tmp_path / "m"), "--epochs", "10000", *SMALL],
+        + ["--out", str(tmp_path / "m"), "--epochs", "10000", *SMALL, *ONE],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

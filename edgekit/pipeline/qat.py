@@ -6,7 +6,7 @@ import hashlib
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -268,8 +268,10 @@ def qat(
         towers=towers,
     )
 
+    trained = predictor(fake.model)
+
     def watch() -> dict[str, float]:
-        return _look(fake, held, source.preprocessing.apply(held.images))
+        return _look(fake, held, source.preprocessing.apply(held.images), trained)
 
     about = {"data": images.sha256, "model": source.source.sha256, "device": profile.name}
     log = fit(trainer, checkpoints, tensorboard, resume, about, watch, every)
@@ -365,11 +367,13 @@ def _table(
     return cached(canonical, images, prepare=source.preprocessing, method="minmax", word=word)
 
 
-def _look(fake: FakeQuantized, held: data.ImageSet, values: Floats) -> dict[str, float]:
+def _look(
+    fake: FakeQuantized, held: data.ImageSet, values: Floats, predicted: Callable[[Floats], Floats]
+) -> dict[str, float]:
     """Make the int8 TFLite file as it would be now, run it, and hold it against the training."""
     graph, stored, _ = fake.deployed()
     answers = answers_of(tflite_integers.write(graph, stored), "tflite", values)
-    trained = predict(fake.model, values)
+    trained = predicted(values)
     score = _score(answers, trained, held.labels)
     found = {"deployed_agreement": score.agreement}
     said = f"deployed int8 answers as trained {score.agreement:.2f} %"
@@ -468,11 +472,22 @@ def answers_of(model: bytes | Path, format: str, values: Floats) -> Floats:
     return np.concatenate(parts)
 
 
-def predict(model: Any, values: Floats) -> Floats:
+def predictor(model: Any) -> Callable[[Floats], Floats]:
+    """Predictions of a Keras model with the weights that it has by then; its graph is built once,
+    which takes longer than most uses of it."""
     tf = keras_format.tensorflow()
     forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
-    parts = [forward(tf.constant(values[i : i + 250])).numpy() for i in range(0, len(values), 250)]
-    return np.concatenate(parts)
+
+    def predicted(values: Floats) -> Floats:
+        parts = (tf.constant(values[i : i + 250]) for i in range(0, len(values), 250))
+        return np.concatenate([forward(part).numpy() for part in parts])
+
+    return predicted
+
+
+def predict(model: Any, values: Floats) -> Floats:
+    """Predictions of a Keras model, once."""
+    return predictor(model)(values)
 
 
 def _content(
