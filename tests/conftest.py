@@ -150,7 +150,7 @@ def no_lines_of_progress() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def frameworks(cache: Path) -> Iterator[subprocess.Popen[str] | None]:
     """``tests/forked.py``; None where a GPU is, whose driver no process may take over by a fork."""
-    from edgekit import environment
+    from edgekit.records import environment
 
     if environment.gpu() is not None:
         yield None

@@ -22,7 +22,7 @@ def imported() -> None:
 
     Not onnxruntime: it starts a thread, which a fork lacks, and waits for it at the end.
     """
-    from edgekit.formats import keras
+    from edgekit.sources import keras
 
     keras.tf_keras()
     import ai_edge_litert.interpreter  # noqa: F401
