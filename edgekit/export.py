@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -132,30 +133,31 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     profile = profiles.profile(options.device)
     if options.device == "auto":
         cli.console.print(f"device: {profile.name}, {profile.about}")
-    artifacts = export_all(
-        options.model,
-        targets=options.target,
-        precisions=options.precision,
-        calibration=options.calibration,
-        dataset=options.data,
-        method=options.method,
-        device=profile.name,
-        correction=options.correction,
-        strict=options.strict,
-        allow_dead=options.allow_dead,
-        allow_poor=options.allow_poor,
-        preprocessing=options.preprocessing,
-        shapes=float_model.shapes_of(options.shape),
-        trust=options.trust,
-        task=options.task,
-        out=options.out,
-        force=options.force,
-        command=cli.command_line(),
-    )
+    given: dict[str, Any] = {
+        "calibration": options.calibration,
+        "dataset": options.data,
+        "method": options.method,
+        "device": profile.name,
+        "correction": options.correction,
+        "strict": options.strict,
+        "allow_dead": options.allow_dead,
+        "allow_poor": options.allow_poor,
+        "preprocessing": options.preprocessing,
+        "shapes": float_model.shapes_of(options.shape),
+        "trust": options.trust,
+        "task": options.task,
+        "out": options.out,
+        "force": options.force,
+        "command": cli.command_line(),
+    }
+    targets, precisions = options.target, options.precision
+    if len(targets) == len(precisions) == 1:
+        written = export(options.model, target=targets[0], precision=precisions[0], **given)
+        _print(written)
+        return 0, _document(written)
+    artifacts = export_all(options.model, targets=targets, precisions=precisions, **given)
     for written in artifacts:
         _print(written)
-    if len(artifacts) == 1:
-        return 0, _document(artifacts[0])
     return 0, {"artifacts": [_document(written) for written in artifacts]}
 
 

@@ -179,13 +179,16 @@ def export(
         FidelityError: If the int8 file is dead or poor; nothing is written then.
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
-    (written,) = export_all(
-        model, targets=[target], precisions=[precision], calibration=calibration, dataset=dataset,
-        method=method, device=device, correction=correction, strict=strict, allow_dead=allow_dead,
-        allow_poor=allow_poor, preprocessing=preprocessing, shapes=shapes, trust=trust, task=task,
-        out=out, force=force, command=command,
+    if out is not None:
+        outputs.check_free(out, force=force)
+    options = _Options(
+        calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
+        preprocessing, shapes, trust, command,
     )  # fmt: skip
-    return written
+    found = _opened(model, [(target, precision)], options)
+    place = out or Path("exports") / f"{found.source.model_id}-{target}-{precision}"
+    outputs.check_free(place, force=force)
+    return found.proved(target, precision).write(place, force=force)
 
 
 def export_all(
@@ -216,8 +219,8 @@ def export_all(
         targets: One or more of ``tflite`` and ``onnx``.
         precisions: One or more of ``float32``, ``float16`` and ``int8``; ``calibration`` and what
             else is for int8 is used where it is int8.
-        out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``, or
-            the artifact itself where it is one; default ``exports``.
+        out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``;
+            default ``exports``.
         force: Replace the artifacts that are there.
 
     Raises:
@@ -230,19 +233,13 @@ def export_all(
             f"{', '.join(precisions) or 'no precision'}"
         )
 
-    def place_of(each: tuple[str, str], model_id: str = "") -> Path:
-        if out is not None and len(wanted) == 1:
-            return out
-        return (out or Path("exports")) / "-".join((model_id, *each))
-
-    if out is not None and len(wanted) == 1:
-        outputs.check_free(out, force=force)
-    given = _Options(
+    options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
         preprocessing, shapes, trust, command,
     )  # fmt: skip
-    found = _opened(model, wanted, given)
-    places = {each: place_of(each, found.source.model_id) for each in wanted}
+    found = _opened(model, wanted, options)
+    folder, name = out or Path("exports"), found.source.model_id
+    places = {each: folder / "-".join((name, *each)) for each in wanted}
     for place in places.values():
         outputs.check_free(place, force=force)
     proved = {each: found.proved(*each) for each in wanted}
