@@ -13,7 +13,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed  ## export, compare, report and gate on the shipped model
-	$(BIN)/python examples/demo.py $(DEMO)
+	$(BIN)/python -m edgekit.deploy --parity --baseline exports/baseline.json --force --out $(DEMO)
 
 test: $(VENV)/installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
