@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 
-.PHONY: demo test check peers lock clean
+.PHONY: demo test check docs peers lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -18,11 +18,14 @@ demo: $(VENV)/installed  ## export, compare, report and gate on the shipped mode
 test: $(VENV)/installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(VENV)/installed  ## lint, format, types, which room imports which
+check: $(VENV)/installed docs  ## lint, format, types, which room imports which, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/installed  ## the site in build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/installed-peers: $(VENV)/installed requirements-peers.lock
 	$(BIN)/pip install --quiet --require-hashes -r requirements-peers.lock

@@ -91,7 +91,7 @@ def _parser(parser: argparse.ArgumentParser, *, described: bool) -> Iterator[str
         yield _escaped(" ".join(parser.description.split()))
     formatter = parser._get_formatter()
     shown: list[str] = []
-    for action in parser._actions:
+    for action in sorted(parser._actions, key=lambda each: each.dest == "traceback"):
         if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
             continue
         name = formatter._format_action_invocation(action)
@@ -136,12 +136,21 @@ def fields(document: type[schema.Document]) -> str:
         told, hints = _told(cls), typing.get_type_hints(cls)
         rows = [
             f"| `{field.name}`{'' if _is_required(field) else ' (optional)'} "
-            f"| {_type(hints[field.name])} | {told.get(field.name, '').replace('|', chr(92) + '|')} |"
+            f"| {_type(hints[field.name])} | {_cell(told.get(field.name, ''))} |"
             for field in dataclasses.fields(cls)
+            if field.name != "schema_version"
         ]
+        if cls is document:
+            rows.append(
+                f"| `schema_version` | `{document.VERSION}` | the only version that is read |"
+            )
         summary = _ROLE.sub("", (inspect.getdoc(cls) or "").partition("\n\n")[0])
         parts += [f"## {cls.__name__}", summary, "\n".join([_HEAD, *rows])]
     return "\n\n".join(parts)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 _HEAD = "| field | type | meaning |\n|---|---|---|"
@@ -236,5 +245,11 @@ def _type(hint: Any) -> str:
         return f"[{', '.join(map(_type, inner))}]".replace("[", "\\[", 1)
     if origin is dict:
         return f"object of {_type(inner[1])}"
-    names = {str: "text", int: "integer", float: "number", bool: "true or false", type(None): "null"}
+    names = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(hint, "any")
