@@ -27,6 +27,13 @@ DOCUMENTS: dict[str, type[schema.Document]] = {"manifest": Manifest, "report": R
 SCHEMAS = {name: f"reference/{name}.schema.json" for name in DOCUMENTS}
 _MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 _ROLE = re.compile(r":(?:class|func|mod|meth|data|attr):(?=<code|`)")
+_WORDS = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+}
 _SCALARS = {str: "string", int: "integer", bool: "boolean"}
 
 
@@ -141,9 +148,8 @@ def fields(document: type[schema.Document]) -> str:
             if field.name != "schema_version"
         ]
         if cls is document:
-            rows.append(
-                f"| `schema_version` | `{document.VERSION}` | the only version that is read |"
-            )
+            told_version = "the only version that is read"
+            rows.append(f"| `schema_version` | `{document.VERSION}` | {told_version} |")
         summary = _ROLE.sub("", (inspect.getdoc(cls) or "").partition("\n\n")[0])
         parts += [f"## {cls.__name__}", summary, "\n".join([_HEAD, *rows])]
     return "\n\n".join(parts)
@@ -245,11 +251,4 @@ def _type(hint: Any) -> str:
         return f"[{', '.join(map(_type, inner))}]".replace("[", "\\[", 1)
     if origin is dict:
         return f"object of {_type(inner[1])}"
-    names = {
-        str: "text",
-        int: "integer",
-        float: "number",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names.get(hint, "any")
+    return _WORDS.get(hint, "any")
