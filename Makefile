@@ -24,8 +24,8 @@ check: $(VENV)/installed docs  ## lint, format, types, which room imports which,
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-docs: $(VENV)/installed  ## the site in build/site; a link that leads nowhere is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+docs: $(VENV)/installed  ## the site in build/site; a warning is an error (with --quiet it is none)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/installed-peers: $(VENV)/installed requirements-peers.lock
 	$(BIN)/pip install --quiet --require-hashes -r requirements-peers.lock
