@@ -4,7 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 
+<<<<<<< HEAD
 .PHONY: demo test slow check peers lock clean
+=======
+.PHONY: demo test check docs peers lock clean
+>>>>>>> w-docs
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,11 +25,14 @@ test: $(VENV)/installed  ## the test suite
 slow: $(VENV)/installed  ## the tests that take minutes each
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-check: $(VENV)/installed  ## lint, format, types, which room imports which
+check: $(VENV)/installed docs  ## lint, format, types, which room imports which, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: $(VENV)/installed  ## the site in build/site; a warning is an error (with --quiet it is none)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/installed-peers: $(VENV)/installed requirements-peers.lock
 	$(BIN)/pip install --quiet --require-hashes -r requirements-peers.lock

@@ -1,4 +1,6 @@
-"""Which models convert to what: ``python benchmarks/conversion_table.py --out docs/conversion.md``.
+"""Which models convert to what.
+
+    python benchmarks/conversion_table.py --out docs/reference/conversion.md
 
 Builds each model with random weights and batch statistics of its own inputs, exports it in every
 way, and holds the int8 files against the float one on inputs that were not calibrated with. Each
@@ -337,14 +339,14 @@ def table(found: dict[str, list[dict[str, Any]]], correction: str) -> str:
     lines = [
         "# What converts",
         "",
-        "By `python benchmarks/conversion_table.py --out docs/conversion.md",
+        "By `python benchmarks/conversion_table.py --out docs/reference/conversion.md",
         f"--correction {correction}`: random weights,",
         f"{SIZE}x{SIZE} pictures where nothing else is said, {CALIBRATION} samples to calibrate",
         f"with and {TEST} others to test; 16x16, 24 and 12 for the files that PyTorch wrote, of",
         "`tests/data/torch`. A cell has the seconds of the export; int8 cells also",
         "SQNR in dB of the worst output and % of the same largest entry, against float32 of the",
         "same format, and `f N` where N operators compute in float. Random networks amplify",
-        "rounding more than trained ones: the figures compare ways, not tools.",
+        "rounding more than trained ones: the results compare formats and precisions, not tools.",
         "",
         "| model | " + " | ".join(head) + " |",
         "|" + "---|" * (len(WAYS) + 1),

@@ -1,4 +1,4 @@
-"""What each layer becomes: ``python benchmarks/support_table.py --out docs/conversion.md``.
+"""What each layer becomes: ``benchmarks/support_table.py --out docs/reference/conversion.md``.
 
 Builds a small net around each layer, exports it to TFLite and ONNX in int8 and float16, and writes
 what came of it: whether all of it is integer kernels, which operators compute in float, or the
@@ -182,10 +182,11 @@ def section(found: dict[str, list[str]]) -> str:
     lines = [
         SECTION,
         "",
-        "By `python benchmarks/support_table.py --out docs/conversion.md`, a small net around each",
-        "layer. *integer*: int8 kernels alone; *float*: these operators compute in float, between",
-        "tensors that are rounded to int8 (in TFLite between a DEQUANTIZE and a QUANTIZE), and",
-        "`--strict` refuses them. Convolutions, dense layers and pools around them stay integer.",
+        "By `python benchmarks/support_table.py --out docs/reference/conversion.md`, a small net",
+        "around each layer. *integer*: int8 kernels alone; *float*: these operators compute in",
+        "float, between tensors that are rounded to int8 (in TFLite between a DEQUANTIZE and a",
+        "QUANTIZE), and `--strict` refuses them. Convolutions, dense layers and pools around them",
+        "stay integer.",
         "",
         "| layer | " + " | ".join(f"{target} {precision}" for target, precision in FORMATS) + " |",
         "|" + "---|" * (len(FORMATS) + 1),

@@ -65,7 +65,7 @@ def test_unknown_options_are_one_line_and_status_two(
 
 
 def test_unknown_verbs() -> None:
-    done = run("deploy")
+    done = run("deplo")
     assert done.returncode == 2
     assert "unknown verb 'deploy'" in done.stderr
 

@@ -1,8 +1,11 @@
-"""Every command and every Python block of docs/ runs, in the order in which a reader meets them."""
+"""Every command and every Python block of :data:`PAGES` runs, in the order in which a reader meets
+them; every link leads somewhere; what is generated is whole."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import os
 import re
 import shlex
@@ -10,12 +13,23 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
-PAGES = ("android", "raspberry-pi", "onnxruntime-x86", "github-actions")
+#: Pages whose commands run.
+PAGES = (
+    "tutorials/android",
+    "tutorials/raspberry-pi",
+    "tutorials/onnxruntime-x86",
+    "how-to/github-actions",
+    "how-to/deploy",
+    "how-to/your-data",
+)
+DOCS = ROOT / "docs"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: What a board has not got.
 _ABSENT = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "onnx", "tf2onnx", "keras")
@@ -132,17 +146,138 @@ def test_every_command_of_a_page_runs(
         assert (folder / name).exists(), name
 
 
-def test_pages_are_linked_and_their_links_lead_somewhere() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    headings = {
+ALL = sorted(DOCS.rglob("*.md"))
+#: With them the other texts of the repository.
+TEXTS = [*ALL, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY"))]
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _headings(path: Path) -> set[str]:
+    """The anchors of a page; a line of a block is no heading."""
+    text = "".join(path.read_text(encoding="utf-8").split("```")[::2])
+    return {
         re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in readme.splitlines()
+        for line in text.splitlines()
         if line.startswith("#")
     }
-    for page in PAGES:
-        assert f"(docs/{page}.md)" in readme
-        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-        for link in re.findall(r"\]\(([^)]+)\)", text):
-            path, _, heading = link.partition("#")
-            assert (ROOT / "docs" / path).exists(), link
-            assert not heading or heading in headings, link
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path, hooks: ModuleType) -> None:
+    generated = {DOCS / name for name in hooks.SCHEMAS.values()}
+    for link in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if link.startswith("https://"):
+            continue
+        place, _, heading = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists() or target in generated, link
+        assert not heading or heading in _headings(target), link
+
+
+def test_every_page_is_linked_from_the_readme_and_stands_in_the_site(hooks: ModuleType) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for path in ALL:
+        name = path.relative_to(DOCS).as_posix()
+        assert f"- {name}\n" in site, name
+        text = path.read_text(encoding="utf-8")
+        if "<!-- generated:" not in text and "\n:::" not in text:  # these are read on the site
+            assert f"(docs/{name}" in readme, name
+
+
+def test_the_command_line_is_whole(hooks: ModuleType) -> None:
+    from edgekit.base.cli import VERBS
+
+    page = hooks.on_page_markdown("<!-- generated: commands -->\n")
+    options: list[str] = []
+    for verb in VERBS:
+        assert f"## edgekit {verb}\n" in page
+        _, parser = hooks.parser_of(verb)
+        for each in [parser, *(action for _, action in hooks._actions(parser))]:
+            options += [name for action in each._actions for name in action.option_strings]
+            examples = each.epilog.partition("\n")[2]
+            assert all(line.strip() in page for line in examples.splitlines())
+    assert len(options) > 150
+    for option in sorted(set(options) - {"-h", "--help"}):
+        assert re.search(rf"^`[^`]*{re.escape(option)}\b[^`]*`$", page, re.MULTILINE), option
+
+
+def test_the_schemas_take_what_edgekit_reads_and_nothing_else(hooks: ModuleType) -> None:
+    files = {
+        "manifest": sorted((ROOT / "exports").glob("*/manifest.json")),
+        "report": [
+            ROOT / "exports" / "baseline.json",
+            *sorted((ROOT / "tests" / "broken_calibration").glob("*.json")),
+        ],
+    }
+    for name, paths in files.items():
+        schema, document = hooks.json_schema(hooks.DOCUMENTS[name]), hooks.DOCUMENTS[name]
+        fields = hooks.on_page_markdown(f"<!-- generated: {name} -->\n")
+        assert len(paths) >= 2
+        for path in paths:
+            document.load(path)
+            good = json.loads(path.read_text(encoding="utf-8"))
+            assert _fault(schema, good, schema) == ""
+            assert all(f"| `{key}`" in fields for key in good)
+            for bad in (
+                {**good, "unknown": 1},
+                {**good, "model_id": 1},
+                {**good, "schema_version": document.VERSION + 1},
+                {key: value for key, value in good.items() if key != "model_id"},
+            ):
+                assert _fault(schema, bad, schema) != ""
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "number": (int, float),
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+def _fault(schema: dict[str, Any], value: Any, root: dict[str, Any], where: str = "") -> str:
+    """Why a value does not fit a JSON Schema of these words; empty if it does."""
+    known = {"$schema", "$defs", "title", "description", "$ref", "anyOf", "enum", "const", "type"}
+    known |= {"properties", "required", "additionalProperties"}
+    known |= {"items", "prefixItems", "minItems", "maxItems"}
+    assert set(schema) <= known
+    if "$ref" in schema:
+        return _fault(root["$defs"][schema["$ref"].removeprefix("#/$defs/")], value, root, where)
+    if "anyOf" in schema:
+        faults = [_fault(each, value, root, where) for each in schema["anyOf"]]
+        return "" if "" in faults else faults[0]
+    if "const" in schema:
+        return "" if value == schema["const"] else f"{where}: {value!r}"
+    if "enum" in schema:
+        return "" if value in schema["enum"] else f"{where}: {value!r}"
+    kind = schema.get("type")
+    if kind is None:
+        return ""
+    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return f"{where}: no {kind}: {value!r}"
+    inside: list[tuple[Any, Any, str]] = []
+    if kind == "object":
+        properties, others = schema.get("properties", {}), schema["additionalProperties"]
+        if missing := set(schema.get("required", ())) - set(value):
+            return f"{where}: missing {missing}"
+        if others is False and set(value) - set(properties):
+            return f"{where}: unknown {set(value) - set(properties)}"
+        inside = [(properties.get(key, others), value[key], f"{where}.{key}") for key in value]
+    if kind == "array":
+        parts = schema.get("prefixItems") or [schema["items"]] * len(value)
+        if len(parts) != len(value):
+            return f"{where}: {len(value)} values"
+        inside = [(*pair, f"{where}[]") for pair in zip(parts, value, strict=True)]
+    return next(filter(None, (_fault(each, v, root, at) for each, v, at in inside)), "")

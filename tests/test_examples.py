@@ -35,14 +35,15 @@ def test_the_gate_stops_the_broken_calibration(
         load().judge(REPORTS / "good.json", REPORTS / "good.json", tmp_path / "same")
 
 
-def test_the_readme_quotes_the_figures() -> None:
+def test_the_tutorial_quotes_the_results() -> None:
     from edgekit.records.results import Report
 
     good, broken = (
         Report.load(REPORTS / f"{name}.json").artifacts[0].metrics["top1"].value
         for name in ("good", "broken")
     )
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = ROOT / "docs" / "tutorials" / "shipped-model.md"
+    text = " ".join(page.read_text(encoding="utf-8").split())
     assert f"with {broken:.2f} % top-1 on 1,000 images instead of {good:.2f}" in text
 
 

@@ -1,4 +1,4 @@
-"""docs/conversion.md says of each layer what it becomes; here it is tried."""
+"""docs/reference/conversion.md says of each layer what it becomes; here it is tried."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def script() -> ModuleType:
 
 def _table(script: ModuleType) -> dict[str, list[str]]:
     """The cells of each layer, in words."""
-    page = (ROOT / "docs" / "conversion.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reference" / "conversion.md").read_text(encoding="utf-8")
     lines = page.split(f"\n{script.SECTION}\n")[1].splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")][1:]
     notes = {line[2:5]: line[6:] for line in lines if line.startswith("- [")}

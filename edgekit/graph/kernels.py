@@ -1,7 +1,7 @@
 """Operators of the canonical graph: which of them TFLite computes on int8, and what that demands.
 
-This is the only list: encodings, the TFLite writer and docs/conversion.md follow from it. What is
-not named here computes in float, between a DEQUANTIZE and a QUANTIZE, in both formats.
+This is the only list: encodings, the TFLite writer and docs/reference/conversion.md follow from it.
+What is not named here computes in float, between a DEQUANTIZE and a QUANTIZE, in both formats.
 """
 
 from __future__ import annotations

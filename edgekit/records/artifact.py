@@ -123,8 +123,17 @@ class Manifest(schema.Document):
 
     Attributes:
         model_id: Name that stays the same over formats and precisions.
+        format: Of the model file.
+        precision: Of the numbers in it.
+        model_file: Its name in the folder.
         files: SHA-256 of every other file in the folder; ``model_file`` is one of them.
+        signature: Inputs and outputs of the model file.
+        preprocessing: How a picture becomes the float input.
+        source: The float model; None of a model that was trained here.
+        calibration: Of int8: where its ranges come from.
         device: Device profile that it was made for.
+        quantization: Of int8: how its integers were chosen.
+        execution: What ran when the file was loaded after it was written.
         runtime_options: Options which the runtime needs for the promised accuracy.
         versions: Versions of the packages that had a part in it.
         command: The command line that wrote it.

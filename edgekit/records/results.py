@@ -59,7 +59,10 @@ class Data:
     """The evaluation set.
 
     Attributes:
+        name: Of the data set and its part.
         sha256: Of images and labels, after ``--limit``.
+        count: Number of images or samples.
+        class_names: One for each class; empty where there are none.
         unit: What people call the things in it.
     """
 
@@ -79,6 +82,11 @@ class Environment:
     """The machine a report was made on.
 
     Attributes:
+        cpu: Its model.
+        cores: That may be used.
+        memory_bytes: Of the machine.
+        system: Operating system, its release, and the architecture.
+        versions: Of edgekit, Python and the packages that can change a result.
         machine_class: CPU model and ISA in one string; latencies compare within it only.
         isa: Instruction sets that matter for inference, e.g. ``avx2``, ``avx512_vnni``.
     """
@@ -97,6 +105,7 @@ class Place:
     """A machine that answered a part of the images.
 
     Attributes:
+        host: Its name.
         device: What it offers as a worker of a cluster, e.g. ``device:pi5``; empty for any.
         machine_class: CPU model and ISA in one string.
         isa: Instruction sets that matter for inference.
@@ -178,8 +187,10 @@ class ChangedImage:
     Attributes:
         index: Its place in the evaluation set, from 0.
         label: The right class.
-        before: The float model's class, given with ``before_probability``.
-        now: The artifact's class, given with ``now_probability``.
+        before: The float model's class.
+        before_probability: What the float model gives it.
+        now: The artifact's class.
+        now_probability: What the artifact gives it.
         picture: Base64 of a small PNG; empty where the image cannot be shown.
     """
 
@@ -238,6 +249,11 @@ class ArtifactResult:
 
     Attributes:
         name: Folder name of the artifact; the key by which a gate finds it.
+        path: Where it was, as given.
+        format: Of the model file: ``keras``, ``tflite`` or ``onnx``.
+        precision: Of the numbers in it.
+        sha256: Of the model file.
+        runtime: What ran it.
         metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl r2
             r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
             sqnr:OUTPUT sqnr_centred:OUTPUT size parameters peak_memory load_time latency_p50
@@ -364,6 +380,8 @@ class Accepted:
     """A value of a metric that people accepted, as a floor for all later baselines.
 
     Attributes:
+        value: Of the metric.
+        unit: Its unit, as of a measurement.
         created: When the report that holds it was made, UTC, ISO 8601.
         reason: Why it was accepted; empty of the first baseline.
         reference: What it was held against.
@@ -382,9 +400,13 @@ class Report(schema.Document):
 
     Attributes:
         model_id: The model all artifacts were made from.
+        data: The evaluation set.
+        environment: The machine that it was measured on.
+        artifacts: What was compared, in the order of the command.
         reference: The model that answers were compared with: the float Keras model, or what
             ``--reference`` named.
         created: UTC, ISO 8601.
+        command: The command line that wrote it.
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a figure less sure, a sentence each.
         parity: Of the int8 files, where it was asked for.
