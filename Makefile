@@ -4,11 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 
-<<<<<<< HEAD
-.PHONY: demo test slow check peers lock clean
-=======
-.PHONY: demo test check docs peers lock clean
->>>>>>> w-docs
+.PHONY: demo test slow check docs peers lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -67,7 +67,7 @@ def test_unknown_options_are_one_line_and_status_two(
 def test_unknown_verbs() -> None:
     done = run("deplo")
     assert done.returncode == 2
-    assert "unknown verb 'deploy'" in done.stderr
+    assert "unknown verb 'deplo'" in done.stderr
 
 
 def test_public_names() -> None:

@@ -37,20 +37,14 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
-<<<<<<< HEAD
 def test_the_python_example_runs_as_a_script(tmp_path: Path, artifacts: dict[str, Path]) -> None:
     """As a file: every process that it starts imports it.
 
     It decides the integers that ``artifacts`` has put into the cache.
     """
     assert "tflite-int8" in artifacts
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-=======
-def test_the_python_example_runs_as_a_script(tmp_path: Path) -> None:
-    """As a file: every process that it starts imports it."""
     ((example, shown),) = _examples(README)
     assert _examples(SHIPPED) == [(example, shown)]
->>>>>>> w-docs
     (tmp_path / "example.py").write_text(example)
     done = subprocess.run(
         [sys.executable, "example.py"],
