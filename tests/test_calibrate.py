@@ -13,6 +13,7 @@ from edgekit import calibrate as verb
 from edgekit.base.errors import InvalidDataError
 from edgekit.data import images as image_sets
 from edgekit.graph import litert
+from edgekit.pipeline import calibration
 from edgekit.pipeline.calibration import observe
 from edgekit.quantization.table import METHODS, CalibrationTable, Range
 from edgekit.records.signature import preprocessing
@@ -140,7 +141,7 @@ def test_statistics_of_another_version_of_the_code_are_made_again(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options: dict[str, Any] = {"dataset": str(small / "set.npz"), "preprocessing": "unit"}
     for code, files in (("one", 1), ("one", 1), ("another", 2)):
-        monkeypatch.setattr(verb, "sources", lambda code=code: code)
+        monkeypatch.setattr(calibration, "sources", lambda code=code: code)
         verb.calibrate(small / "small.keras", **options)
         assert len(list(tmp_path.rglob("*.json"))) == files
 

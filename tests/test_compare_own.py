@@ -274,7 +274,8 @@ def test_a_layer_of_a_net_of_several_inputs_is_to_blame(
     stdout, said = capsys.readouterr()
     found = json.loads(stdout)
     assert [row["layer"] for row in found["rows"]].count("picture") == 1
-    assert {"price", "map", "embedding"} < {row["layer"] for row in found["rows"]}
+    names = {row["layer"] for row in found["rows"]}
+    assert {"price", "map"} < names and any(name.startswith("embedding") for name in names)
     assert "words" not in {row["layer"] for row in found["rows"]}  # tokens have no error
     assert found["verdict"] is None and "to blame: none" in said
     assert found["bisection"]["reached"] and found["bisection"]["actual"] > 20
