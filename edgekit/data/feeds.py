@@ -207,8 +207,8 @@ def random(
 
 
 def quantized(feed: Feed, specs: Sequence[TensorSpec]) -> Feed:
-    """Real values as a model's inputs store them."""
-    return {spec.name: spec.quantize(feed[spec.name]) for spec in specs}
+    """Real values as a model's inputs store and arrange them."""
+    return {spec.name: spec.quantize(spec.arrange(feed[spec.name])) for spec in specs}
 
 
 def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
