@@ -166,8 +166,8 @@ def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, 
     for spec in specs:
         values = arrays[spec.name][where]
         floats = np.dtype(spec.dtype).kind == "f"
-        found[spec.name] = (
-            spec.arrange(prepare.apply(values)) if floats else values.astype(spec.dtype)
+        found[spec.name] = spec.arrange(
+            prepare.apply(values) if floats else values.astype(spec.dtype)
         )
     return found
 
