@@ -261,3 +261,65 @@ def test_a_factor_of_another_axis_is_not_taken_into_a_dense_layer(tmp_path: Path
     (exact,) = onnx.session(path).run(None, {"x": values})
     runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
     assert decibels(exact, runner(x=values)["y"]) > 100
+
+
+def _kinds(path: Path) -> tuple[list[str], float]:
+    """Operators of the canonical graph, and its SQNR against the file in dB."""
+    loaded = float_model.load(path, preprocessing="none")
+    content = loaded.canonical()
+    (spec,) = loaded.inputs
+    values = np.random.default_rng(4).normal(0, 2, spec.shape).astype(np.float32)
+    exact = onnx.session(path).run(None, {"x": values})[0]
+    runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
+    (own,) = litert.signature(content).inputs
+    kinds = [operator.kind for operator in flatbuffer.Graph(content).operators]
+    return kinds, decibels(exact, runner(x=own.arrange(values))["y"])
+
+
+def test_factors_and_summands_go_into_the_layer_before(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(5)
+    weights: dict[str, np.ndarray] = {
+        "w": drawn.normal(0, 0.3, (4, 3, 1, 1)).astype(np.float32),
+        "factor": np.array([1.5], np.float32),
+        "summand": drawn.normal(0, 1, (4, 1, 1)).astype(np.float32),
+        "divisor": drawn.uniform(1, 2, (1, 4, 1, 1)).astype(np.float32),
+        "rows": drawn.normal(0, 1, (5, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Mul", ["factor", "a"], ["b"]),
+        helper.make_node("Sub", ["summand", "b"], ["c"]),
+        helper.make_node("Div", ["c", "divisor"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D"} and noise > 100
+    nodes[3] = helper.make_node("Mul", ["c", "rows"], ["d"])  # one for each row is no channel's
+    path = _save(tmp_path / "rows.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert "MUL" in kinds and noise > 100
+    nodes[1:] = [  # the layer has a second name, which another reads
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("Mul", ["factor", "b"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["y"]),
+    ]
+    path = _save(tmp_path / "names.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    assert _kinds(path)[1] > 100
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_hard_swish_that_is_spelled_out_is_one_operator(early: bool, tmp_path: Path) -> None:
+    numbers = {"three": 3, "low": 0, "six": 6}
+    weights = {name: np.array(value, np.float32) for name, value in numbers.items()}
+    weights["w"] = np.random.default_rng(6).normal(0, 1, (4, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "three"], ["r"]),
+        helper.make_node("Clip", ["r", "low", "six"], ["c"]),
+        helper.make_node("Div" if early else "Mul", ["c", "six" if early else "a"], ["m"]),
+        helper.make_node("Mul" if early else "Div", ["m", "a" if early else "six"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D", "HARD_SWISH"} and noise > 100

@@ -97,6 +97,7 @@ def convert(traced: Traced, *, channels_last: Sequence[str] = ()) -> Graph:
     graph = converter.graph
     plain_tflite.fold(graph)
     _fuse_activations(graph)
+    _fuse_hard_swishes(graph)
     graph.drop_unused()
     return graph
 
@@ -124,6 +125,52 @@ def _fuse_activations(graph: Graph) -> None:
         graph.operators[graph.operators.index(before)] = fused
         graph.operators.remove(operator)
         makers[name] = fused
+
+
+def _fuse_hard_swishes(graph: Graph) -> None:
+    """Put HARD_SWISH in place of x ReLU6(x + 3) / 6 that is spelled out, in place."""
+    readers, makers = graph.readers(), graph.makers()
+    outputs = set(graph.outputs.values())
+
+    def scalar(operator: Operator, number: float) -> str:
+        """The other operand of an operation with one number; empty where it has another."""
+        for one, other in (operator.inputs, operator.inputs[::-1]):
+            if graph.is_constant(other) and graph.constant(other).size == 1:
+                found = float(graph.constant(other).reshape(()))
+                return one if abs(found - number) <= 1e-6 * number else ""
+        return ""
+
+    def maker(name: str, kind: str, activation: str = "NONE") -> Operator | None:
+        """What writes a tensor that only one operator reads."""
+        found = makers.get(name)
+        fits = found is not None and (found.kind, found.activation) == (kind, activation)
+        alone = len(readers.get(name, [])) == 1 and name not in outputs
+        return found if fits and alone else None
+
+    def raised(cut: str) -> str:
+        """x of ReLU6(x + 3)."""
+        found = maker(cut, "ADD", "RELU6")
+        return "" if found is None else scalar(found, 3.0)
+
+    def swished(operator: Operator) -> str:
+        """x of the whole, where an operator is the last of it."""
+        product = maker(scalar(operator, 1 / 6), "MUL")
+        pairs = [] if product is None else [product.inputs, product.inputs[::-1]]
+        for source, cut in pairs:  # (x * cut) / 6
+            if raised(cut) == source:
+                return source
+        for source, share in (operator.inputs, operator.inputs[::-1]):  # x * (cut / 6)
+            divided = maker(share, "MUL")
+            if divided is not None and raised(scalar(divided, 1 / 6)) == source:
+                return source
+        return ""
+
+    for place, operator in enumerate(graph.operators):
+        if operator.kind == "MUL" and operator.activation == "NONE" and (x := swished(operator)):
+            graph.operators[place] = Operator(
+                "HARD_SWISH", (x,), operator.outputs, form="HardSwishOptions"
+            )
+    graph.drop_unused()
 
 
 def last(rank: int) -> Order:
@@ -519,6 +566,8 @@ _BINARY = {
 
 @_handles(*_BINARY)
 def _binary(c: _Converter, n: Node) -> None:
+    if n.kind in ("Add", "Sub", "Mul", "Div") and _constant_into_layer(c, n):
+        return
     order = c.shared(n)
     kind = _BINARY[n.kind]
     if n.kind == "Pow" and c.is_static(n.inputs[1]) and c.constant(n, 1).size == 1:
@@ -1397,7 +1446,7 @@ def _batch_norm(c: _Converter, n: Node) -> None:
     gamma, beta, mean, variance = (c.constant(n, i).astype(np.float64) for i in range(1, 5))
     factor = gamma / np.sqrt(variance + float(n.get("epsilon", 1e-5)))
     summand = beta - mean * factor
-    if _fold_into_layer(c, n, factor, summand):
+    if _fold_into_layer(c, n, n.inputs[0], factor, summand):
         return
     sizes = (-1,) if order or rank == 2 else (-1, *[1] * (rank - 2))
     name, shape = n.outputs[0], c.out_shape(n, order)
@@ -1411,10 +1460,48 @@ def _batch_norm(c: _Converter, n: Node) -> None:
     c.set(n, c.add("ADD", [scaled, stored[1]], name, shape, form="AddOptions"), order)
 
 
-def _fold_into_layer(c: _Converter, n: Node, factor: Array, summand: Array) -> bool:
-    """Put a factor and a summand of each channel into the layer before, if only this reads it."""
-    source = n.inputs[0]
-    if len(c.readers.get(source, [])) != 1 or source in c.traced.outputs:
+def _constant_into_layer(c: _Converter, n: Node) -> bool:
+    """Put a stored factor or summand into the layer before, if it is one of each channel."""
+    stored = [place for place in (0, 1) if c.is_static(n.inputs[place])]
+    if len(stored) != 1 or c.out_dtype(n) != _FLOAT:
+        return False
+    place, source = stored[0], n.inputs[1 - stored[0]]
+    shape, rank = c.shape(source), len(c.shape(source))
+    if rank < 2 or c.shape(n.outputs[0]) != shape or (n.kind == "Div" and place == 0):
+        return False
+    array = c.constant(n, place).astype(np.float64)
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    axis = 1 if c.orders(source) == [last(rank)] else rank - 1
+    if any(size != 1 for i, size in enumerate(array.shape) if i != axis):
+        return False
+    each = np.broadcast_to(array.reshape(-1), (shape[axis],))
+    if not np.isfinite(each).all() or (n.kind == "Div" and not each.all()):
+        return False
+    ones, zeros = np.ones(shape[axis]), np.zeros(shape[axis])
+    factor, summand = {
+        "Add": (ones, each),
+        "Sub": (ones, -each) if place == 1 else (-ones, each),
+        "Mul": (each, zeros),
+        "Div": (1 / np.where(each == 0, 1, each), zeros),
+    }[n.kind]
+    return _fold_into_layer(c, n, source, factor, summand, axis)
+
+
+def _fold_into_layer(
+    c: _Converter, n: Node, source: str, factor: Array, summand: Array, axis: int = 1
+) -> bool:
+    """Put a factor and a summand of each channel into the layer before, if only this reads it.
+
+    Args:
+        n: The node that multiplies and adds.
+        source: What it reads of the layer.
+        axis: The ONNX axis that the factors are of.
+    """
+    if (
+        source not in c.computed
+        or len(c.readers.get(source, [])) != 1
+        or source in c.traced.outputs
+    ):
         return False
     tensors = c.computed[source].tensors
     if len(tensors) != 1:
@@ -1426,13 +1513,14 @@ def _fold_into_layer(c: _Converter, n: Node, factor: Array, summand: Array) -> b
     if operator.activation != "NONE" or len(operator.inputs) < 3 or not operator.inputs[2]:
         return False
     rank = len(c.shape(source))
-    if rank > 2 and order != last(rank):  # the layer's channels are another axis
+    if axis != (1 if rank > 2 and order == last(rank) else rank - 1):  # channels are another one
         return False
+    if sum(tensor in value.tensors.values() for value in c.computed.values()) != 1:
+        return False  # it has another name too, which others may read
     weights, bias = operator.inputs[1:3]
     array = c.graph.constant(weights).astype(np.float64)
-    axis = 3 if operator.kind == "DEPTHWISE_CONV_2D" else 0
     sizes = [1] * array.ndim
-    sizes[axis] = -1
+    sizes[3 if operator.kind == "DEPTHWISE_CONV_2D" else 0] = -1
     c.graph.set_value(weights, (array * factor.reshape(sizes)).astype(np.float32))
     changed = c.graph.constant(bias).astype(np.float64) * factor + summand
     c.graph.set_value(bias, changed.astype(np.float32))
