@@ -858,8 +858,7 @@ def _erf(c: _Converter, n: Node) -> None:
     found = _gelu_around(c, n)
     if found is None:
         raise InvalidModelError(
-            f"{n} is no part of a GELU, x (1 + erf(x / sqrt(2))) / 2, and TFLite has no other erf; "
-            f"replace the layer, or export --target onnx"
+            f"{n} is no part of a GELU, x (1 + erf(x / sqrt(2))) / 2, and TFLite has no other erf"
         )
     source, final, passed = found
     order = c.shared(Node("Gelu", n.name, (source,), final.outputs, {}, n.opset))
@@ -2387,7 +2386,7 @@ def _recurrent(c: _Converter, n: Node) -> None:
     if steps > MOST_STEPS:
         raise InvalidModelError(
             f"{n} has {steps} steps; up to {MOST_STEPS} are written one by one, TFLite has no "
-            f"other form: feed it in pieces, or export --target onnx"
+            f"other form: feed it in pieces"
         )
     if n.has(4) or (n.kind == "LSTM" and n.has(7)) or n.get("clip") or n.get("input_forget", 0):
         raise InvalidModelError(
