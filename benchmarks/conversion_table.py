@@ -276,7 +276,7 @@ def run(written: Artifact, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarra
         values = arrays[spec.name]
         if values.dtype.kind == "f" or values.dtype == np.uint8:
             values = manifest.preprocessing.apply(values)
-        feed[spec.name] = spec.quantize(values)
+        feed[spec.name] = spec.quantize(spec.arrange(values))
     ends = [spec.name for spec in signature.outputs]
     if manifest.format == "onnx":
         session = onnx.session(written.model_path)

@@ -3,7 +3,9 @@
 All targets come from one canonical float graph, the float TFLite flatbuffer, so that tensor names
 and folded weights are the same everywhere. int8 is integer: in TFLite inputs and outputs too, in
 ONNX as QuantizeLinear/DequantizeLinear pairs with float32 inputs and outputs. Both hold the same
-encodings and integers (edgekit.quantization), made for the device that ``--device`` names. What has
+encodings and integers (edgekit.quantization), made for the device that ``--device`` names. Of an
+ONNX file, ONNX is made from its own graph, with integers of its own; TFLite takes pictures with
+their channels last, and its outputs keep the axes that they have in the file. What has
 no integer kernel, or says what 8 bits cannot hold, computes in float and is listed. What was
 written is read back, loaded and run before it becomes an artifact: every number is the one that was
 decided, and the manifest says which kernels ran.

@@ -14,7 +14,7 @@ from edgekit.records.artifact import Artifact
 def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Real answers by output, for real inputs ``[N, ...]`` by name."""
     found = written.manifest.signature
-    feed = {spec.name: spec.quantize(values[spec.name]) for spec in found.inputs}
+    feed = feeds.quantized(values, found.inputs)
     names = [spec.name for spec in found.outputs]
     if written.manifest.format == "onnx":
         session = onnx.session(written.model_path)

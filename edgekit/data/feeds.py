@@ -166,8 +166,8 @@ def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, 
     for spec in specs:
         values = arrays[spec.name][where]
         floats = np.dtype(spec.dtype).kind == "f"
-        found[spec.name] = (
-            spec.arrange(prepare.apply(values)) if floats else values.astype(spec.dtype)
+        found[spec.name] = spec.arrange(
+            prepare.apply(values) if floats else values.astype(spec.dtype)
         )
     return found
 
@@ -207,8 +207,8 @@ def random(
 
 
 def quantized(feed: Feed, specs: Sequence[TensorSpec]) -> Feed:
-    """Real values as a model's inputs store them."""
-    return {spec.name: spec.quantize(feed[spec.name]) for spec in specs}
+    """Real values as a model's inputs store and arrange them."""
+    return {spec.name: spec.quantize(spec.arrange(feed[spec.name])) for spec in specs}
 
 
 def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -281,13 +281,24 @@ def _side(path: Path) -> _Side:
 
 
 def _onnx_source(one: _Side, suspect: Artifact, source: Path | None) -> Path | None:
-    """The ONNX file that both models were made from; None where it is of another kind."""
+    """The ONNX file whose own tensors are compared; None where those of the canonical graph are.
+
+    Raises:
+        InvalidOptionError: If one model has the tensors of the file, the other those of the graph.
+    """
     if one.artifact is None:
-        return one.path if one.format == "onnx" else None
+        own = one.format == "onnx" and suspect.manifest.format == "onnx"
+        return one.path if own else None
     place = suspect.manifest.source
     if place is None or Path(place.path).suffix != ".onnx":
         return None
-    return float_model.find(suspect, source)[0]
+    if one.format != suspect.manifest.format:
+        raise InvalidOptionError(
+            f"{one.path} has the tensors of {one.format}, {suspect.path} those of "
+            f"{suspect.manifest.format}, which an ONNX file names and lays out in two ways; give "
+            f"{place.path} first"
+        )
+    return None if one.format == "tflite" else float_model.find(suspect, source)[0]
 
 
 def _of_onnx(

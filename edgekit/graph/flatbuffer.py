@@ -1035,7 +1035,13 @@ def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> n
 
 
 def short_name(name: str) -> str:
-    """What a reader needs of a converter's tensor name, e.g. ``block1_expand/Conv2D``."""
+    """What a reader needs of a converter's tensor name, e.g. ``block1_expand/Conv2D``.
+
+    A path of modules that PyTorch wrote, ``/blocks.1/act/Clip_output_0``, stays whole: its last two
+    parts are those of many layers.
+    """
+    if name.startswith("/"):
+        return name
     return "/".join(path_of(name)[-2:])
 
 

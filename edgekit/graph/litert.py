@@ -14,7 +14,7 @@ from edgekit.base.errors import ExecutionError, InvalidModelError, MissingDepend
 from edgekit.base.quiet import quiet
 from edgekit.graph import safe
 from edgekit.graph.flatbuffer import Graph
-from edgekit.records.signature import Signature, TensorSpec
+from edgekit.records.signature import Signature, TensorSpec, batched
 
 SIGNATURE_KEY = "serving_default"
 
@@ -166,9 +166,9 @@ def signature_of(opened: Any) -> Signature:
             )
         return tuple(found)
 
-    return Signature(
-        inputs=specs(runner.get_input_details(), opened.get_input_details()),
-        outputs=specs(runner.get_output_details(), opened.get_output_details()),
+    return batched(
+        specs(runner.get_input_details(), opened.get_input_details()),
+        specs(runner.get_output_details(), opened.get_output_details()),
     )
 
 

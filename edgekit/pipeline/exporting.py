@@ -505,9 +505,17 @@ class _Pipeline:
         return (), [*said, *([_unjudged(images)] if precision == "int8" else [])]
 
     def _written(self, target: str, precision: str) -> _Written:
-        if self.source.kind == "onnx":
+        if self.source.kind == "onnx" and target == "onnx":
             calibration, correction = self.calibration, self.options.correction
-            return _from_onnx(self.source, precision, calibration, self.profile, correction, target)
+            return _from_onnx(self.source, precision, calibration, self.profile, correction)
+        written = self._of_canonical(target, precision)
+        if self.source.kind == "onnx":
+            said = _other_than_in_onnx(onnx.signature(self.source.model), written.signature)
+            written = replace(written, notes=(*said, *written.notes))
+        return written
+
+    def _of_canonical(self, target: str, precision: str) -> _Written:
+        """A file made from :attr:`canonical`."""
         if precision == "int8":
             table = None if self.source.encodings is not None else self.table
             return _make_int8(
@@ -566,11 +574,8 @@ def _from_onnx(
     calibration: _Calibration | None,
     profile: DeviceProfile,
     correction: Correction,
-    target: str,
 ) -> _Written:
-    """ONNX from an ONNX file of another exporter."""
-    if target != "onnx":
-        source.canonical()  # says what to use instead
+    """ONNX from an ONNX file of another exporter, by its own graph."""
     original = bytes(source.model.SerializeToString())
     signature = onnx.signature(source.model)
     _check_ends(signature)
@@ -613,6 +618,32 @@ def _from_onnx(
     )
 
 
+def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
+    """Inputs and outputs that are other in TFLite than in the ONNX file, a sentence each."""
+    said = []
+    turned = False
+    inputs = {spec.name: spec for spec in found.inputs}
+    for spec in source.inputs:
+        own = inputs[spec.name]
+        if own.sample != spec.sample:
+            turned = True
+            said.append(
+                f"{spec.name} takes pictures with their channels last, {list(own.shape)}; in the "
+                f"ONNX file it is {list(spec.shape)}"
+            )
+    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4]
+    if turned and kept:
+        said.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
+    outputs = {spec.name: spec for spec in found.outputs}
+    for spec, own in [
+        *((spec, inputs[spec.name]) for spec in source.inputs),
+        *((spec, outputs[spec.name]) for spec in source.outputs),
+    ]:
+        if not spec.is_real and spec.dtype != own.dtype:
+            said.append(f"{spec.name} is {own.dtype}, in the ONNX file {spec.dtype}")
+    return said
+
+
 def _check_ends(found: Signature) -> None:
     """Refuse an output that does not belong to a sample."""
     several = any(spec.shape[:1] == (-1,) for spec in found.inputs)
@@ -647,6 +678,11 @@ def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> Calibra
             word=found.word,
         )
     table, graph = found.table, hashlib.sha256(canonical).hexdigest()
+    if table.graph_sha256 != graph and source.kind == "onnx" and canonical[4:8] == b"TFL3":
+        raise InvalidDataError(
+            "the calibration table is of the ONNX file's own tensors, from which ONNX is made; "
+            "for TFLite pass the images as --calibration"
+        )
     if table.graph_sha256 != graph:
         raise InvalidDataError(
             f"the calibration table was made from another graph (sha256 "

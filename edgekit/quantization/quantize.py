@@ -465,7 +465,7 @@ def _result(
 ) -> Quantized:
     tensors = dict(made.encodings)
     changed = Graph(made.graph.serialize())
-    said = list(notes)
+    said, larger = list(notes), []
     for layer in made.graph.layers:
         if layer.output not in made.layers:
             continue
@@ -476,7 +476,13 @@ def _result(
         if layer.bias is not None and found.bias_scale is not None:
             tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
         if rounded.raised:
-            said.append(f"{layer.short}: weight scales were raised so that the bias fits in int32")
+            larger.append(layer.short)
+    if larger:
+        more = f" and {len(larger) - 3} more" if len(larger) > 3 else ""
+        said.append(
+            f"{', '.join(larger[:3])}{more}: weight scales were raised so that the bias fits in "
+            f"int32"
+        )
     of_constants = encode.constants(made.graph, made.encodings, profile)
     constants = reconstruct.constants(made.graph, of_constants)
     reconstruct.put_constants(changed, constants)

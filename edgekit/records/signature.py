@@ -74,16 +74,29 @@ class TensorSpec:
             return sizes[1], sizes[2], sizes[0]
         return sizes
 
+    @property
+    def _channels_first(self) -> tuple[int, ...]:
+        """Sizes of one sample as a model with the channels of its pictures first has it."""
+        sizes = self.sample
+        if self.batched and len(sizes) == 3 and sizes[2] in (1, 3) and sizes[0] not in (1, 3):
+            return sizes[2], sizes[0], sizes[1]
+        return sizes
+
     def fits(self, sizes: tuple[int, ...]) -> bool:
         """Whether samples of these sizes can be fed, as they are or by :meth:`arrange`."""
-        return _same(sizes, self.sample) or _same(sizes, self.picture)
+        return any(_same(sizes, own) for own in (self.sample, self.picture, self._channels_first))
 
     def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Samples ``[N, ...]`` as the model takes them: pictures get their channels first where it
-        has them so; what has its sizes already passes."""
-        if _same(values.shape[1:], self.sample) or not _same(values.shape[1:], self.picture):
+        """Samples ``[N, ...]`` as the model takes them: pictures get their channels first or last
+        as it has them; what has its sizes already passes."""
+        sizes = values.shape[1:]
+        if _same(sizes, self.sample):
             return values
-        return np.ascontiguousarray(np.moveaxis(values, -1, 1))
+        if _same(sizes, self.picture):
+            return np.ascontiguousarray(np.moveaxis(values, -1, 1))
+        if _same(sizes, self._channels_first):
+            return np.ascontiguousarray(np.moveaxis(values, 1, -1))
+        return values
 
     @property
     def numbers(self) -> int:

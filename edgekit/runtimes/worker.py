@@ -481,8 +481,8 @@ def _feed(
     found = {}
     for spec in specs:
         values = images if images.dtype.names is None else images[spec.name]
-        values = spec.arrange(job.preprocessing.apply(values)) if spec.is_real else values
-        found[spec.name] = np.ascontiguousarray(spec.quantize(values))
+        values = job.preprocessing.apply(values) if spec.is_real else values
+        found[spec.name] = np.ascontiguousarray(spec.quantize(spec.arrange(values)))
     return found
 
 

@@ -1,8 +1,8 @@
 """FloatModel: the one float model that everything is made from, shipped or the user's.
 
 It comes as a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a
-float ``.tflite`` or a float ``.onnx`` file. All but the last become the canonical float graph; from
-ONNX there is no way to it, so that ONNX makes ONNX only (edgekit.writers.onnx_file).
+float ``.tflite`` or a float ``.onnx`` file. All become the canonical float graph; ONNX files of an
+ONNX file are made from its own graph instead (edgekit.writers.onnx_file).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from edgekit.sources import (
     convert,
     keras,
     one_sample,
+    onnx_canonical,
     onnx_source,
     saved_model,
     tflite_sizes,
@@ -130,7 +131,7 @@ class FloatModel:
         """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
 
         Args:
-            graph: Of :meth:`canonical`; of an ONNX source the file's content.
+            graph: Of :meth:`canonical`, or an ONNX file's content.
             asked: What the user says.
 
         Raises:
@@ -139,7 +140,7 @@ class FloatModel:
         tasks.check(asked, self.outputs)
         found = asked or self.task
         scores = tasks.scores(self.outputs)
-        if found is None and (self.class_names or (scores and _ends_in_scores(graph, self.kind))):
+        if found is None and (self.class_names or (scores and _ends_in_scores(graph))):
             found = "classification"
         names: tuple[str, ...] = ()
         if found == "classification" and scores > 1:
@@ -153,10 +154,7 @@ class FloatModel:
             InvalidModelError: If the model cannot be converted to TFLite.
         """
         if self.kind == "onnx":
-            raise InvalidModelError(
-                f"{self.source.path}: TFLite is not made from ONNX; convert the file with onnx2tf, "
-                f"or export the model's SavedModel or Keras file"
-            )
+            return onnx_canonical.from_onnx(self.model, self.source.path)
         if self.kind == "tflite":
             return bytes(self.model)
         if self.kind == "keras":
@@ -168,7 +166,8 @@ class FloatModel:
         return one_sample.single(found, self.source.path)
 
     def graph(self) -> bytes:
-        """What is calibrated: the canonical graph, or the ONNX file made ready for int8."""
+        """What a table is made of: the canonical graph, or the ONNX file made ready for int8, from
+        which int8 ONNX is made."""
         if self.kind != "onnx":
             return self.canonical()
         return bytes(self.prepared(integers=True).SerializeToString(deterministic=True))
@@ -476,9 +475,9 @@ _ARRANGING = frozenset(
 )
 
 
-def _ends_in_scores(graph: bytes, kind: Kind) -> bool:
+def _ends_in_scores(graph: bytes) -> bool:
     """Whether the last operator of a model of one output is one that scores classes."""
-    if kind == "onnx":
+    if graph[4:8] != b"TFL3":
         proto = onnx.parse(graph)
         name = proto.graph.output[0].name
         made = {each: (n.op_type, n.input) for n in proto.graph.node for each in n.output}

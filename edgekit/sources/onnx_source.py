@@ -305,7 +305,7 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
             node.input[place] = name
     said = "their values depend on each other"
     try:
-        feed = _random(onnx.signature(model), seed=0)
+        feed = random_feed(onnx.signature(model), seed=0)
         whole = _run(model, feed)
         alone = [_run(found, {k: v[i : i + 1] for k, v in feed.items()}) for i in range(batch)]
         same = all(
@@ -325,7 +325,7 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
 
 def _check_wide(original: Any, changed: Any, allowed: float, path: Path) -> None:
     """Refuse what is another model in float32; where onnxruntime lacks the type, nobody knows."""
-    feed = _random(onnx.signature(changed), seed=0)
+    feed = random_feed(onnx.signature(changed), seed=0)
     try:
         kinds = {spec.name: spec.dtype for spec in onnx.signature(original).inputs}
         right = _run(original, {k: v.astype(kinds[k]) for k, v in feed.items()})
@@ -359,7 +359,7 @@ def _give_output_sizes(model: Any) -> None:
         return
     try:
         names = [value.name for value in open_ended]
-        runs = [_run(model, _random(found, seed=seed), names) for seed in (0, 1)]
+        runs = [_run(model, random_feed(found, seed=seed), names) for seed in (0, 1)]
     except Exception:  # whatever it is, the checks of what is written will say it
         return
     free = any(each.shape[:1] == (-1,) for each in found.inputs)
@@ -387,7 +387,7 @@ def differ(one: Any, other: Any, *, share: float = 5e-2) -> str | None:
     Raises:
         InvalidModelError: If the second cannot run where the first can.
     """
-    feed = _random(onnx.signature(one), seed=0)
+    feed = random_feed(onnx.signature(one), seed=0)
     try:
         right = _run(one, feed)
     except Exception:  # e.g. indices out of their table
@@ -406,7 +406,7 @@ def _spec(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
     return next(spec for spec in specs if spec.name == name)
 
 
-def _random(found: Signature, *, seed: int) -> _Feed:
+def random_feed(found: Signature, *, seed: int) -> dict[str, npt.NDArray[Any]]:
     """Random numbers for every input; a free batch is 1."""
     drawn = np.random.default_rng(seed)
     feed: _Feed = {}

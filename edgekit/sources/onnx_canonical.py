@@ -1,0 +1,104 @@
+"""A float ONNX file as the canonical graph, a float TFLite flatbuffer, proved to compute the same.
+
+A picture whose channels come first in the file gets them last, as TFLite's layers have them; every
+other input and all outputs keep the axes that they have in the file, so that code around the model
+reads TFLite's outputs as it reads ONNX'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import ExecutionError, InvalidModelError
+from edgekit.graph import flatbuffer, litert, onnx, plain_tflite
+from edgekit.records.signature import Signature, TensorSpec
+from edgekit.sources import onnx_graph, onnx_source, onnx_trace
+
+#: How far an output may lie from the file's, as a part of its largest value.
+_SAME = 1e-4
+#: Difference that rounding explains whatever the size, as of a sigmoid that is nearly 0.
+_ROUNDING = 1e-6
+#: Share of whole numbers that may differ: places of the largest of nearly equal values.
+_OTHERS = 1e-2
+_FIX = "replace it in the model, or export --target onnx"
+
+
+def from_onnx(model: Any, name: str) -> bytes:
+    """The canonical graph of a model that :func:`edgekit.sources.onnx_source.read` has read.
+
+    Args:
+        model: ``onnx.ModelProto``; stays as it is.
+        name: Of the file, for messages.
+
+    Returns:
+        A flatbuffer with batch 1 and one signature, which has the file's names.
+
+    Raises:
+        InvalidModelError: If an operator has no TFLite form, which is named with its node; if an
+            input holds no sample; or if the graph computes something else.
+    """
+    if len(model.functions):
+        model = onnx.package().inliner.inline_local_functions(model)
+    found = onnx.signature(model)
+    for spec in found.inputs:
+        if not spec.batched:
+            raise InvalidModelError(
+                f"{name}: expected inputs that begin with a batch of 1, got {spec.name} "
+                f"{list(spec.shape)}, as a state has; TFLite is made sample by sample; export "
+                f"--target onnx, or let the model take {spec.name} with a batch axis in front"
+            )
+    try:
+        traced = onnx_trace.trace(model, onnx_source.random_feed(found, seed=0))
+        graph = onnx_graph.convert(traced, channels_last=turned(found))
+        content = plain_tflite.write(graph)
+        content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY)
+        litert.interpreter(content)
+    except InvalidModelError as exc:
+        said = str(exc).removeprefix(f"{name}: ")
+        raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}") from None
+    _check(model, content, found, name)
+    return content
+
+
+def turned(found: Signature) -> tuple[str, ...]:
+    """Names of the inputs whose channels TFLite takes last: pictures that have them first."""
+    return tuple(spec.name for spec in found.inputs if spec.picture != spec.sample)
+
+
+def _check(model: Any, content: bytes, found: Signature, name: str) -> None:
+    """Refuse a graph that computes something else than the file, on random numbers."""
+    feed = onnx_source.random_feed(found, seed=1)
+    names = [spec.name for spec in found.outputs]
+    opened = onnx.session(model.SerializeToString())
+    own = {spec.name: spec for spec in litert.signature(content).inputs}
+    try:
+        right = dict(zip(names, onnx.run(opened, names, feed), strict=True))
+        runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
+        given = {key: own[key].quantize(own[key].arrange(each)) for key, each in feed.items()}
+        wrong = litert.invoke(runner, **given)
+    except ExecutionError as exc:
+        raise InvalidModelError(f"{name} cannot become TFLite: {exc}; {_FIX}") from None
+    for spec in found.outputs:
+        said = _difference(spec, right[spec.name], wrong[spec.name])
+        if said:
+            raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}")
+
+
+def _difference(spec: TensorSpec, right: npt.NDArray[Any], wrong: npt.NDArray[Any]) -> str:
+    """How an output differs, in words; empty where it is the same."""
+    if right.shape != wrong.shape:
+        return f"{spec.name} has the sizes {list(wrong.shape)}, in the file {list(right.shape)}"
+    if right.dtype.kind != "f":
+        share = float(np.mean(right != wrong)) if right.size else 0.0
+        return f"{100 * share:.3g} % of {spec.name} differ" if share > _OTHERS else ""
+    finite = np.isfinite(right)
+    if not np.array_equal(right[~finite], wrong[~finite], equal_nan=True):
+        return f"{spec.name} is NaN or infinite in other places than in the file"
+    largest = float(np.abs(right[finite]).max(initial=0))
+    error = float(np.abs(wrong[finite].astype(np.float64) - right[finite]).max(initial=0))
+    if error <= max(_SAME * largest, _ROUNDING):
+        return ""
+    return f"{spec.name} differs by {error:.3g} from the file's, of {largest:.3g} at most"

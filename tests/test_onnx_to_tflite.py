@@ -1,0 +1,325 @@
+"""ONNX files as TFLite: the canonical graph of tests/data/torch, against onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx as package
+import pytest
+from exported import answers, decibels
+from onnx import TensorProto, helper, numpy_helper
+from test_torch_files import CALIBRATION, CASES, FILES, _noise
+
+from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from edgekit.calibrate import main as calibrate_main
+from edgekit.compare import compare
+from edgekit.diagnosis.diff import diff
+from edgekit.evaluation import parity
+from edgekit.export import export, export_all
+from edgekit.export import main as export_main
+from edgekit.graph import flatbuffer, litert, onnx
+from edgekit.records.signature import Preprocessing, TensorSpec
+from edgekit.sources import float_model, onnx_canonical
+
+
+@pytest.fixture(scope="module")
+def arrays() -> dict[str, np.ndarray]:
+    with np.load(FILES / "answers.npz") as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def mobile(arrays: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all that one command makes of mobile.onnx, with its samples as ``set.npz``."""
+    folder = tmp_path_factory.mktemp("mobile")
+    np.savez(folder / "set.npz", image=arrays["image"][:CALIBRATION])
+    export_all(
+        FILES / "mobile.onnx",
+        targets=["tflite", "onnx"],
+        precisions=["float32", "int8"],
+        preprocessing="symmetric",
+        calibration=str(folder / "set.npz"),
+        out=folder,
+    )
+    return folder
+
+
+def _prepared(prepare: Preprocessing, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pictures as the model takes them, other inputs as they are."""
+    return {k: prepare.apply(v) if v.dtype == np.uint8 else v for k, v in given.items()}
+
+
+def _save(
+    path: Path,
+    nodes: Sequence[Any],
+    weights: dict[str, np.ndarray],
+    shape: Sequence[int],
+    answer: Sequence[int],
+) -> Path:
+    graph = helper.make_graph(
+        list(nodes),
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, answer)],
+        [numpy_helper.from_array(np.asarray(v), name) for name, v in weights.items()],
+    )
+    opsets = [helper.make_opsetid("", 18)]
+    package.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tflite_answers_as_the_onnx_file_does(
+    name: str, arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    inputs, least, _ = CASES[name]
+    np.savez(tmp_path / "set.npz", **{key: arrays[key][:CALIBRATION] for key in inputs})
+    given = {key: arrays[key][CALIBRATION:] for key in inputs}
+    for written in export_all(
+        FILES / f"{name}.onnx",
+        targets=["tflite"],
+        precisions=["float32", "float16", "int8"],
+        preprocessing="symmetric",
+        calibration=str(tmp_path / "set.npz"),
+        allow_poor=True,  # untrained attention on noise hardly varies
+        out=tmp_path,
+    ):
+        found = answers(written, _prepared(written.manifest.preprocessing, given))
+        for output, values in found.items():
+            exact = arrays[f"{name}.{output}"]
+            if written.manifest.precision == "float32":
+                assert np.abs(values - exact).max() <= 1e-4 * np.abs(exact).max()
+            else:
+                bound = 50 if written.manifest.precision == "float16" else least
+                assert _noise(exact, values) > bound
+
+
+def test_pictures_get_their_channels_last_and_outputs_keep_their_axes(
+    arrays: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    given = {"target": "tflite", "precision": "float32", "preprocessing": "symmetric"}
+    written = export(FILES / "segments.onnx", **given, out=tmp_path / "out")
+    signature = written.manifest.signature
+    assert [(spec.name, spec.shape) for spec in signature.inputs] == [("image", (1, 16, 16, 3))]
+    assert [(spec.name, spec.shape) for spec in signature.outputs] == [("map", (1, 2, 16, 16))]
+    notes = "; ".join(written.manifest.notes)
+    assert "image takes pictures with their channels last, [1, 16, 16, 3]" in notes
+    assert "map keeps its channels where the ONNX file has them" in notes
+    words = export(FILES / "words.onnx", **given, out=tmp_path / "words")
+    assert "tokens is int32, in the ONNX file int64" in words.manifest.notes
+
+
+def test_samples_are_taken_with_their_channels_first_or_last() -> None:
+    values = np.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3)
+    first = np.moveaxis(values, -1, 1)
+    for spec in (
+        TensorSpec("x", (1, 4, 5, 3), "float32"),
+        TensorSpec("x", (1, 3, 4, 5), "float32"),
+    ):
+        expected = values if spec.shape[-1] == 3 else first
+        for each in (values, first):
+            assert spec.fits(each.shape[1:])
+            assert np.array_equal(spec.arrange(each), expected)
+    assert not TensorSpec("x", (1, 4, 5, 8), "float32").fits((8, 4, 5))
+
+
+def test_the_canonical_graph_is_one_of_the_kind_that_all_sources_have() -> None:
+    loaded = float_model.load(FILES / "both.onnx", preprocessing="none")
+    content = loaded.canonical()
+    graph = flatbuffer.Graph(content)
+    assert content == loaded.canonical()
+    assert content == flatbuffer.canonical(content, "both", key=litert.SIGNATURE_KEY)
+    assert list(graph.entries) == ["image", "facts"] and set(graph.ends) == {"kind", "price"}
+
+
+def test_several_targets_of_one_command_are_compared(mobile: Path) -> None:
+    paths = [mobile / f"mobile-{t}-{p}" for t in ("tflite", "onnx") for p in ("float32", "int8")]
+    report = compare(paths, dataset=str(mobile / "set.npz"), rounds=1, processes=1)
+    assert report.reference.format == "onnx"
+    assert len(report.artifacts) == 4
+    for each in report.artifacts:
+        floor = 20 if each.name.endswith("int8") else 90
+        assert each.metrics["sqnr_centred"].value > floor
+
+
+def test_layers_of_tflite_are_compared_with_the_canonical_graph(mobile: Path) -> None:
+    data = str(mobile / "set.npz")
+    for reference in (FILES / "mobile.onnx", mobile / "mobile-tflite-float32"):
+        found = diff(reference, mobile / "mobile-tflite-int8", dataset=data, images=8)
+        assert found.verdict is None and len(found.rows) > 5
+    for one, other in (("onnx-float32", "tflite-int8"), ("tflite-float32", "onnx-int8")):
+        with pytest.raises(InvalidOptionError, match=r"give .*mobile\.onnx first"):
+            diff(mobile / f"mobile-{one}", mobile / f"mobile-{other}", dataset=data, images=8)
+    pair = [parity.Artifact.load(mobile / f"mobile-{t}-int8") for t in ("tflite", "onnx")]
+    with pytest.raises(InvalidModelError, match="integers of two graphs"):
+        parity.numbers(*pair)
+
+
+def test_a_table_of_the_onnx_file_is_not_for_tflite(mobile: Path, tmp_path: Path) -> None:
+    table, data = tmp_path / "table.json", str(mobile / "set.npz")
+    model = str(FILES / "mobile.onnx")
+    given = [model, "--preprocessing", "symmetric"]
+    assert calibrate_main([*given, "--data", data, "--out", str(table)]) == 0
+    with pytest.raises(InvalidDataError, match="pass the images as --calibration"):
+        export(
+            FILES / "mobile.onnx",
+            target="tflite",
+            precision="int8",
+            preprocessing="symmetric",
+            calibration=str(table),
+            out=tmp_path / "out",
+        )
+
+
+def test_what_has_no_tflite_form_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [helper.make_node("Det", ["x"], ["y"], "volume")]
+    path = _save(tmp_path / "net.onnx", nodes, {}, [1, 4, 4], [1])
+    given = ["--preprocessing", "none", "--precision", "float32"]
+    out = ["--out", str(tmp_path / "out")]
+    assert export_main([str(path), *given, "--target", "tflite", *out]) == 2
+    said = capsys.readouterr()
+    text = " ".join((said.out + said.err).split())
+    assert "Det volume has no TFLite form" in text and "export --target onnx" in text
+    assert "Traceback" not in text and not (tmp_path / "out").exists()
+    assert export_main([str(path), *given, "--target", "tflite,onnx", *out]) == 2
+    assert not (tmp_path / "out").exists()
+    assert export_main([str(path), *given, "--target", "onnx", *out]) == 0
+
+
+def test_a_graph_that_computes_something_else_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    weights = {"w": np.eye(4, dtype=np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"], "dense")]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 4], [1, 4])
+    loaded = float_model.load(path, preprocessing="none")
+    trace = onnx_canonical.onnx_trace.trace
+
+    def other(model: Any, feed: Any) -> Any:
+        found = trace(model, feed)
+        found.constants["w"] = found.constants["w"] * np.float32(1.001)
+        return found
+
+    assert loaded.canonical()
+    monkeypatch.setattr(onnx_canonical.onnx_trace, "trace", other)
+    with pytest.raises(InvalidModelError, match="y differs by .* from the file's"):
+        loaded.canonical()
+
+
+def test_a_state_is_refused_with_its_name(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceSum", ["h", "axes"], ["s"], "sum", keepdims=0),
+        helper.make_node("Add", ["x", "s"], ["y"], "add"),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, {"axes": np.array([0, 1])}, [1, 4], [1, 4])
+    model = package.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, 1, 4]))
+    package.save(model, path)
+    loaded = float_model.load(path, preprocessing="none")
+    with pytest.raises(InvalidModelError, match=r"begin with a batch of 1, got h \[2, 1, 4\]"):
+        loaded.canonical()
+
+
+def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:
+    out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
+    branches = [
+        helper.make_graph([helper.make_node(kind, ["x", "w"], ["inner"], kind)], kind, [], out)
+        for kind in ("Mul", "Add")
+    ]
+    nodes = [
+        helper.make_node("Shape", ["x"], ["size"]),
+        helper.make_node("Gather", ["size", "zero"], ["first"]),
+        helper.make_node("Equal", ["first", "one"], ["single"]),
+        helper.make_node("If", ["single"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    weights = {"w": np.full(4, 3, np.float32), "zero": np.array(0), "one": np.array(1)}
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 4], [1, 4])
+    content = float_model.load(path, preprocessing="none").canonical()
+    assert [operator.kind for operator in flatbuffer.Graph(content).operators] == ["MUL"]
+
+
+def test_a_factor_of_another_axis_is_not_taken_into_a_dense_layer(tmp_path: Path) -> None:
+    """The channels of a batch norm are the second axis, a dense layer's are the last."""
+    drawn = np.random.default_rng(3)
+    names = ("gamma", "beta", "mean", "variance")
+    weights = {name: drawn.uniform(0.5, 2, 4).astype(np.float32) for name in names}
+    weights["w"] = drawn.normal(0, 1, (4, 4)).astype(np.float32)
+    weights["b"] = drawn.normal(0, 1, 4).astype(np.float32)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["m"], "dense"),
+        helper.make_node("Add", ["m", "b"], ["a"], "bias"),
+        helper.make_node("BatchNormalization", ["a", *names], ["y"], "norm"),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 4, 4], [1, 4, 4])
+    content = float_model.load(path, preprocessing="none").canonical()
+    values = drawn.normal(0, 1, (1, 4, 4)).astype(np.float32)
+    (exact,) = onnx.session(path).run(None, {"x": values})
+    runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
+    assert decibels(exact, runner(x=values)["y"]) > 100
+
+
+def _kinds(path: Path) -> tuple[list[str], float]:
+    """Operators of the canonical graph, and its SQNR against the file in dB."""
+    loaded = float_model.load(path, preprocessing="none")
+    content = loaded.canonical()
+    (spec,) = loaded.inputs
+    values = np.random.default_rng(4).normal(0, 2, spec.shape).astype(np.float32)
+    exact = onnx.session(path).run(None, {"x": values})[0]
+    runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
+    (own,) = litert.signature(content).inputs
+    kinds = [operator.kind for operator in flatbuffer.Graph(content).operators]
+    return kinds, decibels(exact, runner(x=own.arrange(values))["y"])
+
+
+def test_factors_and_summands_go_into_the_layer_before(tmp_path: Path) -> None:
+    drawn = np.random.default_rng(5)
+    weights: dict[str, np.ndarray] = {
+        "w": drawn.normal(0, 0.3, (4, 3, 1, 1)).astype(np.float32),
+        "factor": np.array([1.5], np.float32),
+        "summand": drawn.normal(0, 1, (4, 1, 1)).astype(np.float32),
+        "divisor": drawn.uniform(1, 2, (1, 4, 1, 1)).astype(np.float32),
+        "rows": drawn.normal(0, 1, (5, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Mul", ["factor", "a"], ["b"]),
+        helper.make_node("Sub", ["summand", "b"], ["c"]),
+        helper.make_node("Div", ["c", "divisor"], ["d"]),
+        helper.make_node("Relu", ["d"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D"} and noise > 100
+    nodes[3] = helper.make_node("Mul", ["c", "rows"], ["d"])  # one for each row is no channel's
+    path = _save(tmp_path / "rows.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert "MUL" in kinds and noise > 100
+    nodes[1:] = [  # the layer has a second name, which another reads
+        helper.make_node("Identity", ["a"], ["b"]),
+        helper.make_node("Mul", ["factor", "b"], ["c"]),
+        helper.make_node("Add", ["a", "c"], ["y"]),
+    ]
+    path = _save(tmp_path / "names.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    assert _kinds(path)[1] > 100
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_hard_swish_that_is_spelled_out_is_one_operator(early: bool, tmp_path: Path) -> None:
+    numbers = {"three": 3, "low": 0, "six": 6}
+    weights = {name: np.array(value, np.float32) for name, value in numbers.items()}
+    weights["w"] = np.random.default_rng(6).normal(0, 1, (4, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "three"], ["r"]),
+        helper.make_node("Clip", ["r", "low", "six"], ["c"]),
+        helper.make_node("Div" if early else "Mul", ["c", "six" if early else "a"], ["m"]),
+        helper.make_node("Mul" if early else "Div", ["m", "a" if early else "six"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D", "HARD_SWISH"} and noise > 100
