@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
 
-.PHONY: demo test slow check docs peers lock clean
+.PHONY: demo test slow test-avx2 check docs peers lock clean
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ test: $(VENV)/installed  ## the test suite
 
 slow: $(VENV)/installed  ## the tests that take minutes each
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+
+test-avx2: $(VENV)/installed  ## the tests that depend on the CPU, as on one without AVX-512
+	$(BIN)/python benchmarks/as_avx2.py $(abspath $(BIN))/python -m pytest tests/test_arrange.py \
+		tests/test_train.py -k "form or alike"
 
 check: $(VENV)/installed docs  ## lint, format, types, which room imports which, the site
 	$(BIN)/ruff check .
