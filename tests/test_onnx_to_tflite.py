@@ -211,18 +211,30 @@ def test_a_graph_that_computes_something_else_is_refused(
         loaded.canonical()
 
 
-def test_a_state_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_state_keeps_its_sizes_and_is_not_for_int8(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("ReduceSum", ["h", "axes"], ["s"], "sum", keepdims=0),
         helper.make_node("Add", ["x", "s"], ["y"], "add"),
+        helper.make_node("Relu", ["h"], ["next"], "state"),
     ]
     path = _save(tmp_path / "net.onnx", nodes, {"axes": np.array([0, 1])}, [1, 4], [1, 4])
     model = package.load(path)
     model.graph.input.append(helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, 1, 4]))
+    model.graph.output.append(helper.make_tensor_value_info("next", TensorProto.FLOAT, [2, 1, 4]))
     package.save(model, path)
-    loaded = float_model.load(path, preprocessing="none")
-    with pytest.raises(InvalidModelError, match=r"begin with a batch of 1, got h \[2, 1, 4\]"):
-        loaded.canonical()
+    drawn = np.random.default_rng(7)
+    arrays = {"x": drawn.normal(0, 1, (24, 4)), "h": drawn.normal(0, 1, (24, 2, 1, 4))}
+    data = tmp_path / "set.npz"
+    np.savez(data, **{name: values.astype(np.float32) for name, values in arrays.items()})
+    given: dict[str, Any] = {"target": "tflite", "preprocessing": "none"}
+    written = export(path, precision="float32", out=tmp_path / "out", **given)
+    found = {spec.name: (spec.shape, spec.batched) for spec in written.manifest.signature.outputs}
+    assert found == {"y": ((1, 4), True), "next": ((2, 1, 4), False)}
+    report = compare([written.path], dataset=str(data), rounds=1, processes=1)
+    assert report.artifacts[0].metrics["sqnr_centred"].value > 100
+    with pytest.raises(InvalidModelError, match=r"batch of 1, got h \[2, 1, 4\]"):
+        export(path, precision="int8", calibration=str(data), out=tmp_path / "no", **given)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:

@@ -817,13 +817,14 @@ class Graph:
         )
 
 
-def canonical(content: bytes, name: str, *, key: str) -> bytes:
+def canonical(content: bytes, name: str, *, key: str, states: bool = False) -> bytes:
     """A float TFLite file of any converter as a canonical graph, with batch 1 and one signature.
 
     Args:
         content: The file.
         name: Of the file, for messages.
         key: Of the signature; a file without one gets one with its tensors' own names.
+        states: Let inputs have another first size than 1: they are known to be no batches.
 
     Raises:
         InvalidModelError: If it cannot be read, has several subgraphs, a free size behind the
@@ -846,7 +847,8 @@ def canonical(content: bytes, name: str, *, key: str) -> bytes:
                 f"{name}: expected a fixed size of input {tensor.name.decode(errors='replace')}, "
                 f"got {list(map(int, free))}; convert the model with the size it will run at"
             )
-        if tensor.shape is not None and len(tensor.shape) and tensor.shape[0] != 1:
+        batch = 1 if tensor.shape is None or not len(tensor.shape) else tensor.shape[0]
+        if batch != 1 and not states:
             raise InvalidModelError(
                 f"{name}: expected batch 1 of input {tensor.name.decode(errors='replace')}, got "
                 f"{list(map(int, tensor.shape))}; convert the model with batch 1"

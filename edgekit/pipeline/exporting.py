@@ -515,7 +515,18 @@ class _Pipeline:
         return written
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
-        """A file made from :attr:`canonical`."""
+        """A file made from :attr:`canonical`.
+
+        Raises:
+            InvalidModelError: If it is int8 and an input has no batch axis.
+        """
+        states = [spec for spec in litert.signature(self.canonical).inputs if not spec.batched]
+        if states and precision == "int8":
+            raise InvalidModelError(
+                f"int8 TFLite is made from inputs that begin with a batch of 1, got "
+                f"{states[0].name} {list(states[0].shape)}, as a state has; export float32 or "
+                f"float16, or --target onnx"
+            )
         if precision == "int8":
             table = None if self.source.encodings is not None else self.table
             return _make_int8(

@@ -373,8 +373,6 @@ def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
     """Answers ``[N, ...]`` by name of the signature."""
     opened = litert.interpreter(content)
     runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
-    found = [
-        litert.invoke(runner, **{name: array[i : i + 1] for name, array in values.items()})
-        for i in range(feeds.count(values))
-    ]
-    return feeds.joined(found, litert.signature_of(opened).outputs)
+    signature = litert.signature_of(opened)
+    found = [litert.invoke(runner, **one) for one in feeds.one_by_one(values, signature.inputs)]
+    return feeds.joined(found, signature.outputs)

@@ -34,27 +34,21 @@ def from_onnx(model: Any, name: str) -> bytes:
         name: Of the file, for messages.
 
     Returns:
-        A flatbuffer with batch 1 and one signature, which has the file's names.
+        A flatbuffer with batch 1 and one signature, which has the file's names; states and scalars
+        among the inputs are without a batch, as in the file.
 
     Raises:
-        InvalidModelError: If an operator has no TFLite form, which is named with its node; if an
-            input holds no sample; or if the graph computes something else.
+        InvalidModelError: If an operator has no TFLite form, which is named with its node; if the
+            graph computes something else.
     """
     if len(model.functions):
         model = onnx.package().inliner.inline_local_functions(model)
     found = onnx.signature(model)
-    for spec in found.inputs:
-        if not spec.batched:
-            raise InvalidModelError(
-                f"{name}: expected inputs that begin with a batch of 1, got {spec.name} "
-                f"{list(spec.shape)}, as a state has; TFLite is made sample by sample; export "
-                f"--target onnx, or let the model take {spec.name} with a batch axis in front"
-            )
     try:
         traced = onnx_trace.trace(model, onnx_source.random_feed(found, seed=0))
         graph = onnx_graph.convert(traced, channels_last=turned(found))
         content = plain_tflite.write(graph)
-        content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY)
+        content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY, states=True)
         litert.interpreter(content)
     except InvalidModelError as exc:
         said = str(exc).removeprefix(f"{name}: ")
