@@ -29,7 +29,7 @@ def verb(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, list[str
 
     def call(name: str, *arguments: object) -> tuple[int, list[str]]:
         capfd.readouterr()
-        module = importlib.import_module(f"edgekit.{name}")
+        module = importlib.import_module("edgekit.base.cli" if name == "cli" else f"edgekit.{name}")
         if hasattr(module, "__path__"):
             module = importlib.import_module(f"edgekit.{name}.__main__")
         status = module.main(list(map(str, arguments)))
