@@ -258,7 +258,7 @@ def run_one(name: str, folder: Path, correction: str) -> None:
             result["told"] = told[0] if told else ""
         except EdgekitError as exc:
             result["failed"] = str(exc).replace(f"{case.path}: ", "").replace(f"{folder}/", "")
-            result["failed"] = result["failed"].replace("`", "")
+            result["failed"] = result["failed"].replace("python -m edgekit.", "edgekit ")
         except Exception as exc:  # a fault of edgekit's: said as such
             result["failed"] = f"{type(exc).__name__}: {reason(exc)}"
             result["fault"] = True
