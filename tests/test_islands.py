@@ -21,6 +21,7 @@ from edgekit.graph.flatbuffer import Graph, Operator
 from edgekit.pipeline.calibration import observe
 from edgekit.quantization import islands, quantize
 from edgekit.quantization.profiles import PROFILES
+from edgekit.quantization.table import CalibrationTable
 from edgekit.records.artifact import Artifact
 from edgekit.records.signature import preprocessing
 from edgekit.sources import convert
@@ -394,3 +395,32 @@ def test_an_island_of_many_branches_is_left_in_no_time() -> None:
             makers[name] = Operator("ADD", (*inputs, f"b{i}"), (name,))
     floats = {name for name in makers if name not in ("a1", "b1")}
     assert set(islands._rounded_before("b60", floats, makers)) == {"a1", "b1"}
+
+
+@pytest.mark.parametrize(("layers", "floats"), [(2, True), (6, False)])
+def test_most_of_a_net_does_not_become_float(layers: int, floats: bool) -> None:
+    """Whatever rounding costs: a file that computes in float is no int8 file."""
+    keras = tf_keras()
+    keras.utils.set_random_seed(2)
+    given = keras.Input((16,), name="given")
+    x = given
+    for _ in range(layers):
+        x = keras.layers.Dense(16, "relu")(x)
+    canonical = convert.from_keras(keras.Model(given, x))
+    values = np.random.default_rng(0).normal(0, 1, (60, 16)).astype(np.float32)
+    samples = make("set", {"given": values})
+
+    def observed(content: bytes, fitting: bool) -> CalibrationTable:
+        return observe(content, samples, prepare=NONE)
+
+    feed = {Graph(canonical).entries["given"]: values}
+    maker = quantize._Maker(
+        canonical,
+        observed(canonical, True),
+        quantize.CalibrationSamples.of(feed, observed),
+        fitting=True,
+        profile=GENERIC,
+        advance=lambda name: None,
+    )
+    found, _ = maker.leave({}, 1e9)  # more than any operator keeps
+    assert bool(found) == floats

@@ -44,6 +44,8 @@ MARGIN = 0.25
 #: Tensors that stay float have to gain this much, in dB: they cost time and size.
 GAIN = 1.0
 _LARGEST_HELD_OUT = 256
+#: A net of no more layers may become a float one where that is what rounding asks for.
+_FEW = 4
 
 NEAREST = "nearest rounding"
 EQUALIZED = "equalized channels"
@@ -220,7 +222,11 @@ class _Maker:
         self, floats: islands.Floats, kept: float, *, equalized: bool = False
     ) -> tuple[islands.Floats, float]:
         """All that stays float if rounded inputs have to leave ``kept`` dB of every operator, and
-        the least that is left of one then."""
+        the least that is left of one then.
+
+        No more than before where that would be most of the layers: a file that computes in float is
+        no int8 file, whatever it is called.
+        """
         assert self._feed is not None
         content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
         graph = Graph(content)
@@ -234,6 +240,9 @@ class _Maker:
             kept=kept,
             threads=environment.cores(),
         )
+        whole = [each for each in graph.layers if not {each.input, each.output} & found.keys()]
+        if len(graph.layers) > _FEW and 2 * len(whole) < len(graph.layers):
+            return dict(floats), least
         return {name: why for name, why in found.items() if name not in left}, least
 
     def _even(self) -> tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable]:
