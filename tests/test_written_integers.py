@@ -14,7 +14,7 @@ from edgekit import parity
 from edgekit.base.errors import WriterError
 from edgekit.data.feeds import make
 from edgekit.export import export
-from edgekit.graph import onnx, onnx_forms
+from edgekit.graph import litert, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline import proof
 from edgekit.pipeline.calibration import observe
@@ -164,6 +164,36 @@ def test_a_constant_of_an_operator_in_float_stays_float(tmp_path: Path) -> None:
     assert set(read.constants) == set(kept.constants)
     content = tflite_integers.write(decided.graph, kept)
     assert set(tflite_integers.read_file(content).constants) == set(kept.constants)
+
+
+def test_a_layer_in_float_reads_what_the_activation_before_gives(tmp_path: Path) -> None:
+    """The range of integers clips as a ReLU does; who reads them in float needs the ReLU."""
+    values, _ = _saved(lambda x: _conv(layers.ReLU()(_conv(x) - 0.5)), SHAPE, tmp_path)
+    canonical = tflite_source(tmp_path)
+    graph = Graph(canonical)
+    table = observe(canonical, make("set", values), prepare=preprocessing("none"))
+    decided = quantize.quantize(
+        canonical, table, profile=profiles.profile("generic"), samples=None, correction="none"
+    )
+    last = graph.layers[-1].output
+    kept = decided.stored.without([last], [last])
+    model = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
+    session = onnx.session(model.SerializeToString())
+    opened = litert.interpreter(tflite_integers.write(decided.graph, kept))
+    (given,), (end,) = opened.get_input_details(), opened.get_output_details()
+    scale, zero_point = kept.activations[graph.inputs[0]]
+    for sample in next(iter(values.values()))[:4]:
+        image = np.float32(sample)[None]
+        steps = np.clip(np.rint(image / np.float32(scale)) + zero_point, -128, 127)
+        opened.set_tensor(given["index"], steps.astype(np.int8))
+        litert.invoke(opened)
+        (found,) = session.run(None, {session.get_inputs()[0].name: image})
+        assert decibels(opened.get_tensor(end["index"]), found) > 35
+
+
+def tflite_source(folder: Path) -> bytes:
+    """The canonical graph of net.keras."""
+    return convert.from_keras(keras_format.load(folder / "net.keras"))
 
 
 def test_keypoints_by_argmax_and_gather(tmp_path: Path) -> None:

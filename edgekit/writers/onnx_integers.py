@@ -59,7 +59,14 @@ def quantize(
     copied = onnx_file.package().ModelProto()
     copied.CopyFrom(model)
     _spell_certain(copied)
-    _drop_clips(copied, _activation_encodings(copied, stored.activations, _MOVING))
+    whole = {node.output[0] for node, _, _ in layer_nodes(copied, stored.layers, {})}
+    real = {  # what a layer in float reads as it was before it is rounded
+        node.input[0]
+        for node in copied.graph.node
+        if node.op_type in _WEIGHTED and node.output[0] not in whole
+    }
+    of_clips = _activation_encodings(copied, stored.activations, _MOVING)
+    _drop_clips(copied, {name: each for name, each in of_clips.items() if name not in real})
     activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *_MOVING))
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
     writer = _Writer(copied)
