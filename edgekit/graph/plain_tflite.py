@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from edgekit.base.errors import MissingDependencyError
-from edgekit.graph import litert
+from edgekit.graph import flatbuffer, litert
 from edgekit.graph.plain import Array, Graph, Operator
 
-_IDENTIFIER = b"TFL3"
 DTYPES = {
     "FLOAT32": np.float32,
     "FLOAT16": np.float16,
@@ -54,10 +53,9 @@ def write(graph: Graph, *, signature: bool = True) -> bytes:
     tables = schema()
     model = tables.ModelT()
     model.version = 3
-    model.buffers, model.operatorCodes = [_buffer(None)], []
-    known: dict[tuple[Any, ...], int] = {}
+    model.buffers, model.operatorCodes = [tables.BufferT()], []
     codes: dict[tuple[str, int], int] = {}
-    model.subgraphs = [_subgraph(graph, model, known, codes)]
+    model.subgraphs = [_subgraph(graph, model, codes)]
     if signature:
         places = {name: place for place, name in enumerate(graph.tensors)}
         found = tables.SignatureDefT()
@@ -70,19 +68,10 @@ def write(graph: Graph, *, signature: bool = True) -> bytes:
                 entries.append(entry)
             setattr(found, side, entries)
         model.signatureDefs = [found]
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1 << 16)
-    builder.Finish(model.Pack(builder), file_identifier=_IDENTIFIER)
-    return bytes(builder.Output())
+    return flatbuffer.pack(model)
 
 
-def _subgraph(
-    graph: Graph,
-    model: Any,
-    known: dict[tuple[Any, ...], int],
-    codes: dict[tuple[str, int], int],
-) -> Any:
+def _subgraph(graph: Graph, model: Any, codes: dict[tuple[str, int], int]) -> Any:
     tables = schema()
     kinds = {np.dtype(kind): getattr(tables.TensorType, name) for name, kind in DTYPES.items()}
     places = {name: place for place, name in enumerate(graph.tensors)}
@@ -95,7 +84,8 @@ def _subgraph(
         made.type = kinds[tensor.dtype]
         made.shape = np.asarray(tensor.shape, np.int32)
         if tensor.value is not None:
-            made.buffer = _kept(tensor.value, model, known)
+            made.buffer = len(model.buffers)
+            model.buffers.append(_buffer(tensor.value))
         subgraph.tensors.append(made)
     for operator in graph.operators:
         raw = tables.OperatorT()
@@ -118,18 +108,6 @@ def _subgraph(
     return subgraph
 
 
-def _kept(value: Array, model: Any, known: dict[tuple[Any, ...], int]) -> int:
-    """Number of the buffer that holds values, added if there is none."""
-    whole = np.asarray(value, order="C")
-    key = (whole.nbytes, hash(whole.tobytes()), whole.dtype.str)
-    place = known.get(key)
-    if place is not None and model.buffers[place].content == whole.tobytes():
-        return place
-    model.buffers.append(_buffer(whole))
-    known[key] = len(model.buffers) - 1
-    return known[key]
-
-
 def _code(operator: Operator, model: Any, codes: dict[tuple[str, int], int]) -> int:
     """Number of an operator's code in the file; it is added if it is not there."""
     tables = schema()
@@ -144,27 +122,10 @@ def _code(operator: Operator, model: Any, codes: dict[tuple[str, int], int]) -> 
     return codes[key]
 
 
-class _Buffer:
-    """Constants, aligned to 16 bytes as the format's schema asks for."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-
-    def Pack(self, builder: Any) -> int:  # noqa: N802 -- the generated code calls it
-        tables, vector = schema(), 0
-        if self.content:
-            builder.StartVector(1, len(self.content), 16)
-            builder.head -= len(self.content)
-            builder.Bytes[builder.head : builder.head + len(self.content)] = self.content
-            vector = builder.EndVector()
-        tables.BufferStart(builder)
-        if vector:
-            tables.BufferAddData(builder, vector)
-        return int(tables.BufferEnd(builder))
-
-
-def _buffer(value: Array | None) -> _Buffer:
-    return _Buffer(b"" if value is None else value.tobytes())
+def _buffer(value: Array) -> Any:
+    made = schema().BufferT()
+    made.data = np.frombuffer(value.tobytes(), np.uint8)
+    return made
 
 
 def fold(graph: Graph) -> None:
