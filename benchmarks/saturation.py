@@ -95,7 +95,9 @@ def rows(canonical: bytes, images: data.ImageSet, prepare: Any) -> list[Row]:
             lambda other, fitting: observe(other, part if fitting else images, prepare=prepare),
         ),
     )
-    written = onnx_integers.quantize(onnx_convert.from_tflite(best.graph), best.stored)
+    written = onnx_integers.quantize(
+        onnx_convert.from_tflite(best.graph), best.stored, Graph(best.graph)
+    )
     auto = Row("edgekit", written.SerializeToString(), {}, way=best.way)
     return [
         Row("float32", onnx_convert.from_tflite(canonical).SerializeToString(), {}),
@@ -125,7 +127,7 @@ def file(name: str, graph: Graph, given: Mapping[str, Encoding], layers: Layers)
     for layer in changed.layers:
         reconstruct.put(changed, layer, layers[layer.output])
     model = onnx_convert.from_tflite(changed.serialize())
-    written = onnx_integers.quantize(model, reconstruct.stored(given, layers))
+    written = onnx_integers.quantize(model, reconstruct.stored(given, layers), changed)
     pairs = sum(found.pairs for found in quantize.predictions(graph, layers))
     return Row(name, written.SerializeToString(), {}, pairs)
 

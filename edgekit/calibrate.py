@@ -82,7 +82,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out = out or Path("calibration") / f"{source.model_id}-{stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(
-        source.graph(),
+        source.canonical(),
         source.samples(opened, options.limit),
         prepare=source.preprocessing,
         method=options.method,

@@ -282,7 +282,7 @@ def test_a_layer_of_a_net_of_several_inputs_is_to_blame(
     assert compare_main([*call, "--layers", "--trust", "--bisect", "99%"]) == 2
     assert "expected one output of real numbers, got 2 of 2" in capsys.readouterr().err
 
-    canonical = float_model.graph_of(folder / "net.keras", trust=True)
+    canonical = float_model.graph_of(folder / "net.keras", trust=True)[0]
     graph = Graph(canonical)
     with np.load(folder / "set.npz") as arrays:
         values = {"picture": arrays["picture"] / np.float32(255), "words": arrays["words"]}

@@ -109,7 +109,7 @@ def test_no_kind_of_layer_of_a_sound_file_is_to_blame(place: Path, target: str) 
 def test_a_fault_in_such_a_net_is_named_as_the_model_names_the_layer(
     place: Path, target: str
 ) -> None:
-    canonical = float_model.graph_of(place / "net.keras")
+    canonical = float_model.graph_of(place / "net.keras")[0]
     graph = Graph(canonical)
     path = place / f"net-{target}"
     factors = Encodings.load(path / encodings.FILE).factors
@@ -135,7 +135,7 @@ def test_a_fault_in_such_a_net_is_named_as_the_model_names_the_layer(
 
 def test_layers_have_the_names_of_the_model(place: Path) -> None:
     """Keras 3 traces ``conv2d`` to ``conv2d_1``, which is another layer's name."""
-    graph = Graph(float_model.graph_of(place / "net.keras"))
+    graph = Graph(float_model.graph_of(place / "net.keras")[0])
     names = {path_of(layer.output)[1]: layer.kind for layer in graph.layers}
     assert names["conv2d"] == names["conv2d_3"] == "conv"
     assert names["conv2d_1"] == "depthwise"
@@ -158,7 +158,7 @@ def test_names_that_do_not_fit_lose_their_middle(
 
 def test_a_layer_whose_input_the_suspect_lacks_is_not_judged(place: Path) -> None:
     """What came before would be counted as its error."""
-    canonical = float_model.graph_of(place / "net.keras")
+    canonical = float_model.graph_of(place / "net.keras")[0]
     graph = Graph(canonical)
     model = onnx.load(place / "net-onnx" / "model.onnx")
     (reader,) = (each for each in graph.operators if "/pooled/" in each.outputs[0])
@@ -287,5 +287,5 @@ def _quantized(model: Any, images: np.ndarray) -> tuple[bytes, Graph]:
             correction="none",
             out=folder / "made",
         )
-        graph = Graph(float_model.graph_of(folder / "net.keras"))
+        graph = Graph(float_model.graph_of(folder / "net.keras")[0])
         return made.model_path.read_bytes(), graph

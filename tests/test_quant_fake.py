@@ -112,7 +112,11 @@ def test_both_writers_store_what_was_trained(case: Case) -> None:
     file = tflite_integers.write(graph, stored)
     assert not differences(tflite_integers.read_file(file), stored)
     model = onnx_integers.quantize(
-        onnx_convert.from_tflite(graph), stored, activation_dtype="uint8", quantize_bias=True
+        onnx_convert.from_tflite(graph),
+        stored,
+        Graph(graph),
+        activation_dtype="uint8",
+        quantize_bias=True,
     )
     assert not differences(onnx_integers.read_stored(model, Graph(graph)), stored)
 

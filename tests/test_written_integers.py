@@ -159,7 +159,9 @@ def test_a_constant_of_an_operator_in_float_stays_float(tmp_path: Path) -> None:
     apart.append(layers_of[tensors[1]])
     kept = decided.stored.without(tensors, apart, [one])
     assert len(kept.constants) == 1
-    model = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
+    model = onnx_integers.quantize(
+        onnx_convert.from_tflite(decided.graph), kept, Graph(decided.graph)
+    )
     read = onnx_integers.read_stored(model, Graph(decided.graph))
     assert set(read.constants) == set(kept.constants)
     content = tflite_integers.write(decided.graph, kept)
@@ -177,7 +179,9 @@ def test_a_layer_in_float_reads_what_the_activation_before_gives(tmp_path: Path)
     )
     last = graph.layers[-1].output
     kept = decided.stored.without([last], [last])
-    model = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
+    model = onnx_integers.quantize(
+        onnx_convert.from_tflite(decided.graph), kept, Graph(decided.graph)
+    )
     session = onnx.session(model.SerializeToString())
     opened = litert.interpreter(tflite_integers.write(decided.graph, kept))
     (given,), (end,) = opened.get_input_details(), opened.get_output_details()
@@ -442,7 +446,9 @@ def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
     assert inner not in read.activations and set(read.layers) == set(kept.layers)
     floats = tflite_integers.floats(Graph(content))
     assert len([name for name in floats if name.startswith("CONV_2D")]) == 2
-    written = onnx_integers.quantize(onnx_convert.from_tflite(decided.graph), kept)
+    written = onnx_integers.quantize(
+        onnx_convert.from_tflite(decided.graph), kept, Graph(decided.graph)
+    )
     again = onnx_integers.read_stored(written, Graph(decided.graph))
     assert set(again.layers) == set(kept.layers) and inner not in again.activations
     assert set(encodings) == set(kept.activations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from edgekit.base import cli
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.data import feeds
 from edgekit.data.feeds import Samples
-from edgekit.diagnosis import own
 from edgekit.diagnosis.bisection import Bisection, Bound, bisect
 from edgekit.diagnosis.measure import (
     ISOLATED,
@@ -160,15 +159,7 @@ def diff(
         )
     manifest = other.artifact.manifest
     dataset = dataset or model_file.default_data(other.artifact)
-    place = _onnx_source(one, other.artifact, source)
-    if place is not None:
-        if bisect_bound is not None:
-            raise InvalidOptionError(
-                f"--bisect runs the float TFLite graph of a model, which {place} has not; leave it "
-                f"out"
-            )
-        return _of_onnx(place, one, other, dataset, images, modes, bound)
-    canonical = _canonical(one, other, source, trust=trust)
+    canonical, orders = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
     specs = litert.signature(canonical).inputs
     found = _samples(dataset, specs, manifest, images)
@@ -179,8 +170,8 @@ def diff(
 
     given = fed(manifest.preprocessing)
     expected = given if one.artifact is None else fed(one.artifact.manifest.preprocessing)
-    right = _open(one, graph, expected, threads, trust=trust)
-    wrong = _open(other, graph, given, threads)
+    right = _open(one, graph, expected, threads, orders, trust=trust)
+    wrong = _open(other, graph, given, threads, orders)
     sound = Sound(
         canonical,
         factors=_factors(other),
@@ -280,91 +271,11 @@ def _side(path: Path) -> _Side:
     return _Side(path, artifact, source, manifest.format, manifest.precision)
 
 
-def _onnx_source(one: _Side, suspect: Artifact, source: Path | None) -> Path | None:
-    """The ONNX file whose own tensors are compared; None where those of the canonical graph are.
-
-    Raises:
-        InvalidOptionError: If one model has the tensors of the file, the other those of the graph.
-    """
-    if one.artifact is None:
-        own = one.format == "onnx" and suspect.manifest.format == "onnx"
-        return one.path if own else None
-    place = suspect.manifest.source
-    if place is None or Path(place.path).suffix != ".onnx":
-        return None
-    if one.format != suspect.manifest.format:
-        raise InvalidOptionError(
-            f"{one.path} has the tensors of {one.format}, {suspect.path} those of "
-            f"{suspect.manifest.format}, which an ONNX file names and lays out in two ways; give "
-            f"{place.path} first"
-        )
-    return None if one.format == "tflite" else float_model.find(suspect, source)[0]
-
-
-def _of_onnx(
-    place: Path,
-    one: _Side,
-    other: _Side,
-    dataset: str,
-    images: int,
-    modes: Collection[str],
-    bound: float | None,
-) -> LayerDiff:
-    """Tensor by tensor of an ONNX file's own names."""
-    assert other.artifact is not None and other.artifact.manifest.source is not None
-    manifest = other.artifact.manifest
-    loaded = float_model.load(
-        place, preprocessing="none", shapes=other.artifact.manifest.source.shapes
-    )
-    specs = loaded.inputs
-    samples = _samples(dataset, specs, manifest, images)
-    if one.artifact is not None:
-        reference = onnx.load(one.artifact.model_path)
-    elif other.precision == "float32":
-        reference = loaded.model
-    else:
-        reference = loaded.prepared(integers=other.precision == "int8")
-    suspect = onnx.load(other.artifact.model_path)
-    given = feeds.feed(samples, specs, manifest.preprocessing, slice(None))
-    first = manifest if one.artifact is None else one.artifact.manifest
-    expected = feeds.feed(samples, specs, first.preprocessing, slice(None))
-    with cli.progress() as bar:
-        task = bar.add_task("tensors", total=len(samples), note="")
-        rows = own.rows(
-            reference,
-            suspect,
-            specs,
-            expected,
-            given,
-            profile=PROFILES.get(manifest.device, PROFILES[DEFAULT]),
-            modes=modes,
-            half=other.precision == "float16",
-            options=manifest.runtime_options,
-            advance=lambda count: bar.advance(task, count),
-        )
-    return LayerDiff(
-        reference=str(one.path),
-        suspect=str(other.path),
-        images=len(samples),
-        rows=rows,
-        tensors=len(rows),
-        computed=(),
-        unjudged=(),
-        verdict=blame(rows),
-        first_below={mode: first_below(rows, mode, bound) for mode in modes}
-        if bound is not None
-        else {},
-        bound=bound,
-        bisection=None,
-        graph_id=str(suspect.graph.name),
-    )
-
-
-def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) -> bytes:
-    """The float flatbuffer that both come from."""
+def _canonical(
+    one: _Side, other: _Side, source: Path | None, *, trust: bool
+) -> tuple[bytes, Mapping[str, tuple[int, ...]] | None]:
+    """The float flatbuffer that both come from, and of an ONNX source the layout of its values."""
     assert other.artifact is not None
-    if one.format == "tflite" and one.precision == "float32" and one.artifact is not None:
-        return one.artifact.model_path.read_bytes()
     if one.artifact is None or one.format == "keras":
         place = one.path
     elif other.trained:
@@ -373,16 +284,24 @@ def _canonical(one: _Side, other: _Side, source: Path | None, *, trust: bool) ->
         raise InvalidOptionError(
             f"{other.path} does not say which float model it was made from; give that first"
         )
+    elif one.format == "tflite" and one.precision == "float32" and not _of_onnx(other):
+        return one.artifact.model_path.read_bytes(), None
     else:
         place, _, _ = float_model.find(other.artifact, source)
     given = other.artifact.manifest.source
     shapes = given.shapes if given is not None and not other.trained else {}
-    canonical = float_model.graph_of(place, trust=trust, shapes=shapes)
+    canonical, orders = float_model.graph_of(place, trust=trust, shapes=shapes)
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
         if expected != hashlib.sha256(canonical).hexdigest():
             raise InvalidModelError(f"{other.path} was not exported from {place}")
-    return canonical
+    return canonical, orders
+
+
+def _of_onnx(side: _Side) -> bool:
+    """Whether an artifact was made from an ONNX file."""
+    source = None if side.artifact is None else side.artifact.manifest.source
+    return source is not None and Path(source.path).suffix == ".onnx"
 
 
 def _trained_model(source: Path | None, path: Path) -> Path:
@@ -396,7 +315,13 @@ def _trained_model(source: Path | None, path: Path) -> Path:
 
 
 def _open(
-    side: _Side, graph: Graph, feed: feeds.Feed, threads: int, *, trust: bool = False
+    side: _Side,
+    graph: Graph,
+    feed: feeds.Feed,
+    threads: int,
+    orders: Mapping[str, tuple[int, ...]] | None,
+    *,
+    trust: bool = False,
 ) -> Tensors:
     path = side.path if side.artifact is None else side.artifact.model_path
     if side.format == "keras":
@@ -408,7 +333,7 @@ def _open(
     if side.format == "tflite":
         return TfLiteTensors(path.read_bytes(), graph, threads=threads)
     options = side.artifact.manifest.runtime_options
-    return OnnxTensors(onnx.load(path), graph, threads=threads, options=options)
+    return OnnxTensors(onnx.load(path), graph, threads=threads, options=options, orders=orders)
 
 
 def _factors(side: _Side) -> Factors:

@@ -217,11 +217,17 @@ class OnnxTensors(Tensors):
     """
 
     def __init__(
-        self, model: Any, graph: Graph, *, threads: int, options: Mapping[str, str] | None = None
+        self,
+        model: Any,
+        graph: Graph,
+        *,
+        threads: int,
+        options: Mapping[str, str] | None = None,
+        orders: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         self._model, self._graph = model, graph
         self._threads, self._options = threads, options
-        self._places = onnx_tensors.places(model, graph)
+        self._places = onnx_tensors.places(model, graph, orders)
         self.names = tuple(name for name in activations(graph) if name in self._places)
         self.own = {name: self._places[name].named for name in self.names}
         self.graph_id = str(model.graph.name)
@@ -273,7 +279,10 @@ class OnnxTensors(Tensors):
         """Values of the inputs by their names in the file."""
         names = (value.name for value in self._model.graph.input)
         return {
-            name: values[tensor] for name, tensor in zip(names, self._graph.inputs, strict=True)
+            name: self._places[tensor].arranged(values[tensor])
+            if tensor in self._places
+            else values[tensor]
+            for name, tensor in zip(names, self._graph.inputs, strict=True)
         }
 
     def _answers(self, session: Any, feed: Feed, samples: int) -> Values:

@@ -68,12 +68,6 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         if artifact not in files
     }
     if len(graphs) > 1:
-        sources = {each.manifest.source.sha256 for each in (left, right) if each.manifest.source}
-        if len(sources) == 1:
-            raise InvalidModelError(
-                f"{left.path} and {right.path} have integers of two graphs, TFLite of the "
-                f"canonical one and ONNX of the source's own; compare them without --parity"
-            )
         raise InvalidModelError(
             f"{left.path} and {right.path} were made from different float models"
         )

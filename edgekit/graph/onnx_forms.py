@@ -25,6 +25,8 @@ _MOVING = ("Reshape", "Expand", "Transpose", "Squeeze", "Unsqueeze", "Identity",
 
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
+#: Ends the name of a product to which something computed is added behind it.
+LINEAR = "__linear"
 
 
 class _Graph:
@@ -90,12 +92,13 @@ def for_integers(model: Any) -> None:
         model: ``onnx.ModelProto`` with inferred shapes; those of new tensors are inferred by the
             caller.
     """
+    gemm_instead_of_matmul(model)
     graph = _Graph(model)
     rounds: tuple[dict[str, Callable[[_Graph, Any], None]], ...] = (
         {"ReduceMean": _pool, "Pad": _pad_by_reader, "Div": _by_a_constant, "Sub": _by_a_constant},
         {"BatchNormalization": _normalization, "Mul": _into_layer, "Add": _into_layer},
         {"HardSigmoid": _hard_sigmoid},
-        {"ConvTranspose": _convolution},
+        {"ConvTranspose": _whole},
     )
     for forms in rounds:
         for node in list(graph.nodes):
@@ -163,22 +166,26 @@ def _pad_by_reader(graph: _Graph, node: Any) -> None:
 
 
 def _hard_sigmoid(graph: _Graph, node: Any) -> None:
-    """max(0, min(1, alpha x + beta)): the line goes into the layer before where it can."""
+    """ReLU6(6 alpha x + 6 beta) / 6; what multiplies it with x, a hard swish, takes it as it is."""
     alpha = float(onnx_file.attribute(node, "alpha", 0.2))
     beta = float(onnx_file.attribute(node, "beta", 0.5))
     x, y = node.input[0], node.output[0]
-    numbers = {
-        name: graph.store(f"{y}__{name}", np.array(value, np.float32))
-        for name, value in (("alpha", alpha), ("beta", beta), ("zero", 0.0), ("one", 1.0))
-    }
-    ends = [numbers["zero"], numbers["one"]]
-    if graph.only_reader(x) is not None and _take_in(graph, graph.makers.get(x), alpha, beta):
-        graph.replace(node, [("Clip", [x, *ends], y, {})])
+    reader = graph.only_reader(y)
+    if reader is not None and reader.op_type == "Mul" and x in reader.input:
         return
-    steps: list[_Step] = [
-        ("Mul", [x, numbers["alpha"]], f"{y}__scaled", {}),
-        ("Add", [f"{y}__scaled", numbers["beta"]], f"{y}__line", {}),
-        ("Clip", [f"{y}__line", *ends], y, {}),
+    steps: list[_Step] = []
+    if abs(6 * alpha - 1) > 1e-6:
+        factor = graph.store(f"{y}__alpha", np.array(6 * alpha, np.float32))
+        steps.append(("Mul", [x, factor], f"{y}__line", {}))
+    line, raised, cut = steps[-1][2] if steps else x, f"{y}__raised", f"{y}__cut"
+    numbers = [
+        graph.store(f"{y}__{name}", np.array(value, np.float32))
+        for name, value in (("beta", 6 * beta), ("zero", 0), ("six", 6), ("sixth", 1 / 6))
+    ]
+    steps += [
+        ("Add", [line, numbers[0]], raised, {}),
+        ("Clip", [raised, *numbers[1:3]], cut, {}),
+        ("Mul", [cut, numbers[3]], y, {}),
     ]
     graph.replace(node, steps)
 
@@ -252,8 +259,8 @@ def _take_in(graph: _Graph, layer: Any, factor: Any, summand: Any) -> bool:
 
 
 def _normalization(graph: _Graph, node: Any) -> None:
-    """A batch normalisation that no layer took in: one of the transposed convolution before, or a
-    convolution of each channel by itself, so that each has a step of its own."""
+    """A batch normalisation that no layer took in: part of the transposed convolution or product
+    before, or a factor and a summand."""
     numbers = [graph.constants.get(name) for name in node.input[1:5]]
     if any(each is None for each in numbers) or len(node.output) > 1:
         return
@@ -264,62 +271,66 @@ def _normalization(graph: _Graph, node: Any) -> None:
         graph.take_out(node, layer)
         return
     rank = graph.rank(node.input[0])
-    if rank is None or rank < 3:
+    if rank is None:
         return
-    weights = factor.astype(np.float32).reshape(-1, 1, *[1] * (rank - 2))
-    given = [
-        node.input[0],
-        graph.store(f"{name}__weights", weights),
-        graph.store(f"{name}__bias", summand.astype(np.float32)),
+    sizes = (-1, *[1] * (rank - 2))
+    stored = [
+        graph.store(f"{name}__{label}", each.astype(np.float32).reshape(sizes))
+        for label, each in (("factor", factor), ("summand", summand))
     ]
-    graph.replace(node, [("Conv", given, name, {"group": len(factor)})])
+    steps: list[_Step] = [
+        ("Mul", [node.input[0], stored[0]], f"{name}__scaled", {}),
+        ("Add", [f"{name}__scaled", stored[1]], name, {}),
+    ]
+    graph.replace(node, steps)
 
 
-def _convolution(graph: _Graph, node: Any) -> None:
-    """A transposed convolution of stride s: a convolution that answers s by s pixels a place, put
-    side by side (Shi et al. 2016, arXiv 1609.07009), and cut to size."""
+def _whole(graph: _Graph, node: Any) -> None:
+    """A transposed convolution in groups, or whose borders are cut off: one convolution for each
+    group, whose whole answers are put side by side, and a Slice."""
     weights = graph.constants.get(node.input[1])
-    if weights is None or weights.ndim != 4:
+    bias = graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if weights is None or weights.ndim < 3 or (len(node.input) > 2 and bias is None):
         return
-    groups = onnx_file.attribute(node, "group", 1)
-    kernel, strides = weights.shape[2:], onnx_file.attribute(node, "strides", [1, 1])
-    pads = onnx_file.attribute(node, "pads", [0, 0, 0, 0])
-    more = onnx_file.attribute(node, "output_padding", [0, 0])
-    other = any(step != 1 for step in onnx_file.attribute(node, "dilations", [1, 1]))
-    other |= onnx_file.attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
-    step = strides[0]
-    if other or strides != [step, step] or onnx_file.attribute(node, "output_shape", []):
+    groups, spatial = onnx_file.attribute(node, "group", 1), weights.ndim - 2
+    pads = list(onnx_file.attribute(node, "pads", [0] * (2 * spatial)))
+    more = onnx_file.attribute(node, "output_padding", [0] * spatial)
+    behind = [end - extra for end, extra in zip(pads[spatial:], more, strict=True)]
+    automatic = onnx_file.attribute(node, "auto_pad", b"NOTSET") != b"NOTSET"
+    if automatic or onnx_file.attribute(node, "output_shape", []) or min(behind) < 0:
         return
-    taps = [-(-size // step) for size in kernel]
-    # of the (n + taps - 1) * step rows there are, pads are cut off in front, and behind
-    behind = [taps[i] * step - kernel[i] + pads[2 + i] - more[i] for i in (0, 1)]
-    if min(behind) < 0:
+    name, cut = node.output[0], any(pads) or any(more)
+    if not cut and groups == 1:
         return
-    inputs, outputs = weights.shape[:2]  # of the outputs those of one group
-    own = inputs // groups
-    whole = np.zeros((inputs, outputs, taps[0] * step, taps[1] * step), weights.dtype)
-    whole[:, :, : kernel[0], : kernel[1]] = weights
-    whole = whole.reshape(groups, own, outputs, taps[0], step, taps[1], step)
-    whole = whole[:, :, :, ::-1, :, ::-1].transpose(0, 2, 4, 6, 1, 3, 5).reshape(-1, own, *taps)
-    name, form = node.output[0], {"pads": [taps[0] - 1, taps[1] - 1] * 2, "group": groups}
-    given = [node.input[0], graph.store(f"{name}__weights", whole)]
-    if len(node.input) > 2 and node.input[2]:
-        bias = graph.constants.get(node.input[2])
-        if bias is None:
-            return
-        given.append(graph.store(f"{name}__bias", bias.repeat(step * step)))
-    cut = any(pads[:2]) or any(behind)
-    wide = f"{name}__wide" if cut else name
-    steps: list[_Step] = [("Conv", given, f"{name}__dense" if step > 1 else wide, form)]
-    if step > 1:
-        steps.append(("DepthToSpace", [f"{name}__dense"], wide, {"blocksize": step, "mode": "CRD"}))
+    whole = f"{name}__whole" if cut else name
+    form = {key: onnx_file.attribute(node, key, [1] * spatial) for key in ("strides", "dilations")}
+    steps: list[_Step] = []
+    parts = [whole] if groups == 1 else [f"{name}__part_{i}" for i in range(groups)]
+    own = len(weights) // groups
+    for i, part in enumerate(parts):
+        source = node.input[0]
+        if groups > 1:
+            source = f"{name}__group_{i}"
+            limits = [
+                graph.store(f"{source}__{key}", np.array([value], np.int64))
+                for key, value in (("from", i * own), ("to", (i + 1) * own), ("axes", 1))
+            ]
+            steps.append(("Slice", [node.input[0], *limits], source, {}))
+        given = [source, graph.store(f"{part}__weights", weights[i * own : (i + 1) * own])]
+        if bias is not None:
+            given.append(graph.store(f"{part}__bias", bias.reshape(groups, -1)[i]))
+        steps.append(("ConvTranspose", given, part, form))
+    if groups > 1:
+        steps.append(("Concat", parts, whole, {"axis": 1}))
     if cut:
         ends = [-size if size else np.iinfo(np.int64).max for size in behind]
         limits = [
             graph.store(f"{name}__{key}", np.array(value, np.int64))
-            for key, value in (("from", pads[:2]), ("to", ends), ("axes", [2, 3]))
-        ]
-        steps.append(("Slice", [wide, *limits], name, {}))
+            for key, value in (
+                ("from", pads[:spatial]), ("to", ends), ("axes", list(range(2, 2 + spatial))),
+            )
+        ]  # fmt: skip
+        steps.append(("Slice", [whole, *limits], name, {}))
     graph.replace(node, steps)
 
 
@@ -338,7 +349,8 @@ def _bias(graph: _Graph, node: Any) -> None:
     zeros = np.zeros(weights.shape[0 if turned else 1], weights.dtype)
     bias = graph.constants.get(node.input[2]) if len(node.input) > 2 else zeros
     if bias is None:
-        return  # a computed one
+        _computed_summand(graph, node, zeros)
+        return
     if node.op_type == "Gemm":
         alpha, beta = (float(onnx_file.attribute(node, key, 1.0)) for key in ("alpha", "beta"))
         if alpha != 1.0:
@@ -348,7 +360,7 @@ def _bias(graph: _Graph, node: Any) -> None:
         for key in ("alpha", "beta"):
             _set(node, key, 1.0)
     if bias.ndim > 1 and bias.shape[0] != 1:  # one number for each row as well: no bias
-        product = f"{name}__product"
+        product = name + LINEAR
         add = onnx_file.package().helper.make_node(
             "Add", [product, graph.store(f"{name}__summand", bias)], [name], f"{name}__add"
         )
@@ -360,6 +372,86 @@ def _bias(graph: _Graph, node: Any) -> None:
         return
     del node.input[2:]
     node.input.append(graph.store(f"{node.output[0]}__bias", row))
+
+
+def _computed_summand(graph: _Graph, node: Any, zeros: Any) -> None:
+    """Let an Add behind a Gemm with constant weights add what the Gemm adds."""
+    if node.op_type != "Gemm" or onnx_file.attribute(node, "beta", 1.0) != 1.0:
+        return
+    name, alpha = node.output[0], float(onnx_file.attribute(node, "alpha", 1.0))
+    weights = node.input[1]
+    if alpha != 1.0:
+        scaled = (graph.constants[weights] * alpha).astype(np.float32)
+        weights = graph.store(f"{name}__weights", scaled)
+    form = {key: onnx_file.attribute(node, key, 0) for key in ("transA", "transB")}
+    inputs = [node.input[0], weights, graph.store(f"{name}__bias", zeros)]
+    steps: list[_Step] = [
+        ("Gemm", inputs, name + LINEAR, form),
+        ("Add", [name + LINEAR, node.input[2]], name, {}),
+    ]
+    graph.replace(node, steps)
+
+
+def gemm_instead_of_matmul(model: Any) -> None:
+    """A product with a constant matrix, then a constant summand: one Gemm with a bias, in place.
+
+    Gemm takes matrices only: what has more axes is brought to two for it, and back.
+    """
+    onnx = onnx_file.package()
+    constants = onnx_file.stored_constants(model)
+    shapes = sizes(model)
+    outputs = {value.name for value in model.graph.output}
+
+    def store(name: str, array: Any) -> str:
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return name
+
+    for node in list(model.graph.node):
+        if node.op_type != "MatMul" or node.input[1] not in constants:
+            continue
+        shape = shapes.get(node.input[0])
+        if constants[node.input[1]].ndim != 2 or shape is None or len(shape) < 2:
+            continue
+        width, channels = constants[node.input[1]].shape
+        users = [other for other in model.graph.node if node.output[0] in other.input]
+        inputs, output, add = list(node.input), node.output[0], None
+        if len(users) == 1 and users[0].op_type == "Add" and output not in outputs:
+            summand = next((name for name in users[0].input if name != output), "")
+            bias = constants.get(summand, np.empty(0))
+            if bias.size == channels and bias.shape[-1:] == (channels,):
+                if bias.ndim > 1:
+                    summand = store(f"{summand}__of_{users[0].output[0]}", bias.reshape(-1))
+                add, inputs, output = users[0], [*inputs, summand], users[0].output[0]
+        make = onnx.helper.make_node
+        made = [make("Gemm", inputs, [output], name=node.name)]
+        if len(shape) != 2:
+            flat = [f"{output}__flat_input", f"{output}__flat"]
+            flattened = store(f"{flat[0]}_shape", np.array([-1, width], np.int64))
+            leading = shape[:-1] if -1 in shape[:-1] else (-1, *shape[1:-1])
+            whole = store(f"{flat[1]}_shape", np.array([*leading, channels], np.int64))
+            made = [
+                make("Reshape", [inputs[0], flattened], [flat[0]], name=flat[0]),
+                make("Gemm", [flat[0], *inputs[1:]], [flat[1]], name=node.name),
+                make("Reshape", [flat[1], whole], [output], name=f"{output}__whole"),
+            ]
+        position = list(model.graph.node).index(node)
+        model.graph.node.remove(node)
+        for each in reversed(made):
+            model.graph.node.insert(position, each)
+        if add is not None:
+            model.graph.node.remove(add)
+
+
+def sizes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Sizes of the tensors that ONNX can tell them of; one free axis is -1."""
+    inferred = onnx_file.package().shape_inference.infer_shapes(model).graph
+    found = {}
+    for value in (*inferred.input, *inferred.value_info, *inferred.output):
+        axes = value.type.tensor_type.shape.dim
+        shape = tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in axes)
+        if value.type.tensor_type.HasField("shape") and shape.count(-1) < 2:
+            found[value.name] = shape
+    return found
 
 
 def relative(model: Any) -> frozenset[str]:

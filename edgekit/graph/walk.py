@@ -93,6 +93,21 @@ def _length(graph: Graph, name: str) -> int:
     return shape[0] if shape else 1
 
 
+def samples(graph: Graph, feed: Mapping[str, npt.NDArray[Any]]) -> int:
+    """How many samples a feed by tensor name holds."""
+    name, values = next(iter(feed.items()))
+    return len(values) // _length(graph, name)
+
+
+def picked(graph: Graph, feed: Values, places: npt.NDArray[np.int64]) -> Values:
+    """Some of the samples of a feed."""
+    found = {}
+    for name, values in feed.items():
+        each = values.reshape(-1, _length(graph, name), *values.shape[1:])
+        found[name] = each[places].reshape(-1, *values.shape[1:])
+    return found
+
+
 def fed(graph: Graph, operator: Operator) -> tuple[str, ...]:
     """What an operator computes on: its inputs that are not constants, each once."""
     names = dict.fromkeys(name for name in operator.inputs if name)

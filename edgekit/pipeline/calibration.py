@@ -17,7 +17,7 @@ from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidModelErro
 from edgekit.base.version import sources
 from edgekit.data import feeds
 from edgekit.data.feeds import Samples
-from edgekit.graph import litert, onnx
+from edgekit.graph import litert
 from edgekit.graph.flatbuffer import Graph
 from edgekit.graph.probe import Place, Probe, probe
 from edgekit.quantization import ranges
@@ -26,7 +26,6 @@ from edgekit.quantization.table import METHODS, CalibrationTable, TensorStatisti
 from edgekit.records import artifact, environment
 from edgekit.records.signature import Preprocessing, Shapes
 from edgekit.sources import float_model
-from edgekit.writers import onnx_file
 
 DEFAULT_METHOD = "minmax"
 #: Values of a tensor that go into its histogram and channels, about, evenly from all images; of a
@@ -72,7 +71,7 @@ def calibrate(
     opened = feeds.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
     return cached(
-        source.graph(),
+        source.canonical(),
         source.samples(opened, limit),
         prepare=source.preprocessing,
         method=method,
@@ -144,8 +143,6 @@ def observe(
             NaN or infinite.
         InvalidModelError: If the graph has a loop.
     """
-    if canonical[4:8] != b"TFL3":
-        return _observe_onnx(canonical, images, prepare=prepare, method=method, word=word)
     _expect_several(images)
     if loops := Graph(canonical).loops:
         raise InvalidModelError(
@@ -158,7 +155,8 @@ def observe(
     specs = litert.signature(canonical).inputs
     feeds.check(images, specs)
     opened = litert.interpreter(probed.content, threads=threads)
-    batch = _batch(opened, probed, len(images))
+    whole = all(spec.batched for spec in specs)
+    batch = _batch(opened, probed, len(images)) if whole else 1
     observer = _Observer(probed.places, images.name, len(images))
     tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
     entries = {name: tensors[tensor] for name, tensor in Graph(canonical).entries.items()}
@@ -170,25 +168,14 @@ def observe(
             if size != batch:
                 _resize(opened, size)
             given = feeds.feed(images, specs, prepare, slice(start, start + size))
+            if not whole:
+                given = next(feeds.one_by_one(given, specs))
             for name, values in given.items():
                 opened.set_tensor(entries[name], values)
             litert.invoke(opened)
             observer.add(*(opened.get_tensor(end) for end in ends))
             bar.advance(task, size)
     return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)
-
-
-def _observe_onnx(
-    content: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str | None
-) -> CalibrationTable:
-    """The same of an ONNX file of another exporter, on its own tensors."""
-    _expect_several(images)
-    model = onnx.parse(content)
-    specs = onnx.signature(model).inputs
-    feeds.check(images, specs)
-    given = feeds.feed(images, specs, prepare, slice(None))
-    statistics = onnx_file.observe(model, given, name=images.name)
-    return _table(content, statistics, images, prepare=prepare, method=method, word=word)
 
 
 def _expect_several(images: Samples) -> None:

@@ -56,14 +56,7 @@ from edgekit.records.fidelity import Fidelity
 from edgekit.records.signature import Shapes, Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
-from edgekit.writers import (
-    half,
-    onnx_convert,
-    onnx_file,
-    onnx_integers,
-    tflite_integers,
-)
-from edgekit.writers.onnx_file import OnnxQuantized
+from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -86,7 +79,7 @@ class _Written:
     content: bytes
     signature: Signature
     canonical: bytes
-    quantized: Quantized | OnnxQuantized | None = None
+    quantized: Quantized | None = None
     table: CalibrationTable | None = None
     notes: tuple[str, ...] = ()
 
@@ -408,11 +401,7 @@ class _Pipeline:
         source, profile, options = self.source, self.profile, self.options
         written = self._written(target, precision)
         quantized, table = written.quantized, written.table
-        numbers = 0
-        if isinstance(quantized, OnnxQuantized):
-            numbers = quantized.numbers
-        elif quantized is not None:
-            numbers = quantized.stored.numbers()
+        numbers = 0 if quantized is None else quantized.stored.numbers()
         execution = proof.execution(
             written.content, written.signature, source, target, precision, profile, numbers
         )
@@ -448,7 +437,7 @@ class _Pipeline:
                     quantized.way,
                     {trial.way: trial.sqnr for trial in quantized.trials},
                     {found.layer: found.pairs for found in quantized.saturating},
-                    dict(quantized.floats) if isinstance(quantized, Quantized) else {},
+                    dict(quantized.floats),
                     judged,
                 ),
                 "execution": execution,
@@ -505,28 +494,17 @@ class _Pipeline:
         return (), [*said, *([_unjudged(images)] if precision == "int8" else [])]
 
     def _written(self, target: str, precision: str) -> _Written:
-        if self.source.kind == "onnx" and target == "onnx":
-            calibration, correction = self.calibration, self.options.correction
-            return _from_onnx(self.source, precision, calibration, self.profile, correction)
+        own = self.source.kind == "onnx" and target == "onnx"
+        if own and precision != "int8":
+            return _of_onnx_source(self.source, precision, self.calibration)
         written = self._of_canonical(target, precision)
-        if self.source.kind == "onnx":
+        if self.source.kind == "onnx" and not own:
             said = _other_than_in_onnx(onnx.signature(self.source.model), written.signature)
             written = replace(written, notes=(*said, *written.notes))
         return written
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
-        """A file made from :attr:`canonical`.
-
-        Raises:
-            InvalidModelError: If it is int8 and an input has no batch axis.
-        """
-        states = [spec for spec in litert.signature(self.canonical).inputs if not spec.batched]
-        if states and precision == "int8":
-            raise InvalidModelError(
-                f"int8 TFLite is made from inputs that begin with a batch of 1, got "
-                f"{states[0].name} {list(states[0].shape)}, as a state has; export float32 or "
-                f"float16, or --target onnx"
-            )
+        """A file made from :attr:`canonical`."""
         if precision == "int8":
             table = None if self.source.encodings is not None else self.table
             return _make_int8(
@@ -579,54 +557,21 @@ def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Ca
     return _Calibration(opened, table, place, method or table.method)
 
 
-def _from_onnx(
-    source: FloatModel,
-    precision: str,
-    calibration: _Calibration | None,
-    profile: DeviceProfile,
-    correction: Correction,
+def _of_onnx_source(
+    source: FloatModel, precision: str, calibration: _Calibration | None
 ) -> _Written:
-    """ONNX from an ONNX file of another exporter, by its own graph."""
+    """Float ONNX from an ONNX file of another exporter, by its own graph."""
     original = bytes(source.model.SerializeToString())
     signature = onnx.signature(source.model)
     _check_ends(signature)
     if precision == "float32":
         return _Written(original, signature, original)
-    if precision == "float16":
-        model = source.prepared()
-        feed = _to_watch(calibration, source, signature.inputs)
-        converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
-        half.check(model, converted)
-        note = converted.note(feeds.count(feed))
-        return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
-    assert calibration is not None  # export() has seen to it
-    prepared = source.graph()
-    table = _table(calibration, prepared, source)
-    held: onnx_file.Held | None = None
-    images = calibration.images
-    if images is not None and len(images) >= FEWEST_IMAGES:
-        fitting, judging = held_out(len(images))
-        own = cached(
-            prepared,
-            feeds.take(images, fitting),
-            prepare=source.preprocessing,
-            method=table.method,
-            word=calibration.word,
-        )
-        feed = feeds.feed(images, signature.inputs, source.preprocessing, judging)
-        held = onnx_file.Held(own, feed)
-    found = onnx_file.quantize(
-        onnx.parse(prepared), table, profile=profile, held=held, correct=correction == "auto"
-    )
-    proof.check_products(found.model, profile)
-    return _Written(
-        found.model.SerializeToString(),
-        signature,
-        original,
-        found,
-        table,
-        (*_ways(found), *found.notes),
-    )
+    model = source.prepared()
+    feed = _to_watch(calibration, source, signature.inputs)
+    converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
+    half.check(model, converted)
+    note = converted.note(feeds.count(feed))
+    return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
 
 
 def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
@@ -689,11 +634,6 @@ def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> Calibra
             word=found.word,
         )
     table, graph = found.table, hashlib.sha256(canonical).hexdigest()
-    if table.graph_sha256 != graph and source.kind == "onnx" and canonical[4:8] == b"TFL3":
-        raise InvalidDataError(
-            "the calibration table is of the ONNX file's own tensors, from which ONNX is made; "
-            "for TFLite pass the images as --calibration"
-        )
     if table.graph_sha256 != graph:
         raise InvalidDataError(
             f"the calibration table was made from another graph (sha256 "
@@ -775,7 +715,12 @@ def _samples(
 
     def feed(places: npt.NDArray[np.int64]) -> Feed:
         given = feeds.feed(images, specs, source.preprocessing, places)
-        return {graph.entries[name]: values for name, values in given.items()}
+        return {
+            graph.entries[spec.name]: given[spec.name].reshape(
+                given[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
+            )
+            for spec in specs
+        }
 
     def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
         run = cached if content == canonical else observe
@@ -893,16 +838,29 @@ def _make_int8(
         return _Written(
             content, litert.signature(content), canonical, quantized, table, tuple(notes)
         )
+    graph, stored, constants = Graph(quantized.graph), quantized.stored, Graph(quantized.graph)
+    if source.kind == "onnx":
+        model, constants = source.prepared(integers=True), Graph(canonical)
+        absent = onnx_integers.put_floats(model, graph, constants)
+        stored = stored.without((), layers=absent)
+        if absent:
+            notes.append(
+                f"{len(absent)} layers of the float graph are no layers of the ONNX file, and stay "
+                f"float there: {', '.join(map(short_name, sorted(absent)[:3]))}"
+            )
+    else:
+        model = onnx_convert.from_tflite(quantized.graph)
     model = onnx_integers.quantize(
-        onnx_convert.from_tflite(quantized.graph),
-        quantized.stored,
+        model,
+        stored,
+        constants,
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
     )
-    onnx_convert.rename_ends(model, Graph(canonical))
-    read = onnx_integers.read_stored(model, Graph(quantized.graph))
-    graph = Graph(quantized.graph)
-    decided, missing = onnx_integers.without_missing(quantized.stored, read, model, graph)
+    if source.kind != "onnx":
+        onnx_convert.rename_ends(model, Graph(canonical))
+    read = onnx_integers.read_stored(model, graph)
+    decided, missing = onnx_integers.without_missing(stored, read, model, graph)
     notes += missing
     proof.check_stored(target, read, decided, biases=profile.onnx_bias)
     proof.check_products(model, profile)
@@ -916,7 +874,7 @@ def _make_int8(
     )
 
 
-def _ways(found: Quantized | OnnxQuantized) -> tuple[str, ...]:
+def _ways(found: Quantized) -> tuple[str, ...]:
     """What was done to the weights, and what else was tried."""
     if not found.trials:
         return (f"weights: {found.way}",)

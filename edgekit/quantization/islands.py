@@ -147,9 +147,9 @@ def find(
         then keeps least, in dB.
     """
     found, least = dict(floats), -np.inf
-    count = len(next(iter(feed.values())))
-    places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(int))
-    feed = {name: values[places] for name, values in feed.items()}
+    count = walk.samples(graph, feed)
+    places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64))
+    feed = walk.picked(graph, feed, places)
     for _ in range(_ROUNDS):
         encodings = encode.activations(graph, ranges, profile, found)
         more, least = _walk(graph, encodings, feed, found, kept=kept, threads=threads)
@@ -202,7 +202,7 @@ def _walk(
     threads: int,
 ) -> tuple[Floats, float]:
     """Tensors whose rounding takes too much, of one pass over the graph, and the least kept."""
-    count = len(next(iter(feed.values())))
+    count = walk.samples(graph, feed)
     found: Floats = {}
     least = np.inf
     exact = dict(feed)

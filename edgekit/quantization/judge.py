@@ -65,7 +65,7 @@ class Judge:
         self._before = islands.judged(graph, floats)
         self._names = tuple(dict.fromkeys((*self._before, *self._outputs)))
         self._held, self._profile, self._threads = held, profile, threads
-        self._count = len(next(iter(held.values())))
+        self._count = walk.samples(graph, held)
         watched = Graph(graph.with_outputs(self._names))
         self._expected = walk.outputs(watched, held, threads=threads)
 

@@ -8,7 +8,7 @@ ONNX file are made from its own graph instead (edgekit.writers.onnx_file).
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -154,7 +154,7 @@ class FloatModel:
             InvalidModelError: If the model cannot be converted to TFLite.
         """
         if self.kind == "onnx":
-            return onnx_canonical.from_onnx(self.model, self.source.path)
+            return onnx_canonical.from_onnx(self.model, self.source.path).content
         if self.kind == "tflite":
             return bytes(self.model)
         if self.kind == "keras":
@@ -164,13 +164,6 @@ class FloatModel:
                 self.model, self.model.inputs, self.model.outputs, self.source.shapes
             )
         return one_sample.single(found, self.source.path)
-
-    def graph(self) -> bytes:
-        """What a table is made of: the canonical graph, or the ONNX file made ready for int8, from
-        which int8 ONNX is made."""
-        if self.kind != "onnx":
-            return self.canonical()
-        return bytes(self.prepared(integers=True).SerializeToString(deterministic=True))
 
     def prepared(self, *, integers: bool = False) -> Any:
         """The ONNX model with batch normalisation folded, as
@@ -352,7 +345,9 @@ def load(
     )
 
 
-def graph_of(place: Path, *, trust: bool = False, shapes: Shapes | None = None) -> bytes:
+def graph_of(
+    place: Path, *, trust: bool = False, shapes: Shapes | None = None
+) -> tuple[bytes, Mapping[str, tuple[int, ...]] | None]:
     """The canonical float graph of a model, whatever its input is made from.
 
     Args:
@@ -360,12 +355,20 @@ def graph_of(place: Path, *, trust: bool = False, shapes: Shapes | None = None) 
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes.
 
+    Returns:
+        The graph, and of an ONNX file how it lays out the file's values
+        (:class:`edgekit.sources.onnx_canonical.Converted`).
+
     Raises:
         InvalidModelError: If it cannot be loaded, or has no such graph.
     """
     if place.is_dir() and not saved_model.is_saved_model(place):
-        return _load_artifact(place, None).canonical()
-    return load(place, preprocessing="none", trust=trust, shapes=shapes).canonical()
+        return _load_artifact(place, None).canonical(), None
+    loaded = load(place, preprocessing="none", trust=trust, shapes=shapes)
+    if loaded.kind == "onnx":
+        found = onnx_canonical.from_onnx(loaded.model, loaded.source.path)
+        return found.content, found.orders
+    return loaded.canonical(), None
 
 
 def kind_of(path: Path) -> Kind:

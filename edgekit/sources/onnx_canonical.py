@@ -7,6 +7,8 @@ reads TFLite's outputs as it reads ONNX'.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,16 +28,27 @@ _OTHERS = 1e-2
 _FIX = "replace it in the model, or export --target onnx"
 
 
-def from_onnx(model: Any, name: str) -> bytes:
+@dataclass(frozen=True)
+class Converted:
+    """A canonical graph and how it lays out the values of the file.
+
+    Attributes:
+        content: Flatbuffer with batch 1 and one signature, which has the file's names; states and
+            scalars among the inputs are without a batch, as in the file.
+        orders: The axes of a value of the file in the order in which the tensor of its name has
+            them; a value that the graph has no tensor for is left out.
+    """
+
+    content: bytes
+    orders: Mapping[str, tuple[int, ...]]
+
+
+def from_onnx(model: Any, name: str) -> Converted:
     """The canonical graph of a model that :func:`edgekit.sources.onnx_source.read` has read.
 
     Args:
         model: ``onnx.ModelProto``; stays as it is.
         name: Of the file, for messages.
-
-    Returns:
-        A flatbuffer with batch 1 and one signature, which has the file's names; states and scalars
-        among the inputs are without a batch, as in the file.
 
     Raises:
         InvalidModelError: If an operator has no TFLite form, which is named with its node; if the
@@ -46,7 +59,7 @@ def from_onnx(model: Any, name: str) -> bytes:
     found = onnx.signature(model)
     try:
         traced = onnx_trace.trace(model, onnx_source.random_feed(found, seed=0))
-        graph = onnx_graph.convert(traced, channels_last=turned(found))
+        graph, orders = onnx_graph.convert(traced, channels_last=turned(found))
         content = plain_tflite.write(graph)
         content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY, states=True)
         litert.interpreter(content)
@@ -54,7 +67,7 @@ def from_onnx(model: Any, name: str) -> bytes:
         said = str(exc).removeprefix(f"{name}: ")
         raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}") from None
     _check(model, content, found, name)
-    return content
+    return Converted(content, orders)
 
 
 def turned(found: Signature) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from edgekit.base.errors import InvalidModelError, reason
 from edgekit.graph import plain_tflite
+from edgekit.graph.onnx_forms import LINEAR
 from edgekit.graph.plain import Array, Graph, Operator, Tensor
 
 Order = tuple[int, ...]
@@ -77,12 +78,16 @@ class Traced:
     outputs: tuple[str, ...]
 
 
-def convert(traced: Traced, *, channels_last: Sequence[str] = ()) -> Graph:
+def convert(traced: Traced, *, channels_last: Sequence[str] = ()) -> tuple[Graph, dict[str, Order]]:
     """Convert a graph.
 
     Args:
         traced: With the values of a run on one sample.
         channels_last: Inputs and outputs whose channels lie last in the canonical graph.
+
+    Returns:
+        The graph, and the order in which each tensor that is a value of the file has the axes of
+        that value; both have one name.
 
     Raises:
         InvalidModelError: If an operator has no TFLite form; names it and its node.
@@ -99,7 +104,12 @@ def convert(traced: Traced, *, channels_last: Sequence[str] = ()) -> Graph:
     _fuse_activations(graph)
     _fuse_hard_swishes(graph)
     graph.drop_unused()
-    return graph
+    return graph, {
+        name: order or tuple(range(len(graph.shape(name))))
+        for name, value in converter.computed.items()
+        for order, tensor in value.tensors.items()
+        if tensor == name and name in graph.tensors
+    }
 
 
 _FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
@@ -1108,11 +1118,9 @@ def _conv(c: _Converter, n: Node) -> None:
         stored,
         c.graph.add_constant(n.inputs[2] if n.has(2) else f"{name}__bias", bias),
     ]
-    label = name if spatial == 2 else f"{name}__row"
-    tensor = c.add(kind, given, label, out, form=form, **options)
+    tensor = c.add(kind, given, name, out, form=form, **options)
     if spatial == 1:
-        whole = c.reshape(tensor, name, (out[0], *out[2:]))
-        c.set(n, whole, last(3))
+        c.computed[name] = _Value({last(3): c.reshape(tensor, f"{name}__row", (out[0], *out[2:]))})
     else:
         c.set(n, tensor, last(4))
 
@@ -1281,7 +1289,7 @@ def _gemm(c: _Converter, n: Node) -> None:
         else:
             rest = n.inputs[2]
     if rest:
-        linear = Node(n.kind, n.name, n.inputs, (f"{name}__linear",), n.attributes, n.opset)
+        linear = Node(n.kind, n.name, n.inputs, (name + LINEAR,), n.attributes, n.opset)
         _dense(c, linear, source, rows, None, linear.outputs[0])
         added = c.get(rest)
         if beta != 1.0:
@@ -1483,6 +1491,9 @@ def _constant_into_layer(c: _Converter, n: Node) -> bool:
         "Mul": (each, zeros),
         "Div": (1 / np.where(each == 0, 1, each), zeros),
     }[n.kind]
+    if array.size == 1 and (factor == 1).all() and not summand.any():  # nothing, as of an exporter
+        c.computed[n.outputs[0]] = _Value(dict(c.computed[source].tensors))
+        return True
     return _fold_into_layer(c, n, source, factor, summand, axis)
 
 
@@ -1507,6 +1518,9 @@ def _fold_into_layer(
         return False
     order, tensor = next(iter(tensors.items()))
     operator = next((o for o in c.graph.operators if tensor in o.outputs), None)
+    row = operator if operator is not None and tensor == f"{source}__row" else None
+    if row is not None:  # of a layer of one spatial axis
+        operator = next((o for o in c.graph.operators if row.inputs[0] in o.outputs), None)
     if operator is None or operator.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
         return False
     if operator.activation != "NONE" or len(operator.inputs) < 3 or not operator.inputs[2]:
@@ -1524,7 +1538,12 @@ def _fold_into_layer(
     changed = c.graph.constant(bias).astype(np.float64) * factor + summand
     c.graph.set_value(bias, changed.astype(np.float32))
     c.computed.pop(source)
-    c.set(n, tensor, order)
+    name = n.outputs[0]
+    if row is not None:
+        c.graph.rename({row.inputs[0]: name, tensor: f"{name}__row"})
+        c.computed[name] = _Value({order: f"{name}__row"})
+    else:
+        c.set(n, tensor, order)
     return True
 
 
@@ -1919,7 +1938,11 @@ _GROUPS_LAST = (0, 3, 4, 1, 2)
 
 
 def _split_order(before: Sequence[int], order: Order, after: Sequence[int]) -> Order:
-    """The order behind a Reshape that splits channels which lie last, or joins them again."""
+    """The order behind a Reshape that splits channels which lie last, or joins them again, or that
+    leaves them and joins or splits the axes behind them."""
+    if len(before) > 2 and len(after) > 2 and order == last(len(before)):
+        if tuple(before[:2]) == tuple(after[:2]) and len(after) != len(before):
+            return last(len(after))
     if order == last(4) and len(before) == 4 and len(after) == 5:
         kept = before[0] == after[0] and tuple(before[2:]) == tuple(after[3:])
         return _GROUPS_LAST if kept else ()

@@ -429,6 +429,46 @@ def _near(one: npt.NDArray[Any], other: npt.NDArray[Any], share: float) -> bool:
     )
 
 
+def _give_inner_sizes(model: Any) -> None:
+    """Say the sizes of what products read where the graph computes them, in place: those of runs on
+    one and on two samples."""
+    known, stored = onnx_forms.sizes(model), {tensor.name for tensor in model.graph.initializer}
+    names = {
+        node.input[0]
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in stored and node.input[0] not in known
+    }
+    watched = type(model)()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    for name in sorted(names):
+        watched.graph.output.add().name = name
+    found = onnx.signature(model)
+    feeds = [random_feed(found, seed=0)]
+    if all(spec.shape[:1] == (-1,) for spec in found.inputs):
+        feeds.append({name: np.concatenate([each] * 2) for name, each in feeds[0].items()})
+    if not names:
+        return
+    try:
+        runs = [_run(watched, feed, sorted(names)) for feed in feeds]
+    except Exception:  # e.g. indices out of their table: then such a product stays as it is
+        return
+    kinds = {value.name: value for value in model.graph.value_info}
+    for name, *arrays in zip(sorted(names), *runs, strict=True):
+        if name not in kinds:
+            kinds[name] = model.graph.value_info.add(name=name)
+        kind = kinds[name].type.tensor_type
+        kind.elem_type = _FLOAT
+        kind.shape.SetInParent()
+        del kind.shape.dim[:]
+        for axis, size in enumerate(arrays[0].shape):
+            dim = kind.shape.dim.add()
+            if all(each.shape[axis] == size for each in arrays):
+                dim.dim_value = size
+            else:
+                dim.dim_param = "batch"
+
+
 def prepare(model: Any, *, integers: bool) -> Any:
     """Batch normalisation folded, constants computed, an operator set with scales a channel.
 
@@ -461,6 +501,7 @@ def prepare(model: Any, *, integers: bool) -> Any:
     if integers:
         before = package.ModelProto()
         before.CopyFrom(found)
+        _give_inner_sizes(found)
         onnx_forms.for_integers(found)
         if (output := differ(before, found)) is not None:
             raise InvalidModelError(

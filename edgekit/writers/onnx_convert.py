@@ -64,7 +64,7 @@ def from_tflite(canonical: bytes) -> Any:
     _where_instead_of_products(model)
     _round_factors(model)
     _pool_instead_of_mean(model, Graph(canonical))
-    _gemm_instead_of_matmul(model)
+    onnx_forms.gemm_instead_of_matmul(model)
     _restore_gemm_names(model, Graph(canonical))
     onnx_file.sort(model)
     _name_activations(model, Graph(canonical))
@@ -201,59 +201,6 @@ def _drop_unread(model: Any) -> None:
 
 def _is_transpose(node: Any, order: list[int]) -> bool:
     return node.op_type == "Transpose" and list(onnx_file.attribute(node, "perm", [])) == order
-
-
-def _gemm_instead_of_matmul(model: Any) -> None:
-    """A product with a constant matrix, then a constant summand: one Gemm with a bias, in place.
-
-    Gemm takes matrices only: what has more axes is brought to two for it, and back.
-    """
-    onnx = onnx_file.package()
-    constants = onnx_file.stored_constants(model)
-    shapes = _shapes(model)
-    for node in list(model.graph.node):
-        if node.op_type != "MatMul" or node.input[1] not in constants:
-            continue
-        shape = shapes.get(node.input[0])
-        if constants[node.input[1]].ndim != 2 or shape is None:
-            continue
-        users = [other for other in model.graph.node if node.output[0] in other.input]
-        inputs, output, add = list(node.input), node.output[0], None
-        if len(users) == 1 and users[0].op_type == "Add":
-            bias = [name for name in users[0].input if name != node.output[0]]
-            if bias and bias[0] in constants and constants[bias[0]].ndim == 1:
-                add, inputs, output = users[0], [*inputs, bias[0]], users[0].output[0]
-        make = onnx.helper.make_node
-        made = [make("Gemm", inputs, [output], name=node.name)]
-        if len(shape) != 2:
-            width, channels = constants[node.input[1]].shape
-            flat = [f"{output}__flat_input", f"{output}__flat"]
-            sizes = [f"{name}_shape" for name in flat]
-            for name, size in zip(sizes, ([-1, width], [-1, *shape[1:-1], channels]), strict=True):
-                array = np.array(size, np.int64)
-                model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-            made = [
-                make("Reshape", [inputs[0], sizes[0]], [flat[0]], name=flat[0]),
-                make("Gemm", [flat[0], *inputs[1:]], [flat[1]], name=node.name),
-                make("Reshape", [flat[1], sizes[1]], [output], name=f"{output}__whole"),
-            ]
-        position = list(model.graph.node).index(node)
-        model.graph.node.remove(node)
-        for each in reversed(made):
-            model.graph.node.insert(position, each)
-        if add is not None:
-            model.graph.node.remove(add)
-
-
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Sizes of the tensors that ONNX can tell them of, batch 1."""
-    inferred = onnx_file.package().shape_inference.infer_shapes(model).graph
-    found = {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        sizes = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in sizes):
-            found[value.name] = tuple(d.dim_value for d in sizes)
-    return found
 
 
 def _restore_gemm_names(model: Any, graph: Graph) -> None:
@@ -447,7 +394,7 @@ def _free_batch(model: Any) -> None:
     """Make the batch axis free; Reshape copies it from its input instead of fixing it at 1, and
     Resize gets factors in place of sizes."""
     onnx = onnx_file.package()
-    constants, shapes = onnx_file.stored_constants(model), _shapes(model)
+    constants, shapes = onnx_file.stored_constants(model), onnx_forms.sizes(model)
     for node in model.graph.node:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = constants[node.input[1]].copy()
@@ -473,7 +420,7 @@ def _round_factors(model: Any) -> None:
     onnx = onnx_file.package()
     for node in model.graph.node:
         factors = onnx_file.stored_constants(model).get(node.input[2]) if _scaled(node) else None
-        shape = None if factors is None else _shapes(model).get(node.input[0])
+        shape = None if factors is None else onnx_forms.sizes(model).get(node.input[0])
         if factors is None or shape is None:
             continue
         found = _scales(shape, np.rint(np.asarray(shape) * factors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.base.errors import (
-    ExecutionError,
-    InvalidModelError,
-    MissingDependencyError,
     WriterError,
-    reason,
 )
-from edgekit.base.quiet import quiet
 from edgekit.graph import kernels, onnx_forms
 from edgekit.graph import onnx as onnx_file
 from edgekit.graph.flatbuffer import Graph, short_name
@@ -28,12 +24,18 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
 _BEHIND = ("Clip", "Relu", "Min", "Max", "QuantizeLinear", "DequantizeLinear", *_MOVING)
 _CLIPPING = ("Clip", "Relu", "Min", "Max")
+#: Operators without an integer kernel whose own constants stay real numbers.
+_REAL = (
+    "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
+    "CumSum", "LSTM", "GRU", "RNN",
+)  # fmt: skip
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 
 
 def quantize(
     model: Any,
     stored: Stored,
+    graph: Graph,
     *,
     activation_dtype: str = "uint8",
     quantize_bias: bool = True,
@@ -45,9 +47,9 @@ def quantize(
     what lies between them.
 
     Args:
-        model: Float ``onnx.ModelProto`` from :func:`from_tflite`, with the float constants that
-            ``stored`` stands for.
+        model: Float ``onnx.ModelProto``, whose tensors have the names of the canonical graph.
         stored: Of all activations, layers and constants of the canonical graph.
+        graph: Float, whose constants the model has.
         activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
             ``int8``.
         quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
@@ -71,7 +73,7 @@ def quantize(
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
     writer = _Writer(copied)
     _put_integers(writer, stored, quantize_bias=quantize_bias)
-    _put_constants(writer, stored.constants, activations, dtype, shift)
+    _put_constants(writer, stored.constants, graph, activations, dtype, shift)
     floats = onnx_file.stored_constants(copied)
     apart = [
         node
@@ -182,7 +184,9 @@ def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> No
         if node.input[1] not in constants:
             raise WriterError(f"the ONNX graph computes the weights of {short_name(place)}")
         depthwise = len(layer.weight_scale) != len(layer.weights)
-        weights = _from_canonical(node, layer.weights, depthwise=depthwise)
+        weights = _from_canonical(
+            node, layer.weights, depthwise=depthwise, like=constants[node.input[1]].shape
+        )
         if constants[node.input[1]].shape != weights.shape:
             raise WriterError(
                 f"the weights of {short_name(place)} are {list(constants[node.input[1]].shape)} in "
@@ -251,6 +255,7 @@ def products(model: Any) -> Iterator[Products]:
 def _put_constants(
     writer: _Writer,
     constants: Mapping[str, ConstantIntegers],
+    graph: Graph,
     activations: Mapping[str, tuple[float, int]],
     dtype: Any,
     shift: int,
@@ -262,12 +267,12 @@ def _put_constants(
         if values.dtype == np.float32
     }
     known: dict[tuple[int, bytes], list[ConstantIntegers]] = {}
-    for each in constants.values():
-        known.setdefault(_content(each.real()), []).append(each)
+    for name, each in constants.items():
+        known.setdefault(_content(graph.constant(name)), []).append(each)
     stored = {tensor.name for tensor in writer.graph.initializer}
     for node in writer.graph.node:
         computed = [name for name in node.input if name not in stored]
-        if computed and not any(name in activations for name in computed):
+        if node.op_type in _REAL or computed and not any(name in activations for name in computed):
             continue  # it computes in float, whatever numbers of others its constants are
         for place, name in enumerate(node.input):
             if name not in floats or (node.op_type in _WEIGHTED and place > 0):
@@ -286,66 +291,6 @@ def _put_constants(
 def _content(values: Any) -> tuple[int, bytes]:
     """The same for arrays of the same numbers, however they are laid out."""
     return values.size, np.sort(values, axis=None).tobytes()
-
-
-def _written(
-    model: Any,
-    ranges: Mapping[str, tuple[float, float]],
-    *,
-    activation_dtype: str,
-    left: Sequence[Any],
-    symmetric: bool,
-    quantize_bias: bool,
-    encodings: Mapping[str, tuple[Any, Any]] | None = None,
-) -> Any:
-    """What onnxruntime's quantizer makes of a float model, in place; weights per channel.
-
-    Args:
-        ranges: (min, max) by tensor name.
-        left: Nodes that stay float.
-        encodings: (scale, zero_point as stored) that are taken instead of what ranges give; no
-            Clip is taken out then, since the caller knows which the ranges replace.
-    """
-    try:
-        from onnxruntime.quantization import QuantType
-        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-        from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-    except ImportError:
-        raise MissingDependencyError("onnxruntime", "convert") from None
-    kind = QuantType.QUInt8 if activation_dtype == "uint8" else QuantType.QInt8
-    given: dict[str, Any] = {}
-    if encodings is not None:
-        overrides = {
-            name: [{"quant_type": kind, "scale": scale, "zero_point": zero_point}]
-            for name, (scale, zero_point) in encodings.items()
-        }
-        given = {"TensorQuantOverrides": overrides, "QDQKeepRemovableActivations": True}
-    found = {
-        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
-        for name, (low, high) in ranges.items()
-    }
-    with quiet():
-        writer = QDQQuantizer(
-            model,
-            per_channel=True,
-            reduce_range=False,
-            weight_qType=QuantType.QInt8,
-            activation_qType=kind,
-            tensors_range=TensorsData(CalibrationMethod.MinMax, found),
-            nodes_to_quantize=[],
-            nodes_to_exclude=[node.name for node in left],
-            op_types_to_quantize=sorted({*QDQRegistry, *QLinearOpsRegistry}),
-            extra_options={
-                "WeightSymmetric": True,
-                "ActivationSymmetric": symmetric,
-                "QuantizeBias": quantize_bias,
-                "QDQDisableWeightAdjustForInt32Bias": True,
-                **given,
-            },
-        )
-        writer.quantize_model()
-    return writer.model.model
 
 
 def read_stored(model: Any, graph: Graph) -> Stored:
@@ -462,8 +407,7 @@ def _read_constants(
             left.remove(sized[0])
             shift = 128 if values.dtype == np.uint8 else 0
             shape = graph.shape(sized[0])
-            if values.ndim == 4 and len(shape) == 4 and node.output[0] in first:
-                values = values.transpose(0, 2, 3, 1)
+            values = _turned(values, shape, first=node.output[0] in first)
             whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
             found[sized[0]] = ConstantIntegers(
                 whole_steps,
@@ -473,9 +417,36 @@ def _read_constants(
     return found
 
 
+def _turned(values: Any, shape: tuple[int, ...], *, first: bool) -> Any:
+    """A constant with its axes in the order of the canonical one; sizes of 1 do not count.
+
+    Args:
+        values: Of the ONNX file.
+        shape: Canonical.
+        first: Whether channels come before height and width where sizes do not tell the order.
+    """
+    own, wanted = ([size for size in sizes if size != 1] for sizes in (values.shape, shape))
+    orders = [o for o in itertools.permutations(range(len(own))) if [own[i] for i in o] == wanted]
+    if not orders:
+        return values
+    order = orders[0]  # as it is, where that fits
+    if first and values.ndim == len(shape) == 4 and len(own) == 3:
+        order = next((each for each in orders if each == (1, 2, 0)), order)
+    return values.reshape(own).transpose(order)
+
+
 def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
-    """Canonical names of the outputs."""
-    return dict(zip((value.name for value in model.graph.output), graph.outputs, strict=True))
+    """Canonical names of the outputs that are called otherwise; not of one that the canonical graph
+    only moves to where it is an output."""
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
+
+    def moved(name: str) -> Iterator[str]:
+        while name in makers and makers[name].kind in _MOVED:
+            name = makers[name].inputs[0]
+            yield name
+
+    pairs = zip((value.name for value in model.graph.output), graph.outputs, strict=True)
+    return {own: name for own, name in pairs if own not in moved(name)}
 
 
 def without_missing(
@@ -546,6 +517,45 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
                 None if bias is None else bias.astype(np.float32),
             )
     return found
+
+
+def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
+    """Give convolutions and dense layers the weights and biases of a graph, in place.
+
+    Args:
+        model: Float ``onnx.ModelProto`` whose tensors have the names of the canonical graph.
+        graph: Float, with other numbers in its layers than the canonical one.
+        canonical: Float, with the model's own numbers.
+
+    Returns:
+        What the layers write that the model has in another form, or not at all, by canonical name;
+        those keep their own numbers.
+    """
+    writer = _Writer(model)
+    constants = onnx_file.stored_constants(model)
+    layers = {layer.output: layer for layer in graph.layers}
+    absent = set(layers)
+    for node, place, _ in list(layer_nodes(model, layers, _canonical_ends(model, graph))):
+        layer, own = layers[place], constants.get(node.input[1])
+        if own is None:
+            continue
+        right, weights = (
+            _from_canonical(
+                node, each.constant(layer.weights), depthwise=layer.kind == "depthwise",
+                like=own.shape,
+            )
+            for each in (canonical, graph)
+        )  # fmt: skip
+        if right.shape != own.shape or not np.allclose(own, right, 1e-3, 1e-6 * np.abs(own).max()):
+            continue
+        absent.discard(place)
+        name = short_name(place)
+        node.input[1] = writer.store(np.ascontiguousarray(weights), f"{name}/weights")
+        del node.input[2:]
+        if layer.bias is not None:
+            node.input.append(writer.store(graph.constant(layer.bias), f"{name}/bias"))
+    onnx_file.drop_unused(model)
+    return frozenset(absent)
 
 
 def activated(model: Any, graph: Graph) -> frozenset[str]:
@@ -656,25 +666,6 @@ def _spell_certain(model: Any) -> None:
         model.graph.node.insert(place, make("Equal", [node.input[0]] * 2, [equal], equal))
 
 
-def _separate(model: Any) -> None:
-    """Give every convolution and dense layer constants of its own, in place.
-
-    tf2onnx keeps equal ones once; each use gets integers of its own.
-    """
-    layers = ("Conv", "Gemm", "MatMul")
-    seen = {name for n in model.graph.node if n.op_type not in layers for name in n.input}
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for place, name in enumerate(node.input):
-            if node.op_type not in layers or place == 0 or name not in tensors:
-                continue
-            if name in seen:
-                copied = model.graph.initializer.add()
-                copied.CopyFrom(tensors[name])
-                copied.name = node.input[place] = f"{name}__of__{node.output[0]}"
-            seen.add(name)
-
-
 def layer_nodes(
     model: Any, layers: Collection[str], ends: Mapping[str, str]
 ) -> Iterator[tuple[Any, str, bool]]:
@@ -724,30 +715,6 @@ def _canonical_output(
     return whole
 
 
-def _replace(model: Any, dequantize: Any, name: str, values: Any, scale: Any) -> None:
-    """Give a DequantizeLinear constants of its own."""
-    onnx = onnx_file.package()
-    old = next(t for t in model.graph.initializer if t.name == dequantize.input[0])
-    dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(old.data_type), tuple(old.dims)
-    if shape != values.shape or dtype != values.dtype:
-        raise WriterError(
-            f"onnxruntime wrote {name} as {dtype} {shape}, expected {values.dtype} {values.shape}"
-        )
-    for place, (suffix, array) in enumerate(
-        (
-            ("", values),
-            ("_scale", scale.astype(np.float32)),
-            ("_zero_point", np.zeros(len(scale), values.dtype)),
-        )
-    ):
-        tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(array), f"{name}{suffix}")
-        model.graph.initializer.append(tensor)
-        if place < len(dequantize.input):
-            dequantize.input[place] = tensor.name
-        else:
-            dequantize.input.append(tensor.name)
-
-
 def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
     """(integers, scale) of a constant behind a DequantizeLinear, or None."""
     for node in model.graph.node:
@@ -758,7 +725,9 @@ def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[A
 
 
 def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
-    """Weights of a node in TFLite's layout."""
+    """Weights of a node in TFLite's layout, of one spatial axis those of a picture of one row."""
+    if node.op_type in ("Conv", "ConvTranspose") and weights.ndim == 3:
+        weights = weights[:, :, None]
     if node.op_type == "ConvTranspose":
         return weights.transpose((1, 2, 3, 0))
     if node.op_type == "Conv":
@@ -766,149 +735,15 @@ def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
     return weights if onnx_file.attribute(node, "transB", 0) else weights.T
 
 
-def _from_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:
-    """Weights in TFLite's layout as a node takes them."""
-    if node.op_type == "ConvTranspose":
-        return weights.transpose((3, 0, 1, 2))
-    if node.op_type == "Conv":
-        return weights.transpose((3, 0, 1, 2) if depthwise else (0, 3, 1, 2))
+def _from_canonical(node: Any, weights: Any, *, depthwise: bool, like: tuple[int, ...]) -> Any:
+    """Weights in TFLite's layout as a node takes them.
+
+    Args:
+        like: Shape of the node's own weights.
+    """
+    if node.op_type in ("Conv", "ConvTranspose"):
+        first = node.op_type == "ConvTranspose" or depthwise
+        turned = weights.transpose((3, 0, 1, 2) if first else (0, 3, 1, 2))
+        row = len(like) == 3 and turned.shape[2] == 1
+        return turned[:, :, 0] if row else turned
     return weights if onnx_file.attribute(node, "transB", 0) else weights.T
-
-
-@dataclass(frozen=True)
-class Integers:
-    """What a layer of a foreign model is to hold.
-
-    Attributes:
-        weights: int8 as the node has them.
-        scale: float32, one for each output channel.
-        bias: Real, or None; it fits in int32 at ``scale`` times that of the input.
-    """
-
-    weights: Any
-    scale: Any
-    bias: Any
-
-
-def quantize_own(
-    model: Any,
-    ranges: Mapping[str, tuple[float, float]],
-    *,
-    activation_dtype: str,
-    symmetric: bool,
-    quantize_bias: bool,
-    left: Collection[str],
-) -> Any:
-    """QDQ int8 of a foreign float model with given ranges, weights per channel.
-
-    Args:
-        model: Float ``onnx.ModelProto`` of another exporter.
-        ranges: (min, max) by tensor name, 0 between them.
-        activation_dtype: ``uint8`` or ``int8``.
-        symmetric: Whether zero_point has to be 0.
-        quantize_bias: Write int32 biases; else they stay float.
-        left: Names of nodes that stay float, beside those without ranges.
-
-    Raises:
-        InvalidModelError: If onnxruntime's quantizer refuses the model.
-    """
-    copied = onnx_file.package().ModelProto()
-    copied.CopyFrom(model)
-    _separate(copied)
-    known = set(ranges) | {tensor.name for tensor in copied.graph.initializer} | {""}
-    try:
-        quantized = _written(
-            copied,
-            ranges,
-            activation_dtype=activation_dtype,
-            left=[
-                node
-                for node in copied.graph.node
-                if node.name in left or not known.issuperset([*node.input, *node.output])
-            ],
-            symmetric=symmetric,
-            quantize_bias=quantize_bias,
-        )
-        onnx_forms.pad_integers(quantized)
-        onnx_file.sort(quantized)
-        onnx_file.package().checker.check_model(quantized)
-    except MissingDependencyError:
-        raise
-    except Exception as exc:  # onnxruntime's quantizer raises many types
-        raise InvalidModelError(
-            f"onnxruntime's quantizer refuses the ONNX file: {reason(exc)}"
-        ) from None
-    return quantized
-
-
-def put_own(
-    model: Any,
-    decide: Callable[[str, np.float32 | None], Integers | None],
-    *,
-    quantize_bias: bool,
-) -> tuple[dict[str, tuple[float, int]], int]:
-    """Write given weights and biases where :func:`quantize_own` put others, in place.
-
-    Args:
-        model: Quantized.
-        decide: What a layer is to hold, by the name of its node (what it writes is called
-            otherwise where its activation was taken in) and the scale of its input, which is None
-            where the bias stays float; None of a node that is no such layer.
-        quantize_bias: Whether biases are int32.
-
-    Returns:
-        (scale, zero_point as stored) of each activation, and how many weights and biases were
-        written.
-
-    Raises:
-        ExecutionError: If a layer holds integers that nobody gave.
-    """
-    makers = {node.output[0]: node for node in model.graph.node if node.output}
-    constants = onnx_file.stored_constants(model)
-    numbers = 0
-    for node in list(model.graph.node):
-        if node.op_type not in _WEIGHTED:
-            continue
-        behind, before = makers.get(node.input[1]), makers.get(node.input[0])
-        if behind is None or behind.op_type != "DequantizeLinear":
-            continue  # stays float
-        if behind.input[0] not in constants:
-            continue  # a product of two computed matrices
-        end = makers.get(node.input[2]) if len(node.input) > 2 else None
-        whole = end is not None and end.op_type == "DequantizeLinear" and quantize_bias
-        entry = None
-        if whole and before is not None and before.op_type == "DequantizeLinear":
-            entry = np.float32(constants[before.input[1]])
-        given = decide(node.name, entry)
-        if given is None:
-            raise ExecutionError(
-                f"{node.op_type} {node.name} holds integers that edgekit has not decided; export "
-                f"the model in float32"
-            )
-        _replace(model, behind, f"{node.name}__stored_weights", given.weights, given.scale)
-        numbers += given.weights.size
-        if given.bias is None or len(node.input) < 3:
-            continue
-        if end is None or end.op_type != "DequantizeLinear":
-            _set_constant(model, node.input[2], given.bias.astype(np.float32))
-        elif entry is not None:
-            bias_scale = (entry * given.scale).astype(np.float32)
-            bias = np.rint(given.bias / bias_scale).astype(np.int32)
-            _replace(model, end, f"{node.name}__stored_bias", bias, bias_scale)
-        numbers += given.bias.size
-    onnx_file.drop_unused(model)
-    found = {}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear":
-            name = node.input[0].removesuffix("_QuantizeLinear_Input")
-            found[name] = (float(constants[node.input[1]]), int(constants[node.input[2]]))
-    onnx_file.store_once(model)
-    return found, numbers
-
-
-def _set_constant(model: Any, name: str, values: Any) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            old = list(tensor.dims)
-            array = np.ascontiguousarray(values).reshape(old)
-            tensor.CopyFrom(onnx_file.package().numpy_helper.from_array(array, name))

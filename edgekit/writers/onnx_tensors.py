@@ -70,10 +70,13 @@ class Place:
             values = values.transpose(_inverse(self.order))
         return np.ascontiguousarray(values).reshape(len(values), *shape[1:])
 
+    def arranged(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Values in the canonical layout with the axes as the model has them."""
+        return values.transpose(self.order) if self.order else values
+
     def own(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """What this tensor holds for real values ``[N, ...]`` in the canonical layout."""
-        if self.order:
-            values = values.transpose(self.order)
+        values = self.arranged(values)
         if self.encoding is not None and self.dtype in _INTEGERS:
             scale, zero_point = self.encoding
             zero_point += _INTEGERS[self.dtype]
@@ -83,12 +86,16 @@ class Place:
         return whole.reshape(len(values), *self.sizes)
 
 
-def places(model: Any, graph: Graph) -> dict[str, Place]:
+def places(
+    model: Any, graph: Graph, orders: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Place]:
     """Find the canonical tensors of a model.
 
     Args:
         model: ``onnx.ModelProto``, float or with QuantizeLinear and DequantizeLinear.
         graph: Canonical.
+        orders: Of a model that has the graph of an ONNX source, the axes of its values in the order
+            in which the canonical tensor of the same name has them.
 
     Returns:
         By canonical name; a tensor that the model does not have, or has in another size, is left
@@ -113,6 +120,8 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
 
     def canonical(name: str) -> str:
         plain = name.removesuffix("_QuantizeLinear_Input")
+        if orders is not None:
+            return plain if plain in orders else behind.get(name, plain)
         own = str(ends.get(plain, plain))
         rounded = behind.get(name, name)
         return own if own in known else str(ends.get(rounded, rounded))
@@ -128,7 +137,7 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
             named = behind.get(source, source)
             named = named if canonical(named) in known else source
             chosen.setdefault(canonical(source), (node.output[0], named, encoding))
-        elif maker is not None and maker.op_type in ("Reshape", "Transpose"):
+        elif orders is None and maker is not None and maker.op_type in ("Reshape", "Transpose"):
             moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
     for node in model.graph.node:  # what pads integers, say
         maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -140,46 +149,31 @@ def places(model: Any, graph: Graph) -> dict[str, Place]:
         maker = makers.get(name)
         if maker is None or maker.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             chosen.setdefault(canonical(name), moved.get(canonical(name), (name, name, None)))
-    orders, found = _orders(model, graph, shapes, canonical), {}
+    traced, found = {} if orders is not None else _orders(model, graph, shapes, canonical), {}
     for name, (tensor, named, stored) in chosen.items():
-        if name not in known or tensor not in shapes:
+        if name not in known or tensor not in shapes or (orders is not None and name not in orders):
             continue
         (kind, sizes), shape = shapes[tensor], graph.shape(name)
-        plain = tuple(range(len(shape)))
-        order = _fitting(orders.get(tensor, plain), (1, *sizes), (1, *shape[1:]))
+        order: tuple[int, ...] | None = tuple(range(len(shape)))
+        if orders is not None:
+            order = tuple(_inverse(orders[name]))
+        else:
+            order = _fitting(traced.get(tensor, order), (1, *sizes), (1, *shape[1:]))
         stored = stored or _rounded(tensor, makers, constants)
         if order is not None:
             found[name] = Place(tensor, named, kind, sizes, order, stored)
     return found
 
 
-def own_places(model: Any, *, stored: bool = False) -> dict[str, Place]:
-    """Every float tensor of a model by its own name, as it is laid out there.
-
-    Args:
-        model: ``onnx.ModelProto``.
-        stored: Take inputs too, and of a quantized model the integers that a tensor is stored as.
-    """
-    shapes, constants = _shapes(model), onnx.stored_constants(model)
-    kinds = ("QuantizeLinear", "DequantizeLinear")
-    names = [name for node in model.graph.node if node.op_type not in kinds for name in node.output]
-    if not stored:
-        names = [name for node in model.graph.node for name in node.output]
-    found: dict[str, Place] = {}
-    for node in model.graph.node if stored else ():
-        if node.op_type == "QuantizeLinear" and node.output[0] in shapes:
-            dtype, sizes = shapes[node.output[0]]
-            encoding = _encoding(node, constants)
-            name = node.input[0].removesuffix("_QuantizeLinear_Input")
-            place = Place(node.output[0], node.input[0], dtype, sizes, (), encoding)
-            found.setdefault(name, place)
-    for name in [*(value.name for value in model.graph.input if stored), *names]:
-        plain = name.removesuffix("_QuantizeLinear_Input") if stored else name
-        if name in shapes and shapes[name][0] in (np.float32, np.float16):
-            found.setdefault(plain, Place(name, name, *shapes[name], (), None))
-    order = [*(value.name for value in model.graph.input), *names]
-    known = {name.removesuffix("_QuantizeLinear_Input") if stored else name: None for name in order}
-    return {name: found[name] for name in known if name in found}
+def own_places(model: Any) -> dict[str, Place]:
+    """Every float tensor that a model computes by its own name, as it is laid out there."""
+    shapes = _shapes(model)
+    names = [name for node in model.graph.node for name in node.output]
+    return {
+        name: Place(name, name, *shapes[name], (), None)
+        for name in dict.fromkeys(names)
+        if name in shapes and shapes[name][0] in (np.float32, np.float16)
+    }
 
 
 def watched(model: Any, found: Mapping[str, Place]) -> bytes:
