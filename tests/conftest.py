@@ -217,10 +217,13 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "int8")]
 
     def make(folder: Path) -> None:
-        from edgekit.export import export
+        from edgekit.export import export_all
 
-        for target, precision in names:
-            export(target=target, precision=precision, out=folder / f"{target}-{precision}")
+        whole = export_all(
+            targets=["tflite", "onnx"], precisions=["float32", "int8"], out=folder / "whole"
+        )
+        for (target, precision), written in zip(names, whole, strict=True):
+            written.path.rename(folder / f"{target}-{precision}")
 
     folder = made_once(tmp_path_factory, "artifacts", make)
     return {

@@ -24,7 +24,7 @@ from edgekit.base.errors import (
 )
 from edgekit.calibrate import calibrate
 from edgekit.data import fashion_mnist
-from edgekit.export import export
+from edgekit.export import export, export_all
 from edgekit.export import main as export_main
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph, short_name
@@ -56,17 +56,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(place: Path) -> dict[tuple[str, str], Artifact]:
-    found = {}
-    for target, precision in WAYS:
-        found[target, precision] = export(
-            place / "net.keras",
-            target=target,
-            precision=precision,
-            calibration=str(place / "set.npz") if precision == "int8" else None,
-            preprocessing="unit",
-            out=place / f"{target}-{precision}",
-        )
-    return found
+    written = export_all(
+        place / "net.keras",
+        targets=["tflite", "onnx"],
+        precisions=["float32", "float16", "int8"],
+        calibration=str(place / "set.npz"),
+        preprocessing="unit",
+        out=place / "all",
+    )
+    return dict(zip(WAYS, written, strict=True))
 
 
 def _run(written: Artifact, pixels: np.ndarray) -> np.ndarray:
@@ -454,18 +452,18 @@ def test_an_output_that_exists_is_kept(
 ) -> None:
     command = [
         "export", place / "net.keras", "--preprocessing", "unit", "--target", "tflite",
-        "--precision", "float32", "--out", place / "tflite-float32",
+        "--precision", "float32", "--out", place / "all" / "net-tflite-float32",
     ]  # fmt: skip
-    before = (place / "tflite-float32" / "manifest.json").read_bytes()
+    before = (place / "all" / "net-tflite-float32" / "manifest.json").read_bytes()
     refused = edgekit(*command)
     assert refused.status == 2
     assert "exists already" in refused.error
-    assert (place / "tflite-float32" / "manifest.json").read_bytes() == before
+    assert (place / "all" / "net-tflite-float32" / "manifest.json").read_bytes() == before
     replaced = edgekit(*command, "--force")
     assert replaced.status == 0, replaced.stderr
     assert replaced.document["sha256"] == exported["tflite", "float32"].sha256
     assert replaced.stdout.count("\n") == 1
-    manifest = json.loads((place / "tflite-float32" / "manifest.json").read_text())
+    manifest = json.loads((place / "all" / "net-tflite-float32" / "manifest.json").read_text())
     assert manifest["command"].startswith("python -m edgekit.export ")
 
 

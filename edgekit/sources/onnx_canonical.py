@@ -25,7 +25,7 @@ _SAME = 1e-4
 _ROUNDING = 1e-6
 #: Share of whole numbers that may differ: places of the largest of nearly equal values.
 _OTHERS = 1e-2
-_FIX = "replace it in the model, or export --target onnx"
+_FIX = "replace it in the model, or export float32 or float16 to ONNX"
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,8 @@ def _put_constants(
                 continue
             own = activations.get(node.output[0])
             number = next((e for e in found if (e.scale, e.zero_point) == own), found[0])
-            steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point + shift
+            steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point
+            steps = np.clip(steps, -128, 127) + shift
             node.input[place] = writer.real(
                 steps.astype(dtype), number.scale, dtype(number.zero_point + shift)
             )
