@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit import data
-from edgekit.base import words
+from edgekit.base import shipped, words
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.data import feeds
 from edgekit.data import task as tasks
@@ -38,7 +38,7 @@ from edgekit.sources import (
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
 #: The model that ships with the repository.
-SHIPPED = Path(__file__).resolve().parents[2] / "exports" / "fashion_mnist_mobilenet_v2_035"
+SHIPPED = shipped.folder("exports", "fashion_mnist_mobilenet_v2_035")
 _SUFFIXES: dict[str, Kind] = {
     ".keras": "keras",
     ".h5": "keras",
