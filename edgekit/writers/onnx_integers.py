@@ -485,10 +485,12 @@ def without_missing(
         for name in decided.layers
         if name not in nodes and graph.kernel(layers[name]) in kernels_there
     ]
+    moved = {name for o in graph.operators if o.kind in (*_MOVED, "PAD") for name in o.outputs}
+    computed = [name for name in tensors if name not in moved]
     said = tuple(
         f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
         f"rounded there: {', '.join(map(short_name, names[:3]))}"
-        for what, names in (("tensors", tensors), ("constants", constants))
+        for what, names in (("tensors", computed), ("constants", constants))
         if names
     )
     return decided.without(tensors, merged, constants), said
