@@ -11,9 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
-from edgekit.base import cli, outputs
+from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import gpu_suite
 from edgekit.evaluation.benchmark import Benchmark, benchmark
@@ -91,8 +92,8 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
         choices=sorted(RUNTIMES.values()),
         help="default: that of the artifact's format",
     )
-    add("--threads", type=cli.positive_int, default=1, help="threads of the runtime (default: 1)")
-    add("--batch", type=cli.positive_int, help="images in a run (default: 1)")
+    add("--threads", type=words.positive_int, default=1, help="threads of the runtime (default: 1)")
+    add("--batch", type=words.positive_int, help="images in a run (default: 1)")
     add("--seconds", type=float, help="how long to measure (default: 5)")
     add(
         "--suite",
@@ -102,7 +103,7 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
     add("--device", choices=gpu_suite.DEVICES, help="that the suite runs on (default: cuda)")
     add(
         "--rounds",
-        type=cli.positive_int,
+        type=words.positive_int,
         help=f"of the suite, each with all cases (default: {gpu_suite.ROUNDS})",
     )
     add(
@@ -153,11 +154,45 @@ def _act_suite(options: argparse.Namespace) -> cli.Outcome:
         threads=options.threads,
         rounds=options.rounds or gpu_suite.ROUNDS,
         command=cli.command_line(),
+        progress=cli.reporter,
     )
-    gpu_suite.print_record(found)
+    _print_suite(found)
     if options.record is not None:
         outputs.write_text(options.record, found.dumps(), force=options.force)
     return 0, found
+
+
+def _print_suite(record: gpu_suite.Record) -> None:
+    """Two tables for people: times and ratios; what ran is in the titles."""
+    where = f"{record.device.kind.upper()} {record.device.name}"
+    if record.device.driver:
+        where += f", driver {record.device.driver}"
+    title = f"{record.model_id} on {where}"
+    if record.device.kind == "cpu":
+        title += ": a trial run, no GPU was measured"
+    table = Table(title=escape(title))
+    for column in ("batch", "precision", "layout", "ms", "images/s"):
+        table.add_column(column, justify="left" if column in ("precision", "layout") else "right")
+    for case in record.cases:
+        table.add_row(
+            str(case.batch),
+            case.precision,
+            case.layout,
+            f"{case.latency_p50.value:.3f}",
+            f"{case.throughput.value:,.0f}",
+        )
+    cli.console.print(table)
+    table = Table(title=escape(f"ratios of time on {where}"))
+    for column in ("ratio", "batch", "at", "x", "95 %"):
+        table.add_column(column, justify="left" if column in ("ratio", "at") else "right")
+    for ratio in record.ratios:
+        value = ratio.value
+        interval = f"{value.low:.2f} to {value.high:.2f}"
+        table.add_row(ratio.of, str(ratio.batch), ratio.at, f"{value.value:.2f}", interval)
+    cli.console.print(table)
+    cli.console.print(f"[dim]ms: median of {record.measured}[/]")
+    for sentence in record.left_out:
+        cli.console.print(f"left out: {sentence}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,13 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit import data
-from edgekit.base import cli, outputs
+from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.data import task as tasks
 from edgekit.diagnosis import options as layer_options
 from edgekit.evaluation import fleet, shards, verdicts
 from edgekit.evaluation.comparison import DEFAULT_POWER, PICTURES, SAMPLES, compare
-from edgekit.reporting import tables
+from edgekit.reporting import layer_table, tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 
@@ -79,11 +79,13 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help="artifact folders, .tflite or .onnx files",
     )
     add("--data", metavar="IMAGES", help=_DATA_HELP)
-    add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--threads", type=cli.positive_int, default=1, help="threads of each runtime (default: 1)")
+    add("--limit", type=words.positive_int, help="use the first N images only")
+    add(
+        "--threads", type=words.positive_int, default=1, help="threads of each runtime (default: 1)"
+    )
     add(
         "--rounds",
-        type=cli.positive_int,
+        type=words.positive_int,
         default=10,
         help=f"take latency in N rounds of {SAMPLES} samples (default: %(default)s)",
     )
@@ -107,13 +109,13 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     )
     add(
         "--shard",
-        type=cli.positive_int,
+        type=words.positive_int,
         default=shards.IMAGES,
         help="images that are evaluated and kept together (default: %(default)s)",
     )
     add(
         "--processes",
-        type=cli.positive_int,
+        type=words.positive_int,
         help="processes that evaluate at once (default: by the cores)",
     )
     add("--cluster", metavar="ADDRESS", help="evaluate on the workers of this Dask scheduler")
@@ -180,12 +182,16 @@ def _points(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else cli.positive_int(text)
+    return 0 if text == "0" else words.positive_int(text)
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    if layer_options.wanted(options):
-        return layer_options.act(options)
+    if layer_options.requested(options):
+        layers = layer_options.run(options, cli.reporter)
+        layer_table.show(layers, None if options.all else layer_options.SHOWN)
+        below = any(name is not None for name in layers.first_below.values())
+        missed = layers.bisection is not None and not layers.bisection.reached
+        return int(below or missed), layers
     options.out = options.out or Path("report.json")
     outputs.check_free(options.out, force=options.force)
     if options.record is not None:
@@ -215,6 +221,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         task=options.task,
         allow_chance=options.allow_chance,
         command=cli.command_line(),
+        progress=cli.reporter,
     )
     outputs.write_text(options.out, report.dumps(), force=options.force)
     tables.show(report)

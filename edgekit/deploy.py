@@ -145,8 +145,8 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         help="of the numbers (default: all that the device takes)",
     )
     add("--device", choices=profiles.NAMES, help="what the files are made for (default: generic)")
-    add("--limit", type=cli.positive_int, help="compare on the first N images only")
-    add("--rounds", type=cli.positive_int, default=10, help="of latency (default: %(default)s)")
+    add("--limit", type=words.positive_int, help="compare on the first N images only")
+    add("--rounds", type=words.positive_int, default=10, help="of latency (default: %(default)s)")
     add("--parity", action="store_true", help="also hold the two int8 files against each other")
     add("--baseline", type=Path, metavar="FILE", help="a report that was accepted before")
     for kind in grammar.KINDS:
@@ -201,6 +201,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         out=out,
         force=options.force,
         command=cli.command_line(),
+        progress=cli.reporter,
     )
     for each in artifacts:
         cli.say(f"{each.model_path}  {each.size:,} bytes")
@@ -213,6 +214,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         reference=model if model is not None and model.exists() else None,
         trust=options.trust,
         command=cli.command_line(),
+        progress=cli.reporter,
     )
     outputs.write_text(files["report.json"], report.dumps(), force=options.force)
     outputs.write_text(files["report.html"], page_of(report), force=options.force)

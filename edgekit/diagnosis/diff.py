@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgekit.base import cli
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data.feeds import Samples
+from edgekit.data.images import Split
 from edgekit.diagnosis import own
 from edgekit.diagnosis.bisection import Bisection, Bound, bisect
 from edgekit.diagnosis.measure import (
@@ -69,14 +71,36 @@ class LayerDiff:
     images: int
     rows: tuple[LayerRow, ...]
     tensors: int
-    computed: tuple[str, ...]
-    unjudged: tuple[str, ...]
     verdict: Verdict | None
     first_below: dict[str, str | None]
     bound: float | None
-    bisection: Bisection | None
     graph_id: str
+    computed: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    bisection: Bisection | None = None
     through_lite: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        one: _Side,
+        other: _Side,
+        rows: tuple[LayerRow, ...],
+        modes: Collection[str],
+        bound: float | None,
+        **more: Any,
+    ) -> LayerDiff:
+        """What the rows say of two models: which layer is to blame, and the first below a bound."""
+        below = {} if bound is None else {mode: first_below(rows, mode, bound) for mode in modes}
+        return cls(
+            reference=str(one.path),
+            suspect=str(other.path),
+            rows=rows,
+            verdict=blame(rows),
+            first_below=below,
+            bound=bound,
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,6 +141,7 @@ def diff(
     threads: int = 1,
     trust: bool = False,
     preprocessing: str | None = None,
+    progress: Progress = SILENT,
 ) -> LayerDiff:
     """Compare two models of one float model, layer by layer.
 
@@ -135,6 +160,7 @@ def diff(
         threads: Inside an operator.
         trust: Let code inside of the float model run.
         preprocessing: How the inputs of a file are made; needed for a suspect that is one.
+        progress: Hears how far it is, and what loading the samples says.
 
     Raises:
         EdgekitError: If models, data or options do not fit together.
@@ -167,14 +193,14 @@ def diff(
                 f"--bisect runs the float TFLite graph of a model, which {place} has not; leave it "
                 f"out"
             )
-        return _of_onnx(place, one, other, dataset, images, modes, bound)
+        return _of_onnx(place, one, other, dataset, images, modes, bound, progress)
     canonical = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
     specs = litert.signature(canonical).inputs
-    found = _samples(dataset, specs, manifest, images)
+    samples = _samples(dataset, specs, manifest, images, progress)
 
     def fed(prepare: Preprocessing) -> feeds.Feed:
-        values = feeds.feed(found, specs, prepare, slice(None))
+        values = feeds.feed(samples, specs, prepare, slice(None))
         return {graph.entries[name]: array for name, array in values.items()}
 
     given = fed(manifest.preprocessing)
@@ -188,8 +214,7 @@ def diff(
         floats=manifest.quantization.floats if manifest.quantization else (),
         threads=threads,
     )
-    with cli.progress() as bar:
-        task = bar.add_task("layers", total=len(found), note="")
+    with progress.task("layers", len(samples)) as task:
         rows = measure(
             right,
             wrong,
@@ -200,12 +225,11 @@ def diff(
             reference_factors=_factors(one),
             half=other.precision == "float16",
             fitted=other.fitted,
-            advance=lambda count: bar.advance(task, count),
+            advance=task.advance,
         )
     bisection = None
     if bisect_bound is not None:
-        with cli.progress("runs") as bar:
-            task = bar.add_task("bisecting", total=len(graph.operators) + 3, note="")
+        with progress.task("bisecting", len(graph.operators) + 3, unit="runs") as task:
             bisection = bisect(
                 right,
                 wrong,
@@ -214,21 +238,18 @@ def diff(
                 given,
                 bisect_bound,
                 rows=rows,
-                advance=lambda count: bar.advance(task, count),
+                advance=task.advance,
             )
-    return LayerDiff(
-        reference=str(reference),
-        suspect=str(suspect),
-        images=len(found),
-        rows=rows,
+    return LayerDiff.of(
+        one,
+        other,
+        rows,
+        modes,
+        bound,
+        images=len(samples),
         tensors=len(sound.kinds),
         computed=tuple(row.layer for row in rows if row.name not in right.names),
         unjudged=_unjudged(rows, sound) if ISOLATED in modes else (),
-        verdict=blame(rows),
-        first_below={mode: first_below(rows, mode, bound) for mode in modes}
-        if bound is not None
-        else {},
-        bound=bound,
         bisection=bisection,
         graph_id=wrong.graph_id,
         through_lite=one.artifact is None and isinstance(right, TfLiteTensors),
@@ -240,15 +261,22 @@ def _unjudged(rows: Sequence[LayerRow], sound: Sound) -> tuple[str, ...]:
     return tuple(label for name, label in sound.labels.items() if name not in judged)
 
 
-def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limit: int) -> Samples:
+def _samples(
+    dataset: str,
+    specs: Sequence[TensorSpec],
+    manifest: Manifest,
+    limit: int,
+    progress: Progress,
+) -> Samples:
     """What a ``--data`` word names, without labels."""
-    opened = feeds.open_word(dataset, "test" if dataset == "fashion_mnist" else "calibration")
+    split: Split = "test" if dataset == "fashion_mnist" else "calibration"
+    opened = feeds.open_word(dataset, split, progress=progress)
     if isinstance(opened, feeds.Inputs):
-        found: Samples = feeds.labelled(opened, specs)[0].head(limit)
+        samples: Samples = feeds.labelled(opened, specs)[0].head(limit)
     else:
-        found = feeds.images(opened, specs, manifest.preprocessing, manifest.class_names, limit)
-    feeds.check(found, specs)
-    return found
+        samples = feeds.images(opened, specs, manifest.preprocessing, manifest.class_names, limit)
+    feeds.check(samples, specs)
+    return samples
 
 
 def _suspect(path: Path, preprocessing: str | None) -> _Side:
@@ -309,6 +337,7 @@ def _of_onnx(
     images: int,
     modes: Collection[str],
     bound: float | None,
+    progress: Progress,
 ) -> LayerDiff:
     """Tensor by tensor of an ONNX file's own names."""
     assert other.artifact is not None and other.artifact.manifest.source is not None
@@ -317,7 +346,7 @@ def _of_onnx(
         place, preprocessing="none", shapes=other.artifact.manifest.source.shapes
     )
     specs = loaded.inputs
-    samples = _samples(dataset, specs, manifest, images)
+    samples = _samples(dataset, specs, manifest, images, progress)
     if one.artifact is not None:
         reference = onnx.load(one.artifact.model_path)
     elif other.precision == "float32":
@@ -328,8 +357,7 @@ def _of_onnx(
     given = feeds.feed(samples, specs, manifest.preprocessing, slice(None))
     first = manifest if one.artifact is None else one.artifact.manifest
     expected = feeds.feed(samples, specs, first.preprocessing, slice(None))
-    with cli.progress() as bar:
-        task = bar.add_task("tensors", total=len(samples), note="")
+    with progress.task("tensors", len(samples)) as task:
         rows = own.rows(
             reference,
             suspect,
@@ -340,22 +368,16 @@ def _of_onnx(
             modes=modes,
             half=other.precision == "float16",
             options=manifest.runtime_options,
-            advance=lambda count: bar.advance(task, count),
+            advance=task.advance,
         )
-    return LayerDiff(
-        reference=str(one.path),
-        suspect=str(other.path),
+    return LayerDiff.of(
+        one,
+        other,
+        rows,
+        modes,
+        bound,
         images=len(samples),
-        rows=rows,
         tensors=len(rows),
-        computed=(),
-        unjudged=(),
-        verdict=blame(rows),
-        first_below={mode: first_below(rows, mode, bound) for mode in modes}
-        if bound is not None
-        else {},
-        bound=bound,
-        bisection=None,
         graph_id=str(suspect.graph.name),
     )
 

@@ -25,8 +25,8 @@ from edgekit.diagnosis.measure import (
     Seen,
     Sums,
     as_stored,
-    decibels,
     halved,
+    row_of,
     within,
 )
 from edgekit.graph import onnx
@@ -115,35 +115,22 @@ def rows(
                     add(alone, name, within(floats[name], encodings[name]), parts[name])
         advance(1)
     limits = _sound_noise(reference, suspect, seen, encodings, profile, half=half)
-    result = []
-    for name in names:
-        encoding = encodings[name]
-        step = None if encoding is None else encoding[0]
-        excess = channel = None
-        if name in alone:
-            ratio = alone[name].noise / alone[name].count / limits[name]
-            channel = int(ratio.argmax())
-            excess = decibels(float(ratio[channel]), 1.0)
-        needed = _step(seen[name])
-        result.append(
-            LayerRow(
-                layer=name,
-                name=name,
-                own=wrong[name].named,
-                kind=makers[name].op_type if name in makers else INPUT,
-                accumulated=whole[name].errors(step) if name in whole else None,
-                isolated=alone[name].errors(step) if name in alone else None,
-                excess=excess,
-                channel=channel,
-                use=None if encoding is None else seen[name].use(encoding),
-                clipped=None if encoding is None else 100 * seen[name].clipped / seen[name].count,
-                cut=None
-                if not seen[name].clipped
-                else decibels(seen[name].cut / seen[name].count, needed**2 / 12),
-                step=None if step is None else step / needed,
-            )
+    excess = {name: sums.noise / sums.count / limits[name] for name, sums in alone.items()}
+    return tuple(
+        row_of(
+            name,
+            label=name,
+            own=wrong[name].named,
+            kind=makers[name].op_type if name in makers else INPUT,
+            encoding=encodings[name],
+            seen=seen[name],
+            needed=_step(seen[name]),
+            accumulated=whole.get(name),
+            isolated=alone.get(name),
+            excess=excess.get(name),
         )
-    return tuple(result)
+        for name in names
+    )
 
 
 class _Side:

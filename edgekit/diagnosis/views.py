@@ -1,4 +1,4 @@
-"""A layer diff as a table, CSV, a plot, and an overlay of Model Explorer."""
+"""A layer diff as CSV, a plot, and an overlay of Model Explorer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
-from edgekit.base import cli, schema
+from edgekit.base import schema
 from edgekit.base.errors import MissingDependencyError
-from edgekit.base.text import shortened, visible
-from edgekit.diagnosis.bisection import Bisection
 from edgekit.diagnosis.diff import LayerDiff
 from edgekit.diagnosis.measure import (
     ACCUMULATED,
@@ -26,8 +22,6 @@ from edgekit.diagnosis.measure import (
     LayerRow,
 )
 
-#: Layers that the table shows without ``--all``.
-SHOWN = 12
 #: What an overlay says of a tensor without any error, in dB; JSON has no infinity.
 _EXACT = 200.0
 
@@ -134,100 +128,3 @@ def plot(found: LayerDiff) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)
     return file.getvalue()
-
-
-def show(found: LayerDiff, shown: int | None) -> None:
-    """Print the table: the ``shown`` worst layers, or all of them."""
-
-    def badness(row: LayerRow) -> float:
-        if row.fault is not None:
-            return -row.fault
-        return row.accumulated.sqnr if row.accumulated is not None else math.inf
-
-    rows = found.rows
-    if shown is not None and len(rows) > shown:
-        worst = sorted(rows, key=badness)[:shown]
-        rows = tuple(row for row in rows if row in worst)
-    title = f"{len(found.rows)} of {found.tensors} tensors, {found.images} samples"
-    if len(rows) < len(found.rows):
-        title += f"; the worst {len(rows)}, --all shows the rest"
-    table = Table(title=title)
-    table.add_column("layer", no_wrap=True)
-    # names give way to figures
-    width = max(16, cli.console.width - 62)
-    for column in ("excess", "cut", "alone", "LSB", "whole", "cosine", "use"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        one, other = row.isolated, row.accumulated
-        guilty = found.verdict is not None and row.name == found.verdict.tensor
-        table.add_row(
-            escape(shortened(visible(row.layer), width)),
-            _figure(row.excess, 1),
-            _figure(row.cut, 1),
-            _figure(None if one is None else one.sqnr, 1),
-            _figure(None if one is None else one.lsb, 1),
-            _figure(None if other is None else other.sqnr, 1),
-            _figure(None if other is None else other.cosine, 5),
-            _figure(row.use, 0),
-            style="bold red" if guilty else None,
-        )
-    cli.console.print(table)
-    cli.console.print(
-        "[dim]excess: error of its worst channel, fed with the reference's values, over a sound "
-        "layer's, in dB; cut: error of what its range cuts off over rounding noise, in dB; alone, "
-        "LSB: SQNR of such a layer in dB, and its largest error in steps; whole, cosine: both "
-        "networks on their own; use: % of the steps that the reference's values span[/]"
-    )
-    for layers, why in (
-        (found.computed, "the reference has no tensor for {}; computed from its other values"),
-        (found.unjudged, "not judged, the suspect has not all tensors of {}"),
-    ):
-        if layers:
-            more = len(layers) - SHOWN
-            names = ", ".join(layers[:SHOWN]) + (f" and {more} more" if more > 0 else "")
-            cli.say(f"note: {why.format(names)}")
-    if found.through_lite:
-        cli.console.print(
-            f"note: {escape(found.reference)} ran as the float TFLite graph that it becomes",
-            soft_wrap=True,
-        )
-    for mode, name in found.first_below.items():
-        said = "none" if name is None else escape(name)
-        cli.console.print(f"first layer below {found.bound:g} dB, {mode}: {said}")
-    if any(row.excess is not None for row in found.rows):
-        if found.verdict is None:
-            every = "every layer that is judged" if found.unjudged else "every layer"
-            cli.console.print(f"to blame: none; {every} is as good as a sound one")
-        else:
-            cli.console.print(
-                f"to blame: {escape(found.verdict.layer)}: {found.verdict.reason}",
-                soft_wrap=True,
-            )
-    if found.bisection is not None:
-        _print_bisection(found.bisection)
-
-
-def _print_bisection(found: Bisection) -> None:
-    unit = found.bound.unit
-    if not found.reached:
-        said = f"not reached, not even with every layer in float: {found.after:.2f} {unit}"
-    elif not found.layers:
-        said = f"reached with no layer in float: {found.before:.2f} {unit}"
-    else:
-        said = (
-            f"{len(found.layers)} left in float: {escape(', '.join(found.layers))}; "
-            f"from {found.before:.2f} to {found.after:.2f} {unit}"
-        )
-    cli.console.print(
-        f"bisect to {found.bound}: {said} ({found.evaluations} runs of the emulated network; "
-        f"the file itself answers at {found.actual:.2f} {unit})",
-        soft_wrap=True,
-    )
-
-
-def _figure(value: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    if math.isinf(value):
-        return "exact" if digits == 1 and value > 0 else "none"
-    return f"{value:.{digits}f}"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base import cli, words
+from edgekit.base import words
 from edgekit.base.blocks import blocks
 from edgekit.base.errors import (
     ClassesError,
@@ -22,6 +22,7 @@ from edgekit.base.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data import task as tasks
 from edgekit.data.images import checked_labels, checked_truth, is_truth
@@ -93,6 +94,7 @@ def compare(
     task: Task | None = None,
     allow_chance: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> Report:
     """Measure deployables against the float model they came from.
 
@@ -132,6 +134,7 @@ def compare(
         allow_chance: Go on where the float model is no better than chance, without a verdict on
             accuracy.
         command: Recorded in the report.
+        progress: Hears how far it is, and what loading the images says.
 
     Raises:
         EdgekitError: If models, data or options do not fit together, or a runtime fails.
@@ -156,7 +159,7 @@ def compare(
     manifest = first.manifest
     tasks.check(task, manifest.signature.outputs)
     dataset = dataset or model_file.default_data(first)
-    images, given = _images(dataset, manifest, task, limit)
+    images, given = _images(dataset, manifest, task, limit, progress)
     by_input = images.images.dtype.names is not None
     right = tasks.right(images, manifest, task, given=given)
     if parity and (right.task == "regression" or tasks.scores(manifest.signature.outputs) < 2):
@@ -170,9 +173,8 @@ def compare(
     here = shards.this_place(machine)
     processes = processes or shards.processes_for(threads)
     with (
-        shards.Work(work) as kept,
+        shards.Work(work, progress) as kept,
         contextlib.ExitStack() as stack,
-        cli.progress() as bar,
     ):
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if runner is not None:
@@ -200,10 +202,7 @@ def compare(
         )
         if base.name in devices:
             _check_sendable(base, here=runner is not None or record is not None)
-        working = bar.add_task("evaluating", total=len(subjects) * len(images), note="")
-
-        def advance(count: int) -> None:
-            bar.advance(working, count)
+        working = stack.enter_context(progress.task("evaluating", len(subjects) * len(images)))
 
         def run(job: Job, device: str = "") -> shards.Run:
             return shards.Run.of(
@@ -211,7 +210,7 @@ def compare(
             )
 
         def evaluate(
-            worker: Worker, advance: Callable[[int], None] = advance
+            worker: Worker, advance: Callable[[int], None] = working.advance
         ) -> npt.NDArray[np.float32]:
             return shards.evaluate(
                 kept.open(run(worker.job), shards.local(machine)),
@@ -232,16 +231,16 @@ def compare(
                     for name, device in devices.items()
                 ]
                 sent = [jobs[name] for name in devices]
-                workers.evaluate(stores, sent, images.images, advance=advance)
+                workers.evaluate(stores, sent, images.images, advance=working.advance)
             far = {store.run.name: _far(store) for store in stores}
         measured: list[Measured] = []
         said = [*assumed, *([right.unused] if right.unused else [])]
         fit: LabelFit | None = None
         for subject in subjects:
-            bar.update(working, note=subject.name)
+            working.note(subject.name)
             if subject.job is None:
                 each = _replayed(subject)
-                advance(len(images))
+                working.advance(len(images))
             elif subject.name in far:
                 each = far[subject.name]
             else:
@@ -259,7 +258,7 @@ def compare(
                         "scores of classes; pass --task classification, or leave it out"
                     )
             measured.append(each)
-        watched = _time(measured, images.images[:1], rounds)
+        watched = _time(measured, images.images[:1], rounds, progress)
         _take_energy(measured, images.images[:1])
         if record is not None:
             recording = _recording(base, measured[0], first, images, machine, command)
@@ -269,7 +268,9 @@ def compare(
             known = {
                 subject.name: each.answers for subject, each in zip(subjects, measured, strict=True)
             }
-            found = parity_of.answers(pair, known, len(images), evaluate, machine, threads)
+            found = parity_of.answers(
+                pair, known, len(images), evaluate, machine, threads, progress
+            )
         return figures.report(
             subjects,
             measured,
@@ -458,12 +459,12 @@ def _far(store: shards.Shards) -> Measured:
 
 
 def _images(
-    dataset: str, manifest: Manifest, asked: Task | None, limit: int | None
+    dataset: str, manifest: Manifest, asked: Task | None, limit: int | None, progress: Progress
 ) -> tuple[data.ImageSet, bool]:
     """What a ``--data`` word names, images or records with a field an input; and whether right
     answers, if there are any, were given as an array."""
     specs = manifest.signature.inputs
-    opened = feeds.open_word(dataset, "test", labels=False)
+    opened = feeds.open_word(dataset, "test", labels=False, progress=progress)
     if not isinstance(opened, feeds.Inputs):
         declared = tasks.declared(manifest, asked)
         try:
@@ -586,7 +587,9 @@ def _recording(
     return Recording(facts, each.answers, np.array(each.latency) if each.latency else None)
 
 
-def _time(measured: list[Measured], image: npt.NDArray[Any], rounds: int) -> Conditions | None:
+def _time(
+    measured: list[Measured], image: npt.NDArray[Any], rounds: int, progress: Progress
+) -> Conditions | None:
     """Interleaved latency rounds at batch 1, after a warm-up that is thrown away.
 
     Returns:
@@ -596,8 +599,7 @@ def _time(measured: list[Measured], image: npt.NDArray[Any], rounds: int) -> Con
     if not timed:
         return None
     processes = [worker.process for worker, _ in timed]
-    with cli.progress("rounds") as bar:
-        task = bar.add_task("timing", total=rounds, note="")
+    with progress.task("timing", rounds, unit="rounds") as task:
         for worker, _ in timed:
             worker.latencies(image, WARM_UP)
         readings = [conditions.look(processes)]
@@ -605,7 +607,7 @@ def _time(measured: list[Measured], image: npt.NDArray[Any], rounds: int) -> Con
             for worker, latency in timed:
                 latency.append(worker.latencies(image, SAMPLES))
             readings.append(conditions.look(processes))
-            bar.advance(task)
+            task.advance()
     return conditions.summarize(readings)
 
 

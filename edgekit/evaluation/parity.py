@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli
 from edgekit.base.blocks import blocks
 from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.base.progress import SILENT, Progress
 from edgekit.evaluation import subjects
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
@@ -168,6 +168,7 @@ def answers(
     evaluate: Callable[[Worker, Callable[[int], None]], npt.NDArray[np.float32]],
     machine: Environment,
     threads: int,
+    progress: Progress = SILENT,
 ) -> Parity:
     """Three ways to run the same integers, two at a time, on kernels that do not saturate.
 
@@ -178,14 +179,14 @@ def answers(
         evaluate: Lets a worker answer all of them.
         machine: Whose kernels.
         threads: Inside an operator.
+        progress: Hears how far it is.
     """
     stored = numbers(*pair)
     ours, theirs = pair
 
     def run(job: Job) -> npt.NDArray[np.float32]:
-        with Worker(job) as worker, cli.progress() as bar:
-            task = bar.add_task("parity", total=count, note=job.name)
-            return evaluate(worker, lambda n: bar.advance(task, n))
+        with Worker(job) as worker, progress.task("parity", count, note=job.name) as task:
+            return evaluate(worker, task.advance)
 
     plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
     ways = {

@@ -28,9 +28,10 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli, outputs, schema
+from edgekit.base import outputs, schema
 from edgekit.base.blocks import let_go
 from edgekit.base.errors import EdgekitError, ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.graph import onnx
 from edgekit.records import environment
 from edgekit.records.encodings import FAKE_QUANT_FILE
@@ -310,13 +311,15 @@ class Work:
 
     Args:
         folder: Where to keep shards; None for the cache.
+        progress: Hears which shards were done before, and which run again.
 
     Raises:
         InvalidOptionError: If the folder is a file, or another process works in it.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, progress: Progress = SILENT) -> None:
         self._given = folder
+        self._progress = progress
         self._root = cache_folder() if folder is None else folder
         self._opened: list[Shards] = []
         self._stack = contextlib.ExitStack()
@@ -335,12 +338,10 @@ class Work:
         self._stack.callback(found.close)
         self._opened.append(found)
         for line in found.broken:
-            cli.console.print(f"warning: {line}", markup=False, soft_wrap=True)
+            self._progress.say(f"warning: {line}")
         if found.resumed:
-            cli.console.print(
-                f"{run.name}: {found.resumed} of {found.total} shards were done, in {folder}",
-                markup=False,
-                soft_wrap=True,
+            self._progress.say(
+                f"{run.name}: {found.resumed} of {found.total} shards were done, in {folder}"
             )
         return found
 
