@@ -29,12 +29,13 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.data import task as tasks
 from edgekit.diagnosis import options as layer_options
 from edgekit.evaluation import fleet, shards, verdicts
-from edgekit.evaluation.comparison import DEFAULT_POWER, PICTURES, SAMPLES, compare
+from edgekit.evaluation.comparison import compare
+from edgekit.evaluation.options import DEFAULT_POWER, PICTURES, SAMPLES, Options
 from edgekit.reporting import layer_table, tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 
-__all__ = ["compare", "main", "parser"]
+__all__ = ["Options", "compare", "main", "parser"]
 
 _DATA_HELP = (
     f"{data.WORDS}; or FILE.npz with an array named like each input, and y: integer classes, or "
@@ -99,7 +100,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         "--record",
         type=Path,
         metavar="FILE",
-        help="write what the reference answered to FILE, to be its own --reference later",
+        help="write the outputs and the latency of the reference to FILE, a --reference for later",
     )
     add(
         "--work",
@@ -198,8 +199,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         outputs.check_free(options.record, force=options.force)
         if options.record.absolute() == options.out.absolute():
             raise InvalidOptionError(f"--record and --out are one file, {options.out}; name two")
-    report = compare(
-        options.artifacts,
+    asked = Options(
         dataset=options.data,
         limit=options.limit,
         threads=options.threads,
@@ -221,14 +221,14 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         task=options.task,
         allow_chance=options.allow_chance,
         command=cli.command_line(),
-        progress=cli.reporter,
     )
+    report = compare(options.artifacts, asked, progress=cli.reporter)
     outputs.write_text(options.out, report.dumps(), force=options.force)
     tables.show(report)
-    found = {result.name: verdicts.of(result, report) for result in report.artifacts}
+    judged = {result.name: verdicts.of(result, report) for result in report.artifacts}
     failed = [
         name
-        for name, each in found.items()
+        for name, each in judged.items()
         if each.broken and not getattr(options, f"allow_{each.broken}")
     ]
     return (1 if failed else 0), {
@@ -239,7 +239,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             "device": report.reference.runtime.device,
             "emulated": report.reference.runtime.emulated,
         },
-        "verdicts": {name: each.verdict for name, each in found.items()},
+        "verdicts": {name: each.verdict for name, each in judged.items()},
         "failed": failed,
         "artifacts": {
             result.name: {name: metric.value for name, metric in result.metrics.items()}

@@ -11,7 +11,7 @@ import pytest
 
 from edgekit.base import cli
 from edgekit.base.progress import Progress, Task
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 
 
 class Notebook(Progress):
@@ -47,8 +47,8 @@ def test_a_library_call_is_silent_and_tells_whoever_asks(
     artifact, images = tiny
     heard = Notebook()
     asked = {"dataset": str(images), "rounds": 1, "processes": 1, "work": tmp_path / "work"}
-    compare([artifact], **asked)
-    compare([artifact], **asked, progress=heard)
+    compare([artifact], Options(**asked))
+    compare([artifact], Options(**asked), progress=heard)
     printed = capfd.readouterr()
     assert (printed.out, printed.err) == ("", "")
     assert heard.totals == {"evaluating": 480, "timing": 1}

@@ -118,14 +118,16 @@ class _Side:
         """Whether its weights were trained on, with fake quantization, from the float model."""
         if self.artifact is None or self.precision != "int8":
             return False
-        way = self.artifact.manifest.quantization
-        return self.format == "keras" or (way is not None and way.way == TRAINED)
+        record = self.artifact.manifest.quantization
+        return self.format == "keras" or (record is not None and record.way == TRAINED)
 
     @property
     def fitted(self) -> bool:
         """Whether its layers may make up for errors before them."""
-        found = None if self.artifact is None else self.artifact.manifest.quantization
-        return found is not None and any(each in found.way for each in (CORRECTED, FITTED, TRAINED))
+        record = None if self.artifact is None else self.artifact.manifest.quantization
+        return record is not None and any(
+            each in record.way for each in (CORRECTED, FITTED, TRAINED)
+        )
 
 
 def diff(
@@ -287,12 +289,12 @@ def _suspect(path: Path, preprocessing: str | None) -> _Side:
             raise InvalidOptionError(
                 f"{path} brings its preprocessing; give --preprocessing only with a file"
             )
-        found = _side(path)
-        if found.artifact is None:
+        side = _side(path)
+        if side.artifact is None:
             raise InvalidOptionError(
                 f"{path} is no artifact; give the float model first, it is the reference"
             )
-        return found
+        return side
     artifact = model_file.load(path, prepare)
     manifest = artifact.manifest
     return _Side(path, artifact, artifact.sha256, manifest.format, manifest.precision)

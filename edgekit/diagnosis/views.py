@@ -39,11 +39,11 @@ def to_csv(rows: Sequence[LayerRow]) -> str:
     for place, row in enumerate(rows):
         cells: list[object] = [place, row.layer, row.kind, row.name, row.own]
         for mode in MODES:
-            found = row.of(mode)
+            errors = row.of(mode)
             cells += (
                 [""] * 4
-                if found is None
-                else [found.sqnr, found.cosine, found.largest, _cell(found.lsb)]
+                if errors is None
+                else [errors.sqnr, errors.cosine, errors.largest, _cell(errors.lsb)]
             )
         cells += map(_cell, (row.excess, row.channel, row.use, row.clipped, row.step, row.cut))
         writer.writerow(cells)
@@ -54,7 +54,7 @@ def _cell(value: float | int | None) -> float | int | str:
     return "" if value is None else value
 
 
-def to_overlay(found: LayerDiff) -> str:
+def to_overlay(diff: LayerDiff) -> str:
     """Custom node data for Model Explorer: ``{graph: {"results": {tensor: {"value": dB}}, …}}``.
 
     A node is found by the name of a tensor that it writes, as the suspect's file calls it; the
@@ -63,15 +63,15 @@ def to_overlay(found: LayerDiff) -> str:
     below it are red; else the colours go from the smallest value to the largest.
     """
     results = {}
-    for row in found.rows:
+    for row in diff.rows:
         errors = row.isolated or row.accumulated
         if errors is not None and row.kind != INPUT:
             value = max(-_EXACT, min(_EXACT, errors.sqnr))
             results[row.own] = {"value": round(value, 2)}
     body: dict[str, Any] = {"results": results}
-    if found.bound is not None:
+    if diff.bound is not None:
         body["thresholds"] = [
-            {"value": found.bound, "bgColor": "#e06666"},
+            {"value": diff.bound, "bgColor": "#e06666"},
             {"value": _EXACT, "bgColor": "#b6d7a8"},
         ]
     else:
@@ -80,10 +80,10 @@ def to_overlay(found: LayerDiff) -> str:
             {"stop": 0.5, "bgColor": "#ffe599"},
             {"stop": 1, "bgColor": "#b6d7a8"},
         ]
-    return schema.dumps({found.graph_id: body}) + "\n"
+    return schema.dumps({diff.graph_id: body}) + "\n"
 
 
-def plot(found: LayerDiff) -> bytes:
+def plot(diff: LayerDiff) -> bytes:
     """A PNG: SQNR of every layer in both views above, excess or cut below.
 
     Raises:
@@ -94,7 +94,7 @@ def plot(found: LayerDiff) -> bytes:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError("matplotlib", "report") from None
-    rows = found.rows
+    rows = diff.rows
     judged = any(row.excess is not None for row in rows)
     figure = Figure(figsize=(max(7.0, 0.17 * len(rows) + 1.5), 6.0 if judged else 4.5))
     FigureCanvasAgg(figure)
@@ -108,22 +108,22 @@ def plot(found: LayerDiff) -> bytes:
             values = [math.nan if e is None or math.isinf(e.sqnr) else e.sqnr for e in errors]
             axes[0].plot(places, values, style, label=mode, markersize=4)
     axes[0].set_ylabel("SQNR, dB")
-    if found.bound is not None:
-        axes[0].axhline(found.bound, color="0.5", linestyle="--", label=f"{found.bound:g} dB")
+    if diff.bound is not None:
+        axes[0].axhline(diff.bound, color="0.5", linestyle="--", label=f"{diff.bound:g} dB")
     if judged:
         faults = [0.0 if row.fault is None else max(row.fault, 0.0) for row in rows]
         axes[1].bar(places, faults, color="0.6")
         axes[1].axhline(BLAME, color="0.5", linestyle="--")
         axes[1].set_ylabel("excess or cut, dB")
-    if found.verdict is not None:
-        place = next(i for i, row in enumerate(rows) if row.name == found.verdict.tensor)
+    if diff.verdict is not None:
+        place = next(i for i, row in enumerate(rows) if row.name == diff.verdict.tensor)
         for axis in axes:
             axis.axvline(place, color="tab:red", alpha=0.3, linewidth=6)
         axes[0].plot([], [], color="tab:red", alpha=0.3, linewidth=6, label="to blame")
     axes[0].legend(fontsize=8)
     axes[-1].set_xticks(places, [row.layer for row in rows], rotation=90, fontsize=6)
     axes[-1].set_xlim(-1, len(rows))
-    axes[0].set_title(f"{found.suspect} against {found.reference}", fontsize=9)
+    axes[0].set_title(f"{diff.suspect} against {diff.reference}", fontsize=9)
     figure.tight_layout()
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=130)

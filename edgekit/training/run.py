@@ -227,7 +227,7 @@ def _begun(
     prepare: str | None,
     channels: int | None,
     colours: Callable[[], bool],
-    progress: Progress,
+    progress: Progress = SILENT,
 ) -> _Begun:
     network, seed = preset.network, preset.recipe.seed
     if start is not None:
@@ -265,7 +265,7 @@ def _trainer(
     recipe: Recipe,
     *,
     fine_tuned: bool,
-    progress: Progress,
+    progress: Progress = SILENT,
     **settings: Any,
 ) -> Trainer:
     training = found.training
