@@ -24,26 +24,26 @@ from edgekit.runtimes import RUNTIMES, model_file
 __all__ = ["benchmark", "main", "parser"]
 
 
-def _print(found: Benchmark) -> None:
+def _print(measured: Benchmark) -> None:
     console = cli.console
     cli.say(
-        f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
-        f"batch {found.batch}, {found.runtime.threads} thread(s), "
-        f"{found.environment.machine_class}"
+        f"{measured.name} on {measured.runtime.name} ({measured.runtime.provider}), "
+        f"batch {measured.batch}, {measured.runtime.threads} thread(s), "
+        f"{measured.environment.machine_class}"
     )
     table = Table()
     for column in ("metric", "value", "samples"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name, metric in found.metrics.items():
+    for name, metric in measured.metrics.items():
         scaled = metric.unit == "bytes"
         value = f"{metric.value / 1e6:.1f} MB" if scaled else f"{metric.value:.3f} {metric.unit}"
         table.add_row(name, value, str(metric.count))
     console.print(table)
-    if found.operators:
+    if measured.operators:
         table = Table(title="operators by time")
         for column in ("operator", "nodes", "ms a run", "%"):
             table.add_column(column, justify="left" if column == "operator" else "right")
-        for operator in found.operators[:10]:
+        for operator in measured.operators[:10]:
             table.add_row(
                 cli.plain(operator.name),
                 str(operator.count),
@@ -51,13 +51,15 @@ def _print(found: Benchmark) -> None:
                 f"{operator.share:.1f}",
             )
         console.print(table)
-    if found.float_operators:
-        console.print(f"computed in float in this int8 model: {len(found.float_operators)} nodes")
-        for name in found.float_operators:
+    if measured.float_operators:
+        console.print(
+            f"computed in float in this int8 model: {len(measured.float_operators)} nodes"
+        )
+        for name in measured.float_operators:
             cli.say(f"  {name}")
-    elif found.float_operators is not None:
+    elif measured.float_operators is not None:
         console.print("every computing operator ran as an integer kernel")
-    for note in found.notes:
+    for note in measured.notes:
         cli.say(f"note: {note}")
 
 
@@ -130,15 +132,15 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         )
     named = options.preprocessing
     prepare = None if named is None else signatures.preprocessing(named)
-    found = benchmark(
+    measured = benchmark(
         model_file.load(options.artifact, prepare),
         runtime=options.runtime,
         threads=options.threads,
         batch=options.batch or 1,
         seconds=5.0 if options.seconds is None else options.seconds,
     )
-    _print(found)
-    return 0, found
+    _print(measured)
+    return 0, measured
 
 
 def _act_suite(options: argparse.Namespace) -> cli.Outcome:
@@ -147,7 +149,7 @@ def _act_suite(options: argparse.Namespace) -> cli.Outcome:
             raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
     if options.record is not None:
         outputs.check_free(options.record, force=options.force)
-    found = gpu_suite.suite(
+    record = gpu_suite.suite(
         options.artifact,
         preprocessing=options.preprocessing,
         device=options.device or "cuda",
@@ -156,10 +158,10 @@ def _act_suite(options: argparse.Namespace) -> cli.Outcome:
         command=cli.command_line(),
         progress=cli.reporter,
     )
-    _print_suite(found)
+    _print_suite(record)
     if options.record is not None:
-        outputs.write_text(options.record, found.dumps(), force=options.force)
-    return 0, found
+        outputs.write_text(options.record, record.dumps(), force=options.force)
+    return 0, record
 
 
 def _print_suite(record: gpu_suite.Record) -> None:

@@ -99,7 +99,7 @@ def _print_bisection(bisection: Bisection) -> None:
         )
     cli.console.print(
         f"bisect to {bisection.bound}: {said} ({bisection.evaluations} runs of the emulated "
-        f"network; the file itself answers at {bisection.actual:.2f} {unit})",
+        f"network; the file itself reaches {bisection.actual:.2f} {unit})",
         soft_wrap=True,
     )
 
