@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from support_table import SECTION, with_section
 
-from edgekit.base import cli, outputs
+from edgekit.base import outputs, words
 from edgekit.base.errors import EdgekitError, reason
 from edgekit.base.quiet import quiet
 from edgekit.data import feeds
@@ -387,7 +387,9 @@ def main() -> int:
         "--merge", nargs="+", type=Path, default=[], help="JSON documents of earlier runs"
     )
     parser.add_argument("--out", type=Path, help="Markdown file")
-    parser.add_argument("--seconds", type=cli.positive_int, default=600, help="a model at the most")
+    parser.add_argument(
+        "--seconds", type=words.positive_int, default=600, help="a model at the most"
+    )
     parser.add_argument("--correction", choices=("auto", "none"), default="auto")
     parser.add_argument("--one", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

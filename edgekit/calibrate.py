@@ -44,8 +44,8 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
     float_model.add_trust(result)
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
-    add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--samples", type=cli.positive_int, help="draw N images, evenly over the classes")
+    add("--limit", type=words.positive_int, help="use the first N images only")
+    add("--samples", type=words.positive_int, help="draw N images, evenly over the classes")
     add("--seed", type=int, help="with --samples: another number draws others (default: 0)")
     add(
         "--method",
@@ -69,7 +69,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         outputs.check_free(out, force=options.force)
     given = float_model.data_word(options.data, options.model)
     word = words.join(given, samples=options.samples, seed=options.seed)
-    opened = feeds.open_word(word, "calibration")
+    opened = feeds.open_word(word, "calibration", progress=cli.reporter)
     source = float_model.load(
         options.model,
         preprocessing=options.preprocessing,
@@ -87,6 +87,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         prepare=source.preprocessing,
         method=options.method,
         word=word,
+        progress=cli.reporter,
     )
     outputs.write_text(out, table.dumps(), force=options.force)
     cli.say(f"{len(table.ranges)} tensors from {table.count} samples: {out}")

@@ -151,6 +151,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         "out": options.out,
         "force": options.force,
         "command": cli.command_line(),
+        "progress": cli.reporter,
     }
     targets, precisions = options.target, options.precision
     if len(targets) == len(precisions) == 1:

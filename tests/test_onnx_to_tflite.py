@@ -15,7 +15,7 @@ from test_torch_files import CALIBRATION, CASES, FILES, _noise
 
 from edgekit.base.errors import InvalidModelError
 from edgekit.calibrate import main as calibrate_main
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.diagnosis.diff import diff
 from edgekit.evaluation import parity
 from edgekit.export import export, export_all
@@ -137,7 +137,7 @@ def test_the_canonical_graph_is_one_of_the_kind_that_all_sources_have() -> None:
 
 def test_several_targets_of_one_command_are_compared(mobile: Path) -> None:
     paths = [mobile / f"mobile-{t}-{p}" for t in ("tflite", "onnx") for p in ("float32", "int8")]
-    report = compare(paths, dataset=str(mobile / "set.npz"), rounds=1, processes=1)
+    report = compare(paths, Options(dataset=str(mobile / "set.npz"), rounds=1, processes=1))
     assert report.reference.format == "onnx"
     assert len(report.artifacts) == 4
     for each in report.artifacts:
@@ -257,7 +257,7 @@ def test_a_state_keeps_its_sizes_in_int8_too(tmp_path: Path) -> None:
     written = export(path, precision="float32", out=tmp_path / "out", **given)
     found = {spec.name: (spec.shape, spec.batched) for spec in written.manifest.signature.outputs}
     assert found == {"y": ((1, 4), True), "next": ((2, 1, 4), False)}
-    report = compare([written.path], dataset=str(data), rounds=1, processes=1)
+    report = compare([written.path], Options(dataset=str(data), rounds=1, processes=1))
     assert report.artifacts[0].metrics["sqnr_centred"].value > 100
     rounded = export(path, precision="int8", calibration=str(data), out=tmp_path / "int8", **given)
     report = compare([rounded.path], dataset=str(data), rounds=1, processes=1)

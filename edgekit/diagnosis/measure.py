@@ -351,38 +351,75 @@ def measure(
         advance(feeds.count(part))
     steps = _steps(graph, seen, sound) if suspect.encodings else {}
     limits = _sound_noise(sound, seen, suspect, half=half)
-    rows = []
-    for name in names:
-        encoding = suspect.encodings.get(name)
-        step = None if encoding is None else encoding[0]
-        excess = channel = None
-        if alone[name].count:
-            ratio = alone[name].noise / alone[name].count / limits[name]
-            if name in layers and behind[name].count:
-                count = behind[name].count
-                own_ratio = behind[name].noise / (before[name].noise + count * limits[name])
-                ratio = np.minimum(ratio, own_ratio)
-            channel = int(ratio.argmax())
-            excess = decibels(float(ratio[channel]), 1.0)
-        rows.append(
-            LayerRow(
-                layer=sound.labels[name],
-                name=name,
-                own=suspect.own[name],
-                kind=kinds[name],
-                accumulated=whole[name].errors(step) if whole[name].count else None,
-                isolated=alone[name].errors(step) if alone[name].count else None,
-                excess=excess,
-                channel=channel,
-                use=None if encoding is None else seen[name].use(encoding),
-                clipped=None if encoding is None else 100 * seen[name].clipped / seen[name].count,
-                cut=None
-                if not seen[name].clipped
-                else decibels(seen[name].cut / seen[name].count, steps[name] ** 2 / 12),
-                step=None if step is None else step / steps[name],
-            )
+
+    def excess(name: str) -> npt.NDArray[np.float64]:
+        ratio = alone[name].noise / alone[name].count / limits[name]
+        if name not in layers or not behind[name].count:
+            return ratio
+        sound_noise = before[name].noise + behind[name].count * limits[name]
+        return np.minimum(ratio, behind[name].noise / sound_noise)
+
+    return tuple(
+        row_of(
+            name,
+            label=sound.labels[name],
+            own=suspect.own[name],
+            kind=kinds[name],
+            encoding=suspect.encodings.get(name),
+            seen=seen[name],
+            needed=steps.get(name, 0.0),
+            accumulated=whole[name],
+            isolated=alone[name],
+            excess=excess(name) if alone[name].count else None,
         )
-    return tuple(rows)
+        for name in names
+    )
+
+
+def row_of(
+    name: str,
+    *,
+    label: str,
+    own: str,
+    kind: str,
+    encoding: tuple[float, int] | None,
+    seen: Seen,
+    needed: float,
+    accumulated: Sums | None,
+    isolated: Sums | None,
+    excess: npt.NDArray[np.float64] | None,
+) -> LayerRow:
+    """The row of one tensor, from what was summed up of it.
+
+    Args:
+        name: In the canonical graph.
+        label: Name for people.
+        own: Name in the suspect's file.
+        kind: Of the operator that writes it.
+        encoding: The suspect's scale and zero point; None in float.
+        seen: The reference's values.
+        needed: Step that these need; of no meaning in float.
+        accumulated: Errors with both networks on their own; None or empty if not asked for.
+        isolated: Errors with the reference's values as inputs; likewise.
+        excess: Error of each channel over a sound layer's, as a ratio of powers; None without
+            ``isolated``.
+    """
+    step = None if encoding is None else encoding[0]
+    channel = None if excess is None else int(excess.argmax())
+    return LayerRow(
+        layer=label,
+        name=name,
+        own=own,
+        kind=kind,
+        accumulated=accumulated.errors(step) if accumulated and accumulated.count else None,
+        isolated=isolated.errors(step) if isolated and isolated.count else None,
+        excess=None if excess is None else decibels(float(excess[channel]), 1.0),
+        channel=channel,
+        use=None if encoding is None else seen.use(encoding),
+        clipped=None if encoding is None else 100 * seen.clipped / seen.count,
+        cut=decibels(seen.cut / seen.count, needed**2 / 12) if seen.clipped else None,
+        step=None if step is None else step / needed,
+    )
 
 
 def _fed(graph: Graph, names: Collection[str]) -> set[str]:

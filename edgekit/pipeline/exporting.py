@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base import cli, outputs, words
+from edgekit.base import outputs, words
 from edgekit.base.errors import (
     ExecutionError,
     FidelityError,
@@ -21,6 +21,7 @@ from edgekit.base.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import Task
@@ -93,6 +94,7 @@ class _Calibration:
         table: A table that was given.
         word: How the images were named.
         images: Those that were opened, for the model.
+        progress: Hears how far calibrating them is.
     """
 
     opened: data.Opened | Inputs | None
@@ -100,6 +102,7 @@ class _Calibration:
     word: str
     method: str
     images: Samples | None = None
+    progress: Progress = SILENT
 
     def fitted(self, source: FloatModel) -> _Calibration:
         """With the images as the model takes them.
@@ -140,6 +143,7 @@ def export(
     out: Path | None = None,
     force: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> Artifact:
     """Write one deployable of a float model.
 
@@ -167,6 +171,7 @@ def export(
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
+        progress: Hears how far it is.
 
     Raises:
         FidelityError: If the int8 file is dead or poor; nothing is written then.
@@ -176,7 +181,7 @@ def export(
         outputs.check_free(out, force=force)
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command,
+        preprocessing, shapes, trust, command, progress,
     )  # fmt: skip
     found = _opened(model, [(target, precision)], options)
     place = out or Path("exports") / f"{found.source.model_id}-{target}-{precision}"
@@ -204,6 +209,7 @@ def export_all(
     task: Task | None = None,
     force: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> tuple[Artifact, ...]:
     """Write several deployables of a float model, which is loaded, converted and quantized once.
 
@@ -228,7 +234,7 @@ def export_all(
 
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command,
+        preprocessing, shapes, trust, command, progress,
     )  # fmt: skip
     found = _opened(model, wanted, options)
     folder, name = out or Path("exports"), found.source.model_id
@@ -256,6 +262,7 @@ class _Options:
     shapes: Shapes | None
     trust: bool
     command: str
+    progress: Progress
 
     def for_int8(self) -> tuple[tuple[str, object], ...]:
         """(option, value) of what only int8 has a use for; None where it was not given."""
@@ -275,7 +282,7 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     profile = _checked(wanted, options)
     found = None
     if options.calibration is not None:
-        found = _read_calibration(options.calibration, options.dataset, options.method)
+        found = _read_calibration(options.calibration, options)
     source = float_model.load(
         model, preprocessing=options.preprocessing, trust=options.trust, shapes=options.shapes
     )
@@ -283,7 +290,7 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     int8 = any(precision == "int8" for _, precision in wanted)
     if int8 and found is None and source.encodings is None:
         word = float_model.data_word(None, model, option="--calibration")
-        found = _read_calibration(word, options.dataset, options.method)
+        found = _read_calibration(word, options)
     if found is not None:
         found = found.fitted(source)
     if source.encodings is not None and int8:
@@ -537,24 +544,26 @@ class _Pipeline:
         return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
 
 
-def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Calibration:
+def _read_calibration(word: str, options: _Options) -> _Calibration:
     """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
+    dataset, method, progress = options.dataset, options.method, options.progress
     if not word.endswith(".json"):
         if dataset is not None:
             raise InvalidOptionError(
                 f"--data names the images of a calibration table; --calibration {word} is images "
                 f"already"
             )
-        opened = feeds.open_word(word, "calibration")
-        return _Calibration(opened, None, word, method or DEFAULT_METHOD)
+        opened = feeds.open_word(word, "calibration", progress=progress)
+        return _Calibration(opened, None, word, method or DEFAULT_METHOD, progress=progress)
     table = CalibrationTable.load(Path(word))
     place = dataset or table.data
     path = data.path_of(place)
     if dataset is None and path is not None and not path.exists():
-        return _Calibration(None, table, place, method or table.method)
+        return _Calibration(None, table, place, method or table.method, progress=progress)
     typed = dataset is not None  # what stands in the table was typed by nobody
-    opened = feeds.open_word(place, "calibration", read_from=None if typed else Path(word))
-    return _Calibration(opened, table, place, method or table.method)
+    origin = None if typed else Path(word)
+    opened = feeds.open_word(place, "calibration", read_from=origin, progress=progress)
+    return _Calibration(opened, table, place, method or table.method, progress=progress)
 
 
 def _of_onnx_source(
@@ -632,6 +641,7 @@ def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> Calibra
             prepare=source.preprocessing,
             method=found.method,
             word=found.word,
+            progress=found.progress,
         )
     table, graph = found.table, hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
@@ -671,15 +681,14 @@ def _decide(
     path = cache_folder() / f"{key}.npz"
     found = decisions.load(path) if path.is_file() else None
     if found is not None:
-        cli.console.print(f"[dim]encodings and integers: {cli.plain(path)}[/]", soft_wrap=True)
+        calibration.progress.say(f"encodings and integers: {path}")
         return found
     if path.is_file():
-        cli.say(f"warning: {path} cannot be read; deciding again")
+        calibration.progress.say(f"warning: {path} cannot be read; deciding again")
     samples, graph = None, Graph(canonical)
     if images is not None:
-        samples = _samples(graph, canonical, images, source, table, calibration.word)
-    with cli.progress("operators") as bar:
-        task = bar.add_task("fitting", total=None, note="")
+        samples = _samples(graph, canonical, images, source, table, calibration)
+    with calibration.progress.task("fitting", unit="operators") as task:
         found = quantize(
             canonical,
             table,
@@ -687,12 +696,12 @@ def _decide(
             samples=samples,
             correction=correction,
             integers_only=strict,
-            advance=lambda _: bar.advance(task),
+            advance=lambda _: task.advance(),
         )
     try:
         decisions.save(path, found)
     except OSError as exc:
-        cli.say(f"warning: encodings and integers were not cached: {exc}")
+        calibration.progress.say(f"warning: encodings and integers were not cached: {exc}")
     return found
 
 
@@ -702,7 +711,7 @@ def _samples(
     images: Samples,
     source: FloatModel,
     table: CalibrationTable,
-    word: str,
+    calibration: _Calibration,
 ) -> CalibrationSamples:
     """The calibration samples, those that judge apart from those that all numbers come from."""
     specs = litert.signature(canonical).inputs
@@ -729,7 +738,8 @@ def _samples(
             apart if fitting_only else images,
             prepare=source.preprocessing,
             method=table.method,
-            word=word,
+            word=calibration.word,
+            progress=calibration.progress,
         )
 
     return CalibrationSamples(feed(_spread(fitting, most - len(judging))), feed(judging), observed)
