@@ -25,6 +25,7 @@ from edgekit.diagnosis.measure import (
     Seen,
     Sums,
     as_stored,
+    check_finite,
     decibels,
     halved,
     within,
@@ -67,6 +68,7 @@ def rows(
 
     Raises:
         InvalidModelError: If fewer than half of the reference's tensors are in the suspect.
+        NotFiniteError: If a tensor holds NaN or infinity.
     """
     right, wrong = (onnx_tensors.own_places(model, stored=True) for model in (reference, suspect))
     names = [name for name in right if name in wrong]
@@ -94,12 +96,13 @@ def rows(
         sums: dict[str, Sums], name: str, exact: npt.NDArray[Any], found: npt.NDArray[Any]
     ) -> None:
         one, other = channels_last(name, exact), channels_last(name, found)
-        sums.setdefault(name, Sums(one.shape[-1])).add(one, other)
+        sums.setdefault(name, Sums(one.shape[-1], name)).add(one, other)
 
     pairs = zip(feeds.one_by_one(expected, specs), feeds.one_by_one(given, specs), strict=True)
     for one, own in pairs:
         exact = sides[0].run(one)
         for name in names:
+            check_finite(name, exact[name])
             values = channels_last(name, exact[name])
             seen.setdefault(name, Seen(values.shape[-1])).add(values, encodings[name])
         if ACCUMULATED in modes:
