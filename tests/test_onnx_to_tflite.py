@@ -347,6 +347,25 @@ def test_factors_and_summands_go_into_the_layer_before(tmp_path: Path) -> None:
     assert _kinds(path)[1] > 100
 
 
+def test_a_clip_may_end_at_what_is_computed(tmp_path: Path) -> None:
+    """As that of a spectrogram does, at so many dB below its peak."""
+    weights = {
+        "eighty": np.array(0.8, np.float32),
+        "infinity": np.array(np.inf, np.float32),
+        "w": np.random.default_rng(6).normal(0, 1, (4, 3, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMax", ["a"], ["peak"], keepdims=0),
+        helper.make_node("Sub", ["peak", "eighty"], ["floor"]),
+        helper.make_node("Clip", ["a", "floor", "infinity"], ["b"]),
+        helper.make_node("Clip", ["b", "", "peak"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert (kinds.count("MAXIMUM"), kinds.count("MINIMUM")) == (1, 1) and noise > 100
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_a_hard_swish_that_is_spelled_out_is_one_operator(early: bool, tmp_path: Path) -> None:
     numbers = {"three": 3, "low": 0, "six": 6}

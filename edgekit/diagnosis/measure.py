@@ -134,10 +134,15 @@ class Verdict:
     reason: str
 
 
+class NotFiniteError(InvalidModelError):
+    """A tensor holds NaN or infinity; the message names it, and the model."""
+
+
 class Sums:
     """Sums over samples of one tensor in one mode."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, label: str = "a tensor") -> None:
+        self.label = label
         self.signal = self.other = self.dot = self.largest = 0.0
         self.noise = np.zeros(channels)
         self.count = 0
@@ -145,9 +150,12 @@ class Sums:
     def add(self, expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> None:
         rows = expected.reshape(-1, len(self.noise)).astype(np.float64)
         others = found.reshape(-1, len(self.noise)).astype(np.float64)
-        error = others - rows
+        with np.errstate(invalid="ignore"):
+            error = others - rows
         if not np.isfinite(error).all():
-            raise InvalidModelError("a tensor holds NaN or infinity; compare the outputs first")
+            raise NotFiniteError(
+                f"{self.label} is to blame, it gives NaN or infinity where the reference does not"
+            )
         self.signal += float((rows**2).sum())
         self.other += float((others**2).sum())
         self.dot += float((rows * others).sum())
@@ -162,6 +170,18 @@ class Sums:
             cosine=self.dot / size if size else float(self.signal == self.other),
             largest=self.largest,
             lsb=None if step is None else self.largest / step,
+        )
+
+
+def check_finite(label: str, values: npt.NDArray[np.float32]) -> None:
+    """Refuse a tensor of the reference from which no suspect has a distance.
+
+    Raises:
+        NotFiniteError: If it holds NaN or infinity.
+    """
+    if not np.isfinite(values).all():
+        raise NotFiniteError(
+            f"{label} holds NaN or infinity in the reference already; pass other samples"
         )
 
 
@@ -290,6 +310,7 @@ def measure(
     Raises:
         InvalidModelError: If fewer than half of the tensors are found in the suspect, or in the
             reference, unless that has all outputs: a layer of Keras may be many operators.
+        NotFiniteError: If a tensor holds NaN or infinity.
     """
     graph, kinds = sound.graph, sound.kinds
     names = [name for name in kinds if name in suspect.names]
@@ -303,11 +324,11 @@ def measure(
             )
     channels = {name: (graph.shape(name) or (1,))[-1] for name in kinds}
     fed = _fed(graph, names)
-    whole = {name: Sums(channels[name]) for name in names}
-    alone = {name: Sums(channels[name]) for name in names}
+    whole = {name: Sums(channels[name], sound.labels[name]) for name in names}
+    alone = {name: Sums(channels[name], sound.labels[name]) for name in names}
     layers = {layer.output for layer in graph.layers} & set(names)
-    before = {name: Sums(channels[name]) for name in layers}
-    behind = {name: Sums(channels[name]) for name in layers}
+    before = {name: Sums(channels[name], sound.labels[name]) for name in layers}
+    behind = {name: Sums(channels[name], sound.labels[name]) for name in layers}
     seen = {name: Seen(channels[name]) for name in kinds}
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
     ends = _ends(graph)
@@ -323,6 +344,8 @@ def measure(
         right = sound.tensors.complete({**part, **right})
         for name, values in seen.items():
             values.add(read(name, right[name]), suspect.encodings.get(name))
+        for name in names:
+            check_finite(sound.labels[name], read(name, right[name]))
         found = suspect.run(own) if ACCUMULATED in modes or fitted else {}
         if ACCUMULATED in modes:
             for name in names:

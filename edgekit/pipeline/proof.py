@@ -170,7 +170,8 @@ def check_answers(
             )
         if not whole.all():
             odd.append(end.name)
-        answers, exact = answers[whole], exact[whole]
+        # integers without a sign would wrap, and truth values have no difference
+        answers, exact = answers[whole].astype(np.float64), exact[whole].astype(np.float64)
         if not np.isfinite(answers).all():
             fix = (
                 "give it real samples with --calibration"
@@ -273,7 +274,10 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
     )
     arranged = feeds.quantized(values, litert.signature(canonical).inputs)
     given = {graph.entries[name]: array for name, array in arranged.items()}
-    rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+    try:
+        rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+    except measure.NotFiniteError as exc:
+        return True, str(exc)
     return _verdict(
         [
             _Rounding(row.layer, row.excess, row.accumulated.sqnr < _OFF)

@@ -18,6 +18,8 @@ _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32
 Resize = Literal["bilinear", "bicubic", "area", "nearest", "bilinear-aliased", "bicubic-aliased"]
 Channels = Literal["rgb", "bgr"]
 DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+#: What TensorFlow, ONNX and numpy call text.
+_TEXT = ("string", "object", "str")
 #: Sizes by the name of an input; under ``""`` those of the only one.
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -45,8 +47,10 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
+            text = self.dtype in _TEXT
             raise InvalidInputError(
-                f"expected dtype of {self.name} to be one of {DTYPES}, got {self.dtype!r}"
+                f"expected {self.name} to hold one of {', '.join(DTYPES)}, got {self.dtype!r}"
+                + ("; let the model take and give ids, and keep text outside of it" * text)
             )
         if (self.scale is None) != (self.zero_point is None):
             raise InvalidInputError(

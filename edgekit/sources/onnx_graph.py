@@ -758,8 +758,28 @@ def _slope_sizes(slope: Array, shape: Sequence[int]) -> tuple[int, ...]:
     )
 
 
+def _clip_at_computed(c: _Converter, n: Node) -> None:
+    """A clip with an end that is computed, as that of a spectrogram in dB below its peak."""
+    order = c.shared(n, [0])
+    shape, name, dtype = c.out_shape(n, order), n.outputs[0], c.out_dtype(n)
+    tensor = c.operand(n, 0, order)
+    ends = [
+        (i, kind)
+        for i, kind in ((1, "MAXIMUM"), (2, "MINIMUM"))
+        if n.has(i) and not (c.is_static(n.inputs[i]) and np.isinf(c.constant(n, i)).all())
+    ]
+    for i, kind in ends:
+        label = name if (i, kind) == ends[-1] else f"{name}__above"
+        given = [tensor, c.operand(n, i, order)]
+        tensor = c.add(kind, given, label, shape, dtype=dtype, form=_FORMS[kind])
+    c.set(n, tensor, order)
+
+
 @_handles("Clip")
 def _clip(c: _Converter, n: Node) -> None:
+    if n.opset >= 11 and any(n.has(i) and not c.is_static(n.inputs[i]) for i in (1, 2)):
+        _clip_at_computed(c, n)
+        return
     order = c.shared(n, [0])
     if n.opset < 11:
         low, high = n.get("min"), n.get("max")
