@@ -282,6 +282,23 @@ def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:
     assert [operator.kind for operator in flatbuffer.Graph(content).operators] == ["MUL"]
 
 
+def test_bounds_of_a_clip_may_be_computed(tmp_path: Path) -> None:
+    """A spectrogram of openWakeWord is cut off below its own peak."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["peak"], keepdims=0),
+        helper.make_node("Sub", ["peak", "range"], ["least"]),
+        helper.make_node("Clip", ["x", "least", "peak"], ["y"]),
+    ]
+    weights = {"range": np.array(0.4, np.float32)}
+    for sizes in ([1, 3, 5, 4], [1, 7]):
+        path = _save(tmp_path / "net.onnx", nodes, weights, sizes, sizes)
+        kinds, noise = _kinds(path)
+        assert {"MAXIMUM", "MINIMUM"} <= set(kinds) and noise > 100
+    nodes[2] = helper.make_node("Clip", ["x", "", "least"], ["y"])
+    kinds, noise = _kinds(_save(tmp_path / "net.onnx", nodes, weights, [1, 7], [1, 7]))
+    assert "MAXIMUM" not in kinds and noise > 100
+
+
 def test_a_factor_of_another_axis_is_not_taken_into_a_dense_layer(tmp_path: Path) -> None:
     """The channels of a batch norm are the second axis, a dense layer's are the last."""
     drawn = np.random.default_rng(3)
