@@ -282,6 +282,63 @@ def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:
     assert [operator.kind for operator in flatbuffer.Graph(content).operators] == ["MUL"]
 
 
+def _branching(branches: Sequence[Any], folder: Path) -> tuple[Path, Any]:
+    """A file whose inputs decide which branch is taken, and what onnxruntime makes of it."""
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Greater", ["sum", "zero"], ["large"]),
+        helper.make_node("If", ["large"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    weights = {"w": np.full(4, 3, np.float32), "zero": np.array(0, np.float32)}
+    path = _save(folder / "net.onnx", nodes, weights, [1, 4], [1, 4])
+    return path, float_model.load(path, preprocessing="none")
+
+
+def test_what_the_inputs_decide_is_computed_in_both_ways(tmp_path: Path) -> None:
+    """As the verifier of one of openWakeWord's files, which a score above a half calls."""
+    out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
+    branches = [
+        helper.make_graph([helper.make_node(kind, ["x", "w"], ["inner"], kind)], kind, [], out)
+        for kind in ("Mul", "Add")
+    ]
+    path, loaded = _branching(branches, tmp_path)
+    content = loaded.canonical()
+    kinds = [operator.kind for operator in flatbuffer.Graph(content).operators]
+    assert {"MUL", "ADD", "SELECT_V2"} <= set(kinds) and "IF" not in kinds
+    runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
+    for x in (np.ones((1, 4), np.float32), -np.ones((1, 4), np.float32)):
+        exact = onnx.session(path).run(None, {"x": x})[0]
+        assert np.array_equal(runner(x=x)["y"], exact)
+
+
+def test_branches_of_other_sizes_are_refused(tmp_path: Path) -> None:
+    out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
+    branches = [
+        helper.make_graph([helper.make_node("Neg", ["x"], ["inner"])], "all", [], out),
+        helper.make_graph([helper.make_node("Neg", ["sum"], ["inner"])], "one", [], out),
+    ]
+    _, loaded = _branching(branches, tmp_path)
+    with pytest.raises(InvalidModelError, match="If .* has no TFLite form"):
+        loaded.canonical()
+
+
+def test_bounds_of_a_clip_may_be_computed(tmp_path: Path) -> None:
+    """A spectrogram of openWakeWord is cut off below its own peak."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["peak"], keepdims=0),
+        helper.make_node("Sub", ["peak", "range"], ["least"]),
+        helper.make_node("Clip", ["x", "least", "peak"], ["y"]),
+    ]
+    weights = {"range": np.array(0.4, np.float32)}
+    for sizes in ([1, 3, 5, 4], [1, 7]):
+        path = _save(tmp_path / "net.onnx", nodes, weights, sizes, sizes)
+        kinds, noise = _kinds(path)
+        assert {"MAXIMUM", "MINIMUM"} <= set(kinds) and noise > 100
+    nodes[2] = helper.make_node("Clip", ["x", "", "least"], ["y"])
+    kinds, noise = _kinds(_save(tmp_path / "net.onnx", nodes, weights, [1, 7], [1, 7]))
+    assert "MAXIMUM" not in kinds and noise > 100
+
+
 def test_a_factor_of_another_axis_is_not_taken_into_a_dense_layer(tmp_path: Path) -> None:
     """The channels of a batch norm are the second axis, a dense layer's are the last."""
     drawn = np.random.default_rng(3)

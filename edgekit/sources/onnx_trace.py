@@ -28,7 +28,7 @@ def trace(model: Any, feed: Mapping[str, Array]) -> Traced:
             other domains than ONNX's own.
     """
     for _ in range(_MOST_BRANCHES):  # a branch can hold another
-        inlined = _without_branches(model, feed)
+        inlined = _without_branches(model, feed) or _both_branches(model, feed)
         if inlined is None:
             break
         model = inlined
@@ -91,11 +91,7 @@ def _without_branches(model: Any, feed: Mapping[str, Array]) -> Any:
             nodes.append(node)
             continue
         taken = bool(np.ravel(known[node.input[0]])[0])
-        branch = onnx.package().GraphProto()
-        branch.CopyFrom(onnx.attribute(node, "then_branch" if taken else "else_branch", None))
-        own = [tensor.name for tensor in branch.initializer]
-        own += [name for inner in branch.node for name in inner.output if name]
-        _rename(branch, {name: f"{name}__branch_{place}" for name in own})
+        branch = _branch(node, "then_branch" if taken else "else_branch", f"__branch_{place}")
         nodes += branch.node
         found.graph.initializer.extend(branch.initializer)
         for result, output in zip(branch.output, node.output, strict=True):
@@ -103,6 +99,49 @@ def _without_branches(model: Any, feed: Mapping[str, Array]) -> Any:
     del found.graph.node[:]
     found.graph.node.extend(nodes)
     return found
+
+
+def _both_branches(model: Any, feed: Mapping[str, Array]) -> Any:
+    """The model with both branches of each If, of whose outputs the condition picks one; None where
+    there is no If, or a branch does not take what the other is for."""
+    found = type(model)()
+    found.CopyFrom(model)
+    make, nodes, pairs = onnx.package().helper.make_node, [], []
+    for place, node in enumerate(model.graph.node):
+        if node.op_type != "If":
+            nodes.append(node)
+            continue
+        branches = [_branch(node, f"{side}_branch", f"__{side}_{place}") for side in _SIDES]
+        for branch in branches:
+            nodes += branch.node
+            found.graph.initializer.extend(branch.initializer)
+        for output, *results in zip(node.output, *(b.output for b in branches), strict=True):
+            pairs.append(tuple(result.name for result in results))
+            nodes.append(make("Where", [node.input[0], *pairs[-1]], [output], f"{output}__choice"))
+    if not pairs:
+        return None
+    del found.graph.node[:]
+    found.graph.node.extend(nodes)
+    names = sorted({name for pair in pairs for name in pair})
+    try:
+        values = dict(zip(names, _run(found, names, feed), strict=True))
+    except InvalidModelError:
+        return None
+    same = all(values[one].shape == values[other].shape for one, other in pairs)
+    return found if same else None
+
+
+_SIDES = ("then", "else")
+
+
+def _branch(node: Any, which: str, suffix: str) -> Any:
+    """A copy of a branch whose own values have names of their own."""
+    branch = onnx.package().GraphProto()
+    branch.CopyFrom(onnx.attribute(node, which, None))
+    own = [tensor.name for tensor in branch.initializer]
+    own += [name for inner in branch.node for name in inner.output if name]
+    _rename(branch, {name: f"{name}{suffix}" for name in own})
+    return branch
 
 
 def _rename(graph: Any, names: Mapping[str, str]) -> None:
