@@ -76,6 +76,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         trust=options.trust,
         shapes=float_model.shapes_of(options.shape),
     )
+    source.refuse_integers("calibrate")
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
     stem = "fashion_mnist" if given == "fashion_mnist" else stem

@@ -70,6 +70,7 @@ def calibrate(
     dataset = float_model.data_word(dataset, model)
     opened = feeds.open_word(dataset, "calibration")
     source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    source.refuse_integers("calibrate")
     return cached(
         source.canonical(),
         source.samples(opened, limit),

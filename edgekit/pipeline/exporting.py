@@ -35,7 +35,7 @@ from edgekit.pipeline.calibration import (
     choose,
     observe,
 )
-from edgekit.quantization import decisions, profiles
+from edgekit.quantization import decisions, existing, profiles
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
     CORRECTIONS,
@@ -56,6 +56,7 @@ from edgekit.records.fidelity import Fidelity
 from edgekit.records.signature import Shapes, Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
+from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
@@ -279,9 +280,11 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     source = float_model.load(
         model, preprocessing=options.preprocessing, trust=options.trust, shapes=options.shapes
     )
+    if source.integers is not None:
+        _check_existing(model, wanted, options)
     check_task(options.task, source.outputs)
     int8 = any(precision == "int8" for _, precision in wanted)
-    if int8 and found is None and source.encodings is None:
+    if int8 and found is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
         found = _read_calibration(word, options.dataset, options.method)
     if found is not None:
@@ -294,6 +297,31 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
                     f"with"
                 )
     return _Pipeline(source, profile, found, options)
+
+
+def _check_existing(
+    model: Path | None, wanted: Sequence[tuple[str, str]], options: _Options
+) -> None:
+    """Refuse what cannot be made of an ONNX file that is int8 already."""
+    for option, given in options.for_int8():
+        if given is not None and option in _DECIDED:
+            raise InvalidOptionError(
+                f"{option} is for float models; {model} is int8 already, and its integers are "
+                f"taken over; leave it out"
+            )
+    for target, precision in wanted:
+        if (target, precision) == ("tflite", "int8"):
+            continue
+        why = (
+            "what its ranges cut off is no operator any more, so that it has no float form; export "
+            "the float model that it was made from"
+            if precision != "int8"
+            else "it is int8 ONNX already; pass the file itself to compare, parity and benchmark"
+        )
+        raise InvalidOptionError(
+            f"{model}: expected --target tflite --precision int8 of a file that is int8 already, "
+            f"got {target} in {precision}: {why}"
+        )
 
 
 #: Options of int8 that say how integers are found.
@@ -356,9 +384,15 @@ class _Pipeline:
     options: _Options
 
     @functools.cached_property
+    def converted(self) -> Converted:
+        """The float graph of an ONNX file, and how it lays out the file's values."""
+        return self.source.converted()
+
+    @functools.cached_property
     def canonical(self) -> bytes:
         """The float graph as a flatbuffer."""
-        found = self.source.canonical()
+        own = self.source.kind == "onnx"
+        found = self.converted.content if own else self.source.canonical()
         _check_ends(litert.signature(found))
         return found
 
@@ -371,6 +405,8 @@ class _Pipeline:
     @functools.cached_property
     def quantized(self) -> Quantized:
         """Encodings and integers, the same for every format."""
+        if self.source.integers is not None:
+            return _existing(self.source, self.converted, self.profile)
         if self.source.encodings is not None:
             return trained(self.canonical, self.source.encodings, profile=self.profile)
         assert self.calibration is not None  # _opened() has seen to it
@@ -506,7 +542,8 @@ class _Pipeline:
     def _of_canonical(self, target: str, precision: str) -> _Written:
         """A file made from :attr:`canonical`."""
         if precision == "int8":
-            table = None if self.source.encodings is not None else self.table
+            own = self.source.encodings is not None or self.source.integers is not None
+            table = None if own else self.table
             return _make_int8(
                 self.source, target, self.canonical, table, self.quantized, self.profile
             )
@@ -826,7 +863,13 @@ def _make_int8(
     profile: DeviceProfile,
 ) -> _Written:
     notes = [*_ways(quantized)]
-    if profile.pair_bound and quantized.saturating:
+    existing_ones = source.integers is not None
+    if existing_ones and quantized.saturating:
+        notes.append(
+            f"{len(quantized.saturating)} layers of the ONNX file can saturate in onnxruntime on "
+            f"x86 without VNNI; TFLite's kernels cannot"
+        )
+    elif profile.pair_bound and quantized.saturating:
         notes.append(
             f"{len(quantized.saturating)} layers would saturate in onnxruntime on x86 without VNNI "
             f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
@@ -835,6 +878,8 @@ def _make_int8(
     if target == "tflite":
         content = tflite_integers.write(quantized.graph, quantized.stored)
         proof.check_stored(target, tflite_integers.read_file(content), quantized.stored)
+        if existing_ones:
+            notes += _same_as_source(content, source)
         return _Written(
             content, litert.signature(content), canonical, quantized, table, tuple(notes)
         )
@@ -872,6 +917,32 @@ def _make_int8(
     return _Written(
         model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
     )
+
+
+def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:
+    """The integers of an ONNX file that is int8 already."""
+    assert source.integers is not None
+    graph, name = Graph(converted.content), source.source.path
+    layers = source.integers.layers
+    for absent in onnx_integers.unknown(source.model, graph, list(layers)):
+        raise InvalidModelError(
+            f"{name}: expected {layers[absent]} as one layer in TFLite, where it is several or "
+            f"merged; leave it out of quantization, with onnxruntime by nodes_to_exclude"
+        )
+    read = onnx_integers.read_stored(source.model, graph)
+    numbers = source.encodings_of(converted)
+    return existing.take_over(converted.content, numbers, read, profile=profile, name=name)
+
+
+def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
+    """Hold a TFLite file against the int8 ONNX file that it was made from, as `parity` does."""
+    graph = Graph(content)
+    theirs = onnx_integers.read_stored(source.model, graph)
+    ours, missing = onnx_integers.without_missing(
+        tflite_integers.read(graph), theirs, source.model, graph
+    )
+    proof.check_stored("tflite", ours, theirs)
+    return list(missing)
 
 
 def _ways(found: Quantized) -> tuple[str, ...]:

@@ -158,6 +158,8 @@ def check_answers(
     expected = _of_source(source, canonical, values)
     feed = feeds.quantized(values, found.inputs)
     run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
+    if source.integers is not None:
+        return _beside(found, run, expected, f"{feeds.count(values)} {kind}")
     largest, beyond, where, odd = -1.0, "", "", []
     for end in found.outputs:
         answers, exact = end.dequantize(run[end.name]), expected[end.name]
@@ -205,6 +207,27 @@ def check_answers(
     if fault:
         raise ExecutionError(f"{said} {beyond}: {why}; export it in float32")
     return f"{said} {beyond}, on {feeds.count(values)} {kind}: {why}"
+
+
+def _beside(
+    found: Signature,
+    run: Mapping[str, npt.NDArray[Any]],
+    expected: Mapping[str, npt.NDArray[Any]],
+    samples: str,
+) -> str:
+    """How far the outputs of a file lie from those of the int8 file that it was made from, in
+    words."""
+    said = []
+    for end in found.outputs:
+        exact, scale = expected[end.name].astype(np.float64), end.scale or 0.0
+        off = np.abs(end.dequantize(run[end.name]).astype(np.float64) - exact)
+        steps = np.rint(off / scale) if scale else off
+        unit = "{:.0f} LSB" if scale else "{:.2g}"
+        share = 100 * float(np.mean(steps == 0 if scale else off <= _ROUNDING))
+        said.append(
+            f"{end.name}: {share:.4g} % equal, off by {unit.format(steps.max(initial=0))} at most"
+        )
+    return f"outputs for {samples} beside the file in onnxruntime: {'; '.join(said)}"
 
 
 def judge(
@@ -355,7 +378,9 @@ def _of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, 
     """What the float model gives: an ONNX file by onnxruntime, others as their canonical graph."""
     if source.kind == "onnx":
         own = bytes(source.model.SerializeToString())
-        return _of_onnx(own, values, onnx.signature(source.model))
+        precise = source.integers is not None and environment.saturates(environment.describe())
+        options = {environment.PRECISE: "1"} if precise else None
+        return _of_onnx(own, values, onnx.signature(source.model), options)
     return _of_tflite(canonical, values)
 
 

@@ -1,8 +1,8 @@
 """FloatModel: the one float model that everything is made from, shipped or the user's.
 
 It comes as a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a
-float ``.tflite`` or a float ``.onnx`` file. All become the canonical float graph; ONNX files of an
-ONNX file are made from its own graph instead (edgekit.writers.onnx_file).
+float ``.tflite`` or an ``.onnx`` file, float or int8 in QDQ format. All become the canonical float
+graph; float ONNX files of an ONNX file are made from its own graph instead.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from edgekit.sources import (
     keras,
     one_sample,
     onnx_canonical,
+    onnx_qdq,
     onnx_source,
     saved_model,
     tflite_sizes,
 )
+from edgekit.sources.onnx_canonical import Converted
+from edgekit.sources.onnx_qdq import Dequantized
 
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
@@ -93,7 +96,7 @@ _ADVICE = {
 }
 _MODEL_HELP = (
     "a Keras artifact folder, a .keras or .h5 file (Keras 2 or 3), a SavedModel folder, a float "
-    ".tflite or .onnx file (default: the shipped model)"
+    ".tflite file, an .onnx file, float or in QDQ format (default: the shipped model)"
 )
 
 
@@ -114,6 +117,8 @@ class FloatModel:
         outputs: What it gives.
         task: What the outputs are, where its manifest says it.
         notes: What is other than in the file, a sentence each.
+        integers: Of an ONNX file that is int8 already: its float form and its encodings, which
+            deployables take over.
     """
 
     model: Any
@@ -126,6 +131,7 @@ class FloatModel:
     outputs: tuple[TensorSpec, ...] = ()
     task: tasks.Task | None = None
     notes: tuple[str, ...] = ()
+    integers: Dequantized | None = None
 
     def judged(self, graph: bytes, asked: tasks.Task | None = None) -> dict[str, Any]:
         """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
@@ -154,7 +160,7 @@ class FloatModel:
             InvalidModelError: If the model cannot be converted to TFLite.
         """
         if self.kind == "onnx":
-            return onnx_canonical.from_onnx(self.model, self.source.path).content
+            return self.converted().content
         if self.kind == "tflite":
             return bytes(self.model)
         if self.kind == "keras":
@@ -164,6 +170,41 @@ class FloatModel:
                 self.model, self.model.inputs, self.model.outputs, self.source.shapes
             )
         return one_sample.single(found, self.source.path)
+
+    def converted(self) -> Converted:
+        """The canonical graph of an ONNX file, and how it lays out the file's values.
+
+        Raises:
+            InvalidModelError: If the model cannot be converted to TFLite.
+        """
+        if self.integers is None:
+            return onnx_canonical.from_onnx(self.model, self.source.path)
+        own = self.integers
+        return onnx_canonical.from_onnx(own.model, self.source.path, kept=own.activations)
+
+    def encodings_of(self, converted: Converted) -> dict[str, tuple[float, int]]:
+        """(scale, int8 zero_point) of an int8 ONNX file's values, by canonical tensor.
+
+        Raises:
+            InvalidModelError: If TFLite has no tensor for one, or one tensor for several.
+        """
+        assert self.integers is not None
+        return onnx_qdq.numbers(self.integers, converted.tensors, self.source.path)
+
+    def refuse_integers(self, verb: str) -> None:
+        """Refuse an ONNX file that is int8 already.
+
+        Args:
+            verb: What needs a float model.
+
+        Raises:
+            InvalidModelError: If it is one.
+        """
+        if self.integers is not None:
+            raise InvalidModelError(
+                f"{self.source.path}: expected a float model to {verb}, got one that is int8 "
+                f"already; pass the float model that it was made from"
+            )
 
     def prepared(self, *, integers: bool = False) -> Any:
         """The ONNX model with batch normalisation folded, as
@@ -342,6 +383,7 @@ def load(
         kind=kind,
         outputs=opened.outputs,
         notes=opened.notes,
+        integers=onnx_qdq.from_qdq(opened.model, path) if kind == "onnx" else None,
     )
 
 
@@ -366,7 +408,8 @@ def graph_of(
         return _load_artifact(place, None).canonical(), None
     loaded = load(place, preprocessing="none", trust=trust, shapes=shapes)
     if loaded.kind == "onnx":
-        found = onnx_canonical.from_onnx(loaded.model, loaded.source.path)
+        loaded.refuse_integers("compare layer by layer")
+        found = loaded.converted()
         return found.content, found.orders
     return loaded.canonical(), None
 

@@ -7,7 +7,7 @@ reads TFLite's outputs as it reads ONNX'.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,18 +37,21 @@ class Converted:
             scalars among the inputs are without a batch, as in the file.
         orders: The axes of a value of the file in the order in which the tensor of its name has
             them; a value that the graph has no tensor for is left out.
+        tensors: All tensors that hold a value of the file, whatever their axes.
     """
 
     content: bytes
     orders: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, tuple[str, ...]]
 
 
-def from_onnx(model: Any, name: str) -> Converted:
+def from_onnx(model: Any, name: str, *, kept: Collection[str] = ()) -> Converted:
     """The canonical graph of a model that :func:`edgekit.sources.onnx_source.read` has read.
 
     Args:
         model: ``onnx.ModelProto``; stays as it is.
         name: Of the file, for messages.
+        kept: Values that no operator may be merged over.
 
     Raises:
         InvalidModelError: If an operator has no TFLite form, which is named with its node; if the
@@ -59,7 +62,7 @@ def from_onnx(model: Any, name: str) -> Converted:
     found = onnx.signature(model)
     try:
         traced = onnx_trace.trace(model, onnx_source.random_feed(found, seed=0))
-        graph, orders = onnx_graph.convert(traced, channels_last=turned(found))
+        graph, orders, tensors = onnx_graph.convert(traced, channels_last=turned(found), kept=kept)
         content = plain_tflite.write(graph)
         content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY, states=True)
         litert.interpreter(content)
@@ -67,7 +70,7 @@ def from_onnx(model: Any, name: str) -> Converted:
         said = str(exc).removeprefix(f"{name}: ")
         raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}") from None
     _check(model, content, found, name)
-    return Converted(content, orders)
+    return Converted(content, orders, tensors)
 
 
 def turned(found: Signature) -> tuple[str, ...]:
