@@ -24,7 +24,7 @@ from edgekit.quantization import ranges
 from edgekit.quantization.histogram import StreamingHistogram
 from edgekit.quantization.table import METHODS, CalibrationTable, TensorStatistics
 from edgekit.records import artifact, environment
-from edgekit.records.signature import Preprocessing, Shapes
+from edgekit.records.signature import Layout, Preprocessing, Shapes
 from edgekit.sources import float_model
 
 DEFAULT_METHOD = "minmax"
@@ -47,6 +47,7 @@ def calibrate(
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
 ) -> CalibrationTable:
     """Find the range of every activation of a float model.
@@ -57,6 +58,7 @@ def calibrate(
             sample. Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
         trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
@@ -69,7 +71,9 @@ def calibrate(
     words.one_of("method", method, METHODS)
     dataset = float_model.data_word(dataset, model)
     opened = feeds.open_word(dataset, "calibration")
-    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    source = float_model.load(
+        model, preprocessing=preprocessing, trust=trust, shapes=shapes, layout=layout
+    )
     source.refuse_integers("calibrate")
     return cached(
         source.canonical(),

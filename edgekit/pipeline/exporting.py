@@ -51,9 +51,9 @@ from edgekit.quantization.quantize import (
 from edgekit.quantization.reconstruct import images_that_fit
 from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
-from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord
+from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.signature import Shapes, Signature, TensorSpec
+from edgekit.records.signature import Layout, Shapes, Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
@@ -136,6 +136,7 @@ def export(
     allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     task: Task | None = None,
     out: Path | None = None,
@@ -163,6 +164,9 @@ def export(
         allow_poor: Write an int8 file of which less than 10 dB of an output are left.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file: ``keep`` the axes that inputs and outputs have in
+            the file, or ``channels-last`` of pictures and of outputs with four axes. Default:
+            channels last of pictures that are inputs, outputs as in the file.
         trust: Let code inside of the model's file run.
         task: What the outputs are, where neither the model's end nor its manifest says it.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
@@ -177,7 +181,7 @@ def export(
         outputs.check_free(out, force=force)
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command,
+        preprocessing, shapes, layout, trust, command,
     )  # fmt: skip
     found = _opened(model, [(target, precision)], options)
     place = out or Path("exports") / f"{found.source.model_id}-{target}-{precision}"
@@ -201,6 +205,7 @@ def export_all(
     allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     task: Task | None = None,
     force: bool = False,
@@ -229,7 +234,7 @@ def export_all(
 
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command,
+        preprocessing, shapes, layout, trust, command,
     )  # fmt: skip
     found = _opened(model, wanted, options)
     folder, name = out or Path("exports"), found.source.model_id
@@ -255,6 +260,7 @@ class _Options:
     task: Task | None
     preprocessing: str | None
     shapes: Shapes | None
+    layout: Layout
     trust: bool
     command: str
 
@@ -278,7 +284,11 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     if options.calibration is not None:
         found = _read_calibration(options.calibration, options.dataset, options.method)
     source = float_model.load(
-        model, preprocessing=options.preprocessing, trust=options.trust, shapes=options.shapes
+        model,
+        preprocessing=options.preprocessing,
+        trust=options.trust,
+        shapes=options.shapes,
+        layout=options.layout,
     )
     if source.integers is not None:
         _check_existing(model, wanted, options)
@@ -336,6 +346,11 @@ def _checked(wanted: Sequence[tuple[str, str]], options: _Options) -> DeviceProf
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
+    if options.layout and all(target != "tflite" for target, _ in wanted):
+        raise InvalidOptionError(
+            f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
+            f"{wanted[0][0]}, which keeps the axes of its source; leave it out"
+        )
     profile = profiles.profile(options.device)
     for target, precision in wanted:
         if precision not in profile.precisions.get(target, ()):
@@ -535,7 +550,9 @@ class _Pipeline:
             return _of_onnx_source(self.source, precision, self.calibration)
         written = self._of_canonical(target, precision)
         if self.source.kind == "onnx" and not own:
-            said = _other_than_in_onnx(onnx.signature(self.source.model), written.signature)
+            said = _other_than_in_onnx(
+                onnx.signature(self.source.model), written.signature, self.source.source
+            )
             written = replace(written, notes=(*said, *written.notes))
         return written
 
@@ -611,7 +628,7 @@ def _of_onnx_source(
     return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
 
 
-def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
+def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> list[str]:
     """Inputs and outputs that are other in TFLite than in the ONNX file, a sentence each."""
     said = []
     turned = False
@@ -624,10 +641,19 @@ def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
                 f"{spec.name} takes pictures with their channels last, {list(own.shape)}; in the "
                 f"ONNX file it is {list(spec.shape)}"
             )
-    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4]
+    outputs = {spec.name: spec for spec in found.outputs}
+    last = record.turned(source, "tflite")
+    for spec in source.outputs:
+        if spec.name in last:
+            said.append(
+                f"{spec.name} has its channels last, {list(outputs[spec.name].shape)}; in the ONNX "
+                f"file it is {list(spec.shape)}"
+            )
+    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4 and spec.name not in last]
     if turned and kept:
         said.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
-    outputs = {spec.name: spec for spec in found.outputs}
+    if record.layout == "keep":
+        said.append("inputs and outputs have the axes of the ONNX file (--layout keep)")
     for spec, own in [
         *((spec, inputs[spec.name]) for spec in source.inputs),
         *((spec, outputs[spec.name]) for spec in source.outputs),

@@ -157,7 +157,11 @@ def check_answers(
     values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
     expected = _of_source(source, canonical, values)
     feed = feeds.quantized(values, found.inputs)
-    run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
+    run = (
+        _as_source(_of_tflite(content, feed), found, source)
+        if target == "tflite"
+        else _of_onnx(content, feed, found)
+    )
     if source.integers is not None:
         return _beside(found, run, expected, f"{feeds.count(values)} {kind}")
     largest, beyond, where, odd = -1.0, "", "", []
@@ -255,7 +259,7 @@ def judge(
     expected = _of_source(source, canonical, samples)
     feed = feeds.quantized(samples, found.inputs)
     if target == "tflite":
-        run = _of_tflite(content, feed)
+        run = _as_source(_of_tflite(content, feed), found, source)
     else:
         options = dict(profile.runtime_options.get(target, {}))
         if not profile.pair_bound and environment.saturates(environment.describe()):
@@ -392,6 +396,14 @@ def _of_onnx(
     each = feeds.batches if found.batch == -1 else feeds.one_by_one
     parts = [onnx.run(opened, names, one) for one in each(values, found.inputs)]
     return feeds.joined([dict(zip(names, each, strict=True)) for each in parts], found.outputs)
+
+
+def _as_source(
+    run: Mapping[str, npt.NDArray[Any]], found: Signature, source: FloatModel
+) -> dict[str, npt.NDArray[Any]]:
+    """Answers of a TFLite file with their axes as the model has them that it was made from."""
+    turned = source.source.turned(found, "tflite")
+    return {name: np.moveaxis(v, -1, 1) if name in turned else v for name, v in run.items()}
 
 
 def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:

@@ -24,7 +24,7 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.records import signature
 from edgekit.records.artifact import Artifact, Source
 from edgekit.records.encodings import FILE, Encodings
-from edgekit.records.signature import Shapes, TensorSpec
+from edgekit.records.signature import Layout, Shapes, TensorSpec
 from edgekit.sources import (
     convert,
     keras,
@@ -178,9 +178,11 @@ class FloatModel:
             InvalidModelError: If the model cannot be converted to TFLite.
         """
         if self.integers is None:
-            return onnx_canonical.from_onnx(self.model, self.source.path)
+            return onnx_canonical.from_onnx(self.model, self.source.path, layout=self.source.layout)
         own = self.integers
-        return onnx_canonical.from_onnx(own.model, self.source.path, kept=own.activations)
+        return onnx_canonical.from_onnx(
+            own.model, self.source.path, layout=self.source.layout, kept=own.activations
+        )
 
     def encodings_of(self, converted: Converted) -> dict[str, tuple[float, int]]:
         """(scale, int8 zero_point) of an int8 ONNX file's values, by canonical tensor.
@@ -278,6 +280,18 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, found
 
 
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """The ``--layout`` argument."""
+    parser.add_argument(
+        "--layout",
+        choices=signature.LAYOUTS,
+        default="",
+        help="of TFLite made of an .onnx file: keep the axes that inputs and outputs have in the "
+        "file, or channels-last of pictures and of outputs with four axes (default: channels last "
+        "of pictures that are inputs, outputs as in the file)",
+    )
+
+
 def shapes_of(given: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes:
     """Sizes by input, as ``--shape`` names them.
 
@@ -343,6 +357,7 @@ def load(
     preprocessing: str | None = None,
     trust: bool = False,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     free: bool = False,
 ) -> FloatModel:
     """Load a Keras artifact, or another file or folder with the name of its preprocessing.
@@ -352,6 +367,7 @@ def load(
         preprocessing: Name or JSON file.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
         free: Let axes of a Keras model's inputs be free: they get their sizes later.
 
     Raises:
@@ -359,6 +375,13 @@ def load(
             preprocessing is missing or given twice.
     """
     path = path or SHIPPED
+    if layout:
+        words.one_of("layout", layout, signature.LAYOUTS)
+        if path.suffix != ".onnx":
+            raise InvalidOptionError(
+                f"--layout {layout} is for TFLite made of an .onnx file, got {path}, whose axes "
+                f"TFLite keeps; leave it out"
+            )
     if path.is_dir() and not saved_model.is_saved_model(path):
         if shapes:
             raise InvalidOptionError(
@@ -377,7 +400,7 @@ def load(
     return FloatModel(
         model=opened.model,
         model_id=path.stem,
-        source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes),
+        source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes, layout),
         preprocessing=prepared,
         class_names=(),
         kind=kind,
@@ -388,7 +411,7 @@ def load(
 
 
 def graph_of(
-    place: Path, *, trust: bool = False, shapes: Shapes | None = None
+    place: Path, *, trust: bool = False, shapes: Shapes | None = None, layout: Layout = ""
 ) -> tuple[bytes, Mapping[str, tuple[int, ...]] | None]:
     """The canonical float graph of a model, whatever its input is made from.
 
@@ -396,6 +419,7 @@ def graph_of(
         place: Artifact folder, file or SavedModel folder.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes.
+        layout: Of TFLite made of an ONNX file.
 
     Returns:
         The graph, and of an ONNX file how it lays out the file's values
@@ -406,7 +430,7 @@ def graph_of(
     """
     if place.is_dir() and not saved_model.is_saved_model(place):
         return _load_artifact(place, None).canonical(), None
-    loaded = load(place, preprocessing="none", trust=trust, shapes=shapes)
+    loaded = load(place, preprocessing="none", trust=trust, shapes=shapes, layout=layout)
     if loaded.kind == "onnx":
         loaded.refuse_integers("compare layer by layer")
         found = loaded.converted()
