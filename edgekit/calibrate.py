@@ -41,6 +41,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
+    float_model.add_layout(result)
     float_model.add_trust(result)
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
@@ -75,7 +76,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         preprocessing=options.preprocessing,
         trust=options.trust,
         shapes=float_model.shapes_of(options.shape),
+        layout=options.layout,
     )
+    source.refuse_integers("calibrate")
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
     stem = "fashion_mnist" if given == "fashion_mnist" else stem

@@ -6,9 +6,10 @@ the report by bounds and a baseline: everything in one folder:
 ``OUT/MODEL_ID-TARGET-PRECISION/``, ``OUT/report.json`` and ``OUT/report.html``.
 
 What is always the same stands in ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has
-it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``
-and ``out``; the command line wins. Bounds and the baseline come from ``[tool.edgekit.gate]`` as the
-gate takes them. Exit status 1 if a deployable is dead, poor or misses a bound.
+it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
+``layout`` and ``out``; the command line wins. Bounds and the baseline come from
+``[tool.edgekit.gate]`` as the gate takes them. Exit status 1 if a deployable is dead, poor or
+misses a bound.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from edgekit.pipeline.exporting import TARGETS, export_all
 from edgekit.quantization import profiles
 from edgekit.records import artifact
 from edgekit.records.results import Report
+from edgekit.records.signature import Layout
 from edgekit.reporting import gate_table, tables
 from edgekit.reporting.page import report as page_of
 from edgekit.sources import float_model
@@ -58,6 +60,7 @@ class Settings:
     target: tuple[str, ...] | None = None
     precision: tuple[str, ...] | None = None
     device: str | None = None
+    layout: Layout | None = None
     out: Path | None = None
 
 
@@ -129,6 +132,7 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
+    float_model.add_layout(result)
     float_model.add_trust(result)
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"test images or samples: {data.WORDS}")
@@ -180,6 +184,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     files = {name: out / name for name in ("report.json", "report.html")}
     for file in files.values():
         outputs.check_free(file, force=options.force)
+    layout = options.layout or (None if given else said.layout) or ""
     test = float_model.data_word(options.data or said.data, model)
     artifacts = export_all(
         model,
@@ -189,6 +194,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         device=profile.name,
         preprocessing=options.preprocessing or (None if given else said.preprocessing),
         shapes=float_model.shapes_of(options.shape),
+        layout=layout,
         trust=options.trust,
         out=out,
         force=options.force,

@@ -319,13 +319,32 @@ def _canonical(
     else:
         place, _, _ = float_model.find(other.artifact, source)
     given = other.artifact.manifest.source
-    shapes = given.shapes if given is not None and not other.trained else {}
-    canonical, orders = float_model.graph_of(place, trust=trust, shapes=shapes)
+    if given is None or other.trained:
+        canonical, orders = float_model.graph_of(place, trust=trust)
+    else:
+        _check_layouts(one, other)
+        canonical, orders = float_model.graph_of(
+            place, trust=trust, shapes=given.shapes, layout=given.layout
+        )
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
         if expected != hashlib.sha256(canonical).hexdigest():
             raise InvalidModelError(f"{other.path} was not exported from {place}")
     return canonical, orders
+
+
+def _check_layouts(one: _Side, other: _Side) -> None:
+    """Refuse two artifacts of one ONNX file whose tensors have other axes."""
+    layouts = [
+        side.artifact.manifest.source.layout
+        for side in (one, other)
+        if side.artifact is not None and side.artifact.manifest.source is not None
+    ]
+    if len(set(layouts)) > 1:
+        raise InvalidOptionError(
+            f"{one.path} and {other.path} were exported with other --layout, "
+            f"{' and '.join(each or 'the default' for each in layouts)}; export one of them again"
+        )
 
 
 def _of_onnx(side: _Side) -> bool:

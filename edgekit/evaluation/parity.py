@@ -67,6 +67,13 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         for artifact in (left, right)
         if artifact not in files
     }
+    sources = [artifact.manifest.source for artifact in (left, right) if artifact not in files]
+    layouts = {source.layout for source in sources if source is not None}
+    if len(layouts) > 1:
+        raise InvalidModelError(
+            f"{left.path} and {right.path} were exported with other --layout; export them by one "
+            f"command, with --target tflite,onnx"
+        )
     if len(graphs) > 1:
         raise InvalidModelError(
             f"{left.path} and {right.path} were made from different float models"

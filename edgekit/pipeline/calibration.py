@@ -25,7 +25,7 @@ from edgekit.quantization import ranges
 from edgekit.quantization.histogram import StreamingHistogram
 from edgekit.quantization.table import METHODS, CalibrationTable, TensorStatistics
 from edgekit.records import artifact, environment
-from edgekit.records.signature import Preprocessing, Shapes
+from edgekit.records.signature import Layout, Preprocessing, Shapes
 from edgekit.sources import float_model
 
 DEFAULT_METHOD = "minmax"
@@ -48,6 +48,7 @@ def calibrate(
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     progress: Progress = SILENT,
 ) -> CalibrationTable:
@@ -59,6 +60,7 @@ def calibrate(
             sample. Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
         trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
@@ -72,7 +74,10 @@ def calibrate(
     words.one_of("method", method, METHODS)
     dataset = float_model.data_word(dataset, model)
     opened = feeds.open_word(dataset, "calibration", progress=progress)
-    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    source = float_model.load(
+        model, preprocessing=preprocessing, trust=trust, shapes=shapes, layout=layout
+    )
+    source.refuse_integers("calibrate")
     return cached(
         source.canonical(),
         source.samples(opened, limit),

@@ -36,7 +36,7 @@ from edgekit.pipeline.calibration import (
     choose,
     observe,
 )
-from edgekit.quantization import decisions, profiles
+from edgekit.quantization import decisions, existing, profiles
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
     CORRECTIONS,
@@ -52,11 +52,12 @@ from edgekit.quantization.quantize import (
 from edgekit.quantization.reconstruct import images_that_fit
 from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
-from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord
+from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.signature import Shapes, Signature, TensorSpec
+from edgekit.records.signature import Layout, Shapes, Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
+from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
@@ -138,6 +139,7 @@ def export(
     allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     task: Task | None = None,
     out: Path | None = None,
@@ -166,6 +168,9 @@ def export(
         allow_poor: Write an int8 file of which less than 10 dB of an output are left.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file: ``keep`` the axes that inputs and outputs have in
+            the file, or ``channels-last`` of pictures and of outputs with four axes. Default:
+            channels last of pictures that are inputs, outputs as in the file.
         trust: Let code inside of the model's file run.
         task: What the outputs are, where neither the model's end nor its manifest says it.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
@@ -181,7 +186,7 @@ def export(
         outputs.check_free(out, force=force)
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command, progress,
+        preprocessing, shapes, layout, trust, command, progress,
     )  # fmt: skip
     found = _opened(model, [(target, precision)], options)
     place = out or Path("exports") / f"{found.source.model_id}-{target}-{precision}"
@@ -205,6 +210,7 @@ def export_all(
     allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     task: Task | None = None,
     force: bool = False,
@@ -234,7 +240,7 @@ def export_all(
 
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command, progress,
+        preprocessing, shapes, layout, trust, command, progress,
     )  # fmt: skip
     found = _opened(model, wanted, options)
     folder, name = out or Path("exports"), found.source.model_id
@@ -260,6 +266,7 @@ class _Options:
     task: Task | None
     preprocessing: str | None
     shapes: Shapes | None
+    layout: Layout
     trust: bool
     command: str
     progress: Progress
@@ -284,11 +291,17 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     if options.calibration is not None:
         found = _read_calibration(options.calibration, options)
     source = float_model.load(
-        model, preprocessing=options.preprocessing, trust=options.trust, shapes=options.shapes
+        model,
+        preprocessing=options.preprocessing,
+        trust=options.trust,
+        shapes=options.shapes,
+        layout=options.layout,
     )
+    if source.integers is not None:
+        _check_existing(model, wanted, options)
     check_task(options.task, source.outputs)
     int8 = any(precision == "int8" for _, precision in wanted)
-    if int8 and found is None and source.encodings is None:
+    if int8 and found is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
         found = _read_calibration(word, options)
     if found is not None:
@@ -303,6 +316,31 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     return _Pipeline(source, profile, found, options)
 
 
+def _check_existing(
+    model: Path | None, wanted: Sequence[tuple[str, str]], options: _Options
+) -> None:
+    """Refuse what cannot be made of an ONNX file that is int8 already."""
+    for option, given in options.for_int8():
+        if given is not None and option in _DECIDED:
+            raise InvalidOptionError(
+                f"{option} is for float models; {model} is int8 already, and its integers are "
+                f"taken over; leave it out"
+            )
+    for target, precision in wanted:
+        if (target, precision) == ("tflite", "int8"):
+            continue
+        why = (
+            "what its ranges cut off is no operator any more, so that it has no float form; export "
+            "the float model that it was made from"
+            if precision != "int8"
+            else "it is int8 ONNX already; pass the file itself to compare, parity and benchmark"
+        )
+        raise InvalidOptionError(
+            f"{model}: expected --target tflite --precision int8 of a file that is int8 already, "
+            f"got {target} in {precision}: {why}"
+        )
+
+
 #: Options of int8 that say how integers are found.
 _DECIDED = ("--calibration", "--data", "--method", "--correction")
 
@@ -315,6 +353,11 @@ def _checked(wanted: Sequence[tuple[str, str]], options: _Options) -> DeviceProf
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
+    if options.layout and all(target != "tflite" for target, _ in wanted):
+        raise InvalidOptionError(
+            f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
+            f"{wanted[0][0]}, which keeps the axes of its source; leave it out"
+        )
     profile = profiles.profile(options.device)
     for target, precision in wanted:
         if precision not in profile.precisions.get(target, ()):
@@ -363,9 +406,15 @@ class _Pipeline:
     options: _Options
 
     @functools.cached_property
+    def converted(self) -> Converted:
+        """The float graph of an ONNX file, and how it lays out the file's values."""
+        return self.source.converted()
+
+    @functools.cached_property
     def canonical(self) -> bytes:
         """The float graph as a flatbuffer."""
-        found = self.source.canonical()
+        own = self.source.kind == "onnx"
+        found = self.converted.content if own else self.source.canonical()
         _check_ends(litert.signature(found))
         return found
 
@@ -378,6 +427,8 @@ class _Pipeline:
     @functools.cached_property
     def quantized(self) -> Quantized:
         """Encodings and integers, the same for every format."""
+        if self.source.integers is not None:
+            return _existing(self.source, self.converted, self.profile)
         if self.source.encodings is not None:
             return trained(self.canonical, self.source.encodings, profile=self.profile)
         assert self.calibration is not None  # _opened() has seen to it
@@ -506,14 +557,17 @@ class _Pipeline:
             return _of_onnx_source(self.source, precision, self.calibration)
         written = self._of_canonical(target, precision)
         if self.source.kind == "onnx" and not own:
-            said = _other_than_in_onnx(onnx.signature(self.source.model), written.signature)
+            said = _other_than_in_onnx(
+                onnx.signature(self.source.model), written.signature, self.source.source
+            )
             written = replace(written, notes=(*said, *written.notes))
         return written
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
         """A file made from :attr:`canonical`."""
         if precision == "int8":
-            table = None if self.source.encodings is not None else self.table
+            own = self.source.encodings is not None or self.source.integers is not None
+            table = None if own else self.table
             return _make_int8(
                 self.source, target, self.canonical, table, self.quantized, self.profile
             )
@@ -583,7 +637,7 @@ def _of_onnx_source(
     return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
 
 
-def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
+def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> list[str]:
     """Inputs and outputs that are other in TFLite than in the ONNX file, a sentence each."""
     said = []
     turned = False
@@ -596,10 +650,19 @@ def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
                 f"{spec.name} takes pictures with their channels last, {list(own.shape)}; in the "
                 f"ONNX file it is {list(spec.shape)}"
             )
-    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4]
+    outputs = {spec.name: spec for spec in found.outputs}
+    last = record.turned(source, "tflite")
+    for spec in source.outputs:
+        if spec.name in last:
+            said.append(
+                f"{spec.name} has its channels last, {list(outputs[spec.name].shape)}; in the ONNX "
+                f"file it is {list(spec.shape)}"
+            )
+    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4 and spec.name not in last]
     if turned and kept:
         said.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
-    outputs = {spec.name: spec for spec in found.outputs}
+    if record.layout == "keep":
+        said.append("inputs and outputs have the axes of the ONNX file (--layout keep)")
     for spec, own in [
         *((spec, inputs[spec.name]) for spec in source.inputs),
         *((spec, outputs[spec.name]) for spec in source.outputs),
@@ -836,7 +899,13 @@ def _make_int8(
     profile: DeviceProfile,
 ) -> _Written:
     notes = [*_ways(quantized)]
-    if profile.pair_bound and quantized.saturating:
+    existing_ones = source.integers is not None
+    if existing_ones and quantized.saturating:
+        notes.append(
+            f"{len(quantized.saturating)} layers of the ONNX file can saturate in onnxruntime on "
+            f"x86 without VNNI; TFLite's kernels cannot"
+        )
+    elif profile.pair_bound and quantized.saturating:
         notes.append(
             f"{len(quantized.saturating)} layers would saturate in onnxruntime on x86 without VNNI "
             f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
@@ -845,6 +914,8 @@ def _make_int8(
     if target == "tflite":
         content = tflite_integers.write(quantized.graph, quantized.stored)
         proof.check_stored(target, tflite_integers.read_file(content), quantized.stored)
+        if existing_ones:
+            notes += _same_as_source(content, source)
         return _Written(
             content, litert.signature(content), canonical, quantized, table, tuple(notes)
         )
@@ -882,6 +953,32 @@ def _make_int8(
     return _Written(
         model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
     )
+
+
+def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:
+    """The integers of an ONNX file that is int8 already."""
+    assert source.integers is not None
+    graph, name = Graph(converted.content), source.source.path
+    layers = source.integers.layers
+    for absent in onnx_integers.unknown(source.model, graph, list(layers)):
+        raise InvalidModelError(
+            f"{name}: expected {layers[absent]} as one layer in TFLite, where it is several or "
+            f"merged; leave it out of quantization, with onnxruntime by nodes_to_exclude"
+        )
+    read = onnx_integers.read_stored(source.model, graph)
+    numbers = source.encodings_of(converted)
+    return existing.take_over(converted.content, numbers, read, profile=profile, name=name)
+
+
+def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
+    """Hold a TFLite file against the int8 ONNX file that it was made from, as `parity` does."""
+    graph = Graph(content)
+    theirs = onnx_integers.read_stored(source.model, graph)
+    ours, missing = onnx_integers.without_missing(
+        tflite_integers.read(graph), theirs, source.model, graph
+    )
+    proof.check_stored("tflite", ours, theirs)
+    return list(missing)
 
 
 def _ways(found: Quantized) -> tuple[str, ...]:

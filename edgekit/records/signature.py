@@ -22,6 +22,10 @@ DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "i
 _TEXT = ("string", "object", "str")
 #: Sizes by the name of an input; under ``""`` those of the only one.
 Shapes = Mapping[str, tuple[int, ...]]
+#: Where TFLite made of an ONNX file has the channels of pictures; empty: of inputs last, of outputs
+#: where the file has them.
+Layout = Literal["", "keep", "channels-last"]
+LAYOUTS: tuple[Layout, ...] = ("keep", "channels-last")
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,13 @@ class Signature:
                 f"got {len(self.inputs)} inputs and {len(self.outputs)} outputs"
             )
         return self.inputs[0]
+
+
+def turned(outputs: Sequence[TensorSpec], layout: Layout) -> tuple[str, ...]:
+    """Names of the outputs whose channels lie last in TFLite and first in its ONNX source."""
+    if layout != "channels-last":
+        return ()
+    return tuple(spec.name for spec in outputs if spec.batched and len(spec.shape) == 4)
 
 
 def batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:

@@ -62,6 +62,8 @@ class Job:
         trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.
         outputs: Names of the outputs to give, in order; empty for all as the file has them.
         shapes: Sizes of inputs with free axes, by name; None of an artifact, which has none.
+        turned: Outputs whose channels lie last, and first in the model that it was made from; the
+            answers have them as that model does.
     """
 
     name: str
@@ -76,11 +78,13 @@ class Job:
     trust: bool = False
     outputs: tuple[str, ...] = ()
     shapes: Shapes | None = None
+    turned: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
         """The job that runs an artifact as its manifest says."""
         manifest = artifact.manifest
+        source = manifest.source
         return cls(
             artifact.name,
             artifact.model_path,
@@ -89,6 +93,7 @@ class Job:
             threads,
             manifest.runtime_options,
             batch,
+            turned=() if source is None else source.turned(manifest.signature, manifest.format),
         )
 
 
@@ -440,6 +445,7 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
         whole = feeds.joined(runs, outputs)
     except InvalidModelError as exc:
         raise InvalidModelError(f"{job.name}: {exc}") from None
+    whole = {n: np.moveaxis(v, -1, 1) if n in job.turned else v for n, v in whole.items()}
     count = len(images)
     values: npt.NDArray[np.float32] = np.concatenate(
         [spec.dequantize(whole[spec.name][:count]).reshape(count, -1) for spec in outputs], axis=1
