@@ -21,7 +21,7 @@ from test_torch_files import CALIBRATION, FILES
 
 from edgekit.base.errors import EdgekitError, InvalidModelError, InvalidOptionError
 from edgekit.calibrate import calibrate
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.diagnosis.diff import diff
 from edgekit.evaluation import parity
 from edgekit.export import export, export_all
@@ -517,7 +517,8 @@ def test_compare_takes_the_file_as_the_reference(tmp_path: Path) -> None:
     written = _exported(path, tmp_path / "out")
     values = np.random.default_rng(4).uniform(0, 1, (24, 3, 16, 16)).astype(np.float32)
     np.savez(tmp_path / "set.npz", x=values)
-    report = compare([written.path], dataset=str(tmp_path / "set.npz"), rounds=1, reference=path)
+    options = Options(dataset=str(tmp_path / "set.npz"), rounds=1, reference=path)
+    report = compare([written.path], options)
     (result,) = report.artifacts
     assert result.name == "out"
     with pytest.raises(InvalidModelError, match="a float model to compare layer by layer"):

@@ -211,7 +211,7 @@ def test_what_has_no_tflite_form_is_refused_by_name(
     assert export_main([str(path), *given, "--target", "tflite", *out]) == 2
     said = capsys.readouterr()
     text = " ".join((said.out + said.err).split())
-    assert "Det volume has no TFLite form" in text and "export --target onnx" in text
+    assert "Det volume has no TFLite form" in text and "float32 or float16 to ONNX" in text
     assert "Traceback" not in text and not (tmp_path / "out").exists()
     assert export_main([str(path), *given, "--target", "tflite,onnx", *out]) == 2
     assert not (tmp_path / "out").exists()
@@ -260,7 +260,7 @@ def test_a_state_keeps_its_sizes_in_int8_too(tmp_path: Path) -> None:
     report = compare([written.path], Options(dataset=str(data), rounds=1, processes=1))
     assert report.artifacts[0].metrics["sqnr_centred"].value > 100
     rounded = export(path, precision="int8", calibration=str(data), out=tmp_path / "int8", **given)
-    report = compare([rounded.path], dataset=str(data), rounds=1, processes=1)
+    report = compare([rounded.path], Options(dataset=str(data), rounds=1, processes=1))
     assert report.artifacts[0].metrics["sqnr_centred"].value > 30
 
 
