@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import os
 from collections.abc import Iterator
 from typing import Any
-
-from numpy._core import _multiarray_umath
 
 #: Numbers of glibc's mallopt(), and what it has without being asked (malloc.h, mallopt(3)).
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -25,8 +25,8 @@ def steady() -> Iterator[None]:
     takes as much again where another process has its core. Where the libraries are others, nothing
     happens.
     """
-    libc: Any = ctypes.CDLL(None)
-    blas: Any = ctypes.CDLL(_multiarray_umath.__file__)
+    libc: Any = ctypes.CDLL(None) if os.name == "posix" else None
+    blas: Any = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
     keeps = hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")
     threads = blas[_BLAS.format("get")]() if hasattr(blas, _BLAS.format("get")) else 0
     try:
