@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 
 from edgekit import data
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.evaluation import shards
 from edgekit.export import export
 from edgekit.graph import litert
@@ -177,7 +177,7 @@ def memory(counts: list[int]) -> dict[str, Any]:
 def one(artifact: str, images: str) -> dict[str, Any]:
     """One whole comparison, in this process."""
     started = time.perf_counter()
-    report = compare([Path(artifact)], dataset=images, rounds=1)
+    report = compare([Path(artifact)], Options(dataset=images, rounds=1))
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {
         "own": _largest_resident(),

@@ -33,7 +33,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgekit import data
-from edgekit.base import cli, outputs, schema
+from edgekit.base import cli, outputs, schema, words
 from edgekit.base.errors import InvalidDataError, InvalidModelError, reason
 from edgekit.records import environment, signature, stats
 from edgekit.records.artifact import Artifact
@@ -369,8 +369,8 @@ python benchmarks/peers.py mine.keras --preprocessing symmetric --data images.np
     )
     add("--hard-case", action="store_true", help="make a hard case of the model first")
     add("--device", help="device profile of edgekit's int8 exports")
-    add("--limit", type=cli.positive_int, help="test the first N images only")
-    add("--rounds", type=cli.positive_int, default=50, help=f"latency rounds of {SAMPLES} runs")
+    add("--limit", type=words.positive_int, help="test the first N images only")
+    add("--rounds", type=words.positive_int, default=50, help=f"latency rounds of {SAMPLES} runs")
     add("--out", type=Path, help="JSON file, replaced (default: build/peers-MODEL.json)")
     return result
 

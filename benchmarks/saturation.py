@@ -29,7 +29,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from edgekit import data
-from edgekit.base import cli
+from edgekit.base import cli, words
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline.calibration import observe
@@ -278,8 +278,8 @@ def main() -> int:
     result.add_argument("--paper-net", action="store_true", help="latency at 1.0/224 only")
     result.add_argument("--data", default="fashion_mnist", help="test images")
     result.add_argument("--calibration", default="fashion_mnist", help="calibration images")
-    result.add_argument("--limit", type=cli.positive_int, help="test the first N images only")
-    result.add_argument("--rounds", type=cli.positive_int, default=30, help="latency rounds")
+    result.add_argument("--limit", type=words.positive_int, help="test the first N images only")
+    result.add_argument("--rounds", type=words.positive_int, default=30, help="latency rounds")
     isa = environment.describe().isa
     if any(flag in isa for flag in environment.VNNI):
         print("this CPU has VNNI; running on AVX2 kernels", file=sys.stderr)

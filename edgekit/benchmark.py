@@ -11,9 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
-from edgekit.base import cli, outputs
+from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import gpu_suite
 from edgekit.evaluation.benchmark import Benchmark, benchmark
@@ -23,26 +24,26 @@ from edgekit.runtimes import RUNTIMES, model_file
 __all__ = ["benchmark", "main", "parser"]
 
 
-def _print(found: Benchmark) -> None:
+def _print(measured: Benchmark) -> None:
     console = cli.console
     cli.say(
-        f"{found.name} on {found.runtime.name} ({found.runtime.provider}), "
-        f"batch {found.batch}, {found.runtime.threads} thread(s), "
-        f"{found.environment.machine_class}"
+        f"{measured.name} on {measured.runtime.name} ({measured.runtime.provider}), "
+        f"batch {measured.batch}, {measured.runtime.threads} thread(s), "
+        f"{measured.environment.machine_class}"
     )
     table = Table()
     for column in ("metric", "value", "samples"):
         table.add_column(column, justify="left" if column == "metric" else "right")
-    for name, metric in found.metrics.items():
+    for name, metric in measured.metrics.items():
         scaled = metric.unit == "bytes"
         value = f"{metric.value / 1e6:.1f} MB" if scaled else f"{metric.value:.3f} {metric.unit}"
         table.add_row(name, value, str(metric.count))
     console.print(table)
-    if found.operators:
+    if measured.operators:
         table = Table(title="operators by time")
         for column in ("operator", "nodes", "ms a run", "%"):
             table.add_column(column, justify="left" if column == "operator" else "right")
-        for operator in found.operators[:10]:
+        for operator in measured.operators[:10]:
             table.add_row(
                 cli.plain(operator.name),
                 str(operator.count),
@@ -50,13 +51,15 @@ def _print(found: Benchmark) -> None:
                 f"{operator.share:.1f}",
             )
         console.print(table)
-    if found.float_operators:
-        console.print(f"computed in float in this int8 model: {len(found.float_operators)} nodes")
-        for name in found.float_operators:
+    if measured.float_operators:
+        console.print(
+            f"computed in float in this int8 model: {len(measured.float_operators)} nodes"
+        )
+        for name in measured.float_operators:
             cli.say(f"  {name}")
-    elif found.float_operators is not None:
+    elif measured.float_operators is not None:
         console.print("every computing operator ran as an integer kernel")
-    for note in found.notes:
+    for note in measured.notes:
         cli.say(f"note: {note}")
 
 
@@ -91,8 +94,8 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
         choices=sorted(RUNTIMES.values()),
         help="default: that of the artifact's format",
     )
-    add("--threads", type=cli.positive_int, default=1, help="threads of the runtime (default: 1)")
-    add("--batch", type=cli.positive_int, help="images in a run (default: 1)")
+    add("--threads", type=words.positive_int, default=1, help="threads of the runtime (default: 1)")
+    add("--batch", type=words.positive_int, help="images in a run (default: 1)")
     add("--seconds", type=float, help="how long to measure (default: 5)")
     add(
         "--suite",
@@ -102,7 +105,7 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
     add("--device", choices=gpu_suite.DEVICES, help="that the suite runs on (default: cuda)")
     add(
         "--rounds",
-        type=cli.positive_int,
+        type=words.positive_int,
         help=f"of the suite, each with all cases (default: {gpu_suite.ROUNDS})",
     )
     add(
@@ -129,15 +132,15 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         )
     named = options.preprocessing
     prepare = None if named is None else signatures.preprocessing(named)
-    found = benchmark(
+    measured = benchmark(
         model_file.load(options.artifact, prepare),
         runtime=options.runtime,
         threads=options.threads,
         batch=options.batch or 1,
         seconds=5.0 if options.seconds is None else options.seconds,
     )
-    _print(found)
-    return 0, found
+    _print(measured)
+    return 0, measured
 
 
 def _act_suite(options: argparse.Namespace) -> cli.Outcome:
@@ -146,18 +149,52 @@ def _act_suite(options: argparse.Namespace) -> cli.Outcome:
             raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
     if options.record is not None:
         outputs.check_free(options.record, force=options.force)
-    found = gpu_suite.suite(
+    record = gpu_suite.suite(
         options.artifact,
         preprocessing=options.preprocessing,
         device=options.device or "cuda",
         threads=options.threads,
         rounds=options.rounds or gpu_suite.ROUNDS,
         command=cli.command_line(),
+        progress=cli.reporter,
     )
-    gpu_suite.print_record(found)
+    _print_suite(record)
     if options.record is not None:
-        outputs.write_text(options.record, found.dumps(), force=options.force)
-    return 0, found
+        outputs.write_text(options.record, record.dumps(), force=options.force)
+    return 0, record
+
+
+def _print_suite(record: gpu_suite.Record) -> None:
+    """Two tables for people: times and ratios; what ran is in the titles."""
+    where = f"{record.device.kind.upper()} {record.device.name}"
+    if record.device.driver:
+        where += f", driver {record.device.driver}"
+    title = f"{record.model_id} on {where}"
+    if record.device.kind == "cpu":
+        title += ": a trial run, no GPU was measured"
+    table = Table(title=escape(title))
+    for column in ("batch", "precision", "layout", "ms", "images/s"):
+        table.add_column(column, justify="left" if column in ("precision", "layout") else "right")
+    for case in record.cases:
+        table.add_row(
+            str(case.batch),
+            case.precision,
+            case.layout,
+            f"{case.latency_p50.value:.3f}",
+            f"{case.throughput.value:,.0f}",
+        )
+    cli.console.print(table)
+    table = Table(title=escape(f"ratios of time on {where}"))
+    for column in ("ratio", "batch", "at", "x", "95 %"):
+        table.add_column(column, justify="left" if column in ("ratio", "at") else "right")
+    for ratio in record.ratios:
+        value = ratio.value
+        interval = f"{value.low:.2f} to {value.high:.2f}"
+        table.add_row(ratio.of, str(ratio.batch), ratio.at, f"{value.value:.2f}", interval)
+    cli.console.print(table)
+    cli.console.print(f"[dim]ms: median of {record.measured}[/]")
+    for sentence in record.left_out:
+        cli.console.print(f"left out: {sentence}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -41,11 +41,12 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
+    float_model.add_layout(result)
     float_model.add_trust(result)
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
-    add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--samples", type=cli.positive_int, help="draw N images, evenly over the classes")
+    add("--limit", type=words.positive_int, help="use the first N images only")
+    add("--samples", type=words.positive_int, help="draw N images, evenly over the classes")
     add("--seed", type=int, help="with --samples: another number draws others (default: 0)")
     add(
         "--method",
@@ -69,13 +70,15 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         outputs.check_free(out, force=options.force)
     given = float_model.data_word(options.data, options.model)
     word = words.join(given, samples=options.samples, seed=options.seed)
-    opened = feeds.open_word(word, "calibration")
+    opened = feeds.open_word(word, "calibration", progress=cli.reporter)
     source = float_model.load(
         options.model,
         preprocessing=options.preprocessing,
         trust=options.trust,
         shapes=float_model.shapes_of(options.shape),
+        layout=options.layout,
     )
+    source.refuse_integers("calibrate")
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
     stem = "fashion_mnist" if given == "fashion_mnist" else stem
@@ -87,6 +90,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         prepare=source.preprocessing,
         method=options.method,
         word=word,
+        progress=cli.reporter,
     )
     outputs.write_text(out, table.dumps(), force=options.force)
     cli.say(f"{len(table.ranges)} tensors from {table.count} samples: {out}")

@@ -24,17 +24,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgekit import data
-from edgekit.base import cli, outputs
+from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.data import task as tasks
 from edgekit.diagnosis import options as layer_options
 from edgekit.evaluation import fleet, shards, verdicts
-from edgekit.evaluation.comparison import DEFAULT_POWER, PICTURES, SAMPLES, compare
-from edgekit.reporting import tables
+from edgekit.evaluation.comparison import compare
+from edgekit.evaluation.options import DEFAULT_POWER, PICTURES, SAMPLES, Options
+from edgekit.reporting import layer_table, tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 
-__all__ = ["compare", "main", "parser"]
+__all__ = ["Options", "compare", "main", "parser"]
 
 _DATA_HELP = (
     f"{data.WORDS}; or FILE.npz with an array named like each input, and y: integer classes, or "
@@ -79,11 +80,13 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help="artifact folders, .tflite or .onnx files",
     )
     add("--data", metavar="IMAGES", help=_DATA_HELP)
-    add("--limit", type=cli.positive_int, help="use the first N images only")
-    add("--threads", type=cli.positive_int, default=1, help="threads of each runtime (default: 1)")
+    add("--limit", type=words.positive_int, help="use the first N images only")
+    add(
+        "--threads", type=words.positive_int, default=1, help="threads of each runtime (default: 1)"
+    )
     add(
         "--rounds",
-        type=cli.positive_int,
+        type=words.positive_int,
         default=10,
         help=f"take latency in N rounds of {SAMPLES} samples (default: %(default)s)",
     )
@@ -97,7 +100,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         "--record",
         type=Path,
         metavar="FILE",
-        help="write what the reference answered to FILE, to be its own --reference later",
+        help="write the outputs and the latency of the reference to FILE, a --reference for later",
     )
     add(
         "--work",
@@ -107,13 +110,13 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     )
     add(
         "--shard",
-        type=cli.positive_int,
+        type=words.positive_int,
         default=shards.IMAGES,
         help="images that are evaluated and kept together (default: %(default)s)",
     )
     add(
         "--processes",
-        type=cli.positive_int,
+        type=words.positive_int,
         help="processes that evaluate at once (default: by the cores)",
     )
     add("--cluster", metavar="ADDRESS", help="evaluate on the workers of this Dask scheduler")
@@ -180,20 +183,23 @@ def _points(text: str) -> float:
 
 
 def _count(text: str) -> int:
-    return 0 if text == "0" else cli.positive_int(text)
+    return 0 if text == "0" else words.positive_int(text)
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    if layer_options.wanted(options):
-        return layer_options.act(options)
+    if layer_options.requested(options):
+        layers = layer_options.run(options, cli.reporter)
+        layer_table.show(layers, None if options.all else layer_options.SHOWN)
+        below = any(name is not None for name in layers.first_below.values())
+        missed = layers.bisection is not None and not layers.bisection.reached
+        return int(below or missed), layers
     options.out = options.out or Path("report.json")
     outputs.check_free(options.out, force=options.force)
     if options.record is not None:
         outputs.check_free(options.record, force=options.force)
         if options.record.absolute() == options.out.absolute():
             raise InvalidOptionError(f"--record and --out are one file, {options.out}; name two")
-    report = compare(
-        options.artifacts,
+    asked = Options(
         dataset=options.data,
         limit=options.limit,
         threads=options.threads,
@@ -216,12 +222,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         allow_chance=options.allow_chance,
         command=cli.command_line(),
     )
+    report = compare(options.artifacts, asked, progress=cli.reporter)
     outputs.write_text(options.out, report.dumps(), force=options.force)
     tables.show(report)
-    found = {result.name: verdicts.of(result, report) for result in report.artifacts}
+    judged = {result.name: verdicts.of(result, report) for result in report.artifacts}
     failed = [
         name
-        for name, each in found.items()
+        for name, each in judged.items()
         if each.broken and not getattr(options, f"allow_{each.broken}")
     ]
     return (1 if failed else 0), {
@@ -232,7 +239,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             "device": report.reference.runtime.device,
             "emulated": report.reference.runtime.emulated,
         },
-        "verdicts": {name: each.verdict for name, each in found.items()},
+        "verdicts": {name: each.verdict for name, each in judged.items()},
         "failed": failed,
         "artifacts": {
             result.name: {name: metric.value for name, metric in result.metrics.items()}

@@ -6,9 +6,10 @@ the report by bounds and a baseline: everything in one folder:
 ``OUT/MODEL_ID-TARGET-PRECISION/``, ``OUT/report.json`` and ``OUT/report.html``.
 
 What is always the same stands in ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has
-it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``
-and ``out``; the command line wins. Bounds and the baseline come from ``[tool.edgekit.gate]`` as the
-gate takes them. Exit status 1 if a deployable is dead, poor or misses a bound.
+it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
+``layout`` and ``out``; the command line wins. Bounds and the baseline come from
+``[tool.edgekit.gate]`` as the gate takes them. Exit status 1 if a deployable is dead, poor or
+misses a bound.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidInputError, InvalidOptionError
 from edgekit.evaluation import verdicts
 from edgekit.evaluation.comparison import compare
+from edgekit.evaluation.options import Options
 from edgekit.gating import bounds as grammar
 from edgekit.gating.checks import Check
 from edgekit.gating.gate import check_answerable, gate
@@ -32,6 +34,7 @@ from edgekit.pipeline.exporting import TARGETS, export_all
 from edgekit.quantization import profiles
 from edgekit.records import artifact
 from edgekit.records.results import Report
+from edgekit.records.signature import Layout
 from edgekit.reporting import gate_table, tables
 from edgekit.reporting.page import report as page_of
 from edgekit.sources import float_model
@@ -57,6 +60,7 @@ class Settings:
     target: tuple[str, ...] | None = None
     precision: tuple[str, ...] | None = None
     device: str | None = None
+    layout: Layout | None = None
     out: Path | None = None
 
 
@@ -73,13 +77,13 @@ def settings(start: Path | None = None) -> Settings:
         if not path.is_file():
             continue
         try:
-            found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+            table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as exc:
             raise InvalidInputError(f"{path} is not valid TOML ({exc}); mend it") from None
         for key in TABLE.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        if found is not None:
-            return _read(path, found)
+            table = table.get(key) if isinstance(table, dict) else None
+        if table is not None:
+            return _read(path, table)
     return Settings()
 
 
@@ -87,7 +91,7 @@ def _read(path: Path, table: Any) -> Settings:
     if not isinstance(table, dict):
         raise InvalidOptionError(f"{path}: expected {TABLE} to be a table, got {table!r}")
     known = [field.name for field in fields(Settings)]
-    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for key, value in table.items():
         if key not in known:
             raise InvalidOptionError(
@@ -100,11 +104,11 @@ def _read(path: Path, table: Any) -> Settings:
             raise InvalidOptionError(f"{path}: expected {key} to be a list of words, got {value!r}")
         if not several and not _is_word(value):
             raise InvalidOptionError(f"{path}: expected {key} to be text, got {value!r}")
-        found[key] = tuple(given) if several else value
+        read[key] = tuple(given) if several else value
     for key in ("model", "out"):
-        if key in found:
-            found[key] = path.parent / found[key]
-    return Settings(**found)
+        if key in read:
+            read[key] = path.parent / read[key]
+    return Settings(**read)
 
 
 def _is_word(value: object) -> bool:
@@ -128,6 +132,7 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
+    float_model.add_layout(result)
     float_model.add_trust(result)
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"test images or samples: {data.WORDS}")
@@ -145,19 +150,10 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         help="of the numbers (default: all that the device takes)",
     )
     add("--device", choices=profiles.NAMES, help="what the files are made for (default: generic)")
-    add("--limit", type=cli.positive_int, help="compare on the first N images only")
-    add("--rounds", type=cli.positive_int, default=10, help="of latency (default: %(default)s)")
+    add("--limit", type=words.positive_int, help="compare on the first N images only")
+    add("--rounds", type=words.positive_int, default=10, help="of latency (default: %(default)s)")
     add("--parity", action="store_true", help="also hold the two int8 files against each other")
-    add("--baseline", type=Path, metavar="FILE", help="a report that was accepted before")
-    for kind in grammar.KINDS:
-        add(
-            f"--{kind}",
-            type=grammar.argument(kind),
-            action="append",
-            dest="bounds",
-            metavar="[ARTIFACT:]NAME=VALUE",
-            help="as `edgekit gate` takes it; repeatable",
-        )
+    grammar.add_bounds(result)
     add("--out", type=Path, metavar="FOLDER", help="for everything that is written")
     add("--force", action="store_true", help="replace what is in FOLDER")
     return result
@@ -179,7 +175,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             for each in artifact.PRECISIONS
             if all(each in profile.precisions.get(target, ()) for target in targets)
         ]
-    bounds = (*judged.bounds, *grammar.once(options.bounds or []))
+    bounds = (*judged.bounds, *grammar.once(options.bounds))
     baseline = options.baseline or judged.baseline
     if given or baseline is None or not baseline.exists():
         baseline = options.baseline
@@ -188,6 +184,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     files = {name: out / name for name in ("report.json", "report.html")}
     for file in files.values():
         outputs.check_free(file, force=options.force)
+    layout = options.layout or (None if given else said.layout) or ""
     test = float_model.data_word(options.data or said.data, model)
     artifacts = export_all(
         model,
@@ -197,15 +194,16 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         device=profile.name,
         preprocessing=options.preprocessing or (None if given else said.preprocessing),
         shapes=float_model.shapes_of(options.shape),
+        layout=layout,
         trust=options.trust,
         out=out,
         force=options.force,
         command=cli.command_line(),
+        progress=cli.reporter,
     )
     for each in artifacts:
         cli.say(f"{each.model_path}  {each.size:,} bytes")
-    report = compare(
-        [each.path for each in artifacts],
+    comparison = Options(
         dataset=test,
         limit=options.limit,
         rounds=options.rounds,
@@ -214,6 +212,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         trust=options.trust,
         command=cli.command_line(),
     )
+    report = compare([each.path for each in artifacts], comparison, progress=cli.reporter)
     outputs.write_text(files["report.json"], report.dumps(), force=options.force)
     outputs.write_text(files["report.html"], page_of(report), force=options.force)
     tables.show(report)

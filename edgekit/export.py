@@ -5,7 +5,8 @@ and folded weights are the same everywhere. int8 is integer: in TFLite inputs an
 ONNX as QuantizeLinear/DequantizeLinear pairs with float32 inputs and outputs. Both hold the same
 encodings and integers (edgekit.quantization), made for the device that ``--device`` names. Of an
 ONNX file, ONNX is made from its own graph, with integers of its own; TFLite takes pictures with
-their channels last, and its outputs keep the axes that they have in the file. What has
+their channels last, and its outputs keep the axes that they have in the file, unless ``--layout``
+says otherwise. An ONNX file that is int8 already becomes int8 TFLite with its integers. What has
 no integer kernel, or says what 8 bits cannot hold, computes in float and is listed. What was
 written is read back, loaded and run before it becomes an artifact: every number is the one that was
 decided, and the manifest says which kernels ran.
@@ -66,6 +67,7 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     )
     float_model.add_arguments(result)
     float_model.add_shape(result)
+    float_model.add_layout(result)
     float_model.add_trust(result)
     add = result.add_argument
     add(
@@ -146,11 +148,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         "allow_poor": options.allow_poor,
         "preprocessing": options.preprocessing,
         "shapes": float_model.shapes_of(options.shape),
+        "layout": options.layout,
         "trust": options.trust,
         "task": options.task,
         "out": options.out,
         "force": options.force,
         "command": cli.command_line(),
+        "progress": cli.reporter,
     }
     targets, precisions = options.target, options.precision
     if len(targets) == len(precisions) == 1:

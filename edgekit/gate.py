@@ -78,30 +78,13 @@ python -m edgekit.gate report.json --baseline exports/baseline.json \\
         metavar="REPORT",
         help="file that `edgekit compare --out` wrote",
     )
-    add("--baseline", type=Path, metavar="FILE", help="a report that was accepted before")
+    grammar.add_bounds(result)
     add(
         "--config",
         type=Path,
         metavar="FILE",
         help="TOML file with [tool.edgekit.gate] (default: the nearest pyproject.toml with it)",
     )
-    kinds: dict[grammar.Kind, str] = {
-        "min": "least value of a metric, e.g. top1=93",
-        "max": "largest value of a metric, e.g. size=700000",
-        "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
-        "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without it r2=0.5 points, "
-        "or sqnr_centred=3 dB)",
-        "max-rise": "the same for metrics where lower is better, e.g. size=20000",
-    }
-    for kind, text in kinds.items():
-        add(
-            f"--{kind}",
-            type=grammar.argument(kind),
-            action="append",
-            dest="bounds",
-            metavar="[ARTIFACT:]NAME=VALUE",
-            help=f"{text}; repeatable",
-        )
     add("--junit", type=Path, metavar="FILE", help="write JUnit XML")
     add("--markdown", type=Path, metavar="FILE", help="write text for a pull-request comment")
     add(
@@ -131,7 +114,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
             f"no report to judge; pass REPORT, or set report in [{grammar.TABLE}] of pyproject.toml"
         )
     baseline_path = options.baseline or config.baseline
-    bounds = (*config.bounds, *grammar.once(options.bounds or []))
+    bounds = (*config.bounds, *grammar.once(options.bounds))
     dead = config.allow_dead | ({None} if options.allow_dead else set())
     if options.origin is not None and not options.update:
         raise InvalidOptionError("--origin is what --update holds all updates against; pass both")
@@ -194,20 +177,20 @@ def _outputs(
     options: argparse.Namespace, inputs: Sequence[Path | None]
 ) -> dict[Path, Callable[..., str]]:
     """The files to write and what makes their text; refused where one would hit another file."""
-    taken = {os.path.realpath(path) for path in inputs if path is not None}
-    found: dict[Path, Callable[..., str]] = {}
+    used = {os.path.realpath(path) for path in inputs if path is not None}
+    files: dict[Path, Callable[..., str]] = {}
     for option, make in (("junit", ci.junit), ("markdown", ci.markdown)):
         path = getattr(options, option)
         if path is None:
             continue
-        if os.path.realpath(path) in taken:
+        if os.path.realpath(path) in used:
             raise InvalidOptionError(
                 f"--{option} {path} is another file of this command; choose another path"
             )
-        taken.add(os.path.realpath(path))
+        used.add(os.path.realpath(path))
         outputs.check_free(path, force=options.force)
-        found[path] = make
-    return found
+        files[path] = make
+    return files
 
 
 def _say_unjudged(report: Report) -> None:
@@ -260,30 +243,30 @@ def _update(
             for check in review.creep(report, origin, bounds)
             if (check.artifact, check.metric) not in failed
         )
-    found = review.changes(report, baseline, checks)
-    outside = [change for change in found if change.outside]
+    changes = review.changes(report, baseline, checks)
+    outside = [change for change in changes if change.outside]
     reason = None if reason is None else visible(reason.strip())
-    gate_table.show_changes(found, report.model_id)
+    gate_table.show_changes(changes, report.model_id)
     document: dict[str, Any] = {
-        "changes": found,
+        "changes": changes,
         "accepted": reason if outside else None,
         "checks": checks,
     }
     if outside and reason is None:
         cli.say(
-            f"{path}: not updated, {len(outside)} of {len(found)} changes are outside of their "
+            f"{path}: not updated, {len(outside)} of {len(changes)} changes are outside of their "
             f"bounds; mend them, or pass --accept REASON"
         )
         return 1, {"passed": False, "updated": None, **document}
     if outside:
         cli.say(
-            f"{len(outside)} of {len(found)} changes are outside of their bounds; "
+            f"{len(outside)} of {len(changes)} changes are outside of their bounds; "
             f"accepted: {reason}"
         )
     new = review.accept(report, baseline, outside, reason, origin)
     outputs.write_text(path, new.dumps(), force=exists)
     if exists:
-        cli.say(f"{path}: updated, {len(found)} changes; review them in git")
+        cli.say(f"{path}: updated, {len(changes)} changes; review them in git")
     else:
         cli.say(f"{path}: new baseline of {len(report.artifacts)} artifacts")
     return 0, {"passed": True, "updated": str(path), **document}

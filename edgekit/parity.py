@@ -2,8 +2,8 @@
 
 Reads both files back and compares every scale, zero_point, weight and bias, tensor by tensor, in
 the words of the canonical graph. Exit status 1 if one differs. Takes artifacts, and files of any
-maker whose tensors have the same names in both. What the kernels make of the same numbers is
-:func:`answers`, which ``python -m edgekit.compare --parity`` shows.
+maker whose tensors have the same names in both. What the kernels make of the same numbers is shown
+by ``python -m edgekit.compare --parity``.
 """
 
 from __future__ import annotations
@@ -46,26 +46,26 @@ python -m edgekit.parity mine_int8.tflite mine_int8.onnx
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
     as_is = preprocessing("none")  # stored numbers do not depend on it
-    found = numbers(*(model_file.load(path, as_is) for path in (options.left, options.right)))
-    if found.differences:
-        table = Table(title=f"{len(found.differences)} differences")
+    compared = numbers(*(model_file.load(path, as_is) for path in (options.left, options.right)))
+    if compared.differences:
+        table = Table(title=f"{len(compared.differences)} differences")
         for column in ("tensor", "what"):
             table.add_column(column)
         for column in ("numbers", "largest"):
             table.add_column(column, justify="right")
-        for each in found.differences[:_SHOWN]:
+        for each in compared.differences[:_SHOWN]:
             name = cli.plain(short_name(each.tensor))
             table.add_row(name, each.what, str(each.count), f"{each.largest:.4g}")
         cli.console.print(table)
-        if len(found.differences) > _SHOWN:
-            cli.console.print(f"... and {len(found.differences) - _SHOWN} more")
-    for sentence in found.expected:
+        if len(compared.differences) > _SHOWN:
+            cli.console.print(f"... and {len(compared.differences) - _SHOWN} more")
+    for sentence in compared.expected:
         cli.say(f"note: {sentence}")
     cli.console.print(
-        f"{found.compared:,} scales, zero points, weights and biases: "
-        f"{'no difference' if not found.differences else 'they differ'}"
+        f"{compared.compared:,} scales, zero points, weights and biases: "
+        f"{'no difference' if not compared.differences else 'they differ'}"
     )
-    return (1 if found.differences else 0), found
+    return (1 if compared.differences else 0), compared
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.table import Table
 
 from edgekit import data
-from edgekit.base import cli
+from edgekit.base import cli, words
 from edgekit.pipeline.qat import EVERY, QatRecipe, qat
 from edgekit.quantization import profiles
 from edgekit.quantization.ranges import RANGE_MODES
@@ -71,8 +71,8 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
         help="train this layer in float; the deployed file rounds it afterwards; repeatable",
     )
     for name, kind, text in (
-        ("epochs", cli.positive_int, "passes over the images"),
-        ("batch", cli.positive_int, "images in a step"),
+        ("epochs", words.positive_int, "passes over the images"),
+        ("batch", words.positive_int, "images in a step"),
         ("learning-rate", float, "largest learning rate, which falls as a cosine"),
         ("warmup-epochs", float, "epochs in which the learning rate rises to its largest"),
         ("weight-decay", float, "L2 decay of convolution and dense kernels"),
@@ -97,7 +97,7 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     )
     add(
         "--every",
-        type=cli.positive_int,
+        type=words.positive_int,
         default=EVERY,
         help="steps between two looks at the int8 file that would come out (default: %(default)s)",
     )
@@ -120,6 +120,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         shapes=float_model.shapes_of(options.shape),
         every=options.every,
         **run_settings(options),
+        command=cli.command_line(),
+        progress=cli.reporter,
     )
     assert written.manifest.training is not None
     table = Table(title=f"{written.manifest.training['tested_images']} images")

@@ -23,8 +23,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from edgekit import data
-from edgekit.base import cli
+from edgekit.base import cli, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.sources import arrange
 from edgekit.sources.float_model import SHIPPED
@@ -32,13 +35,7 @@ from edgekit.training import recipes
 from edgekit.training import replicas as many
 from edgekit.training.inputs import MODES
 from edgekit.training.recipes import Network, Recipe
-from edgekit.training.run import (
-    _list_recipes,
-    add_run_arguments,
-    given,
-    run_settings,
-    train,
-)
+from edgekit.training.run import add_run_arguments, given, run_settings, train
 
 __all__ = ["main", "parser", "train"]
 
@@ -65,7 +62,7 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
     )
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"{data.WORDS} (default: the first, not of --from MODEL)")
-    add("--size", type=cli.positive_int, help="height and width that pictures are resized to")
+    add("--size", type=words.positive_int, help="height and width that pictures are resized to")
     add(
         "--from",
         dest="start",
@@ -146,7 +143,7 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
         default="none",
         help="share each batch over GPUs, or over the processes of TF_CONFIG",
     )
-    add("--replicas", type=cli.positive_int, help="devices of --strategy mirrored (default: all)")
+    add("--replicas", type=words.positive_int, help="devices of --strategy mirrored (default: all)")
     add_run_arguments(result)
     return result
 
@@ -157,11 +154,11 @@ _OVERRIDES: dict[str, tuple[Any, str]] = {
     "lowered-strides": (int, "how many of the first stride-2 layers run with stride 1"),
     "dropout": (float, "share of features dropped before the classifier"),
     "bn-momentum": (float, "decay of batch normalisation's moving averages"),
-    "epochs": (cli.positive_int, "passes over the images; of fine-tuning: of all layers"),
+    "epochs": (words.positive_int, "passes over the images; of fine-tuning: of all layers"),
     "head-epochs": (int, "of fine-tuning: passes before those, of the new classifier alone"),
     "head-learning-rate": (float, "largest learning rate in --head-epochs"),
-    "steps": (cli.positive_int, "how many steps, instead of epochs"),
-    "batch": (cli.positive_int, "images in a step, of all towers and replicas together"),
+    "steps": (words.positive_int, "how many steps, instead of epochs"),
+    "batch": (words.positive_int, "images in a step, of all towers and replicas together"),
     "optimizer": (recipes.OPTIMIZERS, "how weights are changed; both have momentum"),
     "learning-rate": (float, "largest learning rate, after the warm-up"),
     "schedule": (recipes.SCHEDULES, "how the learning rate falls after the warm-up"),
@@ -211,6 +208,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         strategy=options.strategy,
         replicas=options.replicas,
         **run_settings(options),
+        command=cli.command_line(),
+        progress=cli.reporter,
     )
     if written is None:
         return 0, {"artifact": None, "written_by": "the chief"}
@@ -221,6 +220,27 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         "sha256": written.sha256,
         "training": written.manifest.training,
     }
+
+
+def _list_recipes() -> cli.Outcome:
+    presets = [recipes.load(name) for name in recipes.names()]
+    table = Table()
+    for column in ("recipe", "what it is", "top-1 %", "top-5 %", "of", "source"):
+        table.add_column(column, justify="right" if "%" in column else "left")
+    for preset in presets:
+        expected = preset.expected
+        cells = [preset.name, preset.about]
+        if expected:
+            top5 = "" if expected.top5 is None else f"{expected.top5:g}"
+            cells += [f"{expected.top1:g}", top5, expected.of, expected.source]
+        table.add_row(*map(escape, cells))
+    cli.console.print(table)
+    for preset in presets:
+        for sentence in preset.chosen:
+            cli.say(f"{preset.name}, not published: {sentence}")
+        for sentence in preset.differs:
+            cli.say(f"{preset.name}, other than its source: {sentence}")
+    return 0, {"recipes": presets}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

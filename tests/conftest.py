@@ -299,6 +299,6 @@ def mostly_right(scores: Any, random: Any) -> Any:
 @pytest.fixture(scope="session")
 def whole(tiny: tuple[Path, Path]) -> Any:
     """The report of ``tiny``, made in one go by one process."""
-    from edgekit.compare import compare
+    from edgekit.compare import Options, compare
 
-    return compare([tiny[0]], dataset=str(tiny[1]), rounds=1, shard=2, processes=1)
+    return compare([tiny[0]], Options(dataset=str(tiny[1]), rounds=1, shard=2, processes=1))

@@ -16,7 +16,7 @@ from conftest import ROOT, Done
 
 from edgekit import data
 from edgekit.base.errors import ExecutionError, InvalidModelError
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.evaluation import conditions
 from edgekit.records import environment, stats
 from edgekit.records.artifact import Artifact
@@ -28,7 +28,7 @@ LIMIT = 600
 
 @pytest.fixture(scope="module")
 def report(artifacts: dict[str, Path]) -> Report:
-    return compare(list(artifacts.values()), limit=LIMIT, rounds=3)
+    return compare(list(artifacts.values()), Options(limit=LIMIT, rounds=3))
 
 
 def npz(path: Path, **changes: np.ndarray) -> Path:

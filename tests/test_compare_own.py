@@ -21,7 +21,7 @@ from edgekit.base.errors import (
     RecordingError,
 )
 from edgekit.benchmark import benchmark
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.compare import main as compare_main
 from edgekit.data import ImageSet, feeds
 from edgekit.diagnosis.bisection import Bound, bisect
@@ -86,7 +86,7 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
         calibration=str(place / "set.npz"), out=tmp_path / "int8",
     )  # fmt: skip
     data = str(place / "set.npz")
-    found = compare([written.path], dataset=data, rounds=1, processes=1)
+    found = compare([written.path], Options(dataset=data, rounds=1, processes=1))
     assert found.reference.runtime.name == runtime
     assert np.isinf(found.reference.metrics["sqnr"].value)
     (result,) = found.artifacts
@@ -107,7 +107,9 @@ def test_the_reference_runs_in_the_format_it_was_saved_in(
     asked = {"saved_model-source": "any"}
     if name == "saved":
         with pytest.raises(InvalidOptionError, match="is a SavedModel folder, .* evaluated here"):
-            compare([written.path], dataset=data, cluster="tcp://127.0.0.1:1", resources=asked)
+            compare(
+                [written.path], Options(dataset=data, cluster="tcp://127.0.0.1:1", resources=asked)
+            )
 
 
 def _several(keras: Any) -> Any:
@@ -142,8 +144,15 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     assert unasked.job is not None and not unasked.job.trust
     made = compare(
         [folder / "tflite", folder / "onnx"],
-        dataset=data, rounds=1, shard=10, processes=1, trust=True, record=folder / "base.rec",
-    )  # fmt: skip
+        Options(
+            dataset=data,
+            rounds=1,
+            shard=10,
+            processes=1,
+            trust=True,
+            record=folder / "base.rec",
+        ),
+    )
     return folder, made
 
 
@@ -257,11 +266,11 @@ def test_what_does_not_go_with_an_array_an_input(
     data = str(folder / "set.npz")
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 6, 6, 3), np.uint8))
     with pytest.raises(InvalidDataError, match="array for each input, .*; got images only"):
-        compare([folder / "onnx"], dataset=str(tmp_path / "x.npz"))
+        compare([folder / "onnx"], Options(dataset=str(tmp_path / "x.npz")))
     with pytest.raises(InvalidOptionError, match="--power and --bound are of accuracy"):
-        compare([folder / "onnx"], dataset=data, bound=1.0)
+        compare([folder / "onnx"], Options(dataset=data, bound=1.0))
     with pytest.raises(InvalidOptionError, match="--parity compares classes"):
-        compare([folder / "onnx", folder / "tflite"], dataset=data, parity=True)
+        compare([folder / "onnx", folder / "tflite"], Options(dataset=data, parity=True))
 
 
 @pytest.mark.parametrize("target", ["tflite", "onnx"])
@@ -345,7 +354,7 @@ def test_what_a_relu_cuts_off_is_no_error(target: str, tmp_path: Path) -> None:
 def test_a_recording_of_several_inputs_and_outputs(several: tuple[Path, Report]) -> None:
     folder, before = several
     path, data = folder / "base.rec", str(folder / "set.npz")
-    after = compare([folder / "onnx"], dataset=data, rounds=1, processes=1, reference=path)
+    after = compare([folder / "onnx"], Options(dataset=data, rounds=1, processes=1, reference=path))
     assert after.reference.name == "keras-float32 (recorded)"
     assert after.data == before.data and after.data.unit == "samples"
     assert after.reference.latency_ms == before.reference.latency_ms
@@ -355,9 +364,9 @@ def test_a_recording_of_several_inputs_and_outputs(several: tuple[Path, Report])
 
     found = Recording.load(path)
     assert found.facts.outputs == {"map": 72, "price": 1}
-    turned = found.answering(["price", "map"])
-    np.testing.assert_array_equal(turned.answers[:, :1], found.answers[:, 72:])
-    np.testing.assert_array_equal(turned.answering(["map", "price"]).answers, found.answers)
+    turned = found.with_outputs(["price", "map"])
+    np.testing.assert_array_equal(turned.outputs[:, :1], found.outputs[:, 72:])
+    np.testing.assert_array_equal(turned.with_outputs(["map", "price"]).outputs, found.outputs)
 
     manifest = Artifact.load(folder / "onnx").manifest
     with np.load(data) as file:

@@ -19,7 +19,7 @@ from conftest import Done
 from PIL import Image
 
 from edgekit import data
-from edgekit.base import schema, words
+from edgekit.base import cli, schema, words
 from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.data import decode, tfrecord
 from edgekit.data.images import stratified
@@ -317,7 +317,7 @@ def test_what_is_left_out_is_counted_and_named(
     file(tmp_path / "b" / "clear.png", packed(np.dstack([NOISE, NOISE[..., 0]])))
     (tmp_path / "b" / "gone.png").symlink_to("nowhere")
     os.mkfifo(tmp_path / "b" / "pipe.png")
-    found = data.load(str(tmp_path), "test", **SAME_SIZE)
+    found = data.load(str(tmp_path), "test", **SAME_SIZE, progress=cli.reporter)
     assert len(found) == 3
     left_out, broken, twins = found.warnings
     assert left_out.startswith("2 files are not pictures") and "a/notes.txt, b/pipe.png" in left_out

@@ -192,12 +192,12 @@ def test_last_words() -> None:
 
 UNGUARDED = """
 from pathlib import Path
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.base.errors import EdgekitError
 
 print("once")
 try:
-    compare([Path({artifact!r})], dataset={data!r}, rounds=1)
+    compare([Path({artifact!r})], Options(dataset={data!r}, rounds=1))
 except EdgekitError as exc:
     print(exc)
     raise SystemExit(7)

@@ -21,7 +21,7 @@ from edgekit.base.errors import (
     InvalidOptionError,
     MissingDependencyError,
 )
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.evaluation import fleet, shards
 from edgekit.evaluation.fleet import Fleet
 from edgekit.records.artifact import Artifact
@@ -97,12 +97,14 @@ def test_a_worker_that_is_killed_loses_nothing(
         running = pool.submit(
             compare,
             [tiny[0]],
-            dataset=str(tiny[1]),
-            rounds=1,
-            shard=2,
-            work=work,
-            cluster=scheduler,
-            resources={"tiny": "device:pi5"},
+            Options(
+                dataset=str(tiny[1]),
+                rounds=1,
+                shard=2,
+                work=work,
+                cluster=scheduler,
+                resources={"tiny": "device:pi5"},
+            ),
         )
         until(lambda: len(list(work.rglob("*.shard"))) >= 5 or running.done())
         victim.send_signal(signal.SIGSTOP)  # with shards in its hands
@@ -161,7 +163,7 @@ def test_artifacts_go_where_their_resource_is(
             assert sum(place.shards for place in store.places()) == 12
             if device:
                 assert [place.device for place in store.places()] == [device], name
-            np.testing.assert_array_equal(store.answers(), made[0].answers())
+            np.testing.assert_array_equal(store.outputs(), made[0].outputs())
         assert sum(told) == 3 * 240
         with pytest.raises(ExecutionError, match="2 workers offer device:a, device:b; start one"):
             found.expect(["device:c"])
@@ -178,18 +180,19 @@ def test_another_reference_stays_here(
     artifact, images = tiny
     made = compare(
         [artifact],
-        dataset=str(images),
-        rounds=1,
-        cluster=scheduler,
-        reference="emulated:float16",
-        record=tmp_path / "reference.rec",
+        Options(
+            dataset=str(images),
+            rounds=1,
+            cluster=scheduler,
+            reference="emulated:float16",
+            record=tmp_path / "reference.rec",
+        ),
     )
     played = compare(
         [artifact],
-        dataset=str(images),
-        rounds=1,
-        cluster=scheduler,
-        reference=tmp_path / "reference.rec",
+        Options(
+            dataset=str(images), rounds=1, cluster=scheduler, reference=tmp_path / "reference.rec"
+        ),
     )
     for report in (made, played):
         assert report.reference.runtime.emulated and not report.reference.places
@@ -199,10 +202,12 @@ def test_another_reference_stays_here(
     with pytest.raises(InvalidOptionError, match="is evaluated or replayed here"):
         compare(
             [artifact],
-            dataset=str(images),
-            cluster=scheduler,
-            reference=tmp_path / "reference.rec",
-            resources={"emulated:float16 (recorded)": "any"},
+            Options(
+                dataset=str(images),
+                cluster=scheduler,
+                reference=tmp_path / "reference.rec",
+                resources={"emulated:float16 (recorded)": "any"},
+            ),
         )
 
 
@@ -240,7 +245,7 @@ def test_without_a_worker_left_the_rest_waits(
             assert made[0].resumed == 120 - done >= 10
             assert len(made[0].todo) == done > 0
             found.evaluate(made, jobs, images, advance=lambda images: None)
-            assert made[0].answers().shape == (240, 5)
+            assert made[0].outputs().shape == (240, 5)
             assert sum(place.shards for place in made[0].places()) == 120
 
 

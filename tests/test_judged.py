@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
-from edgekit.compare import compare, main
+from edgekit.compare import Options, compare, main
 from edgekit.evaluation import verdicts
 from edgekit.gate import gate
 from edgekit.records.results import Report
@@ -25,7 +25,7 @@ WORDS = ("--rounds", "1", "--processes", "1", "--preprocessing", "none")
 
 
 def run(reference: Path, deployable: Path, data: Path, **asked: Any) -> Report:
-    return compare([deployable], reference=reference, dataset=str(data), **QUICK | asked)
+    return compare([deployable], Options(reference=reference, dataset=str(data), **QUICK | asked))
 
 
 def samples(path: Path, inputs: int, count: int = COUNT, **arrays: np.ndarray) -> Path:
@@ -270,11 +270,11 @@ def test_one_score_is_a_choice_of_two(tmp_path: Path) -> None:
 def test_files_say_what_they_need(classifier: Path, tmp_path: Path) -> None:
     file, data = classifier / "int8.onnx", str(classifier / "set.npz")
     with pytest.raises(InvalidOptionError, match="pass --reference MODEL"):
-        compare([file], dataset=data, **QUICK)
+        compare([file], Options(dataset=data, **QUICK))
     with pytest.raises(InvalidOptionError, match="does not say how its input is made; pass --pre"):
-        compare([file], reference=classifier / "float.onnx", dataset=data)
+        compare([file], Options(reference=classifier / "float.onnx", dataset=data))
     with pytest.raises(InvalidOptionError, match="expected --data IMAGES for your own model"):
-        compare([file], reference=classifier / "float.onnx", **QUICK)
+        compare([file], Options(reference=classifier / "float.onnx", **QUICK))
     other = nets.linear(tmp_path / "other.onnx", np.ones((8, 4)))
     with pytest.raises(Exception, match=r"expected the outputs of the reference|expected 5 num"):
         run(classifier / "float.onnx", other, classifier / "set.npz")

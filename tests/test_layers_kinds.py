@@ -13,7 +13,7 @@ from conftest import made_once
 
 from edgekit.base import cli
 from edgekit.base.text import shortened
-from edgekit.diagnosis import measure, views
+from edgekit.diagnosis import measure
 from edgekit.diagnosis.diff import LayerDiff, diff
 from edgekit.diagnosis.measure import BLAME, ISOLATED
 from edgekit.diagnosis.tensors import OnnxTensors, Tensors, TfLiteTensors
@@ -22,6 +22,7 @@ from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, path_of, short_name
 from edgekit.records import encodings
 from edgekit.records.encodings import Encodings
+from edgekit.reporting import layer_table
 from edgekit.sources import float_model
 from edgekit.writers import onnx_tensors
 
@@ -149,7 +150,7 @@ def test_names_that_do_not_fit_lose_their_middle(
     (long,) = (row.layer for row in found.rows if row.kind == "RSQRT")
     assert long == "layer_normalization/Rsqrt"
     monkeypatch.setattr(cli.console, "width", 80)
-    views.show(found, None)
+    layer_table.show(found, None)
     shown = capsys.readouterr().err
     cells = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
     assert len(set(cells)) == len(cells) == len(found.rows)

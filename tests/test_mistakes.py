@@ -142,12 +142,12 @@ def test_the_verb(shifted: Path, edgekit: Callable[..., Done]) -> None:
 
 
 def test_compare_warns(shifted: Path, artifacts: dict[str, Path]) -> None:
-    from edgekit.compare import compare
+    from edgekit.compare import Options, compare
 
     asked = {"dataset": str(shifted), "rounds": 1}
     with pytest.raises(InvalidDataError, match="classes: .*set class_offset=-1.*--allow-chance"):
-        compare([artifacts["tflite-float32"]], **asked)
-    report = compare([artifacts["tflite-float32"]], **asked, allow_chance=True)
+        compare([artifacts["tflite-float32"]], Options(**asked))
+    report = compare([artifacts["tflite-float32"]], Options(**asked, allow_chance=True))
     (warning,) = [each for each in report.warnings if each.startswith("classes: ")]
     assert "set class_offset=-1" in warning
     assert report.fit is not None and report.fit.problem == "chance"

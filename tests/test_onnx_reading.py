@@ -233,10 +233,10 @@ def test_other_float_types_become_float32(kind: int, name: str, tmp_path: Path) 
         assert read.notes[0] in written.manifest.notes
         assert decibels(exact, answers(written, {"x": x.astype(np.float32)})["y"]) > bound
     if name != "bfloat16":  # for which onnxruntime has hardly a kernel on the CPU
-        from edgekit.compare import compare
+        from edgekit.compare import Options, compare
 
         np.savez(tmp_path / "test.npz", x=x, y=exact.argmax(axis=1))
-        report = compare([written.path], dataset=str(tmp_path / "test.npz"), rounds=1)
+        report = compare([written.path], Options(dataset=str(tmp_path / "test.npz"), rounds=1))
         assert report.artifacts[0].metrics["sqnr"].value > 25
 
 
@@ -324,7 +324,7 @@ def test_axes_of_one_name_have_one_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["keras", "saved_model", "tflite"])
 def test_sizes_of_free_axes_of_other_files(kind: str, tmp_path: Path) -> None:
-    from edgekit.compare import compare
+    from edgekit.compare import Options, compare
     from edgekit.sources.keras import keras_3, tensorflow
 
     keras, tf = keras_3(), tensorflow()
@@ -383,7 +383,7 @@ def test_sizes_of_free_axes_of_other_files(kind: str, tmp_path: Path) -> None:
     for each, bound in zip(made, (90, 90, 30), strict=True):
         (found,) = answers(each, {name: pixels / np.float32(255)}).values()
         assert decibels(exact, found) > bound
-    report = compare([made[2].path], dataset=str(tmp_path / "set.npz"), rounds=1)
+    report = compare([made[2].path], Options(dataset=str(tmp_path / "set.npz"), rounds=1))
     assert report.artifacts[0].metrics["sqnr"].value > 30
 
 
@@ -421,7 +421,7 @@ def _recurrent(path: Path) -> Path:
 
 
 def test_states_and_scalars_are_inputs_without_a_batch(tmp_path: Path) -> None:
-    from edgekit.compare import compare
+    from edgekit.compare import Options, compare
 
     path = _recurrent(tmp_path / "cell.onnx")
     arrays = {
@@ -458,8 +458,7 @@ def test_states_and_scalars_are_inputs_without_a_batch(tmp_path: Path) -> None:
             assert decibels(values, got[name]) > bound
     report = compare(
         [each.path for each in written.values()],
-        dataset=str(path.with_suffix(".npz")),
-        rounds=1,
+        Options(dataset=str(path.with_suffix(".npz")), rounds=1),
     )
     for result, bound in zip(report.artifacts, (100, 50, 28), strict=True):
         assert result.metrics["sqnr"].value > bound
@@ -482,7 +481,7 @@ def _flat_net(path: Path, batch: int, *, mixed: bool = False) -> Path:
 
 
 def test_a_fixed_batch_becomes_one_sample(tmp_path: Path) -> None:
-    from edgekit.compare import compare
+    from edgekit.compare import Options, compare
 
     path = _flat_net(tmp_path / "two.onnx", 2)
     x = _drawn(3, 41, 1, 8, 8)
@@ -492,7 +491,9 @@ def test_a_fixed_batch_becomes_one_sample(tmp_path: Path) -> None:
     (exact,) = onnx.session(path).run(None, {"x": x[:2]})
     assert decibels(exact, answers(made[0], {"x": x[:2]})["y"]) > 100
     np.savez(tmp_path / "test.npz", x=x)
-    report = compare([each.path for each in made], dataset=str(tmp_path / "test.npz"), rounds=1)
+    report = compare(
+        [each.path for each in made], Options(dataset=str(tmp_path / "test.npz"), rounds=1)
+    )
     assert [each.metrics["sqnr"].value > bound for each, bound in
             zip(report.artifacts, (100, 28), strict=True)] == [True, True]  # fmt: skip
 

@@ -184,3 +184,25 @@ def test_a_low_picture_of_many_channels_is_no_picture_turned(tmp_path: Path) -> 
         preprocessing=str(prepare),
         out=tmp_path / "out",
     )
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_an_output_of_truth_values_is_compared(target: str, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        helper.make_node("Greater", ["y", "zero"], ["over"]),
+    ]
+    weights = {"w": _drawn(1, 8, 4), "zero": np.zeros(())}
+    path = _save(tmp_path / "net.onnx", nodes, weights, ["n", 8], ["n", 4])
+    model = package.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("over", TensorProto.BOOL, ["n", 4]))
+    package.save(model, path)
+    for precision in ("float32", "float16"):
+        written = export(
+            path,
+            target=target,
+            precision=precision,
+            preprocessing="none",
+            out=tmp_path / precision,
+        )
+        assert [spec.dtype for spec in written.manifest.signature.outputs] == ["float32", "bool"]

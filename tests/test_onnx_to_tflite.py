@@ -15,7 +15,7 @@ from test_torch_files import CALIBRATION, CASES, FILES, _noise
 
 from edgekit.base.errors import InvalidModelError
 from edgekit.calibrate import main as calibrate_main
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.diagnosis.diff import diff
 from edgekit.evaluation import parity
 from edgekit.export import export, export_all
@@ -137,7 +137,7 @@ def test_the_canonical_graph_is_one_of_the_kind_that_all_sources_have() -> None:
 
 def test_several_targets_of_one_command_are_compared(mobile: Path) -> None:
     paths = [mobile / f"mobile-{t}-{p}" for t in ("tflite", "onnx") for p in ("float32", "int8")]
-    report = compare(paths, dataset=str(mobile / "set.npz"), rounds=1, processes=1)
+    report = compare(paths, Options(dataset=str(mobile / "set.npz"), rounds=1, processes=1))
     assert report.reference.format == "onnx"
     assert len(report.artifacts) == 4
     for each in report.artifacts:
@@ -211,7 +211,7 @@ def test_what_has_no_tflite_form_is_refused_by_name(
     assert export_main([str(path), *given, "--target", "tflite", *out]) == 2
     said = capsys.readouterr()
     text = " ".join((said.out + said.err).split())
-    assert "Det volume has no TFLite form" in text and "export --target onnx" in text
+    assert "Det volume has no TFLite form" in text and "float32 or float16 to ONNX" in text
     assert "Traceback" not in text and not (tmp_path / "out").exists()
     assert export_main([str(path), *given, "--target", "tflite,onnx", *out]) == 2
     assert not (tmp_path / "out").exists()
@@ -257,10 +257,10 @@ def test_a_state_keeps_its_sizes_in_int8_too(tmp_path: Path) -> None:
     written = export(path, precision="float32", out=tmp_path / "out", **given)
     found = {spec.name: (spec.shape, spec.batched) for spec in written.manifest.signature.outputs}
     assert found == {"y": ((1, 4), True), "next": ((2, 1, 4), False)}
-    report = compare([written.path], dataset=str(data), rounds=1, processes=1)
+    report = compare([written.path], Options(dataset=str(data), rounds=1, processes=1))
     assert report.artifacts[0].metrics["sqnr_centred"].value > 100
     rounded = export(path, precision="int8", calibration=str(data), out=tmp_path / "int8", **given)
-    report = compare([rounded.path], dataset=str(data), rounds=1, processes=1)
+    report = compare([rounded.path], Options(dataset=str(data), rounds=1, processes=1))
     assert report.artifacts[0].metrics["sqnr_centred"].value > 30
 
 
@@ -402,6 +402,25 @@ def test_factors_and_summands_go_into_the_layer_before(tmp_path: Path) -> None:
     ]
     path = _save(tmp_path / "names.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
     assert _kinds(path)[1] > 100
+
+
+def test_a_clip_may_end_at_what_is_computed(tmp_path: Path) -> None:
+    """As that of a spectrogram does, at so many dB below its peak."""
+    weights = {
+        "eighty": np.array(0.8, np.float32),
+        "infinity": np.array(np.inf, np.float32),
+        "w": np.random.default_rng(6).normal(0, 1, (4, 3, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"]),
+        helper.make_node("ReduceMax", ["a"], ["peak"], keepdims=0),
+        helper.make_node("Sub", ["peak", "eighty"], ["floor"]),
+        helper.make_node("Clip", ["a", "floor", "infinity"], ["b"]),
+        helper.make_node("Clip", ["b", "", "peak"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
+    kinds, noise = _kinds(path)
+    assert (kinds.count("MAXIMUM"), kinds.count("MINIMUM")) == (1, 1) and noise > 100
 
 
 @pytest.mark.parametrize("early", [False, True])

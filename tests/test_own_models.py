@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from exported import answers, decibels
+from onnx import TensorProto, helper
 
 from edgekit import data, parity
 from edgekit.base.errors import InvalidDataError, InvalidModelError
@@ -439,6 +440,23 @@ def test_what_is_fed_is_checked() -> None:
         feeds.make("set", {"a": np.array(["one", "two"])})
 
 
+def _counter() -> bytes:
+    """A TFLite file that adds what it is given to what it was given before."""
+    tf = keras_format.tensorflow()
+    total = tf.Variable(tf.zeros([1, 4]), trainable=False)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, 4], tf.float32)])
+    def add(given: Any) -> Any:
+        return total.assign_add(given)
+
+    module = tf.Module()
+    module.total = total
+    functions = [add.get_concrete_function()]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(functions, module)
+    converter.experimental_enable_resource_variables = True
+    return bytes(converter.convert())
+
+
 BAD: dict[str, tuple[str, str]] = {
     "no such kind": ("mine.xyz", "expected a Keras artifact, a SavedModel folder or a file .keras"),
     "missing tflite": ("none.tflite", "none.tflite not found"),
@@ -447,6 +465,8 @@ BAD: dict[str, tuple[str, str]] = {
     "no tflite": ("text.tflite", "text.tflite is not a TFLite model"),
     "truncated tflite": ("short.tflite", "short.tflite cannot be read (cut short?)"),
     "int8 tflite": ("int8.tflite", "is quantized already"),
+    "tflite with a state": ("counter.tflite", "keeps a state of its own from run to run"),
+    "text onnx": ("words.onnx", "keep text outside of it"),
     "free size tflite": ("free.tflite", "expected fixed sizes of input"),
     "truncated onnx": ("text.onnx", "text.onnx cannot be read as ONNX"),
     "weights only": ("weights.h5", "weights.h5 holds weights only"),
@@ -481,6 +501,12 @@ def bad_place(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([p[None]] for p in _pixels(4) / np.float32(255))
     (folder / "int8.tflite").write_bytes(converter.convert())
+    (folder / "counter.tflite").write_bytes(_counter())
+    words = helper.make_tensor_value_info("words", TensorProto.STRING, [1, 4])
+    node = helper.make_node("Identity", ["words"], ["same"])
+    same = helper.make_tensor_value_info("same", TensorProto.STRING, [1, 4])
+    graph = helper.make_graph([node], "net", [words], [same])
+    (folder / "words.onnx").write_bytes(helper.make_model(graph).SerializeToString())
     _torch_like(folder / "free.onnx", free=True)
     for name in ("broken", "bare", "nothing"):
         (folder / name).mkdir()

@@ -15,7 +15,7 @@ from conftest import Done, mostly_right
 
 from edgekit import data
 from edgekit.base.errors import InvalidOptionError, RecordingError, ReportError
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.evaluation.recording import Recording, is_recording
 from edgekit.export import export
 from edgekit.gate import gate
@@ -42,10 +42,9 @@ def folder(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, word in (("cpu", "ort:cpu:float16"), ("emulated", "emulated:float16")):
         found = compare(
             [made / "onnx-float32"],
-            dataset=str(made / "set.npz"),
-            rounds=2,
-            reference=word,
-            record=made / f"{name}.rec",
+            Options(
+                dataset=str(made / "set.npz"), rounds=2, reference=word, record=made / f"{name}.rec"
+            ),
         )
         (made / f"{name}.json").write_text(found.dumps())
     return made
@@ -53,7 +52,7 @@ def folder(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def replayed(folder: Path, name: str = "cpu.rec", **options: Any) -> Report:
     options = {"dataset": str(folder / "set.npz"), "rounds": 1, **options}
-    return compare([folder / "onnx-float32"], reference=folder / name, **options)
+    return compare([folder / "onnx-float32"], Options(reference=folder / name, **options))
 
 
 def test_a_recording_made_on_a_cpu_says_so(folder: Path) -> None:
@@ -63,7 +62,7 @@ def test_a_recording_made_on_a_cpu_says_so(folder: Path) -> None:
     assert facts.device.name == environment.describe().cpu
     assert facts.runtime.provider == "CPUExecutionProvider"
     assert not facts.runtime.emulated
-    assert found.answers.shape == (COUNT, 5)
+    assert found.outputs.shape == (COUNT, 5)
     assert found.latency is not None and found.latency.shape == (2, 20)
     assert set(facts.metrics) == {"peak_memory", "load_time"}
     assert facts.data.count == COUNT
@@ -115,7 +114,7 @@ def test_the_same_recording_gives_the_same_bytes(folder: Path) -> None:
     found.write(folder / "again.rec", force=True)
     again = Recording.load(folder / "again.rec")
     assert again.facts == found.facts
-    np.testing.assert_array_equal(again.answers, found.answers)
+    np.testing.assert_array_equal(again.outputs, found.outputs)
     assert is_recording(folder / "cpu.rec")
     assert not is_recording(folder / "set.npz")
 
@@ -173,14 +172,14 @@ def npy(values: np.ndarray) -> bytes:
             lambda d: d["outputs"].update(more=1),
             "of the outputs dense of 5, more of 1, got",
         ),
-        (lambda d: d.update(outputs={}), "answers of the outputs"),
+        (lambda d: d.update(outputs={}), "values of the outputs"),
         (lambda d: d.pop("schema_version"), "schema_version None"),
         (lambda d: d.update(extra=1), "unknown key 'extra'"),
         (lambda d: d.pop("device"), "missing key 'device'"),
         (lambda d: d["device"].update(kind="tpu"), "expected one of"),
         (lambda d: d["arrays"].update(answers="0" * 64), "answers are not those of its sha256"),
         (lambda d: d["arrays"].update(more="0" * 64), "expected the arrays"),
-        (lambda d: d["data"].update(count=3), "finite answers to 3 images"),
+        (lambda d: d["data"].update(count=3), "finite outputs for 3 images"),
         (lambda d: d["runtime"].update(emulated=True), "cannot have been measured"),
     ],
 )
@@ -196,7 +195,7 @@ def test_a_document_that_does_not_fit_is_refused(
     [
         (np.zeros((COUNT, 5)), "expected float32"),
         (np.zeros(COUNT * 5, np.float32), "expected float32"),
-        (np.full((COUNT, 5), np.nan, np.float32), "finite answers"),
+        (np.full((COUNT, 5), np.nan, np.float32), "finite outputs"),
         (np.array([[{}]], object), "broken array"),
     ],
 )
@@ -294,12 +293,10 @@ def test_the_gate_holds_against_one_reference(folder: Path) -> None:
 def test_a_reference_of_keras(folder: Path) -> None:
     found = compare(
         [folder / "onnx-float32"],
-        dataset=str(folder / "set.npz"),
-        rounds=1,
-        reference="keras:cpu:mixed_float16",
+        Options(dataset=str(folder / "set.npz"), rounds=1, reference="keras:cpu:mixed_float16"),
     )
     assert found.reference.name == "keras:cpu:mixed_float16"
     assert found.reference.runtime.provider == "TensorFlow CPU, mixed_float16"
     assert found.artifacts[0].metrics["agreement"].value > 80
     with pytest.raises(InvalidOptionError, match="unknown runner"):
-        compare([folder / "onnx-float32"], reference="keras:tpu:float32")
+        compare([folder / "onnx-float32"], Options(reference="keras:tpu:float32"))

@@ -72,15 +72,15 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
         assert store.todo == [0, 4, 8]
         store.put(4, ANSWERS[4:8], RUNTIME, HERE)
         with pytest.raises(ExecutionError, match="2 of 3 shards are missing"):
-            store.answers()
+            store.outputs()
     with shards.Work(tmp_path / "w") as work:
         store = opened(work)
         assert (store.todo, store.resumed, work.resumed) == ([0, 8], 1, 1)
         fill(store)
-        np.testing.assert_array_equal(store.answers(), ANSWERS)
+        np.testing.assert_array_equal(store.outputs(), ANSWERS)
         assert store.places() == (dataclasses.replace(HERE, shards=3),)
         assert not store.put(4, ANSWERS[:4], RUNTIME, HERE)  # the second answer changes nothing
-        np.testing.assert_array_equal(store.answers(), ANSWERS)
+        np.testing.assert_array_equal(store.outputs(), ANSWERS)
         assert store.runtime == RUNTIME
     changed = dataclasses.replace(RUN, options={"kernels": "reference"})
     with shards.Work(tmp_path / "w") as work:
@@ -112,7 +112,7 @@ def test_a_broken_file_runs_again(
         assert store.todo == [4]
         assert message in store.broken[0] and "0000000004.shard of m is broken" in store.broken[0]
         fill(store)
-        np.testing.assert_array_equal(store.answers(), ANSWERS)
+        np.testing.assert_array_equal(store.outputs(), ANSWERS)
 
 
 def test_a_whole_file_that_does_not_belong_runs_again(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_answers_of_two_shapes(tmp_path: Path) -> None:
     with shards.Work(tmp_path) as work:
         store = opened(work)
         store.put(0, ANSWERS[:4], RUNTIME, HERE)
-        with pytest.raises(InvalidModelError, match=r"expected answers \[3\] as before, got \[2\]"):
+        with pytest.raises(InvalidModelError, match=r"expected outputs \[3\] as before, got \[2\]"):
             store.put(4, ANSWERS[4:8, :2], RUNTIME, HERE)
 
 

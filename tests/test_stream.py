@@ -16,6 +16,7 @@ from conftest import Done
 from PIL import Image
 
 from edgekit import data
+from edgekit.base import cli
 from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidOptionError
 from edgekit.data import tfrecord
 from edgekit.records.artifact import Artifact
@@ -191,7 +192,12 @@ def trainer(root: Path, recipe: Recipe, **options: Any) -> StreamTrainer:
     logits = keras.layers.Dense(3, name="logits")(x)
     model = keras.Model(image, keras.layers.Softmax()(logits))
     return StreamTrainer(
-        model, recipe, stream=stream(root, recipe, **options), prepare=PREPARE, towers=1
+        model,
+        recipe,
+        stream=stream(root, recipe, **options),
+        prepare=PREPARE,
+        towers=1,
+        progress=cli.reporter,
     )
 
 
@@ -313,7 +319,7 @@ def test_imagenet_shards_have_two_parts_and_classes_from_one(shards: Path) -> No
 def test_small_augmentation_of_a_small_set_is_in_memory_and_the_choice_is_said(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = Wanted(KINDS["small"], PREPARE, SHAPE)
+    wanted = Wanted(KINDS["small"], PREPARE, SHAPE, progress=cli.reporter)
     assert isinstance(inputs(f"folder:{photos}", wanted).training, data.ImageSet)
     assert "streamed" not in capsys.readouterr().err
     monkeypatch.setattr("edgekit.records.environment.available_memory", lambda: 50_000)

@@ -11,7 +11,7 @@ import onnx as package
 import pytest
 from exported import answers
 
-from edgekit.base.errors import InvalidModelError
+from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.evaluation import shards
 from edgekit.export import export
 from edgekit.graph import onnx, onnx_forms
@@ -143,13 +143,15 @@ def test_a_file_exported_in_training_is_refused() -> None:
         float_model.load(FILES / "training.onnx", preprocessing="none")
 
 
-def test_a_file_that_is_quantized_already_is_refused(
+def test_a_file_that_is_quantized_already_has_no_float_form(
     arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
     given = {"image": arrays["image"]}
     written = _export(FILES / "unfolded.onnx", "int8", given, tmp_path / "out")
-    with pytest.raises(InvalidModelError, match="got DequantizeLinear .*is quantized already"):
-        float_model.load(written.model_path, preprocessing="none")
+    path = tmp_path / "int8.onnx"
+    path.write_bytes(written.model_path.read_bytes())
+    with pytest.raises(InvalidOptionError, match="it has no float form; export the float model"):
+        _export(path, "float32", given, tmp_path / "float")
 
 
 def test_two_float32_readers_of_a_float16_tensor() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekit.base import cli
 from edgekit.records.signature import preprocessing
 from edgekit.sources import arrange
 from edgekit.sources.keras import tf_keras
@@ -65,7 +66,8 @@ def train(folder: Path, options: dict[str, object]) -> dict[str, object]:
         data_format=data_format,
         scaled=precision == "mixed_float16",
     )
-    log = fit(trainer, folder, None, bool(options.get("resume")), {})
+    resume = bool(options.get("resume"))
+    log = fit(trainer, folder, None, resume, {}, progress=cli.reporter)
     found = {
         "losses": [entry["loss"] for entry in log],
         "averages": sha256(trainer.averaged_weights()),

@@ -9,6 +9,7 @@ say.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import itertools
@@ -28,15 +29,17 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
-    Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as Bars
+from rich.progress import Task as Bar
 from rich.segment import Segment
 
 from edgekit.base import schema, words
 from edgekit.base.errors import EdgekitError, reason
+from edgekit.base.progress import Progress, Task
 from edgekit.base.text import visible, visible_lines
 from edgekit.base.version import __version__
 
@@ -93,7 +96,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Help in which a number is called N or X, and long lists of choices stand in the text."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        if action.type in (positive_int, int, float):
+        if action.type in (words.positive_int, int, float):
             return "X" if action.type is float else "N"
         return super()._get_default_metavar_for_optional(action)
 
@@ -287,7 +290,7 @@ def command_line() -> str:
 LOG_SECONDS = 10.0
 
 
-def progress(unit: str = "images") -> Progress:
+def progress(unit: str = "images") -> Bars:
     """Progress of tasks with counts and the time that remains, on stderr.
 
     On a terminal it is a bar; elsewhere a line every :data:`LOG_SECONDS`, so that a log shows that
@@ -295,7 +298,7 @@ def progress(unit: str = "images") -> Progress:
     """
     if not console.is_terminal:
         return _Lines(unit)
-    return Progress(
+    return Bars(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -306,7 +309,7 @@ def progress(unit: str = "images") -> Progress:
     )
 
 
-class _Lines(Progress):
+class _Lines(Bars):
     """Tasks whose state is printed now and then, by a thread of its own."""
 
     def __init__(self, unit: str) -> None:
@@ -330,7 +333,7 @@ class _Lines(Progress):
                 if not task.finished:
                     say(self._line(task))
 
-    def _line(self, task: Task) -> str:
+    def _line(self, task: Bar) -> str:
         done, passed = task.completed, task.elapsed or 0.0
         total = "" if task.total is None else f"/{task.total:,.0f}"
         line = f"{task.description}: {done:,.0f}{total} {self._unit}"
@@ -339,6 +342,37 @@ class _Lines(Progress):
             if task.total is not None:
                 line += f", {_duration((task.total - done) * passed / done)} left"
         return f"{line}  {task.fields.get('note', '')}".rstrip()
+
+
+class _Reporter(Progress):
+    """Sentences and progress on stderr."""
+
+    def say(self, sentence: str) -> None:
+        """One line."""
+        say(sentence)
+
+    @contextlib.contextmanager
+    def task(
+        self, name: str, total: int | None = None, *, unit: str = "images", note: str = ""
+    ) -> Iterator[Task]:
+        """A bar, or lines."""
+        with progress(unit) as bars:
+            yield _Shown(bars, bars.add_task(name, total=total, note=note))
+
+
+class _Shown(Task):
+    def __init__(self, bars: Bars, number: TaskID) -> None:
+        self._bars, self._number = bars, number
+
+    def advance(self, count: int = 1) -> None:
+        self._bars.advance(self._number, count)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._number, note=text)
+
+
+#: What verbs pass to the functions that do the work.
+reporter: Progress = _Reporter()
 
 
 def _rate(a_second: float) -> str:
@@ -366,17 +400,6 @@ def several(known: Sequence[str]) -> Callable[[str], list[str]]:
         return found
 
     return read
-
-
-def positive_int(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-    return value
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import os
 import re
@@ -65,6 +66,17 @@ def integer(word: str, options: dict[str, str], key: str, *, least: int) -> int 
     if not re.fullmatch(r"-?[0-9]{1,9}", text) or int(text) < least:
         raise InvalidOptionError(f"{word}: expected {key} as an integer >= {least}, got {text!r}")
     return int(text)
+
+
+def positive_int(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return value
 
 
 #: What others call the same.

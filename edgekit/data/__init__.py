@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from edgekit.base import cli, words
+from edgekit.base import words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import classes, fashion_mnist, images
 from edgekit.data.folder import Folder
 from edgekit.data.function import PREFIXES, WORD, Function
@@ -99,6 +100,7 @@ class Opened:
     Attributes:
         source: Arrays, or pictures of any size.
         samples: How many to draw; None for all.
+        progress: Hears how classes were numbered, what was left out, and how far decoding is.
     """
 
     word: str
@@ -108,6 +110,7 @@ class Opened:
     seed: int
     size: int | None
     background: str
+    progress: Progress = SILENT
 
     def load(
         self,
@@ -118,7 +121,7 @@ class Opened:
         limit: int | None = None,
         quiet: bool = False,
     ) -> ImageSet:
-        """Images for a model; says on stderr how classes were found and what was left out.
+        """Images for a model.
 
         Args:
             shape: ``(H, W, C)`` that pictures are resized to, the model's input; without a model
@@ -141,7 +144,7 @@ class Opened:
         else:
             found = self._decoded(self.source, self.shape(shape), prepare, class_names, limit)
         for warning in () if quiet else found.warnings:
-            cli.say(f"warning: {warning}")
+            self.progress.say(f"warning: {warning}")
         return found
 
     def shape(self, given: tuple[int, ...] | None) -> tuple[int, int, int]:
@@ -175,6 +178,7 @@ class Opened:
             number=None if numbering is None else numbering.apply,
             class_names=() if numbering is None else numbering.class_names,
             most=None if drawn_later else limit,
+            progress=self.progress,
         )
         if drawn_later:
             assert self.samples is not None
@@ -192,7 +196,7 @@ class Opened:
             return None
         found = classes.number(source.name, source.names, class_names, offset=offset)
         if found.said:
-            cli.say(f"{source.name}: {found.said}")
+            self.progress.say(f"{source.name}: {found.said}")
         return found
 
 
@@ -223,7 +227,12 @@ def shape_of(word: str, size: int | None, given: tuple[int, ...] | None) -> tupl
 
 
 def open_word(
-    word: str, split: Split, *, labels: bool | None = None, read_from: Path | None = None
+    word: str,
+    split: Split,
+    *,
+    labels: bool | None = None,
+    read_from: Path | None = None,
+    progress: Progress = SILENT,
 ) -> Opened:
     """Find what a ``--data`` word names; broken words and missing files are refused here.
 
@@ -234,6 +243,7 @@ def open_word(
         labels: Whether labels are needed; default for all but ``calibration``.
         read_from: The file that the word stands in, where nobody typed it. Such a word names images
             that are read, never something to import.
+        progress: Hears what loading them says.
 
     Raises:
         InvalidOptionError: If the word or an option is unknown.
@@ -257,7 +267,7 @@ def open_word(
     source = adapter.open(place, split, options, labels=needed)
     if size is not None and isinstance(source, ImageSet):
         raise InvalidOptionError(f"{word}: size is for pictures; arrays are not resized")
-    return Opened(word, split, source, samples, seed or 0, size, background)
+    return Opened(word, split, source, samples, seed or 0, size, background, progress)
 
 
 @dataclass(frozen=True)
@@ -278,7 +288,7 @@ class Sequential:
     background: str
 
 
-def sequential(word: str, split: Split) -> Sequential | None:
+def sequential(word: str, split: Split, *, progress: Progress = SILENT) -> Sequential | None:
     """Find a set that is read in sequence; None for one whose pictures are found by number.
 
     Of TFRecord files headers and labels are read, of a ``tfds:`` set nothing.
@@ -298,14 +308,13 @@ def sequential(word: str, split: Split) -> Sequential | None:
     if isinstance(adapter, Tfds):
         part = prepared(place, split, options)
     else:
-        with cli.progress("files") as bar:
-            task = bar.add_task("counting", total=None, note="")
+        with progress.task("counting", unit="files") as task:
             part = shards(
                 place,
                 split,
                 options,
                 imagenet=isinstance(adapter, ImageNet),
-                advance=lambda count: bar.advance(task, count),
+                advance=task.advance,
             )
     return Sequential(word, part, samples, size, background)
 
@@ -333,9 +342,10 @@ def load(
     class_names: tuple[str, ...] = (),
     limit: int | None = None,
     quiet: bool = False,
+    progress: Progress = SILENT,
 ) -> ImageSet:
     """:func:`open_word` and :meth:`Opened.load` in one."""
-    opened = open_word(word, split)
+    opened = open_word(word, split, progress=progress)
     return opened.load(
         shape=shape, prepare=prepare, class_names=class_names, limit=limit, quiet=quiet
     )

@@ -23,6 +23,7 @@ from rich.table import Table
 from edgekit import data
 from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.base.text import visible
 from edgekit.data import describe as descriptions
 from edgekit.data import task as tasks
@@ -63,6 +64,7 @@ def check(
     prepare: str | None = None,
     limit: int | None = None,
     shapes: Shapes | None = None,
+    progress: Progress = SILENT,
 ) -> Checked:
     """Look for classic mistakes between a model and images.
 
@@ -72,11 +74,12 @@ def check(
         prepare: Preprocessing of what is no artifact.
         limit: The first images only.
         shapes: Sizes of a file's input with free axes, by name; under ``""`` of the only one.
+        progress: Hears what loading the images says.
 
     Raises:
         EdgekitError: If model and images cannot be used.
     """
-    opened = data.open_word(dataset, "test")
+    opened = data.open_word(dataset, "test", progress=progress)
     job, manifest = _job(model, prepare, shapes or {})
     with Worker(job) as worker:
         shape = worker.loaded.input_shape
@@ -177,7 +180,7 @@ python -m edgekit.data check mine.keras \\
     look.add_argument(
         "other", nargs="?", metavar="OTHER", help="another set, which must share no image with it"
     )
-    look.add_argument("--limit", type=cli.positive_int, help="look at the first N pictures only")
+    look.add_argument("--limit", type=words.positive_int, help="look at the first N pictures only")
     look.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw some of the images")
     look.add_argument("--force", action="store_true", help="replace FILE.png if it exists")
     fit = actions.add_parser(
@@ -194,7 +197,7 @@ python -m edgekit.data check mine.keras \\
         help="for a file: how pixels become its input, as `edgekit export` takes it",
     )
     float_model.add_shape(fit)
-    fit.add_argument("--limit", type=cli.positive_int, help="use the first N images only")
+    fit.add_argument("--limit", type=words.positive_int, help="use the first N images only")
     return result
 
 
@@ -214,10 +217,13 @@ def _describe(options: argparse.Namespace) -> cli.Outcome:
         if out.suffix.lower() != ".png":
             raise InvalidOptionError(f"expected --sheet as FILE.png, got {out}")
         outputs.check_free(out, force=options.force)
-    opened = data.open_word(options.data, "calibration")
-    other = None if options.other is None else data.open_word(options.other, "calibration")
+    opened, *others = (
+        data.open_word(word, "calibration", progress=cli.reporter)
+        for word in (options.data, options.other)
+        if word is not None
+    )
     found = descriptions.survey(opened, limit=options.limit, pictures=out is not None)
-    against = None if other is None else descriptions.survey(other)
+    against = descriptions.survey(others[0]) if others else None
     description = descriptions.describe(found, against)
     if out is not None:
         outputs.write_bytes(out, descriptions.sheet(found), force=options.force)
@@ -283,6 +289,7 @@ def _check(options: argparse.Namespace) -> cli.Outcome:
         prepare=options.preprocessing,
         limit=options.limit,
         shapes=float_model.shapes_of(options.shape),
+        progress=cli.reporter,
     )
     for finding in found.findings:
         cli.say(f"{'hint: ' if finding.hint else ''}{finding.kind}: {finding.said}")

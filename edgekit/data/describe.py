@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.text import visible
 from edgekit.data import Opened, decode
@@ -175,15 +174,14 @@ def survey(opened: Opened, *, limit: int | None = None, pictures: bool = False) 
         source = _of_arrays(source)
     found = Survey(source)
     decode.pillow()
-    with cli.progress() as bar:
-        task = bar.add_task("looking", total=source.count, note="")
+    with opened.progress.task("looking", source.count) as task:
         look = functools.partial(_look, background=opened.background)
         for number, (entry, each) in enumerate(parallel(look, source.entries(None))):
             if isinstance(each, PictureError):
                 found.broken.append(f"{visible(entry.where)} ({each})")
             else:
                 found.take(number, entry, each, picture=pictures)
-            bar.advance(task)
+            task.advance()
             if number + 1 == limit:
                 break
     if not found.numbers:

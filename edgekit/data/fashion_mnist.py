@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import outputs
+from edgekit.base import outputs, shipped
 from edgekit.base.errors import InvalidDataError
 from edgekit.data import images
 
@@ -86,7 +86,7 @@ def cache_folder() -> Path:
 
 
 def _shipped_folder() -> Path:
-    return Path(__file__).resolve().parents[2] / "calibration" / "fashion_mnist"
+    return shipped.folder("calibration", "fashion_mnist")
 
 
 def _load_calibration(path: Path) -> images.ImageSet:

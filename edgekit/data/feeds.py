@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgekit import data
 from edgekit.base.errors import InvalidDataError, InvalidModelError, reason
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data.images import BROKEN, ImageSet, Split, mapped
 from edgekit.records.results import Unit
 from edgekit.records.signature import Preprocessing, TensorSpec
@@ -84,7 +85,12 @@ def make(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Inputs:
 
 
 def open_word(
-    word: str, split: Split, *, labels: bool | None = None, read_from: Path | None = None
+    word: str,
+    split: Split,
+    *,
+    labels: bool | None = None,
+    read_from: Path | None = None,
+    progress: Progress = SILENT,
 ) -> data.Opened | Inputs:
     """Find what a ``--data`` or ``--calibration`` word names.
 
@@ -94,26 +100,24 @@ def open_word(
         split: As :func:`edgekit.data.open_word` takes it.
         labels: As :func:`edgekit.data.open_word` takes it.
         read_from: As :func:`edgekit.data.open_word` takes it.
+        progress: Hears what loading them says.
 
     Raises:
         InvalidDataError: If the data is missing or broken, or a file names something to import.
     """
     path = Path(word)
-    if path.suffix != ".npz" or not path.is_file() or not zipfile.is_zipfile(path):
-        return data.open_word(
-            word, split, labels=labels, read_from=read_from
-        )  # which says what is wrong
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.namelist()
-            if {member.removesuffix(".npy") for member in members} <= {"x", "y"}:
-                return data.open_word(word, split, labels=labels, read_from=read_from)
-            arrays = {m.removesuffix(".npy"): mapped(archive, m) for m in members}
-        return make(path.name, arrays)
-    except BROKEN as exc:
-        raise InvalidDataError(
-            f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
-        ) from None
+    if path.suffix == ".npz" and path.is_file() and zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = archive.namelist()
+                if not {member.removesuffix(".npy") for member in members} <= {"x", "y"}:
+                    arrays = {m.removesuffix(".npy"): mapped(archive, m) for m in members}
+                    return make(path.name, arrays)
+        except BROKEN as exc:
+            raise InvalidDataError(
+                f"{path} is not a usable .npz: {reason(exc)}; save it with numpy.savez"
+            ) from None
+    return data.open_word(word, split, labels=labels, read_from=read_from, progress=progress)
 
 
 def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:

@@ -21,8 +21,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli, words
+from edgekit.base import words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress, Task
 from edgekit.base.text import visible
 from edgekit.data import decode, images
 from edgekit.data.decode import Content, PictureError, Pixels
@@ -155,6 +156,7 @@ def images_of(
     number: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]] | None,
     class_names: tuple[str, ...],
     most: int | None = None,
+    progress: Progress = SILENT,
 ) -> images.ImageSet:
     """Decode pictures of a source.
 
@@ -165,6 +167,7 @@ def images_of(
         number: From the source's class numbers to the model's; None to leave labels out.
         class_names: Of the model's numbers.
         most: Stop at so many images.
+        progress: Hears how far it is, and what became of transparency and colours.
 
     Raises:
         InvalidDataError: If none can be decoded, or there is no room for them.
@@ -181,7 +184,8 @@ def images_of(
         _check_room(source.name, total * int(np.prod(fit.shape)))
     with tempfile.TemporaryFile() as file:
         spooled = _Spooled(file)
-        _spool(spooled, source.entries(chosen), fit, total, most)
+        with progress.task("decoding", total) as task:
+            _spool(spooled, source.entries(chosen), fit, task, most)
         if not spooled.kept:
             first = f": {spooled.broken[0]}" if spooled.broken else ""
             raise InvalidDataError(
@@ -192,12 +196,12 @@ def images_of(
         file.flush()
         pixels = np.memmap(file, np.uint8, "r", shape=(len(spooled.kept), *fit.shape))
     if spooled.transparent:
-        cli.say(
+        progress.say(
             f"{source.name}: {spooled.transparent} pictures have transparency; they lie on "
             f"{fit.background} (#background={'|'.join(BACKGROUNDS)})"
         )
     if spooled.greyed:
-        cli.say(
+        progress.say(
             f"{source.name}: {spooled.greyed} pictures are in colour; the model takes grey ones, "
             f"their colours are left out"
         )
@@ -215,7 +219,7 @@ def images_of(
 
 
 def _spool(
-    spooled: _Spooled, entries: Iterator[Entry], fit: Fit, total: int | None, most: int | None
+    spooled: _Spooled, entries: Iterator[Entry], fit: Fit, task: Task, most: int | None
 ) -> None:
     def work(entry: Entry) -> Fitted | PictureError:
         try:
@@ -224,23 +228,21 @@ def _spool(
             return exc
 
     decode.pillow()
-    with cli.progress() as bar:
-        task = bar.add_task("decoding", total=total, note="")
-        for entry, found in parallel(work, entries):
-            if isinstance(found, PictureError):
-                spooled.broken.append(f"{visible(entry.where)} ({found})")
-            else:
-                content = found.pixels.tobytes()
-                spooled.file.write(content)
-                spooled.transparent += found.transparent
-                spooled.greyed += found.greyed
-                spooled.kept.append(spooled.seen)
-                spooled.labels.append(entry.label)
-                spooled.digests += hashlib.sha256(content).digest()[:_DIGEST]
-                bar.advance(task)
-            spooled.seen += 1
-            if len(spooled.kept) == most:
-                return
+    for entry, fitted in parallel(work, entries):
+        if isinstance(fitted, PictureError):
+            spooled.broken.append(f"{visible(entry.where)} ({fitted})")
+        else:
+            content = fitted.pixels.tobytes()
+            spooled.file.write(content)
+            spooled.transparent += fitted.transparent
+            spooled.greyed += fitted.greyed
+            spooled.kept.append(spooled.seen)
+            spooled.labels.append(entry.label)
+            spooled.digests += hashlib.sha256(content).digest()[:_DIGEST]
+            task.advance()
+        spooled.seen += 1
+        if len(spooled.kept) == most:
+            return
 
 
 def _check_room(name: str, size: int) -> None:

@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgekit.base import cli
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data.feeds import Samples
+from edgekit.data.images import Split
 from edgekit.diagnosis.bisection import Bisection, Bound, bisect
 from edgekit.diagnosis.measure import (
     ISOLATED,
@@ -68,14 +70,36 @@ class LayerDiff:
     images: int
     rows: tuple[LayerRow, ...]
     tensors: int
-    computed: tuple[str, ...]
-    unjudged: tuple[str, ...]
     verdict: Verdict | None
     first_below: dict[str, str | None]
     bound: float | None
-    bisection: Bisection | None
     graph_id: str
+    computed: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
+    bisection: Bisection | None = None
     through_lite: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        one: _Side,
+        other: _Side,
+        rows: tuple[LayerRow, ...],
+        modes: Collection[str],
+        bound: float | None,
+        **more: Any,
+    ) -> LayerDiff:
+        """What the rows say of two models: which layer is to blame, and the first below a bound."""
+        below = {} if bound is None else {mode: first_below(rows, mode, bound) for mode in modes}
+        return cls(
+            reference=str(one.path),
+            suspect=str(other.path),
+            rows=rows,
+            verdict=blame(rows),
+            first_below=below,
+            bound=bound,
+            **more,
+        )
 
 
 @dataclass(frozen=True)
@@ -93,14 +117,16 @@ class _Side:
         """Whether its weights were trained on, with fake quantization, from the float model."""
         if self.artifact is None or self.precision != "int8":
             return False
-        way = self.artifact.manifest.quantization
-        return self.format == "keras" or (way is not None and way.way == TRAINED)
+        record = self.artifact.manifest.quantization
+        return self.format == "keras" or (record is not None and record.way == TRAINED)
 
     @property
     def fitted(self) -> bool:
         """Whether its layers may make up for errors before them."""
-        found = None if self.artifact is None else self.artifact.manifest.quantization
-        return found is not None and any(each in found.way for each in (CORRECTED, FITTED, TRAINED))
+        record = None if self.artifact is None else self.artifact.manifest.quantization
+        return record is not None and any(
+            each in record.way for each in (CORRECTED, FITTED, TRAINED)
+        )
 
 
 def diff(
@@ -116,6 +142,7 @@ def diff(
     threads: int = 1,
     trust: bool = False,
     preprocessing: str | None = None,
+    progress: Progress = SILENT,
 ) -> LayerDiff:
     """Compare two models of one float model, layer by layer.
 
@@ -134,6 +161,7 @@ def diff(
         threads: Inside an operator.
         trust: Let code inside of the float model run.
         preprocessing: How the inputs of a file are made; needed for a suspect that is one.
+        progress: Hears how far it is, and what loading the samples says.
 
     Raises:
         EdgekitError: If models, data or options do not fit together.
@@ -162,10 +190,10 @@ def diff(
     canonical, orders = _canonical(one, other, source, trust=trust)
     graph = Graph(canonical)
     specs = litert.signature(canonical).inputs
-    found = _samples(dataset, specs, manifest, images)
+    samples = _samples(dataset, specs, manifest, images, progress)
 
     def fed(prepare: Preprocessing) -> feeds.Feed:
-        values = feeds.feed(found, specs, prepare, slice(None))
+        values = feeds.feed(samples, specs, prepare, slice(None))
         return {graph.entries[name]: array for name, array in values.items()}
 
     given = fed(manifest.preprocessing)
@@ -179,8 +207,7 @@ def diff(
         floats=manifest.quantization.floats if manifest.quantization else (),
         threads=threads,
     )
-    with cli.progress() as bar:
-        task = bar.add_task("layers", total=len(found), note="")
+    with progress.task("layers", len(samples)) as task:
         rows = measure(
             right,
             wrong,
@@ -191,12 +218,11 @@ def diff(
             reference_factors=_factors(one),
             half=other.precision == "float16",
             fitted=other.fitted,
-            advance=lambda count: bar.advance(task, count),
+            advance=task.advance,
         )
     bisection = None
     if bisect_bound is not None:
-        with cli.progress("runs") as bar:
-            task = bar.add_task("bisecting", total=len(graph.operators) + 3, note="")
+        with progress.task("bisecting", len(graph.operators) + 3, unit="runs") as task:
             bisection = bisect(
                 right,
                 wrong,
@@ -205,21 +231,18 @@ def diff(
                 given,
                 bisect_bound,
                 rows=rows,
-                advance=lambda count: bar.advance(task, count),
+                advance=task.advance,
             )
-    return LayerDiff(
-        reference=str(reference),
-        suspect=str(suspect),
-        images=len(found),
-        rows=rows,
+    return LayerDiff.of(
+        one,
+        other,
+        rows,
+        modes,
+        bound,
+        images=len(samples),
         tensors=len(sound.kinds),
         computed=tuple(row.layer for row in rows if row.name not in right.names),
         unjudged=_unjudged(rows, sound) if ISOLATED in modes else (),
-        verdict=blame(rows),
-        first_below={mode: first_below(rows, mode, bound) for mode in modes}
-        if bound is not None
-        else {},
-        bound=bound,
         bisection=bisection,
         graph_id=wrong.graph_id,
         through_lite=one.artifact is None and isinstance(right, TfLiteTensors),
@@ -231,15 +254,22 @@ def _unjudged(rows: Sequence[LayerRow], sound: Sound) -> tuple[str, ...]:
     return tuple(label for name, label in sound.labels.items() if name not in judged)
 
 
-def _samples(dataset: str, specs: Sequence[TensorSpec], manifest: Manifest, limit: int) -> Samples:
+def _samples(
+    dataset: str,
+    specs: Sequence[TensorSpec],
+    manifest: Manifest,
+    limit: int,
+    progress: Progress,
+) -> Samples:
     """What a ``--data`` word names, without labels."""
-    opened = feeds.open_word(dataset, "test" if dataset == "fashion_mnist" else "calibration")
+    split: Split = "test" if dataset == "fashion_mnist" else "calibration"
+    opened = feeds.open_word(dataset, split, progress=progress)
     if isinstance(opened, feeds.Inputs):
-        found: Samples = feeds.labelled(opened, specs)[0].head(limit)
+        samples: Samples = feeds.labelled(opened, specs)[0].head(limit)
     else:
-        found = feeds.images(opened, specs, manifest.preprocessing, manifest.class_names, limit)
-    feeds.check(found, specs)
-    return found
+        samples = feeds.images(opened, specs, manifest.preprocessing, manifest.class_names, limit)
+    feeds.check(samples, specs)
+    return samples
 
 
 def _suspect(path: Path, preprocessing: str | None) -> _Side:
@@ -250,12 +280,12 @@ def _suspect(path: Path, preprocessing: str | None) -> _Side:
             raise InvalidOptionError(
                 f"{path} brings its preprocessing; give --preprocessing only with a file"
             )
-        found = _side(path)
-        if found.artifact is None:
+        side = _side(path)
+        if side.artifact is None:
             raise InvalidOptionError(
                 f"{path} is no artifact; give the float model first, it is the reference"
             )
-        return found
+        return side
     artifact = model_file.load(path, prepare)
     manifest = artifact.manifest
     return _Side(path, artifact, artifact.sha256, manifest.format, manifest.precision)
@@ -289,13 +319,32 @@ def _canonical(
     else:
         place, _, _ = float_model.find(other.artifact, source)
     given = other.artifact.manifest.source
-    shapes = given.shapes if given is not None and not other.trained else {}
-    canonical, orders = float_model.graph_of(place, trust=trust, shapes=shapes)
+    if given is None or other.trained:
+        canonical, orders = float_model.graph_of(place, trust=trust)
+    else:
+        _check_layouts(one, other)
+        canonical, orders = float_model.graph_of(
+            place, trust=trust, shapes=given.shapes, layout=given.layout
+        )
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256
         if expected != hashlib.sha256(canonical).hexdigest():
             raise InvalidModelError(f"{other.path} was not exported from {place}")
     return canonical, orders
+
+
+def _check_layouts(one: _Side, other: _Side) -> None:
+    """Refuse two artifacts of one ONNX file whose tensors have other axes."""
+    layouts = [
+        side.artifact.manifest.source.layout
+        for side in (one, other)
+        if side.artifact is not None and side.artifact.manifest.source is not None
+    ]
+    if len(set(layouts)) > 1:
+        raise InvalidOptionError(
+            f"{one.path} and {other.path} were exported with other --layout, "
+            f"{' and '.join(each or 'the default' for each in layouts)}; export one of them again"
+        )
 
 
 def _of_onnx(side: _Side) -> bool:

@@ -134,10 +134,15 @@ class Verdict:
     reason: str
 
 
+class NotFiniteError(InvalidModelError):
+    """A tensor holds NaN or infinity; the message names it, and the model."""
+
+
 class Sums:
     """Sums over samples of one tensor in one mode."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, label: str = "a tensor") -> None:
+        self.label = label
         self.signal = self.other = self.dot = self.largest = 0.0
         self.noise = np.zeros(channels)
         self.count = 0
@@ -145,9 +150,12 @@ class Sums:
     def add(self, expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> None:
         rows = expected.reshape(-1, len(self.noise)).astype(np.float64)
         others = found.reshape(-1, len(self.noise)).astype(np.float64)
-        error = others - rows
+        with np.errstate(invalid="ignore"):
+            error = others - rows
         if not np.isfinite(error).all():
-            raise InvalidModelError("a tensor holds NaN or infinity; compare the outputs first")
+            raise NotFiniteError(
+                f"{self.label} is to blame, it gives NaN or infinity where the reference does not"
+            )
         self.signal += float((rows**2).sum())
         self.other += float((others**2).sum())
         self.dot += float((rows * others).sum())
@@ -162,6 +170,18 @@ class Sums:
             cosine=self.dot / size if size else float(self.signal == self.other),
             largest=self.largest,
             lsb=None if step is None else self.largest / step,
+        )
+
+
+def check_finite(label: str, values: npt.NDArray[np.float32]) -> None:
+    """Refuse a tensor of the reference from which no suspect has a distance.
+
+    Raises:
+        NotFiniteError: If it holds NaN or infinity.
+    """
+    if not np.isfinite(values).all():
+        raise NotFiniteError(
+            f"{label} holds NaN or infinity in the reference already; pass other samples"
         )
 
 
@@ -290,6 +310,7 @@ def measure(
     Raises:
         InvalidModelError: If fewer than half of the tensors are found in the suspect, or in the
             reference, unless that has all outputs: a layer of Keras may be many operators.
+        NotFiniteError: If a tensor holds NaN or infinity.
     """
     graph, kinds = sound.graph, sound.kinds
     names = [name for name in kinds if name in suspect.names]
@@ -303,11 +324,11 @@ def measure(
             )
     channels = {name: (graph.shape(name) or (1,))[-1] for name in kinds}
     fed = _fed(graph, names)
-    whole = {name: Sums(channels[name]) for name in names}
-    alone = {name: Sums(channels[name]) for name in names}
+    whole = {name: Sums(channels[name], sound.labels[name]) for name in names}
+    alone = {name: Sums(channels[name], sound.labels[name]) for name in names}
     layers = {layer.output for layer in graph.layers} & set(names)
-    before = {name: Sums(channels[name]) for name in layers}
-    behind = {name: Sums(channels[name]) for name in layers}
+    before = {name: Sums(channels[name], sound.labels[name]) for name in layers}
+    behind = {name: Sums(channels[name], sound.labels[name]) for name in layers}
     seen = {name: Seen(channels[name]) for name in kinds}
     one = sum(4 * int(np.prod(graph.shape(name))) for name in kinds)
     ends = _ends(graph)
@@ -323,6 +344,8 @@ def measure(
         right = sound.tensors.complete({**part, **right})
         for name, values in seen.items():
             values.add(read(name, right[name]), suspect.encodings.get(name))
+        for name in names:
+            check_finite(sound.labels[name], read(name, right[name]))
         found = suspect.run(own) if ACCUMULATED in modes or fitted else {}
         if ACCUMULATED in modes:
             for name in names:
@@ -351,38 +374,75 @@ def measure(
         advance(feeds.count(part))
     steps = _steps(graph, seen, sound) if suspect.encodings else {}
     limits = _sound_noise(sound, seen, suspect, half=half)
-    rows = []
-    for name in names:
-        encoding = suspect.encodings.get(name)
-        step = None if encoding is None else encoding[0]
-        excess = channel = None
-        if alone[name].count:
-            ratio = alone[name].noise / alone[name].count / limits[name]
-            if name in layers and behind[name].count:
-                count = behind[name].count
-                own_ratio = behind[name].noise / (before[name].noise + count * limits[name])
-                ratio = np.minimum(ratio, own_ratio)
-            channel = int(ratio.argmax())
-            excess = decibels(float(ratio[channel]), 1.0)
-        rows.append(
-            LayerRow(
-                layer=sound.labels[name],
-                name=name,
-                own=suspect.own[name],
-                kind=kinds[name],
-                accumulated=whole[name].errors(step) if whole[name].count else None,
-                isolated=alone[name].errors(step) if alone[name].count else None,
-                excess=excess,
-                channel=channel,
-                use=None if encoding is None else seen[name].use(encoding),
-                clipped=None if encoding is None else 100 * seen[name].clipped / seen[name].count,
-                cut=None
-                if not seen[name].clipped
-                else decibels(seen[name].cut / seen[name].count, steps[name] ** 2 / 12),
-                step=None if step is None else step / steps[name],
-            )
+
+    def excess(name: str) -> npt.NDArray[np.float64]:
+        ratio = alone[name].noise / alone[name].count / limits[name]
+        if name not in layers or not behind[name].count:
+            return ratio
+        sound_noise = before[name].noise + behind[name].count * limits[name]
+        return np.minimum(ratio, behind[name].noise / sound_noise)
+
+    return tuple(
+        row_of(
+            name,
+            label=sound.labels[name],
+            own=suspect.own[name],
+            kind=kinds[name],
+            encoding=suspect.encodings.get(name),
+            seen=seen[name],
+            needed=steps.get(name, 0.0),
+            accumulated=whole[name],
+            isolated=alone[name],
+            excess=excess(name) if alone[name].count else None,
         )
-    return tuple(rows)
+        for name in names
+    )
+
+
+def row_of(
+    name: str,
+    *,
+    label: str,
+    own: str,
+    kind: str,
+    encoding: tuple[float, int] | None,
+    seen: Seen,
+    needed: float,
+    accumulated: Sums | None,
+    isolated: Sums | None,
+    excess: npt.NDArray[np.float64] | None,
+) -> LayerRow:
+    """The row of one tensor, from what was summed up of it.
+
+    Args:
+        name: In the canonical graph.
+        label: Name for people.
+        own: Name in the suspect's file.
+        kind: Of the operator that writes it.
+        encoding: The suspect's scale and zero point; None in float.
+        seen: The reference's values.
+        needed: Step that these need; of no meaning in float.
+        accumulated: Errors with both networks on their own; None or empty if not asked for.
+        isolated: Errors with the reference's values as inputs; likewise.
+        excess: Error of each channel over a sound layer's, as a ratio of powers; None without
+            ``isolated``.
+    """
+    step = None if encoding is None else encoding[0]
+    channel = None if excess is None else int(excess.argmax())
+    return LayerRow(
+        layer=label,
+        name=name,
+        own=own,
+        kind=kind,
+        accumulated=accumulated.errors(step) if accumulated and accumulated.count else None,
+        isolated=isolated.errors(step) if isolated and isolated.count else None,
+        excess=None if excess is None else decibels(float(excess[channel]), 1.0),
+        channel=channel,
+        use=None if encoding is None else seen.use(encoding),
+        clipped=None if encoding is None else 100 * seen.clipped / seen.count,
+        cut=decibels(seen.cut / seen.count, needed**2 / 12) if seen.clipped else None,
+        step=None if step is None else step / needed,
+    )
 
 
 def _fed(graph: Graph, names: Collection[str]) -> set[str]:

@@ -7,12 +7,16 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from edgekit.base import cli, outputs
+from edgekit.base import outputs, words
 from edgekit.base.errors import InvalidOptionError
+from edgekit.base.progress import Progress
 from edgekit.diagnosis import views
 from edgekit.diagnosis.bisection import Bound
-from edgekit.diagnosis.diff import IMAGES, diff
+from edgekit.diagnosis.diff import IMAGES, LayerDiff, diff
 from edgekit.diagnosis.measure import MODES
+
+#: Layers that the table shows without ``--all``.
+SHOWN = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find the layers to leave in float so that the outputs reach e.g. 30dB, or 99.5%% "
         "agreement",
     )
-    add("--images", type=cli.positive_int, help=f"use the first N samples (default: {IMAGES})")
-    add("--all", action="store_true", help=f"show every layer, not the worst {views.SHOWN}")
+    add("--images", type=words.positive_int, help=f"use the first N samples (default: {IMAGES})")
+    add("--all", action="store_true", help=f"show every layer, not the worst {SHOWN}")
     add("--csv", type=Path, metavar="FILE", help="write the numbers of every layer")
     add("--overlay", type=Path, metavar="FILE", help="write node data for Model Explorer")
     add("--plot", type=Path, metavar="FILE.png", help="write a plot")
@@ -69,7 +73,7 @@ def _bound(text: str) -> Bound:
     return Bound(value, unit)
 
 
-def wanted(options: argparse.Namespace) -> bool:
+def requested(options: argparse.Namespace) -> bool:
     """Whether the command line asks for the layer diff.
 
     Raises:
@@ -83,8 +87,12 @@ def wanted(options: argparse.Namespace) -> bool:
     return False
 
 
-def act(options: argparse.Namespace) -> cli.Outcome:
-    """Compare two models layer by layer as the command line says."""
+def run(options: argparse.Namespace, progress: Progress) -> LayerDiff:
+    """Compare two models layer by layer as the command line says, and write what it names.
+
+    Raises:
+        InvalidOptionError: If it has options of a comparison without ``--layers``.
+    """
     if len(options.artifacts) != 2:
         raise InvalidOptionError(
             f"--layers takes two models, the reference and the suspect, got "
@@ -109,7 +117,7 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         raise InvalidOptionError("two of --csv, --overlay and --plot are the same file")
     for path in files:
         outputs.check_free(path, force=options.force)
-    found = diff(
+    layers = diff(
         *options.artifacts,
         dataset=options.data,
         images=options.images or IMAGES,
@@ -120,14 +128,12 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         threads=options.threads,
         trust=options.trust,
         preprocessing=options.preprocessing,
+        progress=progress,
     )
     if options.csv is not None:
-        outputs.write_text(options.csv, views.to_csv(found.rows), force=options.force)
+        outputs.write_text(options.csv, views.to_csv(layers.rows), force=options.force)
     if options.overlay is not None:
-        outputs.write_text(options.overlay, views.to_overlay(found), force=options.force)
+        outputs.write_text(options.overlay, views.to_overlay(layers), force=options.force)
     if options.plot is not None:
-        outputs.write_bytes(options.plot, views.plot(found), force=options.force)
-    views.show(found, None if options.all else views.SHOWN)
-    failed = any(name is not None for name in found.first_below.values())
-    failed |= found.bisection is not None and not found.bisection.reached
-    return int(failed), found
+        outputs.write_bytes(options.plot, views.plot(layers), force=options.force)
+    return layers

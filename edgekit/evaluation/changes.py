@@ -1,4 +1,4 @@
-"""Which answers differ from the float model's, and pictures of the images they are about."""
+"""Which predictions differ from the float model's, and pictures of these images."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ EDGE = 64
 
 def find(
     base: npt.NDArray[np.float32],
-    answers: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
     choices: tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.integer[Any]]],
     labels: npt.NDArray[np.int64],
     images: npt.NDArray[Any],
     pictures: int,
 ) -> Changes:
-    """Count the changed answers by class, and picture those that changed most.
+    """Count the changed predictions by class, and picture those that changed most.
 
     Args:
         base: Probabilities of the float model, ``[N, classes]``; of scores that are none, those
             that a softmax makes of them.
-        answers: The same of the other model.
-        choices: The class that each of the two answers, ``[N]``.
+        scores: The same of the other model.
+        choices: The class that each of the two predicts, ``[N]``.
         labels: The right class, ``[N]``.
         images: ``[N, H, W, C]``.
-        pictures: At most so many are pictured: those whose first answer lost most probability.
+        pictures: At most so many are pictured: those whose first class lost most probability.
     """
     before, now = choices
     where = np.flatnonzero(before != now)
@@ -42,9 +42,9 @@ def find(
         np.stack([before[where], now[where]], axis=1), axis=0, return_counts=True
     )
     order = np.argsort(-counts, kind="stable")
-    ours, theirs = base[where], answers[where]
+    ours, theirs = base[where], scores[where]
     if not stats.is_probability(base):
-        ours, theirs = (stats.softmax(scores) for scores in (ours, theirs))
+        ours, theirs = (stats.softmax(each) for each in (ours, theirs))
     rows = np.arange(len(where))
     lost = ours[rows, before[where]] - theirs[rows, before[where]]
     most = np.argsort(-lost, kind="stable")[:pictures]

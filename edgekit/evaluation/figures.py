@@ -1,4 +1,4 @@
-"""From answers and times to the figures of a report, and what it warns of."""
+"""From outputs and times to the metrics of a report, and what it warns of."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import numpy.typing as npt
 from edgekit import data
 from edgekit.base.blocks import blocks
 from edgekit.data import feeds, task
-from edgekit.data.task import Right
 from edgekit.evaluation import changes, conditions
+from edgekit.evaluation.options import SAMPLES, Options
 from edgekit.evaluation.recording import Facts
+from edgekit.evaluation.samples import Samples
 from edgekit.evaluation.subjects import Subject
 from edgekit.records import environment, fidelity, stats
 from edgekit.records.fidelity import Fidelity
@@ -26,7 +27,6 @@ from edgekit.records.results import (
     Conditions,
     Data,
     Environment,
-    LabelFit,
     Measurement,
     Parity,
     Place,
@@ -48,10 +48,10 @@ class Measured:
         worker: What is to be timed; None where times mean nothing, are recorded ones, or would be
             those of a cluster.
         latency: Milliseconds, a list a round.
-        places: Machines of a cluster that answered.
+        places: Machines of a cluster that ran it.
     """
 
-    answers: npt.NDArray[np.float32]
+    outputs: npt.NDArray[np.float32]
     runtime: Runtime
     metrics: dict[str, Measurement] = field(default_factory=dict)
     worker: Worker | None = None
@@ -62,43 +62,38 @@ class Measured:
 def report(
     subjects: list[Subject],
     measured: list[Measured],
-    images: data.ImageSet,
-    right: Right,
+    samples: Samples,
     machine: Environment,
+    options: Options,
     *,
     sizes: Mapping[str, tuple[int, ...]],
     model_id: str,
     safe: Collection[str],
-    said: Sequence[str],
-    fit: LabelFit | None,
+    assumed: Sequence[str],
     parity: Parity | None,
     watched: Conditions | None,
-    pictures: int,
-    command: str,
-    settings: dict[str, Any],
+    resumed: int,
 ) -> Report:
     """Hold what was measured against the first of it, the reference.
 
     Args:
         subjects: The reference and the artifacts.
         measured: What was measured of each.
-        images: What they were given.
-        right: What outputs are, and which of them are right, where somebody knows.
+        samples: What they ran on, and what is right.
         machine: Where.
+        options: Of the comparison.
         sizes: Of a sample of each output, in order.
         model_id: Of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
-        said: Warnings so far: classic mistakes of model and data, what was assumed.
-        fit: Whether labels are those of the images.
+        assumed: What was assumed of files, a sentence each.
         parity: Of the same integers in three ways, if asked for.
         watched: What the machine did while latency was taken.
-        pictures: Images that changed their answer, of each artifact, to be kept.
-        command: As the user could type it again.
-        settings: Of the run; ``bound`` and ``power`` among them.
+        resumed: Shards that were done before.
     """
-    base, labels = measured[0].answers, right.labels
+    images, right = samples.images, samples.right
+    reference, labels = measured[0].outputs, right.labels
     classes = right.task == "classification"
-    scores = [task.by_class(each.answers) if classes else each.answers for each in measured]
+    scores = [task.by_class(each.outputs) if classes else each.outputs for each in measured]
     choices = [_Choices.of(each, labels) if classes else None for each in scores]
     before = choices[0]
     probable = classes and stats.is_probability(scores[0])
@@ -113,32 +108,28 @@ def report(
     for subject, each, own, now in zip(subjects, measured, scores, choices, strict=True):
         unquantized = float32.get(subject.format) if timed_here(each) else None
         slow = common if timed_here(each) else _slow(each)
-        judged = fidelity.judge(base, each.answers, sizes)
-        figures: dict[str, Measurement] = {}
+        judged = fidelity.judge(reference, each.outputs, sizes)
+        metrics: dict[str, Measurement] = {}
         if before is not None and now is not None:
-            figures = _of_classes(before, now, settings)
+            metrics = _of_classes(before, now, options)
             if probable:
-                figures["kl"] = stats.divergence(scores[0], own)
+                metrics["kl"] = stats.divergence(scores[0], own)
         if right.truth is not None:
-            figures = stats.truth(right.truth, base, each.answers)
-        figures["sqnr"] = stats.sqnr(base, each.answers)
-        figures |= _of_outputs(judged)
+            metrics = stats.truth(right.truth, reference, each.outputs)
+        metrics["sqnr"] = stats.sqnr(reference, each.outputs)
+        metrics |= _of_outputs(judged)
         if not classes:
-            figures |= _of_numbers(base, each.answers, judged)
-        metrics = {
-            **figures,
-            "size": Measurement(subject.size, "bytes", 1),
-            **each.metrics,
-            **_times(each, slow, unquantized),
-        }
+            metrics |= _of_numbers(reference, each.outputs, judged)
+        metrics["size"] = Measurement(subject.size, "bytes", 1)
+        metrics |= {**each.metrics, **_times(each, slow, unquantized)}
         result = _result(subject, each, metrics, None if now is None else now.right, slow)
-        result = replace(result, fidelity=judged)
+        result = replace(result, fidelity=judged, unstable=_unstable(result))
         if results and before is not None and now is not None and labels is not None:
             both = (before.first, now.first)  # the first result is the reference
-            found = changes.find(scores[0], own, both, labels, images.images, pictures)
-            result = replace(result, changes=found)
+            changed = changes.find(scores[0], own, both, labels, images.images, options.pictures)
+            result = replace(result, changes=changed)
         results.append(result)
-    few = _too_few(results[1:], settings, feeds.unit(images.images))
+    few = _too_few(results[1:], options, feeds.unit(images.images))
     return Report(
         model_id=model_id,
         data=data_of(images),
@@ -146,20 +137,38 @@ def report(
         reference=results[0],
         artifacts=tuple(results[1:]),
         created=created(),
-        command=command,
-        settings=settings,
+        command=options.command,
+        settings=_settings(options, right.task, resumed),
         warnings=(
             *images.warnings,
-            *said,
+            *assumed,
+            *samples.warnings,
             *_hardly(results[0], feeds.unit(images.images)),
             *_of_reference(subjects[0], results[0]),
-            *([] if fit is not None and fit.problem else few),
+            *([] if samples.fit is not None and samples.fit.problem else few),
             *_warnings(results[1:], machine, watched, safe),
         ),
         parity=parity,
         conditions=watched,
-        fit=fit,
+        fit=samples.fit,
     )
+
+
+def _settings(options: Options, of: str | None, resumed: int) -> dict[str, Any]:
+    """How it was measured, as a report keeps it."""
+    return {
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "samples_per_round": SAMPLES,
+        "limit": options.limit,
+        "power": options.power,
+        "bound": options.bound,
+        "processes": options.at_once,
+        "shard": options.shard,
+        "shards_resumed": resumed,
+        "task": of,
+        **({"cluster": options.cluster} if options.cluster else {}),
+    }
 
 
 def timed_here(each: Measured) -> bool:
@@ -174,20 +183,20 @@ def _slow(each: Measured) -> int:
 
 def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
     """What makes the reference another one than the float model on this machine."""
-    found = []
+    sentences = []
     if result.runtime.emulated:
-        found.append(
+        sentences.append(
             f"{result.name}: the reference is float16 emulated on the CPU, for accuracy only; it "
             f"has no latency, and no GPU ran"
         )
     if subject.recording is not None:
-        found.append(f"{result.name}: {recorded(subject.recording.facts)}")
-    return found
+        sentences.append(f"{result.name}: {recorded(subject.recording.facts)}")
+    return sentences
 
 
 @dataclass(frozen=True)
 class _Choices:
-    """What a classifier answered.
+    """What a classifier predicted.
 
     Attributes:
         first: The first class of each image, ``[N]``.
@@ -200,24 +209,22 @@ class _Choices:
     top5: int
 
     @classmethod
-    def of(cls, answers: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None) -> _Choices:
+    def of(cls, scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None) -> _Choices:
         """Rank the classes of ``[N, C]`` scores, once."""
-        first = np.empty(len(answers), np.int32)
-        found, start = 0, 0
-        for (block,) in blocks(answers):
+        first = np.empty(len(scores), np.int32)
+        top5, start = 0, 0
+        for (block,) in blocks(scores):
             order = stats.ranking(block)
             stop = start + len(block)
             first[start:stop] = order[:, 0]
             if labels is not None:
-                found += int((order[:, :5] == labels[start:stop, None]).any(axis=1).sum())
+                top5 += int((order[:, :5] == labels[start:stop, None]).any(axis=1).sum())
             start = stop
-        return cls(first, None if labels is None else first == labels, found)
+        return cls(first, None if labels is None else first == labels, top5)
 
 
-def _of_classes(
-    before: _Choices, now: _Choices, settings: Mapping[str, Any]
-) -> dict[str, Measurement]:
-    """Shares of the same answers, and of right ones where these are known."""
+def _of_classes(before: _Choices, now: _Choices, options: Options) -> dict[str, Measurement]:
+    """Shares of the same predictions, and of right ones where these are known."""
     count = len(now.first)
     agreement = stats.proportion(int((now.first == before.first).sum()), count)
     if before.right is None or now.right is None:
@@ -226,7 +233,7 @@ def _of_classes(
         "top1": stats.proportion(int(now.right.sum()), count),
         "top5": stats.proportion(now.top5, count),
         "agreement": agreement,
-        **_paired(before.right, now.right, settings),
+        **_paired(before.right, now.right, options),
     }
 
 
@@ -234,38 +241,38 @@ def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
     """SQNR of what varies, of the output that has least; and both kinds of each of several."""
     count = judged[0].count
     least = min(each.sqnr_centred for each in judged)
-    found = {"sqnr_centred": Measurement(least, "dB", count)}
+    metrics = {"sqnr_centred": Measurement(least, "dB", count)}
     if len(judged) == 1:
-        return found
+        return metrics
     for each in judged:
-        found[f"{OF_OUTPUT}{each.output}"] = Measurement(each.sqnr, "dB", count)
-        found[f"{CENTRED_OF_OUTPUT}{each.output}"] = Measurement(each.sqnr_centred, "dB", count)
-    return found
+        metrics[f"{OF_OUTPUT}{each.output}"] = Measurement(each.sqnr, "dB", count)
+        metrics[f"{CENTRED_OF_OUTPUT}{each.output}"] = Measurement(each.sqnr_centred, "dB", count)
+    return metrics
 
 
 def _of_numbers(
-    base: npt.NDArray[np.float32], answers: npt.NDArray[np.float32], judged: Sequence[Fidelity]
+    base: npt.NDArray[np.float32], outputs: npt.NDArray[np.float32], judged: Sequence[Fidelity]
 ) -> dict[str, Measurement]:
     """How far outputs that are no classes are from the reference's."""
     count = len(base)
     largest = max(each.max_error for each in judged)
     share = max(each.error_share for each in judged)
     return {
-        "mse": stats.mse(base, answers),
+        "mse": stats.mse(base, outputs),
         "max_error": Measurement(largest, "unit", count),
         "max_error_share": Measurement(share, "%", count),
     }
 
 
 def _paired(
-    base_right: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_], settings: Mapping[str, Any]
+    base_right: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_], options: Options
 ) -> dict[str, Measurement]:
-    """What the same images, answered twice, say of a change of accuracy."""
+    """What two predictions for the same samples say of a change of accuracy."""
     count = len(right)
     needed = stats.images_needed(
         discordance=sum(stats.discordant(base_right, right)) / count,
-        drop=settings["bound"] / 100,
-        power=settings["power"],
+        drop=options.bound / 100,
+        power=options.power,
     )
     return {
         "top1_change": stats.paired_change(base_right, right),
@@ -281,13 +288,13 @@ def _times(
     if not each.latency:
         return {}
     steady = np.array(each.latency, np.float64)[:, slow:]
-    found = {
+    metrics = {
         f"latency_p{percent}": Measurement(float(np.percentile(steady, percent)), "ms", steady.size)
         for percent in (50, 90, 99)
     }
     if float32 is not None:
-        found["latency_ratio"] = stats.latency_ratio(steady, float32)
-    return found
+        metrics["latency_ratio"] = stats.latency_ratio(steady, float32)
+    return metrics
 
 
 def _result(
@@ -312,7 +319,13 @@ def _result(
         latency_rounds=len(latency),
         latency_warm_up=slow,
         places=each.places,
+        recorded="" if subject.recording is None else subject.recording.facts.name,
     )
+
+
+def _unstable(result: ArtifactResult) -> bool:
+    samples = result.steady()
+    return samples is not None and stats.latency_spread(samples) > stats.UNSTABLE
 
 
 def _hardly(reference: ArtifactResult, unit: Unit) -> list[str]:
@@ -325,9 +338,7 @@ def _hardly(reference: ArtifactResult, unit: Unit) -> list[str]:
     ]
 
 
-def _too_few(
-    results: Sequence[ArtifactResult], settings: Mapping[str, Any], unit: Unit
-) -> list[str]:
+def _too_few(results: Sequence[ArtifactResult], options: Options, unit: Unit) -> list[str]:
     """One sentence, with the largest need, where a loss of the bound could go unseen."""
     needs = [
         (result.metrics["images_needed"], result.name)
@@ -339,8 +350,8 @@ def _too_few(
         return []
     value, name, count = max(short)
     return [
-        f"{count:,} {unit} are too few to see a loss of {settings['bound']:g} points of top-1 with "
-        f"power {settings['power']:g} in {len(short)} of {len(results)} artifacts; "
+        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of top-1 with "
+        f"power {options.power:g} in {len(short)} of {len(results)} artifacts; "
         f"{name} needs {value:,.0f}"
     ]
 
@@ -351,10 +362,10 @@ def _warnings(
     watched: Conditions | None,
     safe: Collection[str],
 ) -> list[str]:
-    found = []
+    sentences = []
     seen = [] if watched is None else conditions.reasons(watched)
     if seen:
-        found.append(
+        sentences.append(
             f"while latency was taken, {', and '.join(seen)}; measure again on a quiet CPU"
         )
     unread = "" if watched is None else ", ".join(conditions.unread(watched))
@@ -364,7 +375,7 @@ def _warnings(
     for result in results:
         ratio = result.metrics.get("latency_ratio")
         if result.precision == "int8" and ratio is not None and ratio.value > 1:
-            found.append(
+            sentences.append(
                 f"{result.name}: int8 takes {ratio.value:.2f}x the time of float32 on this CPU"
             )
         if (
@@ -374,26 +385,24 @@ def _warnings(
             and result.name not in safe
             and result.runtime.options.get(environment.PRECISE) != "1"
         ):
-            found.append(
+            sentences.append(
                 f"{result.name}: this CPU has AVX2 without VNNI; onnxruntime's int8 kernels "
                 f"can saturate here, and its accuracy is not that of other CPUs"
             )
         if len({(place.machine_class, *place.versions.items()) for place in result.places}) > 1:
-            found.append(
-                f"{result.name}: its answers come from workers of different CPUs or versions, "
+            sentences.append(
+                f"{result.name}: its outputs come from workers of different CPUs or versions, "
                 f"which may round differently; give them different resources"
             )
         samples = result.steady()
-        if samples is None:
-            continue
-        spread = stats.latency_spread(samples)
-        if spread > stats.UNSTABLE:
-            found.append(
+        if result.unstable and samples is not None:
+            spread = stats.latency_spread(samples)
+            sentences.append(
                 f"{result.name}: latency is unstable, round medians spread over "
                 f"{100 * spread:.0f} % of their median, {why}; close other programs and measure "
                 f"again"
             )
-    return found
+    return sentences
 
 
 def recorded(facts: Facts) -> str:

@@ -19,6 +19,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import math
 import multiprocessing
 import queue
 import re
@@ -32,13 +33,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import errors as known_errors
 from edgekit.base import outputs, words
 from edgekit.base.blocks import let_go
 from edgekit.base.errors import (
     EdgekitError,
     ExecutionError,
     InvalidDataError,
+    InvalidInputError,
     InvalidOptionError,
     MissingDependencyError,
     ProcessDiedError,
@@ -57,7 +58,7 @@ ANY, LOCAL = "any", "local"
 CONNECT = 15.0
 #: Seconds that shards may wait for a worker that could run them, after the last one has gone.
 GRACE = 60.0
-#: Seconds for the answers of one shard to come from the worker that has them.
+#: Seconds for the outputs of one shard to come from the worker that has them.
 FETCH = 10.0
 #: How often a shard is handed out again when a runtime crashes or a worker takes it along.
 RETRIES = 3
@@ -82,10 +83,10 @@ def assigned(pairs: list[tuple[str, str]] | None) -> dict[str, str]:
     Raises:
         InvalidOptionError: If an artifact is named twice.
     """
-    found = dict(pairs or [])
-    if len(found) != len(pairs or []):
+    resources = dict(pairs or [])
+    if len(resources) != len(pairs or []):
         raise InvalidOptionError("--resources names an artifact twice; give it one resource")
-    return found
+    return resources
 
 
 def devices(
@@ -122,17 +123,17 @@ def devices(
             )
     if cluster is None:
         return {}
-    found = {}
+    needed = {}
     for name in names:
         profile = profiles.get(name)
         if profile is None:
             default = LOCAL
         else:
             default = ANY if profile in _ANYWHERE else f"device:{profile}"
-        wanted = resources.get(name, default)
-        if wanted != LOCAL:
-            found[name] = "" if wanted == ANY else wanted
-    return found
+        resource = resources.get(name, default)
+        if resource != LOCAL:
+            needed[name] = "" if resource == ANY else resource
+    return needed
 
 
 def noted(runtime: Runtime, shards: Shards) -> Runtime:
@@ -156,6 +157,7 @@ class Task:
         files: SHA-256 of the model's files, by name.
         images: SHA-256 of the range's bytes.
         job: How to run it; its model path means the file's name only.
+        device: Worker resource that it has to run on; empty for any.
         version: Of the edgekit that asks.
     """
 
@@ -167,18 +169,180 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShardResult:
     """What a worker says of one shard.
 
     Attributes:
-        answers: float32 ``[N, ...]``; None with a problem.
-        problem: Type and message of an error that would come again on any worker.
+        outputs: float32 ``[N, ...]``; None with a problem.
+        runtime: What executed the model; None with a problem.
+        place: Where it ran.
+        problem: An error that would come again on any worker.
     """
 
-    answers: npt.NDArray[np.float32] | None
+    outputs: npt.NDArray[np.float32] | None
     runtime: Runtime | None
     place: Place
-    problem: tuple[str, str] | None = None
+    problem: EdgekitError | None = None
+
+
+@dataclass(frozen=True)
+class _Out:
+    """A shard that is out on a worker.
+
+    Attributes:
+        shards: Of its run.
+        job: How the run's model is loaded.
+        model: Its bytes on the cluster.
+        start: The first sample.
+        tries: How often the scheduler lost it before.
+    """
+
+    shards: Shards
+    job: Job
+    model: Any
+    start: int
+    tries: int = 0
+
+
+@dataclass
+class _Range:
+    """Samples on the cluster, for the shards that need them.
+
+    Attributes:
+        samples: The future that holds them.
+        sha256: Of their bytes.
+        out: How many shards of it are out.
+    """
+
+    samples: Any
+    sha256: str
+    out: int
+
+
+class _Handout:
+    """Ranges of samples on a cluster, and the shards that are out there.
+
+    A range goes out for all runs at once and is let go when the last shard of it is back, so that
+    memory does not grow with the number of samples, here or on the workers.
+
+    Args:
+        client: Of the scheduler.
+        runs: All of the same samples and shard size.
+        jobs: Of the runs.
+        images: All of the samples, in memory or mapped.
+    """
+
+    def __init__(
+        self, client: Any, runs: Sequence[Shards], jobs: Sequence[Job], images: npt.NDArray[Any]
+    ) -> None:
+        self._client, self._images = client, images
+        self._todo: dict[int, list[_Out]] = {}  # by start
+        for run, job in zip(runs, jobs, strict=True):
+            if not run.todo:
+                continue
+            files = {path.name: path.read_bytes() for path in model_files(job)}
+            # A task, not scattered data: what a dead worker held is made again from it.
+            model = client.submit(_held, files, key=f"edgekit-model-{run.key[:32]}")
+            for start in run.todo:
+                self._todo.setdefault(start, []).append(_Out(run, job, model, start))
+        self._starts = iter(sorted(self._todo))
+        self._ranges: dict[int, _Range] = {}  # by start
+        self._out: dict[Any, _Out] = {}  # by future
+        self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def fill(self, room: int) -> bool:
+        """Hand out ranges until so many are out; False when everything is back."""
+        while len(self._ranges) < room and (start := next(self._starts, None)) is not None:
+            waiting = self._todo.pop(start)
+            block = np.array(self._images[start : waiting[0].shards.run.stop(start)])
+            let_go(self._images)
+            sha256 = _sha256(block)
+            held = self._client.submit(_held, block, key=f"edgekit-images-{start}-{sha256[:32]}")
+            self._ranges[start] = _Range(held, sha256, len(waiting))
+            for shard in waiting:
+                self._submit(shard)
+        return bool(self._out)
+
+    def next(self, seconds: float) -> tuple[Shards, int, ShardResult]:
+        """The run, the start and the result of a shard that is back.
+
+        Raises:
+            TimeoutError: If none came in time, or one was lost on its way and is made again.
+            ExecutionError: If it failed on all workers, or was lost too often.
+        """
+        try:
+            future = self._ended.get(timeout=seconds)
+        except queue.Empty:
+            raise TimeoutError from None
+        shard = self._out[future]
+        try:
+            result = _result(future, shard)
+        except TimeoutError:
+            future.add_done_callback(self._ended.put)
+            raise
+        except _distributed().CancelledError:
+            del self._out[future]
+            self._once_more(shard)
+            raise TimeoutError from None
+        del self._out[future]
+        held = self._ranges[shard.start]
+        held.out -= 1
+        if not held.out:
+            del self._ranges[shard.start]
+        return shard.shards, shard.start, result
+
+    def waiting(self) -> list[Shards]:
+        """Runs of which a shard is out."""
+        return list({shard.shards.key: shard.shards for shard in self._out.values()}.values())
+
+    def close(self) -> None:
+        """Let go of everything on the cluster."""
+        for each in (self._todo, self._out, self._ranges):
+            each.clear()
+
+    def _once_more(self, shard: _Out) -> None:
+        """Hand out what the scheduler lost, unless it did so too often."""
+        if shard.tries == RETRIES:
+            raise ExecutionError(
+                f"{shard.shards.run.name}: the scheduler at {self._client.scheduler.address} lost "
+                f"the images from {shard.start} {shard.tries + 1} times; run it again, shards that "
+                f"are done are kept"
+            )
+        self._submit(replace(shard, tries=shard.tries + 1))
+
+    def _submit(self, shard: _Out) -> None:
+        run, held = shard.shards.run, self._ranges[shard.start]
+        future = self._client.submit(
+            run_shard,
+            shard.model,
+            held.samples,
+            Task(run.files, held.sha256, shard.job, run.device, __version__),
+            key=f"edgekit-{shard.shards.key[:32]}-{shard.start}-{shard.tries}",
+            resources={run.device: 1} if run.device else None,
+            retries=RETRIES,
+        )
+        self._out[future] = shard
+        future.add_done_callback(self._ended.put)
+
+
+def _result(future: Any, shard: _Out) -> ShardResult:
+    """What a task brought.
+
+    Raises:
+        TimeoutError: If it is done, but was lost before it came here.
+        CancelledError: If the scheduler lost it.
+        EdgekitError: What a worker says of the model or the samples.
+    """
+    if future.status == "error":
+        failure = future.exception(timeout=FETCH)
+        raise ExecutionError(
+            f"{shard.shards.run.name}, images from {shard.start}: {type(failure).__name__}: "
+            f"{reason(failure)}"
+        )
+    result: ShardResult = future.result(timeout=FETCH)
+    if result.problem is not None:
+        raise result.problem
+    return result
 
 
 class Fleet:
@@ -211,6 +375,7 @@ class Fleet:
                 f"`dask scheduler`"
             ) from None
         self._places: dict[str, Place] = {}
+        self._ranges, self._asked = 0, -math.inf
 
     def expect(self, resources: Collection[str]) -> None:
         """See to it that every resource has a worker, and that the workers can do the work.
@@ -231,15 +396,15 @@ class Fleet:
                     f'--resources "{resource or "device:NAME"}=1"`, or pass --resources'
                 )
         able = {address for resource in set(resources) for address in self._able(resource)}
-        found = self._client.run(describe, workers=sorted(able), on_error="return")
-        for address, place in found.items():
+        places = self._client.run(describe, workers=sorted(able), on_error="return")
+        for address, place in places.items():
             if not isinstance(place, Place):
                 raise ExecutionError(
                     f"worker {address} cannot run edgekit ({reason(place)}); install edgekit "
                     f"{__version__} with the extras runtime and fleet there"
                 )
             _check_version(place)
-        self._places = found
+        self._places = places
 
     def accepts(self, resource: str) -> Callable[[Place], bool]:
         """Takes shards that a worker with the resource could have made."""
@@ -256,131 +421,39 @@ class Fleet:
     ) -> None:
         """Run what is still to do of all runs.
 
-        A range of images goes out for all runs at once, and few ranges are out at a time: memory
-        does not grow with the number of images, here or on the workers.
-
         Args:
-            runs: All of the same images and shard size.
+            runs: All of the same samples and shard size.
             jobs: Of the runs.
-            images: All of them, in memory or mapped.
-            advance: Told how many images were answered, as they are.
+            images: All of the samples, in memory or mapped.
+            advance: Told how many samples were evaluated, as they are.
 
         Raises:
             ExecutionError: If no worker is left that could go on, or a shard fails on all.
-            EdgekitError: What a worker says of the model or the images.
+            EdgekitError: What a worker says of the model or the samples.
         """
-        models = []
-        for run, job in zip(runs, jobs, strict=True):
-            advance(run.run.count - sum(run.run.stop(start) - start for start in run.todo))
-            files = {path.name: path.read_bytes() for path in model_files(job)}
-            # A task, not scattered data: what a dead worker held is made again from it.
-            key = f"edgekit-model-{run.key[:32]}"
-            models.append(self._client.submit(_held, files, key=key) if run.todo else None)
-        todo = [set(run.todo) for run in runs]
-        starts = iter(sorted(set().union(*todo)))
-        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        out: dict[Any, tuple[int, int, int]] = {}  # future: run, start, tries
-        ranges: dict[int, tuple[Any, str, int]] = {}  # start: images, their sha256, tasks out
-
-        def submit(i: int, start: int, tries: int) -> None:
-            held, sha256, _ = ranges[start]
-            run = runs[i].run
-            task = Task(run.files, sha256, jobs[i], run.device, __version__)
-            future = self._client.submit(
-                answer,
-                models[i],
-                held,
-                task,
-                key=f"edgekit-{runs[i].key[:32]}-{start}-{tries}",
-                resources={run.device: 1} if run.device else None,
-                retries=RETRIES,
-            )
-            out[future] = (i, start, tries)
-            future.add_done_callback(ended.put)
-
-        def hand_out() -> bool:
-            start = next(starts, None)
-            if start is None:
-                return False
-            block = np.array(images[start : runs[0].run.stop(start)])
-            let_go(images)
-            sha256 = _sha256(block)
-            wanting = [i for i in range(len(runs)) if start in todo[i]]
-            key = f"edgekit-images-{start}-{sha256[:32]}"
-            ranges[start] = self._client.submit(_held, block, key=key), sha256, len(wanting)
-            for i in wanting:
-                submit(i, start, 0)
-            return True
-
-        idle_since = asked = time.monotonic()
-        room = 2 * self._threads()
-        try:
-            while True:
-                if time.monotonic() - asked > 1:  # workers come and go
-                    room, asked = 2 * self._threads(), time.monotonic()
-                while len(ranges) < room + 2 and hand_out():
-                    pass
-                if not out:
-                    break
+        for run in runs:
+            advance(run.done)
+        heard = time.monotonic()
+        with contextlib.closing(_Handout(self._client, runs, jobs, images)) as handout:
+            while handout.fill(self._room()):
                 try:
-                    future = ended.get(timeout=1)
-                except queue.Empty:
-                    self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
+                    run, start, result = handout.next(seconds=1)
+                except TimeoutError:
+                    self._expect_someone(handout.waiting(), heard)
                     continue
-                i, start, tries = out[future]
-                try:
-                    result = self._result(future, runs[i], start)
-                except TimeoutError:  # the answers went with their worker; they are made again
-                    future.add_done_callback(ended.put)
-                    self._expect_someone(runs, {i for i, _, _ in out.values()}, idle_since)
-                    continue
-                del out[future]
-                if result is None:
-                    if tries == RETRIES:
-                        raise ExecutionError(
-                            f"{runs[i].run.name}: the scheduler at {self.address} lost the images "
-                            f"from {start} {tries + 1} times; run it again, shards that are done "
-                            f"are kept"
-                        )
-                    submit(i, start, tries + 1)
-                    continue
-                idle_since = time.monotonic()
-                answers, runtime, place = result
-                if runs[i].put(start, answers, runtime, place):
-                    advance(len(answers))
-                held, sha256, count = ranges.pop(start)
-                if count > 1:
-                    ranges[start] = held, sha256, count - 1
-        finally:
-            out.clear()
-            ranges.clear()
-            models.clear()
+                heard = time.monotonic()
+                assert result.outputs is not None and result.runtime is not None
+                if run.put(start, result.outputs, result.runtime, result.place):
+                    advance(len(result.outputs))
 
-    def _result(
-        self, future: Any, shards: Shards, start: int
-    ) -> tuple[npt.NDArray[np.float32], Runtime, Place] | None:
-        """What a task brought; None if it has to go out again.
+    def _room(self) -> int:
+        """Ranges that may be out: two for each thread of the workers, which come and go."""
+        if time.monotonic() - self._asked > 1:
+            threads = sum(int(each["nthreads"]) for each in self._workers().values())
+            self._ranges, self._asked = 2 * threads + 2, time.monotonic()
+        return self._ranges
 
-        Raises:
-            TimeoutError: If it is done, but was lost before it came here.
-        """
-        try:
-            if future.status == "error":
-                failure = future.exception(timeout=FETCH)
-                raise ExecutionError(
-                    f"{shards.run.name}, images from {start}: {type(failure).__name__}: "
-                    f"{reason(failure)}"
-                )
-            found: Answer = future.result(timeout=FETCH)
-        except self._distributed.CancelledError:
-            return None
-        if found.problem is not None:
-            kind, message = found.problem
-            raise _error(kind, f"{message} (worker on {found.place.host})")
-        assert found.answers is not None and found.runtime is not None
-        return found.answers, found.runtime, found.place
-
-    def _expect_someone(self, runs: Sequence[Shards], waiting: set[int], since: float) -> None:
+    def _expect_someone(self, waiting: Sequence[Shards], since: float) -> None:
         """Give up when nobody could go on for too long.
 
         Raises:
@@ -393,8 +466,7 @@ class Fleet:
                 f"the scheduler at {self.address} does not answer any more; run it again, shards "
                 f"that are done are kept"
             )
-        for i in waiting:
-            run = runs[i].run
+        for run in (shards.run for shards in waiting):
             if not self._able(run.device):
                 raise ExecutionError(
                     f"{run.name}: no worker with the resource {run.device or 'any'!r} is left; "
@@ -402,11 +474,8 @@ class Fleet:
                 )
 
     def _workers(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
-        return found
-
-    def _threads(self) -> int:
-        return sum(int(each["nthreads"]) for each in self._workers().values())
+        workers: dict[str, Any] = self._client.scheduler_info(n_workers=-1)["workers"]
+        return workers
 
     def _able(self, resource: str) -> list[str]:
         return [
@@ -429,8 +498,8 @@ class Fleet:
         self._client.close(timeout=5)
 
 
-def answer(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) -> Answer:
-    """On a worker: the answers to one range of images.
+def run_shard(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) -> ShardResult:
+    """On a worker: the outputs for one range of samples.
 
     A crash of the runtime is raised, so that the shard is tried again; what would come again on
     any worker is returned.
@@ -444,11 +513,11 @@ def answer(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) -> 
         with _models.model(files, task) as worker:
             if misfit := worker.loaded.misfit(task.job.name, images):
                 raise InvalidDataError(misfit)
-            return Answer(worker.outputs(images), worker.loaded.runtime, place)
+            return ShardResult(worker.outputs(images), worker.loaded.runtime, place)
     except ProcessDiedError:
         raise
     except EdgekitError as exc:
-        return Answer(None, None, place, (type(exc).__name__, str(exc)))
+        return ShardResult(None, None, place, _error(exc, place))
 
 
 def describe(dask_worker: Any = None) -> Place:
@@ -537,19 +606,18 @@ def _sha256(images: npt.NDArray[Any]) -> str:
 
 
 def _check_version(place: Place, expected: str = __version__) -> None:
-    found = place.versions.get("edgekit")
-    if found != expected:
+    version = place.versions.get("edgekit")
+    if version != expected:
         raise ExecutionError(
-            f"expected edgekit {expected} on all workers, got {found} on {place.host}; install the "
-            f"same version there"
+            f"expected edgekit {expected} on all workers, got {version} on {place.host}; install "
+            f"the same version there"
         )
 
 
-def _error(kind: str, message: str) -> EdgekitError:
-    """A worker's error as the one it was; the rest are failures to run."""
-    names = ("InvalidModelError", "InvalidDataError", "InvalidInputError", "InvalidOptionError")
-    cls: type[EdgekitError] = getattr(known_errors, kind) if kind in names else ExecutionError
-    return cls(message)
+def _error(problem: EdgekitError, place: Place) -> EdgekitError:
+    """A worker's error with where it was; what is wrong with no input or option is one to run."""
+    of_user = isinstance(problem, InvalidInputError | InvalidOptionError)
+    return (type(problem) if of_user else ExecutionError)(f"{problem} (worker on {place.host})")
 
 
 def _distributed() -> Any:

@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
-from edgekit.base import cli, outputs, schema, words
+from edgekit.base import outputs, schema, words
 from edgekit.base.errors import (
     EdgekitError,
     ExecutionError,
@@ -32,6 +30,7 @@ from edgekit.base.errors import (
     InvalidOptionError,
     ReportError,
 )
+from edgekit.base.progress import SILENT, Progress, Task
 from edgekit.evaluation.reference import onnx_artifact
 from edgekit.records import environment, stats
 from edgekit.records.artifact import Artifact
@@ -143,6 +142,7 @@ def suite(
     batches: Sequence[int] = BATCHES,
     rounds: int = ROUNDS,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> Record:
     """Run all cases.
 
@@ -154,6 +154,7 @@ def suite(
         batches: Images a run.
         rounds: Each takes 20 samples of every case.
         command: Recorded.
+        progress: Hears how far it is.
 
     Raises:
         ExecutionError: If there is no GPU, or a node would not run on it.
@@ -179,11 +180,10 @@ def suite(
             )
             for precision in PRECISIONS
         }
-        bar = stack.enter_context(cli.progress("rounds"))
-        task = bar.add_task("timing", total=rounds * len(batches), note="")
+        task = stack.enter_context(progress.task("timing", rounds * len(batches), unit="rounds"))
         for batch in batches:
-            bar.update(task, note=f"batch {batch}")
-            cases += _cases(files, prepared, device, threads, batch, rounds, bar, task)
+            task.note(f"batch {batch}")
+            cases += _cases(files, prepared, device, threads, batch, rounds, task)
     return Record(
         model_id=model_id,
         source_sha256=sha256,
@@ -248,8 +248,7 @@ def _cases(
     threads: int,
     batch: int,
     rounds: int,
-    bar: Any,
-    task: Any,
+    task: Task,
 ) -> list[Case]:
     """All cases of one batch size, each in a process of its own, interleaved."""
     plan = [
@@ -281,7 +280,7 @@ def _cases(
         for _ in range(rounds):
             for worker, taken in zip(workers, samples, strict=True):
                 taken += worker.latencies(images, SAMPLES)
-            bar.advance(task)
+            task.advance()
         return [
             _case(batch, precision, layout, asked, worker.loaded.runtime, taken, rounds)
             for (precision, layout, asked), worker, taken in zip(
@@ -332,36 +331,3 @@ def _ratios(cases: Sequence[Case]) -> list[Ratio]:
 def _ratio(case: Case, base: Case) -> Measurement:
     samples, others = (np.array(c.latency_ms).reshape(c.rounds, -1) for c in (case, base))
     return stats.latency_ratio(samples, others)
-
-
-def print_record(found: Record) -> None:
-    """Two tables for people: times and ratios; what ran is in the titles."""
-    where = f"{found.device.kind.upper()} {found.device.name}"
-    if found.device.driver:
-        where += f", driver {found.device.driver}"
-    title = f"{found.model_id} on {where}"
-    if found.device.kind == "cpu":
-        title += ": a trial run, no GPU was measured"
-    table = Table(title=escape(title))
-    for column in ("batch", "precision", "layout", "ms", "images/s"):
-        table.add_column(column, justify="left" if column in ("precision", "layout") else "right")
-    for case in found.cases:
-        table.add_row(
-            str(case.batch),
-            case.precision,
-            case.layout,
-            f"{case.latency_p50.value:.3f}",
-            f"{case.throughput.value:,.0f}",
-        )
-    cli.console.print(table)
-    table = Table(title=escape(f"ratios of time on {where}"))
-    for column in ("ratio", "batch", "at", "x", "95 %"):
-        table.add_column(column, justify="left" if column in ("ratio", "at") else "right")
-    for ratio in found.ratios:
-        value = ratio.value
-        interval = f"{value.low:.2f} to {value.high:.2f}"
-        table.add_row(ratio.of, str(ratio.batch), ratio.at, f"{value.value:.2f}", interval)
-    cli.console.print(table)
-    cli.console.print(f"[dim]ms: median of {found.measured}[/]")
-    for sentence in found.left_out:
-        cli.console.print(f"left out: {sentence}")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli
 from edgekit.base.blocks import blocks
 from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.base.progress import SILENT, Progress
 from edgekit.evaluation import subjects
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
@@ -24,7 +24,7 @@ from edgekit.runtimes.model_file import ModelFile
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.writers import onnx_integers, tflite_integers
 
-#: Differences of two answers are counted up to this many steps.
+#: Differences of two outputs are counted up to this many steps.
 _LSB_BINS = 16
 
 
@@ -67,6 +67,13 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         for artifact in (left, right)
         if artifact not in files
     }
+    sources = [artifact.manifest.source for artifact in (left, right) if artifact not in files]
+    layouts = {source.layout for source in sources if source is not None}
+    if len(layouts) > 1:
+        raise InvalidModelError(
+            f"{left.path} and {right.path} were exported with other --layout; export them by one "
+            f"command, with --target tflite,onnx"
+        )
     if len(graphs) > 1:
         raise InvalidModelError(
             f"{left.path} and {right.path} were made from different float models"
@@ -110,18 +117,18 @@ def _stored(
         return _read(content, model)
     fix = "give two files that were made from one graph, or compare them by their outputs"
     try:
-        found = _read(content, model)
+        read = _read(content, model)
     except Exception as exc:  # a file of others breaks any of the assumptions
         raise InvalidModelError(
             f"{ours.name} and {theirs.name} cannot be read as two forms of one int8 graph: "
             f"{type(exc).__name__}: {reason(exc)}; {fix}"
         ) from None
-    if not found[0].layers.keys() & found[1].layers.keys():
+    if not read[0].layers.keys() & read[1].layers.keys():
         raise InvalidModelError(
             f"no layer has one name in {ours.name} and {theirs.name}, so that nothing can be "
             f"compared; {fix}"
         )
-    return found
+    return read
 
 
 def _read(content: bytes, model: Any) -> tuple[Stored, Stored, tuple[str, ...]]:
@@ -155,50 +162,51 @@ def pair_of(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:
     )
 
 
-def answers(
+def outputs(
     pair: tuple[Artifact, Artifact],
     known: Mapping[str, npt.NDArray[np.float32]],
     count: int,
     evaluate: Callable[[Worker, Callable[[int], None]], npt.NDArray[np.float32]],
     machine: Environment,
     threads: int,
+    progress: Progress = SILENT,
 ) -> Parity:
-    """Three ways to run the same integers, two at a time, on kernels that do not saturate.
+    """Outputs of the same integers on three kernels that do not saturate, two at a time.
 
     Args:
         pair: Of :func:`pair_of`.
-        known: float32 answers ``[N, C]`` by artifact, as measured already.
-        count: Images, N.
-        evaluate: Lets a worker answer all of them.
+        known: float32 outputs ``[N, C]`` by artifact, as measured already.
+        count: Samples, N.
+        evaluate: Runs a worker on all of them.
         machine: Whose kernels.
         threads: Inside an operator.
+        progress: Hears how far it is.
     """
     stored = numbers(*pair)
     ours, theirs = pair
 
     def run(job: Job) -> npt.NDArray[np.float32]:
-        with Worker(job) as worker, cli.progress() as bar:
-            task = bar.add_task("parity", total=count, note=job.name)
-            return evaluate(worker, lambda n: bar.advance(task, n))
+        with Worker(job) as worker, progress.task("parity", count, note=job.name) as task:
+            return evaluate(worker, task.advance)
 
     plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
-    ways = {
+    kernels = {
         "XNNPACK": known[ours.name],
         "reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
     }
     if environment.saturates(machine) and not subjects.cannot_saturate(theirs):
         job = Job.of(theirs, threads=threads)
         options = {**job.options, environment.PRECISE: "1"}
-        ways["onnxruntime, precise"] = run(replace(job, options=options))
+        kernels["onnxruntime, precise"] = run(replace(job, options=options))
     else:
-        ways["onnxruntime"] = known[theirs.name]
+        kernels["onnxruntime"] = known[theirs.name]
     scale = ours.manifest.signature.outputs[0].scale or 1.0
     return Parity(
         stored.compared,
         sum(each.count for each in stored.differences),
         tuple(
-            _hold(one, ways[one], other, ways[other], scale)
-            for one, other in itertools.combinations(ways, 2)
+            _hold(one, kernels[one], other, kernels[other], scale)
+            for one, other in itertools.combinations(kernels, 2)
         ),
     )
 

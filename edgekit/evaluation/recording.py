@@ -1,4 +1,4 @@
-"""Recording: what a reference answered and how long it took, to be replayed on any machine.
+"""Recording: the outputs of a reference and how long it took, to be replayed on any machine.
 
 ``compare --record FILE`` writes it where the GPU is, ``compare --reference FILE`` reads it
 anywhere. The file is a zip archive: ``recording.json``, ``answers.npy`` and ``latency_ms.npy``; its
@@ -54,7 +54,7 @@ class Facts:
         model_sha256: Of the model file that ran.
         model_bytes: Its size.
         data: The images or samples, as ``--limit`` left them.
-        outputs: Numbers of each output, by its name, in order of the answers' columns.
+        outputs: Numbers of each output, by its name, in the order of their columns.
         inputs_sha256: Of the preprocessed tensors, as they went into the model.
         metrics: ``load_time`` and ``peak_memory``, where they mean something.
         arrays: sha256 of each array's bytes in the file.
@@ -86,13 +86,13 @@ class Recording:
     """A recorded reference.
 
     Attributes:
-        answers: Real-valued outputs, float32 ``[N, M]``; several are flattened and follow each
+        outputs: Real values, float32 ``[N, M]``; several are flattened and follow each
             other.
         latency: Milliseconds at batch 1 ``[rounds, samples]``, raw; None where none were taken.
     """
 
     facts: Facts
-    answers: npt.NDArray[np.float32]
+    outputs: npt.NDArray[np.float32]
     latency: npt.NDArray[np.float64] | None
 
     @classmethod
@@ -133,28 +133,28 @@ class Recording:
                 f"{path}: expected the arrays {', '.join(facts.arrays)} with answers among them, "
                 f"got {', '.join(arrays) or 'none'}; record again"
             )
-        answers = _array(path, arrays["answers"], np.dtype(np.float32))
-        if len(answers) != facts.data.count or not np.isfinite(answers).all():
+        values = _array(path, arrays["answers"], np.dtype(np.float32))
+        if len(values) != facts.data.count or not np.isfinite(values).all():
             raise RecordingError(
-                f"{path}: expected finite answers to {facts.data.count} {facts.data.unit}, got "
-                f"{answers.shape}"
+                f"{path}: expected finite outputs for {facts.data.count} {facts.data.unit}, got "
+                f"{values.shape}"
             )
         sizes = facts.outputs.values()
-        if min(sizes, default=0) < 1 or sum(sizes) != answers.shape[1]:
+        if min(sizes, default=0) < 1 or sum(sizes) != values.shape[1]:
             raise RecordingError(
-                f"{path}: expected answers of the outputs {_sizes(facts.outputs)}, got "
-                f"{answers.shape[1]} numbers; record again"
+                f"{path}: expected values of the outputs {_sizes(facts.outputs)}, got "
+                f"{values.shape[1]} numbers; record again"
             )
         latency = None
         if "latency_ms" in arrays:
             latency = _array(path, arrays["latency_ms"], np.dtype(np.float64))
             if facts.runtime.emulated or not (np.isfinite(latency) & (latency > 0)).all():
                 raise RecordingError(f"{path}: these latencies cannot have been measured")
-        return cls(facts, answers, latency)
+        return cls(facts, values, latency)
 
     def dumps(self) -> bytes:
         """The file's bytes; the same recording gives the same bytes."""
-        arrays = {"answers": _npy(self.answers)}
+        arrays = {"answers": _npy(self.outputs)}
         if self.latency is not None:
             arrays["latency_ms"] = _npy(self.latency)
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in arrays.items()}
@@ -197,7 +197,7 @@ class Recording:
             images: What it would be asked, or records with a field an input.
             preprocessing: Of float inputs.
             inputs: Of the model, where there are records.
-            outputs: Numbers of each that it has to answer, in any order; negative where free, None
+            outputs: Numbers of each that it has to have, in any order; negative where free, None
                 where nobody knows.
 
         Raises:
@@ -232,15 +232,15 @@ class Recording:
                 f"here, or pass the recording of this one"
             )
 
-    def answering(self, outputs: Sequence[str]) -> Recording:
+    def with_outputs(self, outputs: Sequence[str]) -> Recording:
         """The same with its outputs in this order; none for as they are."""
         if not outputs or tuple(self.facts.outputs) == tuple(outputs):
             return self
         ends = np.cumsum(list(self.facts.outputs.values()))
-        columns = dict(zip(self.facts.outputs, np.split(self.answers, ends[:-1], 1), strict=True))
+        columns = dict(zip(self.facts.outputs, np.split(self.outputs, ends[:-1], 1), strict=True))
         facts = replace(self.facts, outputs={name: self.facts.outputs[name] for name in outputs})
-        answers = np.concatenate([columns[name] for name in outputs], axis=1)
-        return replace(self, facts=facts, answers=answers)
+        values = np.concatenate([columns[name] for name in outputs], axis=1)
+        return replace(self, facts=facts, outputs=values)
 
 
 def is_recording(path: Path) -> bool:

@@ -1,17 +1,15 @@
-"""Shards: the answers of one model to a set of images, a range at a time, kept on disk.
+"""Shards: the outputs of one model for a set of samples, a range at a time, kept on disk.
 
-A shard is a range of images of one run; a run is the model's bytes, the data's and how the runtime
+A shard is a range of samples of one run; a run is the model's bytes, the data's and how the runtime
 was set up. Each shard is one file, written through a temporary sibling and renamed, so that a run
 that was killed goes on where it was. A file says which run and range it holds, where it was made,
 and ends in the sha256 it starts with; one that does not fit is made again, and said. Memory does
-not grow with the number of images: answers go to disk and are read back as a mapped array.
+not grow with the number of samples: outputs go to disk and are read back as a mapped array.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,9 +26,10 @@ from typing import IO, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli, outputs, schema
+from edgekit.base import outputs, schema
 from edgekit.base.blocks import let_go
 from edgekit.base.errors import EdgekitError, ExecutionError, InvalidModelError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.graph import onnx
 from edgekit.records import environment
 from edgekit.records.encodings import FAKE_QUANT_FILE
@@ -39,8 +38,14 @@ from edgekit.records.signature import Preprocessing
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import saved_model
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 SCHEMA_VERSION = 1
-#: Images a shard. A multiple of every runtime's own batch.
+#: Samples in a shard. A multiple of every runtime's own batch.
 IMAGES = 250
 #: Runs in the cache that nobody came back to are removed after this many days.
 KEEP_DAYS = 7
@@ -49,19 +54,19 @@ _LOCK = "lock"
 
 @dataclass(frozen=True)
 class Run:
-    """What the answers depend on, but for the machine.
+    """What the outputs depend on, but for the machine.
 
     Attributes:
         name: Of the artifact.
         files: SHA-256 of the files that the runtime loads.
         data: SHA-256 of images and labels.
-        count: Number of images.
-        shard: Images a shard.
-        batch: Images a run of the runtime; None for its own choice.
+        count: Number of samples.
+        shard: Samples in a shard.
+        batch: Samples in a run of the runtime; None for its own choice.
         device: Worker resource that it has to run on; empty for any.
         runner: What computes, and in which policy, as ``cuda:float32``.
         gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
-        outputs: Of a model with several, in the order of the answers.
+        outputs: Of a model with several, in the order in which they are kept.
         shapes: Sizes of inputs with free axes.
     """
 
@@ -119,7 +124,7 @@ class _Header:
 
     Attributes:
         run: Key of the run.
-        shape: Of the answers, images first.
+        shape: Of the outputs, samples first.
         place: Where it was made.
     """
 
@@ -146,7 +151,7 @@ def this_place(machine: Environment, device: str = "") -> Place:
 
 
 def alike(one: Place, other: Place) -> bool:
-    """Whether two places give the same answers: the same CPU, ISA and package versions."""
+    """Whether two places give the same outputs: the same CPU, ISA and package versions."""
     return one.machine_class == other.machine_class and one.versions == other.versions
 
 
@@ -171,18 +176,18 @@ class Shards:
         self._shape: tuple[int, ...] | None = None
         self._lock = threading.Lock()
         # Without a name: it is gone with this process, however that ends.
-        self._answers: IO[bytes] = tempfile.TemporaryFile(dir=folder)
+        self._values: IO[bytes] = tempfile.TemporaryFile(dir=folder)
         for start in range(0, run.count, run.shard):
             path = self.path(start)
             if not path.exists():
                 continue
             try:
-                header, answers = self._read(path, start)
+                header, values = self._read(path, start)
             except ValueError as exc:
                 self.broken.append(f"{path.name} of {run.name} is broken ({exc}); it runs again")
                 continue
             if accepts(header.place):
-                self._take(start, answers, header.runtime, header.place)
+                self._take(start, values, header.runtime, header.place)
             else:
                 self.broken.append(
                     f"{path.name} of {run.name} was made on another kind of machine or with other "
@@ -190,6 +195,11 @@ class Shards:
                 )
         self.resumed = len(self._done)
         self.todo = [s for s in range(0, run.count, run.shard) if s not in self._done]
+
+    @property
+    def done(self) -> int:
+        """Samples whose outputs were there before."""
+        return self.run.count - sum(self.run.stop(start) - start for start in self.todo)
 
     @property
     def total(self) -> int:
@@ -201,32 +211,32 @@ class Shards:
         return self.folder / f"{start:010d}.shard"
 
     def put(
-        self, start: int, answers: npt.NDArray[np.float32], runtime: Runtime, place: Place
+        self, start: int, values: npt.NDArray[np.float32], runtime: Runtime, place: Place
     ) -> bool:
         """Keep one shard; False if it is there already, which changes nothing.
 
         Raises:
-            ExecutionError: If there is not one finite answer an image.
-            InvalidModelError: If answers differ in shape from the shard before.
+            ExecutionError: If there are not finite outputs for every sample.
+            InvalidModelError: If outputs differ in shape from the shard before.
         """
         count = self.run.stop(start) - start
-        if len(answers) != count or not np.isfinite(answers).all():
+        if len(values) != count or not np.isfinite(values).all():
             raise ExecutionError(
-                f"{self.run.name}: expected {count} finite answers to the images from {start}, "
-                f"got {len(answers)}, or NaN among them"
+                f"{self.run.name}: expected finite outputs for {count} samples from {start}, "
+                f"got {len(values)}, or NaN among them"
             )
         with self._lock:
             if start in self._done:
                 return False
-        content = np.ascontiguousarray(answers, "<f4").tobytes()
-        header = _Header(self.key, start, answers.shape, runtime, replace(place, shards=1))
+        content = np.ascontiguousarray(values, "<f4").tobytes()
+        header = _Header(self.key, start, values.shape, runtime, replace(place, shards=1))
         body = schema.dumps(header, indent=None).encode() + b"\n" + content
         digest = hashlib.sha256(body).hexdigest().encode()
         outputs.write_bytes(self.path(start), digest + b"\n" + body, force=True, sync=False)
-        return self._take(start, answers, runtime, place)
+        return self._take(start, values, runtime, place)
 
-    def answers(self) -> npt.NDArray[np.float32]:
-        """All answers in the order of the images, mapped from disk.
+    def outputs(self) -> npt.NDArray[np.float32]:
+        """All outputs in the order of the samples, mapped from disk.
 
         Raises:
             ExecutionError: If a shard is missing.
@@ -237,17 +247,16 @@ class Shards:
                 f"{self.run.name}: {missing} of {self.total} shards are missing; run it again, "
                 f"the others are kept"
             )
-        self._answers.flush()
         shape = (self.run.count, *self._shape)
-        return np.memmap(self._answers, "<f4", "r", shape=shape)
+        return np.memmap(self._values, "<f4", "r", shape=shape)
 
     def places(self) -> tuple[Place, ...]:
         """Where shards were made, each with how many."""
         return tuple(self._places)
 
     def close(self) -> None:
-        """Let go of the answers' file; a mapped array of it stays good."""
-        self._answers.close()
+        """Let go of the file of outputs; a mapped array of it stays good."""
+        self._values.close()
 
     def _read(self, path: Path, start: int) -> tuple[_Header, npt.NDArray[np.float32]]:
         """One file, checked.
@@ -267,15 +276,15 @@ class Shards:
         expected = (SCHEMA_VERSION, self.key, start, (count,))
         if (header.schema_version, header.run, header.start, header.shape[:1]) != expected:
             raise ValueError("it holds other images or another run")
-        answers = np.frombuffer(content, "<f4").reshape(header.shape)
-        if not np.isfinite(answers).all():
+        values = np.frombuffer(content, "<f4").reshape(header.shape)
+        if not np.isfinite(values).all():
             raise ValueError("it holds NaN or Inf")
-        return header, answers
+        return header, values
 
     def _take(
-        self, start: int, answers: npt.NDArray[np.float32], runtime: Runtime, place: Place
+        self, start: int, values: npt.NDArray[np.float32], runtime: Runtime, place: Place
     ) -> bool:
-        row = answers.shape[1:]
+        row = values.shape[1:]
         with self._lock:
             if start in self._done:
                 return False
@@ -283,14 +292,13 @@ class Shards:
                 self._shape = row
             if row != self._shape:
                 raise InvalidModelError(
-                    f"{self.run.name}: expected answers {list(self._shape)} as before, "
-                    f"got {list(row)} for the images from {start}"
+                    f"{self.run.name}: expected outputs {list(self._shape)} as before, "
+                    f"got {list(row)} for the samples from {start}"
                 )
             size = 4 * int(np.prod(row, dtype=np.int64))
-            content = np.ascontiguousarray(answers, "<f4").tobytes()
-            written = os.pwrite(self._answers.fileno(), content, start * size)
-            if written != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+            self._values.seek(start * size)
+            self._values.write(np.ascontiguousarray(values, "<f4").tobytes())
+            self._values.flush()
             self._done.add(start)
             self.runtime = self.runtime or runtime
             for i, known in enumerate(self._places):
@@ -310,18 +318,24 @@ class Work:
 
     Args:
         folder: Where to keep shards; None for the cache.
+        progress: Hears which shards were done before, and which run again.
 
     Raises:
         InvalidOptionError: If the folder is a file, or another process works in it.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, progress: Progress = SILENT) -> None:
         self._given = folder
+        self._progress = progress
         self._root = cache_folder() if folder is None else folder
         self._opened: list[Shards] = []
         self._stack = contextlib.ExitStack()
         if folder is not None and folder.exists() and not folder.is_dir():
             raise InvalidOptionError(f"{folder} is a file; expected a folder to keep shards in")
+        if folder is not None and fcntl is None:
+            raise InvalidOptionError(
+                "--work needs locks of files, which Python has on POSIX systems only; leave it out"
+            )
 
     def open(self, run: Run, accepts: Callable[[Place], bool]) -> Shards:
         """The shards of a run, with those taken over that were done; says so.
@@ -331,18 +345,16 @@ class Work:
             accepts: Whether a shard made at a place may be used.
         """
         folder = self._locked(run)
-        found = Shards(folder, run, accepts)
-        self._stack.callback(found.close)
-        self._opened.append(found)
-        for line in found.broken:
-            cli.console.print(f"warning: {line}", markup=False, soft_wrap=True)
-        if found.resumed:
-            cli.console.print(
-                f"{run.name}: {found.resumed} of {found.total} shards were done, in {folder}",
-                markup=False,
-                soft_wrap=True,
+        store = Shards(folder, run, accepts)
+        self._stack.callback(store.close)
+        self._opened.append(store)
+        for line in store.broken:
+            self._progress.say(f"warning: {line}")
+        if store.resumed:
+            self._progress.say(
+                f"{run.name}: {store.resumed} of {store.total} shards were done, in {folder}"
             )
-        return found
+        return store
 
     @property
     def resumed(self) -> int:
@@ -362,6 +374,11 @@ class Work:
     def _locked(self, run: Run) -> Path:
         """The run's folder, for this process alone."""
         folder = self._root / run.key[:32]
+        if fcntl is None:
+            self._progress.say(
+                f"{run.name}: shards are not kept, this system has no locks of files"
+            )
+            return Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         try:
             path = folder / _LOCK
             while True:
@@ -416,13 +433,13 @@ def evaluate(
         images: All of them, in memory or mapped.
         processes: How many work at once at the most.
         place: This machine.
-        advance: Told how many images were answered, as they are.
+        advance: Told how many samples were evaluated, as they are.
 
     Returns:
-        All answers ``[N, ...]``, mapped from disk.
+        All outputs ``[N, ...]``, mapped from disk.
     """
     starts = list(shards.todo)
-    advance(shards.run.count - sum(shards.run.stop(start) - start for start in starts))
+    advance(shards.done)
     failures: list[BaseException] = []
     lock = threading.Lock()
 
@@ -437,7 +454,7 @@ def evaluate(
             yield start, block
 
     def work(through: Worker) -> None:
-        """The next images are on their way before the last answers are put down."""
+        """The next samples are on their way before the last outputs are put down."""
         try:
             runtime = through.ready().runtime
             upcoming = next_images()
@@ -445,13 +462,13 @@ def evaluate(
             if sent is not None:
                 through.send(sent[1])
             while sent is not None:
-                answers = through.receive()
+                values = through.receive()
                 following = next(upcoming, None)
                 if following is not None:
                     through.send(following[1])
-                shards.put(sent[0], answers, runtime, place)
+                shards.put(sent[0], values, runtime, place)
                 with lock:
-                    advance(len(answers))
+                    advance(len(values))
                 sent = following
         except BaseException as exc:
             failures.append(exc)
@@ -473,7 +490,7 @@ def evaluate(
             thread.join()
     if failures:
         raise failures[0]
-    return shards.answers()
+    return shards.outputs()
 
 
 def local(machine: Environment) -> Callable[[Place], bool]:

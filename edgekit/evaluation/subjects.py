@@ -39,10 +39,16 @@ class Subject:
     manifest_sha256: str = ""
     recording: Recording | None = None
 
-    def answering(self, outputs: tuple[str, ...]) -> Subject:
+    @property
+    def runnable(self) -> Job:
+        """What a worker loads, of a subject that is no recording."""
+        assert self.job is not None
+        return self.job
+
+    def with_outputs(self, outputs: tuple[str, ...]) -> Subject:
         """The same with its outputs in this order; empty for as they are."""
         if self.recording is not None:
-            return replace(self, recording=self.recording.answering(outputs))
+            return replace(self, recording=self.recording.with_outputs(outputs))
         return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
 
 
@@ -148,27 +154,26 @@ def run_by(
             f"{runner.word} runs the float model that an artifact names, and {artifacts[0].name} "
             f"is a file that names none; pass the model as --reference"
         )
-    found = reference_of(known, None, threads, trust=trust)
-    assert found.job is not None
-    if runner.format == "keras" and found.format != "keras":
+    model = reference_of(known, None, threads, trust=trust)
+    if runner.format == "keras" and model.format != "keras":
         raise InvalidOptionError(
-            f"{runner.word} runs Keras models, {found.path} is none; take an ort runner, or leave "
+            f"{runner.word} runs Keras models, {model.path} is none; take an ort runner, or leave "
             f"--reference out to run it as it is"
         )
-    job = replace(found.job, name=runner.word, device=runner.device)
+    job = replace(model.runnable, name=runner.word, device=runner.device)
     if runner.format == "keras":
         options = {"data_format": "NCHW"} if runner.data_format == "NCHW" else {}
         job = replace(job, precision=runner.precision, options=options)
-        return replace(found, name=runner.word, job=job, precision=runner.precision)
+        return replace(model, name=runner.word, job=job, precision=runner.precision)
     converted = onnx_artifact(
-        found.path,
+        model.path,
         precision=runner.precision,
         preprocessing=known[0].manifest.preprocessing,
         images=dataset,
         folder=folder,
         device=profile_of(runner),
         trust=trust,
-        shapes=found.job.shapes,
+        shapes=job.shapes,
     )
     # float32 is float32: the CUDA provider would take TF32 without being asked
     exact = runner.device == "cuda" and runner.precision == "float32"
@@ -183,7 +188,7 @@ def run_by(
             shapes=None,
             options={"use_tf32": "0"} if exact else {},
         ),
-        path=found.path,
+        path=model.path,
         precision=runner.precision,
         sha256=converted.sha256,
         size=converted.size,
@@ -191,20 +196,20 @@ def run_by(
 
 
 def reference_of(
-    artifacts: list[Artifact], given: Path | None, threads: int, *, trust: bool = False
+    artifacts: list[Artifact], model: Path | None, threads: int, *, trust: bool = False
 ) -> Subject:
     """The float model whose sha256 the manifests name, in the format that it was saved in.
 
     Args:
-        artifacts: Made from it; of files nobody knows, what is given is taken.
-        given: Where it is; default where the first manifest says, or the shipped one.
+        artifacts: Made from it; of files nobody knows, it is the model that the user names.
+        model: Where it is; default where the first manifest says, or the shipped one.
         threads: Threads inside an operator.
         trust: Let code inside of it run.
     """
     known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
     if not known:
-        return _given(artifacts[0], given, threads, trust=trust)
-    place, model, sha256 = float_model.find(known[0], given)
+        return _named(artifacts[0], model, threads, trust=trust)
+    place, file, sha256 = float_model.find(known[0], model)
     kind = float_model.kind_of(place)
     name = "keras-float32" if kind == "keras" else f"{kind}-source"
     preprocessing, source = known[0].manifest.preprocessing, known[0].manifest.source
@@ -212,55 +217,82 @@ def reference_of(
     return Subject(
         name,
         kind,
-        Job(name, model, kind, preprocessing, threads, {}, trust=trust, shapes=source.shapes),
+        Job(name, file, kind, preprocessing, threads, {}, trust=trust, shapes=source.shapes),
         place,
         "float32",
         sha256,
-        saved_model.size_of(model),
-        Artifact.load(place).manifest_sha256 if place.is_dir() and model != place else "",
+        saved_model.size_of(file),
+        Artifact.load(place).manifest_sha256 if place.is_dir() and file != place else "",
     )
 
 
-def _given(artifact: Artifact, given: Path | None, threads: int, *, trust: bool = False) -> Subject:
+def _named(artifact: Artifact, model: Path | None, threads: int, *, trust: bool = False) -> Subject:
     """The model that a user names as the reference of files which name none."""
-    if given is None:
+    if model is None:
         raise InvalidOptionError(
             f"{artifact.name} does not say which float model it was made from; pass --reference "
             f"MODEL, the model to hold it against"
         )
-    if not given.exists():
-        raise InvalidModelError(f"{given} not found; expected the model to hold the files against")
+    if not model.exists():
+        raise InvalidModelError(f"{model} not found; expected the model to hold the files against")
     prepare = artifact.manifest.preprocessing
-    if _is_artifact(given):
-        found = Artifact.load(given)
-        manifest = found.manifest
-        job = Job.of(found, threads=threads)
+    if _is_artifact(model):
+        reference = Artifact.load(model)
+        manifest = reference.manifest
+        job = Job.of(reference, threads=threads)
         return Subject(
-            found.name,
+            reference.name,
             manifest.format,
             job,
-            given,
+            model,
             manifest.precision,
-            found.sha256,
-            found.size,
-            found.manifest_sha256,
+            reference.sha256,
+            reference.size,
+            reference.manifest_sha256,
         )
-    kind = float_model.kind_of(given)
-    precision = model_file.precision_of(given) if given.suffix in model_file.FORMATS else "float32"
-    name = f"{given.name} (reference)"
+    kind = float_model.kind_of(model)
+    precision = model_file.precision_of(model) if model.suffix in model_file.FORMATS else "float32"
+    name = f"{model.name} (reference)"
     return Subject(
         name,
         kind,
-        Job(name, given, kind, prepare, threads, {}, trust=trust),
-        given,
+        Job(name, model, kind, prepare, threads, {}, trust=trust),
+        model,
         precision,
-        saved_model.sha256_of(given),
-        saved_model.size_of(given),
+        saved_model.sha256_of(model),
+        saved_model.size_of(model),
     )
 
 
+def in_one_order(
+    subjects: Sequence[Subject], candidates: Sequence[Artifact], outputs: Sequence[TensorSpec]
+) -> tuple[list[Subject], list[str]]:
+    """The subjects with their outputs in one order, and what was assumed of files.
+
+    Args:
+        subjects: The reference, and one of each candidate.
+        candidates: What is compared with it.
+        outputs: Of the reference.
+
+    Raises:
+        InvalidModelError: If the outputs of a file differ from them in number or sizes.
+    """
+    several = len(outputs) > 1
+    names = tuple(spec.name for spec in outputs) if several else ()
+    base, *others = subjects
+    ordered, assumed = [base.with_outputs(names)], []
+    for subject, artifact in zip(others, candidates, strict=True):
+        own = names
+        if isinstance(artifact, ModelFile):
+            own, sentence = paired(outputs, artifact.manifest.signature.outputs, artifact.name)
+            own = own if several else ()
+            assumed += [sentence] if sentence else []
+        ordered.append(subject.with_outputs(own))
+    return ordered, assumed
+
+
 def paired(
-    wanted: Sequence[TensorSpec], found: Sequence[TensorSpec], name: str
+    expected: Sequence[TensorSpec], own: Sequence[TensorSpec], name: str
 ) -> tuple[tuple[str, ...], str]:
     """Names of a file's outputs, in the order of the reference's, and what was assumed.
 
@@ -268,34 +300,34 @@ def paired(
     their order.
 
     Args:
-        wanted: The reference's outputs.
-        found: The file's.
+        expected: The reference's outputs.
+        own: The file's.
         name: Of the file.
 
     Raises:
         InvalidModelError: If they differ in number or sizes.
     """
-    if {spec.name for spec in wanted} == {spec.name for spec in found}:
-        return tuple(spec.name for spec in wanted), ""
-    left = list(found)
-    taken = []
-    for spec in wanted:
+    if {spec.name for spec in expected} == {spec.name for spec in own}:
+        return tuple(spec.name for spec in expected), ""
+    left = list(own)
+    names = []
+    for spec in expected:
         fits = [each for each in left if each.shape[1:] == spec.shape[1:]]
-        if not fits and len(wanted) == len(found) == 1:
+        if not fits and len(expected) == len(own) == 1:
             fits = left
         if not fits:
             break
         left.remove(fits[0])
-        taken.append(fits[0].name)
-    if left or len(taken) != len(wanted):
-        sides = (", ".join(f"{s.name} {list(s.shape)}" for s in side) for side in (wanted, found))
+        names.append(fits[0].name)
+    if left or len(names) != len(expected):
+        sides = (", ".join(f"{s.name} {list(s.shape)}" for s in side) for side in (expected, own))
         raise InvalidModelError(
             f"{name}: expected the outputs of the reference, {next(sides)}, got {next(sides)}"
         )
-    if len(wanted) == 1:
-        return tuple(taken), ""
-    pairs = ", ".join(f"{own} as {spec.name}" for own, spec in zip(taken, wanted, strict=True))
-    return tuple(taken), f"{name}: outputs are paired by size and order: {pairs}"
+    if len(expected) == 1:
+        return tuple(names), ""
+    pairs = ", ".join(f"{own} as {spec.name}" for own, spec in zip(names, expected, strict=True))
+    return tuple(names), f"{name}: outputs are paired by size and order: {pairs}"
 
 
 def subject_of(artifact: Artifact, threads: int) -> Subject:
@@ -314,5 +346,5 @@ def subject_of(artifact: Artifact, threads: int) -> Subject:
 
 def cannot_saturate(artifact: Artifact) -> bool:
     """Whether its weights keep sums of products within 16 bits."""
-    found = PROFILES.get(artifact.manifest.device)
-    return found is not None and found.pair_bound
+    profile = PROFILES.get(artifact.manifest.device)
+    return profile is not None and profile.pair_bound

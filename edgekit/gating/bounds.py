@@ -71,9 +71,9 @@ LOWER_IS_BETTER = (
 METRICS = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 #: Times of one run. Those of two runs do not compare; the ratio within a run does.
 TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
-#: Figures that compare only where machine class and threads are the same.
+#: Metrics that compare only where machine class and threads are the same.
 OF_THE_MACHINE = ("peak_memory", "latency_ratio", "energy")
-#: Figures that hold answers against the reference.
+#: Metrics that hold outputs against the reference.
 OF_THE_REFERENCE = (
     "agreement",
     "top1_change",
@@ -86,7 +86,7 @@ OF_THE_REFERENCE = (
     "max_error",
     "max_error_share",
 )
-#: Figures that say nothing where labels do not fit.
+#: Metrics that say nothing where labels do not fit.
 OF_THE_LABELS = ("top1", "top5", "top1_change", "mcnemar_p", "r2", "r2_change")
 _OF_OUTPUTS = (OF_OUTPUT, CENTRED_OF_OUTPUT)
 
@@ -310,7 +310,33 @@ def full_name(name: str | None, artifacts: Sequence[str], model_id: str, where: 
     )
 
 
-def argument(kind: Kind) -> Callable[[str], Bound]:
+_HELP: dict[Kind, str] = {
+    "min": "least value of a metric, e.g. top1=93",
+    "max": "largest value of a metric, e.g. size=700000",
+    "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
+    "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without it r2=0.5 points, "
+    "or sqnr_centred=3 dB)",
+    "max-rise": "the same for metrics where lower is better, e.g. size=20000",
+}
+
+
+def add_bounds(parser: argparse.ArgumentParser) -> None:
+    """``--baseline``, and ``--min``, ``--max``, ``--max-drop``, ``--max-rise`` as ``bounds``."""
+    add = parser.add_argument
+    add("--baseline", type=Path, metavar="FILE", help="a report that was accepted before")
+    for kind, text in _HELP.items():
+        add(
+            f"--{kind}",
+            type=_argument(kind),
+            action="append",
+            default=[],
+            dest="bounds",
+            metavar="[ARTIFACT:]NAME=VALUE",
+            help=f"{text}; repeatable",
+        )
+
+
+def _argument(kind: Kind) -> Callable[[str], Bound]:
     """An argparse type: a bound of one kind."""
 
     def read_argument(text: str) -> Bound:

@@ -240,8 +240,8 @@ def _judge(
         if now is None:
             return check("FAIL", "the artifact is missing from the report")
         hint = "; compare it with its float32 artifact" if metric == "latency_ratio" else ""
-        if ":" in metric:
-            kind = metric.partition(":")[0]
+        kind = grammar.family(metric)
+        if kind != metric:
             those = [each for each in now.metrics if each.startswith(f"{kind}:")]
             hint = f"; it has {', '.join(those) or f'one output, whose metric is {kind}'}"
         return check("FAIL", f"the metric is missing from the report{hint}")
@@ -303,9 +303,7 @@ def _refusal(
 ) -> str | None:
     """Why two figures of the machine or of two references do not compare, or None."""
     if grammar.family(metric) in grammar.OF_THE_REFERENCE:
-        here, there = (
-            each.reference_in_words.removesuffix(" (recorded)") for each in (report, baseline)
-        )
+        here, there = report.held_against, baseline.held_against
         if here != there:
             return (
                 f"{metric} compares within one reference only: the report holds against {here}, "
@@ -360,7 +358,7 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
                     f"the latency of {each.name} is unstable, round medians spread over "
                     f"{100 * spread:.0f} %"
                 )
-        if any(text.startswith(f"{each.name}: latency is unstable") for text in report.warnings):
+        if each.unstable:
             return f"the latency of {each.name} is marked unstable"
     return None
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from edgekit.gating import bounds as grammar
 from edgekit.gating import checks as judged
@@ -35,6 +36,7 @@ class Change:
         after: The report's value; None where it has none.
         outside: Whether it is outside of a bound, so that a reason has to be given.
         why: The bound it is inside of or outside of, in words.
+        artifact_is: Whether the artifact itself comes or goes; empty of a metric.
     """
 
     artifact: str
@@ -44,10 +46,11 @@ class Change:
     unit: str
     outside: bool
     why: str
+    artifact_is: Literal["", "added", "removed"] = ""
 
     def __str__(self) -> str:
-        if not self.metric:
-            return f"{self.artifact} {self.why.partition(';')[0]}"
+        if self.artifact_is:
+            return f"{self.artifact} {self.artifact_is}"
         before, after = (judged.show(value, self.unit) for value in (self.before, self.after))
         return f"{self.artifact} {self.metric} {before} -> {after}"
 
@@ -188,10 +191,11 @@ def _of_artifact(
     bad = {check.metric for check in checks if check.verdict in ("FAIL", "REFUSED")}
     if now is None:
         why = "removed; its bounds have nothing to judge" if bad else "removed; no bound on it"
-        return [Change(name, "", None, None, "", bool(bad), why)]
+        return [Change(name, "", None, None, "", bool(bad), why, "removed")]
     found = []
     if before is None:
-        found.append(Change(name, "", None, None, "", False, "added; new in the baseline"))
+        why = "added; new in the baseline"
+        found.append(Change(name, "", None, None, "", False, why, "added"))
     old = before.metrics if before else {}
     for metric in dict.fromkeys([*old, *now.metrics, *bad]):
         one, other = old.get(metric), now.metrics.get(metric)

@@ -827,13 +827,30 @@ def canonical(content: bytes, name: str, *, key: str, states: bool = False) -> b
         states: Let inputs have another first size than 1: they are known to be no batches.
 
     Raises:
-        InvalidModelError: If it cannot be read, has several subgraphs, a free size behind the
-            batch, or constants or inputs that are quantized.
+        InvalidModelError: If it cannot be read, has several subgraphs, variables, a free size
+            behind the batch, or constants or inputs that are quantized.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = _distinct(content, name)
     subgraph = model.subgraphs[0]
+    for code in model.operatorCodes:  # older converters fill in the older field alone
+        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
+    for tensor in subgraph.tensors:
+        scales = None if tensor.quantization is None else tensor.quantization.scale
+        if scales is not None and len(scales):
+            raise InvalidModelError(
+                f"{name} is quantized already ({tensor.name.decode(errors='replace')}); "
+                f"expected a float32 or float16 model"
+            )
+    variable = schema.BuiltinOperator.VAR_HANDLE
+    for operator in subgraph.operators:
+        if model.operatorCodes[operator.opcodeIndex].builtinCode == variable:
+            state = subgraph.tensors[operator.outputs[0]].name.decode(errors="replace")
+            raise InvalidModelError(
+                f"{name} keeps a state of its own from run to run ({state}); convert it with the "
+                f"state as an input and an output"
+            )
     if len(model.subgraphs) != 1:
         raise InvalidModelError(
             f"{name}: expected one subgraph, got {len(model.subgraphs)} (control flow: IF, WHILE); "
@@ -853,16 +870,8 @@ def canonical(content: bytes, name: str, *, key: str, states: bool = False) -> b
                 f"{name}: expected batch 1 of input {tensor.name.decode(errors='replace')}, got "
                 f"{list(map(int, tensor.shape))}; convert the model with batch 1"
             )
-    for code in model.operatorCodes:  # older converters fill in the older field alone
-        code.builtinCode = max(code.builtinCode, code.deprecatedBuiltinCode)
     for tensor in subgraph.tensors:
         tensor.shapeSignature = None  # the sizes are those of one sample
-        scales = None if tensor.quantization is None else tensor.quantization.scale
-        if scales is not None and len(scales):
-            raise InvalidModelError(
-                f"{name} is quantized already ({tensor.name.decode(errors='replace')}); "
-                f"expected a float32 or float16 model"
-            )
     _sign(schema, model, key)
     graph = Graph(pack(model))
     graph.fold()

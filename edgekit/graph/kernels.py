@@ -25,6 +25,8 @@ SAME = frozenset(
     "RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
     "BROADCAST_TO REDUCE_MAX REDUCE_MIN TOPK_V2".split()
 )
+#: Those of which each value of the output is one of the first input, or 0.
+PICKING = SAME - {"AVERAGE_POOL_2D", "PADV2", "RESIZE_BILINEAR"}
 #: All inputs have the scale of the output; an input of another scale is brought to it before.
 JOINED = frozenset("CONCATENATION PACK MAXIMUM MINIMUM SELECT SELECT_V2".split())
 #: Joined operators of which a single input is handed on, value by value: each input has a range of

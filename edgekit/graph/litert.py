@@ -210,7 +210,8 @@ def kernels(model: bytes) -> dict[str, int]:
 
 
 def largest_weight(model: bytes) -> tuple[str, float]:
-    """(name, magnitude) of the largest float constant; (``""``, 0.0) without any."""
+    """(name, magnitude) of the largest float constant, infinities aside, which every float type
+    has; (``""``, 0.0) without any."""
     opened = interpreter(model)
     computed = {activation.index for activation in activations(opened)}
     found = ("", 0.0)
@@ -220,7 +221,8 @@ def largest_weight(model: bytes) -> tuple[str, float]:
                 values = opened.get_tensor(detail["index"])
             except ValueError:  # a delegate's own scratch tensor has no data
                 continue
-            found = max(found, (detail["name"], float(np.abs(values).max(initial=0))), key=_second)
+            size = float(np.abs(values[~np.isinf(values)]).max(initial=0))
+            found = max(found, (detail["name"], size), key=_second)
     return found
 
 

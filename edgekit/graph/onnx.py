@@ -403,6 +403,26 @@ def stored_constants(model: Any) -> dict[str, Any]:
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}
 
 
+def without_constant_nodes(model: Any) -> Any:
+    """A model whose Constant nodes are stored tensors; itself where it has none."""
+    if not any(node.op_type == "Constant" for node in model.graph.node):
+        return model
+    found = type(model)()
+    found.CopyFrom(model)
+    kept = []
+    for node in found.graph.node:
+        value = attribute(node, "value", None) if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+            continue
+        tensor = found.graph.initializer.add()
+        tensor.CopyFrom(value)
+        tensor.name = node.output[0]
+    del found.graph.node[:]
+    found.graph.node.extend(kept)
+    return found
+
+
 def read(graph: Any) -> Iterator[str]:
     """What the nodes of a graph read, and those of the graphs in it: bodies of If and Loop."""
     for node in graph.node:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli, outputs
+from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidModelError
 from edgekit.models.mobilenet_v2 import (
     BOTTLENECKS,
@@ -218,7 +218,7 @@ python -m edgekit.models import-slim mobilenet_v2_1.0_224.ckpt \\
     add("--out", type=Path, required=True, metavar="FOLDER", help="artifact to write")
     add(
         "--resolution",
-        type=cli.positive_int,
+        type=words.positive_int,
         default=224,
         help="height and width of its input (default: %(default)s)",
     )

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli, outputs, words
+from edgekit.base import outputs, words
 from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidModelError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.base.version import sources
 from edgekit.data import feeds
 from edgekit.data.feeds import Samples
@@ -24,7 +25,7 @@ from edgekit.quantization import ranges
 from edgekit.quantization.histogram import StreamingHistogram
 from edgekit.quantization.table import METHODS, CalibrationTable, TensorStatistics
 from edgekit.records import artifact, environment
-from edgekit.records.signature import Preprocessing, Shapes
+from edgekit.records.signature import Layout, Preprocessing, Shapes
 from edgekit.sources import float_model
 
 DEFAULT_METHOD = "minmax"
@@ -47,7 +48,9 @@ def calibrate(
     limit: int | None = None,
     method: str = DEFAULT_METHOD,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
+    progress: Progress = SILENT,
 ) -> CalibrationTable:
     """Find the range of every activation of a float model.
 
@@ -57,9 +60,11 @@ def calibrate(
             sample. Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
         trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
+        progress: Hears how far it is, and what loading the images says.
 
     Raises:
         InvalidModelError: If the model cannot be read or converted.
@@ -68,19 +73,29 @@ def calibrate(
     """
     words.one_of("method", method, METHODS)
     dataset = float_model.data_word(dataset, model)
-    opened = feeds.open_word(dataset, "calibration")
-    source = float_model.load(model, preprocessing=preprocessing, trust=trust, shapes=shapes)
+    opened = feeds.open_word(dataset, "calibration", progress=progress)
+    source = float_model.load(
+        model, preprocessing=preprocessing, trust=trust, shapes=shapes, layout=layout
+    )
+    source.refuse_integers("calibrate")
     return cached(
         source.canonical(),
         source.samples(opened, limit),
         prepare=source.preprocessing,
         method=method,
         word=dataset,
+        progress=progress,
     )
 
 
 def cached(
-    canonical: bytes, images: Samples, *, prepare: Preprocessing, method: str, word: str
+    canonical: bytes,
+    images: Samples,
+    *,
+    prepare: Preprocessing,
+    method: str,
+    word: str,
+    progress: Progress = SILENT,
 ) -> CalibrationTable:
     """:func:`observe`, but images that went through this graph before are not run again."""
     key = hashlib.sha256()
@@ -92,18 +107,15 @@ def cached(
         try:
             found = CalibrationTable.load(path)
         except EdgekitError as exc:
-            cli.say(f"warning: {exc}; calibrating again")
+            progress.say(f"warning: {exc}; calibrating again")
         else:
-            cli.console.print(
-                f"[dim]calibration statistics of {found.count} samples: {cli.plain(path)}[/]",
-                soft_wrap=True,
-            )
+            progress.say(f"calibration statistics of {found.count} samples: {path}")
             return choose(replace(found, data=word), method)
-    table = observe(canonical, images, prepare=prepare, method=method, word=word)
+    table = observe(canonical, images, prepare=prepare, method=method, word=word, progress=progress)
     try:
         outputs.write_text(path, choose(table, DEFAULT_METHOD).dumps(), force=True)
     except OSError as exc:
-        cli.say(f"warning: the calibration statistics were not cached: {exc}")
+        progress.say(f"warning: the calibration statistics were not cached: {exc}")
     return table
 
 
@@ -125,6 +137,7 @@ def observe(
     prepare: Preprocessing,
     method: str = DEFAULT_METHOD,
     word: str | None = None,
+    progress: Progress = SILENT,
 ) -> CalibrationTable:
     """Run images through a canonical float graph and keep statistics of each tensor.
 
@@ -137,6 +150,7 @@ def observe(
         prepare: From pixels to model input.
         method: Of :data:`edgekit.quantization.table.METHODS`.
         word: What to record as the data; default the set's name.
+        progress: Hears how far it is.
 
     Raises:
         InvalidDataError: If the images do not fit the input, there is only one, or a tensor becomes
@@ -161,8 +175,7 @@ def observe(
     tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
     entries = {name: tensors[tensor] for name, tensor in Graph(canonical).entries.items()}
     ends = [detail["index"] for detail in opened.get_output_details()]
-    with cli.progress() as bar:
-        task = bar.add_task("calibrating", total=len(images), note="")
+    with progress.task("calibrating", len(images)) as task:
         for start in range(0, len(images), batch):
             size = min(batch, len(images) - start)
             if size != batch:
@@ -174,7 +187,7 @@ def observe(
                 opened.set_tensor(entries[name], values)
             litert.invoke(opened)
             observer.add(*(opened.get_tensor(end) for end in ends))
-            bar.advance(task, size)
+            task.advance(size)
     return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base import cli, outputs, words
+from edgekit.base import outputs, words
 from edgekit.base.errors import (
     ExecutionError,
     FidelityError,
@@ -21,6 +21,7 @@ from edgekit.base.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import Task
@@ -35,7 +36,7 @@ from edgekit.pipeline.calibration import (
     choose,
     observe,
 )
-from edgekit.quantization import decisions, profiles
+from edgekit.quantization import decisions, existing, profiles
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
     CORRECTIONS,
@@ -51,11 +52,12 @@ from edgekit.quantization.quantize import (
 from edgekit.quantization.reconstruct import images_that_fit
 from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
-from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord
+from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.signature import Shapes, Signature, TensorSpec
+from edgekit.records.signature import Layout, Shapes, Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
+from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
@@ -93,6 +95,7 @@ class _Calibration:
         table: A table that was given.
         word: How the images were named.
         images: Those that were opened, for the model.
+        progress: Hears how far calibrating them is.
     """
 
     opened: data.Opened | Inputs | None
@@ -100,6 +103,7 @@ class _Calibration:
     word: str
     method: str
     images: Samples | None = None
+    progress: Progress = SILENT
 
     def fitted(self, source: FloatModel) -> _Calibration:
         """With the images as the model takes them.
@@ -135,11 +139,13 @@ def export(
     allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     task: Task | None = None,
     out: Path | None = None,
     force: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> Artifact:
     """Write one deployable of a float model.
 
@@ -162,11 +168,15 @@ def export(
         allow_poor: Write an int8 file of which less than 10 dB of an output are left.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file: ``keep`` the axes that inputs and outputs have in
+            the file, or ``channels-last`` of pictures and of outputs with four axes. Default:
+            channels last of pictures that are inputs, outputs as in the file.
         trust: Let code inside of the model's file run.
         task: What the outputs are, where neither the model's end nor its manifest says it.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
+        progress: Hears how far it is.
 
     Raises:
         FidelityError: If the int8 file is dead or poor; nothing is written then.
@@ -176,7 +186,7 @@ def export(
         outputs.check_free(out, force=force)
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command,
+        preprocessing, shapes, layout, trust, command, progress,
     )  # fmt: skip
     found = _opened(model, [(target, precision)], options)
     place = out or Path("exports") / f"{found.source.model_id}-{target}-{precision}"
@@ -200,10 +210,12 @@ def export_all(
     allow_poor: bool = False,
     preprocessing: str | None = None,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     trust: bool = False,
     task: Task | None = None,
     force: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> tuple[Artifact, ...]:
     """Write several deployables of a float model, which is loaded, converted and quantized once.
 
@@ -228,7 +240,7 @@ def export_all(
 
     options = _Options(
         calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, trust, command,
+        preprocessing, shapes, layout, trust, command, progress,
     )  # fmt: skip
     found = _opened(model, wanted, options)
     folder, name = out or Path("exports"), found.source.model_id
@@ -254,8 +266,10 @@ class _Options:
     task: Task | None
     preprocessing: str | None
     shapes: Shapes | None
+    layout: Layout
     trust: bool
     command: str
+    progress: Progress
 
     def for_int8(self) -> tuple[tuple[str, object], ...]:
         """(option, value) of what only int8 has a use for; None where it was not given."""
@@ -275,15 +289,21 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     profile = _checked(wanted, options)
     found = None
     if options.calibration is not None:
-        found = _read_calibration(options.calibration, options.dataset, options.method)
+        found = _read_calibration(options.calibration, options)
     source = float_model.load(
-        model, preprocessing=options.preprocessing, trust=options.trust, shapes=options.shapes
+        model,
+        preprocessing=options.preprocessing,
+        trust=options.trust,
+        shapes=options.shapes,
+        layout=options.layout,
     )
+    if source.integers is not None:
+        _check_existing(model, wanted, options)
     check_task(options.task, source.outputs)
     int8 = any(precision == "int8" for _, precision in wanted)
-    if int8 and found is None and source.encodings is None:
+    if int8 and found is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
-        found = _read_calibration(word, options.dataset, options.method)
+        found = _read_calibration(word, options)
     if found is not None:
         found = found.fitted(source)
     if source.encodings is not None and int8:
@@ -294,6 +314,31 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
                     f"with"
                 )
     return _Pipeline(source, profile, found, options)
+
+
+def _check_existing(
+    model: Path | None, wanted: Sequence[tuple[str, str]], options: _Options
+) -> None:
+    """Refuse what cannot be made of an ONNX file that is int8 already."""
+    for option, given in options.for_int8():
+        if given is not None and option in _DECIDED:
+            raise InvalidOptionError(
+                f"{option} is for float models; {model} is int8 already, and its integers are "
+                f"taken over; leave it out"
+            )
+    for target, precision in wanted:
+        if (target, precision) == ("tflite", "int8"):
+            continue
+        why = (
+            "what its ranges cut off is no operator any more, so that it has no float form; export "
+            "the float model that it was made from"
+            if precision != "int8"
+            else "it is int8 ONNX already; pass the file itself to compare, parity and benchmark"
+        )
+        raise InvalidOptionError(
+            f"{model}: expected --target tflite --precision int8 of a file that is int8 already, "
+            f"got {target} in {precision}: {why}"
+        )
 
 
 #: Options of int8 that say how integers are found.
@@ -308,6 +353,11 @@ def _checked(wanted: Sequence[tuple[str, str]], options: _Options) -> DeviceProf
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
+    if options.layout and all(target != "tflite" for target, _ in wanted):
+        raise InvalidOptionError(
+            f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
+            f"{wanted[0][0]}, which keeps the axes of its source; leave it out"
+        )
     profile = profiles.profile(options.device)
     for target, precision in wanted:
         if precision not in profile.precisions.get(target, ()):
@@ -356,9 +406,15 @@ class _Pipeline:
     options: _Options
 
     @functools.cached_property
+    def converted(self) -> Converted:
+        """The float graph of an ONNX file, and how it lays out the file's values."""
+        return self.source.converted()
+
+    @functools.cached_property
     def canonical(self) -> bytes:
         """The float graph as a flatbuffer."""
-        found = self.source.canonical()
+        own = self.source.kind == "onnx"
+        found = self.converted.content if own else self.source.canonical()
         _check_ends(litert.signature(found))
         return found
 
@@ -371,6 +427,8 @@ class _Pipeline:
     @functools.cached_property
     def quantized(self) -> Quantized:
         """Encodings and integers, the same for every format."""
+        if self.source.integers is not None:
+            return _existing(self.source, self.converted, self.profile)
         if self.source.encodings is not None:
             return trained(self.canonical, self.source.encodings, profile=self.profile)
         assert self.calibration is not None  # _opened() has seen to it
@@ -499,14 +557,17 @@ class _Pipeline:
             return _of_onnx_source(self.source, precision, self.calibration)
         written = self._of_canonical(target, precision)
         if self.source.kind == "onnx" and not own:
-            said = _other_than_in_onnx(onnx.signature(self.source.model), written.signature)
+            said = _other_than_in_onnx(
+                onnx.signature(self.source.model), written.signature, self.source.source
+            )
             written = replace(written, notes=(*said, *written.notes))
         return written
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
         """A file made from :attr:`canonical`."""
         if precision == "int8":
-            table = None if self.source.encodings is not None else self.table
+            own = self.source.encodings is not None or self.source.integers is not None
+            table = None if own else self.table
             return _make_int8(
                 self.source, target, self.canonical, table, self.quantized, self.profile
             )
@@ -537,24 +598,26 @@ class _Pipeline:
         return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
 
 
-def _read_calibration(word: str, dataset: str | None, method: str | None) -> _Calibration:
+def _read_calibration(word: str, options: _Options) -> _Calibration:
     """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
+    dataset, method, progress = options.dataset, options.method, options.progress
     if not word.endswith(".json"):
         if dataset is not None:
             raise InvalidOptionError(
                 f"--data names the images of a calibration table; --calibration {word} is images "
                 f"already"
             )
-        opened = feeds.open_word(word, "calibration")
-        return _Calibration(opened, None, word, method or DEFAULT_METHOD)
+        opened = feeds.open_word(word, "calibration", progress=progress)
+        return _Calibration(opened, None, word, method or DEFAULT_METHOD, progress=progress)
     table = CalibrationTable.load(Path(word))
     place = dataset or table.data
     path = data.path_of(place)
     if dataset is None and path is not None and not path.exists():
-        return _Calibration(None, table, place, method or table.method)
+        return _Calibration(None, table, place, method or table.method, progress=progress)
     typed = dataset is not None  # what stands in the table was typed by nobody
-    opened = feeds.open_word(place, "calibration", read_from=None if typed else Path(word))
-    return _Calibration(opened, table, place, method or table.method)
+    origin = None if typed else Path(word)
+    opened = feeds.open_word(place, "calibration", read_from=origin, progress=progress)
+    return _Calibration(opened, table, place, method or table.method, progress=progress)
 
 
 def _of_onnx_source(
@@ -574,7 +637,7 @@ def _of_onnx_source(
     return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
 
 
-def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
+def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> list[str]:
     """Inputs and outputs that are other in TFLite than in the ONNX file, a sentence each."""
     said = []
     turned = False
@@ -587,10 +650,19 @@ def _other_than_in_onnx(source: Signature, found: Signature) -> list[str]:
                 f"{spec.name} takes pictures with their channels last, {list(own.shape)}; in the "
                 f"ONNX file it is {list(spec.shape)}"
             )
-    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4]
+    outputs = {spec.name: spec for spec in found.outputs}
+    last = record.turned(source, "tflite")
+    for spec in source.outputs:
+        if spec.name in last:
+            said.append(
+                f"{spec.name} has its channels last, {list(outputs[spec.name].shape)}; in the ONNX "
+                f"file it is {list(spec.shape)}"
+            )
+    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4 and spec.name not in last]
     if turned and kept:
         said.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
-    outputs = {spec.name: spec for spec in found.outputs}
+    if record.layout == "keep":
+        said.append("inputs and outputs have the axes of the ONNX file (--layout keep)")
     for spec, own in [
         *((spec, inputs[spec.name]) for spec in source.inputs),
         *((spec, outputs[spec.name]) for spec in source.outputs),
@@ -632,6 +704,7 @@ def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> Calibra
             prepare=source.preprocessing,
             method=found.method,
             word=found.word,
+            progress=found.progress,
         )
     table, graph = found.table, hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
@@ -671,15 +744,14 @@ def _decide(
     path = cache_folder() / f"{key}.npz"
     found = decisions.load(path) if path.is_file() else None
     if found is not None:
-        cli.console.print(f"[dim]encodings and integers: {cli.plain(path)}[/]", soft_wrap=True)
+        calibration.progress.say(f"encodings and integers: {path}")
         return found
     if path.is_file():
-        cli.say(f"warning: {path} cannot be read; deciding again")
+        calibration.progress.say(f"warning: {path} cannot be read; deciding again")
     samples, graph = None, Graph(canonical)
     if images is not None:
-        samples = _samples(graph, canonical, images, source, table, calibration.word)
-    with cli.progress("operators") as bar:
-        task = bar.add_task("fitting", total=None, note="")
+        samples = _samples(graph, canonical, images, source, table, calibration)
+    with calibration.progress.task("fitting", unit="operators") as task:
         found = quantize(
             canonical,
             table,
@@ -687,12 +759,12 @@ def _decide(
             samples=samples,
             correction=correction,
             integers_only=strict,
-            advance=lambda _: bar.advance(task),
+            advance=lambda _: task.advance(),
         )
     try:
         decisions.save(path, found)
     except OSError as exc:
-        cli.say(f"warning: encodings and integers were not cached: {exc}")
+        calibration.progress.say(f"warning: encodings and integers were not cached: {exc}")
     return found
 
 
@@ -702,7 +774,7 @@ def _samples(
     images: Samples,
     source: FloatModel,
     table: CalibrationTable,
-    word: str,
+    calibration: _Calibration,
 ) -> CalibrationSamples:
     """The calibration samples, those that judge apart from those that all numbers come from."""
     specs = litert.signature(canonical).inputs
@@ -729,7 +801,8 @@ def _samples(
             apart if fitting_only else images,
             prepare=source.preprocessing,
             method=table.method,
-            word=word,
+            word=calibration.word,
+            progress=calibration.progress,
         )
 
     return CalibrationSamples(feed(_spread(fitting, most - len(judging))), feed(judging), observed)
@@ -826,7 +899,13 @@ def _make_int8(
     profile: DeviceProfile,
 ) -> _Written:
     notes = [*_ways(quantized)]
-    if profile.pair_bound and quantized.saturating:
+    existing_ones = source.integers is not None
+    if existing_ones and quantized.saturating:
+        notes.append(
+            f"{len(quantized.saturating)} layers of the ONNX file can saturate in onnxruntime on "
+            f"x86 without VNNI; TFLite's kernels cannot"
+        )
+    elif profile.pair_bound and quantized.saturating:
         notes.append(
             f"{len(quantized.saturating)} layers would saturate in onnxruntime on x86 without VNNI "
             f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
@@ -835,6 +914,8 @@ def _make_int8(
     if target == "tflite":
         content = tflite_integers.write(quantized.graph, quantized.stored)
         proof.check_stored(target, tflite_integers.read_file(content), quantized.stored)
+        if existing_ones:
+            notes += _same_as_source(content, source)
         return _Written(
             content, litert.signature(content), canonical, quantized, table, tuple(notes)
         )
@@ -872,6 +953,32 @@ def _make_int8(
     return _Written(
         model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
     )
+
+
+def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:
+    """The integers of an ONNX file that is int8 already."""
+    assert source.integers is not None
+    graph, name = Graph(converted.content), source.source.path
+    layers = source.integers.layers
+    for absent in onnx_integers.unknown(source.model, graph, list(layers)):
+        raise InvalidModelError(
+            f"{name}: expected {layers[absent]} as one layer in TFLite, where it is several or "
+            f"merged; leave it out of quantization, with onnxruntime by nodes_to_exclude"
+        )
+    read = onnx_integers.read_stored(source.model, graph)
+    numbers = source.encodings_of(converted)
+    return existing.take_over(converted.content, numbers, read, profile=profile, name=name)
+
+
+def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
+    """Hold a TFLite file against the int8 ONNX file that it was made from, as `parity` does."""
+    graph = Graph(content)
+    theirs = onnx_integers.read_stored(source.model, graph)
+    ours, missing = onnx_integers.without_missing(
+        tflite_integers.read(graph), theirs, source.model, graph
+    )
+    proof.check_stored("tflite", ours, theirs)
+    return list(missing)
 
 
 def _ways(found: Quantized) -> tuple[str, ...]:

@@ -157,7 +157,13 @@ def check_answers(
     values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
     expected = _of_source(source, canonical, values)
     feed = feeds.quantized(values, found.inputs)
-    run = _of_tflite(content, feed) if target == "tflite" else _of_onnx(content, feed, found)
+    run = (
+        _as_source(_of_tflite(content, feed), found, source)
+        if target == "tflite"
+        else _of_onnx(content, feed, found)
+    )
+    if source.integers is not None:
+        return _beside(found, run, expected, f"{feeds.count(values)} {kind}")
     largest, beyond, where, odd = -1.0, "", "", []
     for end in found.outputs:
         answers, exact = end.dequantize(run[end.name]), expected[end.name]
@@ -170,7 +176,8 @@ def check_answers(
             )
         if not whole.all():
             odd.append(end.name)
-        answers, exact = answers[whole], exact[whole]
+        # integers without a sign would wrap, and truth values have no difference
+        answers, exact = answers[whole].astype(np.float64), exact[whole].astype(np.float64)
         if not np.isfinite(answers).all():
             fix = (
                 "give it real samples with --calibration"
@@ -207,6 +214,27 @@ def check_answers(
     return f"{said} {beyond}, on {feeds.count(values)} {kind}: {why}"
 
 
+def _beside(
+    found: Signature,
+    run: Mapping[str, npt.NDArray[Any]],
+    expected: Mapping[str, npt.NDArray[Any]],
+    samples: str,
+) -> str:
+    """How far the outputs of a file lie from those of the int8 file that it was made from, in
+    words."""
+    said = []
+    for end in found.outputs:
+        exact, scale = expected[end.name].astype(np.float64), end.scale or 0.0
+        off = np.abs(end.dequantize(run[end.name]).astype(np.float64) - exact)
+        steps = np.rint(off / scale) if scale else off
+        unit = "{:.0f} LSB" if scale else "{:.2g}"
+        share = 100 * float(np.mean(steps == 0 if scale else off <= _ROUNDING))
+        said.append(
+            f"{end.name}: {share:.4g} % equal, off by {unit.format(steps.max(initial=0))} at most"
+        )
+    return f"outputs for {samples} beside the file in onnxruntime: {'; '.join(said)}"
+
+
 def judge(
     content: bytes,
     found: Signature,
@@ -232,7 +260,7 @@ def judge(
     expected = _of_source(source, canonical, samples)
     feed = feeds.quantized(samples, found.inputs)
     if target == "tflite":
-        run = _of_tflite(content, feed)
+        run = _as_source(_of_tflite(content, feed), found, source)
     else:
         options = dict(profile.runtime_options.get(target, {}))
         if not profile.pair_bound and environment.saturates(environment.describe()):
@@ -273,7 +301,10 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
     )
     arranged = feeds.quantized(values, litert.signature(canonical).inputs)
     given = {graph.entries[name]: array for name, array in arranged.items()}
-    rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+    try:
+        rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+    except measure.NotFiniteError as exc:
+        return True, str(exc)
     return _verdict(
         [
             _Rounding(row.layer, row.excess, row.accumulated.sqnr < _OFF)
@@ -355,7 +386,9 @@ def _of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, 
     """What the float model gives: an ONNX file by onnxruntime, others as their canonical graph."""
     if source.kind == "onnx":
         own = bytes(source.model.SerializeToString())
-        return _of_onnx(own, values, onnx.signature(source.model))
+        precise = source.integers is not None and environment.saturates(environment.describe())
+        options = {environment.PRECISE: "1"} if precise else None
+        return _of_onnx(own, values, onnx.signature(source.model), options)
     return _of_tflite(canonical, values)
 
 
@@ -367,6 +400,14 @@ def _of_onnx(
     each = feeds.batches if found.batch == -1 else feeds.one_by_one
     parts = [onnx.run(opened, names, one) for one in each(values, found.inputs)]
     return feeds.joined([dict(zip(names, each, strict=True)) for each in parts], found.outputs)
+
+
+def _as_source(
+    run: Mapping[str, npt.NDArray[Any]], found: Signature, source: FloatModel
+) -> dict[str, npt.NDArray[Any]]:
+    """Answers of a TFLite file with their axes as the model has them that it was made from."""
+    turned = source.source.turned(found, "tflite")
+    return {name: np.moveaxis(v, -1, 1) if name in turned else v for name, v in run.items()}
 
 
 def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:

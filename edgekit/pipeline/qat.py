@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base import cli, outputs
+from edgekit.base import outputs
 from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError, WriterError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline.calibration import cached
@@ -179,6 +180,7 @@ def qat(
     limit: int | None = None,
     force: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> tuple[artifact.Artifact, dict[str, Score]]:
     """Fine-tune with fake quantization and write the trained model as a Keras artifact.
 
@@ -202,6 +204,7 @@ def qat(
         limit: Use only the first images of the training set.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
+        progress: Hears how far it is, and looks at the deployed model.
 
     Returns:
         The artifact, and the scores on the test images (of your own data: those kept from
@@ -218,7 +221,7 @@ def qat(
         raise InvalidOptionError(f"device {profile.name} takes no int8 ({profile.about})")
     dataset = float_model.data_word(dataset, model)
     needs_labels = recipe.distill < 1 or dataset == "fashion_mnist"
-    opened = data.open_word(dataset, "train" if needs_labels else "calibration")
+    opened = data.open_word(dataset, "train" if needs_labels else "calibration", progress=progress)
     towers = towers or environment.cores()
     configure_threads(towers)
     from edgekit.quantization import fake as fake_quant
@@ -242,7 +245,7 @@ def qat(
     training, held = _split(images)
     _check_data(training, source, recipe)
     canonical = convert.from_keras(source.model)
-    table = _table(canonical, calibration, training, source, dataset)
+    table = _table(canonical, calibration, training, source, dataset, progress)
     fake = fake_quant.FakeQuantized(
         source.model,
         canonical,
@@ -256,7 +259,7 @@ def qat(
         prior=table.count * towers / recipe.batch,
     )
     for name in fake.untrained:
-        cli.say(f"keeps its calibrated range, untrained: {name}")
+        progress.say(f"keeps its calibrated range, untrained: {name}")
     trainer = QatTrainer(
         fake,
         source.model,
@@ -271,11 +274,15 @@ def qat(
     trained = predictor(fake.model)
 
     def watch() -> dict[str, float]:
-        return _look(fake, held, source.preprocessing.apply(held.images), trained)
+        scores, sentence = _look(fake, held, source.preprocessing.apply(held.images), trained)
+        progress.say(sentence)
+        return scores
 
     about = {"data": images.sha256, "model": source.source.sha256, "device": profile.name}
-    log = fit(trainer, checkpoints, tensorboard, resume, about, watch, every)
-    testing = data.load(dataset, "test") if dataset == "fashion_mnist" else held
+    log = fit(trainer, checkpoints, tensorboard, resume, about, watch, every, progress)
+    testing = held
+    if dataset == "fashion_mnist":
+        testing = data.load(dataset, "test", progress=progress)
     values = source.preprocessing.apply(testing.images)
     teacher = predict(source.model, values)
     fake.put_into(source.model)
@@ -290,7 +297,7 @@ def qat(
     }
     with tempfile.TemporaryDirectory() as folder:
         trial = artifact.write(Path(folder) / out.name, files, manifest, force=False)
-        scores = _scores(trial, profile, testing.labels, values, teacher)
+        scores = _scores(trial, profile, testing.labels, values, teacher, progress)
         grid = _check_grid(trial, fake, final)
     training_record = {
         "recipe": asdict(recipe),
@@ -350,6 +357,7 @@ def _table(
     training: data.ImageSet,
     source: float_model.FloatModel,
     dataset: str,
+    progress: Progress,
 ) -> CalibrationTable:
     """Where ranges start."""
     if calibration is not None and calibration.endswith(".json"):
@@ -363,14 +371,19 @@ def _table(
         images, word = training.head(HELD), dataset
     else:
         word = calibration or dataset
-        images = source.images(data.open_word(word, "calibration"))
-    return cached(canonical, images, prepare=source.preprocessing, method="minmax", word=word)
+        images = source.images(data.open_word(word, "calibration", progress=progress))
+    prepare = source.preprocessing
+    return cached(canonical, images, prepare=prepare, method="minmax", word=word, progress=progress)
 
 
 def _look(
     fake: FakeQuantized, held: data.ImageSet, values: Floats, predicted: Callable[[Floats], Floats]
-) -> dict[str, float]:
-    """Make the int8 TFLite file as it would be now, run it, and hold it against the training."""
+) -> tuple[dict[str, float], str]:
+    """Make the int8 TFLite file as it would be now, run it, and hold it against the training.
+
+    Returns:
+        Metrics for the log, and a sentence.
+    """
     graph, stored, _ = fake.deployed()
     answers = answers_of(tflite_integers.write(graph, stored), "tflite", values)
     trained = predicted(values)
@@ -382,8 +395,7 @@ def _look(
         assert score.top1 is not None and own is not None
         found |= {"deployed_top1": score.top1, "trained_top1": own}
         said += f", top-1 {score.top1:.2f} % (as trained {own:.2f} %)"
-    cli.console.print(f"  {said} of {len(held)} images kept from training", soft_wrap=True)
-    return found
+    return found, f"  {said} of {len(held)} images kept from training"
 
 
 def _scores(
@@ -392,6 +404,7 @@ def _scores(
     labels: npt.NDArray[np.int64] | None,
     values: Floats,
     teacher: Floats,
+    progress: Progress,
 ) -> dict[str, Score]:
     """Rebuild and export what was written, as a user would, and run all beside the float model."""
     from edgekit.pipeline.exporting import export
@@ -412,6 +425,7 @@ def _scores(
             precision="int8",
             device=profile.name,
             out=trial.path.with_name(target),
+            progress=progress,
         )
         answers = answers_of(made.model_path, target, values)
         found[f"{target} int8"] = _score(answers, trained, labels)

@@ -18,7 +18,7 @@ from edgekit.base import outputs, schema, words
 from edgekit.base.errors import ArtifactError, EdgekitError
 from edgekit.base.version import __version__
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.signature import Preprocessing, Signature
+from edgekit.records.signature import Layout, Preprocessing, Signature, turned
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -50,11 +50,23 @@ class Source:
         path: Where it was, as given.
         sha256: Of its model file.
         shapes: Sizes that ``--shape`` gave to inputs with free axes.
+        layout: ``keep`` or ``channels-last``, what ``--layout`` said of an ONNX file; empty for the
+            default.
     """
 
     path: str
     sha256: str
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    layout: Layout = ""
+
+    def turned(self, found: Signature, format: str) -> tuple[str, ...]:
+        """Names of a file's outputs that have their channels last, and first in the source.
+
+        Args:
+            found: Of the file, or of the source.
+            format: Of the file.
+        """
+        return turned(found.outputs, self.layout) if format == "tflite" else ()
 
 
 @dataclass(frozen=True)

@@ -159,11 +159,14 @@ class Stored:
         activations: (float32 scale, int8 zero_point) by tensor name.
         layers: By name of the tensor that a layer writes.
         constants: By tensor name.
+        in_float: Outputs of operators that compute in float though all their tensors have
+            encodings, since their integer kernels need other ones.
     """
 
     activations: Mapping[str, tuple[float, int]]
     layers: Mapping[str, LayerIntegers]
     constants: Mapping[str, ConstantIntegers] = field(default_factory=dict)
+    in_float: frozenset[str] = frozenset()
 
     def numbers(self) -> int:
         """How many scales, zero points, weights and biases there are."""
@@ -185,10 +188,13 @@ class Stored:
         stay = {name: each for name, each in self.constants.items() if name not in constants}
         return replace(self, activations=kept, layers=left, constants=stay)
 
-    def without_biases(self) -> Stored:
-        """The same without biases, for a device that wants them in float."""
+    def without_biases(self, names: Collection[str] | None = None) -> Stored:
+        """The same without biases, of all layers or of some, which are float elsewhere."""
         layers = {
-            name: replace(layer, bias=None, bias_scale=None) for name, layer in self.layers.items()
+            name: replace(layer, bias=None, bias_scale=None)
+            if names is None or name in names
+            else layer
+            for name, layer in self.layers.items()
         }
         return replace(self, layers=layers)
 
@@ -235,6 +241,8 @@ def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
             if (a is None) != (b is None):
                 found.append(Difference(name, "missing", 1, 0.0))
             elif a is not None:
+                if what.endswith("scale") and 1 in (a.size, b.size):  # one for all channels
+                    a, b = np.broadcast_arrays(a, b)
                 found += _compare(name, what.replace("_", " "), a, b)
     for name in sorted({*left.constants, *right.constants}):
         ours_c, theirs_c = left.constants.get(name), right.constants.get(name)

@@ -147,6 +147,11 @@ def named(output: Fidelity, channels: Sequence[Channel] | None = None) -> str:
         output: Whose they are.
         channels: Of it; default those that are dead.
     """
+    return f"{output.output}: {channels_of(output, channels)}"
+
+
+def channels_of(output: Fidelity, channels: Sequence[Channel] | None = None) -> str:
+    """The same without the name of the output."""
     listed, count = (output.dead, output.dead_count) if channels is None else (channels, 0)
     by_axis: dict[int, list[int]] = {}
     for channel in listed:
@@ -156,7 +161,7 @@ def named(output: Fidelity, channels: Sequence[Channel] | None = None) -> str:
         for axis, places in by_axis.items()
     ]
     more = count - len(listed)
-    return f"{output.output}: {', '.join(parts)}" + (f" and {more} more" if more > 0 else "")
+    return ", ".join(parts) + (f" and {more} more" if more > 0 else "")
 
 
 def _runs(places: Sequence[int]) -> str:

@@ -216,6 +216,13 @@ class ChangedImage:
         if content and not content.startswith(PNG_SIGNATURE):
             raise ReportError(f"changed image {self.index}: its picture is not a PNG file")
 
+    @property
+    def change(self) -> Literal["lost", "gained", "still"]:
+        """Whether the float model was right, the artifact is, or neither."""
+        if self.before == self.label:
+            return "lost"
+        return "gained" if self.now == self.label else "still"
+
 
 @dataclass(frozen=True)
 class Changes:
@@ -269,6 +276,8 @@ class ArtifactResult:
         changes: Answers that differ from the float model's; None for the float model itself.
         places: The workers that answered, if not the machine of the report's environment.
         fidelity: Each output, held against the reference's; empty in older reports.
+        unstable: Whether the medians of the latency rounds are too far apart to be trusted.
+        recorded: Of a recording, the name of what ran when it was made; else empty.
     """
 
     name: str
@@ -286,11 +295,13 @@ class ArtifactResult:
     latency_warm_up: int = 0
     manifest_sha256: str = ""
     fidelity: tuple[Fidelity, ...] = ()
+    unstable: bool = False
+    recorded: str = ""
 
     @property
     def timed_here(self) -> bool:
         """Whether its times, if any, are of this machine's CPU as those of artifacts are."""
-        return self.runtime.device == "cpu" and not self.name.endswith(" (recorded)")
+        return self.runtime.device == "cpu" and not self.recorded
 
     def steady(self) -> npt.NDArray[np.float64] | None:
         """Latency in ms ``[rounds, samples]`` without the warm-up; None where there is none."""
@@ -441,6 +452,15 @@ class Report(schema.Document):
 
     @property
     def reference_in_words(self) -> str:
-        """What the answers were held against, for tables and sentences."""
-        a_runner = ":" in self.reference.name  # as in ort:cuda:float16
-        return self.reference.name if a_runner else "the float model"
+        """What the outputs were held against, for tables and sentences."""
+        return _in_words(self.reference.name)
+
+    @property
+    def held_against(self) -> str:
+        """The same, whether it ran for this report or was recorded before."""
+        return _in_words(self.reference.recorded or self.reference.name)
+
+
+def _in_words(reference: str) -> str:
+    a_runner = ":" in reference  # as in ort:cuda:float16
+    return reference if a_runner else "the float model"

@@ -18,8 +18,14 @@ _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32
 Resize = Literal["bilinear", "bicubic", "area", "nearest", "bilinear-aliased", "bicubic-aliased"]
 Channels = Literal["rgb", "bgr"]
 DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
+#: What TensorFlow, ONNX and numpy call text.
+_TEXT = ("string", "object", "str")
 #: Sizes by the name of an input; under ``""`` those of the only one.
 Shapes = Mapping[str, tuple[int, ...]]
+#: Where TFLite made of an ONNX file has the channels of pictures; empty: of inputs last, of outputs
+#: where the file has them.
+Layout = Literal["", "keep", "channels-last"]
+LAYOUTS: tuple[Layout, ...] = ("keep", "channels-last")
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,10 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
+            text = self.dtype in _TEXT
             raise InvalidInputError(
-                f"expected dtype of {self.name} to be one of {DTYPES}, got {self.dtype!r}"
+                f"expected {self.name} to hold one of {', '.join(DTYPES)}, got {self.dtype!r}"
+                + ("; let the model take and give ids, and keep text outside of it" * text)
             )
         if (self.scale is None) != (self.zero_point is None):
             raise InvalidInputError(
@@ -158,6 +166,13 @@ class Signature:
                 f"got {len(self.inputs)} inputs and {len(self.outputs)} outputs"
             )
         return self.inputs[0]
+
+
+def turned(outputs: Sequence[TensorSpec], layout: Layout) -> tuple[str, ...]:
+    """Names of the outputs whose channels lie last in TFLite and first in its ONNX source."""
+    if layout != "channels-last":
+        return ()
+    return tuple(spec.name for spec in outputs if spec.batched and len(spec.shape) == 4)
 
 
 def batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Signature:

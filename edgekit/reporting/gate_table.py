@@ -55,11 +55,11 @@ def show(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, refere
         cli.say(f"bounds from {source}: {', '.join(str(b) for b in used if b.source == source)}")
 
 
-def show_changes(found: Sequence[review.Change], model_id: str) -> None:
+def show_changes(changes: Sequence[review.Change], model_id: str) -> None:
     """Print what an update changes in the baseline."""
     columns = ("", "artifact", "metric", "was", "now", "change", "allowed because")
     rows = []
-    for each in found:
+    for each in changes:
         both = each.before is not None and each.after is not None
         difference = (each.after or 0.0) - (each.before or 0.0) if both else None
         rows.append(

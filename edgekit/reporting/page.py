@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from edgekit.base.words import not_found
 from edgekit.evaluation import verdicts
 from edgekit.evaluation.verdicts import Judged, Verdict
 from edgekit.records import fidelity, stats
+from edgekit.records.fidelity import Fidelity
 from edgekit.records.results import (
     CENTRED_OF_OUTPUT,
     OF_OUTPUT,
@@ -172,7 +173,7 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
     fits = len(plain) == 1 if plain else bool(of_modes) and "mode" not in header
     if "layer" not in header or not fits or len(set(header)) != len(header):
         raise InvalidDataError(f"{path}: {expected}, each once, got {', '.join(header) or 'none'}")
-    found: dict[tuple[str, str], Layer] = {}
+    layers: dict[tuple[str, str], Layer] = {}
     for number, row in enumerate(rows[1:], 2):
         if len(row) != len(header):
             raise InvalidDataError(
@@ -193,13 +194,13 @@ def read_layers(path: Path) -> tuple[Layer, ...]:
                     f"{path}, row {number}: expected {column} in dB, a number or inf, "
                     f"got {cells[column]!r}"
                 )
-            if not name or (mode, name) in found:
+            if not name or (mode, name) in layers:
                 wrong = f"the layer {name!r} is there twice" if name else "the layer has no name"
                 raise InvalidDataError(f"{path}, row {number}: {wrong}")
-            found[mode, name] = Layer(name, value, mode)
-    if not 0 < len(found) <= _LAYERS_MOST:
-        raise InvalidDataError(f"{path}: expected 1 to {_LAYERS_MOST:,} layers, got {len(found)}")
-    return tuple(found.values())
+            layers[mode, name] = Layer(name, value, mode)
+    if not 0 < len(layers) <= _LAYERS_MOST:
+        raise InvalidDataError(f"{path}: expected 1 to {_LAYERS_MOST:,} layers, got {len(layers)}")
+    return tuple(layers.values())
 
 
 def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
@@ -230,11 +231,11 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         ),
     )
     results = (source.reference, *source.artifacts)
-    lines = [_line(result, source) for result in source.artifacts]
+    lines = [_Line.of(result, source) for result in source.artifacts]
     shown = _shown(_COLUMNS, results)
     of_outputs = (OF_OUTPUT, CENTRED_OF_OUTPUT)
     shown += sorted({n for r in results for n in r.metrics if n.startswith(of_outputs)})
-    words = source.reference_in_words
+    words, accuracy = source.reference_in_words, _accuracy(source)
     meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
@@ -246,33 +247,38 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         style_sha256=_sha256(style),
         script_sha256=_sha256(script),
         reference=source.reference,
-        accuracy=_accuracy(source),
-        reference_accuracy=_cell(
-            _accuracy(source).metric, source.reference.metrics.get(_accuracy(source).metric)
-        )["value"],
+        reference_accuracy=_cell(accuracy.metric, source.reference.metrics.get(accuracy.metric)),
         reference_words=words,
         judged_by=_judged_by(source),
         close=f"{fidelity.CLOSE:g}",
         poor=f"{fidelity.POOR:g}",
         bound=f"{verdicts.bound_of(source):g}",
-        in_verdicts=[_header(name, meanings) for name in _in_verdicts(source)],
+        in_verdicts=_in_verdicts(source),
         headline=_headline(lines, words),
         summary=_summary(source),
         lines=lines,
-        verdicts=sorted(lines, key=lambda line: verdicts.URGENCY.index(line["verdict"])),
+        verdicts=sorted(lines, key=lambda line: verdicts.URGENCY.index(line.verdict)),
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         changes=_changes(source),
-        columns=[_header(name, meanings) for name in shown],
+        shown=shown,
+        head=lambda name: _head(name, meanings),
+        cell=_cell,
+        decibels=lambda value, count: _cell("sqnr", Measurement(value, "dB", count)),
         meanings=meanings,
         outputs=_outputs(source),
-        rows=[_row(result, source, shown) for result in results],
+        channels=fidelity.channels_of,
+        infinity=math.inf,
+        share=lambda output: _cell(
+            "max_error_share", Measurement(output.error_share, "%", output.count)
+        ),
         results=results,
         parity=_parity(source.parity),
         timed=next((result for result in results[::-1] if result.latency_ms), source.reference),
         conditions=_conditions(source.conditions),
         raw=_raw(source, markupsafe.escape),
         short=lambda result: _short(result, source),
+        class_name=lambda number: _class(number, source),
     )
 
 
@@ -293,36 +299,16 @@ def _shown(names: Iterable[str], results: Sequence[ArtifactResult]) -> list[str]
     return [name for name in names if any(name in result.metrics for result in results)]
 
 
-def _outputs(source: Report) -> list[dict[str, Any]]:
-    """A row for each output of each deployable; none where each has one and none is dead."""
+def _outputs(source: Report) -> list[tuple[str, Fidelity]]:
+    """Each output of each deployable, with its name; none where each has one and none is dead."""
     several = any(len(result.fidelity) > 1 for result in source.artifacts)
     if not several and not any(o.dead for r in source.artifacts for o in r.fidelity):
         return []
-    rows = []
-    for result in source.artifacts:
-        for output in result.fidelity:
-            worst = None if math.isinf(output.worst_sqnr) else output.worst
-            rows.append(
-                {
-                    "name": _short(result, source),
-                    "output": output.output,
-                    "level": output.level,
-                    "cells": [
-                        _cell(metric, Measurement(value, "dB", output.count))
-                        for metric, value in (
-                            ("sqnr_centred", output.sqnr_centred),
-                            ("sqnr", output.sqnr),
-                        )
-                    ],
-                    "worst": fidelity.named(output, [worst]).partition(": ")[2] if worst else "",
-                    "worst_sqnr": _cell("sqnr", Measurement(output.worst_sqnr, "dB", output.count)),
-                    "share": _cell(
-                        "max_error_share", Measurement(output.error_share, "%", output.count)
-                    ),
-                    "dead": fidelity.named(output).rpartition(": ")[2] if output.dead else "",
-                }
-            )
-    return rows
+    return [
+        (_short(result, source), output)
+        for result in source.artifacts
+        for output in result.fidelity
+    ]
 
 
 def _in_verdicts(source: Report) -> list[str]:
@@ -341,10 +327,10 @@ def _column(name: str) -> tuple[str, str, str, float]:
     return (f"{title} {output}" if colon else title, unit, form, factor)
 
 
-def _header(name: str, meanings: Mapping[str, str]) -> dict[str, str]:
-    """Head of a metric's column."""
+def _head(name: str, meanings: Mapping[str, str]) -> tuple[str, str, str]:
+    """Title, unit and meaning of a metric, for the head of its column."""
     title, unit, _, _ = _column(name)
-    return {"title": title, "unit": unit, "meaning": meanings[name.partition(":")[0]]}
+    return title, unit, meanings[name.partition(":")[0]]
 
 
 def _against(text: str, reference: str) -> str:
@@ -356,13 +342,13 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _parity(found: Parity | None) -> dict[str, Any] | None:
+def _parity(parity: Parity | None) -> dict[str, Any] | None:
     """Pairs of ways to run the same integers, with the share of output numbers by distance."""
-    if found is None:
+    if parity is None:
         return None
     last = 4
     pairs = []
-    for pair in found.pairs:
+    for pair in parity.pairs:
         total = max(1, sum(pair.histogram))
         counts = [*pair.histogram[:last], sum(pair.histogram[last:])]
         shares = [100 * count / total for count in counts]
@@ -385,64 +371,54 @@ def _parity(found: Parity | None) -> dict[str, Any] | None:
     return {"labels": [*map(str, range(last)), f"{last} or more"], "pairs": pairs}
 
 
-def _conditions(found: Conditions | None) -> list[str]:
+def _conditions(conditions: Conditions | None) -> list[str]:
     """What could be read of the machine during the latency rounds."""
-    if found is None:
+    if conditions is None:
         return []
     said = []
-    if found.clock_mhz is not None:
-        said.append(f"clock {found.clock_mhz[0]:,.0f} to {found.clock_mhz[1]:,.0f} MHz")
-    if found.other_load is not None:
-        said.append(f"other programs {found.other_load:.2f} cores")
-    if found.stolen is not None:
-        said.append(f"stolen {found.stolen:.1f} %")
-    if found.celsius is not None:
-        said.append(f"up to {found.celsius:.0f} °C")
-    if found.throttled is not None:
-        said.append(f"throttled {found.throttled} times")
+    if conditions.clock_mhz is not None:
+        said.append(f"clock {conditions.clock_mhz[0]:,.0f} to {conditions.clock_mhz[1]:,.0f} MHz")
+    if conditions.other_load is not None:
+        said.append(f"other programs {conditions.other_load:.2f} cores")
+    if conditions.stolen is not None:
+        said.append(f"stolen {conditions.stolen:.1f} %")
+    if conditions.celsius is not None:
+        said.append(f"up to {conditions.celsius:.0f} °C")
+    if conditions.throttled is not None:
+        said.append(f"throttled {conditions.throttled} times")
     return said
 
 
-def _headline(lines: list[dict[str, Any]], reference: str) -> str:
-    def named(*verdicts: str) -> list[str]:
-        return [line["name"] for line in lines if line["verdict"] in verdicts]
+#: What a headline says of deployables with one of these verdicts, those that are most urgent first.
+_HEADLINES: tuple[tuple[tuple[Verdict, ...], str], ...] = (
+    (("dead",), "{few} {have} outputs that are dead"),
+    (("worse",), "{few} {are} less accurate than {reference}"),
+    (("poor",), "{few} {are} a poor copy of {reference}"),
+    (("unclear", "unknown"), "No proof for {few}"),
+    (("far",), "{few} {are} some way off {reference}"),
+)
 
+
+def _headline(lines: Sequence[_Line], reference: str) -> str:
     if not lines:
         return "No deployable was measured"
-    dead, worse, poor = named("dead"), named("worse"), named("poor")
-    open_, far = named("unclear", "unknown"), named("far")
-    if dead:
-        return (
-            f"{len(dead)} of {len(lines)} deployables {'has' if len(dead) == 1 else 'have'} "
-            f"outputs that are dead: {', '.join(dead)}"
-        )
-    if worse:
-        return (
-            f"{len(worse)} of {len(lines)} deployables {'is' if len(worse) == 1 else 'are'} "
-            f"less accurate than {reference}: {', '.join(worse)}"
-        )
-    if poor:
-        return (
-            f"{len(poor)} of {len(lines)} deployables {'is' if len(poor) == 1 else 'are'} "
-            f"a poor copy of {reference}: {', '.join(poor)}"
-        )
-    if open_:
-        return f"No proof for {len(open_)} of {len(lines)} deployables: {', '.join(open_)}"
-    if far:
-        return (
-            f"{len(far)} of {len(lines)} deployables {'is' if len(far) == 1 else 'are'} "
-            f"some way off {reference}: {', '.join(far)}"
-        )
-    one = len(lines) == 1
-    who = lines[0]["name"] if one else f"All {len(lines)} deployables"
-    if named("close", "exact"):
-        return f"{who} {'is' if one else 'are'} close to {reference}"
-    return f"{who} {'answers' if one else 'answer'} as well as {reference}"
+    for of, text in _HEADLINES:
+        names = [line.name for line in lines if line.verdict in of]
+        if names:
+            few = f"{len(names)} of {len(lines)} deployables"
+            have, are = ("has", "is") if len(names) == 1 else ("have", "are")
+            words = text.format(few=few, have=have, are=are, reference=reference)
+            return f"{words}: {', '.join(names)}"
+    alone = len(lines) == 1
+    who = lines[0].name if alone else f"All {len(lines)} deployables"
+    if any(line.verdict in ("close", "exact") for line in lines):
+        return f"{who} {'is' if alone else 'are'} close to {reference}"
+    return f"{who} {'answers' if alone else 'answer'} as well as {reference}"
 
 
 def _summary(source: Report) -> list[str]:
     """What someone who decides asks next: which is fastest, smallest, farthest off."""
-    found = []
+    sentences = []
     for title, metric in (
         ("Fastest", "latency_p50"),
         ("Smallest", "size"),
@@ -453,27 +429,45 @@ def _summary(source: Report) -> list[str]:
         if having:
             least = min(having, key=lambda result: result.metrics[metric].value)
             unit = _COLUMNS[metric][1]
-            value = _cell(metric, least.metrics[metric])["value"]
+            value = _cell(metric, least.metrics[metric]).value
             value = value if value == "exact" else f"{value} {unit}"
-            found.append(f"{title}: {value} ({_short(least, source)})")
-    return found
+            sentences.append(f"{title}: {value} ({_short(least, source)})")
+    return sentences
 
 
-def _line(result: ArtifactResult, source: Report) -> dict[str, Any]:
-    judged = verdicts.of(result, source)
-    change = judged.change
-    interval = "" if change is None else _interval(change)
-    return {
-        "name": _short(result, source),
-        "verdict": judged.verdict,
-        "words": _VERDICTS[judged.verdict],
-        "sentence": _sentence(result, source, judged),
-        "change": None if change is None else change.value,
-        "shown": "–" if change is None else _signed(change.value),
-        "low": "" if change is None or change.low is None else change.low,
-        "interval": interval,
-        "cells": [_cell(name, result.metrics.get(name)) for name in _in_verdicts(source)],
-    }
+@dataclass(frozen=True)
+class _Line:
+    """One deployable among the verdicts.
+
+    Attributes:
+        sentence: What became of the float model in it, to be read after its name.
+    """
+
+    result: ArtifactResult
+    judged: Judged
+    name: str
+    sentence: str
+
+    @classmethod
+    def of(cls, result: ArtifactResult, source: Report) -> _Line:
+        judged = verdicts.of(result, source)
+        return cls(result, judged, _short(result, source), _sentence(result, source, judged))
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.judged.verdict
+
+    @property
+    def words(self) -> str:
+        return _VERDICTS[self.verdict]
+
+    @property
+    def change(self) -> _Cell:
+        """The change of accuracy, with its interval."""
+        change = self.judged.change
+        if change is None:
+            return _Cell("–")
+        return _Cell(_signed(change.value), _interval(change), f"{change.value!r}")
 
 
 def _interval(change: Measurement) -> str:
@@ -526,15 +520,15 @@ def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
     """How far numbers are from the reference's; the error is a root mean square."""
     if judged.level == "exact":
         return f"gives {base}'s numbers exactly"
-    found = result.metrics.get("sqnr_centred") or result.metrics["sqnr"]
-    share = 100 * 10 ** (-found.value / 20) if found.value > -60 else math.inf
+    sqnr = result.metrics.get("sqnr_centred") or result.metrics["sqnr"]
+    share = 100 * 10 ** (-sqnr.value / 20) if sqnr.value > -60 else math.inf
     error = "more than 1,000 times" if share == math.inf else f"{share:,.2g} % of"
     if 100 <= share < math.inf:
         error = f"{share:,.0f} % of"
     words = {"close": "is close to", "far": "is some way off", "poor": "is a poor copy of"}
     text = (
         f"{words[str(judged.level)]} {base}: its error is {error} what varies between "
-        f"samples (SQNR {found.value:.1f} dB; close is {fidelity.CLOSE:g} dB or more, poor below "
+        f"samples (SQNR {sqnr.value:.1f} dB; close is {fidelity.CLOSE:g} dB or more, poor below "
         f"{fidelity.POOR:g} dB)"
     )
     most = result.metrics.get("max_error_share")
@@ -545,8 +539,8 @@ def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
 
 
 def _decibels_of(result: ArtifactResult) -> str:
-    found = result.metrics.get("sqnr_centred") or result.metrics.get("sqnr")
-    return "–" if found is None else f"{found.value:.1f}"
+    sqnr = result.metrics.get("sqnr_centred") or result.metrics.get("sqnr")
+    return "–" if sqnr is None else f"{sqnr.value:.1f}"
 
 
 def _speed_words(result: ArtifactResult, source: Report) -> str:
@@ -612,31 +606,34 @@ def _short(result: ArtifactResult, source: Report) -> str:
     return result.name.removeprefix(f"{source.model_id}-")
 
 
-def _row(result: ArtifactResult, source: Report, shown: Sequence[str]) -> dict[str, Any]:
-    return {
-        "name": _short(result, source),
-        "reference": result is source.reference,
-        "cells": [_cell(name, result.metrics.get(name)) for name in shown],
-    }
+class _Cell(NamedTuple):
+    """A cell of a table; ``sort`` is what its column is sorted by."""
+
+    value: str
+    interval: str = ""
+    sort: str = ""
+
+    def __str__(self) -> str:
+        return self.value
 
 
-def _cell(name: str, found: Measurement | None) -> dict[str, str]:
-    if found is None:
-        return {"value": "–", "interval": "", "sort": ""}
-    _, _, form, factor = _column(name)
-    if math.isinf(found.value):
-        exact = name.startswith("sqnr") and found.value > 0
-        sort = "Infinity" if found.value > 0 else "-Infinity"
-        return {"value": "exact" if exact else f"{found.value:+}", "interval": "", "sort": sort}
+def _cell(name: str, measured: Measurement | None) -> _Cell:
+    if measured is None:
+        return _Cell("–")
+    _, unit, form, factor = _column(name)
+    if math.isinf(measured.value):
+        exact = unit == "dB" and measured.value > 0
+        sort = "Infinity" if measured.value > 0 else "-Infinity"
+        return _Cell("exact" if exact else f"{measured.value:+}", sort=sort)
     interval = ""
-    if found.low is not None and found.high is not None:
-        interval = f"{found.low * factor:{form}} – {found.high * factor:{form}}"
-    value = decimals(found.value * factor, form)
-    if name == "kl" and found.value == 0:
+    if measured.low is not None and measured.high is not None:
+        interval = f"{measured.low * factor:{form}} – {measured.high * factor:{form}}"
+    value = decimals(measured.value * factor, form)
+    if name == "kl" and measured.value == 0:
         value = "0"
-    if name == "mcnemar_p" and found.value < 0.001:
+    if name == "mcnemar_p" and measured.value < 0.001:
         value = "< 0.001"
-    return {"value": value, "interval": interval, "sort": f"{found.value!r}"}
+    return _Cell(value, interval, f"{measured.value!r}")
 
 
 @dataclass(frozen=True)
@@ -796,17 +793,17 @@ def _latency_ends(result: ArtifactResult, median: float) -> tuple[float, float]:
     samples = result.steady()
     if samples is None or not ((samples > 0) & np.isfinite(samples)).all():
         return median, median
-    found = stats.median_interval(samples)
-    if found is None:
+    interval = stats.median_interval(samples)
+    if interval is None:
         return median, median
-    return min(found[0], median), max(found[1], median)
+    return min(interval[0], median), max(interval[1], median)
 
 
 def _layers(layers: Sequence[Layer], markup: Any) -> dict[str, Any]:
     """The chart of the layers and its table, a column a mode."""
     modes = list(dict.fromkeys(layer.mode for layer in layers))
     names = list(dict.fromkeys(layer.name for layer in layers))
-    found = {(layer.mode, layer.name): layer.sqnr for layer in layers}
+    by_name = {(layer.mode, layer.name): layer.sqnr for layer in layers}
     lowest = sorted(layers, key=lambda layer: layer.sqnr)[:5]
     words = "; ".join(
         f"{layer.name}{f' ({layer.mode})' if layer.mode else ''} {_decibels(layer.sqnr)} dB"
@@ -837,7 +834,7 @@ def _layers(layers: Sequence[Layer], markup: Any) -> dict[str, Any]:
                 "name": name,
                 "cells": [
                     {"value": _decibels(value), "sort": "" if value is None else repr(value)}
-                    for value in (found.get((mode, name)) for mode in modes)
+                    for value in (by_name.get((mode, name)) for mode in modes)
                 ],
             }
             for i, name in enumerate(names, 1)
@@ -866,21 +863,21 @@ def _changes(source: Report) -> dict[str, Any] | None:
 
 
 def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any]:
-    found = result.changes
-    assert found is not None
+    changes = result.changes
+    assert changes is not None
     count = source.data.count
     lost = gained = None
     if result.correct and source.reference.correct:
         lost, gained = discordant(source.reference.correct_bits(count), result.correct_bits(count))
-    images = []
-    for image in found.images:
+    images: list[ChangedImage] = []
+    for image in changes.images:
         room -= len(image.picture) + 700
         if room < 0:
             break
-        images.append(_pictured(image, source))
-    most = max(number for _, _, number in found.counts)
-    classes = sorted({each for before, now, _ in found.counts for each in (before, now)})
-    counts = {(before, now): number for before, now, number in found.counts}
+        images.append(image)
+    most = max(number for _, _, number in changes.counts)
+    classes = sorted({each for before, now, _ in changes.counts for each in (before, now)})
+    counts = {(before, now): number for before, now, number in changes.counts}
 
     def cell(number: int) -> dict[str, Any]:
         return {"count": number or "", "heat": math.ceil(4 * number / most)}
@@ -904,40 +901,19 @@ def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any
         }
     return {
         "name": _short(result, source),
-        "total": found.total,
-        "share": f"{100 * found.total / count:.2f}" if count else "–",
+        "total": changes.total,
+        "share": f"{100 * changes.total / count:.2f}" if count else "–",
         "lost": lost,
         "gained": gained,
-        "still": None if lost is None or gained is None else found.total - lost - gained,
+        "still": None if lost is None or gained is None else changes.total - lost - gained,
         "matrix": matrix,
         "pairs": [
             {"before": _class(before, source), "now": _class(now, source), "count": number}
-            for before, now, number in found.counts[:_PAIRS]
+            for before, now, number in changes.counts[:_PAIRS]
         ],
-        "more_pairs": max(0, len(found.counts) - _PAIRS),
+        "more_pairs": max(0, len(changes.counts) - _PAIRS),
         "images": images,
-        "left_out": len(found.images) - len(images),
-    }
-
-
-def _pictured(image: ChangedImage, source: Report) -> dict[str, Any]:
-    label, before, now = (_class(each, source) for each in (image.label, image.before, image.now))
-    kind = "still"
-    if image.before == image.label:
-        kind = "lost"
-    elif image.now == image.label:
-        kind = "gained"
-    words = {"lost": "was right", "gained": "is right now", "still": "wrong both times"}[kind]
-    return {
-        "index": image.index,
-        "label": label,
-        "before": before,
-        "now": now,
-        "before_share": f"{100 * image.before_probability:.0f}\u00a0%",
-        "now_share": f"{100 * image.now_probability:.0f}\u00a0%",
-        "kind": kind,
-        "words": words,
-        "picture": image.picture,
+        "left_out": len(changes.images) - len(images),
     }
 
 
@@ -972,14 +948,14 @@ def _raw(source: Report, escape: Any) -> dict[str, Any]:
     return {"text": escape(visible_lines(text)), "left_out": ["pictures", *left_out]}
 
 
-def _one_line(found: re.Match[str]) -> str:
-    return f"[{' '.join(found[1].split())}]"
+def _one_line(list_of_numbers: re.Match[str]) -> str:
+    return f"[{' '.join(list_of_numbers[1].split())}]"
 
 
-def _ends(found: Measurement, factor: float) -> tuple[float, float]:
+def _ends(measured: Measurement, factor: float) -> tuple[float, float]:
     """The interval around the value, which it may not leave out; the value where there is none."""
-    low = found.value if found.low is None else min(found.low, found.value)
-    high = found.value if found.high is None else max(found.high, found.value)
+    low = measured.value if measured.low is None else min(measured.low, measured.value)
+    high = measured.value if measured.high is None else max(measured.high, measured.value)
     if not (math.isfinite(low) and math.isfinite(high)):
-        low = high = found.value
+        low = high = measured.value
     return low * factor, high * factor

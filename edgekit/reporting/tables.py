@@ -130,26 +130,26 @@ def show(report: Report) -> None:
 def failures(result: ArtifactResult, report: Report, judged: Judged) -> list[str]:
     """What is bad about a deployable, a sentence each; none of one that is good."""
     against = report.reference_in_words
-    found = []
+    sentences = []
     if judged.broken == "dead":
-        found += [
+        sentences += [
             f"dead: {result.name}: {fidelity.named(output)}; varies in {against}, not here"
             for output in result.fidelity
             if output.dead
         ]
     if judged.accuracy == "worse":
-        found.append(
+        sentences.append(
             f"worse: {result.name}: accuracy changed by {in_points(judged.change)}, the loss that "
             f"matters is {verdicts.bound_of(report):g}"
         )
     if judged.broken == "poor":
-        found += [
+        sentences += [
             f"poor: {result.name}: {output.output} is at {output.sqnr_centred:.1f} dB, "
             f"{fidelity.POOR:g} dB is the least that can do; compare --layers names the layer"
             for output in result.fidelity
             if output.level == "poor"
         ]
-    return found
+    return sentences
 
 
 def in_points(change: Measurement | None) -> str:

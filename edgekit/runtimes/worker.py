@@ -11,7 +11,6 @@ import multiprocessing
 import multiprocessing.process
 import multiprocessing.resource_tracker
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -61,8 +60,10 @@ class Job:
         device: As :func:`edgekit.runtimes.open_runner` takes it.
         precision: Policy of a Keras model's layers.
         trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.
-        outputs: Names of the outputs to answer with, in order; empty for all as the file has them.
+        outputs: Names of the outputs to give, in order; empty for all as the file has them.
         shapes: Sizes of inputs with free axes, by name; None of an artifact, which has none.
+        turned: Outputs whose channels lie last, and first in the model that it was made from; the
+            answers have them as that model does.
     """
 
     name: str
@@ -77,11 +78,13 @@ class Job:
     trust: bool = False
     outputs: tuple[str, ...] = ()
     shapes: Shapes | None = None
+    turned: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
         """The job that runs an artifact as its manifest says."""
         manifest = artifact.manifest
+        source = manifest.source
         return cls(
             artifact.name,
             artifact.model_path,
@@ -90,6 +93,7 @@ class Job:
             threads,
             manifest.runtime_options,
             batch,
+            turned=() if source is None else source.turned(manifest.signature, manifest.format),
         )
 
 
@@ -190,16 +194,16 @@ class Worker:
     @property
     def process(self) -> int:
         """Number of the process."""
-        assert self._process.pid is not None  # it has answered
+        assert self._process.pid is not None  # it was started
         return self._process.pid
 
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Real-valued answers float32 ``[N, M]`` for raw images ``[N, ...]``, or for records of
+        """Real-valued outputs float32 ``[N, M]`` for raw images ``[N, ...]``, or for records of
         :func:`edgekit.data.feeds.records`; several outputs are flattened and follow each other.
 
         Raises:
             InvalidModelError: If an output of the job is not there, or has no batch axis.
-            ExecutionError: If an answer is NaN or Inf.
+            ExecutionError: If an output is NaN or Inf.
         """
         self.send(images)
         return self.receive()
@@ -427,68 +431,69 @@ def _import_runtime(format: str) -> None:
 
 
 def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    specs = runner.signature.inputs
-    feed = _feed(specs, job, images)
-    ends = _ends(runner.signature.outputs, job)
+    inputs, outputs = runner.signature.inputs, _asked(runner.signature.outputs, job)
+    feed = _feed(inputs, job, images)
     if runner.batch == 1:
-        answers = [runner.run(each) for each in feeds.one_by_one(feed, specs)]
-        for end in ends:
-            if end.batched and answers[0][end.name].shape[:1] != (1,):
-                ends[ends.index(end)] = replace(end, batched=False)  # all of it is of one sample
+        runs = [runner.run(each) for each in feeds.one_by_one(feed, inputs)]
+        outputs = [  # without a batch axis all of it is of one sample
+            replace(spec, batched=spec.batched and runs[0][spec.name].shape[:1] == (1,))
+            for spec in outputs
+        ]
     else:
-        answers = _in_batches(runner, feed, ends, len(images))
+        runs = _in_batches(runner, feed, outputs, len(images))
     try:
-        whole = feeds.joined(answers, ends)
+        whole = feeds.joined(runs, outputs)
     except InvalidModelError as exc:
         raise InvalidModelError(f"{job.name}: {exc}") from None
-    found: npt.NDArray[np.float32] = np.concatenate(
-        [end.dequantize(whole[end.name][: len(images)]).reshape(len(images), -1) for end in ends],
-        axis=1,
+    whole = {n: np.moveaxis(v, -1, 1) if n in job.turned else v for n, v in whole.items()}
+    count = len(images)
+    values: npt.NDArray[np.float32] = np.concatenate(
+        [spec.dequantize(whole[spec.name][:count]).reshape(count, -1) for spec in outputs], axis=1
     )
-    if not np.isfinite(found).all():
-        first = int(np.argwhere(~np.isfinite(found))[0][0])
+    if not np.isfinite(values).all():
+        first = int(np.argwhere(~np.isfinite(values))[0][0])
         raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
-    return found
+    return values
 
 
 def _in_batches(
-    runner: Any, feed: dict[str, npt.NDArray[Any]], ends: Sequence[TensorSpec], count: int
+    runner: Any, feed: dict[str, npt.NDArray[Any]], outputs: Sequence[TensorSpec], count: int
 ) -> list[dict[str, npt.NDArray[Any]]]:
-    """Answers to several samples a run; the last run of a model of a fixed batch is filled up with
-    the last sample."""
+    """Outputs for several samples in each run; the last run of a model of a fixed batch is filled
+    up with the last sample."""
     fixed = runner.signature.batch != -1
     missing = -count % runner.batch if fixed else 0
     if missing:
         feed = {n: np.concatenate([v, np.repeat(v[-1:], missing, axis=0)]) for n, v in feed.items()}
-    total, answers = count + missing, []
+    total, runs = count + missing, []
     for start in range(0, total, runner.batch):
         stop = min(start + runner.batch, total)
         each = runner.run({name: values[start:stop] for name, values in feed.items()})
-        for end in ends:
-            if each[end.name].shape[:1] != (stop - start,):
+        for spec in outputs:
+            if each[spec.name].shape[:1] != (stop - start,):
                 raise InvalidModelError(
-                    f"expected an answer of {end.name} for each of {stop - start} samples, got "
-                    f"shape {list(each[end.name].shape)}; give the output a batch axis"
+                    f"expected an answer of {spec.name} for each of {stop - start} samples, got "
+                    f"shape {list(each[spec.name].shape)}; give the output a batch axis"
                 )
-        answers.append(each)
-    return answers
+        runs.append(each)
+    return runs
 
 
 def _feed(
-    specs: Sequence[TensorSpec], job: Job, images: npt.NDArray[Any]
+    inputs: Sequence[TensorSpec], job: Job, images: npt.NDArray[Any]
 ) -> dict[str, npt.NDArray[Any]]:
     """What each input stores, for images or records."""
-    found = {}
-    for spec in specs:
+    feed = {}
+    for spec in inputs:
         values = images if images.dtype.names is None else images[spec.name]
         values = job.preprocessing.apply(values) if spec.is_real else values
-        found[spec.name] = np.ascontiguousarray(spec.quantize(spec.arrange(values)))
-    return found
+        feed[spec.name] = np.ascontiguousarray(spec.quantize(spec.arrange(values)))
+    return feed
 
 
-def _ends(specs: Sequence[TensorSpec], job: Job) -> list[TensorSpec]:
+def _asked(outputs: Sequence[TensorSpec], job: Job) -> list[TensorSpec]:
     """The outputs that are asked for, in order."""
-    known = {spec.name: spec for spec in specs}
+    known = {spec.name: spec for spec in outputs}
     if job.outputs and set(job.outputs) != set(known):
         raise InvalidModelError(
             f"expected the outputs {', '.join(job.outputs)}, got {', '.join(known)}; compare what "
@@ -526,5 +531,7 @@ def _largest_resident() -> int:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
+    import resource  # macOS and other POSIX systems
+
     largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return largest if sys.platform == "darwin" else 1024 * largest

@@ -1,8 +1,8 @@
 """FloatModel: the one float model that everything is made from, shipped or the user's.
 
 It comes as a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a
-float ``.tflite`` or a float ``.onnx`` file. All become the canonical float graph; ONNX files of an
-ONNX file are made from its own graph instead (edgekit.writers.onnx_file).
+float ``.tflite`` or an ``.onnx`` file, float or int8 in QDQ format. All become the canonical float
+graph; float ONNX files of an ONNX file are made from its own graph instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgekit import data
-from edgekit.base import words
+from edgekit.base import shipped, words
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.data import feeds
 from edgekit.data import task as tasks
@@ -24,21 +24,24 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.records import signature
 from edgekit.records.artifact import Artifact, Source
 from edgekit.records.encodings import FILE, Encodings
-from edgekit.records.signature import Shapes, TensorSpec
+from edgekit.records.signature import Layout, Shapes, TensorSpec
 from edgekit.sources import (
     convert,
     keras,
     one_sample,
     onnx_canonical,
+    onnx_qdq,
     onnx_source,
     saved_model,
     tflite_sizes,
 )
+from edgekit.sources.onnx_canonical import Converted
+from edgekit.sources.onnx_qdq import Dequantized
 
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
 #: The model that ships with the repository.
-SHIPPED = Path(__file__).resolve().parents[2] / "exports" / "fashion_mnist_mobilenet_v2_035"
+SHIPPED = shipped.folder("exports", "fashion_mnist_mobilenet_v2_035")
 _SUFFIXES: dict[str, Kind] = {
     ".keras": "keras",
     ".h5": "keras",
@@ -93,7 +96,7 @@ _ADVICE = {
 }
 _MODEL_HELP = (
     "a Keras artifact folder, a .keras or .h5 file (Keras 2 or 3), a SavedModel folder, a float "
-    ".tflite or .onnx file (default: the shipped model)"
+    ".tflite file, an .onnx file, float or in QDQ format (default: the shipped model)"
 )
 
 
@@ -114,6 +117,8 @@ class FloatModel:
         outputs: What it gives.
         task: What the outputs are, where its manifest says it.
         notes: What is other than in the file, a sentence each.
+        integers: Of an ONNX file that is int8 already: its float form and its encodings, which
+            deployables take over.
     """
 
     model: Any
@@ -126,6 +131,7 @@ class FloatModel:
     outputs: tuple[TensorSpec, ...] = ()
     task: tasks.Task | None = None
     notes: tuple[str, ...] = ()
+    integers: Dequantized | None = None
 
     def judged(self, graph: bytes, asked: tasks.Task | None = None) -> dict[str, Any]:
         """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
@@ -154,7 +160,7 @@ class FloatModel:
             InvalidModelError: If the model cannot be converted to TFLite.
         """
         if self.kind == "onnx":
-            return onnx_canonical.from_onnx(self.model, self.source.path).content
+            return self.converted().content
         if self.kind == "tflite":
             return bytes(self.model)
         if self.kind == "keras":
@@ -164,6 +170,43 @@ class FloatModel:
                 self.model, self.model.inputs, self.model.outputs, self.source.shapes
             )
         return one_sample.single(found, self.source.path)
+
+    def converted(self) -> Converted:
+        """The canonical graph of an ONNX file, and how it lays out the file's values.
+
+        Raises:
+            InvalidModelError: If the model cannot be converted to TFLite.
+        """
+        if self.integers is None:
+            return onnx_canonical.from_onnx(self.model, self.source.path, layout=self.source.layout)
+        own = self.integers
+        return onnx_canonical.from_onnx(
+            own.model, self.source.path, layout=self.source.layout, kept=own.activations
+        )
+
+    def encodings_of(self, converted: Converted) -> dict[str, tuple[float, int]]:
+        """(scale, int8 zero_point) of an int8 ONNX file's values, by canonical tensor.
+
+        Raises:
+            InvalidModelError: If TFLite has no tensor for one, or one tensor for several.
+        """
+        assert self.integers is not None
+        return onnx_qdq.numbers(self.integers, converted.tensors, self.source.path)
+
+    def refuse_integers(self, verb: str) -> None:
+        """Refuse an ONNX file that is int8 already.
+
+        Args:
+            verb: What needs a float model.
+
+        Raises:
+            InvalidModelError: If it is one.
+        """
+        if self.integers is not None:
+            raise InvalidModelError(
+                f"{self.source.path}: expected a float model to {verb}, got one that is int8 "
+                f"already; pass the float model that it was made from"
+            )
 
     def prepared(self, *, integers: bool = False) -> Any:
         """The ONNX model with batch normalisation folded, as
@@ -237,6 +280,18 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, found
 
 
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """The ``--layout`` argument."""
+    parser.add_argument(
+        "--layout",
+        choices=signature.LAYOUTS,
+        default="",
+        help="of TFLite made of an .onnx file: keep the axes that inputs and outputs have in the "
+        "file, or channels-last of pictures and of outputs with four axes (default: channels last "
+        "of pictures that are inputs, outputs as in the file)",
+    )
+
+
 def shapes_of(given: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes:
     """Sizes by input, as ``--shape`` names them.
 
@@ -302,6 +357,7 @@ def load(
     preprocessing: str | None = None,
     trust: bool = False,
     shapes: Shapes | None = None,
+    layout: Layout = "",
     free: bool = False,
 ) -> FloatModel:
     """Load a Keras artifact, or another file or folder with the name of its preprocessing.
@@ -311,6 +367,7 @@ def load(
         preprocessing: Name or JSON file.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
         free: Let axes of a Keras model's inputs be free: they get their sizes later.
 
     Raises:
@@ -318,6 +375,13 @@ def load(
             preprocessing is missing or given twice.
     """
     path = path or SHIPPED
+    if layout:
+        words.one_of("layout", layout, signature.LAYOUTS)
+        if path.suffix != ".onnx":
+            raise InvalidOptionError(
+                f"--layout {layout} is for TFLite made of an .onnx file, got {path}, whose axes "
+                f"TFLite keeps; leave it out"
+            )
     if path.is_dir() and not saved_model.is_saved_model(path):
         if shapes:
             raise InvalidOptionError(
@@ -336,17 +400,18 @@ def load(
     return FloatModel(
         model=opened.model,
         model_id=path.stem,
-        source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes),
+        source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes, layout),
         preprocessing=prepared,
         class_names=(),
         kind=kind,
         outputs=opened.outputs,
         notes=opened.notes,
+        integers=onnx_qdq.from_qdq(opened.model, path) if kind == "onnx" else None,
     )
 
 
 def graph_of(
-    place: Path, *, trust: bool = False, shapes: Shapes | None = None
+    place: Path, *, trust: bool = False, shapes: Shapes | None = None, layout: Layout = ""
 ) -> tuple[bytes, Mapping[str, tuple[int, ...]] | None]:
     """The canonical float graph of a model, whatever its input is made from.
 
@@ -354,6 +419,7 @@ def graph_of(
         place: Artifact folder, file or SavedModel folder.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes.
+        layout: Of TFLite made of an ONNX file.
 
     Returns:
         The graph, and of an ONNX file how it lays out the file's values
@@ -364,9 +430,10 @@ def graph_of(
     """
     if place.is_dir() and not saved_model.is_saved_model(place):
         return _load_artifact(place, None).canonical(), None
-    loaded = load(place, preprocessing="none", trust=trust, shapes=shapes)
+    loaded = load(place, preprocessing="none", trust=trust, shapes=shapes, layout=layout)
     if loaded.kind == "onnx":
-        found = onnx_canonical.from_onnx(loaded.model, loaded.source.path)
+        loaded.refuse_integers("compare layer by layer")
+        found = loaded.converted()
         return found.content, found.orders
     return loaded.canonical(), None
 

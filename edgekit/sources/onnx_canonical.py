@@ -2,12 +2,13 @@
 
 A picture whose channels come first in the file gets them last, as TFLite's layers have them; every
 other input and all outputs keep the axes that they have in the file, so that code around the model
-reads TFLite's outputs as it reads ONNX'.
+reads TFLite's outputs as it reads ONNX'. A layout that is asked for keeps the inputs too, or turns
+outputs of four axes as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from edgekit.base.errors import ExecutionError, InvalidModelError
 from edgekit.graph import flatbuffer, litert, onnx, plain_tflite
-from edgekit.records.signature import Signature, TensorSpec
+from edgekit.records import signature
+from edgekit.records.signature import Layout, Signature, TensorSpec
 from edgekit.sources import onnx_graph, onnx_source, onnx_trace
 
 #: How far an output may lie from the file's, as a part of its largest value.
@@ -37,18 +39,24 @@ class Converted:
             scalars among the inputs are without a batch, as in the file.
         orders: The axes of a value of the file in the order in which the tensor of its name has
             them; a value that the graph has no tensor for is left out.
+        tensors: All tensors that hold a value of the file, whatever their axes.
     """
 
     content: bytes
     orders: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, tuple[str, ...]]
 
 
-def from_onnx(model: Any, name: str) -> Converted:
+def from_onnx(
+    model: Any, name: str, *, layout: Layout = "", kept: Collection[str] = ()
+) -> Converted:
     """The canonical graph of a model that :func:`edgekit.sources.onnx_source.read` has read.
 
     Args:
         model: ``onnx.ModelProto``; stays as it is.
         name: Of the file, for messages.
+        layout: Where the channels of inputs and outputs lie.
+        kept: Values that no operator may be merged over.
 
     Raises:
         InvalidModelError: If an operator has no TFLite form, which is named with its node; if the
@@ -59,23 +67,28 @@ def from_onnx(model: Any, name: str) -> Converted:
     found = onnx.signature(model)
     try:
         traced = onnx_trace.trace(model, onnx_source.random_feed(found, seed=0))
-        graph, orders = onnx_graph.convert(traced, channels_last=turned(found))
+        graph, orders, tensors = onnx_graph.convert(
+            traced, channels_last=turned(found, layout), kept=kept
+        )
         content = plain_tflite.write(graph)
         content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY, states=True)
         litert.interpreter(content)
     except InvalidModelError as exc:
         said = str(exc).removeprefix(f"{name}: ")
         raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}") from None
-    _check(model, content, found, name)
-    return Converted(content, orders)
+    _check(model, content, found, name, signature.turned(found.outputs, layout))
+    return Converted(content, orders, tensors)
 
 
-def turned(found: Signature) -> tuple[str, ...]:
-    """Names of the inputs whose channels TFLite takes last: pictures that have them first."""
-    return tuple(spec.name for spec in found.inputs if spec.picture != spec.sample)
+def turned(found: Signature, layout: Layout = "") -> tuple[str, ...]:
+    """Names of the inputs and outputs whose channels TFLite has last: pictures that have them first
+    in the file."""
+    inputs = () if layout == "keep" else found.inputs
+    names = [spec.name for spec in inputs if spec.picture != spec.sample]
+    return (*names, *signature.turned(found.outputs, layout))
 
 
-def _check(model: Any, content: bytes, found: Signature, name: str) -> None:
+def _check(model: Any, content: bytes, found: Signature, name: str, last: Collection[str]) -> None:
     """Refuse a graph that computes something else than the file, on random numbers."""
     feed = onnx_source.random_feed(found, seed=1)
     names = [spec.name for spec in found.outputs]
@@ -89,7 +102,10 @@ def _check(model: Any, content: bytes, found: Signature, name: str) -> None:
     except ExecutionError as exc:
         raise InvalidModelError(f"{name} cannot become TFLite: {exc}; {_FIX}") from None
     for spec in found.outputs:
-        said = _difference(spec, right[spec.name], wrong[spec.name])
+        other = wrong[spec.name]
+        if spec.name in last:
+            other = np.moveaxis(other, -1, 1)
+        said = _difference(spec, right[spec.name], other)
         if said:
             raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}")
 

@@ -10,7 +10,7 @@ constants) is stored as that run gave it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -78,21 +78,24 @@ class Traced:
     outputs: tuple[str, ...]
 
 
-def convert(traced: Traced, *, channels_last: Sequence[str] = ()) -> tuple[Graph, dict[str, Order]]:
+def convert(
+    traced: Traced, *, channels_last: Collection[str] = (), kept: Collection[str] = ()
+) -> tuple[Graph, dict[str, Order], dict[str, tuple[str, ...]]]:
     """Convert a graph.
 
     Args:
         traced: With the values of a run on one sample.
         channels_last: Inputs and outputs whose channels lie last in the canonical graph.
+        kept: Values that no operator may be merged over.
 
     Returns:
-        The graph, and the order in which each tensor that is a value of the file has the axes of
-        that value; both have one name.
+        The graph; the order in which each tensor that is a value of the file has the axes of
+        that value, where both have one name; and all tensors that hold a value.
 
     Raises:
         InvalidModelError: If an operator has no TFLite form; names it and its node.
     """
-    converter = _Converter(traced, frozenset(channels_last))
+    converter = _Converter(traced, frozenset(channels_last), frozenset(kept))
     for name in traced.inputs:
         converter.input(name)
     for node in traced.nodes:
@@ -101,25 +104,33 @@ def convert(traced: Traced, *, channels_last: Sequence[str] = ()) -> tuple[Graph
         converter.answer(name)
     graph = converter.graph
     plain_tflite.fold(graph)
-    _fuse_activations(graph)
-    _fuse_hard_swishes(graph)
+    held = {
+        name: tuple(dict.fromkeys(value.tensors.values()))
+        for name, value in converter.computed.items()
+    }
+    own = {tensor for name in kept for tensor in held.get(name, ())}
+    _fuse_activations(graph, own)
+    _fuse_hard_swishes(graph, own)
     graph.drop_unused()
-    return graph, {
+    orders = {
         name: order or tuple(range(len(graph.shape(name))))
         for name, value in converter.computed.items()
         for order, tensor in value.tensors.items()
         if tensor == name and name in graph.tensors
     }
+    there = {name: tuple(n for n in names if n in graph.tensors) for name, names in held.items()}
+    return graph, orders, there
 
 
 _FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 _FUSING = frozenset("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED ADD SUB MUL".split())
 
 
-def _fuse_activations(graph: Graph) -> None:
-    """Put each activation into the operator before it, if nothing else reads that, in place."""
+def _fuse_activations(graph: Graph, kept: Collection[str]) -> None:
+    """Put each activation into the operator before it, if nothing else reads that and it is not
+    kept, in place."""
     readers, makers = graph.readers(), graph.makers()
-    outputs = set(graph.outputs.values())
+    outputs = {*graph.outputs.values(), *kept}
     for operator in list(graph.operators):
         if operator.kind not in _FUSED:
             continue
@@ -137,10 +148,10 @@ def _fuse_activations(graph: Graph) -> None:
         makers[name] = fused
 
 
-def _fuse_hard_swishes(graph: Graph) -> None:
+def _fuse_hard_swishes(graph: Graph, kept: Collection[str]) -> None:
     """Put HARD_SWISH in place of x ReLU6(x + 3) / 6 that is spelled out, in place."""
     readers, makers = graph.readers(), graph.makers()
-    outputs = set(graph.outputs.values())
+    outputs = {*graph.outputs.values(), *kept}
 
     def scalar(operator: Operator, number: float) -> str:
         """The other operand of an operation with one number; empty where it has another."""
@@ -200,8 +211,10 @@ class _Value:
 
 
 class _Converter:
-    def __init__(self, traced: Traced, channels_last: frozenset[str]) -> None:
-        self.traced, self.channels_last = traced, channels_last
+    def __init__(
+        self, traced: Traced, channels_last: frozenset[str], kept: frozenset[str] = frozenset()
+    ) -> None:
+        self.traced, self.channels_last, self.kept = traced, channels_last, kept
         self.graph = Graph({}, [], {}, {})
         self.static: dict[str, Array] = dict(traced.constants)
         self.computed: dict[str, _Value] = {}
@@ -758,8 +771,28 @@ def _slope_sizes(slope: Array, shape: Sequence[int]) -> tuple[int, ...]:
     )
 
 
+def _clip_at_computed(c: _Converter, n: Node) -> None:
+    """A clip with an end that is computed, as that of a spectrogram in dB below its peak."""
+    order = c.shared(n, [0])
+    shape, name, dtype = c.out_shape(n, order), n.outputs[0], c.out_dtype(n)
+    tensor = c.operand(n, 0, order)
+    ends = [
+        (i, kind)
+        for i, kind in ((1, "MAXIMUM"), (2, "MINIMUM"))
+        if n.has(i) and not (c.is_static(n.inputs[i]) and np.isinf(c.constant(n, i)).all())
+    ]
+    for i, kind in ends:
+        label = name if (i, kind) == ends[-1] else f"{name}__above"
+        given = [tensor, c.operand(n, i, order)]
+        tensor = c.add(kind, given, label, shape, dtype=dtype, form=_FORMS[kind])
+    c.set(n, tensor, order)
+
+
 @_handles("Clip")
 def _clip(c: _Converter, n: Node) -> None:
+    if n.opset >= 11 and any(n.has(i) and not c.is_static(n.inputs[i]) for i in (1, 2)):
+        _clip_at_computed(c, n)
+        return
     order = c.shared(n, [0])
     if any(n.has(place) and n.inputs[place] not in c.static for place in (1, 2)):
         _clip_to_computed(c, n, order)
@@ -1031,6 +1064,8 @@ def _without_pad(
     """What a PAD of zeros before a layer reads, with its zeros counted to the layer's own."""
     operator = next((o for o in c.graph.operators if tensor in o.outputs), None)
     if operator is None or operator.kind != "PAD":
+        return tensor, sizes, pads
+    if any(tensor in c.computed[n].tensors.values() for n in c.kept & c.computed.keys()):
         return tensor, sizes, pads
     amounts = c.graph.constant(operator.inputs[1])
     if amounts[0].any() or amounts[-1].any() or any(min(pair) < 0 for pair in pads):

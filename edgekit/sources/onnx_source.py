@@ -1,7 +1,8 @@
-"""A float ONNX file of another exporter, read into the one form that the rest of edgekit takes.
+"""An ONNX file of another exporter, read into the one form that the rest of edgekit takes.
 
-Whatever the file, the model has float32 numbers, inputs of known sizes that hold one sample or any
-number, and no constants among its inputs. What had to be changed for it is said.
+Whatever the file, the model has float32 numbers (or int8 ones behind QuantizeLinear and
+DequantizeLinear), inputs of known sizes that hold one sample or any number, and no constants among
+its inputs. What had to be changed for it is said.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from edgekit.base.errors import (
 from edgekit.graph import onnx, onnx_forms
 from edgekit.records import signature
 from edgekit.records.signature import Shapes, Signature, TensorSpec
+from edgekit.sources import onnx_qdq
 
 #: onnxruntime runs operator sets from this one on.
 OLDEST = 7
@@ -58,7 +60,7 @@ class OnnxSource:
 
 
 def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> OnnxSource:
-    """Read a float ONNX file.
+    """Read an ONNX file, float or in QDQ format.
 
     Args:
         path: The ``.onnx`` file; weights may lie beside it.
@@ -66,8 +68,8 @@ def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> On
         trust: Let operators pass that are neither ONNX' nor onnxruntime's own.
 
     Raises:
-        InvalidModelError: If it is no ONNX model, is quantized, computes as in training, or has a
-            batch that cannot be one sample; names the node.
+        InvalidModelError: If it is no ONNX model, is quantized in another format, computes as in
+            training, or has a batch that cannot be one sample; names the node.
         InvalidOptionError: If an axis is free that does not count samples, or ``shapes`` does not
             fit.
     """
@@ -112,13 +114,8 @@ def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> On
 
 
 def _check(model: Any, path: Path) -> None:
-    """Refuse what is no float model of tensors that onnxruntime can run."""
-    quantized = onnx.quantized(model)
-    if quantized is not None:
-        raise InvalidModelError(
-            f"{path}: expected a float model, got {quantized}, it is quantized already; export the "
-            f"one it was made from"
-        )
+    """Refuse what is no model of tensors that onnxruntime can run."""
+    onnx_qdq.check_format(model, path)
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
     if not inputs:

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base import cli
 from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
+from edgekit.base.progress import SILENT, Progress
 from edgekit.records.signature import Preprocessing
 from edgekit.sources import float_model
 from edgekit.sources import keras as keras_format
@@ -79,6 +79,7 @@ def start(
     preprocessing: str | None,
     channels: int | None = None,
     colours: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
 ) -> Start:
     """Load the model to begin with.
 
@@ -89,6 +90,7 @@ def start(
         channels: Of the new model's input; default the model's own, or 3 if it takes grey pictures
             and gets others, which is said.
         colours: Whether the pictures that it gets are in colour.
+        progress: Hears it.
 
     Raises:
         EdgekitError: If it cannot be read, is no float classifier, or does not say its size.
@@ -113,7 +115,7 @@ def start(
     made = Start(found, (size or height, size or width, own), prepare)
     made.build(2, dropout=0.0, seed=0)  # refuse before data are read
     if channels is None and own == 1 and colours():
-        cli.say(
+        progress.say(
             f"{found.model_id} takes grey pictures, these are in colour: the new model takes "
             f"colours; --channels 1 leaves them out"
         )

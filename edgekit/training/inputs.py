@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base import cli, words
+from edgekit.base import words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import decode
 from edgekit.data import images as image_sets
 from edgekit.data.source import Fit, Source, images_of
@@ -91,6 +92,7 @@ class Wanted:
             else ``default``.
         default: See there.
         skip_broken: Of a stream: leave out what cannot be decoded.
+        progress: Hears whether images are streamed, and what loading them says.
     """
 
     recipe: Recipe
@@ -101,6 +103,7 @@ class Wanted:
     validation: float | None = None
     default: float = 0.0
     skip_broken: bool = False
+    progress: Progress = SILENT
 
     def __post_init__(self) -> None:
         words.one_of("input", self.mode, MODES)
@@ -135,7 +138,7 @@ class Wanted:
             why = f"{size / 1e9:.1f} GB decoded, {available / 1e9:.1f} GB of memory are free"
         if why:
             shown = "" if count is None else f"{count:,} images "
-            cli.say(f"{name}: {shown}streamed ({why})")
+            self.progress.say(f"{name}: {shown}streamed ({why})")
         return bool(why)
 
 
@@ -167,13 +170,13 @@ def inputs(word: str, wanted: Wanted) -> Inputs:
         EdgekitError: If they cannot be used, or an option does not fit them.
     """
     share = wanted.share(word)
-    found = data.sequential(word, "train")
+    found = data.sequential(word, "train", progress=wanted.progress)
     if found is not None:
         shape = data.shape_of(word, found.size, wanted.shape)
         count = found.samples or len(found.part)
         if wanted.streams(word, min(count, wanted.limit or count), shape):
             return _sequential(word, found, shape, share, wanted)
-    opened = data.open_word(word, "train")
+    opened = data.open_word(word, "train", progress=wanted.progress)
     if isinstance(opened.source, Source) and opened.source.count is not None:
         return _pictures(word, opened, opened.source, share, wanted)
     images = opened.load(shape=wanted.shape, prepare=wanted.prepare, limit=wanted.limit)
@@ -249,7 +252,7 @@ def _sequential(
 def _tested(word: str, shape: tuple[int, ...], classes: int, wanted: Wanted) -> data.ImageSet:
     """The test part of a set."""
     given = None if word == "fashion_mnist" else shape
-    testing = data.load(word, "test", shape=given, prepare=wanted.prepare)
+    testing = data.load(word, "test", shape=given, prepare=wanted.prepare, progress=wanted.progress)
     if testing.labels is None or int(testing.labels.max()) >= classes:
         raise InvalidDataError(f"{word}: the test part has other classes than the {classes} here")
     return testing
@@ -300,9 +303,10 @@ def _pictures(
             chosen=numbers,
             number=numbering.apply,
             class_names=names,
+            progress=wanted.progress,
         )
         for warning in found.warnings:
-            cli.say(f"warning: {warning}")
+            wanted.progress.say(f"warning: {warning}")
         return found
 
     streams = wanted.streams(word, len(chosen), shape)

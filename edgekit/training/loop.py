@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.base import cli, outputs, schema
+from edgekit.base import outputs, schema
 from edgekit.base.errors import InvalidDataError, InvalidOptionError, reason
+from edgekit.base.progress import SILENT, Progress
 from edgekit.sources import keras as keras_format
 from edgekit.training.trainer import Trainer
 
@@ -43,6 +44,7 @@ def fit(
     about: dict[str, Any],
     watch: Callable[[], dict[str, float]] | None = None,
     every: int = 0,
+    progress: Progress = SILENT,
 ) -> list[dict[str, float]]:
     """Run all epochs that a recipe has, from the last checkpoint if resumed.
 
@@ -55,6 +57,7 @@ def fit(
         watch: Looks at the model at every ``every``-th step, about, and at each epoch's end; what
             it says is shown and logged.
         every: Steps between two looks.
+        progress: Hears how far it is, and the metrics of every epoch.
 
     Returns:
         The log, an entry an epoch or look.
@@ -73,9 +76,9 @@ def fit(
     with ExitStack() as stack:
         journal = _Journal(trainer, checkpoints, tensorboard, stack)
         if resume:
-            journal.resume()
-        bar = stack.enter_context(cli.progress("steps"))
-        task = bar.add_task("training", total=total, note="")
+            progress.say(journal.resume())
+        task = stack.enter_context(progress.task("training", total, unit="steps"))
+        task.advance(int(trainer.step.numpy()))
         while (step := int(trainer.step.numpy())) < total:
             epoch = step // per_epoch
             last = min((epoch + 1) * per_epoch, total)
@@ -96,9 +99,8 @@ def fit(
                 rights.append(right)
                 weights.append(len(steps))
                 speed = sum(weights) * recipe.batch / (time.perf_counter() - started)
-                bar.update(
-                    task, completed=steps.stop, note=f"loss {loss:.3f}  {speed:.0f} images/s"
-                )
+                task.advance(len(steps))
+                task.note(f"loss {loss:.3f}  {speed:.0f} images/s")
                 looked = every and steps.start // every != steps.stop // every
                 if watch is not None and looked and steps.stop < last:
                     journal.keep({"step": steps.stop, **watch()})
@@ -111,7 +113,7 @@ def fit(
                 "images_per_second": round(speed, 1),
             }
             if chief:
-                cli.console.print(
+                progress.say(
                     f"epoch {epoch + 1}/{math.ceil(total / per_epoch)}  loss {entry['loss']:.4f}  "
                     f"top-1 {entry['augmented_top1']:.2f} % (augmented)  {speed:.0f} images/s"
                 )
@@ -141,17 +143,16 @@ class _Journal:
         if tensorboard and self._chief:
             self._writer = tf.summary.create_file_writer(str(tensorboard))
 
-    def resume(self) -> None:
-        """Take up the chief's last checkpoint."""
+    def resume(self) -> str:
+        """Take up the chief's last checkpoint; says which."""
         tf = keras_format.tensorflow()
         latest = tf.train.latest_checkpoint(str(self._folder))
         if not latest:
-            cli.say(f"no checkpoint in {self._folder}: starting from the beginning")
-            return
+            return f"no checkpoint in {self._folder}: starting from the beginning"
         self._trainer.checkpoint.restore(latest).assert_existing_objects_matched()
         step = int(self._trainer.step.numpy())
         self.log = _read_log(self._folder / "log.jsonl", step)
-        cli.console.print(f"resumed at step {step}")
+        return f"resumed at step {step}"
 
     def keep(self, entry: dict[str, float]) -> None:
         """Log an entry, with a checkpoint."""

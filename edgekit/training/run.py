@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from edgekit import data
-from edgekit.base import cli, outputs, words
+from edgekit.base import outputs, words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.progress import SILENT, Progress
 from edgekit.records import artifact, environment
 from edgekit.records.signature import Preprocessing, preprocessing
 from edgekit.sources import arrange
@@ -62,6 +61,7 @@ def train(
     limit: int | None = None,
     force: bool = False,
     command: str = "",
+    progress: Progress = SILENT,
 ) -> artifact.Artifact | None:
     """Train MobileNetV2, or fine-tune a model, and write the averaged weights as a Keras artifact.
 
@@ -89,6 +89,7 @@ def train(
         limit: Use only the first images of the training set.
         force: Replace ``out`` if it exists.
         command: Recorded in the manifest.
+        progress: Hears how far it is and what was decided on the way.
 
     Returns:
         The artifact; None in a process that is not the chief.
@@ -109,11 +110,10 @@ def train(
     towers = towers or _towers(device, strategy, replicas)
     configure_threads(towers)
     group = many.replicas(strategy, replicas)
-    begun = _begun(
-        preset, start, size, prepare, channels, lambda: in_colour(words.join(dataset, size=size))
-    )
+    word = words.join(dataset, size=size)
+    begun = _begun(preset, start, size, prepare, channels, lambda: in_colour(word), progress)
     found = inputs(
-        words.join(dataset, size=size),
+        word,
         Wanted(
             recipe,
             begun.prepare,
@@ -123,6 +123,7 @@ def train(
             validation=validation,
             default=0.0 if start is None else VALIDATION,
             skip_broken=skip_broken,
+            progress=progress,
         ),
     )
     if (data_format, precision) != ("NHWC", "float32"):
@@ -144,9 +145,11 @@ def train(
         replicas=group,
         data_format=data_format,
         scaled=precision == "mixed_float16",
+        progress=progress,
     )
     about = {"data": found.sha256, "data_format": data_format, "precision": precision}
-    log = fit(trainer, checkpoints, tensorboard, resume, about | begun.about)
+    about |= begun.about
+    log = fit(trainer, checkpoints, tensorboard, resume, about, progress=progress)
     averages = trainer.averaged_weights()
     if not group.chief:
         group.wait()
@@ -157,7 +160,7 @@ def train(
         variable.assign(average)
     top1, top5 = accuracy(model, found.testing, begun.prepare)
     count = len(found.testing)
-    cli.say(f"{found.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
+    progress.say(f"{found.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
     written = artifact.write(
         out,
         {
@@ -224,11 +227,17 @@ def _begun(
     prepare: str | None,
     channels: int | None,
     colours: Callable[[], bool],
+    progress: Progress = SILENT,
 ) -> _Begun:
     network, seed = preset.network, preset.recipe.seed
     if start is not None:
         begun = finetune.start(
-            start, size=size, preprocessing=prepare, channels=channels, colours=colours
+            start,
+            size=size,
+            preprocessing=prepare,
+            channels=channels,
+            colours=colours,
+            progress=progress,
         )
 
         def tuned(found: Inputs) -> Any:
@@ -251,12 +260,18 @@ def _begun(
 
 
 def _trainer(
-    found: Inputs, model: Any, recipe: Recipe, *, fine_tuned: bool, **settings: Any
+    found: Inputs,
+    model: Any,
+    recipe: Recipe,
+    *,
+    fine_tuned: bool,
+    progress: Progress = SILENT,
+    **settings: Any,
 ) -> Trainer:
     training = found.training
     if isinstance(training, Stream):
         kind = finetune.StreamFineTuner if fine_tuned else StreamTrainer
-        return kind(model, recipe, stream=training, **settings)
+        return kind(model, recipe, stream=training, progress=progress, **settings)
     in_memory = finetune.FineTuner if fine_tuned else Trainer
     return in_memory(model, recipe, images=training.images, labels=training.labels, **settings)
 
@@ -293,15 +308,15 @@ def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple
     return 100 * top1 / len(images), 100 * top5 / len(images)
 
 
-def add_run_arguments(parser: cli.Parser) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of any run of a :class:`Trainer`; :func:`run_settings` takes them."""
     add = parser.add_argument
     add(
         "--towers",
-        type=cli.positive_int,
+        type=words.positive_int,
         help="parts of a batch that are computed side by side (default: one for each core)",
     )
-    add("--limit", type=cli.positive_int, help="use the first N training images only")
+    add("--limit", type=words.positive_int, help="use the first N training images only")
     add(
         "--checkpoints",
         type=Path,
@@ -316,30 +331,9 @@ def add_run_arguments(parser: cli.Parser) -> None:
 def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_run_arguments` was given, as arguments of :func:`train`."""
     names = ("out", "towers", "limit", "checkpoints", "tensorboard", "resume", "force")
-    return {name: getattr(options, name) for name in names} | {"command": cli.command_line()}
+    return {name: getattr(options, name) for name in names}
 
 
 def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
     """Options that were given and are fields of a dataclass."""
     return {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}
-
-
-def _list_recipes() -> cli.Outcome:
-    presets = [recipes.load(name) for name in recipes.names()]
-    table = Table()
-    for column in ("recipe", "what it is", "top-1 %", "top-5 %", "of", "source"):
-        table.add_column(column, justify="right" if "%" in column else "left")
-    for preset in presets:
-        found = preset.expected
-        cells = [preset.name, preset.about]
-        if found:
-            top5 = "" if found.top5 is None else f"{found.top5:g}"
-            cells += [f"{found.top1:g}", top5, found.of, found.source]
-        table.add_row(*map(escape, cells))
-    cli.console.print(table)
-    for preset in presets:
-        for sentence in preset.chosen:
-            cli.say(f"{preset.name}, not published: {sentence}")
-        for sentence in preset.differs:
-            cli.say(f"{preset.name}, other than its source: {sentence}")
-    return 0, {"recipes": presets}

@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base import cli
 from edgekit.base.errors import (
     EdgekitError,
     ExecutionError,
@@ -33,6 +32,7 @@ from edgekit.base.errors import (
     InvalidOptionError,
     reason,
 )
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import decode, tfrecord
 from edgekit.data.source import Fit, Source
 from edgekit.data.tfds import Prepared
@@ -468,13 +468,22 @@ class StreamTrainer(Trainer):
 
     Args:
         stream: What to train on.
+        progress: Hears how many pictures were left out.
         settings: Of :class:`edgekit.training.trainer.Trainer`.
     """
 
-    def __init__(self, model: Any, recipe: Recipe, *, stream: Stream, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        recipe: Recipe,
+        *,
+        stream: Stream,
+        progress: Progress = SILENT,
+        **settings: Any,
+    ) -> None:
         if settings.get("jit"):
             raise InvalidOptionError("a step that takes its batch from a stream is not for XLA")
-        self._stream = stream
+        self._stream, self._progress = stream, progress
         self._said = 0
         self._iterator: Any = None
         self._position: Any = None
@@ -521,7 +530,7 @@ class StreamTrainer(Trainer):
             raise self._stream.blame(first, ahead, exc) from None
         if self.left_out > 2 * self._said:
             self._said = self.left_out
-            cli.say(f"{self._said} pictures cannot be read and are left out, so far")
+            self._progress.say(f"{self._said} pictures cannot be read and are left out, so far")
         return float(loss), float(right)
 
     def _hold(self, images: Any, labels: Any) -> None:

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.base.errors import (
-    WriterError,
-)
+from edgekit.base.errors import InvalidModelError, WriterError
 from edgekit.graph import kernels, onnx_forms
 from edgekit.graph import onnx as onnx_file
-from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 from edgekit.writers import onnx_tensors
 
@@ -29,6 +27,8 @@ _REAL = (
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
     "CumSum", "LSTM", "GRU", "RNN",
 )  # fmt: skip
+#: How far a float bias may lie from whole steps, in steps.
+_HALF = 0.501
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 
 
@@ -300,7 +300,12 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     Args:
         model: Quantized ``onnx.ModelProto``.
         graph: Any flatbuffer of the same model, for its tensors' names.
+
+    Raises:
+        InvalidModelError: If weights or a bias have a zero_point, or scales of other channels than
+            those of the output; names their layer.
     """
+    model = onnx_file.without_constant_nodes(model)
     constants = onnx_file.stored_constants(model)
     ends = {
         **dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True)),
@@ -332,11 +337,9 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     found: dict[str, tuple[float, int]] = {}
     for node in model.graph.node:
         of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
-        if node.op_type == "QuantizeLinear" or of_integers:
-            zero_point = constants[node.input[2]]
-            shift = 128 if zero_point.dtype == np.uint8 else 0
-            number = float(constants[node.input[1]]), int(zero_point) - shift
-            found[origin(node.input[0])] = number
+        rounds = node.op_type == "QuantizeLinear" and node.input[0] not in constants
+        if rounds or of_integers and makers[node.input[0]].input[0] not in constants:
+            found[origin(node.input[0])] = _number(node, constants)
     # what is only moved may be rounded before or behind it
     for node in [*model.graph.node, *reversed(model.graph.node)]:
         if node.op_type in _MOVING:
@@ -359,10 +362,10 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     layers = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, ends):
-        weights = _dequantized(model, node.input[1], constants)
+        weights = _dequantized(node, 1, makers, constants)
         if weights is None:
             continue
-        bias = _dequantized(model, node.input[2], constants) if len(node.input) > 2 else None
+        bias = _dequantized(node, 2, makers, constants) if len(node.input) > 2 else None
         layers[place] = LayerIntegers(
             weights=_to_canonical(node, weights[0], depthwise=kinds[place] == "depthwise"),
             weight_scale=np.atleast_1d(weights[1]),
@@ -400,7 +403,7 @@ def _read_constants(
             if source is None or source.op_type != "DequantizeLinear":
                 continue
             values = constants.get(source.input[0])
-            if values is None or constants[source.input[1]].ndim:
+            if values is None or constants[source.input[1]].size != 1:
                 continue
             sized = [n for n in left if int(np.prod(graph.shape(n))) == values.size]
             if not sized:
@@ -410,11 +413,7 @@ def _read_constants(
             shape = graph.shape(sized[0])
             values = _turned(values, shape, first=node.output[0] in first)
             whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
-            found[sized[0]] = ConstantIntegers(
-                whole_steps,
-                float(constants[source.input[1]]),
-                int(constants[source.input[2]]) - shift,
-            )
+            found[sized[0]] = ConstantIntegers(whole_steps, *_number(source, constants))
     return found
 
 
@@ -468,12 +467,13 @@ def without_missing(
     there = {
         name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
     }
+    handed = _handed_on(decided, read, graph)
     tensors = [
         name
         for name in decided.activations
         if name not in (*graph.inputs, *graph.outputs)
         and name not in there
-        and name not in read.activations
+        and name not in {*read.activations, *handed}
     ]
     constants = [name for name in decided.constants if name not in read.constants]
     layers = {layer.output: layer for layer in graph.layers}
@@ -485,13 +485,69 @@ def without_missing(
         for name in decided.layers
         if name not in nodes and graph.kernel(layers[name]) in kernels_there
     ]
+    moved = {name for o in graph.operators if o.kind in (*_MOVED, "PAD") for name in o.outputs}
+    computed = [name for name in tensors if name not in moved]
     said = tuple(
         f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
         f"rounded there: {', '.join(map(short_name, names[:3]))}"
-        for what, names in (("tensors", tensors), ("constants", constants))
+        for what, names in (("tensors", computed), ("constants", constants))
         if names
     )
-    return decided.without(tensors, merged, constants), said
+    left = decided.without({*tensors, *handed}, merged, constants)
+    float_ones = _float_biases(left, read, model, layers, ends)
+    if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
+        named = ", ".join(map(short_name, sorted(float_ones)[:3]))
+        said += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
+    return left.without_biases(float_ones), said
+
+
+def _float_biases(
+    decided: Stored, read: Stored, model: Any, layers: Collection[str], ends: Mapping[str, str]
+) -> set[str]:
+    """Layers whose bias the file has in float, and the nearest steps of it were decided; and those
+    that have none, and zeros were."""
+    constants = onnx_file.stored_constants(model)
+    found = set()
+    for node, place, _ in layer_nodes(model, layers, ends):
+        layer, own = decided.layers.get(place), read.layers.get(place)
+        if layer is None or layer.bias is None or layer.bias_scale is None:
+            continue
+        if own is None or own.bias is not None:
+            continue
+        real = np.zeros(1)
+        if len(node.input) > 2 and node.input[2]:
+            real = constants.get(node.input[2], np.full(1, np.inf)).astype(np.float64)
+        off = np.abs(real.reshape(-1) / layer.bias_scale - layer.bias)
+        if off.max(initial=0) < _HALF:
+            found.add(place)
+    return found
+
+
+def _handed_on(decided: Stored, read: Stored, graph: Graph) -> set[str]:
+    """Tensors that the ONNX file does not round since each of their values is one of a tensor that
+    it rounds so before, or all of their readers only hand it on to one that it rounds so behind."""
+    own, readers = decided.activations, dict[str, list[Operator]]()
+    for operator in graph.operators:
+        for name in operator.inputs:
+            readers.setdefault(name, []).append(operator)
+    found: set[str] = set()
+
+    def same(name: str, other: str) -> bool:
+        known = read.activations.get(other, own.get(other) if other in found else None)
+        return known is not None and known == own.get(name)
+
+    def missing(name: str) -> bool:
+        return name in own and name not in read.activations
+
+    for operator in graph.operators:
+        if operator.kind in kernels.PICKING:
+            found |= {n for n in operator.outputs if missing(n) and same(n, operator.inputs[0])}
+    made = [name for operator in graph.operators for name in operator.outputs]
+    for name in filter(missing, (*reversed(made), *graph.inputs)):
+        users = readers.get(name, [])
+        if users and all(u.kind in kernels.PICKING and same(name, u.outputs[0]) for u in users):
+            found.add(name)
+    return found
 
 
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
@@ -557,6 +613,15 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
             node.input.append(writer.store(graph.constant(layer.bias), f"{name}/bias"))
     onnx_file.drop_unused(model)
     return frozenset(absent)
+
+
+def unknown(model: Any, graph: Graph, names: Collection[str]) -> tuple[str, ...]:
+    """Which of the nodes, by what they write, are no layers of the canonical graph."""
+    layers = {layer.output for layer in graph.layers}
+    nodes = {
+        node.output[0] for node, _, _ in layer_nodes(model, layers, _canonical_ends(model, graph))
+    }
+    return tuple(name for name in names if name not in nodes)
 
 
 def activated(model: Any, graph: Graph) -> frozenset[str]:
@@ -716,13 +781,62 @@ def _canonical_output(
     return whole
 
 
-def _dequantized(model: Any, name: str, constants: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """(integers, scale) of a constant behind a DequantizeLinear, or None."""
-    for node in model.graph.node:
-        if node.output[0] == name and node.op_type == "DequantizeLinear":
-            if node.input[0] in constants:
-                return constants[node.input[0]], constants[node.input[1]]
-    return None
+def _number(node: Any, constants: Mapping[str, Any]) -> tuple[float, int]:
+    """(scale, int8 zero_point) of a QuantizeLinear or DequantizeLinear of one scale."""
+    zero_point = np.uint8(0)
+    if len(node.input) > 2 and node.input[2]:
+        zero_point = constants[node.input[2]]
+    elif node.input[0] in constants:
+        zero_point = constants[node.input[0]].dtype.type(0)
+    shift = 128 if zero_point.dtype == np.uint8 else 0
+    return float(constants[node.input[1]].reshape(())), int(zero_point.reshape(())) - shift
+
+
+def _dequantized(
+    node: Any, place: int, makers: Mapping[str, Any], constants: Mapping[str, Any]
+) -> tuple[Any, Any] | None:
+    """(int8 or int32, scale) of a layer's weights or bias behind a DequantizeLinear, or None."""
+    source, perm = makers.get(node.input[place]), None
+    if source is not None and source.op_type == "Transpose":
+        perm = onnx_file.attribute(source, "perm", None)
+        source = makers.get(source.input[0])
+        perm = perm or [1, 0]
+    if source is None or source.op_type != "DequantizeLinear":
+        return None
+    scale = constants[source.input[1]]
+    zero_point, values = None, constants.get(source.input[0])
+    if len(source.input) > 2 and source.input[2]:
+        zero_point = constants[source.input[2]]
+    axis = onnx_file.attribute(source, "axis", 1)
+    if values is None:  # a float constant that the file rounds
+        before = makers.get(source.input[0])
+        if before is None or before.input[0] not in constants or zero_point is None:
+            return None
+        real, ends = constants[before.input[0]], np.iinfo(zero_point.dtype)
+        sizes = [1] * real.ndim
+        sizes[axis if scale.size > 1 else 0] = -1
+        steps = np.rint(real / scale.reshape(sizes)) + zero_point.reshape(-1)[0]
+        values = np.clip(steps, ends.min, ends.max).astype(zero_point.dtype)
+    name = short_name(node.output[0])
+    shift = 128 if values.dtype == np.uint8 else 0
+    zeros = np.zeros(1) if zero_point is None else np.atleast_1d(zero_point)
+    if (zeros != shift).any():
+        raise InvalidModelError(
+            f"expected the {'weights' if place == 1 else 'bias'} of {node.op_type} {name} with "
+            f"zero_point {shift}, as TFLite's have none, got {int(zeros[zeros != shift][0])}; "
+            f"quantize them symmetrically"
+        )
+    if shift:
+        values = (values.astype(np.int16) - shift).astype(np.int8)
+    if perm is not None:
+        values, axis = values.transpose(perm), list(perm).index(axis % values.ndim)
+    wanted = _axis(node) if place == 1 else 0
+    if scale.size > 1 and axis % values.ndim != wanted % values.ndim:
+        raise InvalidModelError(
+            f"expected scales of the output channels of {node.op_type} {name}, axis {wanted}, got "
+            f"them of axis {axis}; quantize per output channel"
+        )
+    return values, scale
 
 
 def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:

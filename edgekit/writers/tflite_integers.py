@@ -56,7 +56,9 @@ class _Writer:
 
     def take(self, position: int, operator: Operator) -> None:
         graph, numbers = self._graph, self._stored.activations
-        if kernels.on_integers(graph, operator, numbers):
+        if operator.outputs[0] in self._stored.in_float:
+            self._in_float(position, operator)
+        elif kernels.on_integers(graph, operator, numbers):
             self._on_integers(position, operator)
         elif operator.kind in kernels.SIZES:
             self._order.append(position)

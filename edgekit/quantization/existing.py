@@ -1,0 +1,297 @@
+"""The int8 model of a file that is int8 already: its integers, laid out for the canonical graph.
+
+Nothing is decided anew. What the file leaves open follows from it: a tensor whose values are those
+of another has its encoding, a float bias becomes the nearest steps of input scale times weight
+scale. An operator whose integer kernel needs other numbers than the file's computes in float
+between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import InvalidModelError
+from edgekit.graph import kernels
+from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
+from edgekit.graph.kernels import Number
+from edgekit.quantization import encode, reconstruct
+from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.quantize import Quantized, predictions
+from edgekit.quantization.reconstruct import Layers, Rounded
+from edgekit.records.encodings import (
+    ConstantIntegers,
+    Encoding,
+    Encodings,
+    LayerIntegers,
+    Stored,
+)
+
+WAY = "taken over from the file"
+#: How far the scale of a bias may lie from input scale times weight scale, as a part of it.
+_BIAS_SCALE = 1e-6
+#: What a number may differ from its integer times its scale by, as a part of a step.
+_EXACT = 1e-2
+_EXCLUDE = "leave it out of quantization, with onnxruntime by nodes_to_exclude"
+
+
+def take_over(
+    canonical: bytes,
+    numbers: Mapping[str, Number],
+    read: Stored,
+    *,
+    profile: DeviceProfile,
+    name: str,
+) -> Quantized:
+    """Lay out the integers of a file for the canonical graph.
+
+    Args:
+        canonical: Float flatbuffer, whose constants are what the file's integers stand for.
+        numbers: Encodings of the activations that the file rounds, by canonical tensor.
+        read: What the file stores of layers and constants, by canonical tensor.
+        profile: The device.
+        name: Of the file, for messages.
+
+    Raises:
+        InvalidModelError: If TFLite cannot hold a number of the file; names the tensor.
+    """
+    return _Taker(canonical, numbers, read, name).run(canonical, profile)
+
+
+class _Taker:
+    def __init__(
+        self, canonical: bytes, numbers: Mapping[str, Number], read: Stored, name: str
+    ) -> None:
+        self._graph, self._read, self._name = Graph(canonical), read, name
+        self._numbers = _handed_on(self._graph, numbers)
+        self._layers: Layers = {}
+        self._constants: dict[str, ConstantIntegers] = {}
+        self._in_float: dict[str, str] = {}
+        self._derived: list[str] = []
+
+    def run(self, canonical: bytes, profile: DeviceProfile) -> Quantized:
+        graph, numbers = self._graph, self._numbers
+        for layer in graph.layers:
+            self._layer(layer)
+        for operator in graph.operators:
+            self._operator(operator)
+        left = self._read.constants.keys() - self._constants.keys()
+        for constant in sorted(left):
+            reader = next(o for o in graph.operators if constant in o.inputs)
+            raise self._refused(
+                f"a float constant of {short_name(reader.outputs[0])}, which TFLite computes in "
+                f"float as {reader.kind}, got integers",
+                _EXCLUDE,
+            )
+        changed = Graph(canonical)
+        tensors = {n: Encoding("int8", (encode.stored(s),), z) for n, (s, z) in numbers.items()}
+        for layer in graph.layers:
+            if layer.output not in self._layers:
+                continue
+            rounded = self._layers[layer.output]
+            reconstruct.put(changed, layer, rounded)
+            found = rounded.integers
+            tensors[layer.weights] = Encoding("int8", _short(found.weight_scale), 0, layer.axis)
+            if layer.bias is not None and found.bias_scale is not None:
+                tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
+        of_constants = {
+            name: Encoding("int8", (encode.stored(each.scale),), each.zero_point)
+            for name, each in self._constants.items()
+        }
+        stored = Stored(
+            dict(numbers),
+            {output: rounded.integers for output, rounded in self._layers.items()},
+            self._constants,
+            frozenset(self._in_float),
+        )
+        return Quantized(
+            changed.serialize(),
+            Encodings(
+                hashlib.sha256(canonical).hexdigest(), profile.name, tensors, {}, of_constants
+            ),
+            stored,
+            WAY,
+            (),
+            tuple(each for each in predictions(graph, self._layers) if each.pairs),
+            tuple(self._notes()),
+        )
+
+    def _notes(self) -> list[str]:
+        said = []
+        if self._derived:
+            said.append(
+                f"{len(self._derived)} biases are float in the file; they became the nearest "
+                f"steps of input scale times weight scale: {_some(self._derived)}"
+            )
+        for why in dict.fromkeys(self._in_float.values()):
+            names = [name for name, each in self._in_float.items() if each == why]
+            said.append(f"{why}: {_some(names)}")
+        return said
+
+    def _refused(self, expected: str, fix: str) -> InvalidModelError:
+        return InvalidModelError(f"{self._name}: expected {expected}; {fix}")
+
+    def _layer(self, layer: Layer) -> None:
+        """Integers of a layer, held against the canonical graph's own numbers."""
+        given = self._read.layers.get(layer.output)
+        encoded = layer.input in self._numbers and layer.output in self._numbers
+        if given is None:
+            if encoded:
+                self._in_float[layer.output] = (
+                    "a layer with float weights in the file computes in float"
+                )
+            return
+        if not encoded:
+            which = "input" if layer.input not in self._numbers else "output"
+            raise self._refused(
+                f"the {which} of {layer.short} in int8, since its weights are, and TFLite's "
+                f"integer kernels need both, got a float one",
+                f"quantize it too, or {_EXCLUDE}",
+            )
+        rows, bias = reconstruct.rows_of(self._graph, layer)
+        scale = np.broadcast_to(given.weight_scale, len(rows)).astype(np.float32)
+        real = rows / scale[:, None].astype(np.float64)
+        steps = np.rint(real)
+        whole = (steps.T if layer.kind == "depthwise" else steps).astype(np.int16)
+        shape = self._graph.shape(layer.weights)
+        same = np.abs(real - steps).max(initial=0) < _EXACT and given.weights.shape == shape
+        if not same or not np.array_equal(whole.reshape(shape), given.weights):
+            raise self._refused(
+                f"the weights of {layer.short} as the file has them, got others, since an "
+                f"operator beside it is merged into it in TFLite",
+                "merge such operators before quantization, with onnxruntime by "
+                "onnxruntime.quantization.preprocess",
+            )
+        entry = np.float32(self._numbers[layer.input][0])
+        product = (entry * scale).astype(np.float32)
+        bias_scale, steps_of_bias, real_bias = None, None, None
+        if layer.bias is not None:
+            bias_scale, steps_of_bias = self._bias(layer, given, bias, product)
+            real_bias = (steps_of_bias * bias_scale.astype(np.float64)).astype(np.float32)
+        self._layers[layer.output] = Rounded(
+            LayerIntegers(given.weights, scale, steps_of_bias, bias_scale),
+            self._graph.constant(layer.weights),
+            real_bias,
+            False,
+        )
+
+    def _bias(
+        self,
+        layer: Layer,
+        given: LayerIntegers,
+        bias: npt.NDArray[np.float64],
+        product: npt.NDArray[np.float32],
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """(scale, steps) of a bias, the file's or those that follow from it."""
+        with np.errstate(over="ignore"):
+            steps = np.rint(bias / product.astype(np.float64))
+        if given.bias is None or given.bias_scale is None:
+            if np.abs(steps).max(initial=0) > np.iinfo(np.int32).max:
+                raise self._refused(
+                    f"a bias of {layer.short} that int32 can hold in steps of input scale times "
+                    f"weight scale, got {float(np.abs(bias).max()):.3g}",
+                    "quantize its weights with larger scales",
+                )
+            if bias.any():
+                self._derived.append(layer.output)
+            return product, steps.astype(np.int32)
+        scale = np.broadcast_to(given.bias_scale, len(bias)).astype(np.float32)
+        off = np.abs(scale / product.astype(np.float64) - 1)
+        if off.max(initial=0) > _BIAS_SCALE:
+            place = int(np.argmax(off))
+            raise self._refused(
+                f"the scale of the bias of {layer.short} as input scale times weight scale, "
+                f"{float(product[place]):.6g}, as TFLite computes it, got "
+                f"{float(scale[place]):.6g}",
+                "quantize its bias again, with that scale",
+            )
+        if np.abs(bias / scale - given.bias).max(initial=0) > _EXACT * max(
+            1.0, float(np.abs(given.bias).max(initial=0)) * 1e-4
+        ):
+            raise self._refused(
+                f"the bias of {layer.short} as the file has it, got another, since an operator "
+                f"beside it is merged into it in TFLite",
+                "merge such operators before quantization",
+            )
+        return scale, given.bias
+
+    def _operator(self, operator: Operator) -> None:
+        """Integers of an operator's constants, and whether its kernel can take the numbers."""
+        graph, numbers = self._graph, self._numbers
+        if (
+            not kernels.on_integers(graph, operator, numbers)
+            or operator.outputs[0] in self._in_float
+        ):
+            return
+        name = operator.outputs[0]
+        fixed = kernels.FIXED.get(operator.kind)
+        if fixed is not None and not _near(numbers[name], fixed):
+            self._in_float[name] = (
+                f"{operator.kind} computes in float, since TFLite's int8 kernel gives "
+                f"{fixed[0]:.6g}, {fixed[1]} only, and the file has another scale or zero_point"
+            )
+            return
+        constants = {}
+        for constant in kernels.constants(graph, operator):
+            found = self._constant(constant, operator)
+            if found is None:
+                self._in_float[name] = (
+                    f"{operator.kind} computes in float, since its constant is float in the file"
+                )
+                return
+            constants[constant] = found
+        self._constants.update(constants)
+
+    def _constant(self, name: str, operator: Operator) -> ConstantIntegers | None:
+        real, given = self._graph.constant(name), self._read.constants.get(name)
+        if operator.kind in kernels.SAME | kernels.JOINED:
+            scale, zero_point = self._numbers[operator.outputs[0]]
+            if given is not None and (given.scale, given.zero_point) != (scale, zero_point):
+                return None
+        elif given is not None:
+            scale, zero_point = given.scale, given.zero_point
+        elif real.size and (real == real.flat[0]).all() and np.isfinite(real).all():
+            # one number is 64 steps of a 64th of it, which is exact
+            scale, zero_point = float(abs(real.flat[0]) / np.float32(64)) or 1.0, 0
+        else:
+            return None
+        steps = np.rint(real / np.float32(scale)) + zero_point
+        return ConstantIntegers(np.clip(steps, -128, 127).astype(np.int8), scale, zero_point)
+
+
+def _near(number: Number, fixed: Number) -> bool:
+    """Whether TFLite's kernel takes an encoding as the fixed one."""
+    return number[1] == fixed[1] and abs(number[0] / fixed[0] - 1) < 1e-3
+
+
+def _handed_on(graph: Graph, numbers: Mapping[str, Number]) -> dict[str, Number]:
+    """Encodings of the tensors too whose values are those of an encoded one."""
+    found = dict(numbers)
+    readers: dict[str, list[Operator]] = {}
+    for operator in graph.operators:
+        for name in operator.inputs:
+            readers.setdefault(name, []).append(operator)
+        if operator.kind in kernels.PICKING and operator.inputs[0] in found:
+            for name in kernels.reals(graph, operator.outputs):
+                found.setdefault(name, found[operator.inputs[0]])
+    for name in reversed(encode.computed(graph)):
+        behind = {
+            found.get(user.outputs[0]) if user.kind in kernels.PICKING else None
+            for user in readers.get(name, [])
+        }
+        number = next(iter(behind), None)
+        if name not in (*found, *graph.outputs) and len(behind) == 1 and number is not None:
+            found[name] = number
+    return found
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(short_name, names[:3])) + more
+
+
+def _short(scales: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    return tuple(encode.stored(scale) for scale in scales)
