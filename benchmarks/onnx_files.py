@@ -96,7 +96,8 @@ def files() -> tuple[OnnxFile, ...]:
             written((48, 320)), "written lines", {"x": (1, 3, 48, 320)}, "symmetric",
         ),
         OnnxFile(
-            "PP-OCR text direction", _OCR, f"{models}/{old}", written((48, 192)), "written lines",
+            "PP-OCR text direction", _OCR, f"{models}/{old}", written((48, 192), turned=True),
+            "written lines, every second upside down",
             {"x": (1, 3, 48, 192)}, "symmetric",
         ),
         OnnxFile(
@@ -223,8 +224,16 @@ def photographs(size: int, name: str = "input") -> Callable[[Path, Path], Arrays
     return lambda _, data: {name: pictures(data, (size, size))}
 
 
-def written(sizes: tuple[int, int], lines: int = 1) -> Callable[[Path, Path], Arrays]:
-    """Words in print, of other sizes and colours, on a plain ground or on photographs."""
+def written(
+    sizes: tuple[int, int], lines: int = 1, *, turned: bool = False
+) -> Callable[[Path, Path], Arrays]:
+    """Words in print, of other sizes and colours, on a plain ground or on photographs.
+
+    Args:
+        sizes: Height and width.
+        lines: How many; of several, the ground is a photograph.
+        turned: Turn every second picture upside down.
+    """
 
     def draw(_: Path, data: Path) -> Arrays:
         from PIL import Image, ImageDraw, ImageFont
@@ -246,6 +255,8 @@ def written(sizes: tuple[int, int], lines: int = 1) -> Callable[[Path, Path], Ar
                 pen.text(place, text, colour, ImageFont.load_default(size))
             noise = random.normal(0, 4, found[i].shape)
             found[i] = np.clip(np.asarray(picture) + noise, 0, 255)
+            if turned and i % 2:
+                found[i] = found[i, ::-1, ::-1].copy()
         return {"x": found}
 
     return draw

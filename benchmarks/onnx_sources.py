@@ -43,7 +43,7 @@ import onnx_files
 from onnx_files import Arrays, OnnxFile
 from support_table import SECTION, with_section
 
-from edgekit.base import cli, outputs, schema
+from edgekit.base import cli, outputs, schema, words
 from edgekit.base.errors import EdgekitError, InvalidInputError, reason
 from edgekit.base.quiet import quiet
 from edgekit.data import feeds
@@ -773,8 +773,8 @@ def main() -> int:
     add("--int8", action="store_true", help="the table of int8 files")
     add("--onnx2tf", type=Path, help="its program (default: one in the user's cache)")
     add("--only", nargs="+", choices=names, default=names, metavar="NAME")
-    add("--rounds", type=cli.positive_int, default=20, help=f"of up to {SAMPLES} runs each")
-    add("--seconds", type=cli.positive_int, default=600, help="limit of a conversion")
+    add("--rounds", type=words.positive_int, default=20, help=f"of up to {SAMPLES} runs each")
+    add("--seconds", type=words.positive_int, default=600, help="limit of a conversion")
     add("--merge", type=Path, nargs="+", default=[], help="JSON documents of earlier runs")
     add("--out", type=Path, help="Markdown page (default: build/onnx-sources.md)")
     options = parser.parse_args()
