@@ -282,6 +282,34 @@ def test_a_branch_that_is_always_taken_takes_its_place(tmp_path: Path) -> None:
     assert [operator.kind for operator in flatbuffer.Graph(content).operators] == ["MUL"]
 
 
+@pytest.mark.parametrize("last", ["Relu", "Softmax", ""])
+def test_an_output_behind_an_identity_holds_the_same_integers(last: str, tmp_path: Path) -> None:
+    """As Paddle writes them; the tensor before the Identity has the name in the TFLite graph."""
+    drawn = np.random.default_rng(11)
+    weights = {
+        "w": drawn.normal(0, 1, (6, 4)).astype(np.float32),
+        "b": drawn.normal(0, 1, 4).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["s"]),
+        *([helper.make_node(last, ["s"], ["p"])] if last else []),
+        helper.make_node("Identity", ["p" if last else "s"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 6], [1, 4])
+    np.savez(tmp_path / "set.npz", x=drawn.normal(0, 1, (24, 6)).astype(np.float32))
+    written = export_all(
+        path,
+        targets=["tflite", "onnx"],
+        precisions=["int8"],
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path,
+    )
+    assert not parity.numbers(*written).differences
+    assert [spec.name for spec in written[1].manifest.signature.outputs] == ["y"]
+
+
 def _branching(branches: Sequence[Any], folder: Path) -> tuple[Path, Any]:
     """A file whose inputs decide which branch is taken, and what onnxruntime makes of it."""
     nodes = [

@@ -922,6 +922,7 @@ def _make_int8(
     graph, stored, constants = Graph(quantized.graph), quantized.stored, Graph(quantized.graph)
     if source.kind == "onnx":
         model, constants = source.prepared(integers=True), Graph(canonical)
+        onnx_integers.name_outputs(model, constants)
         absent = onnx_integers.put_floats(model, graph, constants)
         stored = stored.without((), layers=absent)
         if absent:

@@ -576,6 +576,25 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
     return found
 
 
+def name_outputs(model: Any, graph: Graph) -> None:
+    """Give what an output is called behind an Identity, which is taken out, its own name again, in
+    place; the output is an Identity of it.
+
+    Args:
+        model: ``onnx.ModelProto`` that is made ready for int8.
+        graph: Canonical.
+    """
+    made = {name for node in model.graph.node for name in node.output}
+    make = onnx_file.package().helper.make_node
+    for own, name in _canonical_ends(model, graph).items():
+        if own not in made or name in made or own in graph.tensors:
+            continue
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                _rename(names, own, name)
+        model.graph.node.append(make("Identity", [name], [own], name=own))
+
+
 def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
     """Give convolutions and dense layers the weights and biases of a graph, in place.
 
