@@ -217,6 +217,82 @@ def test_options_of_onnxruntime(options: dict[str, Any], tmp_path: Path) -> None
     assert np.mean(_steps(written, path) < 1.01) > 0.9
 
 
+_FIRST = node("Conv", ["x", "w", "b"], ["c"], "first", pads=[1, 1, 1, 1])
+_OWN = {"w": (8, 3, 3, 3), "b": (8,)}
+#: Nodes behind a convolution, shapes of weights, other constants, and the output.
+_FORMS: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
+    "groups": ([node("Conv", ["c", "g"], ["y"], group=2)], {"g": (8, 4, 3, 3)}, {}, (8, 14, 14)),
+    "dilated": (
+        [node("Conv", ["c", "g"], ["y"], dilations=[2, 2], pads=[2, 1, 0, 3])],
+        {"g": (4, 8, 3, 3)},
+        {},
+        (4, 14, 16),
+    ),
+    "padded before": (
+        [node("Pad", ["c", "p"], ["d"]), node("Conv", ["d", "g"], ["y"])],
+        {"g": (4, 8, 3, 3)},
+        {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])},
+        (4, 16, 16),
+    ),
+    "average with borders": (
+        [node("AveragePool", ["c"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])],
+        {},
+        {},
+        (8, 16, 16),
+    ),
+    "linear resize": (
+        [node("Resize", ["c", "", "z"], ["y"], mode="linear")],
+        {},
+        {"z": np.float32([1, 1, 2, 2])},
+        (8, 32, 32),
+    ),
+    "parts": (
+        [node("Split", ["c"], ["u", "v"], axis=1), node("Mul", ["u", "v"], ["y"])],
+        {},
+        {},
+        (4, 16, 16),
+    ),
+    "moved to another scale": (
+        [
+            node("Flatten", ["c"], ["f"]),
+            node("Unsqueeze", ["f", "a"], ["u"]),
+            node("Relu", ["u"], ["r"]),
+            node("Squeeze", ["r", "a"], ["y"]),
+        ],
+        {},
+        {"a": np.array([1])},
+        (2048,),
+    ),
+    "turned into a product": (
+        [node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]), node("MatMul", ["t", "q"], ["y"])],
+        {"q": (8, 4)},
+        {},
+        (16, 16, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _FORMS)
+def test_forms_of_operators(name: str, tmp_path: Path) -> None:
+    nodes, shapes, constants, output = _FORMS[name]
+    found = {**_weights(**_OWN, **shapes), **constants}
+    path = _quantized(_save(tmp_path / "net.onnx", [_FIRST, *nodes], found, output))
+    written = _exported(path, tmp_path / "out")
+    assert _numbers(written, path).differences == ()
+    off = _steps(written, path)
+    assert off.max() < 1.01
+    assert np.mean(off < 0.5) > 0.9
+
+
+def test_a_row_of_numbers(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1]), node("Relu", ["c"], ["y"])]
+    found = _weights(w=(8, 4, 3), b=(8,))
+    path = _quantized(_save(tmp_path / "net.onnx", nodes, found, (8, 20), (4, 20)))
+    written = _exported(path, tmp_path / "out")
+    assert _numbers(written, path).differences == ()
+    assert _steps(written, path).max() < 0.5
+
+
 def test_what_the_file_leaves_float_computes_in_float(tmp_path: Path) -> None:
     path = _quantized(_decoder(tmp_path / "net.onnx"), nodes_to_exclude=["down"])
     written = _exported(path, tmp_path / "out")
@@ -458,6 +534,21 @@ _REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a factor of a product": (
         lambda path: _dense(path, alpha=2.0),
         "the weights of h as the file has them, got others",
+    ),
+    "a norm of integers": (
+        lambda path: _quantized(
+            _save(
+                path,
+                [_FIRST, node("InstanceNormalization", ["c", "one", "b"], ["y"])],
+                {**_weights(**_OWN), "one": np.linspace(0.5, 2, 8, dtype=np.float32)},
+                (8, 16, 16),
+            )
+        ),
+        "which TFLite computes in float as ADD, got integers; leave it out of quantization",
+    ),
+    "scales of no channels": (
+        lambda path: _dense(path, sw=np.full(3, 0.01, np.float32), zw=np.zeros(3, np.int8)),
+        "expected one scale of DequantizeLinear weights, or 4 in axis 0, got 3",
     ),
     "a norm that is merged": (
         _norm,

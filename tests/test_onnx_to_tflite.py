@@ -211,7 +211,7 @@ def test_what_has_no_tflite_form_is_refused_by_name(
     assert export_main([str(path), *given, "--target", "tflite", *out]) == 2
     said = capsys.readouterr()
     text = " ".join((said.out + said.err).split())
-    assert "Det volume has no TFLite form" in text and "export --target onnx" in text
+    assert "Det volume has no TFLite form" in text and "export float32 or float16 to ONNX" in text
     assert "Traceback" not in text and not (tmp_path / "out").exists()
     assert export_main([str(path), *given, "--target", "tflite,onnx", *out]) == 2
     assert not (tmp_path / "out").exists()

@@ -241,6 +241,7 @@ class _Reader:
         if source in self._constants:
             ends = np.iinfo(zero_point.dtype)
             values = self._constants[source]
+            self._check_sizes(named, values, scale, zero_point, axis)
             steps = np.rint(values / _along(scale, values, axis)) + _along(zero_point, values, axis)
             self._constants[made] = np.clip(steps, ends.min, ends.max).astype(zero_point.dtype)
             return
@@ -257,6 +258,23 @@ class _Reader:
                 f"what {named} rounds to be read rounded only, since TFLite has {source} once, "
                 f"got {reader}, which reads it as it was",
                 f"let it read what is behind the DequantizeLinear of {source}",
+            )
+
+    def _check_sizes(
+        self,
+        named: str,
+        values: npt.NDArray[Any],
+        scale: npt.NDArray[np.float32],
+        zero_point: npt.NDArray[Any],
+        axis: int,
+    ) -> None:
+        """Refuse numbers of scales that are neither one nor one of each channel."""
+        channels = values.shape[axis] if -values.ndim <= axis < values.ndim else 0
+        sizes = {scale.size, zero_point.size} - {1}
+        if sizes - {channels}:
+            raise self._refused(
+                f"one scale of {named}, or {channels} in axis {axis}, got {max(sizes)}",
+                "quantize it again",
             )
 
     def _number(
@@ -295,13 +313,7 @@ class _Reader:
                     f"{zero_point.dtype.name}",
                     "quantize it again",
                 )
-            channels = values.shape[axis] if -values.ndim <= axis < values.ndim else 0
-            sizes = {scale.size, zero_point.size} - {1}
-            if sizes - {channels}:
-                raise self._refused(
-                    f"{channels} scales in axis {axis} of {named}, got {max(sizes)}",
-                    "quantize it again",
-                )
+            self._check_sizes(named, values, scale, zero_point, axis)
             self._stored[made] = _Stored(values, scale, zero_point, axis)
             return None
         before = self._makers.get(source)

@@ -14,7 +14,7 @@ from edgekit.graph import kernels, onnx_forms
 from edgekit.graph import onnx as onnx_file
 from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
-from edgekit.writers import onnx_tensors
+from edgekit.writers import onnx_tensors, tflite_integers
 
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
@@ -27,6 +27,8 @@ _REAL = (
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
     "CumSum", "LSTM", "GRU", "RNN",
 )  # fmt: skip
+#: What onnxruntime's writer calls an output of the model before it is rounded.
+_ROUNDED = "_QuantizeLinear_Input"
 #: How far a float bias may lie from whole steps, in steps.
 _HALF = 0.501
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
@@ -313,10 +315,12 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     }
     makers = {output: node for node in model.graph.node for output in node.output}
 
-    names = set(graph.tensors)
+    names = set(graph.tensors) - tflite_integers.brought(graph)
 
     def canonical(name: str) -> str:
-        name = name.removesuffix("_QuantizeLinear_Input")
+        if name.endswith(_ROUNDED) and name in names:
+            return name
+        name = name.removesuffix(_ROUNDED)
         return str(ends.get(name, name))
 
     # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
@@ -464,9 +468,7 @@ def without_missing(
         model: int8 ``onnx.ModelProto``.
         graph: Canonical, or of the int8 TFLite file.
     """
-    there = {
-        name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
-    }
+    there = {name.removesuffix(_ROUNDED) for n in model.graph.node for name in n.output}
     handed = _handed_on(decided, read, graph)
     tensors = [
         name
@@ -764,7 +766,9 @@ def _canonical_output(
             readers.setdefault(name, []).append(node)
 
     def canonical(name: str) -> str:
-        name = name.removesuffix("_QuantizeLinear_Input")
+        if name.endswith(_ROUNDED) and name in names:
+            return name
+        name = name.removesuffix(_ROUNDED)
         return ends.get(name, name)
 
     def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
