@@ -284,6 +284,31 @@ def test_forms_of_operators(name: str, tmp_path: Path) -> None:
     assert np.mean(off < 0.5) > 0.9
 
 
+@pytest.mark.parametrize("kind", ["LayerNormalization", "InstanceNormalization"])
+def test_a_norm_computes_with_the_numbers_of_the_file(kind: str, tmp_path: Path) -> None:
+    constants = {**_weights(**_OWN), "g": np.linspace(0.5, 2, 8, dtype=np.float32)}
+    turn = [node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1])] if kind[0] == "L" else []
+    nodes = [_FIRST, *turn, node(kind, ["t" if turn else "c", "g", "b2"], ["y"], "norm")]
+    output = (16, 16, 8) if turn else (8, 16, 16)
+    path = _quantized(
+        _save(tmp_path / "net.onnx", nodes, {**constants, **_weights(b2=(8,))}, output)
+    )
+    written = _exported(path, tmp_path / "out")
+    found = _numbers(written, path)
+    assert found.differences == ()
+    assert any("1 normalizations compute in float in TFLite" in each for each in found.expected)
+    assert np.mean(_steps(written, path) < 1.01) > 0.99
+    model = package.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "g_quantized":
+            changed = numpy_helper.to_array(tensor).copy()
+            changed[0] += 1
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    package.save(model, tmp_path / "other.onnx")
+    (difference,) = _numbers(written, tmp_path / "other.onnx").differences
+    assert difference.what == "missing"
+
+
 def test_a_row_of_numbers(tmp_path: Path) -> None:
     nodes = [node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1]), node("Relu", ["c"], ["y"])]
     found = _weights(w=(8, 4, 3), b=(8,))
@@ -535,16 +560,16 @@ _REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: _dense(path, alpha=2.0),
         "the weights of h as the file has them, got others",
     ),
-    "a norm of integers": (
+    "a constant of another scale": (
         lambda path: _quantized(
             _save(
                 path,
-                [_FIRST, node("InstanceNormalization", ["c", "one", "b"], ["y"])],
-                {**_weights(**_OWN), "one": np.linspace(0.5, 2, 8, dtype=np.float32)},
-                (8, 16, 16),
+                [_FIRST, node("Concat", ["c", "k"], ["y"], axis=1)],
+                _weights(**_OWN, k=(1, 2, 16, 16)),
+                (10, 16, 16),
             )
         ),
-        "which TFLite computes in float as ADD, got integers; leave it out of quantization",
+        "which TFLite computes in float as CONCATENATION, got integers; leave it out of",
     ),
     "scales of no channels": (
         lambda path: _dense(path, sw=np.full(3, 0.01, np.float32), zw=np.zeros(3, np.int8)),

@@ -27,6 +27,8 @@ _REAL = (
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
     "CumSum", "LSTM", "GRU", "RNN",
 )  # fmt: skip
+#: Those of which TFLite has the same constants, in float.
+_NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
 #: What onnxruntime's writer calls an output of the model before it is rounded.
 _ROUNDED = "_QuantizeLinear_Input"
 #: How far a float bias may lie from whole steps, in steps.
@@ -397,8 +399,18 @@ def _read_constants(
     found: dict[str, ConstantIntegers] = {}
     first = onnx_tensors.channels_first(model)
     whole = _canonical_output(model, wanted, ends)
+    floats = {
+        _content(graph.constant(name))
+        for name in graph.used
+        if graph.is_constant(name) and graph.dtype(name) == np.float32
+    }
     for node in model.graph.node:
         if node.op_type in (*_WEIGHTED, "QuantizeLinear", "DequantizeLinear", *_MOVING):
+            continue
+        if node.op_type in _NORMS:
+            for name, real in _reals_of(node, makers, constants).items():
+                if _content(real) not in floats:
+                    found[name] = ConstantIntegers(np.zeros(real.shape, np.int8), 1.0, 0)
             continue
         place = whole(node.output[0])
         left = [] if place is None else list(wanted[place[0]])
@@ -418,6 +430,22 @@ def _read_constants(
             values = _turned(values, shape, first=node.output[0] in first)
             whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
             found[sized[0]] = ConstantIntegers(whole_steps, *_number(source, constants))
+    return found
+
+
+def _reals_of(node: Any, makers: Mapping[str, Any], constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The real numbers of a node's constants behind a DequantizeLinear, by name."""
+    found = {}
+    for name in node.input:
+        source = makers.get(name)
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        values = constants.get(source.input[0])
+        if values is not None:
+            scale, steps = constants[source.input[1]], values.astype(np.int64)
+            if len(source.input) > 2 and source.input[2]:
+                steps = steps - constants[source.input[2]].astype(np.int64)
+            found[name] = (steps.astype(np.float32) * scale).astype(np.float32)
     return found
 
 
@@ -495,6 +523,15 @@ def without_missing(
         for what, names in (("tensors", computed), ("constants", constants))
         if names
     )
+    whole = onnx_file.without_constant_nodes(model)
+    makers = {output: node for node in whole.graph.node for output in node.output}
+    stored = onnx_file.stored_constants(whole)
+    norms = [n for n in whole.graph.node if n.op_type in _NORMS and _reals_of(n, makers, stored)]
+    if norms:
+        said += (
+            f"{len(norms)} normalizations compute in float in TFLite, with the numbers that their "
+            f"integers in the ONNX file stand for",
+        )
     left = decided.without({*tensors, *handed}, merged, constants)
     float_ones = _float_biases(left, read, model, layers, ends)
     if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
