@@ -284,6 +284,21 @@ def test_forms_of_operators(name: str, tmp_path: Path) -> None:
     assert np.mean(off < 0.5) > 0.9
 
 
+def test_what_is_computed_once_is_rounded_once(tmp_path: Path) -> None:
+    nodes = [
+        _FIRST,
+        node("Expand", ["k", "sizes"], ["e"], "expand"),
+        node("Concat", ["c", "e"], ["y"], "join", axis=1),
+    ]
+    found = {**_weights(**_OWN, k=(1, 2, 1, 1)), "sizes": np.array([1, 2, 16, 16])}
+    path = _quantized(_save(tmp_path / "net.onnx", nodes, found, (10, 16, 16)))
+    names = [each.output[0] for each in onnx.load(path).graph.node]
+    assert "e_QuantizeLinear_Output" in names  # so that the test says something
+    written = _exported(path, tmp_path / "out")
+    assert _numbers(written, path).differences == ()
+    assert _steps(written, path).max() < 1.01
+
+
 @pytest.mark.parametrize("kind", ["LayerNormalization", "InstanceNormalization"])
 def test_a_norm_computes_with_the_numbers_of_the_file(kind: str, tmp_path: Path) -> None:
     constants = {**_weights(**_OWN), "g": np.linspace(0.5, 2, 8, dtype=np.float32)}

@@ -364,7 +364,11 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
             if operator.outputs[0] in found:
                 found.setdefault(operator.inputs[0], found[operator.outputs[0]])
-    activations = {name: number for name, number in found.items() if name in names}
+    activations = {
+        name: number
+        for name, number in found.items()
+        if name in names and not graph.is_constant(name)
+    }
     layers = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, ends):
