@@ -504,6 +504,10 @@ _REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: _dense(path, sb=np.float32(0.0005)),
         "the scale of the bias of h as input scale times weight scale, 0.0002, .* got 0.0005",
     ),
+    "scales that are too small together": (
+        lambda path: _dense(path, s=np.float32(1e-30), sw=np.float32(1e-30)),
+        "input scale times weight scale of h as float32 can hold it, got 0 to 0",
+    ),
     "a float output": (
         lambda path: _dense(path, [node("Relu", ["h"], ["y"])]),
         "the output of y in int8, since its weights are",

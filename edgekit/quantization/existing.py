@@ -169,7 +169,14 @@ class _Taker:
                 "onnxruntime.quantization.preprocess",
             )
         entry = np.float32(self._numbers[layer.input][0])
-        product = (entry * scale).astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            product = (entry * scale).astype(np.float32)
+        if not np.isfinite(product).all() or not (product > 0).all():
+            raise self._refused(
+                f"input scale times weight scale of {layer.short} as float32 can hold it, got "
+                f"{float(product.min()):.3g} to {float(product.max()):.3g}",
+                "quantize it again",
+            )
         bias_scale, steps_of_bias, real_bias = None, None, None
         if layer.bias is not None:
             bias_scale, steps_of_bias = self._bias(layer, given, bias, product)
