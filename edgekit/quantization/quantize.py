@@ -188,6 +188,7 @@ class _Maker:
         if samples is not None:
             self._feed = samples.fit if fitting else samples.all()
         self._equalized: tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+        self._searches: dict[bytes, islands.Search] = {}
 
     def equalizes(self) -> bool:
         """Whether equalization changes anything."""
@@ -232,15 +233,16 @@ class _Maker:
         content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
         graph = Graph(content)
         left = dict.fromkeys(encode.left_float(graph), "")
-        found, least = islands.find(
-            graph,
-            table.ranges,
-            self._profile,
-            self._feed,
-            {**left, **floats},
-            kept=kept,
-            threads=environment.cores(),
-        )
+        if content not in self._searches:
+            self._searches[content] = islands.Search(
+                graph,
+                table.ranges,
+                self._profile,
+                self._feed,
+                threads=environment.cores(),
+                advance=self._advance,
+            )
+        found, least = self._searches[content].find({**left, **floats}, kept=kept)
         whole = [each for each in graph.layers if not {each.input, each.output} & found.keys()]
         if len(graph.layers) > _FEW and 2 * len(whole) < len(graph.layers):
             return dict(floats), least
