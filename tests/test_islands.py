@@ -291,7 +291,7 @@ def test_a_poor_file_is_exit_status_1_unless_it_is_allowed(coarse: Case) -> None
     with pytest.raises(FidelityError, match="is poor: .* left small .*--allow-poor") as caught:
         export(coarse.path, target="tflite", **coarse.options("poor", strict=True))
     assert caught.value.status == 1
-    assert "without --strict" in str(caught.value)
+    assert "leave out --strict" in str(caught.value)
     assert not (coarse.folder / "coarse-poor").exists()
     written = export(
         coarse.path, target="onnx", **coarse.options("poor", strict=True, allow_poor=True)
