@@ -118,6 +118,9 @@ def test_unknown_words(tmp_path: Path) -> None:
         data.load("mnist", "test")
     with pytest.raises(InvalidDataError, match="not found"):
         data.load(str(tmp_path / "none.npz"), "test")
+    np.save(tmp_path / "array.npy", IMAGES)
+    with pytest.raises(InvalidOptionError, match=r"another kind; save the array with numpy.savez"):
+        data.load(str(tmp_path / "array.npy"), "test")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -325,7 +325,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         name: (["net.keras", *UNIT, "--calibration", file], message)
         for name, file, message in [
             ("missing calibration", "none.npz", "none.npz not found"),
-            ("no such word", "cifar", "to be fashion_mnist, FILE.npz"),
+            ("no such word", "cifar", "samples as fashion_mnist, FILE.npz"),
             ("empty calibration", "empty.npz", "the set is empty"),
             ("wrong shape", "shape.npz", "expected images [28, 28, 1]"),
             ("NaN", "nan.npz", "image 1 holds NaN or Inf"),

@@ -10,7 +10,7 @@ import nets
 import numpy as np
 import pytest
 
-from edgekit.base.errors import InvalidDataError, InvalidOptionError
+from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.compare import Options, compare, main
 from edgekit.evaluation import verdicts
 from edgekit.gate import gate
@@ -328,3 +328,14 @@ def test_folders_of_classes_for_a_model_of_numbers(tmp_path: Path) -> None:
         (warning,) = [each for each in report.warnings if "are not used" in each]
         assert warning.startswith("photos: labels of classes do not fit y")
         assert verdict(report) == "exact"
+
+
+def test_outputs_of_other_sizes_are_no_twins(tmp_path: Path) -> None:
+    """Names differ too, as of two exporters: one output each is paired, whatever its sizes."""
+    weights = np.random.default_rng(5).normal(size=(4, 6))
+    wanted = nets.linear(tmp_path / "float.onnx", weights)
+    product = [("MatMul", ["x", "weights"], "z_float")]
+    held = {"weights": weights[:, :3].astype(np.float32)}
+    other = nets.write(tmp_path / "other.onnx", product, held, {"z": [3]}, inputs=4)
+    with pytest.raises(InvalidModelError, match=r"expected 6 numbers a sample.*got shape \[3\]"):
+        run(wanted, other, samples(tmp_path / "x.npz", 4))

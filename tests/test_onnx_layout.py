@@ -11,7 +11,7 @@ from test_torch_files import CALIBRATION, FILES
 
 from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.calibrate import calibrate
-from edgekit.compare import compare
+from edgekit.compare import Options, compare
 from edgekit.deploy import main as deploy_main
 from edgekit.deploy import settings
 from edgekit.diagnosis.diff import diff
@@ -96,7 +96,8 @@ def test_a_transpose_stands_at_the_ends_at_most(layout: str, folder: Path) -> No
 @pytest.mark.parametrize("layout", ["", "keep", "channels-last"])
 def test_compare_and_layers_rebuild_the_graph(layout: str, folder: Path) -> None:
     paths = [_artifact(folder, layout, f"tflite-{each}").path for each in ("float32", "int8")]
-    report = compare(paths, dataset=str(folder / "set.npz"), rounds=1, task="regression")
+    options = Options(dataset=str(folder / "set.npz"), rounds=1, task="regression")
+    report = compare(paths, options)
     found = {each.name: each.fidelity[0] for each in report.artifacts if each.fidelity}
     assert found["segments-tflite-float32"].sqnr > 100
     assert found["segments-tflite-int8"].sqnr > 20

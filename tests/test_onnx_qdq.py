@@ -217,6 +217,122 @@ def test_options_of_onnxruntime(options: dict[str, Any], tmp_path: Path) -> None
     assert np.mean(_steps(written, path) < 1.01) > 0.9
 
 
+_FIRST = node("Conv", ["x", "w", "b"], ["c"], "first", pads=[1, 1, 1, 1])
+_OWN = {"w": (8, 3, 3, 3), "b": (8,)}
+#: Nodes behind a convolution, shapes of weights, other constants, and the output.
+_FORMS: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any], tuple[int, ...]]] = {
+    "groups": ([node("Conv", ["c", "g"], ["y"], group=2)], {"g": (8, 4, 3, 3)}, {}, (8, 14, 14)),
+    "dilated": (
+        [node("Conv", ["c", "g"], ["y"], dilations=[2, 2], pads=[2, 1, 0, 3])],
+        {"g": (4, 8, 3, 3)},
+        {},
+        (4, 14, 16),
+    ),
+    "padded before": (
+        [node("Pad", ["c", "p"], ["d"]), node("Conv", ["d", "g"], ["y"])],
+        {"g": (4, 8, 3, 3)},
+        {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])},
+        (4, 16, 16),
+    ),
+    "average with borders": (
+        [node("AveragePool", ["c"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])],
+        {},
+        {},
+        (8, 16, 16),
+    ),
+    "linear resize": (
+        [node("Resize", ["c", "", "z"], ["y"], mode="linear")],
+        {},
+        {"z": np.float32([1, 1, 2, 2])},
+        (8, 32, 32),
+    ),
+    "parts": (
+        [node("Split", ["c"], ["u", "v"], axis=1), node("Mul", ["u", "v"], ["y"])],
+        {},
+        {},
+        (4, 16, 16),
+    ),
+    "moved to another scale": (
+        [
+            node("Flatten", ["c"], ["f"]),
+            node("Unsqueeze", ["f", "a"], ["u"]),
+            node("Relu", ["u"], ["r"]),
+            node("Squeeze", ["r", "a"], ["y"]),
+        ],
+        {},
+        {"a": np.array([1])},
+        (2048,),
+    ),
+    "turned into a product": (
+        [node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1]), node("MatMul", ["t", "q"], ["y"])],
+        {"q": (8, 4)},
+        {},
+        (16, 16, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _FORMS)
+def test_forms_of_operators(name: str, tmp_path: Path) -> None:
+    nodes, shapes, constants, output = _FORMS[name]
+    found = {**_weights(**_OWN, **shapes), **constants}
+    path = _quantized(_save(tmp_path / "net.onnx", [_FIRST, *nodes], found, output))
+    written = _exported(path, tmp_path / "out")
+    assert _numbers(written, path).differences == ()
+    off = _steps(written, path)
+    assert off.max() < 1.01
+    assert np.mean(off < 0.5) > 0.9
+
+
+def test_what_is_computed_once_is_rounded_once(tmp_path: Path) -> None:
+    nodes = [
+        _FIRST,
+        node("Expand", ["k", "sizes"], ["e"], "expand"),
+        node("Concat", ["c", "e"], ["y"], "join", axis=1),
+    ]
+    found = {**_weights(**_OWN, k=(1, 2, 1, 1)), "sizes": np.array([1, 2, 16, 16])}
+    path = _quantized(_save(tmp_path / "net.onnx", nodes, found, (10, 16, 16)))
+    names = [each.output[0] for each in onnx.load(path).graph.node]
+    assert "e_QuantizeLinear_Output" in names  # so that the test says something
+    written = _exported(path, tmp_path / "out")
+    assert _numbers(written, path).differences == ()
+    assert _steps(written, path).max() < 1.01
+
+
+@pytest.mark.parametrize("kind", ["LayerNormalization", "InstanceNormalization"])
+def test_a_norm_computes_with_the_numbers_of_the_file(kind: str, tmp_path: Path) -> None:
+    constants = {**_weights(**_OWN), "g": np.linspace(0.5, 2, 8, dtype=np.float32)}
+    turn = [node("Transpose", ["c"], ["t"], perm=[0, 2, 3, 1])] if kind[0] == "L" else []
+    nodes = [_FIRST, *turn, node(kind, ["t" if turn else "c", "g", "b2"], ["y"], "norm")]
+    output = (16, 16, 8) if turn else (8, 16, 16)
+    path = _quantized(
+        _save(tmp_path / "net.onnx", nodes, {**constants, **_weights(b2=(8,))}, output)
+    )
+    written = _exported(path, tmp_path / "out")
+    found = _numbers(written, path)
+    assert found.differences == ()
+    assert any("1 normalizations compute in float in TFLite" in each for each in found.expected)
+    assert np.mean(_steps(written, path) < 1.01) > 0.99
+    model = package.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "g_quantized":
+            changed = numpy_helper.to_array(tensor).copy()
+            changed[0] += 1
+            tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
+    package.save(model, tmp_path / "other.onnx")
+    (difference,) = _numbers(written, tmp_path / "other.onnx").differences
+    assert difference.what == "missing"
+
+
+def test_a_row_of_numbers(tmp_path: Path) -> None:
+    nodes = [node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1]), node("Relu", ["c"], ["y"])]
+    found = _weights(w=(8, 4, 3), b=(8,))
+    path = _quantized(_save(tmp_path / "net.onnx", nodes, found, (8, 20), (4, 20)))
+    written = _exported(path, tmp_path / "out")
+    assert _numbers(written, path).differences == ()
+    assert _steps(written, path).max() < 0.5
+
+
 def test_what_the_file_leaves_float_computes_in_float(tmp_path: Path) -> None:
     path = _quantized(_decoder(tmp_path / "net.onnx"), nodes_to_exclude=["down"])
     written = _exported(path, tmp_path / "out")
@@ -388,6 +504,10 @@ _REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda path: _dense(path, sb=np.float32(0.0005)),
         "the scale of the bias of h as input scale times weight scale, 0.0002, .* got 0.0005",
     ),
+    "scales that are too small together": (
+        lambda path: _dense(path, s=np.float32(1e-30), sw=np.float32(1e-30)),
+        "input scale times weight scale of h as float32 can hold it, got 0 to 0",
+    ),
     "a float output": (
         lambda path: _dense(path, [node("Relu", ["h"], ["y"])]),
         "the output of y in int8, since its weights are",
@@ -458,6 +578,21 @@ _REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a factor of a product": (
         lambda path: _dense(path, alpha=2.0),
         "the weights of h as the file has them, got others",
+    ),
+    "a constant of another scale": (
+        lambda path: _quantized(
+            _save(
+                path,
+                [_FIRST, node("Concat", ["c", "k"], ["y"], axis=1)],
+                _weights(**_OWN, k=(1, 2, 16, 16)),
+                (10, 16, 16),
+            )
+        ),
+        "which TFLite computes in float as CONCATENATION, got integers; leave it out of",
+    ),
+    "scales of no channels": (
+        lambda path: _dense(path, sw=np.full(3, 0.01, np.float32), zw=np.zeros(3, np.int8)),
+        "expected one scale of DequantizeLinear weights, or 4 in axis 0, got 3",
     ),
     "a norm that is merged": (
         _norm,

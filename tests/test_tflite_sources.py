@@ -189,6 +189,30 @@ def test_samples_that_are_mixed_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_outputs_of_one_operator_without_a_signature_keep_apart(
+    target: str, tmp_path: Path
+) -> None:
+    """As TensorFlow 1 and its detectors name them: what is in front of the colon is the same."""
+    model = schema.ModelT.InitFromPackedBuf(_converted(tmp_path / "saved"), 0)
+    graph = model.subgraphs[0]
+    first = next(op.outputs[0] for op in graph.operators)
+    last = graph.outputs[0]
+    graph.tensors[first].name, graph.tensors[last].name = b"found:1", b"found:0"
+    graph.outputs = [last, first]
+    model.signatureDefs = None
+    (tmp_path / "unsigned.tflite").write_bytes(flatbuffer.pack(model))
+    written = export(
+        tmp_path / "unsigned.tflite",
+        target=target,
+        precision="float32",
+        preprocessing="none",
+        out=tmp_path / "out",
+    )
+    named = {spec.name: spec.sample for spec in written.manifest.signature.outputs}
+    assert named == {"found": (5,), "found_1": (8, 8, 32)}
+
+
 def test_outputs_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
     keras = keras_format.tf_keras()
     given = keras.Input((4,), name="given")

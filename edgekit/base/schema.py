@@ -33,20 +33,20 @@ def to_json(value: Any) -> Any:
     Raises:
         SchemaError: If a float is NaN, or a value has no JSON form.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):  # first: a table has many numbers
+        return value
     if isinstance(value, float):
         if math.isnan(value):
             raise SchemaError("NaN is not a result")
         if math.isinf(value):
             return "Infinity" if value > 0 else "-Infinity"
         return value
-    if value is None or isinstance(value, str | bool | int):
-        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
     raise SchemaError(f"cannot write a {type(value).__name__} as JSON")
 
 

@@ -365,6 +365,15 @@ def _split(word: str) -> tuple[str, dict[str, str]]:
     return (word, {}) if Path(word).exists() else words.split(word)
 
 
+#: What to do with a file that holds samples in another form.
+_INSTEAD = {
+    ".npy": "; save the array with numpy.savez('FILE.npz', x=array)",
+    ".csv": "; pass it as csv:FILE",
+    **dict.fromkeys((".tfrecord", ".tfrecords"), "; pass it as tfrecord:GLOB"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".webp"), "; pass the folder that it is in"),
+}
+
+
 def _adapter(word: str, head: str) -> tuple[str, Adapter, str]:
     """Kind, adapter and place of a word without its options."""
     kind, colon, place = head.partition(":")
@@ -381,6 +390,8 @@ def _adapter(word: str, head: str) -> tuple[str, Adapter, str]:
     if Path(head).is_dir():
         return "folder", _PREFIXED["folder"], head
     near = words.near(kind if colon else head, ("fashion_mnist", *_PREFIXED))
-    if "." in head or "/" in head:  # meant as a path
+    if Path(head).exists():
+        near = f", a file of another kind{_INSTEAD.get(Path(head).suffix.lower(), '')}"
+    elif "." in head or "/" in head:  # meant as a path
         near = f": {words.not_found(Path(head))}"
-    raise InvalidOptionError(f"expected --data to be {WORDS}, got {word!r}{near}")
+    raise InvalidOptionError(f"expected samples as {WORDS}, got {word!r}{near}")

@@ -1,4 +1,4 @@
-"""What a model is fed with, image by image or sample by sample: one array, or one an input."""
+"""Samples as arrays: one array of images, or one array for each input of a model."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def quantized(feed: Feed, specs: Sequence[TensorSpec]) -> Feed:
 
 
 def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Arrays ``[N, ...]`` as one structured array ``[N]``, a record a sample and a field an input.
+    """Arrays ``[N, ...]`` as records ``[N]`` with a field for each input, in one array.
 
     It is cut into ranges, sent and mapped as an array of images is.
     """

@@ -78,10 +78,10 @@ class LayerRow:
     """One tensor of the suspect, and the operator that writes it.
 
     Attributes:
-        layer: What a reader needs of the name; ``input`` of what is fed.
+        layer: What a reader needs of the name; ``input`` for an input of the model.
         name: In the canonical graph.
         own: In the suspect's file.
-        kind: TFLite's name of the operator; ``INPUT`` of what is fed.
+        kind: TFLite's name of the operator; ``INPUT`` for an input of the model.
         accumulated: With both networks on their own; None if not asked for.
         isolated: With the reference's values as inputs; None if not asked for, or if the suspect
             does not have all of these.
@@ -303,7 +303,7 @@ def measure(
         given: The same samples as the suspect's does.
         modes: Of :data:`MODES`.
         reference_factors: What the reference's channels are multiplied with; none in float.
-        half: Whether the suspect stores float16; each layer alone is then fed with what that holds.
+        half: Whether the suspect stores float16; each layer alone then gets values that it holds.
         fitted: Whether the suspect's layers may make up for errors before them.
         advance: Called with the number of samples done.
 

@@ -27,7 +27,7 @@ _EXACT = 200.0
 
 
 def to_csv(rows: Sequence[LayerRow]) -> str:
-    """One line a tensor, with a header; an empty cell where a figure does not apply."""
+    """One line for each tensor, with a header; an empty cell where a metric does not apply."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     figures = ("sqnr_db", "cosine", "max_error", "max_error_lsb")
@@ -59,7 +59,7 @@ def to_overlay(diff: LayerDiff) -> str:
 
     A node is found by the name of a tensor that it writes, as the suspect's file calls it; the
     values are isolated SQNR, or accumulated where that is all there is. 200 stands for a tensor
-    without error. What is fed has no operator, so the input is left out. With a bound, nodes
+    without error. An input has no operator and is left out. With a bound, nodes
     below it are red; else the colours go from the smallest value to the largest.
     """
     results = {}

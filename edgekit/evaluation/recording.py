@@ -194,7 +194,7 @@ class Recording:
         Args:
             path: Of the recording.
             source_sha256: Of the float model.
-            images: What it would be asked, or records with a field an input.
+            images: What it would run on, or records with a field for each input.
             preprocessing: Of float inputs.
             inputs: Of the model, where there are records.
             outputs: Numbers of each that it has to have, in any order; negative where free, None
@@ -257,7 +257,7 @@ def inputs_sha256(
     """Of the tensors that go into the model: shape and bytes, of records also name and dtype.
 
     Args:
-        images: ``[N, ...]``, or records ``[N]`` with a field an input.
+        images: ``[N, ...]``, or records ``[N]`` with a field for each input.
         preprocessing: What makes float32 of images and of the inputs that are real.
         inputs: Of the model, where there are records; those that hold integers take them as they
             are.

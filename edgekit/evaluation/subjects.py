@@ -314,7 +314,7 @@ def paired(
     for spec in expected:
         fits = [each for each in left if each.shape[1:] == spec.shape[1:]]
         if not fits and len(expected) == len(own) == 1:
-            fits = left
+            fits = list(left)
         if not fits:
             break
         left.remove(fits[0])

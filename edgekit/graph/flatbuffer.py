@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -926,15 +927,30 @@ def _sign(schema: Any, model: Any, key: str) -> None:
     model.signatureDefs[0].signatureKey = key.encode()
 
 
+def unsigned(tensors: Sequence[str]) -> list[str]:
+    """Names of the inputs, or outputs, of a file without a signature: those of their tensors.
+
+    The number behind them, of an output of an operator of TensorFlow's, is left out where no two
+    names become the same.
+    """
+    parts = [name.partition(":") for name in tensors]
+    stems = Counter(stem for stem, _, _ in parts)
+    names = [
+        stem if stems[stem] == 1 or number in ("", "0") else f"{stem}_{number}"
+        for stem, _, number in parts
+    ]
+    return names if len(set(names)) == len(names) else list(tensors)
+
+
 def _signature(schema: Any, subgraph: Any) -> Any:
     found = schema.SignatureDefT()
     found.subgraphIndex = 0
     for side, indices in (("inputs", subgraph.inputs), ("outputs", subgraph.outputs)):
+        tensors = [subgraph.tensors[index].name.decode(errors="replace") for index in indices]
         maps = []
-        for index in indices:
+        for index, name in zip(indices, unsigned(tensors), strict=True):
             each = schema.TensorMapT()
-            name = subgraph.tensors[index].name.decode(errors="replace")
-            each.name, each.tensorIndex = name.split(":")[0].encode(), int(index)
+            each.name, each.tensorIndex = name.encode(), int(index)
             maps.append(each)
         setattr(found, side, maps)
     return found

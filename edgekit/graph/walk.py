@@ -16,7 +16,9 @@ from edgekit.graph import litert
 from edgekit.graph.flatbuffer import Graph, Operator
 
 Values = dict[str, npt.NDArray[np.float32]]
-_RUN_BYTES = 64 << 20  # of one run's input and output
+#: Of one run's inputs: what an operator reads and writes stays in the cache, and the interpreter's
+#: memory is small enough to be used again by the next one.
+_RUN_BYTES = 4 << 20
 
 
 class Step:
@@ -50,7 +52,7 @@ class Step:
         count = len(inputs[0]) // self._lengths[0]
         one = sum(array[:1].nbytes for array in inputs) + 1
         batch = max(1, min(count, _RUN_BYTES // one))
-        found: list[list[npt.NDArray[np.float32]]] = []
+        found: list[npt.NDArray[np.float32]] = []
         start = 0
         while start < count:
             size = min(batch, count - start) if self._whole else 1
@@ -67,9 +69,16 @@ class Step:
             if size > 1 and any(len(end) != size for end in ends):
                 self._whole = False  # batch 1 is written into the operator: image by image
                 continue
-            found.append(ends)
+            lengths = [len(end) // size for end in ends]
+            if not found:
+                found = [
+                    np.empty((count * length, *end.shape[1:]), end.dtype)
+                    for length, end in zip(lengths, ends, strict=True)
+                ]
+            for array, length, end in zip(found, lengths, ends, strict=True):
+                array[start * length : (start + size) * length] = end
             start += size
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        return found
 
     def _resize(self, inputs: list[npt.NDArray[Any]], size: int) -> bool:
         if size == self._size:

@@ -196,7 +196,7 @@ def qat(
         leave_float: Layers to train in float.
         preprocessing: For a ``.keras`` file: name or JSON file.
         shapes: Sizes of a file's input with free axes, by name; under ``""`` of the only one.
-        towers: Parts of a batch that run side by side; default one a core.
+        towers: Parts of a batch that run side by side; default one for each core.
         checkpoints: Folder for resuming; default a sibling of ``out``.
         tensorboard: Folder for TensorBoard logs; none when absent.
         every: Steps between two looks at the deployed model.

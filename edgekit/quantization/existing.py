@@ -35,6 +35,8 @@ WAY = "taken over from the file"
 _BIAS_SCALE = 1e-6
 #: What a number may differ from its integer times its scale by, as a part of a step.
 _EXACT = 1e-2
+#: Operators whose constant bounds the output.
+_BOUNDING = ("MAXIMUM", "MINIMUM")
 _EXCLUDE = "leave it out of quantization, with onnxruntime by nodes_to_exclude"
 
 
@@ -80,10 +82,11 @@ class _Taker:
             self._operator(operator)
         left = self._read.constants.keys() - self._constants.keys()
         for constant in sorted(left):
-            reader = next(o for o in graph.operators if constant in o.inputs)
+            readers = [each for each in graph.operators if constant in each.inputs]
+            where = f"{short_name(readers[0].outputs[0])}, which" if readers else f"{constant}, as"
+            kind = f" as {readers[0].kind}" if readers else ""
             raise self._refused(
-                f"a float constant of {short_name(reader.outputs[0])}, which TFLite computes in "
-                f"float as {reader.kind}, got integers",
+                f"a float constant of {where} TFLite computes in float{kind}, got integers",
                 _EXCLUDE,
             )
         changed = Graph(canonical)
@@ -166,7 +169,14 @@ class _Taker:
                 "onnxruntime.quantization.preprocess",
             )
         entry = np.float32(self._numbers[layer.input][0])
-        product = (entry * scale).astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            product = (entry * scale).astype(np.float32)
+        if not np.isfinite(product).all() or not (product > 0).all():
+            raise self._refused(
+                f"input scale times weight scale of {layer.short} as float32 can hold it, got "
+                f"{float(product.min()):.3g} to {float(product.max()):.3g}",
+                "quantize it again",
+            )
         bias_scale, steps_of_bias, real_bias = None, None, None
         if layer.bias is not None:
             bias_scale, steps_of_bias = self._bias(layer, given, bias, product)
@@ -258,8 +268,12 @@ class _Taker:
             scale, zero_point = float(abs(real.flat[0]) / np.float32(64)) or 1.0, 0
         else:
             return None
-        steps = np.rint(real / np.float32(scale)) + zero_point
-        return ConstantIntegers(np.clip(steps, -128, 127).astype(np.int8), scale, zero_point)
+        exact = real / np.float32(scale) + zero_point
+        steps = np.clip(np.rint(exact), -128, 127)
+        # a bound is cut and rounded as the output is; other numbers have to be whole steps
+        if operator.kind not in _BOUNDING and np.abs(exact - steps).max(initial=0) > _EXACT:
+            return None
+        return ConstantIntegers(steps.astype(np.int8), scale, zero_point)
 
 
 def _near(number: Number, fixed: Number) -> bool:

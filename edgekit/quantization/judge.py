@@ -89,7 +89,9 @@ class Judge:
             encoding = encodings.get(name)
             if not broken and values.dtype == np.float32 and np.isnan(values.sum()):
                 broken.append(name)
-            return values if encoding is None else encoding.fake_quantize(values)
+            if encoding is None:
+                return values
+            return encoding.fake_quantize(values, inplace=name not in self._held)
 
         found = walk.outputs(changed, self._held, threads=self._threads, change=stored)
         try:

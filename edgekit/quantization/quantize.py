@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.base import native
 from edgekit.base.errors import InvalidModelError
 from edgekit.graph import walk
 from edgekit.graph.flatbuffer import Graph, Layer, short_name
@@ -257,6 +258,7 @@ class _Maker:
         return self._equalized
 
 
+@native.steady()
 def quantize(
     canonical: bytes,
     table: CalibrationTable,

@@ -8,7 +8,9 @@ rounded so that its answer, not its weights, moves least (edgekit.quantization.r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -121,7 +123,7 @@ def fitted(
         encodings: Of activations; a layer that has none of its input or output stays float.
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
-        threads: Of the float operators.
+        threads: Of the float operators, and of the fit.
         advance: Called with each operator's output.
         seed: Of the sample of positions.
 
@@ -136,31 +138,35 @@ def fitted(
     changed = Graph(graph.serialize())
     found: Layers = {}
     ends = walk.last_readers(graph)
-    for position, operator in enumerate(graph.operators):
-        answers = walk.Step(graph, position, threads=threads).run(plain)
-        layer = layers.get(operator.outputs[0])
-        if layer is not None:
-            rounded = _fit(
-                graph,
-                layer,
-                plain[layer.input],
-                device[layer.input],
-                encodings,
-                pair_bound=pair_bound and saturation.pairs_products(graph, layer),
-                shared=layer.output in shared,
-                rng=rng,
-            )
-            found[layer.output] = rounded
-            put(changed, layer, rounded)
-        seen = walk.Step(changed, position, threads=threads).run(device)
-        for name, exact, noisy in zip(operator.outputs, answers, seen, strict=True):
-            plain[name] = exact
-            device[name] = _stored(name, noisy, encodings)
-            if noisy.dtype == np.float32 and not np.isfinite(device[name].sum(dtype=np.float64)):
-                raise NotFiniteError(name)
-        for name in [name for name in plain if ends.get(name, position + 1) <= position]:
-            del plain[name], device[name]
-        advance(operator.outputs[0])
+    with ThreadPoolExecutor(threads) as pool:
+        for position, operator in enumerate(graph.operators):
+            step = walk.Step(graph, position, threads=threads)
+            answers = step.run(plain)
+            layer = layers.get(operator.outputs[0])
+            if layer is not None:
+                rounded = _fit(
+                    graph,
+                    layer,
+                    plain[layer.input],
+                    device[layer.input],
+                    encodings,
+                    pair_bound=pair_bound and saturation.pairs_products(graph, layer),
+                    shared=layer.output in shared,
+                    rng=rng,
+                    each=pool.map,
+                )
+                found[layer.output] = rounded
+                put(changed, layer, rounded)
+                step = walk.Step(changed, position, threads=threads)
+            seen = step.run(device)
+            for name, exact, noisy in zip(operator.outputs, answers, seen, strict=True):
+                plain[name] = exact
+                device[name] = _stored(name, noisy, encodings, inplace=True)
+                if noisy.dtype == np.float32 and not _finite(device[name]):
+                    raise NotFiniteError(name)
+            for name in [name for name in plain if ends.get(name, position + 1) <= position]:
+                del plain[name], device[name]
+            advance(operator.outputs[0])
     return found
 
 
@@ -223,10 +229,18 @@ def images_that_fit(graph: Graph, count: int) -> int:
 
 
 def _stored(
-    name: str, values: npt.NDArray[np.float32], encodings: Mapping[str, Encoding]
+    name: str,
+    values: npt.NDArray[np.float32],
+    encodings: Mapping[str, Encoding],
+    *,
+    inplace: bool = False,
 ) -> npt.NDArray[np.float32]:
     encoding = encodings.get(name)
-    return values if encoding is None else encoding.fake_quantize(values)
+    return values if encoding is None else encoding.fake_quantize(values, inplace=inplace)
+
+
+def _finite(values: npt.NDArray[np.float32]) -> bool:
+    return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
 
 
 def _fit(
@@ -239,6 +253,7 @@ def _fit(
     pair_bound: bool,
     shared: bool,
     rng: np.random.Generator,
+    each: rounding.Each,
 ) -> Rounded:
     rows, bias = rows_of(graph, layer)
     exact, seen = _sample(graph, layer, plain, device, rows.shape[1], rng)
@@ -254,9 +269,10 @@ def _fit(
     channels = seen.shape[-1]
     if layer.kind == "depthwise":
         wide = len(rows) // channels  # the depth multiplier
-        exact, seen = np.repeat(exact, wide, axis=2), np.repeat(seen, wide, axis=2)
+        if wide > 1:
+            exact, seen = np.repeat(exact, wide, axis=2), np.repeat(seen, wide, axis=2)
     if layer.kind != "conv" or channels == rows.shape[1]:
-        steps, scale, bias = _solve(rows, bias, exact, seen, pair_bound=pair_bound)
+        steps, scale, bias = _solve(rows, bias, exact, seen, pair_bound=pair_bound, each=each)
         return finish(graph, layer, steps, scale, bias, encodings)
     # a grouped convolution: each group has rows and channels of its own
     taps = int(np.prod(graph.shape(layer.weights)[1:3]))
@@ -270,7 +286,9 @@ def _fit(
             for values in (exact, seen)
         )
         parts.append(
-            _solve(rows[chosen], bias[chosen], exact_part, seen_part, pair_bound=pair_bound)
+            _solve(
+                rows[chosen], bias[chosen], exact_part, seen_part, pair_bound=pair_bound, each=each
+            )
         )
     steps, scale, bias = (np.concatenate(found) for found in zip(*parts, strict=True))
     return finish(graph, layer, steps, scale, bias, encodings)
@@ -283,16 +301,18 @@ def _solve(
     seen: npt.NDArray[np.float32],
     *,
     pair_bound: bool,
+    each: rounding.Each,
 ) -> tuple[Floats, Floats, Floats]:
     """(steps ``[O, K]``, scale ``[O]``, bias ``[O]``) from what the dot products read.
 
     ``exact`` and ``seen`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of its own.
     """
     # rows are in the order of the samples: two halves share none but one
-    halves = [half for half in np.array_split(np.arange(len(seen)), 2) if len(half)]
-    parts = [_part(rows, exact[half], seen[half]) for half in halves]
+    count = min(2, len(seen))
+    halves = np.array_split(exact, count), np.array_split(seen, count)
+    parts = list(each(partial(_part, rows), *halves))
     moments = rounding.joined(parts).moments
-    wanted, wanted_bias = rounding.fit(rows, bias, parts)
+    wanted, wanted_bias = rounding.fit(rows, bias, parts, each=each)
     scale = rounding.scales(wanted)
     if pair_bound:
         importance = np.diagonal(moments, axis1=-2, axis2=-1)[..., :-1]
@@ -305,15 +325,14 @@ def _part(
     rows: Floats, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.float32]
 ) -> rounding.Part:
     """What some of the dot products say, as :func:`_solve` takes them."""
-    count = len(seen)
-    ones = np.ones((count, 1, *seen.shape[2:]), np.float32)
-    inputs = np.concatenate([seen, ones], axis=1)
+    count, length = seen.shape[:2]
     single = rows.astype(np.float32)
+    inputs = np.ones((*seen.shape[2:], count, length + 1), np.float32)
+    inputs[..., :length] = np.moveaxis(seen, 2, 0) if seen.ndim == 3 else seen
     if seen.ndim == 3:
-        channels = np.ascontiguousarray(inputs.transpose(2, 0, 1))
-        moments = (channels.transpose(0, 2, 1) @ channels).astype(np.float64) / count
+        moments = (inputs.transpose(0, 2, 1) @ inputs).astype(np.float64) / count
         error = np.einsum("nkc,ck->cn", exact - seen, single)
-        cross = np.einsum("cn,cnk->ck", error, channels).astype(np.float64) / count
+        cross = np.einsum("cn,cnk->ck", error, inputs).astype(np.float64) / count
     else:
         moments = (inputs.T @ inputs).astype(np.float64) / count
         error = (exact - seen) @ single.T
@@ -373,7 +392,8 @@ def _sample(
                     down, across = y + i * layer.dilation[0], x + j * layer.dilation[1]
                     inside = np.ones(len(y), bool)
                 inside &= (down >= 0) & (down < rows) & (across >= 0) & (across < columns)
-                taken[inside, i * width + j] = values[image[inside], down[inside], across[inside]]
+                read = slice(None) if inside.all() else inside
+                taken[read, i * width + j] = values[image[read], down[read], across[read]]
         found.append(taken if layer.kind == "depthwise" else taken.reshape(len(picked), -1))
     return found[0], found[1]
 

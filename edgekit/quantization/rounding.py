@@ -9,8 +9,9 @@ correction (Nagel et al. 2019, section 4.2) is part of the solution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from edgekit.quantization import saturation
 
 Floats = npt.NDArray[np.float64]
+Each = Callable[..., Iterable[Any]]
 
 LARGEST = 127  # int8 weights are narrow range, [-127, 127]
 _BLOCK = 96
@@ -92,7 +94,9 @@ class Part:
     cross: Floats
 
 
-def fit(rows: Floats, bias: Floats, parts: Sequence[Part]) -> tuple[Floats, Floats]:
+def fit(
+    rows: Floats, bias: Floats, parts: Sequence[Part], *, each: Each = map
+) -> tuple[Floats, Floats]:
     """Weights and biases that give the float output best from the inputs as the device has them.
 
     Ridge regression of the error that is there already, in all layers before, on those inputs. Of
@@ -104,6 +108,7 @@ def fit(rows: Floats, bias: Floats, parts: Sequence[Part]) -> tuple[Floats, Floa
         rows: ``[O, K]``.
         bias: ``[O]``.
         parts: Of the samples, two or more for a choice.
+        each: As :func:`map`, e.g. that of a pool of threads.
 
     Returns:
         Changed (rows, bias).
@@ -112,19 +117,18 @@ def fit(rows: Floats, bias: Floats, parts: Sequence[Part]) -> tuple[Floats, Floa
     damping = DAMPINGS[-1]
     if len(parts) > 1:
         others = [joined([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
-        left = [
-            sum(
-                _left(part, _ridge(other, tried)) for part, other in zip(parts, others, strict=True)
-            )
-            for tried in DAMPINGS
-        ]
-        damping = DAMPINGS[int(np.argmin(left))]
+        count, tried = len(DAMPINGS), np.repeat(DAMPINGS, len(parts))
+        deltas = each(_ridge, others * count, tried)
+        left = np.array([*map(_left, list(parts) * count, deltas)])
+        damping = DAMPINGS[int(np.argmin(left.reshape(count, -1).sum(axis=1)))]
     delta = _ridge(whole, damping)
     return rows + delta[:, :-1], bias + delta[:, -1]
 
 
 def joined(parts: Sequence[Part]) -> Part:
     """Several parts as one."""
+    if len(parts) == 1:
+        return parts[0]
     count = sum(part.count for part in parts)
     moments = sum(part.moments * (part.count / count) for part in parts)
     cross = sum(part.cross * (part.count / count) for part in parts)

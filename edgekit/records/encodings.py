@@ -19,6 +19,8 @@ from edgekit.base.errors import ArtifactError, EdgekitError, InvalidModelError
 SCHEMA_VERSION = 1
 FILE = "encodings.json"
 FAKE_QUANT_FILE = "fake_quant.json"
+#: Numbers that are rounded together: they stay in the cache from step to step.
+_BLOCK = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,26 @@ class Encoding:
         if self.dtype == "int8" and not -128 <= self.zero_point <= 127:
             raise InvalidModelError(f"expected an int8 zero_point, got {self.zero_point}")
 
-    def fake_quantize(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Real values to the nearest that can be stored; one scale only, rounding half to even."""
-        scale = np.float32(self.scale[0])
-        steps = np.rint(values / scale) + np.float32(self.zero_point)
-        np.clip(steps, -128, 127, out=steps)
-        steps -= np.float32(self.zero_point)
-        return np.asarray(steps * scale, np.float32)
+    def fake_quantize(
+        self, values: npt.NDArray[np.float32], *, inplace: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Real values to the nearest that can be stored; one scale only, rounding half to even.
+
+        Args:
+            values: float32, of any shape.
+            inplace: Write into ``values``, which are contiguous.
+        """
+        scale, zero_point = np.float32(self.scale[0]), np.float32(self.zero_point)
+        flat = values.reshape(-1)
+        found = flat if inplace else np.empty(flat.shape, np.float32)
+        for start in range(0, flat.size, _BLOCK):
+            steps = flat[start : start + _BLOCK] / scale
+            np.rint(steps, out=steps)
+            steps += zero_point
+            np.clip(steps, -128, 127, out=steps)
+            steps -= zero_point
+            np.multiply(steps, scale, out=found[start : start + _BLOCK], casting="same_kind")
+        return found.reshape(values.shape)
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ def show(diff: LayerDiff, shown: int | None) -> None:
         )
     cli.console.print(table)
     cli.console.print(
-        "[dim]excess: error of its worst channel, fed with the reference's values, over a sound "
-        "layer's, in dB; cut: error of what its range cuts off over rounding noise, in dB; alone, "
+        "[dim]excess: error of its worst channel on the reference's values, over that of a sound "
+        "layer, in dB; cut: error of what its range cuts off over rounding noise, in dB; alone, "
         "LSB: SQNR of such a layer in dB, and its largest error in steps; whole, cosine: both "
         "networks on their own; use: % of the steps that the reference's values span[/]"
     )

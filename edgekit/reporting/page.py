@@ -800,7 +800,7 @@ def _latency_ends(result: ArtifactResult, median: float) -> tuple[float, float]:
 
 
 def _layers(layers: Sequence[Layer], markup: Any) -> dict[str, Any]:
-    """The chart of the layers and its table, a column a mode."""
+    """The chart of the layers and its table, with a column for each mode."""
     modes = list(dict.fromkeys(layer.mode for layer in layers))
     names = list(dict.fromkeys(layer.name for layer in layers))
     by_name = {(layer.mode, layer.name): layer.sqnr for layer in layers}
@@ -849,7 +849,7 @@ def _decibels(value: float | None) -> str:
 
 
 def _changes(source: Report) -> dict[str, Any] | None:
-    """What changed, an entry an artifact; None where no artifact has a record of it."""
+    """What changed in each artifact; None where no artifact has a record of it."""
     recorded = [result for result in source.artifacts if result.changes is not None]
     if not recorded:
         return None

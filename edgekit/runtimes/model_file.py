@@ -114,7 +114,8 @@ def signature_of(
 
 
 def precision_of(path: Path) -> Precision:
-    """What most of the bytes of a file's constants are; int8 of an ONNX file that rounds values.
+    """What most of the bytes of a file's constants are; int8 of an ONNX file that rounds values and
+    has integer weights.
 
     Raises:
         InvalidModelError: If the file cannot be read.
@@ -155,7 +156,12 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
     package = onnx.package()
     model = package.load(str(path), load_external_data=False)
     helper = package.helper
-    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+    rounded = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    integers = (package.TensorProto.INT8, package.TensorProto.UINT8)
+    if rounded and any(
+        len(tensor.dims) > 1 and (tensor.data_type in integers or tensor.name in rounded)
+        for tensor in model.graph.initializer
+    ):
         return {"int8": 1}
     found: dict[str, int] = {}
     for tensor in model.graph.initializer:

@@ -56,7 +56,7 @@ class Job:
 
     Attributes:
         name: For error messages.
-        batch: Images a run; None for what the runtime does best.
+        batch: Images in a run; None for what the runtime does best.
         device: As :func:`edgekit.runtimes.open_runner` takes it.
         precision: Policy of a Keras model's layers.
         trust: Let code inside of the model run, as :func:`edgekit.runtimes.open_runner` says.

@@ -147,6 +147,11 @@ class _Reader:
         self._outputs = {value.name for value in self._model.graph.output}
         self._numbers: dict[str, Number] = {}
         self._stored: dict[str, _Stored] = {}
+        self._static = set(self._constants)
+        for node in self._model.graph.node:
+            read = [name for name in node.input if name]
+            if node.op_type in _SIZES or (read and self._static.issuperset(read)):
+                self._static.update(node.output)
 
     def read(self) -> Dequantized:
         graph, package = self._model.graph, onnx.package()
@@ -168,7 +173,7 @@ class _Reader:
                 made = self._dequantize(node)
                 if made is not None:
                     nodes.append(made)
-            elif node.op_type != _QUANTIZE:
+            elif node.op_type != _QUANTIZE or self._computed_once(node.input[0]):
                 nodes.append(node)
                 self._turn(node)
         layers = {}
@@ -189,6 +194,10 @@ class _Reader:
         del found.graph.value_info[:]
         onnx.drop_unused(found)
         return Dequantized(found, self._numbers, layers)
+
+    def _computed_once(self, name: str) -> bool:
+        """Whether a value is made from constants alone; its rounding is, too."""
+        return name in self._static and name not in self._constants
 
     def _refused(self, expected: str, fix: str) -> InvalidModelError:
         return InvalidModelError(f"{self._path}: expected {expected}; {fix}")
@@ -241,8 +250,11 @@ class _Reader:
         if source in self._constants:
             ends = np.iinfo(zero_point.dtype)
             values = self._constants[source]
+            self._check_sizes(named, values, scale, zero_point, axis)
             steps = np.rint(values / _along(scale, values, axis)) + _along(zero_point, values, axis)
             self._constants[made] = np.clip(steps, ends.min, ends.max).astype(zero_point.dtype)
+            return
+        if self._computed_once(source):
             return
         number = self._number(named, scale, zero_point)
         self._note(source, number, named)
@@ -257,6 +269,23 @@ class _Reader:
                 f"what {named} rounds to be read rounded only, since TFLite has {source} once, "
                 f"got {reader}, which reads it as it was",
                 f"let it read what is behind the DequantizeLinear of {source}",
+            )
+
+    def _check_sizes(
+        self,
+        named: str,
+        values: npt.NDArray[Any],
+        scale: npt.NDArray[np.float32],
+        zero_point: npt.NDArray[Any],
+        axis: int,
+    ) -> None:
+        """Refuse numbers of scales that are neither one nor one of each channel."""
+        channels = values.shape[axis] if -values.ndim <= axis < values.ndim else 0
+        sizes = {scale.size, zero_point.size} - {1}
+        if sizes - {channels}:
+            raise self._refused(
+                f"one scale of {named}, or {channels} in axis {axis}, got {max(sizes)}",
+                "quantize it again",
             )
 
     def _number(
@@ -284,7 +313,8 @@ class _Reader:
             )
 
     def _dequantize(self, node: Any) -> Any:
-        """The Identity in place of a DequantizeLinear; None behind a constant, which is stored."""
+        """The Identity in place of a DequantizeLinear, or the node where it is computed once; None
+        behind a constant, which is stored."""
         named, source, made = _named(node), node.input[0], node.output[0]
         scale, zero_point, axis = self._scale(node)
         if source in self._constants:
@@ -295,19 +325,15 @@ class _Reader:
                     f"{zero_point.dtype.name}",
                     "quantize it again",
                 )
-            channels = values.shape[axis] if -values.ndim <= axis < values.ndim else 0
-            sizes = {scale.size, zero_point.size} - {1}
-            if sizes - {channels}:
-                raise self._refused(
-                    f"{channels} scales in axis {axis} of {named}, got {max(sizes)}",
-                    "quantize it again",
-                )
+            self._check_sizes(named, values, scale, zero_point, axis)
             self._stored[made] = _Stored(values, scale, zero_point, axis)
             return None
         before = self._makers.get(source)
         if before is None or before.op_type != _QUANTIZE:
             got = "an input" if before is None else _named(before)
             raise self._refused(f"a QuantizeLinear before {named}, got {got}", _QDQ)
+        if self._computed_once(source):
+            return node
         number = self._number(named, scale, zero_point)
         own = self._number(_named(before), *self._scale(before)[:2])
         if own != number:

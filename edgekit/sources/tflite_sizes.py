@@ -95,15 +95,15 @@ def _specs(model: Any) -> tuple[TensorSpec, ...]:
         for signed in (model.signatureDefs or [])[:1]
         for each in signed.inputs
     }
+    inputs = [subgraph.tensors[int(index)] for index in subgraph.inputs]
+    own_names = flatbuffer.unsigned([each.name.decode(errors="replace") for each in inputs])
     found = []
-    for index in map(int, subgraph.inputs):
-        tensor = subgraph.tensors[index]
+    for index, tensor, own_name in zip(map(int, subgraph.inputs), inputs, own_names, strict=True):
         shape = [int(size) for size in ([] if tensor.shape is None else tensor.shape)]
         free = tensor.shapeSignature
         if free is not None and len(free) == len(shape):
             shape = [-1 if int(f) < 0 else own for f, own in zip(free, shape, strict=True)]
-        own = tensor.name.decode(errors="replace").split(":")[0]
-        found.append(TensorSpec(names.get(index, own), tuple(shape), "float32"))
+        found.append(TensorSpec(names.get(index, own_name), tuple(shape), "float32"))
     return tuple(found)
 
 

@@ -50,7 +50,7 @@ def fit(
 
     Args:
         trainer: What to step.
-        checkpoints: Folder of checkpoints, one an epoch and look, and the log.
+        checkpoints: Folder of checkpoints, one for each epoch and look, and the log.
         tensorboard: Folder for TensorBoard logs; none when absent.
         resume: Continue from the last checkpoint.
         about: What makes the run what it is; one that is resumed has to have the same.
@@ -60,7 +60,7 @@ def fit(
         progress: Hears how far it is, and the metrics of every epoch.
 
     Returns:
-        The log, an entry an epoch or look.
+        The log, with an entry for each epoch and look.
 
     Raises:
         InvalidDataError: If the loss becomes NaN or infinite.

@@ -82,7 +82,8 @@ def train(
         precision: ``float32``, ``mixed_float16`` or ``bfloat16``, while it trains.
         strategy: Devices that share a batch; see :func:`edgekit.training.replicas.replicas`.
         replicas: Of strategy ``mirrored``: how many.
-        towers: Parts of a replica's images that run side by side; default one a core, on a GPU 1.
+        towers: Parts of a replica's images that run side by side; default one for each core,
+            one on a GPU.
         checkpoints: Folder for resuming; default a sibling of ``out``.
         tensorboard: Folder for TensorBoard logs; none when absent.
         resume: Continue from the last checkpoint.

@@ -92,7 +92,7 @@ def to_float16(
     )
     half = converted(model, keep=kept)
     if kept:
-        _join(half)
+        _join(half, {name for node in model.graph.node for name in node.output})
     onnx.store_once(half)
     return Half(half, kept, found[where], where)
 
@@ -152,10 +152,15 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     return {name: np.inf if np.isnan(value) else value for name, value in found.items()}
 
 
-def _join(half: Any) -> None:
+def _join(half: Any, own: Collection[str]) -> None:
     """Where a float32 operator feeds another, let no float16 come in between, in place.
 
-    The converter puts a cast to float16 behind the one and a cast back before the other.
+    The converter puts a cast to float16 behind the one and a cast back before the other. A cast of
+    the model's own, of truth values or integers, it only turns into one to float16.
+
+    Args:
+        half: What the converter made.
+        own: Tensors that nodes of the float32 model write.
     """
     makers = {name: node for node in half.graph.node for name in node.output}
     renamed: dict[str, str] = {}
@@ -163,7 +168,11 @@ def _join(half: Any) -> None:
         before = makers.get(node.input[0]) if node.op_type == "Cast" else None
         if before is None or before.op_type != "Cast":
             continue
-        if (target_of(before), target_of(node)) == (_FLOAT16, _FLOAT):
+        if (target_of(before), target_of(node)) != (_FLOAT16, _FLOAT):
+            continue
+        if before.output[0] in own:
+            node.input[0] = before.input[0]
+        else:
             renamed[node.output[0]] = before.input[0]
     ends = {value.name for value in half.graph.output}
     for node in list(half.graph.node):

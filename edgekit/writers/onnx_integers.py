@@ -14,7 +14,7 @@ from edgekit.graph import kernels, onnx_forms
 from edgekit.graph import onnx as onnx_file
 from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
-from edgekit.writers import onnx_tensors
+from edgekit.writers import onnx_tensors, tflite_integers
 
 #: Operators whose output has the values of their input, in order or not.
 _MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
@@ -27,6 +27,10 @@ _REAL = (
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
     "CumSum", "LSTM", "GRU", "RNN",
 )  # fmt: skip
+#: Those of which TFLite has the same constants, in float.
+_NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
+#: What onnxruntime's writer calls an output of the model before it is rounded.
+_ROUNDED = "_QuantizeLinear_Input"
 #: How far a float bias may lie from whole steps, in steps.
 _HALF = 0.501
 _MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
@@ -313,10 +317,12 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     }
     makers = {output: node for node in model.graph.node for output in node.output}
 
-    names = set(graph.tensors)
+    names = set(graph.tensors) - tflite_integers.brought(graph)
 
     def canonical(name: str) -> str:
-        name = name.removesuffix("_QuantizeLinear_Input")
+        if name.endswith(_ROUNDED) and name in names:
+            return name
+        name = name.removesuffix(_ROUNDED)
         return str(ends.get(name, name))
 
     # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
@@ -358,7 +364,11 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
             if operator.outputs[0] in found:
                 found.setdefault(operator.inputs[0], found[operator.outputs[0]])
-    activations = {name: number for name, number in found.items() if name in names}
+    activations = {
+        name: number
+        for name, number in found.items()
+        if name in names and not graph.is_constant(name)
+    }
     layers = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, ends):
@@ -393,8 +403,18 @@ def _read_constants(
     found: dict[str, ConstantIntegers] = {}
     first = onnx_tensors.channels_first(model)
     whole = _canonical_output(model, wanted, ends)
+    floats = {
+        _content(graph.constant(name))
+        for name in graph.used
+        if graph.is_constant(name) and graph.dtype(name) == np.float32
+    }
     for node in model.graph.node:
         if node.op_type in (*_WEIGHTED, "QuantizeLinear", "DequantizeLinear", *_MOVING):
+            continue
+        if node.op_type in _NORMS:
+            for name, real in _reals_of(node, makers, constants).items():
+                if _content(real) not in floats:
+                    found[name] = ConstantIntegers(np.zeros(real.shape, np.int8), 1.0, 0)
             continue
         place = whole(node.output[0])
         left = [] if place is None else list(wanted[place[0]])
@@ -414,6 +434,22 @@ def _read_constants(
             values = _turned(values, shape, first=node.output[0] in first)
             whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
             found[sized[0]] = ConstantIntegers(whole_steps, *_number(source, constants))
+    return found
+
+
+def _reals_of(node: Any, makers: Mapping[str, Any], constants: Mapping[str, Any]) -> dict[str, Any]:
+    """The real numbers of a node's constants behind a DequantizeLinear, by name."""
+    found = {}
+    for name in node.input:
+        source = makers.get(name)
+        if source is None or source.op_type != "DequantizeLinear":
+            continue
+        values = constants.get(source.input[0])
+        if values is not None:
+            scale, steps = constants[source.input[1]], values.astype(np.int64)
+            if len(source.input) > 2 and source.input[2]:
+                steps = steps - constants[source.input[2]].astype(np.int64)
+            found[name] = (steps.astype(np.float32) * scale).astype(np.float32)
     return found
 
 
@@ -464,9 +500,7 @@ def without_missing(
         model: int8 ``onnx.ModelProto``.
         graph: Canonical, or of the int8 TFLite file.
     """
-    there = {
-        name.removesuffix("_QuantizeLinear_Input") for n in model.graph.node for name in n.output
-    }
+    there = {name.removesuffix(_ROUNDED) for n in model.graph.node for name in n.output}
     handed = _handed_on(decided, read, graph)
     tensors = [
         name
@@ -493,6 +527,15 @@ def without_missing(
         for what, names in (("tensors", computed), ("constants", constants))
         if names
     )
+    whole = onnx_file.without_constant_nodes(model)
+    makers = {output: node for node in whole.graph.node for output in node.output}
+    stored = onnx_file.stored_constants(whole)
+    norms = [n for n in whole.graph.node if n.op_type in _NORMS and _reals_of(n, makers, stored)]
+    if norms:
+        said += (
+            f"{len(norms)} normalizations compute in float in TFLite, with the numbers that their "
+            f"integers in the ONNX file stand for",
+        )
     left = decided.without({*tensors, *handed}, merged, constants)
     float_ones = _float_biases(left, read, model, layers, ends)
     if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
@@ -783,7 +826,9 @@ def _canonical_output(
             readers.setdefault(name, []).append(node)
 
     def canonical(name: str) -> str:
-        name = name.removesuffix("_QuantizeLinear_Input")
+        if name.endswith(_ROUNDED) and name in names:
+            return name
+        name = name.removesuffix(_ROUNDED)
         return ends.get(name, name)
 
     def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
