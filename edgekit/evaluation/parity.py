@@ -114,7 +114,8 @@ def _stored(
     content = ours.model_path.read_bytes()
     model = onnx.load(theirs.model_path)
     if checked:
-        own = theirs.manifest.source.path.endswith(".onnx")
+        source = theirs.manifest.source
+        own = source is not None and source.path.endswith(".onnx")
         return _read(content, model, own=own)
     fix = "give two files that were made from one graph, or compare them by their outputs"
     try:
