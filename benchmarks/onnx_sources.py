@@ -9,8 +9,9 @@ itself. onnx2tf lives in an environment of its own, which is made in the user's 
 by ``--onnx2tf``; it gets a copy of each file, since it writes into the one it reads. The second
 table is of the int8 files that edgekit makes of each file.
 
-Latency is that of runs at batch 1 on one thread, in rounds that go through all candidates in turn;
-each runtime is a process of its own. The last line of stdout is the JSON document that is written
+Latency is the CPU time of runs at batch 1 on one thread, which is the time by the clock where
+nothing else runs, in rounds that go through all candidates in turn; each runtime is a process of
+its own. The last line of stdout is the JSON document that is written
 beside ``--out`` too, there with the raw samples. ``--only NAME`` runs some files; ``--merge
 FILE.json`` takes the others from an earlier run.
 """
@@ -62,6 +63,7 @@ OLD_PEER = (
     "onnx2tf==1.29.24", "tensorflow==2.19.1", "tf-keras==2.19.0", "onnx==1.17.0",
     "onnxruntime==1.22.1", "onnx-graphsurgeon", "sng4onnx", "psutil", "ai-edge-litert==1.4.0",
 )  # fmt: skip
+SMALL = 0.01  # differences of outputs that are smaller everywhere are a part of this
 RANDOM = 4  # random samples of a file
 SAMPLES = 20  # runs of a turn, fewer where they take longer than TURN in all
 TURN = 300.0  # ms
@@ -331,9 +333,9 @@ def _times(once: Callable[[], None], count: int) -> list[float]:
     samples = []
     warm_up = min(WARM_UP, count)
     for _ in range(warm_up + count):
-        started = time.perf_counter_ns()
+        started = time.process_time_ns()  # one thread: what others do with the core does not count
         once()
-        samples.append((time.perf_counter_ns() - started) / 1e6)
+        samples.append((time.process_time_ns() - started) / 1e6)
     return samples[warm_up:]
 
 
@@ -474,7 +476,7 @@ def difference(right: Sequence[Arrays], other: Sequence[Arrays] | None) -> float
         same = [each for each in turned if each.shape == exact.shape]
         same = same or [found.reshape(exact.shape)]
         errors = [float(np.abs(each - exact).max()) for each in same]
-        largest = float(np.abs(exact).max()) or 1.0
+        largest = max(float(np.abs(exact).max()), SMALL)
         worst = max(worst, min(errors) / largest)
     return worst
 
@@ -544,10 +546,11 @@ def float_table(document: Mapping[str, Any]) -> str:
         f"edgekit {versions['edgekit']} beside onnx2tf {versions[ONNX2TF]}, {document['date']}, on "
         f"{document['machine']}, one thread. Where a cell has two values the first is edgekit's, "
         f"the second onnx2tf's. Differences are from onnxruntime on the file, the largest of all "
-        f"outputs as a part of that output's largest value, on {RANDOM} random and up to "
-        f"{onnx_files.TEST} real samples. Latency is a ratio of medians with a bootstrap 95 % "
-        f"interval, of {document['rounds']} rounds. Seconds are those of the whole command on all "
-        f"cores; onnx2tf writes float16 too, edgekit runs the result against the file.",
+        f"outputs as a part of that output's largest value (of {SMALL} at least), on {RANDOM} "
+        f"random and up to {onnx_files.TEST} real samples. Latency is CPU time, a ratio of medians "
+        f"of {document['rounds']} rounds with a bootstrap 95 % interval. Seconds are those of the "
+        f"whole command on all cores; onnx2tf writes float16 too, edgekit runs the result against "
+        f"the file.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
@@ -693,14 +696,14 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         f"{next(v for k, v in versions.items() if k.startswith('onnxruntime'))}.",
         "",
         "- **float**: the largest difference of float32 TFLite and ONNX from the file on "
-        "onnxruntime, as a part of the largest value",
+        f"onnxruntime, as a part of the largest value (of {SMALL} at least)",
         "- **int8**: dB that are left of what varies over the test samples, for each output, "
         "against the file on onnxruntime; weights rounded to nearest (`--correction none`)",
         "- **integers that differ**: of all scales, zero points, weights and biases of the two "
         "int8 files",
         "- **float operators**: how many compute in float in TFLite and in ONNX",
-        f"- **latency**: int8 over float32 of the same format, one thread, {document['rounds']} "
-        f"interleaved rounds, with a bootstrap 95 % interval",
+        f"- **latency**: CPU time of int8 over that of float32 of the same format, one thread, "
+        f"medians of {document['rounds']} interleaved rounds, with a bootstrap 95 % interval",
         "",
         "| " + " | ".join(INT8_HEAD) + " |",
         "|" + "---|" * len(INT8_HEAD),

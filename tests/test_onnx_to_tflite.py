@@ -339,6 +339,34 @@ def test_what_the_inputs_decide_is_computed_in_both_ways(tmp_path: Path) -> None
         assert np.array_equal(runner(x=x)["y"], exact)
 
 
+def test_layers_in_branches_stay_float_in_onnx(tmp_path: Path) -> None:
+    """The ONNX file keeps its If; the layers in it are no difference of the two int8 files."""
+    out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
+    drawn = np.random.default_rng(3)
+    branches = []
+    for kind in ("Relu", "Sigmoid"):
+        weights = numpy_helper.from_array(drawn.normal(0, 1, (4, 4)).astype(np.float32), "m")
+        nodes = [
+            helper.make_node("MatMul", ["x", "m"], ["dense"]),
+            helper.make_node(kind, ["dense"], ["inner"]),
+        ]
+        branches.append(helper.make_graph(nodes, kind, [], out, [weights]))
+    path, _ = _branching(branches, tmp_path)
+    np.savez(tmp_path / "set.npz", x=drawn.normal(0, 1, (32, 4)).astype(np.float32))
+    written = export_all(
+        path,
+        targets=["tflite", "onnx"],
+        precisions=["int8"],
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        correction="none",
+        out=tmp_path,
+    )
+    numbers = parity.numbers(*written)
+    assert not numbers.differences
+    assert any("2 layers of the float graph are no layers" in said for said in numbers.expected)
+
+
 def test_branches_of_other_sizes_are_refused(tmp_path: Path) -> None:
     out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
     branches = [

@@ -15,7 +15,7 @@ from edgekit.base.errors import InvalidModelError, InvalidOptionError, reason
 from edgekit.base.progress import SILENT, Progress
 from edgekit.evaluation import subjects
 from edgekit.graph import onnx
-from edgekit.graph.flatbuffer import Graph
+from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.records import encodings, environment, stats
 from edgekit.records.artifact import Artifact
 from edgekit.records.encodings import Difference, Encodings, Stored
@@ -114,7 +114,9 @@ def _stored(
     content = ours.model_path.read_bytes()
     model = onnx.load(theirs.model_path)
     if checked:
-        return _read(content, model)
+        source = theirs.manifest.source
+        own = source is not None and source.path.endswith(".onnx")
+        return _read(content, model, own=own)
     fix = "give two files that were made from one graph, or compare them by their outputs"
     try:
         read = _read(content, model)
@@ -131,11 +133,21 @@ def _stored(
     return read
 
 
-def _read(content: bytes, model: Any) -> tuple[Stored, Stored, tuple[str, ...]]:
+def _read(
+    content: bytes, model: Any, *, own: bool = False
+) -> tuple[Stored, Stored, tuple[str, ...]]:
+    """Both, and what is not in ONNX; with ``own``, the ONNX file has the graph of its source, in
+    which some layers are none: gates of an LSTM, those in the branches of an If."""
     ours, graph = tflite_integers.read_file(content), Graph(content)
     theirs = onnx_integers.read_stored(model, graph)
     ours, missing = onnx_integers.without_missing(ours, theirs, model, graph)
-    return ours, theirs, missing
+    absent = set(onnx_integers.absent(model, graph)) & (ours.layers.keys() if own else set())
+    if absent:
+        missing += (
+            f"{len(absent)} layers of the float graph are no layers of the ONNX file, and stay "
+            f"float there: {', '.join(map(short_name, sorted(absent)[:3]))}",
+        )
+    return ours.without((), layers=absent), theirs, missing
 
 
 def pair_of(artifacts: list[Artifact]) -> tuple[Artifact, Artifact]:

@@ -677,6 +677,14 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
     return frozenset(absent)
 
 
+def absent(model: Any, graph: Graph) -> tuple[str, ...]:
+    """Layers of the canonical graph, by what they write, that are no layers of an ONNX file."""
+    layers = [layer.output for layer in graph.layers]
+    ends = _canonical_ends(model, graph)
+    nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    return tuple(name for name in layers if name not in nodes)
+
+
 def unknown(model: Any, graph: Graph, names: Collection[str]) -> tuple[str, ...]:
     """Which of the nodes, by what they write, are no layers of the canonical graph."""
     layers = {layer.output for layer in graph.layers}
