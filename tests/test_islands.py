@@ -20,7 +20,6 @@ from edgekit.export import export
 from edgekit.graph.flatbuffer import Graph, Operator
 from edgekit.pipeline.calibration import observe
 from edgekit.quantization import islands, quantize
-from edgekit.quantization.encode import computed
 from edgekit.quantization.profiles import PROFILES
 from edgekit.quantization.table import CalibrationTable
 from edgekit.records.artifact import Artifact
@@ -251,8 +250,7 @@ def test_a_variance_stays_float(patches: Case) -> None:
     trials = {trial.way: trial.sqnr for trial in found.trials}
     assert min(trials.values()) > 20
     graph = Graph(found.graph)
-    floats = {name for name in computed(graph) if name not in found.encodings.tensors}
-    inside = [each.kind for each in graph.operators if each.touches(floats)]
+    inside = [each.kind for each in graph.operators if each.touches(found.floats)]
     assert "RSQRT" in inside and "FULLY_CONNECTED" not in inside
     assert len(inside) < len(graph.operators) / 2  # as small as can be
     written = patches.both()

@@ -27,12 +27,6 @@ _ELEMENTWISE = frozenset(
 )
 #: Those whose output has no range that 256 steps could stand for on the way to another number.
 _STEEP = frozenset(("DIV", "EXP", "LOG", "POW"))
-#: Inputs of which small values count as much as large ones.
-_RELATIVE = {"RSQRT": (0,), "SQRT": (0,), "LOG": (0,), "POW": (0,), "DIV": (1,)}
-#: Operators that variances and lengths are made of.
-_GATHERING = frozenset(
-    "ADD MAXIMUM MEAN MINIMUM MUL RESHAPE SQUARE SQUARED_DIFFERENCE SUB SUM TRANSPOSE".split()
-)
 #: Constants that XNNPACK takes without a zero_point only.
 _SYMMETRIC = frozenset(("BATCH_MATMUL",))
 #: Scale of a constant whose numbers are smaller than float32 can divide by 255.
@@ -197,11 +191,10 @@ def left_float(graph: Graph, floats: Collection[str] = ()) -> frozenset[str]:
 
     Those are the steps of an activation that is made of several operators, such as SELU, softplus
     or mish, where one of them has values of any size: only its inputs and outputs are rounded.
-    Variances and lengths are of any size as well (:func:`_relative`). Numbers that places are
-    computed with are exact. And what no integer kernel reads or writes is float between its
-    neighbours.
+    Numbers that places are computed with are exact. And what no integer kernel reads or writes is
+    float between its neighbours.
     """
-    floats = {*floats, *_steps_of_activations(graph), *_counts(graph), *_relative(graph)}
+    floats = {*floats, *_steps_of_activations(graph), *_counts(graph)}
     names = set(computed(graph)) - set(graph.inputs) - set(graph.outputs)
     while True:
         touched = {
@@ -215,31 +208,6 @@ def left_float(graph: Graph, floats: Collection[str] = ()) -> frozenset[str]:
         if not more:
             return frozenset(floats)
         floats |= more
-
-
-def _relative(graph: Graph) -> set[str]:
-    """Tensors of which small values count as much as large ones: what only roots, logarithms and
-    divisors read, such as the variance of a layer normalization, and the roots themselves."""
-    readers: dict[str, list[tuple[Operator, int]]] = {}
-    for operator in graph.operators:
-        for place, name in enumerate(operator.inputs):
-            readers.setdefault(name, []).append((operator, place))
-    found: set[str] = set()
-    for operator in reversed(graph.operators):
-        name = operator.outputs[0]
-        if operator.kind not in _GATHERING or name in graph.outputs or name not in readers:
-            continue
-        if all(
-            place in _RELATIVE.get(reader.kind, ()) or reader.outputs[0] in found
-            for reader, place in readers[name]
-        ):
-            found.add(name)
-    roots = {
-        operator.outputs[0]
-        for operator in graph.operators
-        if operator.kind in ("RSQRT", "SQRT") and operator.inputs[0] in found
-    }
-    return found | (roots - set(graph.outputs))
 
 
 def _steps_of_activations(graph: Graph) -> set[str]:

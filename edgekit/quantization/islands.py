@@ -1,8 +1,9 @@
 """Which tensors stay float in an int8 model, because 8 bits cannot hold what they say.
 
 An operator that reads or writes such a tensor computes in float: a float island between integers.
-Three rules find them, and each says why:
+Four rules find them, and each says why:
 
+* variances, lengths and their roots are float: small ones count as much as large ones;
 * the parts of a concatenation at the end of the graph that differ in size by more than
   :data:`SIZES` keep scales of their own, and the joined output is float;
 * an output of which rounding kills a channel is float;
@@ -60,6 +61,12 @@ _GIVEN_ON = frozenset(
     )
 )
 _ROUNDS = 16
+#: Inputs of which small values count as much as large ones.
+_RELATIVE = {"RSQRT": (0,), "SQRT": (0,), "LOG": (0,), "POW": (0,), "DIV": (1,)}
+#: Operators that variances and lengths are made of.
+_GATHERING = frozenset(
+    "ADD MAXIMUM MEAN MINIMUM MUL RESHAPE SQUARE SQUARED_DIFFERENCE SUB SUM TRANSPOSE".split()
+)
 
 #: Why a tensor stays float, by its name.
 Floats = dict[str, str]
@@ -79,6 +86,29 @@ def joins(graph: Graph, ranges: Mapping[str, Range]) -> Floats:
             why = f"its parts differ in size, {_number(min(widths))} and {_number(max(widths))}"
             found[operator.outputs[0]] = why
     return closed(graph, found)
+
+
+def relative(graph: Graph) -> Floats:
+    """Tensors of which small values count as much as large ones: what only roots, logarithms and
+    divisors read, such as the variance of a layer normalization, and the roots themselves."""
+    readers: dict[str, list[tuple[Operator, int]]] = {}
+    for operator in graph.operators:
+        for place, name in enumerate(operator.inputs):
+            readers.setdefault(name, []).append((operator, place))
+    found: set[str] = set()
+    for operator in reversed(graph.operators):
+        name = operator.outputs[0]
+        if operator.kind not in _GATHERING or name in graph.outputs or name not in readers:
+            continue
+        if all(
+            place in _RELATIVE.get(reader.kind, ()) or reader.outputs[0] in found
+            for reader, place in readers[name]
+        ):
+            found.add(name)
+    for operator in graph.operators:
+        if operator.kind in ("RSQRT", "SQRT") and operator.inputs[0] in found:
+            found.update(name for name in operator.outputs if name not in graph.outputs)
+    return closed(graph, dict.fromkeys(found, "its small values count as much as its large ones"))
 
 
 def judged(graph: Graph, floats: Collection[str]) -> tuple[str, ...]:

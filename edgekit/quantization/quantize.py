@@ -289,7 +289,9 @@ def quantize(
     """
     graph = Graph(canonical)
     whole = _Maker(canonical, table, samples, fitting=False, profile=profile, advance=advance)
-    floats = {} if integers_only else islands.joins(graph, table.ranges)
+    floats: islands.Floats = {}
+    if not integers_only:
+        floats = {**islands.joins(graph, table.ranges), **islands.relative(graph)}
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
