@@ -533,6 +533,12 @@ def _ratio(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> list
     return [found.value, found.low, found.high]
 
 
+def _rounds(document: Mapping[str, Any]) -> str:
+    """How many rounds there were, of rows that may come from several runs."""
+    counts = {len(v) for row in document["rows"] for v in row.get("samples_ms", {}).values()}
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "no"
+
+
 def float_table(document: Mapping[str, Any]) -> str:
     """The first table as Markdown."""
     head = (
@@ -548,7 +554,7 @@ def float_table(document: Mapping[str, Any]) -> str:
         f"the second onnx2tf's. Differences are from onnxruntime on the file, the largest of all "
         f"outputs as a part of that output's largest value (of {SMALL} at least), on {RANDOM} "
         f"random and up to {onnx_files.TEST} real samples. Latency is CPU time, a ratio of medians "
-        f"of {document['rounds']} rounds with a bootstrap 95 % interval. Seconds are those of the "
+        f"of {_rounds(document)} rounds with a bootstrap 95 % interval. Seconds are those of the "
         f"whole command on all cores; onnx2tf writes float16 too, edgekit runs the result against "
         f"the file.",
         "",
@@ -703,7 +709,7 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         "int8 files",
         "- **float operators**: how many compute in float in TFLite and in ONNX",
         f"- **latency**: CPU time of int8 over that of float32 of the same format, one thread, "
-        f"medians of {document['rounds']} interleaved rounds, with a bootstrap 95 % interval",
+        f"medians of {_rounds(document)} interleaved rounds, with a bootstrap 95 % interval",
         "",
         "| " + " | ".join(INT8_HEAD) + " |",
         "|" + "---|" * len(INT8_HEAD),
@@ -775,7 +781,7 @@ def main() -> int:
     add("--data", type=Path, help="folder with efficientnet_lite0.onnx and imagenet500")
     add("--int8", action="store_true", help="the table of int8 files")
     add("--onnx2tf", type=Path, help="its program (default: one in the user's cache)")
-    add("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    add("--only", nargs="*", choices=names, default=names, metavar="NAME")
     add("--rounds", type=words.positive_int, default=20, help=f"of up to {SAMPLES} runs each")
     add("--seconds", type=words.positive_int, default=600, help="limit of a conversion")
     add("--merge", type=Path, nargs="+", default=[], help="JSON documents of earlier runs")
@@ -799,7 +805,6 @@ def main() -> int:
         "date": datetime.date.today().isoformat(),
         "machine": machine.machine_class,
         "threads": 1,
-        "rounds": options.rounds,
         "versions": versions,
         "rows": [known[name] for name in names if name in known],
     }
