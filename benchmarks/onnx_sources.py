@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ OLD_PEER = (
     "onnxruntime==1.22.1", "onnx-graphsurgeon", "sng4onnx", "psutil", "ai-edge-litert==1.4.0",
 )  # fmt: skip
 SMALL = 0.01  # differences of outputs that are smaller everywhere are a part of this
+REASON = 160  # letters of a reason in a table
 RANDOM = 4  # random samples of a file
 SAMPLES = 20  # runs of a turn, fewer where they take longer than TURN in all
 TURN = 300.0  # ms
@@ -533,6 +535,24 @@ def _ratio(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> list
     return [found.value, found.low, found.high]
 
 
+class _Notes:
+    """Reasons below a table, each said once and shortened."""
+
+    def __init__(self) -> None:
+        self._all: list[str] = []
+
+    def of(self, why: str) -> str:
+        """Its mark."""
+        short = textwrap.shorten(why.split(" See instructions")[0], REASON, placeholder=" ...")
+        if short not in self._all:
+            self._all.append(short)
+        return f"[{self._all.index(short) + 1}]"
+
+    def lines(self) -> list[str]:
+        """The reasons as Markdown."""
+        return [""] * bool(self._all) + [f"{i}. {why}" for i, why in enumerate(self._all, 1)]
+
+
 def _rounds(document: Mapping[str, Any]) -> str:
     """How many rounds there were, of rows that may come from several runs."""
     counts = {len(v) for row in document["rows"] for v in row.get("samples_ms", {}).values()}
@@ -561,20 +581,15 @@ def float_table(document: Mapping[str, Any]) -> str:
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
     ]
-    notes: list[str] = []
-
-    def note(why: str) -> str:
-        if why not in notes:
-            notes.append(why)
-        return f"[{notes.index(why) + 1}]"
+    notes = _Notes()
 
     for row in document["rows"]:
         if "skipped" in row:
-            lines.append(f"| {row['name']} | left out {note(row['skipped'])} |" + " |" * 6)
+            lines.append(f"| {row['name']} | left out {notes.of(row['skipped'])} |" + " |" * 6)
             continue
         ours, theirs = row[EDGEKIT], row[ONNX2TF]
         cells = [
-            " / ".join(f"no {note(each['failed'])}" if each["failed"] else "yes"
+            " / ".join(f"no {notes.of(each['failed'])}" if each["failed"] else "yes"
                        for each in (ours, theirs)),
             *(_pair(ours, theirs, kind, _share) for kind in ("random", "real")),
             _pair(ours, theirs, "transpositions", str),
@@ -585,7 +600,7 @@ def float_table(document: Mapping[str, Any]) -> str:
             _pair(ours, theirs, "cpu_seconds", lambda value: f"{value:.1f}"),
         ]  # fmt: skip
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"{i}. {why}" for i, why in enumerate(notes, 1))]
+    lines += notes.lines()
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -714,20 +729,15 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         "| " + " | ".join(INT8_HEAD) + " |",
         "|" + "---|" * len(INT8_HEAD),
     ]
-    notes: list[str] = []
-
-    def note(why: str) -> str:
-        if why not in notes:
-            notes.append(why)
-        return f"[{notes.index(why) + 1}]"
+    notes = _Notes()
 
     for row in document["rows"]:
         if "skipped" in row:
             continue
         if "failed" in row:
-            lines.append(f"| {row['name']} | no {note(row['failed'])} |" + " |" * 6)
+            lines.append(f"| {row['name']} | no {notes.of(row['failed'])} |" + " |" * 6)
             continue
-        name = row["name"] + (f" {note(row['refused'])}" if row["refused"] else "")
+        name = row["name"] + (f" {notes.of(row['refused'])}" if row["refused"] else "")
         left = [
             ", ".join(f"{value:.1f}" for value in (row["sqnr"][target] or {}).values()) + " dB"
             for target in ("tflite", "onnx")
@@ -743,8 +753,7 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
             *(_times_of(row["latency"].get(target)) for target in ("tflite", "onnx")),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [""] * bool(notes)
-    lines += [f"{i}. {why}" for i, why in enumerate(notes, 1)]
+    lines += notes.lines()
     return "\n".join(lines).rstrip() + "\n"
 
 
