@@ -408,14 +408,14 @@ def test_tfrecords_of_the_research_scripts(tmp_path: Path) -> None:
 
 def test_crc_is_castagnolis() -> None:
     # The check value of the CRC catalogue, and the definition bit by bit.
-    assert tfrecord._crc32c(b"123456789") == 0xE3069283
+    assert tfrecord._crc32c()(b"123456789") == 0xE3069283
     for length in (0, 1, 3, 4, 5, 1000):
         content, crc = RANDOM.bytes(length), 0xFFFFFFFF
         for byte in content:
             crc ^= byte
             for _ in range(8):
                 crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-        assert tfrecord._crc32c(content) == crc ^ 0xFFFFFFFF
+        assert tfrecord._crc32c()(content) == crc ^ 0xFFFFFFFF
 
 
 def test_tfds(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ def test_every_command_of_a_page_runs(
     monkeypatch.chdir(folder)
     if "./edgekit" in text:
         checkout = folder / "edgekit"
-        shutil.copytree(ROOT / "edgekit", checkout / "edgekit")
+        for name in ("edgekit", "calibration", "exports"):
+            shutil.copytree(ROOT / name, checkout / name)
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, checkout / name)
     ran: list[str] = []

@@ -284,6 +284,18 @@ def test_forms_of_operators(name: str, tmp_path: Path) -> None:
     assert np.mean(off < 0.5) > 0.9
 
 
+def test_a_zero_point_that_is_left_out_is_0(tmp_path: Path) -> None:
+    bare = [
+        node("QuantizeLinear", ["h", "s2"], ["h_q"], "down"),
+        node("DequantizeLinear", ["h_q", "s2"], ["y"], "up"),
+    ]
+    path = _dense(tmp_path / "net.onnx", bare)
+    written = _exported(path, tmp_path / "out")
+    assert tflite_integers.read_file(written.model_path.read_bytes()).activations["h"][1] == -128
+    assert _numbers(written, path).differences == ()
+    assert _steps(written, path).max() < 1.01
+
+
 def test_what_is_computed_once_is_rounded_once(tmp_path: Path) -> None:
     nodes = [
         _FIRST,
@@ -570,6 +582,17 @@ _REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an int8 input": (
         lambda path: _dense(path, kind=TensorProto.INT8),
         "expected float32 inputs and outputs, got x in int8",
+    ),
+    "a DequantizeLinear without the zero_point": (
+        lambda path: _dense(
+            path,
+            [
+                node("QuantizeLinear", ["h", "s2", "low"], ["h_q"], "down"),
+                node("DequantizeLinear", ["h_q", "s2"], ["y"], "up"),
+            ],
+            low=np.int8(-128),
+        ),
+        "the scale and zero_point of QuantizeLinear down at DequantizeLinear up",
     ),
     "a scale that is infinite": (
         lambda path: _dense(path, s2=np.float32(np.inf)),

@@ -174,7 +174,7 @@ def test_a_file_of_which_little_is_left_is_refused_where_nothing_may_stay_float(
     tmp_path: Path,
 ) -> None:
     _build(_cancelling, (FACTS,), tmp_path)
-    with pytest.raises(FidelityError, match="(is poor|dead in the int8).*without --strict"):
+    with pytest.raises(FidelityError, match="(is poor|dead in the int8).*leave out --strict"):
         export(
             tmp_path / "net.keras",
             target="tflite",

@@ -374,7 +374,7 @@ def test_an_onnx_file_becomes_onnx_and_tflite(tmp_path: Path) -> None:
         (found,) = answers(written, {"input": values}).values()
         assert decibels(exact, found) > least
     record, ran = written.manifest.quantization, written.manifest.execution
-    assert record is not None and set(record.tried) == {"nearest rounding", "corrected biases"}
+    assert record is not None and any("fitted layers" in method for method in record.tried)
     assert ran is not None and ran.floats == () and ran.kernels["QLinearConv"] == 3
     written = export(
         tmp_path / "net.onnx", target="tflite", precision="int8", out=tmp_path / "t", **options

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base import words
-from edgekit.base.errors import InvalidDataError
+from edgekit.base.errors import InvalidDataError, MissingDependencyError
 from edgekit.data.decode import PictureError
 from edgekit.data.images import Split
 from edgekit.data.source import Entry, Source, file_error
@@ -451,49 +451,20 @@ def _packed(view: memoryview) -> list[int]:
 
 
 def masked_crc(content: bytes) -> int:
-    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it."""
-    crc = _crc32c(content)
+    """CRC-32C (Castagnoli), rotated and shifted as TFRecord files store it.
+
+    Raises:
+        MissingDependencyError: If google-crc32c is not installed.
+    """
+    crc = _crc32c()(content)
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def _crc32c(content: bytes) -> int:
-    """In lanes: the register is linear in message and state, and zeros in front change nothing."""
-    size = max(4, len(content))
-    steps = 1 << (size.bit_length() // 2)
-    lanes = 1 << (-(-size // steps) - 1).bit_length()
-    padded = np.zeros(lanes * steps, np.uint8)
-    padded[len(padded) - len(content) :] = np.frombuffer(content, np.uint8)
-    first = padded[len(padded) - len(content) :][:4]
-    first ^= 0xFF  # a register of ones to begin with
-    table = _table()
-    state = np.zeros(lanes, np.uint32)
-    for column in padded.reshape(lanes, steps).T:
-        state = table[(state ^ column) & 0xFF] ^ (state >> 8)
-    power = steps.bit_length() - 1
-    while len(state) > 1:
-        state = _after_zeros(state[0::2], power) ^ state[1::2]
-        power += 1
-    ones = 0xFFFFFFFF >> (8 * len(first))  # what no byte was there to take
-    return int(state[0]) ^ ones ^ 0xFFFFFFFF
-
-
 @functools.cache
-def _table() -> npt.NDArray[np.uint32]:
-    found = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        found = np.where(found & 1, (found >> 1) ^ np.uint32(0x82F63B78), found >> 1)
-    return found.astype(np.uint32)
-
-
-@functools.cache
-def _zeros(power: int) -> npt.NDArray[np.uint32]:
-    """What each bit of the register is after ``2 ** power`` zero bytes."""
-    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    if power == 0:
-        return np.asarray(_table()[bits & 0xFF] ^ (bits >> 8), np.uint32)
-    return _after_zeros(_zeros(power - 1), power - 1)
-
-
-def _after_zeros(state: npt.NDArray[np.uint32], power: int) -> npt.NDArray[np.uint32]:
-    bits = (state[:, None] >> np.arange(32, dtype=np.uint32)) & 1
-    return np.asarray(np.bitwise_xor.reduce(bits * _zeros(power), axis=1), np.uint32)
+def _crc32c() -> Callable[[bytes], int]:
+    try:
+        import google_crc32c
+    except ImportError:
+        raise MissingDependencyError("google-crc32c", "data") from None
+    value: Callable[[bytes], int] = google_crc32c.value
+    return value

@@ -55,7 +55,7 @@ from edgekit.records import artifact, encodings, fidelity
 from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.signature import Layout, Shapes, Signature, TensorSpec
-from edgekit.sources import float_model
+from edgekit.sources import float_model, keras
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
@@ -530,13 +530,12 @@ class _Pipeline:
             return judged, _verdict(
                 judged,
                 target,
-                strict=options.strict,
+                rescues=_rescues(source, options),
                 dead=options.allow_dead,
                 poor=options.allow_poor,
             )
         few = None
-        sampled = precision == "int8" or (target, precision) == ("onnx", "float16")
-        if images is not None and sampled:
+        if images is not None and precision != "float32":
             few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
         said = [
             proof.check_answers(
@@ -823,8 +822,20 @@ def _some(
     return feeds.feed(images, found.inputs, source.preprocessing, places)
 
 
+def _rescues(source: FloatModel, options: _Options) -> str:
+    """What makes a better int8 file of a model, or does without one."""
+    found = []
+    if options.correction == "none":
+        found.append("leave out --correction none")
+    if source.kind == "keras" and keras.is_keras_2(source.model):
+        found.append("fine-tune with `python -m edgekit.qat`")
+    if options.strict:
+        found.append("leave out --strict, then tensors may stay float")
+    return ", ".join([*found, "or export in float16" if found else "export in float16"])
+
+
 def _verdict(
-    judged: Sequence[Fidelity], target: str, *, strict: bool, dead: bool, poor: bool
+    judged: Sequence[Fidelity], target: str, *, rescues: str, dead: bool, poor: bool
 ) -> list[str]:
     """What the outputs are worth, in words.
 
@@ -844,15 +855,14 @@ def _verdict(
         for each in judged
         if each.hardly_varies
     ]
-    more = "" if not strict else " (or without --strict, then tensors may stay float)"
     killed = [each for each in judged if each.level == "dead"]
     if killed:
         where = "; ".join(fidelity.named(each) for each in killed)
         what = f"dead in the int8 {target} file, constant where the float model varies: {where}"
         if not dead:
             raise FidelityError(
-                f"{what}; give them outputs of their own, fine-tune with `python -m edgekit.qat`, "
-                f"or export in float16{more}; --allow-dead writes it as it is"
+                f"{what}; give them outputs of their own, {rescues}; --allow-dead writes it as it "
+                f"is"
             )
         said.append(what)
     low = [each for each in judged if each.level == "poor"]
@@ -864,7 +874,7 @@ def _verdict(
         )
         if not poor:
             raise FidelityError(
-                f"{what}; fine-tune with `python -m edgekit.qat`, or export in float16{more}; "
+                f"{what}; {rescues}; "
                 f"--allow-poor writes it for `python -m edgekit.compare MODEL OUT --layers`, which "
                 f"names the layer that needs another form"
             )

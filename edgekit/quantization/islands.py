@@ -14,7 +14,8 @@ Errors of two operators never mix in that walk, so that it names causes and not 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -121,42 +122,187 @@ def swallowed(graph: Graph, ranges: Mapping[str, Range], floats: Collection[str]
     return found
 
 
-def find(
-    graph: Graph,
-    ranges: Mapping[str, Range],
-    profile: DeviceProfile,
-    feed: walk.Values,
-    floats: Mapping[str, str],
-    *,
-    kept: float,
-    threads: int,
-) -> tuple[Floats, float]:
-    """Let stay float what rounding takes from an operator, until all keep enough.
+@dataclass(frozen=True)
+class _Judged:
+    """What rounded inputs leave of what an operator computes.
+
+    Attributes:
+        left: SQNR in dB with all inputs rounded.
+        alone: With one input rounded, by its name; empty where nobody asked.
+    """
+
+    left: float
+    alone: Mapping[str, float]
+
+
+class Search:
+    """Lets stay float what rounding takes from an operator, until all keep enough.
+
+    What an operator loses depends on the scales of its inputs alone, or on where the float island
+    begins that it lies in. It is computed once for each such case: from one round to the next only
+    a few operators have other inputs.
 
     Args:
         graph: Float.
         ranges: By tensor name.
         profile: The device.
         feed: Preprocessed samples ``[N, ...]`` by input name; :data:`SAMPLES` of them are walked.
-        floats: Tensors that stay float already.
-        kept: SQNR in dB that rounded inputs have to leave of what an operator computes.
         threads: Of the float operators.
-
-    Returns:
-        All tensors that stay float, with those that were given, and what the operator keeps that
-        then keeps least, in dB.
+        advance: Called with the name of each operator that is walked.
     """
-    found, least = dict(floats), -np.inf
-    count = walk.samples(graph, feed)
-    places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64))
-    feed = walk.picked(graph, feed, places)
-    for _ in range(_ROUNDS):
-        encodings = encode.activations(graph, ranges, profile, found)
-        more, least = _walk(graph, encodings, feed, found, kept=kept, threads=threads)
-        if more.keys() <= found.keys():
-            break
-        found = closed(graph, {**more, **found})
-    return found, least
+
+    def __init__(
+        self,
+        graph: Graph,
+        ranges: Mapping[str, Range],
+        profile: DeviceProfile,
+        feed: walk.Values,
+        *,
+        threads: int,
+        advance: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        count = walk.samples(graph, feed)
+        places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64))
+        self._graph, self._ranges, self._profile = graph, ranges, profile
+        self._feed, self._count = walk.picked(graph, feed, places), len(places)
+        self._threads, self._advance = threads, advance
+        self._operators = graph.operators
+        self._steps: dict[int, walk.Step] = {}
+        self._makers = {name: i for i, o in enumerate(self._operators) for name in o.outputs}
+        self._judged: dict[int, _Judged] = {}
+        self._dead: dict[tuple[str, Encoding], bool] = {}
+
+    def find(self, floats: Mapping[str, str], *, kept: float) -> tuple[Floats, float]:
+        """Find all tensors that stay float.
+
+        Args:
+            floats: Those that stay float already, and why.
+            kept: SQNR in dB that rounded inputs have to leave of what an operator computes.
+
+        Returns:
+            All of them, and what the operator keeps that then keeps least, in dB.
+        """
+        found, least = dict(floats), -np.inf
+        for _ in range(_ROUNDS):
+            encodings = encode.activations(self._graph, self._ranges, self._profile, found)
+            more, least = self._round(encodings, found, kept)
+            if more.keys() <= found.keys():
+                break
+            found = closed(self._graph, {**more, **found})
+        return found, least
+
+    def _round(
+        self, encodings: Mapping[str, Encoding], floats: Collection[str], kept: float
+    ) -> tuple[Floats, float]:
+        """Tensors whose rounding takes too much, and the least kept."""
+        graph, cases = self._graph, self._cases(encodings, floats)
+        outputs = [name for name in graph.outputs if name in encodings and name not in floats]
+        unknown = {
+            position
+            for position, case in cases.items()
+            if case not in self._judged
+            or (self._judged[case].left < kept and not self._judged[case].alone)
+        }
+        unasked = [name for name in outputs if (name, encodings[name]) not in self._dead]
+        if unknown or unasked:
+            self._walk(unknown, unasked, cases, encodings, floats, kept)
+        found: Floats = {}
+        least = np.inf
+        makers = {name: self._operators[i] for name, i in self._makers.items()}
+        for position, case in cases.items():
+            operator, judged = self._operators[position], self._judged[case]
+            if operator.kind in _GIVEN_ON:
+                continue
+            least = min(least, judged.left)
+            if judged.left >= kept:
+                continue
+            worst = min(judged.alone, key=judged.alone.__getitem__)
+            for name, own in judged.alone.items():
+                if own < kept or name == worst:
+                    why = _why(graph, operator, judged.left)
+                    rounded = _rounded_before(name, floats, makers)
+                    found.update(dict.fromkeys((n for n in rounded if n in encodings), why))
+        for name in outputs:
+            if self._dead[name, encodings[name]]:
+                found[name] = "a step of int8 is wider than what varies in one of its channels"
+        return found, float(least)
+
+    def _cases(self, encodings: Mapping[str, Encoding], floats: Collection[str]) -> dict[int, int]:
+        """By the position of each operator, the same number where its inputs are rounded alike."""
+        cases: dict[int, int] = {}
+        for position, operator in enumerate(self._operators):
+            inputs = tuple(
+                (name, cases.get(self._makers.get(name, -1)))
+                if name in floats
+                else (name, encodings.get(name))
+                for name in walk.fed(self._graph, operator)
+            )
+            cases[position] = hash((position, inputs))
+        return cases
+
+    def _walk(
+        self,
+        unknown: Collection[int],
+        outputs: Collection[str],
+        cases: Mapping[int, int],
+        encodings: Mapping[str, Encoding],
+        floats: Collection[str],
+        kept: float,
+    ) -> None:
+        """Judge some operators and outputs; only what they depend on is computed."""
+        graph = self._graph
+        noisy, needed = set(unknown), {self._makers[n] for n in outputs if n in self._makers}
+        needed |= noisy
+        for position in range(len(self._operators) - 1, -1, -1):
+            if position not in needed:
+                continue
+            for name in walk.fed(graph, self._operators[position]):
+                if name in self._makers:
+                    needed.add(self._makers[name])
+                    if position in noisy and name in floats:
+                        noisy.add(self._makers[name])
+        exact = dict(self._feed)
+        island = {name: values for name, values in exact.items() if name in floats}
+        ends = walk.last_readers(graph)
+
+        def rounded(name: str) -> npt.NDArray[np.float32]:
+            if name in island:
+                return island[name]
+            return encodings[name].fake_quantize(exact[name]) if name in encodings else exact[name]
+
+        for position in sorted(needed):
+            operator = self._operators[position]
+            if position not in self._steps:
+                self._steps[position] = walk.Step(graph, position, threads=self._threads)
+            step = self._steps[position]
+            self._advance(operator.outputs[0])
+            values = step.run(exact)
+            seen = values
+            if position in noisy:
+                seen = step.run({name: rounded(name) for name in step.fed})
+            if position in unknown:
+                left = _left(graph, operator, values, seen, self._count)
+                alone: dict[str, float] = {}
+                if left < kept and operator.kind not in _GIVEN_ON:
+                    for name in step.fed:
+                        if graph.dtype(name) == np.float32:
+                            own = step.run({**exact, name: rounded(name)})
+                            alone[name] = _left(graph, operator, values, own, self._count)
+                self._judged[cases[position]] = _Judged(left, alone)
+            for name, array, other in zip(operator.outputs, values, seen, strict=True):
+                exact[name] = array
+                if name in floats:
+                    island[name] = other
+                if name in outputs:
+                    rounded_output = encodings[name].fake_quantize(array)
+                    self._dead[name, encodings[name]] = _dies(
+                        name, array, rounded_output, self._count
+                    )
+            for name in [name for name in exact if ends.get(name, position + 1) <= position]:
+                del exact[name]
+                island.pop(name, None)
+        for name in outputs:  # of an input
+            self._dead.setdefault((name, encodings[name]), False)
 
 
 def closed(graph: Graph, floats: Mapping[str, str]) -> Floats:
@@ -192,65 +338,6 @@ def operators(graph: Graph, floats: Collection[str]) -> tuple[Operator, ...]:
     return tuple(operator for operator in graph.operators if operator.touches(floats))
 
 
-def _walk(
-    graph: Graph,
-    encodings: Mapping[str, Encoding],
-    feed: walk.Values,
-    floats: Collection[str],
-    *,
-    kept: float,
-    threads: int,
-) -> tuple[Floats, float]:
-    """Tensors whose rounding takes too much, of one pass over the graph, and the least kept."""
-    count = walk.samples(graph, feed)
-    found: Floats = {}
-    least = np.inf
-    exact = dict(feed)
-    island = {name: values for name, values in feed.items() if name in floats}
-    makers = {name: operator for operator in graph.operators for name in operator.outputs}
-    ends = walk.last_readers(graph)
-
-    def rounded(name: str) -> npt.NDArray[np.float32]:
-        if name in island:
-            return island[name]
-        return encodings[name].fake_quantize(exact[name]) if name in encodings else exact[name]
-
-    for position, operator in enumerate(graph.operators):
-        step = walk.Step(graph, position, threads=threads)
-        values = step.run(exact)
-        seen = step.run({name: rounded(name) for name in step.fed})
-        if operator.kind not in _GIVEN_ON:
-            left = _left(graph, operator, values, seen, count)
-            least = min(least, left)
-            if left < kept:
-                blamed = {
-                    name: _left(
-                        graph, operator, values, step.run({**exact, name: rounded(name)}), count
-                    )
-                    for name in step.fed
-                    if graph.dtype(name) == np.float32
-                }
-                worst = min(blamed, key=blamed.__getitem__)
-                for name, own in blamed.items():
-                    if own < kept or name == worst:
-                        why = _why(graph, operator, left)
-                        rounded_ones = _rounded_before(name, floats, makers)
-                        found.update(
-                            dict.fromkeys((n for n in rounded_ones if n in encodings), why)
-                        )
-        for name, array, noisy in zip(operator.outputs, values, seen, strict=True):
-            exact[name] = array
-            if name in floats:
-                island[name] = noisy
-            elif name in graph.outputs and name in encodings:
-                if _dies(name, array, encodings[name].fake_quantize(array), count):
-                    found[name] = "a step of int8 is wider than what varies in one of its channels"
-        for name in [name for name in exact if ends.get(name, position + 1) <= position]:
-            del exact[name]
-            island.pop(name, None)
-    return found, float(least)
-
-
 def _rounded_before(
     name: str, floats: Collection[str], makers: Mapping[str, Operator]
 ) -> Iterator[str]:
@@ -278,16 +365,21 @@ def _left(
     for name, one, other in zip(operator.outputs, exact, seen, strict=True):
         if graph.dtype(name) != np.float32 or not one.size:
             continue
-        right, wrong = (part.astype(np.float64).reshape(count, -1) for part in (one, other))
+        right, wrong = one.reshape(count, -1), other.reshape(count, -1)
         if not np.isfinite(wrong).all():
             return -np.inf if np.isfinite(right).all() else np.inf
-        power = float((right**2).sum())
-        varies = float(((right - right.mean(axis=0)) ** 2).sum())
-        noise = float(((right - wrong) ** 2).sum())
+        power = _power(right)
+        varies = _power(right - right.mean(axis=0, dtype=np.float64).astype(np.float32))
+        noise = _power(right - wrong)
         signal = varies if varies > _SAME * power else power
         if noise:
             least = min(least, 10 * float(np.log10(max(signal, 1e-300) / noise)))
     return float(least)
+
+
+def _power(values: npt.NDArray[np.float32]) -> float:
+    """Sum of squares."""
+    return sum(float(np.square(row, dtype=np.float64).sum()) for row in values)
 
 
 def _dies(

@@ -182,12 +182,14 @@ class _Maker:
         profile: DeviceProfile,
         advance: Callable[[str], None],
     ) -> None:
-        self._canonical, self._table, self._samples = canonical, table, samples
+        self._canonical, self._graph = canonical, Graph(canonical)
+        self._table, self._samples = table, samples
         self._fitting, self._profile, self._advance = fitting, profile, advance
         self._feed: walk.Values | None = None
         if samples is not None:
             self._feed = samples.fit if fitting else samples.all()
-        self._equalized: tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+        self._equalized: tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+        self._searches: dict[bool, islands.Search] = {}
 
     def equalizes(self) -> bool:
         """Whether equalization changes anything."""
@@ -195,10 +197,7 @@ class _Maker:
 
     def make(self, method: _Method, floats: Collection[str]) -> _Made:
         """Find all numbers, but those of the tensors that stay float and of their layers."""
-        content, factors, table = (
-            self._even() if method.equalized else (self._canonical, {}, self._table)
-        )
-        graph = Graph(content)
+        graph, factors, table = self._even() if method.equalized else (self._graph, {}, self._table)
         encodings = encode.activations(graph, table.ranges, self._profile, floats)
         if method.weights == "fitted":
             assert self._feed is not None
@@ -229,24 +228,24 @@ class _Maker:
         no int8 file, whatever it is called.
         """
         assert self._feed is not None
-        content, _, table = self._even() if equalized else (self._canonical, {}, self._table)
-        graph = Graph(content)
+        graph, _, table = self._even() if equalized else (self._graph, {}, self._table)
         left = dict.fromkeys(encode.left_float(graph), "")
-        found, least = islands.find(
-            graph,
-            table.ranges,
-            self._profile,
-            self._feed,
-            {**left, **floats},
-            kept=kept,
-            threads=environment.cores(),
-        )
+        if equalized not in self._searches:
+            self._searches[equalized] = islands.Search(
+                graph,
+                table.ranges,
+                self._profile,
+                self._feed,
+                threads=environment.cores(),
+                advance=self._advance,
+            )
+        found, least = self._searches[equalized].find({**left, **floats}, kept=kept)
         whole = [each for each in graph.layers if not {each.input, each.output} & found.keys()]
         if len(graph.layers) > _FEW and 2 * len(whole) < len(graph.layers):
             return dict(floats), least
         return {name: why for name, why in found.items() if name not in left}, least
 
-    def _even(self) -> tuple[bytes, dict[str, tuple[float, ...]], CalibrationTable]:
+    def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
         """The equalized graph, its factors and its table."""
         if self._equalized is None:
             changed, factors = equalize.equalize(self._canonical, self._table.statistics)
@@ -254,7 +253,7 @@ class _Maker:
             if factors:
                 assert self._samples is not None
                 table = self._samples.observe(changed, self._fitting)
-            self._equalized = changed, factors, table
+            self._equalized = Graph(changed), factors, table
         return self._equalized
 
 

@@ -6,6 +6,7 @@ load.
 
 from __future__ import annotations
 
+import functools
 import platform
 import shutil
 from collections.abc import Mapping
@@ -282,6 +283,11 @@ def write(
 
 def package_versions() -> dict[str, str]:
     """Versions of edgekit, Python and the installed packages that can change a result."""
+    return dict(_versions())
+
+
+@functools.cache  # what is imported stays as it is
+def _versions() -> dict[str, str]:
     versions = {"edgekit": __version__, "python": platform.python_version()}
     for package in _RECORDED_PACKAGES:
         try:

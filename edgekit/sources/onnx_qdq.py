@@ -217,6 +217,8 @@ class _Reader:
             zero_point = self._constants[given[1]]
         elif node.op_type == _DEQUANTIZE and node.input[0] in self._constants:
             zero_point = np.zeros((), self._constants[node.input[0]].dtype)
+        elif node.op_type == _DEQUANTIZE and self._is_quantize(node.input[0]):
+            zero_point = np.zeros_like(self._scale(self._makers[node.input[0]])[1])
         else:
             kind = onnx.attribute(node, "output_dtype", 0)
             zero_point = np.zeros((), kinds.get(kind, np.int16))
@@ -237,6 +239,9 @@ class _Reader:
                 "quantize it again",
             )
         return scale, zero_point, int(onnx.attribute(node, "axis", 1))
+
+    def _is_quantize(self, name: str) -> bool:
+        return name in self._makers and self._makers[name].op_type == _QUANTIZE
 
     def _quantize(self, node: Any) -> None:
         """Note the encoding of what a QuantizeLinear reads; of a constant, its integers."""
@@ -329,7 +334,7 @@ class _Reader:
             self._stored[made] = _Stored(values, scale, zero_point, axis)
             return None
         before = self._makers.get(source)
-        if before is None or before.op_type != _QUANTIZE:
+        if before is None or not self._is_quantize(source):
             got = "an input" if before is None else _named(before)
             raise self._refused(f"a QuantizeLinear before {named}, got {got}", _QDQ)
         if self._computed_once(source):

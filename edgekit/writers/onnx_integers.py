@@ -344,8 +344,9 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     for node in model.graph.node:
         of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
         rounds = node.op_type == "QuantizeLinear" and node.input[0] not in constants
-        if rounds or of_integers and makers[node.input[0]].input[0] not in constants:
-            found[origin(node.input[0])] = _number(node, constants)
+        behind_integers = of_integers and not set(makers[node.input[0]].input[:1]) & set(constants)
+        if rounds or behind_integers:
+            found[origin(node.input[0])] = _number(node, constants, makers)
     # what is only moved may be rounded before or behind it
     for node in [*model.graph.node, *reversed(model.graph.node)]:
         if node.op_type in _MOVING:
@@ -853,13 +854,21 @@ def _canonical_output(
     return whole
 
 
-def _number(node: Any, constants: Mapping[str, Any]) -> tuple[float, int]:
+def _number(
+    node: Any, constants: Mapping[str, Any], makers: Mapping[str, Any] | None = None
+) -> tuple[float, int]:
     """(scale, int8 zero_point) of a QuantizeLinear or DequantizeLinear of one scale."""
-    zero_point = np.uint8(0)
+    int8 = onnx_file.package().TensorProto.INT8
+    zero_point: Any = np.uint8(0)
+    before = (makers or {}).get(node.input[0])
     if len(node.input) > 2 and node.input[2]:
         zero_point = constants[node.input[2]]
     elif node.input[0] in constants:
         zero_point = constants[node.input[0]].dtype.type(0)
+    elif node.op_type == "DequantizeLinear" and before is not None and len(before.input) > 2:
+        zero_point = np.zeros_like(constants[before.input[2]])
+    elif onnx_file.attribute(before or node, "output_dtype", 0) == int8:
+        zero_point = np.int8(0)
     shift = 128 if zero_point.dtype == np.uint8 else 0
     return float(constants[node.input[1]].reshape(())), int(zero_point.reshape(())) - shift
 
