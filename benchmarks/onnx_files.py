@@ -106,15 +106,15 @@ def files() -> tuple[OnnxFile, ...]:
         ),
         *(
             OnnxFile(
-                f"Silero VAD {name}", _SILERO, f"silero_vad/data/silero_vad{suffix}.onnx",
+                f"Silero VAD{name}", _SILERO, f"silero_vad/data/silero_vad{suffix}.onnx",
                 speech, "a synthetic voice", shapes, fixed=fixed,
             )
             for name, suffix, shapes, fixed in (
                 ("", "", vad, {"sr": RATE}),
-                ("16 kHz", "_openvino_16k", {}, {}),
-                ("opset 15", "_16k_op15", vad, {"sr": RATE}),
-                ("opset 18", "_op18_ifless", vad, {"sr": RATE}),
-                ("half", "_half", vad, {}),
+                (" 16 kHz", "_openvino_16k", {}, {}),
+                (" opset 15", "_16k_op15", vad, {"sr": RATE}),
+                (" opset 18", "_op18_ifless", vad, {"sr": RATE}),
+                (" half", "_half", vad, {}),
             )
         ),
         OnnxFile(

@@ -32,6 +32,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ OLD_PEER = (
     "onnxruntime==1.22.1", "onnx-graphsurgeon", "sng4onnx", "psutil", "ai-edge-litert==1.4.0",
 )  # fmt: skip
 SMALL = 0.01  # differences of outputs that are smaller everywhere are a part of this
+REASON = 160  # letters of a reason in a table
 RANDOM = 4  # random samples of a file
 SAMPLES = 20  # runs of a turn, fewer where they take longer than TURN in all
 TURN = 300.0  # ms
@@ -533,6 +535,30 @@ def _ratio(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> list
     return [found.value, found.low, found.high]
 
 
+class _Notes:
+    """Reasons below a table, each said once and shortened."""
+
+    def __init__(self) -> None:
+        self._all: list[str] = []
+
+    def of(self, why: str) -> str:
+        """Its mark."""
+        short = textwrap.shorten(why.split(" See instructions")[0], REASON, placeholder=" ...")
+        if short not in self._all:
+            self._all.append(short)
+        return f"[{self._all.index(short) + 1}]"
+
+    def lines(self) -> list[str]:
+        """The reasons as Markdown."""
+        return [""] * bool(self._all) + [f"{i}. {why}" for i, why in enumerate(self._all, 1)]
+
+
+def _rounds(document: Mapping[str, Any]) -> str:
+    """How many rounds there were, of rows that may come from several runs."""
+    counts = {len(v) for row in document["rows"] for v in row.get("samples_ms", {}).values()}
+    return " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else "no"
+
+
 def float_table(document: Mapping[str, Any]) -> str:
     """The first table as Markdown."""
     head = (
@@ -548,27 +574,22 @@ def float_table(document: Mapping[str, Any]) -> str:
         f"the second onnx2tf's. Differences are from onnxruntime on the file, the largest of all "
         f"outputs as a part of that output's largest value (of {SMALL} at least), on {RANDOM} "
         f"random and up to {onnx_files.TEST} real samples. Latency is CPU time, a ratio of medians "
-        f"of {document['rounds']} rounds with a bootstrap 95 % interval. Seconds are those of the "
+        f"of {_rounds(document)} rounds with a bootstrap 95 % interval. Seconds are those of the "
         f"whole command on all cores; onnx2tf writes float16 too, edgekit runs the result against "
         f"the file.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),
     ]
-    notes: list[str] = []
-
-    def note(why: str) -> str:
-        if why not in notes:
-            notes.append(why)
-        return f"[{notes.index(why) + 1}]"
+    notes = _Notes()
 
     for row in document["rows"]:
         if "skipped" in row:
-            lines.append(f"| {row['name']} | left out {note(row['skipped'])} |" + " |" * 6)
+            lines.append(f"| {row['name']} | left out {notes.of(row['skipped'])} |" + " |" * 6)
             continue
         ours, theirs = row[EDGEKIT], row[ONNX2TF]
         cells = [
-            " / ".join(f"no {note(each['failed'])}" if each["failed"] else "yes"
+            " / ".join(f"no {notes.of(each['failed'])}" if each["failed"] else "yes"
                        for each in (ours, theirs)),
             *(_pair(ours, theirs, kind, _share) for kind in ("random", "real")),
             _pair(ours, theirs, "transpositions", str),
@@ -579,7 +600,7 @@ def float_table(document: Mapping[str, Any]) -> str:
             _pair(ours, theirs, "cpu_seconds", lambda value: f"{value:.1f}"),
         ]  # fmt: skip
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"{i}. {why}" for i, why in enumerate(notes, 1))]
+    lines += notes.lines()
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -703,25 +724,20 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         "int8 files",
         "- **float operators**: how many compute in float in TFLite and in ONNX",
         f"- **latency**: CPU time of int8 over that of float32 of the same format, one thread, "
-        f"medians of {document['rounds']} interleaved rounds, with a bootstrap 95 % interval",
+        f"medians of {_rounds(document)} interleaved rounds, with a bootstrap 95 % interval",
         "",
         "| " + " | ".join(INT8_HEAD) + " |",
         "|" + "---|" * len(INT8_HEAD),
     ]
-    notes: list[str] = []
-
-    def note(why: str) -> str:
-        if why not in notes:
-            notes.append(why)
-        return f"[{notes.index(why) + 1}]"
+    notes = _Notes()
 
     for row in document["rows"]:
         if "skipped" in row:
             continue
         if "failed" in row:
-            lines.append(f"| {row['name']} | no {note(row['failed'])} |" + " |" * 6)
+            lines.append(f"| {row['name']} | no {notes.of(row['failed'])} |" + " |" * 6)
             continue
-        name = row["name"] + (f" {note(row['refused'])}" if row["refused"] else "")
+        name = row["name"] + (f" {notes.of(row['refused'])}" if row["refused"] else "")
         left = [
             ", ".join(f"{value:.1f}" for value in (row["sqnr"][target] or {}).values()) + " dB"
             for target in ("tflite", "onnx")
@@ -737,8 +753,7 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
             *(_times_of(row["latency"].get(target)) for target in ("tflite", "onnx")),
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += [""] * bool(notes)
-    lines += [f"{i}. {why}" for i, why in enumerate(notes, 1)]
+    lines += notes.lines()
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -775,7 +790,7 @@ def main() -> int:
     add("--data", type=Path, help="folder with efficientnet_lite0.onnx and imagenet500")
     add("--int8", action="store_true", help="the table of int8 files")
     add("--onnx2tf", type=Path, help="its program (default: one in the user's cache)")
-    add("--only", nargs="+", choices=names, default=names, metavar="NAME")
+    add("--only", nargs="*", choices=names, default=names, metavar="NAME")
     add("--rounds", type=words.positive_int, default=20, help=f"of up to {SAMPLES} runs each")
     add("--seconds", type=words.positive_int, default=600, help="limit of a conversion")
     add("--merge", type=Path, nargs="+", default=[], help="JSON documents of earlier runs")
@@ -799,7 +814,6 @@ def main() -> int:
         "date": datetime.date.today().isoformat(),
         "machine": machine.machine_class,
         "threads": 1,
-        "rounds": options.rounds,
         "versions": versions,
         "rows": [known[name] for name in names if name in known],
     }

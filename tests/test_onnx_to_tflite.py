@@ -378,6 +378,34 @@ def test_branches_of_other_sizes_are_refused(tmp_path: Path) -> None:
         loaded.canonical()
 
 
+def test_a_product_that_keeps_an_input_is_nothing(tmp_path: Path) -> None:
+    """As a rate that Silero VAD multiplies with 0, so that it stays an input."""
+    nodes = [
+        helper.make_node("Mul", ["rate", "none"], ["nothing"]),
+        helper.make_node("Cast", ["nothing"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w"], ["dense"]),
+        helper.make_node("Add", ["dense", "real"], ["y"]),
+    ]
+    drawn = np.random.default_rng(3)
+    weights = {"w": drawn.normal(0, 1, (4, 4)).astype(np.float32), "none": np.array(0)}
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 4], [1, 4])
+    model = package.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("rate", TensorProto.INT64, []))
+    package.save(model, path)
+    x = drawn.normal(0, 1, (24, 4)).astype(np.float32)
+    np.savez(tmp_path / "set.npz", x=x, rate=np.full(24, 16000))
+    written = export_all(
+        path,
+        targets=["tflite", "onnx"],
+        precisions=["int8"],
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path,
+    )
+    assert not parity.numbers(*written).differences
+    assert [spec.name for spec in written[0].manifest.signature.inputs] == ["x", "rate"]
+
+
 def test_bounds_of_a_clip_may_be_computed(tmp_path: Path) -> None:
     """A spectrogram of openWakeWord is cut off below its own peak."""
     nodes = [

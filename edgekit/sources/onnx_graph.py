@@ -447,8 +447,13 @@ class _Converter:
         if node.kind in ("Shape", "Size"):
             return True
         if any(name and name not in self.static for name in node.inputs):
-            return False
+            return node.kind == "Mul" and self._is_nothing(node)
         return bool(node.inputs) or node.kind in ("Constant", "Range")
+
+    def _is_nothing(self, node: Node) -> bool:
+        """Whether it is a product of integers of which one is 0, as one that keeps an input."""
+        stored = [self.static[name] for name in node.inputs if name in self.static]
+        return any(each.dtype.kind in "iu" and not each.any() for each in stored)
 
 
 def _turned(shape: Sequence[int], order: Order) -> tuple[int, ...]:
