@@ -320,6 +320,10 @@ class _Converter:
             perm = [axes.index(axis) for axis in wanted]
             shape = [self.graph.shape(tensor)[axis] for axis in perm]
             label = f"{name}__{'last' if order else 'first'}"
+            maker = next((o for o in reversed(self.graph.operators) if tensor in o.outputs), None)
+            if maker is not None and maker.kind == "TRANSPOSE":  # one turn in place of two
+                before_it = self.graph.constant(maker.inputs[1])
+                tensor, perm = maker.inputs[0], [int(before_it[axis]) for axis in perm]
             if _only_ones_move(self.graph.shape(tensor), perm):
                 there[order] = self.reshape(tensor, label, shape)
             else:
