@@ -59,11 +59,8 @@ from edgekit.sources import onnx_source
 
 #: The peer where Python is 3.12 or newer, in its default mode, which writes the flatbuffer itself.
 PEER = "onnx2tf==2.6.9"
-#: Its last release for Python 3.11, and what it asks for when it starts.
-OLD_PEER = (
-    "onnx2tf==1.29.24", "tensorflow==2.19.1", "tf-keras==2.19.0", "onnx==1.17.0",
-    "onnxruntime==1.22.1", "onnx-graphsurgeon", "sng4onnx", "psutil", "ai-edge-litert==1.4.0",
-)  # fmt: skip
+#: Its last release for Python 3.11.
+OLD_PEER = "onnx2tf==1.29.24"
 SMALL = 0.01  # differences of outputs that are smaller everywhere are a part of this
 REASON = 160  # letters of a reason in a table
 RANDOM = 4  # random samples of a file
@@ -165,22 +162,22 @@ def peer(program: Path | None) -> tuple[Path, str]:
     if program is None:
         python = _python()
         new = python[1] >= (3, 12)
-        packages = (PEER,) if new else OLD_PEER
-        folder = outputs.cache("benchmarks") / packages[0].replace("==", "-")
+        package = PEER if new else OLD_PEER
+        folder = outputs.cache("benchmarks") / package.replace("==", "-")
         program = folder / "bin" / "onnx2tf"
         if not program.is_file():
-            cli.say(f"making an environment for {packages[0]} in {folder}")
+            cli.say(f"making an environment for {package} in {folder}")
             shutil.rmtree(folder, ignore_errors=True)
             steps = (
                 [python[0], "-m", "venv", "--clear", str(folder)],
-                [str(folder / "bin" / "pip"), "install", "--quiet", *packages],
+                [str(folder / "bin" / "pip"), "install", "--quiet", package],
             )
             for step in steps:
                 status, said, _ = run_command(step, 1800)
                 if status:
                     shutil.rmtree(folder, ignore_errors=True)
                     raise InvalidInputError(
-                        f"{packages[0]} cannot be installed: {said.strip().splitlines()[-1]}"
+                        f"{package} cannot be installed: {said.strip().splitlines()[-1]}"
                     )
     version = "from importlib.metadata import version; print(version('onnx2tf'))"
     python_of = program.parent / "python"
@@ -799,7 +796,10 @@ def main() -> int:
     machine = environment.describe()
     versions = dict(machine.versions)
     if not options.int8:
-        options.program, versions[ONNX2TF] = peer(options.onnx2tf)
+        try:
+            options.program, versions[ONNX2TF] = peer(options.onnx2tf)
+        except EdgekitError as exc:
+            parser.error(str(exc))
     known: dict[str, Any] = {}
     for path in options.merge:
         known |= {row["name"]: row for row in json.loads(path.read_text())["rows"]}

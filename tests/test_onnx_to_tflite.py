@@ -378,6 +378,24 @@ def test_branches_of_other_sizes_are_refused(tmp_path: Path) -> None:
         loaded.canonical()
 
 
+def test_one_turn_takes_the_place_of_two(tmp_path: Path) -> None:
+    """As TensorFlow's files turn what a convolution over time reads."""
+    drawn = np.random.default_rng(3)
+    weights = {"w": drawn.normal(0, 1, (5, 4, 3, 1)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=[0, 2, 1, 3]),
+        helper.make_node("Conv", ["turned", "w"], ["y"]),
+    ]
+    kinds, noise = _kinds(_save(tmp_path / "net.onnx", nodes, weights, [1, 9, 4, 1], [1, 5, 7, 1]))
+    assert kinds.count("TRANSPOSE") <= 1 and noise > 100
+    nodes.append(helper.make_node("Mul", ["turned", "turned"], ["z"]))
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 9, 4, 1], [1, 5, 7, 1])
+    model = package.load(path)
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 4, 9, 1]))
+    package.save(model, path)
+    assert float_model.load(path, preprocessing="none").canonical()
+
+
 def test_a_product_that_keeps_an_input_is_nothing(tmp_path: Path) -> None:
     """As a rate that Silero VAD multiplies with 0, so that it stays an input."""
     nodes = [

@@ -320,6 +320,10 @@ class _Converter:
             perm = [axes.index(axis) for axis in wanted]
             shape = [self.graph.shape(tensor)[axis] for axis in perm]
             label = f"{name}__{'last' if order else 'first'}"
+            maker = next((o for o in reversed(self.graph.operators) if tensor in o.outputs), None)
+            if maker is not None and maker.kind == "TRANSPOSE":  # one turn in place of two
+                before_it = self.graph.constant(maker.inputs[1])
+                tensor, perm = maker.inputs[0], [int(before_it[axis]) for axis in perm]
             if _only_ones_move(self.graph.shape(tensor), perm):
                 there[order] = self.reshape(tensor, label, shape)
             else:
@@ -799,9 +803,6 @@ def _clip(c: _Converter, n: Node) -> None:
         _clip_at_computed(c, n)
         return
     order = c.shared(n, [0])
-    if any(n.has(place) and n.inputs[place] not in c.static for place in (1, 2)):
-        _clip_to_computed(c, n, order)
-        return
     if n.opset < 11:
         low, high = n.get("min"), n.get("max")
     else:
@@ -832,18 +833,6 @@ def _clip(c: _Converter, n: Node) -> None:
     if high is not None:
         given = _with_scalar(c, "MINIMUM", given, high, name)
     c.set(n, given, order)
-
-
-def _clip_to_computed(c: _Converter, n: Node, order: Order) -> None:
-    """Bounds that depend on the input, as of a spectrogram below its peak; each is one number."""
-    tensor, shape, name = c.get(n.inputs[0], order), c.out_shape(n, order), n.outputs[0]
-    places = [place for place in (1, 2) if n.has(place)]
-    for place in places:
-        kind = "MAXIMUM" if place == 1 else "MINIMUM"
-        label = name if place == places[-1] else f"{name}__above"
-        given = [tensor, c.operand(n, place, order)]
-        tensor = c.add(kind, given, label, shape, dtype=c.out_dtype(n), form=_FORMS[kind])
-    c.set(n, tensor, order)
 
 
 @_handles("HardSigmoid")
