@@ -398,6 +398,13 @@ def sort(model: Any) -> None:
     ONNXModel(model).topological_sort()
 
 
+def copied(model: Any) -> Any:
+    """A copy of an ``onnx.ModelProto``."""
+    found = package().ModelProto()
+    found.CopyFrom(model)
+    return found
+
+
 def stored_constants(model: Any) -> dict[str, Any]:
     to_array = package().numpy_helper.to_array
     return {tensor.name: to_array(tensor) for tensor in model.graph.initializer}

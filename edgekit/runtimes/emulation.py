@@ -41,7 +41,7 @@ def emulate(half: Any) -> tuple[Any, int]:
         The model, and how many casts it must run for its answers to be those of the emulation.
     """
     helper, numpy_helper = onnx.package().helper, onnx.package().numpy_helper
-    result = copied(half)
+    result = onnx.copied(half)
     types = types_of(half)
     for tensor in result.graph.initializer:
         if tensor.data_type == _FLOAT16:
@@ -103,7 +103,7 @@ def is_rounding(name: str) -> bool:
 
 def types_of(model: Any) -> dict[str, int]:
     """Element type of every tensor."""
-    bare = copied(model)
+    bare = onnx.copied(model)
     del bare.graph.value_info[:]
     inferred = onnx.package().shape_inference.infer_shapes(bare, strict_mode=True).graph
     found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
@@ -115,10 +115,3 @@ def types_of(model: Any) -> dict[str, int]:
 def target_of(cast: Any) -> int:
     """The element type that a Cast makes."""
     return next(int(attribute.i) for attribute in cast.attribute if attribute.name == "to")
-
-
-def copied(model: Any) -> Any:
-    """A copy of an ``onnx.ModelProto``."""
-    found = onnx.package().ModelProto()
-    found.CopyFrom(model)
-    return found

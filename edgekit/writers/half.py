@@ -20,7 +20,7 @@ from edgekit.base.quiet import quiet
 from edgekit.data import feeds
 from edgekit.graph import onnx, onnx_forms
 from edgekit.graph.flatbuffer import short_name
-from edgekit.runtimes.emulation import copied, target_of, types_of
+from edgekit.runtimes.emulation import target_of, types_of
 
 #: Largest number of float16.
 LARGEST = float(np.finfo(np.float16).max)
@@ -132,7 +132,7 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
         model: Float ``onnx.ModelProto``; stays as it is.
         feed: Preprocessed images by input name; run one at a time, so memory is that of one.
     """
-    watched = copied(model)
+    watched = onnx.copied(model)
     shapes = {value.name: value for value in watched.graph.value_info}
     there = {value.name for value in watched.graph.output}
     for node in watched.graph.node:
@@ -204,7 +204,7 @@ def converted(model: Any, *, keep: Collection[str] = ()) -> Any:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
-    given = copied(model)
+    given = onnx.copied(model)
     onnx_forms.transpose_behind_products(given)
     with quiet():
         half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))

@@ -270,9 +270,14 @@ def _put_constants(
         for name, values in onnx_file.stored_constants(writer.model).items()
         if values.dtype == np.float32
     }
-    known: dict[tuple[int, bytes], list[ConstantIntegers]] = {}
-    for name, each in constants.items():
-        known.setdefault(_content(graph.constant(name)), []).append(each)
+    known: dict[tuple[int, bytes], list[str]] = {}
+    for name in constants:
+        known.setdefault(_content(graph.constant(name)), []).append(name)
+    readers: dict[str, set[str]] = {}
+    for operator in graph.operators:
+        for name in operator.inputs:
+            readers.setdefault(name, set()).update(operator.outputs)
+    whole = _canonical_output(writer.model, {n for each in readers.values() for n in each}, {})
     stored = {tensor.name for tensor in writer.graph.initializer}
     for node in writer.graph.node:
         computed = [name for name in node.input if name not in stored]
@@ -281,11 +286,14 @@ def _put_constants(
         for place, name in enumerate(node.input):
             if name not in floats or (node.op_type in _WEIGHTED and place > 0):
                 continue
-            found = known.get(_content(floats[name]), [])
-            if not found:
+            alike = known.get(_content(floats[name]), [])
+            if not alike:
                 continue
+            written = whole(node.output[0])  # of constants of the same numbers, its operator's own
+            owned = [n for n in alike if written is not None and written[0] in readers[n]]
+            numbers = [constants[each] for each in owned or alike]
             own = activations.get(node.output[0])
-            number = next((e for e in found if (e.scale, e.zero_point) == own), found[0])
+            number = next((e for e in numbers if (e.scale, e.zero_point) == own), numbers[0])
             steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point
             steps = np.clip(steps, -128, 127) + shift
             node.input[place] = writer.real(
@@ -673,7 +681,8 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
         node.input[1] = writer.store(np.ascontiguousarray(weights), f"{name}/weights")
         del node.input[2:]
         if layer.bias is not None:
-            node.input.append(writer.store(graph.constant(layer.bias), f"{name}/bias"))
+            bias = graph.constant(layer.bias).reshape(-1)
+            node.input.append(writer.store(bias, f"{name}/bias"))
     onnx_file.drop_unused(model)
     return frozenset(absent)
 
