@@ -717,8 +717,9 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         f"onnxruntime, as a part of the largest value (of {SMALL} at least)",
         "- **int8**: dB that are left of what varies over the test samples, for each output, "
         "against the file on onnxruntime; weights rounded to nearest (`--correction none`)",
-        "- **integers that differ**: of all scales, zero points, weights and biases of the two "
-        "int8 files",
+        "- **integers that differ**: of all scales, zero points, weights and biases that both int8 "
+        "files hold; what ONNX has no integers for, as an LSTM or a branch of an If, is not among "
+        "them",
         "- **float operators**: how many compute in float in TFLite and in ONNX",
         f"- **latency**: CPU time of int8 over that of float32 of the same format, one thread, "
         f"medians of {_rounds(document)} interleaved rounds, with a bootstrap 95 % interval",
@@ -726,6 +727,15 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         "| " + " | ".join(INT8_HEAD) + " |",
         "|" + "---|" * len(INT8_HEAD),
     ]
+    lines = [
+        textwrap.fill(
+            line, 112, subsequent_indent="  " * line.startswith("-"),
+            break_long_words=False, break_on_hyphens=False,
+        )
+        if line[:1] not in ("|", "#")
+        else line
+        for line in lines
+    ]  # fmt: skip
     notes = _Notes()
 
     for row in document["rows"]:
