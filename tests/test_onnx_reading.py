@@ -420,6 +420,18 @@ def _recurrent(path: Path) -> Path:
     )
 
 
+def test_only_pictures_need_their_preprocessing(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
+    path = _save(tmp_path / "net.onnx", nodes, {}, {"x": ["N", 6, 40]}, {"y": ["N", 6, 40]})
+    loaded = load(path)
+    assert loaded.preprocessing.name == "none"
+    assert any("preprocessing none" in note for note in loaded.notes)
+    for sizes in ([1, 3, 8, 8], [1, 8, 8, 3]):
+        path = _save(tmp_path / "net.onnx", nodes, {}, {"x": sizes}, {"y": sizes})
+        with pytest.raises(InvalidOptionError, match=r"pixels of a picture; .* symmetric \(-1 to"):
+            load(path)
+
+
 def test_states_and_scalars_are_inputs_without_a_batch(tmp_path: Path) -> None:
     from edgekit.compare import Options, compare
 

@@ -83,6 +83,11 @@ class TensorSpec:
         return sizes
 
     @property
+    def is_picture(self) -> bool:
+        """Whether a sample has height, width and 1 or 3 channels."""
+        return self.batched and len(self.sample) == 3 and self.picture[2] in (1, 3)
+
+    @property
     def _channels_first(self) -> tuple[int, ...]:
         """Sizes of one sample as a model with the channels of its pictures first has it."""
         sizes = self.sample
@@ -349,6 +354,7 @@ _NAMED = {
     ),
 }
 PREPROCESSING_NAMES = tuple(_NAMED)
+IMAGENET_NAMES = tuple(name for name in _NAMED if name.startswith("imagenet"))
 
 
 def preprocessing(spec: str) -> Preprocessing:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,7 +250,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing",
         metavar="NAME|FILE.json",
-        help=f"how pixels become the input; a file needs it, an artifact brings its own: "
+        help=f"how pixels become the input; a file that takes pictures needs it, an artifact "
+        f"brings its own: "
         f"{', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; behind # what differs, as in "
         f"unit#resize=bicubic,crop=0.875; also channels=bgr, class_offset=1",
     )
@@ -364,7 +365,7 @@ def load(
 
     Args:
         path: Default the shipped model.
-        preprocessing: Name or JSON file.
+        preprocessing: Name or JSON file; default ``none`` where no input is a picture.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes, by name; under ``""`` of the only one.
         layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
@@ -389,15 +390,9 @@ def load(
             )
         return _load_artifact(path, preprocessing)
     kind = kind_of(path)
-    if path.exists() and preprocessing is None:
-        raise InvalidOptionError(
-            f"{path} does not say how its input is made; "
-            f"pass --preprocessing {'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
-        )
-    prepared = signature.preprocessing(preprocessing) if preprocessing else None
+    prepared = signature.preprocessing(preprocessing or "none")
     opened = _open(path, kind, trust=trust, shapes=shapes or {}, free=free)
-    assert prepared is not None  # _open has refused a path that does not exist
-    return FloatModel(
+    loaded = FloatModel(
         model=opened.model,
         model_id=path.stem,
         source=Source(_from_here(path), saved_model.sha256_of(path), opened.shapes, layout),
@@ -408,6 +403,17 @@ def load(
         notes=opened.notes,
         integers=onnx_qdq.from_qdq(opened.model, path) if kind == "onnx" else None,
     )
+    pictures = [spec.name for spec in loaded.inputs if spec.is_picture]
+    if preprocessing is None and pictures:
+        raise InvalidOptionError(
+            f"{path} does not say how its input is made of the pixels of a picture; pass "
+            f"--preprocessing unit (0 to 1), symmetric (-1 to 1), none (0 to 255), "
+            f"{', '.join(signature.IMAGENET_NAMES)} or FILE.json"
+        )
+    if preprocessing is None:
+        said = "no input is a picture: samples go in as they are (preprocessing none)"
+        return replace(loaded, notes=(*loaded.notes, said))
+    return loaded
 
 
 def graph_of(
