@@ -116,6 +116,30 @@ def test_a_model_that_overflows_in_float32_is_refused() -> None:
         half.to_float16(model, {"x": X})
 
 
+def test_an_infinite_border_and_factors_of_a_resize_are_valid_in_float16() -> None:
+    constants = {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "least": np.array(-np.inf, np.float32),
+        "scales": np.array([1, 1, 2, 2], np.float32), "w": np.ones((2, 2, 1, 1), np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Pad", ["x", "pads", "least"], ["p"], "pad"),
+        helper.make_node("MaxPool", ["p"], ["m"], "pool", kernel_shape=[3, 3]),
+        helper.make_node("Conv", ["m", "w"], ["c"], "conv"),
+        helper.make_node("Resize", ["c", "", "scales"], ["y"], "up"),
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, size, size])
+        for name, size in (("x", 4), ("y", 8))
+    ]
+    stored = [numpy_helper.from_array(each, name) for name, each in constants.items()]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    model = package.shape_inference.infer_shapes(model)
+    found = half.to_float16(model, {"x": np.ones((3, 2, 4, 4), np.float32)})
+    package.checker.check_model(found.model, full_check=True)
+    assert not found.kept and found.largest == 2
+
+
 def test_the_emulation_rounds_after_every_operator() -> None:
     """1 + 2^-11 is a tie and goes to 1 in float16, twice; in float32 the two sum up to 2^-10."""
     tie = 2.0**-11

@@ -420,6 +420,18 @@ def _recurrent(path: Path) -> Path:
     )
 
 
+def test_numbers_near_0_differ_by_rounding_alone(tmp_path: Path) -> None:
+    """The whole output of a detector on noise may be smaller than the rounding of one sigmoid."""
+    models = []
+    for offset in (0.0, 2e-7, 1e-4):
+        constants = {"w": np.full((1, 1), 1e-6), "b": np.full(1, offset)}
+        nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "dense")]
+        path = _save(tmp_path / "net.onnx", nodes, constants, {"x": ["N", 1]}, {"y": ["N", 1]})
+        models.append(onnx.load(path))
+    assert onnx_source.differ(models[0], models[1]) is None
+    assert onnx_source.differ(models[0], models[2]) == "y"
+
+
 def test_only_pictures_need_their_preprocessing(tmp_path: Path) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
     path = _save(tmp_path / "net.onnx", nodes, {}, {"x": ["N", 6, 40]}, {"y": ["N", 6, 40]})

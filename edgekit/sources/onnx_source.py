@@ -43,6 +43,8 @@ _SHAPED = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}
 _ROUNDING = {"float16": 2e-2, "bfloat16": 1e-1, "float64": 1e-3}
 #: What exporters call an axis that has no name.
 _NAMELESS = ("", "?", "unk", "None")
+#: Difference that rounding explains whatever the size, as of a sigmoid that is nearly 0.
+_LEAST = 1e-6
 _Feed = dict[str, npt.NDArray[Any]]
 
 
@@ -422,7 +424,7 @@ def _run(model: Any, feed: _Feed, names: list[str] | None = None) -> list[npt.ND
 def _near(one: npt.NDArray[Any], other: npt.NDArray[Any], share: float) -> bool:
     size = float(np.abs(one[np.isfinite(one)]).max(initial=0)) if one.dtype.kind == "f" else 0.0
     return one.shape == other.shape and bool(
-        np.allclose(other, one, rtol=share, atol=share * size + 1e-9, equal_nan=True)
+        np.allclose(other, one, rtol=share, atol=share * size + _LEAST, equal_nan=True)
     )
 
 

@@ -143,12 +143,23 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
                     watched.graph.output.append(value)
     session = onnx.session(watched.SerializeToString())
     names = [value.name for value in session.get_outputs()]
+    constants = onnx.stored_constants(model)
+    endless = {  # infinite constants, and what hands them on
+        name
+        for name, values in constants.items()
+        if values.dtype.kind == "f" and np.isinf(values).any()
+    }
+    for node in model.graph.node:
+        if not endless.isdisjoint(node.input):
+            endless.update(node.output)
     found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
     for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
         for name, values in zip(names, onnx.run(session, names, each), strict=True):
             if values.dtype == np.float32:
-                # max of NaN is NaN in numpy, and stays so here
-                found[name] = float(np.maximum(found.get(name, 0.0), np.abs(values).max(initial=0)))
+                # max of NaN is NaN in numpy, and stays so here; an infinite border of a pool, say,
+                # is infinite in float16 too
+                sizes = np.abs(values[~np.isinf(values)]) if name in endless else np.abs(values)
+                found[name] = float(np.maximum(found.get(name, 0.0), sizes.max(initial=0)))
     return {name: np.inf if np.isnan(value) else value for name, value in found.items()}
 
 
@@ -215,8 +226,9 @@ def converted(model: Any, *, keep: Collection[str] = ()) -> Any:
         elif node.op_type == "Cast":
             casts.add(node.output[0])
     onnx.sort(half)
+    del half.graph.value_info[:]  # of constants that stay float32, it calls them float16
     try:
-        onnx.package().checker.check_model(half)
+        onnx.package().checker.check_model(half, full_check=True)
     except Exception as exc:  # the checker's own types
         raise InvalidModelError(f"the graph becomes no valid float16: {reason(exc)}") from None
     return half

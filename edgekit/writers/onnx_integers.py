@@ -287,11 +287,12 @@ def _put_constants(
             if name not in floats or (node.op_type in _WEIGHTED and place > 0):
                 continue
             alike = known.get(_content(floats[name]), [])
+            written = whole(node.output[0])
+            if written is not None:  # of constants of the same numbers, its operator's own
+                alike = [each for each in alike if written[0] in readers[each]]
             if not alike:
                 continue
-            written = whole(node.output[0])  # of constants of the same numbers, its operator's own
-            owned = [n for n in alike if written is not None and written[0] in readers[n]]
-            numbers = [constants[each] for each in owned or alike]
+            numbers = [constants[each] for each in alike]
             own = activations.get(node.output[0])
             number = next((e for e in numbers if (e.scale, e.zero_point) == own), numbers[0])
             steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point
