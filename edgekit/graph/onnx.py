@@ -414,8 +414,7 @@ def without_constant_nodes(model: Any) -> Any:
     """A model whose Constant nodes are stored tensors; itself where it has none."""
     if not any(node.op_type == "Constant" for node in model.graph.node):
         return model
-    found = type(model)()
-    found.CopyFrom(model)
+    found = copied(model)
     kept = []
     for node in found.graph.node:
         value = attribute(node, "value", None) if node.op_type == "Constant" else None

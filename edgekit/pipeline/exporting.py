@@ -930,7 +930,8 @@ def _make_int8(
         return _Written(
             content, litert.signature(content), canonical, quantized, table, tuple(notes)
         )
-    graph, stored, constants = Graph(quantized.graph), quantized.stored, Graph(quantized.graph)
+    graph, stored = Graph(quantized.graph), quantized.stored
+    constants = graph
     if source.kind == "onnx":
         model, constants = source.prepared(integers=True), Graph(canonical)
         onnx_integers.name_outputs(model, constants)

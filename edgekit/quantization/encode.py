@@ -10,13 +10,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit.base.errors import InvalidDataError, InvalidModelError
 from edgekit.graph import kernels
-from edgekit.graph.flatbuffer import Graph, Operator, short_name
+from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.table import Range
-from edgekit.records.encodings import Encoding
+from edgekit.records.encodings import Encoding, LayerIntegers
 
 #: Operators that compute each number of their output from the same number of their inputs.
 _ELEMENTWISE = frozenset(
@@ -147,6 +148,19 @@ def activations(
             if inner in encodings and outer in encodings:
                 encodings[inner] = encodings[outer]
     return encodings
+
+
+def of_layer(layer: Layer, integers: LayerIntegers) -> dict[str, Encoding]:
+    """The encodings of a layer's weights, and of its bias where that is rounded."""
+    found = {layer.weights: Encoding("int8", scales(integers.weight_scale), 0, layer.axis)}
+    if layer.bias is not None and integers.bias_scale is not None:
+        found[layer.bias] = Encoding("int32", scales(integers.bias_scale), 0, 0)
+    return found
+
+
+def scales(values: npt.NDArray[np.float32]) -> tuple[float, ...]:
+    """Scales as an encoding has them."""
+    return tuple(stored(value) for value in values)
 
 
 def constants(

@@ -96,10 +96,7 @@ class _Taker:
                 continue
             rounded = self._layers[layer.output]
             reconstruct.put(changed, layer, rounded)
-            found = rounded.integers
-            tensors[layer.weights] = Encoding("int8", _short(found.weight_scale), 0, layer.axis)
-            if layer.bias is not None and found.bias_scale is not None:
-                tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
+            tensors |= encode.of_layer(layer, rounded.integers)
         of_constants = {
             name: Encoding("int8", (encode.stored(each.scale),), each.zero_point)
             for name, each in self._constants.items()
@@ -305,7 +302,3 @@ def _handed_on(graph: Graph, numbers: Mapping[str, Number]) -> dict[str, Number]
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(short_name, names[:3])) + more
-
-
-def _short(scales: npt.NDArray[np.float32]) -> tuple[float, ...]:
-    return tuple(encode.stored(scale) for scale in scales)

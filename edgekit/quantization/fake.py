@@ -312,7 +312,7 @@ class FakeQuantized:
         for layer in graph.layers:
             integers = layers[layer.output].integers
             tensors[layer.weights] = Encoding(
-                "int8", tuple(encode.stored(s) for s in integers.weight_scale), 0, layer.axis
+                "int8", encode.scales(integers.weight_scale), 0, layer.axis
             )
         stored = reconstruct.stored(encodings, layers, constants)
         return graph.serialize(), stored, tensors

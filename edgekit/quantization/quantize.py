@@ -483,10 +483,7 @@ def _result(
             continue
         rounded = made.layers[layer.output]
         reconstruct.put(changed, layer, rounded)
-        found = rounded.integers
-        tensors[layer.weights] = Encoding("int8", _short(found.weight_scale), 0, layer.axis)
-        if layer.bias is not None and found.bias_scale is not None:
-            tensors[layer.bias] = Encoding("int32", _short(found.bias_scale), 0, 0)
+        tensors |= encode.of_layer(layer, rounded.integers)
         if rounded.raised:
             larger.append(layer.short)
     if larger:
@@ -509,10 +506,6 @@ def _result(
         tuple(said),
         dict(floats or {}),
     )
-
-
-def _short(scales: np.ndarray) -> tuple[float, ...]:
-    return tuple(encode.stored(scale) for scale in scales)
 
 
 def held_out(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -306,6 +306,11 @@ class _Converter:
     def orders(self, name: str) -> list[Order]:
         return list(self.computed[name].tensors) if name in self.computed else []
 
+    def only_order(self, name: str) -> Order:
+        """Channels last where a value is there in that order alone; else the file's."""
+        rank = len(self.shape(name))
+        return last(rank) if rank > 2 and self.orders(name) == [last(rank)] else ()
+
     def get(self, name: str, order: Order = ()) -> str:
         """The canonical tensor of a value in an order of axes."""
         if name in self.static:
@@ -1493,7 +1498,7 @@ def _trilu(c: _Converter, n: Node) -> None:
 @_handles("BatchNormalization")
 def _batch_norm(c: _Converter, n: Node) -> None:
     rank = len(c.shape(n.inputs[0]))
-    order = last(rank) if rank > 2 and c.orders(n.inputs[0]) == [last(rank)] else ()
+    order = c.only_order(n.inputs[0])
     gamma, beta, mean, variance = (c.constant(n, i).astype(np.float64) for i in range(1, 5))
     factor = gamma / np.sqrt(variance + float(n.get("epsilon", 1e-5)))
     summand = beta - mean * factor
@@ -1522,7 +1527,7 @@ def _constant_into_layer(c: _Converter, n: Node) -> bool:
         return False
     array = c.constant(n, place).astype(np.float64)
     array = array.reshape((1,) * (rank - array.ndim) + array.shape)
-    axis = 1 if c.orders(source) == [last(rank)] else rank - 1
+    axis = 1 if c.only_order(source) else rank - 1
     if any(size != 1 for i, size in enumerate(array.shape) if i != axis):
         return False
     each = np.broadcast_to(array.reshape(-1), (shape[axis],))
@@ -1716,7 +1721,7 @@ def _softmax(c: _Converter, n: Node) -> None:
     order: Order = ()
     if axis != rank - 1:
         order = (*[i for i in range(rank) if i != axis], axis)
-    elif rank > 2 and c.orders(n.inputs[0]) == [last(rank)]:
+    elif c.only_order(n.inputs[0]):
         order = ()
     given = c.get(n.inputs[0], order)
     c.set(n, c.add(kind, [given], name, c.out_shape(n, order), form=form, **options), order)
@@ -1859,7 +1864,7 @@ def _reduce(c: _Converter, n: Node) -> None:
     axes = sorted(int(axis) % rank for axis in axes)
     kept = bool(n.get("keepdims", 1))
     order: Order = ()
-    if rank > 2 and c.orders(n.inputs[0]) == [last(rank)]:
+    if c.only_order(n.inputs[0]):
         remaining = [axis for axis in last(rank) if axis not in axes]
         if kept or remaining == sorted(remaining):
             order = last(rank)
@@ -1893,7 +1898,7 @@ def _arg(c: _Converter, n: Node) -> None:
     rank, name = len(shape), n.outputs[0]
     axis = int(n.get("axis", 0)) % rank
     order: Order = ()
-    if rank > 2 and c.orders(n.inputs[0]) == [last(rank)]:
+    if c.only_order(n.inputs[0]):
         remaining = [a for a in last(rank) if a != axis]
         if remaining == sorted(remaining):
             order = last(rank)
@@ -2050,7 +2055,7 @@ def _split(c: _Converter, n: Node) -> None:
     shape = c.shape(n.inputs[0])
     rank = len(shape)
     axis = int(n.get("axis", 0)) % rank
-    order = last(rank) if rank > 2 and c.orders(n.inputs[0]) == [last(rank)] else ()
+    order = c.only_order(n.inputs[0])
     place = order.index(axis) if order else axis
     sizes = [c.shape(name)[axis] for name in n.outputs]
     given = [
@@ -2090,7 +2095,7 @@ def _slice(c: _Converter, n: Node) -> None:
         axis, size = axis % rank, shape[axis % rank]
         first, stop, _ = slice(start, end, step).indices(size)
         begins[axis], stops[axis], strides[axis] = first, stop, step
-    order = last(rank) if rank > 2 and c.orders(n.inputs[0]) == [last(rank)] else ()
+    order = c.only_order(n.inputs[0])
     begins, stops, strides = (list(_turned(each, order)) for each in (begins, stops, strides))
     given = c.get(n.inputs[0], order)
     name, out = n.outputs[0], c.out_shape(n, order)
@@ -2127,9 +2132,7 @@ def _gather(c: _Converter, n: Node) -> None:
         places = c.constant(n, 1)
         size = c.shape(n.inputs[0])[axis]
         places = np.where(places < 0, places + size, places)
-        order: Order = ()
-        if places.ndim == 1 and rank > 2 and c.orders(n.inputs[0]) == [last(rank)]:
-            order = last(rank)
+        order = c.only_order(n.inputs[0]) if places.ndim == 1 else ()
         indices = c.store(n.inputs[1], places)
     else:
         order = ()
@@ -2206,7 +2209,7 @@ def _pad(c: _Converter, n: Node) -> None:
             for i, axis in enumerate(axes):
                 whole[axis], whole[rank + axis] = pads[i], pads[len(axes) + i]
             pads = whole
-    order = last(rank) if rank > 2 and c.orders(n.inputs[0]) == [last(rank)] else ()
+    order = c.only_order(n.inputs[0])
     pairs = [(pads[i], pads[rank + i]) for i in range(rank)]
     pairs = list(_turned(pairs, order))  # type: ignore[arg-type]
     given = c.get(n.inputs[0], order)

@@ -181,8 +181,7 @@ class _Reader:
             self._constants_of(node)
             if node.op_type in _WEIGHTED and self._layer(node):
                 layers[node.output[0]] = _named(node)
-        found = package.ModelProto()
-        found.CopyFrom(self._model)
+        found = onnx.copied(self._model)
         del found.graph.node[:]
         found.graph.node.extend(nodes)
         made_here = {name for node in nodes for name in node.output}

@@ -277,8 +277,7 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
         InvalidModelError: If its samples depend on each other, or sizes inside hold for several.
     """
     package = onnx.package()
-    found = package.ModelProto()
-    found.CopyFrom(model)
+    found = onnx.copied(model)
     for value in (*found.graph.input, *found.graph.output):
         dims = value.type.tensor_type.shape.dim
         if len(dims) and dims[0].dim_value == batch:
@@ -437,8 +436,9 @@ def _give_inner_sizes(model: Any) -> None:
         for node in model.graph.node
         if node.op_type == "MatMul" and node.input[1] in stored and node.input[0] not in known
     }
-    watched = type(model)()
-    watched.CopyFrom(model)
+    if not names:
+        return
+    watched = onnx.copied(model)
     del watched.graph.output[:]
     for name in sorted(names):
         watched.graph.output.add().name = name
@@ -446,8 +446,6 @@ def _give_inner_sizes(model: Any) -> None:
     feeds = [random_feed(found, seed=0)]
     if all(spec.shape[:1] == (-1,) for spec in found.inputs):
         feeds.append({name: np.concatenate([each] * 2) for name, each in feeds[0].items()})
-    if not names:
-        return
     try:
         runs = [_run(watched, feed, sorted(names)) for feed in feeds]
     except Exception:  # e.g. indices out of their table: then such a product stays as it is
@@ -498,8 +496,7 @@ def prepare(model: Any, *, integers: bool) -> Any:
         except Exception as exc:  # onnx and onnxruntime raise many types
             raise InvalidModelError(f"the ONNX file cannot be prepared: {reason(exc)}") from None
     if integers:
-        before = package.ModelProto()
-        before.CopyFrom(found)
+        before = onnx.copied(found)
         _give_inner_sizes(found)
         onnx_forms.for_integers(found)
         if (output := differ(before, found)) is not None:

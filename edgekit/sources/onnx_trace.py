@@ -83,8 +83,7 @@ def _without_branches(model: Any, feed: Mapping[str, Array]) -> Any:
     conditions = {model.graph.node[place].input[0] for place in branching} - set(stored)
     asked = sorted(conditions)
     known = {**stored, **dict(zip(asked, _run(model, asked, feed) if asked else [], strict=True))}
-    found = type(model)()
-    found.CopyFrom(model)
+    found = onnx.copied(model)
     nodes = []
     for place, node in enumerate(model.graph.node):
         if place not in branching:
@@ -104,8 +103,7 @@ def _without_branches(model: Any, feed: Mapping[str, Array]) -> Any:
 def _both_branches(model: Any, feed: Mapping[str, Array]) -> Any:
     """The model with both branches of each If, of whose outputs the condition picks one; None where
     there is no If, or a branch does not take what the other is for."""
-    found = type(model)()
-    found.CopyFrom(model)
+    found = onnx.copied(model)
     make, nodes, pairs = onnx.package().helper.make_node, [], []
     for place, node in enumerate(model.graph.node):
         if node.op_type != "If":
@@ -173,8 +171,7 @@ def _run(model: Any, names: list[str], feed: Mapping[str, Array]) -> list[Array]
         import onnxruntime
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
-    watched = type(model)()
-    watched.CopyFrom(model)
+    watched = onnx.copied(model)
     del watched.graph.output[:]
     for name in names:
         watched.graph.output.add().name = name

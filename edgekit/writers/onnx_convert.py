@@ -72,8 +72,7 @@ def from_tflite(canonical: bytes) -> Any:
     _part_from_turned_ends(model, Graph(canonical))
     del model.graph.value_info[:]
     _name_by_values(model, canonical)
-    free = onnx.ModelProto()
-    free.CopyFrom(model)
+    free = onnx_file.copied(model)
     _free_batch(free)
     model = free if _batches(free, model) else model
     try:
@@ -313,7 +312,7 @@ def _name_by_values(model: Any, canonical: bytes) -> None:
     tf2onnx moves a Transpose from before an operator to behind it and keeps the names: what it is
     called by then is the operator's answer. Others it calls anew where it turns them around.
     """
-    onnx, graph = onnx_file.package(), Graph(canonical)
+    graph = Graph(canonical)
     try:
         feed, computed = _computed(canonical, [value.name for value in model.graph.input])
     except ExecutionError:
@@ -322,8 +321,7 @@ def _name_by_values(model: Any, canonical: bytes) -> None:
     expected = {name: _sums(computed[name]) for name in known if name in computed}
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
     names = [name for node in model.graph.node for name in node.output if name and name not in ends]
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
+    watched = onnx_file.copied(model)
     del watched.graph.output[:]
     for name in names:
         watched.graph.output.add().name = name

@@ -62,8 +62,7 @@ def quantize(
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
         in the canonical graph (parts of an operator that ONNX lacks), stays float.
     """
-    copied = onnx_file.package().ModelProto()
-    copied.CopyFrom(model)
+    copied = onnx_file.copied(model)
     _spell_certain(copied)
     whole = {node.output[0] for node, _, _ in layer_nodes(copied, stored.layers, {})}
     real = {  # what a layer in float reads as it was before it is rounded
