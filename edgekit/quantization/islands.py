@@ -230,8 +230,11 @@ class Search:
         unknown = {
             position
             for position, case in cases.items()
-            if case not in self._judged
-            or (self._judged[case].left < kept and not self._judged[case].alone)
+            if self._operators[position].kind not in _GIVEN_ON
+            and (
+                case not in self._judged
+                or (self._judged[case].left < kept and not self._judged[case].alone)
+            )
         }
         unasked = [name for name in outputs if (name, encodings[name]) not in self._dead]
         if unknown or unasked:
@@ -240,9 +243,10 @@ class Search:
         least = np.inf
         makers = {name: self._operators[i] for name, i in self._makers.items()}
         for position, case in cases.items():
-            operator, judged = self._operators[position], self._judged[case]
+            operator = self._operators[position]
             if operator.kind in _GIVEN_ON:
                 continue
+            judged = self._judged[case]
             least = min(least, judged.left)
             if judged.left >= kept:
                 continue
@@ -313,7 +317,7 @@ class Search:
             if position in unknown:
                 left = _left(graph, operator, values, seen, self._count)
                 alone: dict[str, float] = {}
-                if left < kept and operator.kind not in _GIVEN_ON:
+                if left < kept:
                     for name in step.fed:
                         if graph.dtype(name) == np.float32:
                             own = step.run({**exact, name: rounded(name)})
