@@ -287,7 +287,7 @@ def _normalization(graph: _Graph, node: Any) -> None:
 
 def _whole(graph: _Graph, node: Any) -> None:
     """A transposed convolution in groups, or whose borders are cut off: one convolution for each
-    group, whose whole answers are put side by side, and a Slice."""
+    group, whose whole outputs are put side by side, and a Slice."""
     weights = graph.constants.get(node.input[1])
     bias = graph.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     if weights is None or weights.ndim < 3 or (len(node.input) > 2 and bias is None):
