@@ -299,20 +299,19 @@ def test_a_poor_file_is_exit_status_1_unless_it_is_allowed(coarse: Case) -> None
     assert 0 < document["quantization"]["judged"][0]["sqnr_centred"] < 10
 
 
-def test_few_samples_judge_nothing_and_that_is_said(coarse: Case) -> None:
+def test_few_samples_judge_what_they_made_and_that_is_said(coarse: Case) -> None:
     np.savez(coarse.folder / "few.npz", rows=coarse.arrays["rows"][:8])
-    written = export(
-        coarse.path,
-        target="tflite",
-        **coarse.options("few", calibration=str(coarse.folder / "few.npz")),
-    )
-    assert any("nothing could be judged" in n and "got 8" in n for n in written.manifest.notes)
-    assert any(
-        "8 calibration samples" in n or "% of the range" in n for n in written.manifest.notes
-    )
+    few = {"calibration": str(coarse.folder / "few.npz")}
+    written = export(coarse.path, target="tflite", **coarse.options("few", **few))
+    notes = written.manifest.notes
+    assert any("on 8 calibration samples" in note for note in notes)
+    assert any("judged on the samples that the ranges come from" in note for note in notes)
     record = written.manifest.quantization
-    assert record is not None and record.judged == () and record.tried == {}
+    assert record is not None and len(record.judged) == 1 and record.tried == {}
     assert record.floats  # the walk needs no judge
+    with pytest.raises(FidelityError, match="poor: .* 8 calibration .* with 20 samples or more"):
+        export(coarse.path, target="tflite", **coarse.options("poor-few", strict=True, **few))
+    assert not (coarse.folder / "coarse-poor-few").exists()
 
 
 @pytest.fixture(scope="module")

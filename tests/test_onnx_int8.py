@@ -427,3 +427,24 @@ def test_everything_of_a_file_is_loaded_once(tmp_path: Path) -> None:
     assert load(tmp_path / "net.onnx", preprocessing="none").source.sha256 == (
         written.manifest.source.sha256
     )
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_a_state_of_zeros_before_the_first_step(target: str, tmp_path: Path) -> None:
+    """An unrolled cell multiplies its forget gate by zeros in the first step: nothing is dead."""
+    constants = {"w": _drawn(1, 4, 6), "u": _drawn(2, 4, 6), "zeros": np.zeros((1, 6), np.float32)}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "gate"),
+        helper.make_node("Sigmoid", ["a"], ["forget"], "forget"),
+        helper.make_node("Mul", ["forget", "zeros"], ["kept"], "kept"),
+        helper.make_node("MatMul", ["x", "u"], ["new"], "new"),
+        helper.make_node("Add", ["kept", "new"], ["y"], "cell"),
+    ]
+    path = tmp_path / "cell.onnx"
+    package.save(_model(nodes, constants, [1, 4], {"y": [1, 6]}), path)
+    x = _drawn(3, 40, 4)
+    np.savez(tmp_path / "set.npz", x=x)
+    given = {"calibration": str(tmp_path / "set.npz"), "out": tmp_path / "out"}
+    written = export(path, target=target, precision="int8", **given)
+    exact = x @ constants["u"]
+    assert decibels(exact, next(iter(answers(written, {"x": x}).values()))) > 30

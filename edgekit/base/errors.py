@@ -24,12 +24,14 @@ Messages are one sentence in one line: expected, got, and the fix.
 
 from __future__ import annotations
 
+import textwrap
 from typing import ClassVar
 
 
 def reason(error: BaseException) -> str:
     """What another library's exception says, in one line short enough to quote."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    said = " ".join(str(error).split())
+    return textwrap.shorten(said, 200, placeholder=" …") or type(error).__name__
 
 
 def last_words(text: str, lines: int = 3) -> str:

@@ -314,7 +314,8 @@ class _Observer:
                 if columns is not None and not np.isfinite(row[columns]).all():
                     raise InvalidDataError(
                         f"{self._name}: image {self._seen + number} makes {place.name} NaN or "
-                        f"infinite; check the model and the preprocessing"
+                        f"infinite, which has no int8 range; check the preprocessing, or export "
+                        f"in float32 or float16 if the model itself discards such values"
                     )
 
     def result(self) -> dict[str, TensorStatistics]:

@@ -66,6 +66,10 @@ DEFAULT_MODEL = float_model.SHIPPED
 #: Held-out images that a written file is judged on, at the most.
 _HELD = 64
 _FAILED = ("poor", "dead")
+_UNJUDGED = (
+    "nothing could be judged, since no calibration samples are at hand; "
+    "`python -m edgekit.compare` judges the file"
+)
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -516,8 +520,10 @@ class _Pipeline:
         """What a file's outputs are worth: verdicts of an int8 file, and sentences."""
         source, options = self.source, self.options
         images = None if self.calibration is None else self.calibration.images
-        if precision == "int8" and images is not None and len(images) >= FEWEST_IMAGES:
-            places = _spread(held_out(len(images))[1], _HELD)
+        if precision == "int8" and images is not None:
+            apart = len(images) >= FEWEST_IMAGES
+            judging = held_out(len(images))[1] if apart else np.arange(len(images))
+            places = _spread(judging, _HELD)
             judged = proof.judge(
                 written.content,
                 written.signature,
@@ -530,13 +536,13 @@ class _Pipeline:
             return judged, _verdict(
                 judged,
                 target,
-                rescues=_rescues(source, options),
+                rescues=_rescues(source, options, apart=apart),
+                apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
             )
         few = None
-        sampled = precision == "int8" or (target, precision) == ("onnx", "float16")
-        if images is not None and sampled:
+        if images is not None and (target, precision) == ("onnx", "float16"):
             few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
         said = [
             proof.check_answers(
@@ -549,7 +555,7 @@ class _Pipeline:
                 few,
             )
         ]
-        return (), [*said, *([_unjudged(images)] if precision == "int8" else [])]
+        return (), [*said, *([_UNJUDGED] if precision == "int8" else [])]
 
     def _written(self, target: str, precision: str) -> _Written:
         own = self.source.kind == "onnx" and target == "onnx"
@@ -823,9 +829,11 @@ def _some(
     return feeds.feed(images, found.inputs, source.preprocessing, places)
 
 
-def _rescues(source: FloatModel, options: _Options) -> str:
+def _rescues(source: FloatModel, options: _Options, *, apart: bool) -> str:
     """What makes a better int8 file of a model, or does without one."""
     found = []
+    if not apart:
+        found.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         found.append("leave out --correction none")
     if source.kind == "keras" and keras.is_keras_2(source.model):
@@ -836,16 +844,16 @@ def _rescues(source: FloatModel, options: _Options) -> str:
 
 
 def _verdict(
-    judged: Sequence[Fidelity], target: str, *, rescues: str, dead: bool, poor: bool
+    judged: Sequence[Fidelity], target: str, *, rescues: str, apart: bool, dead: bool, poor: bool
 ) -> list[str]:
     """What the outputs are worth, in words.
 
     Raises:
         FidelityError: If one is dead or poor, and that is not allowed.
     """
-    count = judged[0].count
+    samples = f"{judged[0].count} {'held-out ' if apart else ''}calibration samples"
     said = [
-        f"{each.output} on {count} held-out calibration samples: {each.level}, "
+        f"{each.output} on {samples}: {each.level}, "
         f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
         + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
         + _weakest(each)
@@ -856,6 +864,11 @@ def _verdict(
         for each in judged
         if each.hardly_varies
     ]
+    if not apart:
+        said.append(
+            f"that is judged on the samples that the ranges come from, since {FEWEST_IMAGES} are "
+            f"needed to hold some out; `python -m edgekit.compare` judges it on others"
+        )
     killed = [each for each in judged if each.level == "dead"]
     if killed:
         where = "; ".join(fidelity.named(each) for each in killed)
@@ -870,8 +883,8 @@ def _verdict(
     if low:
         where = ", ".join(f"{each.output} {each.sqnr_centred:.1f} dB" for each in low)
         what = (
-            f"the int8 {target} file is poor: of what varies over {count} held-out calibration "
-            f"samples there is left {where}, expected {fidelity.POOR:.0f} dB at least"
+            f"the int8 {target} file is poor: of what varies over {samples} there is left {where}, "
+            f"expected {fidelity.POOR:.0f} dB at least"
         )
         if not poor:
             raise FidelityError(
@@ -890,14 +903,6 @@ def _weakest(judged: Fidelity) -> str:
     return (
         f"; channel {judged.worst.index} of axis {judged.worst.axis} keeps "
         f"{judged.worst_sqnr:.1f} dB only"
-    )
-
-
-def _unjudged(images: Samples | None) -> str:
-    got = "none is at hand" if images is None else f"got {len(images)}"
-    return (
-        f"nothing could be judged: expected {FEWEST_IMAGES} calibration samples or more, {got}; "
-        f"`python -m edgekit.compare` judges the file"
     )
 
 

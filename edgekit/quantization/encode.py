@@ -32,6 +32,8 @@ _STEEP = frozenset(("DIV", "EXP", "LOG", "POW"))
 _SYMMETRIC = frozenset(("BATCH_MATMUL",))
 #: Scale of a constant whose numbers are smaller than float32 can divide by 255.
 _LEAST = 1e-30
+#: Scale of what is always 0, which every scale holds.
+_ANY_SCALE = 1 / 256
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,11 @@ def activations(
         whole = Range(min(each.min for each in ends), max(each.max for each in ends))
         shared.update(dict.fromkeys(together, whole))
     encodings = {}
+    zeros = _always_zero(graph)
     for name, root in roots.items():
-        if root in found.fixed and not profile.symmetric:
+        if name in zeros and shared[root] == Range(0.0, 0.0):
+            scale, zero_point = _ANY_SCALE, 0
+        elif root in found.fixed and not profile.symmetric:
             scale, zero_point = found.fixed[root]
             if name not in found.direct:
                 _check_fixed(name, scale, zero_point, ranges[name])
@@ -148,6 +153,23 @@ def activations(
             if inner in encodings and outer in encodings:
                 encodings[inner] = encodings[outer]
     return encodings
+
+
+def _always_zero(graph: Graph) -> set[str]:
+    """Tensors that are 0 whatever the input is: products with a constant of zeros, as the state
+    before the first step of an unrolled recurrent layer is one."""
+    found: set[str] = set()
+    for operator in graph.operators:
+        if operator.kind == "MUL":
+            zero = any(
+                name in found or (graph.is_constant(name) and not graph.constant(name).any())
+                for name in operator.inputs
+            )
+        else:
+            zero = operator.kind in kernels.SAME and operator.inputs[0] in found
+        if zero:
+            found.update(operator.outputs)
+    return found
 
 
 def of_layer(layer: Layer, integers: LayerIntegers) -> dict[str, Encoding]:
@@ -190,7 +212,7 @@ def constants(
                 )
             low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
             if high <= low:
-                scale, zero_point = 1 / 256, 0
+                scale, zero_point = _ANY_SCALE, 0
             elif profile.symmetric or operator.kind in _SYMMETRIC:
                 scale, zero_point = max(-low, high) / 127, 0
             else:

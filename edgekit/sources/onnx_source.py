@@ -316,7 +316,8 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
         names = ", ".join(value.name for value in model.graph.input)
         raise InvalidModelError(
             f"{path}: expected one sample a run, got {batch} in {names}, which cannot be taken "
-            f"apart ({said}); export it with one sample, e.g. torch.onnx.export(model, x[:1], ...)"
+            f"apart ({said}); export it with one sample, e.g. torch.onnx.export(model, x[:1], "
+            f"...), or, if its first axis counts no samples, with an axis of size 1 before that"
         )
     return found
 
