@@ -23,7 +23,7 @@ slow: $(VENV)/installed  ## the tests that take minutes each
 
 test-avx2: $(VENV)/installed  ## the tests that depend on the CPU, as on one without AVX-512
 	$(BIN)/python benchmarks/as_avx2.py $(abspath $(BIN))/python -m pytest tests/test_arrange.py \
-		tests/test_train.py -k "form or alike"
+		tests/test_train.py -m "slow or not slow" -k "form or alike"
 
 check: $(VENV)/installed docs  ## lint, format, types, which room imports which, the site
 	$(BIN)/ruff check .

@@ -29,6 +29,8 @@ PAGES = (
     "how-to/deploy",
     "how-to/your-data",
 )
+#: Those of which the commands take longest.
+_LONG = PAGES[:2] + ("how-to/deploy",)
 DOCS = ROOT / "docs"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: What a board has not got.
@@ -109,7 +111,9 @@ def _shell(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=pytest.mark.slow) if p in _LONG else p for p in PAGES]
+)
 def test_every_command_of_a_page_runs(
     page: str,
     workspace: Path,

@@ -86,6 +86,7 @@ def count(scheduler: str, wanted: int) -> None:
         until(lambda: len(found._workers()) == wanted)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_nothing(
     scheduler: str, worker: Start, tiny: tuple[Path, Path], whole: Report, tmp_path: Path
 ) -> None:

@@ -357,6 +357,7 @@ def test_a_node_on_the_cpu_is_an_error_but_for_arithmetic_of_shapes() -> None:
         onnx.ran([conv], onnx.CPU)
 
 
+@pytest.mark.slow
 def test_other_layouts_and_precisions_are_the_same_model(small: Path) -> None:
     model = small / "small.keras"
     pixels = np.load(small / "set.npz")["x"][:8]

@@ -461,6 +461,7 @@ def test_bad_input_is_one_line(
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_a_model_trained_with_fake_quantization_is_held_against_its_own_weights(
     tmp_path: Path,
 ) -> None:

@@ -159,6 +159,7 @@ def test_the_model_file_is_plain_keras(trained: tuple[Path, Done], small: Path) 
     assert [layer.name for layer in ours.layers] == [layer.name for layer in given.layers]
 
 
+@pytest.mark.slow
 def test_compare_runs_it_fake_quantized_beside_its_files(
     trained: tuple[Path, Done],
     exported: dict[str, Path],
@@ -273,6 +274,7 @@ def test_a_killed_run_is_resumed_to_the_same_end(
     assert ends[1][-1]["loss"] == pytest.approx(ends[0][-1]["loss"], rel=0.05)
 
 
+@pytest.mark.slow
 def test_without_labels_the_float_model_is_followed(
     small: Path, edgekit: Callable[..., Done], tmp_path: Path
 ) -> None:
@@ -286,6 +288,7 @@ def test_without_labels_the_float_model_is_followed(
     assert done.document["scores"]["tflite int8"]["top1"] is None
 
 
+@pytest.mark.slow
 def test_a_layer_left_float_still_deploys(
     small: Path, images: Path, edgekit: Callable[..., Done], tmp_path: Path
 ) -> None:

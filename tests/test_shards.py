@@ -39,6 +39,7 @@ def fill(store: shards.Shards, place: Place = HERE) -> None:
         assert store.put(start, ANSWERS[start : store.run.stop(start)], RUNTIME, place)
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on(
     tiny: tuple[Path, Path], whole: Report, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -421,6 +421,7 @@ def test_tfds(tmp_path: Path) -> None:
     assert all((x.mean((1, 2)).argmax(1) == y).all() for x, y, _ in whole)
 
 
+@pytest.mark.slow
 def test_a_paper_recipe_trains_from_shards(
     shards: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_run_learns_and_writes_an_artifact(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "tb"]
 
 
+@pytest.mark.slow
 def test_a_recipe_of_ones_own_in_another_form_writes_a_plain_model(
     stripes: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:
@@ -92,6 +93,7 @@ def test_a_recipe_of_ones_own_in_another_form_writes_a_plain_model(
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_end(
     stripes: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:
@@ -117,6 +119,7 @@ def test_a_killed_run_resumes_to_the_end(
     assert (tmp_path / "m" / "training.jsonl").read_text().count("\n") == 6
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_130_and_writes_no_artifact(stripes: Path, tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, "-m", "edgekit.train", "--data", str(stripes)]

@@ -323,6 +323,7 @@ def test_products_are_paired_but_in_depthwise_kernels(
     assert saturation.pairs_in_groups(groups, inputs, outputs) == paired
 
 
+@pytest.mark.slow
 def test_an_unrolled_cell_is_stored_once(tmp_path: Path) -> None:
     values, exact = _saved(
         lambda x: layers.Dense(3)(layers.LSTM(32, unroll=True)(x)), (8, 16), tmp_path
