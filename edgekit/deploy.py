@@ -223,7 +223,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         accepted = None if baseline is None else Report.load(baseline)
         checks = gate(report, baseline=accepted, bounds=bounds, allow_dead=judged.allow_dead)
         asked = (*grammar.DEFAULTS, *bounds)
-        gate_table.show(checks, asked, report.model_id, report.reference_in_words)
+        gate_table.show(checks, asked, report)
     for file in files.values():
         cli.say(str(file))
     passed = not failed and all(check.verdict != "FAIL" for check in checks)

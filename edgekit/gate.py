@@ -135,9 +135,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         )
     baseline = None if baseline_path is None else Report.load(baseline_path)
     checks = gate(report, baseline=baseline, bounds=bounds, allow_dead=dead)
-    gate_table.show(
-        checks, (*grammar.DEFAULTS, *bounds), report.model_id, report.reference_in_words
-    )
+    gate_table.show(checks, (*grammar.DEFAULTS, *bounds), report)
     _say_unjudged(report)
     for word, given, file in (
         ("report", options.report, path),

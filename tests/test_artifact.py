@@ -8,7 +8,7 @@ import pytest
 
 from edgekit.base.errors import ArtifactError, OutputExistsError
 from edgekit.records import artifact
-from edgekit.records.artifact import Artifact
+from edgekit.records.artifact import Artifact, Manifest, QuantizationRecord
 from edgekit.records.signature import Signature, TensorSpec, preprocessing
 
 
@@ -75,3 +75,28 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path: Path, change: dict[st
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ArtifactError):
         Artifact.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("way", "weights"),
+    [
+        ("nearest rounding, 3 tensors in float", "nearest"),
+        ("corrected biases (from channel means, without images to judge by)", "corrected"),
+        ("equalized channels, fitted layers", "fitted"),
+        ("trained with fake quantization", "trained"),
+        ("taken over from the file", "source"),
+    ],
+)
+def test_a_manifest_without_the_field_says_in_words_how_weights_were_rounded(
+    way: str, weights: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a", quantization=QuantizationRecord(way, {})).path / "manifest.json"
+    document = json.loads(path.read_text())
+    del document["quantization"]["weights"]
+    path.write_text(json.dumps(document))
+    record = Manifest.load(path).quantization
+    assert record is not None and record.weights == weights
+
+
+def test_how_weights_were_rounded_is_not_read_from_words() -> None:
+    assert QuantizationRecord("layers by least squares", {}, weights="fitted").weights == "fitted"

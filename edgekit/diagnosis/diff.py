@@ -29,7 +29,6 @@ from edgekit.diagnosis.tensors import KerasTensors, OnnxTensors, Tensors, TfLite
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.quantization.profiles import DEFAULT, PROFILES
-from edgekit.quantization.quantize import CORRECTED, FITTED, TRAINED
 from edgekit.records import encodings, signature
 from edgekit.records.artifact import Artifact, Manifest
 from edgekit.records.encodings import Encodings
@@ -118,15 +117,13 @@ class _Side:
         if self.artifact is None or self.precision != "int8":
             return False
         record = self.artifact.manifest.quantization
-        return self.format == "keras" or (record is not None and record.way == TRAINED)
+        return self.format == "keras" or (record is not None and record.weights == "trained")
 
     @property
     def fitted(self) -> bool:
         """Whether its layers may make up for errors before them."""
         record = None if self.artifact is None else self.artifact.manifest.quantization
-        return record is not None and any(
-            each in record.way for each in (CORRECTED, FITTED, TRAINED)
-        )
+        return record is not None and record.weights in ("corrected", "fitted", "trained")
 
 
 def diff(

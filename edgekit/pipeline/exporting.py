@@ -501,6 +501,7 @@ class _Pipeline:
                     {found.layer: found.pairs for found in quantized.saturating},
                     dict(quantized.floats),
                     judged,
+                    quantized.weights,
                 ),
                 "execution": execution,
                 "runtime_options": dict(profile.runtime_options.get(target, {})),

@@ -26,6 +26,7 @@ from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import Quantized, Trial
 from edgekit.quantization.saturation import Prediction
 from edgekit.quantization.table import CalibrationTable
+from edgekit.records.artifact import WeightMethod
 from edgekit.records.encodings import Encodings, LayerIntegers, Stored
 
 
@@ -34,6 +35,7 @@ class _Document:
     encodings: Encodings
     layers: tuple[str, ...]
     way: str
+    weights: WeightMethod
     trials: tuple[Trial, ...]
     saturating: tuple[Prediction, ...]
     notes: tuple[str, ...]
@@ -96,6 +98,7 @@ def load(path: Path) -> Quantized | None:
         document.encodings,
         Stored(computed, layers, constants),
         document.way,
+        document.weights,
         document.trials,
         document.saturating,
         document.notes,
@@ -109,6 +112,7 @@ def save(path: Path, found: Quantized) -> None:
         found.encodings,
         tuple(found.stored.layers),
         found.way,
+        found.weights,
         found.trials,
         found.saturating,
         found.notes,

@@ -114,6 +114,7 @@ class _Taker:
             ),
             stored,
             WAY,
+            "source",
             (),
             tuple(each for each in predictions(graph, self._layers) if each.pairs),
             tuple(self._notes()),

@@ -33,6 +33,7 @@ from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.reconstruct import Layers
 from edgekit.quantization.table import CalibrationTable
 from edgekit.records import environment, fidelity
+from edgekit.records.artifact import WeightMethod
 from edgekit.records.encodings import Encoding, Encodings, LayerIntegers, Stored
 
 Correction = Literal["auto", "none"]
@@ -79,7 +80,8 @@ class Quantized:
         graph: Float flatbuffer whose layers hold the real numbers that the integers stand for.
         encodings: Of all tensors but those that stay float.
         stored: Integers and scales.
-        way: What was taken.
+        way: What was done to the weights, in words.
+        weights: How the weights were rounded.
         trials: What was tried; empty when there were no images to judge by.
         saturating: Layers that nearest rounding would let saturate on x86 without VNNI.
         notes: What a reader should know, a sentence each.
@@ -90,6 +92,7 @@ class Quantized:
     encodings: Encodings
     stored: Stored
     way: str
+    weights: WeightMethod
     trials: tuple[Trial, ...]
     saturating: tuple[saturation.Prediction, ...]
     notes: tuple[str, ...]
@@ -137,13 +140,13 @@ class CalibrationSamples:
 class _Method:
     """How integers are found."""
 
-    weights: Literal["nearest", "corrected", "fitted"] = "nearest"
+    weights: WeightMethod = "nearest"
     equalized: bool = False
 
     def named(self, floats: Collection[str]) -> str:
         """What it is called where some tensors stay float."""
         names = [EQUALIZED] if self.equalized else []
-        names += {"nearest": [], "corrected": [CORRECTED], "fitted": [FITTED]}[self.weights]
+        names += {"corrected": [CORRECTED], "fitted": [FITTED]}.get(self.weights, [])
         names = names or [NEAREST]
         count = f"{len(floats)} tensor{'s' if len(floats) > 1 else ''} in float"
         return ", ".join([*names, count] if floats else names)
@@ -315,8 +318,8 @@ def quantize(
     saturating = tuple(p for p in predictions(graph, plain) if p.pairs)
     notes += islands.swallowed(graph, table.ranges, floats)
     return _result(
-        canonical, made, profile, way, trials=trials, saturating=saturating, notes=notes,
-        floats=floats,
+        canonical, made, profile, way, method.weights, trials=trials, saturating=saturating,
+        notes=notes, floats=floats,
     )  # fmt: skip
 
 
@@ -327,7 +330,7 @@ class _Search:
         self._maker, self._judge = maker, judge
         self.trials: list[Trial] = []
         self._broken: dict[str, list[str]] = {}
-        self._scores: dict[str, Score] = {}
+        self._scores: dict[tuple[_Method, frozenset[str]], Score] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -376,7 +379,7 @@ class _Search:
             score = self._try(_Method(equalized=True), floats)
             if score.sqnr > best.sqnr + MARGIN:
                 method, best = _Method(equalized=True), score
-        ways: tuple[Literal["corrected", "fitted"], ...] = ("corrected", "fitted")
+        ways: tuple[WeightMethod, ...] = ("corrected", "fitted")
         for tried in [_Method(weights, method.equalized) for weights in ways]:
             score = self._try(tried, floats)
             if score.sqnr > best.sqnr + MARGIN:
@@ -385,9 +388,9 @@ class _Search:
 
     def _try(self, method: _Method, floats: islands.Floats) -> Score:
         """Score a method; one that gives no numbers loses."""
-        name = method.named(floats)
-        if name in self._scores:
-            return self._scores[name]
+        key, name = (method, frozenset(floats)), method.named(floats)
+        if key in self._scores:
+            return self._scores[key]
         try:
             made = self._maker.make(method, floats)
             score = self._judge.score(made.graph, made.layers, made.encodings)
@@ -396,7 +399,7 @@ class _Search:
         if score.broken:
             self._broken.setdefault(score.broken, []).append(name)
         self.trials.append(Trial(name, score.sqnr))
-        self._scores[name] = score
+        self._scores[key] = score
         return score
 
 
@@ -461,7 +464,7 @@ def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -
             f"{len(saturating)} layers would saturate on {profile.name}, the model was trained for "
             f"{encodings.device}; train it with --device {profile.name}"
         )
-    return _result(canonical, _Made(graph, computed, layers, {}), profile, TRAINED)
+    return _result(canonical, _Made(graph, computed, layers, {}), profile, TRAINED, "trained")
 
 
 def _result(
@@ -469,6 +472,7 @@ def _result(
     made: _Made,
     profile: DeviceProfile,
     way: str,
+    weights: WeightMethod,
     *,
     trials: Collection[Trial] = (),
     saturating: tuple[saturation.Prediction, ...] = (),
@@ -501,6 +505,7 @@ def _result(
         Encodings(sha256, profile.name, tensors, made.factors, of_constants),
         reconstruct.stored(made.encodings, made.layers, constants),
         way,
+        weights,
         tuple(trials),
         saturating,
         tuple(said),

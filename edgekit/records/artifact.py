@@ -26,6 +26,10 @@ MANIFEST = "manifest.json"
 
 Format = Literal["keras", "tflite", "onnx"]
 Precision = Literal["float32", "float16", "int8"]
+#: How the weights of an int8 file were rounded: to the nearest step; the same with biases corrected
+#: for the shift that rounding causes; each layer fitted to its float outputs; trained with fake
+#: quantization; or as a source that is int8 already has them.
+WeightMethod = Literal["nearest", "corrected", "fitted", "trained", "source"]
 FORMATS: tuple[str, ...] = ("keras", "tflite", "onnx")
 PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8")
 
@@ -92,13 +96,15 @@ class QuantizationRecord:
     """How the integers of an int8 artifact were found.
 
     Attributes:
-        way: What was done to the weights.
+        way: What was done to the weights, in words.
         tried: SQNR in dB of the worst output, before a softmax and with the mean removed, on
             held-out calibration images, by way; empty if unjudged.
         saturating: How many pairs of weights could saturate on x86 without VNNI, by the full name
             of the tensor that their layer writes, if they were rounded to nearest.
         floats: Why a tensor stays float, by its name in the float TFLite graph.
         judged: The outputs of the file itself on held-out calibration images; empty if unjudged.
+        weights: How the weights were rounded. None in a file means that an edgekit wrote it that
+            said it in ``way`` only; it is read from there.
     """
 
     way: str
@@ -106,6 +112,22 @@ class QuantizationRecord:
     saturating: dict[str, int] = field(default_factory=dict)
     floats: dict[str, str] = field(default_factory=dict)
     judged: tuple[Fidelity, ...] = ()
+    weights: WeightMethod | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            object.__setattr__(self, "weights", _weights_of_before(self.way))
+
+
+def _weights_of_before(way: str) -> WeightMethod:
+    """What the words of a manifest without ``weights`` stand for."""
+    said: dict[str, WeightMethod] = {
+        "trained with fake quantization": "trained",
+        "fitted layers": "fitted",
+        "corrected biases": "corrected",
+        "taken over from the file": "source",
+    }
+    return next((method for words, method in said.items() if words in way), "nearest")
 
 
 @dataclass(frozen=True)

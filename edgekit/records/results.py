@@ -451,6 +451,11 @@ class Report(schema.Document):
             raise ReportError(f"two artifacts in the report share a name: {sorted(names)}")
 
     @property
+    def reference_is_source(self) -> bool:
+        """Whether the outputs were held against the float model itself, on no other runner."""
+        return not _a_runner(self.reference.name)
+
+    @property
     def reference_in_words(self) -> str:
         """What the outputs were held against, for tables and sentences."""
         return _in_words(self.reference.name)
@@ -462,5 +467,8 @@ class Report(schema.Document):
 
 
 def _in_words(reference: str) -> str:
-    a_runner = ":" in reference  # as in ort:cuda:float16
-    return reference if a_runner else "the float model"
+    return reference if _a_runner(reference) else "the float model"
+
+
+def _a_runner(reference: str) -> bool:
+    return ":" in reference  # as in ort:cuda:float16

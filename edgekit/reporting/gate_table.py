@@ -9,6 +9,7 @@ from edgekit.gating import checks as judged
 from edgekit.gating import review
 from edgekit.gating.bounds import Bound
 from edgekit.gating.checks import Check
+from edgekit.records.results import Report
 
 _COLOURS = {
     "PASS": "green",
@@ -19,15 +20,15 @@ _COLOURS = {
 }
 
 
-def show(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, reference: str) -> None:
+def show(checks: Sequence[Check], bounds: Sequence[Bound], report: Report) -> None:
     """Print what a gate judged.
 
     Args:
         checks: All of them.
         bounds: Those that were asked, for where they come from.
-        model_id: Left out of the artifacts' names.
-        reference: What the report compares with, in words.
+        report: Judged by them.
     """
+    model_id = report.model_id
     columns = ("verdict", "artifact", "metric", "now", "was", "change", "bound", "because")
     alive = [check for check in checks if check.kind == "dead" and not check.current]
     rows = [
@@ -44,7 +45,8 @@ def show(checks: Sequence[Check], bounds: Sequence[Bound], model_id: str, refere
         for check in checks
         if check not in alive
     ]
-    beside = "" if reference == "the float model" else f", held against {reference}"
+    beside = f", held against {report.reference_in_words}"
+    beside = "" if report.reference_is_source else beside
     _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
     if alive:
         cli.say(f"no dead channel in {len(alive)} artifacts")

@@ -249,6 +249,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         reference=source.reference,
         reference_accuracy=_cell(accuracy.metric, source.reference.metrics.get(accuracy.metric)),
         reference_words=words,
+        reference_is_source=source.reference_is_source,
         judged_by=_judged_by(source),
         close=f"{fidelity.CLOSE:g}",
         poor=f"{fidelity.POOR:g}",
