@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,22 +156,21 @@ def edgekit(folder: Path, *, target: str, precision: str) -> Made:
     import onnxruntime.quantization  # noqa: F401
     import tf2onnx  # noqa: F401
 
-    from edgekit.export import export
+    from edgekit.export import Options, export
 
-    more: dict[str, Any] = {}
+    options = Options(preprocessing=str(folder / "preprocessing.json"))
     if precision == "int8":
-        more["calibration"] = str(folder / "calibration.npz")
+        options = replace(options, calibration=str(folder / "calibration.npz"))
         device = json.loads((folder / "settings.json").read_text())["device"]
         if device is not None:
-            more["device"] = device
+            options = replace(options, device=device)
     started = time.perf_counter()
     made = export(
         folder / "float.keras",
+        options,
         target=target,
         precision=precision,
-        preprocessing=str(folder / "preprocessing.json"),
         out=folder / f"edgekit-{target}-{precision}",
-        **more,
     )
     return time.perf_counter() - started, made.model_path
 

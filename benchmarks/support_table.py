@@ -20,7 +20,7 @@ import numpy as np
 from edgekit.base import outputs
 from edgekit.base.errors import EdgekitError
 from edgekit.base.quiet import quiet
-from edgekit.export import export
+from edgekit.export import Options, export
 from edgekit.sources import keras as keras_format
 
 #: Heading of the section in the page.
@@ -143,21 +143,20 @@ def built(name: str, folder: Path) -> tuple[Path, Path]:
 
 def outcome(path: Path, samples: Path, target: str, precision: str, folder: Path) -> str:
     """What a net becomes: ``integer`` or ``converts``, ``float: …``, ``refused: …``."""
-    options: dict[str, Any] = {"calibration": str(samples)}
-    if precision == "int8":
-        options["correction"] = "none"
-    elif target == "tflite":
-        options = {}
+    options = Options(
+        calibration=None if (target, precision[:5]) == ("tflite", "float") else str(samples),
+        correction="none" if precision == "int8" else "auto",
+        preprocessing="symmetric",
+    )
     try:
         with quiet():
             written = export(
                 path,
+                options,
                 target=target,
                 precision=precision,
-                preprocessing="symmetric",
                 out=folder / f"{target}-{precision}",
                 force=True,
-                **options,
             )
     except EdgekitError as exc:
         return f"refused: {exc}"

@@ -26,11 +26,12 @@ from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidInputError, InvalidOptionError
 from edgekit.evaluation import verdicts
 from edgekit.evaluation.comparison import compare
-from edgekit.evaluation.options import Options
+from edgekit.evaluation.options import Options as CompareOptions
 from edgekit.gating import bounds as grammar
 from edgekit.gating.checks import Check
 from edgekit.gating.gate import check_answerable, gate
 from edgekit.pipeline.exporting import TARGETS, export_all
+from edgekit.pipeline.options import Options as ExportOptions
 from edgekit.quantization import profiles
 from edgekit.records import artifact
 from edgekit.records.results import Report
@@ -186,24 +187,27 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         outputs.check_free(file, force=options.force)
     layout = options.layout or (None if given else said.layout) or ""
     test = float_model.data_word(options.data or said.data, model)
-    artifacts = export_all(
-        model,
-        targets=targets,
-        precisions=precisions,
+    written = ExportOptions(
         calibration=(options.calibration or said.calibration) if "int8" in precisions else None,
         device=profile.name,
         preprocessing=options.preprocessing or (None if given else said.preprocessing),
         shapes=float_model.shapes_of(options.shape),
         layout=layout,
         trust=options.trust,
+        command=cli.command_line(),
+    )
+    artifacts = export_all(
+        model,
+        written,
+        targets=targets,
+        precisions=precisions,
         out=out,
         force=options.force,
-        command=cli.command_line(),
         progress=cli.reporter,
     )
     for each in artifacts:
         cli.say(f"{each.model_path}  {each.size:,} bytes")
-    comparison = Options(
+    compared = CompareOptions(
         dataset=test,
         limit=options.limit,
         rounds=options.rounds,
@@ -212,7 +216,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         trust=options.trust,
         command=cli.command_line(),
     )
-    report = compare([each.path for each in artifacts], comparison, progress=cli.reporter)
+    report = compare([each.path for each in artifacts], compared, progress=cli.reporter)
     outputs.write_text(files["report.json"], report.dumps(), force=options.force)
     outputs.write_text(files["report.html"], page_of(report), force=options.force)
     tables.show(report)

@@ -34,6 +34,7 @@ from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
 from edgekit.graph.flatbuffer import short_name
 from edgekit.pipeline.exporting import TARGETS, export, export_all
+from edgekit.pipeline.options import Options
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import CORRECTIONS
 from edgekit.quantization.table import METHODS
@@ -41,7 +42,7 @@ from edgekit.records import artifact
 from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.sources import float_model
 
-__all__ = ["export", "export_all", "main", "parser"]
+__all__ = ["Options", "export", "export_all", "main", "parser"]
 
 
 def parser() -> cli.Parser:
@@ -137,31 +138,33 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     profile = profiles.profile(options.device)
     if options.device == "auto":
         cli.console.print(f"device: {profile.name}, {profile.about}")
-    given: dict[str, Any] = {
-        "calibration": options.calibration,
-        "dataset": options.data,
-        "method": options.method,
-        "device": profile.name,
-        "correction": options.correction,
-        "strict": options.strict,
-        "allow_dead": options.allow_dead,
-        "allow_poor": options.allow_poor,
-        "preprocessing": options.preprocessing,
-        "shapes": float_model.shapes_of(options.shape),
-        "layout": options.layout,
-        "trust": options.trust,
-        "task": options.task,
+    how = Options(
+        calibration=options.calibration,
+        dataset=options.data,
+        method=options.method,
+        device=profile.name,
+        correction=options.correction,
+        strict=options.strict,
+        allow_dead=options.allow_dead,
+        allow_poor=options.allow_poor,
+        preprocessing=options.preprocessing,
+        shapes=float_model.shapes_of(options.shape),
+        layout=options.layout,
+        trust=options.trust,
+        task=options.task,
+        command=cli.command_line(),
+    )
+    where: dict[str, Any] = {
         "out": options.out,
         "force": options.force,
-        "command": cli.command_line(),
         "progress": cli.reporter,
     }
     targets, precisions = options.target, options.precision
     if len(targets) == len(precisions) == 1:
-        written = export(options.model, target=targets[0], precision=precisions[0], **given)
+        written = export(options.model, how, target=targets[0], precision=precisions[0], **where)
         _print(written)
         return 0, _document(written)
-    artifacts = export_all(options.model, targets=targets, precisions=precisions, **given)
+    artifacts = export_all(options.model, how, targets=targets, precisions=precisions, **where)
     for written in artifacts:
         _print(written)
     return 0, {"artifacts": [_document(written) for written in artifacts]}

@@ -217,7 +217,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     names = [(t, p) for t in ("tflite", "onnx") for p in ("float32", "int8")]
 
     def make(folder: Path) -> None:
-        from edgekit.export import export_all
+        from exported import export_all
 
         whole = export_all(
             targets=["tflite", "onnx"], precisions=["float32", "int8"], out=folder / "whole"
@@ -266,8 +266,7 @@ def tiny(small: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 
     def make(folder: Path) -> None:
         import numpy as np
-
-        from edgekit.export import export
+        from exported import export
 
         export(
             small / "small.keras",

@@ -1,14 +1,62 @@
-"""What an exported file answers, and how far that is from right."""
+"""Exports with the options as keywords; what a file predicts, and how far that is from right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from edgekit import export as verb
+from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.graph import litert, onnx
 from edgekit.records.artifact import Artifact
+
+
+def export(
+    model: Path | None = None,
+    *,
+    target: str,
+    precision: str,
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Artifact:
+    """:func:`edgekit.export.export`, with the fields of its options as arguments."""
+    return verb.export(
+        model,
+        verb.Options(**options),
+        target=target,
+        precision=precision,
+        out=out,
+        force=force,
+        progress=progress,
+    )
+
+
+def export_all(
+    model: Path | None = None,
+    *,
+    targets: Sequence[str],
+    precisions: Sequence[str],
+    out: Path | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> tuple[Artifact, ...]:
+    """:func:`edgekit.export.export_all`, with the fields of its options as arguments."""
+    return verb.export_all(
+        model,
+        verb.Options(**options),
+        targets=targets,
+        precisions=precisions,
+        out=out,
+        force=force,
+        progress=progress,
+    )
 
 
 def answers(written: Artifact, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import faults
 import numpy as np
 import pytest
 from conftest import mostly_right
+from exported import export
 from onnx import helper
 from onnx import save as save_onnx
 
@@ -31,7 +32,6 @@ from edgekit.diagnosis.tensors import OnnxTensors, Tensors, TfLiteTensors
 from edgekit.evaluation import changes
 from edgekit.evaluation.recording import Recording
 from edgekit.evaluation.subjects import reference_of
-from edgekit.export import export
 from edgekit.gate import gate
 from edgekit.gating.bounds import parse
 from edgekit.graph import onnx

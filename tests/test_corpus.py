@@ -36,8 +36,9 @@ KINDS = (
 @pytest.fixture(scope="module")
 def good(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Good:
     """Good files of a small net."""
+    from exported import export
+
     from edgekit.calibrate import calibrate
-    from edgekit.export import export
 
     folder = tmp_path_factory.mktemp("good")
     keras = small / "small.keras"

@@ -548,8 +548,9 @@ def test_calibration_of_a_folder(
     tmp_path: Path, small: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The table names the draw and its pixels; export draws it again, or refuses."""
+    from exported import export
+
     from edgekit import calibrate
-    from edgekit.export import export
     from edgekit.quantization.table import CalibrationTable
 
     root = tmp_path / "photos"

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import mostly_right
-from exported import answers
+from exported import answers, export, export_all
 
 from edgekit import deploy
 from edgekit.base.errors import FidelityError, InvalidOptionError
-from edgekit.export import export, export_all
 from edgekit.export import main as export_main
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Report

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, Done
+from exported import export, export_all
 
 from edgekit import data
 from edgekit.base.errors import (
@@ -24,7 +25,6 @@ from edgekit.base.errors import (
 )
 from edgekit.calibrate import calibrate
 from edgekit.data import fashion_mnist
-from edgekit.export import export, export_all
 from edgekit.export import main as export_main
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph, short_name

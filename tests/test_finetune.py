@@ -12,6 +12,7 @@ import numpy as np
 import pictures
 import pytest
 from conftest import Done
+from exported import export
 from PIL import Image
 
 from edgekit import data
@@ -21,7 +22,6 @@ from edgekit.base.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.export import export
 from edgekit.pipeline.qat import answers_of
 from edgekit.records.artifact import Artifact
 from edgekit.sources import keras as keras_format

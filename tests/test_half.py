@@ -12,10 +12,10 @@ import numpy as np
 import onnx as package
 import pytest
 from conftest import lacking
+from exported import export
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
-from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.records import environment
 from edgekit.records.artifact import Artifact

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export
 
 from edgekit import export as verb
 from edgekit import parity
 from edgekit.base.errors import FidelityError
 from edgekit.data.feeds import Inputs, make, take
-from edgekit.export import export
 from edgekit.graph.flatbuffer import Graph, Operator
 from edgekit.pipeline.calibration import observe
 from edgekit.quantization import islands, quantize

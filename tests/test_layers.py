@@ -14,6 +14,7 @@ import faults
 import numpy as np
 import pytest
 from conftest import Done
+from exported import export
 
 from edgekit import compare, data
 from edgekit.base import outputs, text
@@ -31,7 +32,6 @@ from edgekit.diagnosis.tensors import (
     Values,
     activations,
 )
-from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline.calibration import observe

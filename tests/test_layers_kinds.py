@@ -10,6 +10,7 @@ import faults
 import numpy as np
 import pytest
 from conftest import made_once
+from exported import export
 
 from edgekit.base import cli
 from edgekit.base.text import shortened
@@ -17,7 +18,6 @@ from edgekit.diagnosis import measure
 from edgekit.diagnosis.diff import LayerDiff, diff
 from edgekit.diagnosis.measure import BLAME, ISOLATED
 from edgekit.diagnosis.tensors import OnnxTensors, Tensors, TfLiteTensors
-from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, path_of, short_name
 from edgekit.records import encodings

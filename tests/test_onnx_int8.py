@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import onnx as package
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.diagnosis.diff import diff
-from edgekit.export import export
 from edgekit.graph import onnx, onnx_forms
 from edgekit.records.artifact import Artifact
 from edgekit.sources import onnx_source

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import answers
+from exported import answers, export, export_all
 from test_torch_files import CALIBRATION, FILES
 
 from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError
@@ -16,7 +16,6 @@ from edgekit.deploy import main as deploy_main
 from edgekit.deploy import settings
 from edgekit.diagnosis.diff import diff
 from edgekit.evaluation import parity
-from edgekit.export import export, export_all
 from edgekit.graph import flatbuffer, onnx
 from edgekit.records.artifact import Artifact
 from edgekit.records.signature import Layout, preprocessing

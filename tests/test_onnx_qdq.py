@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx as package
 import pytest
+from exported import export, export_all
 from onnx import TensorProto, helper, numpy_helper
 from onnx.helper import make_node as node
 from onnxruntime.quantization import (
@@ -24,7 +25,6 @@ from edgekit.calibrate import calibrate
 from edgekit.compare import Options, compare
 from edgekit.diagnosis.diff import diff
 from edgekit.evaluation import parity
-from edgekit.export import export, export_all
 from edgekit.graph import litert, onnx
 from edgekit.records.artifact import Artifact
 from edgekit.records.signature import preprocessing

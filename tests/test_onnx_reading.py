@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx as package
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.base.errors import (
@@ -20,7 +20,6 @@ from edgekit.base.errors import (
 )
 from edgekit.benchmark import benchmark
 from edgekit.calibrate import calibrate
-from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.records.artifact import Artifact
 from edgekit.sources import onnx_source

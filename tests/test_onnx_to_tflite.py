@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx as package
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export, export_all
 from onnx import TensorProto, helper, numpy_helper
 from test_torch_files import CALIBRATION, CASES, FILES, _noise
 
@@ -18,7 +18,6 @@ from edgekit.calibrate import main as calibrate_main
 from edgekit.compare import Options, compare
 from edgekit.diagnosis.diff import diff
 from edgekit.evaluation import parity
-from edgekit.export import export, export_all
 from edgekit.export import main as export_main
 from edgekit.graph import flatbuffer, litert, onnx
 from edgekit.records.signature import Preprocessing, TensorSpec

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export
 
 from edgekit.base.errors import ExecutionError, FidelityError, InvalidModelError
-from edgekit.export import export
 from edgekit.sources import keras as keras_format
 
 COUNT = 48

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export
 from onnx import TensorProto, helper
 
 from edgekit import data, parity
 from edgekit.base.errors import InvalidDataError, InvalidModelError
 from edgekit.data import feeds
-from edgekit.export import export
 from edgekit.export import main as export_main
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph

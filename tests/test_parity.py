@@ -10,11 +10,11 @@ import nets
 import numpy as np
 import pytest
 from conftest import Done
+from exported import export
 
 from edgekit.base import outputs
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.evaluation.parity import numbers
-from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.records import encodings

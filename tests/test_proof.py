@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx as package
 import pytest
+from exported import export
 
 from edgekit.base.errors import ExecutionError, WriterError
-from edgekit.export import export
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline import proof

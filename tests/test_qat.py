@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, Done
+from exported import export
 
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.diagnosis.diff import diff
-from edgekit.export import export
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline.qat import QatRecipe, predictor

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Done, mostly_right
+from exported import export
 
 from edgekit import data
 from edgekit.base.errors import InvalidOptionError, RecordingError, ReportError
 from edgekit.compare import Options, compare
 from edgekit.evaluation.recording import Recording, is_recording
-from edgekit.export import export
 from edgekit.gate import gate
 from edgekit.records import environment
 from edgekit.records.results import Report

@@ -16,11 +16,11 @@ import hostile
 import numpy as np
 import pytest
 from conftest import Done
+from exported import export
 from hostile import Case
 
 from edgekit.base import outputs
 from edgekit.base.errors import InvalidDataError, InvalidModelError
-from edgekit.export import export
 from edgekit.graph import safe
 from edgekit.records import artifact
 from edgekit.records.artifact import Artifact

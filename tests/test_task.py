@@ -8,11 +8,11 @@ from pathlib import Path
 import nets
 import numpy as np
 import pytest
+from exported import export
 
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.data import ImageSet, task
 from edgekit.data.images import make
-from edgekit.export import export
 from edgekit.records.artifact import Artifact, Manifest
 from edgekit.records.signature import Signature, TensorSpec, preprocessing
 

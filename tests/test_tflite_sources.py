@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from exported import answers, decibels
+from exported import answers, decibels, export
 
 from edgekit import parity
 from edgekit.base.errors import InvalidModelError
-from edgekit.export import export
 from edgekit.graph import flatbuffer, litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.sources import keras as keras_format

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import onnx as package
 import pytest
-from exported import answers
+from exported import answers, export
 
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.evaluation import shards
-from edgekit.export import export
 from edgekit.graph import onnx, onnx_forms
 from edgekit.quantization import saturation
 from edgekit.records.artifact import Artifact

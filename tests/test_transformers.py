@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import answers
+from exported import answers, export, export_all
 
 from edgekit.data import fashion_mnist
 from edgekit.evaluation import parity
-from edgekit.export import export, export_all
 from edgekit.records.artifact import Artifact
 from edgekit.sources.keras import tf_keras
 

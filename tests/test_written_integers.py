@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exported import answers, decibels
+from exported import answers, decibels, export
 
 from edgekit import parity
 from edgekit.base.errors import WriterError
 from edgekit.data.feeds import make
-from edgekit.export import export
 from edgekit.graph import litert, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline import proof

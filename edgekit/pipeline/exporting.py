@@ -24,7 +24,6 @@ from edgekit.base.errors import (
 from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
-from edgekit.data.task import Task
 from edgekit.data.task import check as check_task
 from edgekit.graph import litert, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
@@ -36,6 +35,7 @@ from edgekit.pipeline.calibration import (
     choose,
     observe,
 )
+from edgekit.pipeline.options import Options
 from edgekit.quantization import decisions, existing, profiles
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
@@ -54,7 +54,7 @@ from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
 from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.signature import Layout, Shapes, Signature, TensorSpec
+from edgekit.records.signature import Signature, TensorSpec
 from edgekit.sources import float_model, keras
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
@@ -130,56 +130,23 @@ class _Calibration:
 
 def export(
     model: Path | None = None,
+    options: Options | None = None,
     *,
     target: str,
     precision: str,
-    calibration: str | None = None,
-    dataset: str | None = None,
-    method: str | None = None,
-    device: str = profiles.DEFAULT,
-    correction: Correction = "auto",
-    strict: bool = False,
-    allow_dead: bool = False,
-    allow_poor: bool = False,
-    preprocessing: str | None = None,
-    shapes: Shapes | None = None,
-    layout: Layout = "",
-    trust: bool = False,
-    task: Task | None = None,
     out: Path | None = None,
     force: bool = False,
-    command: str = "",
     progress: Progress = SILENT,
 ) -> Artifact:
     """Write one deployable of a float model.
 
     Args:
         model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
+        options: How it is written; default :class:`Options` as it is.
         target: ``tflite`` or ``onnx``.
         precision: ``float32``, ``float16`` or ``int8``.
-        calibration: For int8: what :func:`edgekit.data.feeds.open_word` takes, or a table of
-            ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
-            For ONNX in float16: images whose activations must not overflow; default random ones.
-        dataset: The images of a calibration table, where they are not where the table says.
-        method: How a range is taken from the values; default ``minmax``, or the table's.
-        device: A device profile, or ``auto`` for that of this machine's CPU.
-        correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
-            takes what is best on held-out calibration images; ``none`` rounds to nearest.
-        strict: Refuse an int8 model in which an operator stays float; no tensor stays float for the
-            sake of accuracy.
-        allow_dead: Write an int8 file of which an output or a channel is constant where the float
-            model's varies.
-        allow_poor: Write an int8 file of which less than 10 dB of an output are left.
-        preprocessing: For a file: name or JSON file.
-        shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
-        layout: Of TFLite made of an ONNX file: ``keep`` the axes that inputs and outputs have in
-            the file, or ``channels-last`` of pictures and of outputs with four axes. Default:
-            channels last of pictures that are inputs, outputs as in the file.
-        trust: Let code inside of the model's file run.
-        task: What the outputs are, where neither the model's end nor its manifest says it.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
-        command: Recorded in the manifest.
         progress: Hears how far it is.
 
     Raises:
@@ -188,112 +155,63 @@ def export(
     """
     if out is not None:
         outputs.check_free(out, force=force)
-    options = _Options(
-        calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, layout, trust, command, progress,
-    )  # fmt: skip
-    found = _opened(model, [(target, precision)], options)
-    place = out or Path("exports") / f"{found.source.model_id}-{target}-{precision}"
+    pipeline = _opened(model, [(target, precision)], options or Options(), progress)
+    place = out or Path("exports") / f"{pipeline.source.model_id}-{target}-{precision}"
     outputs.check_free(place, force=force)
-    return found.proved(target, precision).write(place, force=force)
+    return pipeline.proved(target, precision).write(place, force=force)
 
 
 def export_all(
     model: Path | None = None,
+    options: Options | None = None,
     *,
     targets: Sequence[str],
     precisions: Sequence[str],
     out: Path | None = None,
-    calibration: str | None = None,
-    dataset: str | None = None,
-    method: str | None = None,
-    device: str = profiles.DEFAULT,
-    correction: Correction = "auto",
-    strict: bool = False,
-    allow_dead: bool = False,
-    allow_poor: bool = False,
-    preprocessing: str | None = None,
-    shapes: Shapes | None = None,
-    layout: Layout = "",
-    trust: bool = False,
-    task: Task | None = None,
     force: bool = False,
-    command: str = "",
     progress: Progress = SILENT,
 ) -> tuple[Artifact, ...]:
     """Write several deployables of a float model, which is loaded, converted and quantized once.
 
     Args:
-        model: As :func:`export` takes it, like all that is not named here.
+        model: As :func:`export` takes it.
+        options: How they are written; what is for int8 only is used for the int8 files.
         targets: One or more of ``tflite`` and ``onnx``.
-        precisions: One or more of ``float32``, ``float16`` and ``int8``; ``calibration`` and what
-            else is for int8 is used where it is int8.
+        precisions: One or more of ``float32``, ``float16`` and ``int8``.
         out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``;
             default ``exports``.
         force: Replace the artifacts that are there.
+        progress: Hears how far it is.
 
     Raises:
         EdgekitError: As :func:`export`; nothing is written unless all files are good.
     """
-    wanted = [(target, precision) for target in targets for precision in precisions]
-    if not wanted or len(set(wanted)) < len(wanted):
+    files = [(target, precision) for target in targets for precision in precisions]
+    if not files or len(set(files)) < len(files):
         raise InvalidOptionError(
             f"expected each target and precision once, got {', '.join(targets) or 'no target'} in "
             f"{', '.join(precisions) or 'no precision'}"
         )
-
-    options = _Options(
-        calibration, dataset, method, device, correction, strict, allow_dead, allow_poor, task,
-        preprocessing, shapes, layout, trust, command, progress,
-    )  # fmt: skip
-    found = _opened(model, wanted, options)
-    folder, name = out or Path("exports"), found.source.model_id
-    places = {each: folder / "-".join((name, *each)) for each in wanted}
+    pipeline = _opened(model, files, options or Options(), progress)
+    folder, name = out or Path("exports"), pipeline.source.model_id
+    places = {each: folder / "-".join((name, *each)) for each in files}
     for place in places.values():
         outputs.check_free(place, force=force)
-    proved = {each: found.proved(*each) for each in wanted}
-    return tuple(proved[each].write(places[each], force=force) for each in wanted)
+    proved = {each: pipeline.proved(*each) for each in files}
+    return tuple(proved[each].write(places[each], force=force) for each in files)
 
 
-@dataclass(frozen=True)
-class _Options:
-    """What :func:`export` and :func:`export_all` are asked for, whatever the files are."""
-
-    calibration: str | None
-    dataset: str | None
-    method: str | None
-    device: str
-    correction: Correction
-    strict: bool
-    allow_dead: bool
-    allow_poor: bool
-    task: Task | None
-    preprocessing: str | None
-    shapes: Shapes | None
-    layout: Layout
-    trust: bool
-    command: str
-    progress: Progress
-
-    def for_int8(self) -> tuple[tuple[str, object], ...]:
-        """(option, value) of what only int8 has a use for; None where it was not given."""
-        return (
-            ("--calibration", self.calibration),
-            ("--data", self.dataset),
-            ("--method", self.method),
-            ("--strict", self.strict or None),
-            ("--correction", self.correction if self.correction != "auto" else None),
-            ("--allow-dead", self.allow_dead or None),
-            ("--allow-poor", self.allow_poor or None),
-        )
-
-
-def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Options) -> _Pipeline:
+def _opened(
+    model: Path | None,
+    files: Sequence[tuple[str, str]],
+    options: Options,
+    progress: Progress,
+) -> _Pipeline:
     """The model and its calibration samples, once all options are known to fit the files."""
-    profile = _checked(wanted, options)
+    profile = _checked(files, options)
     found = None
     if options.calibration is not None:
-        found = _read_calibration(options.calibration, options)
+        found = _read_calibration(options.calibration, options, progress)
     source = float_model.load(
         model,
         preprocessing=options.preprocessing,
@@ -302,12 +220,12 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
         layout=options.layout,
     )
     if source.integers is not None:
-        _check_existing(model, wanted, options)
+        _check_existing(model, files, options)
     check_task(options.task, source.outputs)
-    int8 = any(precision == "int8" for _, precision in wanted)
+    int8 = any(precision == "int8" for _, precision in files)
     if int8 and found is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
-        found = _read_calibration(word, options)
+        found = _read_calibration(word, options, progress)
     if found is not None:
         found = found.fitted(source)
     if source.encodings is not None and int8:
@@ -320,9 +238,7 @@ def _opened(model: Path | None, wanted: Sequence[tuple[str, str]], options: _Opt
     return _Pipeline(source, profile, found, options)
 
 
-def _check_existing(
-    model: Path | None, wanted: Sequence[tuple[str, str]], options: _Options
-) -> None:
+def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
     """Refuse what cannot be made of an ONNX file that is int8 already."""
     for option, given in options.for_int8():
         if given is not None and option in _DECIDED:
@@ -330,7 +246,7 @@ def _check_existing(
                 f"{option} is for float models; {model} is int8 already, and its integers are "
                 f"taken over; leave it out"
             )
-    for target, precision in wanted:
+    for target, precision in files:
         if (target, precision) == ("tflite", "int8"):
             continue
         why = (
@@ -349,32 +265,32 @@ def _check_existing(
 _DECIDED = ("--calibration", "--data", "--method", "--correction")
 
 
-def _checked(wanted: Sequence[tuple[str, str]], options: _Options) -> DeviceProfile:
+def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfile:
     """The device's profile, where all options are known and fit the files."""
-    for target, precision in wanted:
+    for target, precision in files:
         words.one_of("target", target, TARGETS)
         words.one_of("precision", precision, artifact.PRECISIONS)
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
-    if options.layout and all(target != "tflite" for target, _ in wanted):
+    if options.layout and all(target != "tflite" for target, _ in files):
         raise InvalidOptionError(
             f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
-            f"{wanted[0][0]}, which keeps the axes of its source; leave it out"
+            f"{files[0][0]}, which keeps the axes of its source; leave it out"
         )
     profile = profiles.profile(options.device)
-    for target, precision in wanted:
+    for target, precision in files:
         if precision not in profile.precisions.get(target, ()):
             can = "; ".join(f"{key} in {', '.join(n)}" for key, n in profile.precisions.items())
             raise InvalidOptionError(
                 f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
             )
-    int8 = any(precision == "int8" for _, precision in wanted)
-    watched = ("onnx", "float16") in wanted
+    int8 = any(precision == "int8" for _, precision in files)
+    watched = ("onnx", "float16") in files
     for option, given in options.for_int8():
         if given is None or int8 or (option == "--calibration" and watched):
             continue
-        raise InvalidOptionError(f"{option} is for int8; {wanted[0][1]} has no ranges")
+        raise InvalidOptionError(f"{option} is for int8; {files[0][1]} has no ranges")
     calibration = options.calibration
     if watched and calibration is not None and calibration.endswith(".json") and not int8:
         raise InvalidOptionError(
@@ -407,7 +323,7 @@ class _Pipeline:
     source: FloatModel
     profile: DeviceProfile
     calibration: _Calibration | None
-    options: _Options
+    options: Options
 
     @functools.cached_property
     def converted(self) -> Converted:
@@ -605,9 +521,9 @@ class _Pipeline:
         return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
 
 
-def _read_calibration(word: str, options: _Options) -> _Calibration:
+def _read_calibration(word: str, options: Options, progress: Progress) -> _Calibration:
     """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
-    dataset, method, progress = options.dataset, options.method, options.progress
+    dataset, method = options.dataset, options.method
     if not word.endswith(".json"):
         if dataset is not None:
             raise InvalidOptionError(
@@ -830,7 +746,7 @@ def _some(
     return feeds.feed(images, found.inputs, source.preprocessing, places)
 
 
-def _rescues(source: FloatModel, options: _Options, *, apart: bool) -> str:
+def _rescues(source: FloatModel, options: Options, *, apart: bool) -> str:
     """What makes a better int8 file of a model, or does without one."""
     found = []
     if not apart:

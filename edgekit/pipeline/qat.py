@@ -408,6 +408,7 @@ def _scores(
 ) -> dict[str, Score]:
     """Rebuild and export what was written, as a user would, and run all beside the float model."""
     from edgekit.pipeline.exporting import export
+    from edgekit.pipeline.options import Options
     from edgekit.quantization import fake
 
     trained = predict(fake.load(trial.model_path), values)
@@ -421,9 +422,9 @@ def _scores(
             continue
         made = export(
             trial.path,
+            Options(device=profile.name),
             target=target,
             precision="int8",
-            device=profile.name,
             out=trial.path.with_name(target),
             progress=progress,
         )

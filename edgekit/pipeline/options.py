@@ -1,0 +1,66 @@
+"""The options of an export, which every file that it writes shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgekit.data.task import Task
+from edgekit.quantization import profiles
+from edgekit.quantization.quantize import Correction
+from edgekit.records.signature import Layout, Shapes
+
+
+@dataclass(frozen=True)
+class Options:
+    """How deployables of a float model are written.
+
+    Attributes:
+        calibration: For int8: what :func:`edgekit.data.feeds.open_word` takes, or a table of
+            ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
+            For ONNX in float16: images whose activations must not overflow; default random ones.
+        dataset: The images of a calibration table, where they are not where the table says.
+        method: How a range is taken from the values; default ``minmax``, or the table's.
+        device: A device profile, or ``auto`` for that of this machine's CPU.
+        correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
+            takes what is best on held-out calibration images; ``none`` rounds to nearest.
+        strict: Refuse an int8 model in which an operator stays float; no tensor stays float for the
+            sake of accuracy.
+        allow_dead: Write an int8 file of which an output or a channel is constant where the float
+            model's varies.
+        allow_poor: Write an int8 file of which less than 10 dB of an output are left.
+        preprocessing: For a file: name or JSON file.
+        shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
+        layout: Of TFLite made of an ONNX file: ``keep`` the axes that inputs and outputs have in
+            the file, or ``channels-last`` of pictures and of outputs with four axes. Default:
+            channels last of pictures that are inputs, outputs as in the file.
+        trust: Let code inside of the model's file run.
+        task: What the outputs are, where neither the model's outputs nor its manifest say it.
+        command: Recorded in the manifest.
+    """
+
+    calibration: str | None = None
+    dataset: str | None = None
+    method: str | None = None
+    device: str = profiles.DEFAULT
+    correction: Correction = "auto"
+    strict: bool = False
+    allow_dead: bool = False
+    allow_poor: bool = False
+    preprocessing: str | None = None
+    shapes: Shapes | None = None
+    layout: Layout = ""
+    trust: bool = False
+    task: Task | None = None
+    command: str = ""
+
+    def for_int8(self) -> tuple[tuple[str, object], ...]:
+        """(option, value) of what only int8 has a use for; None where it was not given."""
+        return (
+            ("--calibration", self.calibration),
+            ("--data", self.dataset),
+            ("--method", self.method),
+            ("--strict", self.strict or None),
+            ("--correction", self.correction if self.correction != "auto" else None),
+            ("--allow-dead", self.allow_dead or None),
+            ("--allow-poor", self.allow_poor or None),
+        )
