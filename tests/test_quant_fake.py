@@ -339,6 +339,19 @@ def test_a_shared_layer_has_one_kernel_and_a_range_at_each_call() -> None:
     assert made.activations()["a"] != made.activations()["b"]
 
 
+def test_a_dropout_behind_the_softmax_leaves_the_logits_to_the_loss() -> None:
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(4, 3, name="a")(inputs))
+    logits = layers.Dense(3, name="d")(x)
+    out = layers.Dropout(0.1)(layers.Dropout(0.1)(layers.Softmax(name="p")(logits)))
+    made = Case(keras.Model(inputs, out)).fake()
+    assert made.ends_in_softmax
+    values = np.random.default_rng(0).random((2, 8, 8, 3), np.float32)
+    read = tf.nn.softmax(made.logits(values, training=False))
+    np.testing.assert_allclose(read, made.model(values, training=False), atol=1 / 256)
+
+
 def test_a_range_is_shared_where_the_file_shares_it(case: Case) -> None:
     made = case.fake()
     shares = encode.sharing(Graph(case.canonical))

@@ -10,6 +10,7 @@ normalisation, which folding multiplies into the channel's scale: the integers a
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -61,7 +62,7 @@ _TINY = 1e-12
 IMAGES = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Stage:
     """One tensor of the rebuilt model.
 
@@ -69,22 +70,26 @@ class _Stage:
         key: The layer's name, with ``/activation`` where an activation was split off, and ``:N``
             for later calls of a shared layer.
         tensor: Keras tensor, before a fake quantizer.
+        rounded: The same behind its fake quantizer, if it has one: what later layers read.
         layer: Name of the layer.
-        weighted: Name of the layer with weights that this tensor is the answer of: what lies
+        weighted: Name of the layer with weights that this tensor is the output of: what lies
             between is batch normalisation and activation.
         softmax_of: Keras tensor that a softmax was taken of, or None.
+        activation: Name of the activation, if the layer's own was split off here.
     """
 
     key: str
     tensor: Any
+    rounded: Any
     layer: str
-    weighted: str | None
+    weighted: str | None = None
     softmax_of: Any = None
+    activation: str = ""
 
 
 @dataclass
 class _Built:
-    """A rebuilt model: its ends, all tensors, copies of layers and the kernels' variables."""
+    """A rebuilt model: its input, its output, all tensors, copied layers and their kernels."""
 
     inputs: Any
     outputs: Any
@@ -801,115 +806,148 @@ def _build(
     """Copy a flat functional model layer by layer, with activations as layers of their own.
 
     Args:
+        model: tf_keras model.
         kernel: Rounds kernels, if given.
         places: Ranges of the tensors to round, by key.
         leave_float: Layers whose kernels stay as they are.
-        shift: What is added to the answer of a layer with a rounded kernel, per channel, once its
+        shift: What is added to the output of a layer with a rounded kernel, per channel, once its
             batch normalisation is behind it.
     """
-    places = places or {}
-    tensors: dict[int, Any] = {}
-    weighted: dict[int, str] = {}
-    softmaxed: dict[int, Any] = {}
-    calls: dict[str, int] = {}
-    wrapped: dict[str, Any] = {}
-    built = _Built(None, None, [])
+    return _Copy(kernel, places or {}, leave_float, shift).of(model)
 
-    def put(key: str, layer: str, tensor: Any, name: str | None, softmax_of: Any) -> Any:
-        built.stages.append(_Stage(key, tensor, layer, name, softmax_of))
-        if key in places:
+
+class _Copy:
+    """See :func:`_build`. Each call of a layer becomes one stage, or two with its activation."""
+
+    def __init__(
+        self,
+        kernel: _KernelQuantizer | None,
+        places: Mapping[str, _Group],
+        leave_float: Collection[str],
+        shift: Callable[[_Built, str], Any] | None,
+    ) -> None:
+        self._kernel, self._places = kernel, places
+        self._leave_float, self._shift = leave_float, shift
+        self._built = _Built(None, None, [])
+        self._rounding: dict[str, Any] = {}  # by name, the copies as they are called
+        self._last: dict[tuple[str, int], _Stage] = {}  # of each call
+
+    def of(self, model: Any) -> _Built:
+        """Copy all calls in the order in which they run."""
+        calls: Counter[str] = Counter()
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                number = calls[node.layer.name]
+                calls[node.layer.name] += 1
+                call = self._input if node.is_input else self._call
+                self._last[_call_of(node.outputs)] = call(node, number)
+        end, stages = self._last[_call_of(model.outputs[0])], self._built.stages
+        self._built.outputs = end.rounded
+        stages.append(stages.pop(stages.index(end)))  # last, whatever branches lie beside it
+        return self._built
+
+    def _input(self, node: Any, number: int) -> _Stage:
+        name = node.layer.name
+        self._built.inputs = keras.Input(batch_shape=node.outputs.shape, name=name)
+        return self._put(_key(name, number), name, self._built.inputs)
+
+    def _call(self, node: Any, number: int) -> _Stage:
+        layer, kind = node.layer, type(node.layer).__name__
+        name, key, built = layer.name, _key(layer.name, number), self._built
+        args, settings = tf.nest.map_structure(
+            lambda each: self._last[_call_of(each)].rounded if _is_tensor(each) else each,
+            (node.call_args, node.call_kwargs),
+        )
+        if name not in built.layers:
+            self._rounding[name] = self._layer(layer, args[0])
+        output = self._rounding[name](*args, **settings)
+        before = self._last[_call_of(node.keras_inputs[0])]
+        weighted = name if kind in _WEIGHTED else None
+        if kind in ("BatchNormalization", "ReLU", "Activation") and not before.activation:
+            weighted = before.weighted
+            if kind == "BatchNormalization" and weighted is not None:
+                built.normalized[weighted] = name
+        ends = kind == "BatchNormalization" or kind in _WEIGHTED and not _normalized(layer)
+        if self._shift is not None and ends and weighted in built.kernels:
+            label = f"bias_on_grid_{name}_{number}"
+            output = _BiasOnGrid(partial(self._shift, built, weighted), name=label)(output)
+        softmax_of = before.softmax_of if kind in _DROPPING else None
+        if kind == "Softmax" or (kind == "Activation" and _activation(layer) == "softmax"):
+            softmax_of = args[0]
+        stage = self._put(key, name, output, weighted, softmax_of)
+        activation = _activation(layer) if self._rounds(layer) else "linear"
+        if activation == "linear":
+            return stage
+        label = f"{name}_{number}_{activation}"
+        output = keras.layers.Activation(activation, name=label)(stage.rounded)
+        softmax_of = stage.rounded if activation == "softmax" else None
+        return self._put(f"{key}/activation", name, output, weighted, softmax_of, activation)
+
+    def _put(
+        self,
+        key: str,
+        layer: str,
+        tensor: Any,
+        weighted: str | None = None,
+        softmax_of: Any = None,
+        activation: str = "",
+    ) -> _Stage:
+        """A stage, and the fake quantizer behind it where the tensor is stored."""
+        rounded = tensor
+        if key in self._places:
             label = "fake_quantize_" + key.replace("/", "_").replace(":", "_")
-            group = places[key]
-            tensor = _FakeQuantize(
+            group = self._places[key]
+            rounded = _FakeQuantize(
                 lambda x, training: group.quantize(x, key, training), name=label
             )(tensor)
-        return tensor
+        stage = _Stage(key, tensor, rounded, layer, weighted, softmax_of, activation)
+        self._built.stages.append(stage)
+        return stage
 
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            layer, kind = node.layer, type(node.layer).__name__
-            number = calls[layer.name] = calls.get(layer.name, -1) + 1
-            key = f"{layer.name}:{number}" if number else layer.name
-            if node.is_input:
-                built.inputs = keras.Input(batch_shape=node.outputs.shape, name=layer.name)
-                tensors[id(node.outputs)] = put(key, layer.name, built.inputs, None, None)
-                continue
-            came = node.keras_inputs
-            args, settings = tf.nest.map_structure(
-                lambda value: tensors.get(id(value), value), (node.call_args, node.call_kwargs)
-            )
-            activation = ""
-            if layer.name not in built.layers:
-                config = layer.get_config()
-                if kind in _WEIGHTED and layer.name not in leave_float:
-                    config["activation"] = "linear"
-                copied = type(layer).from_config(config)
-                copied.build(tf.nest.map_structure(lambda t: t.shape, args[0]))
-                copied.set_weights(layer.get_weights())
-                built.layers[layer.name] = wrapped[layer.name] = copied
-                # taken now: a wrapper puts a tensor in the kernel's place
-                built.weights[layer.name] = list(copied.weights)
-                built.trainable += copied.trainable_weights
-                if kind in _WEIGHTED and kernel is not None and layer.name not in leave_float:
-                    attribute = _WEIGHTED[kind]
-                    built.kernels[layer.name] = getattr(copied, attribute)
-                    quantizer = _KernelQuantizer(
-                        kernel.bits, pair_bound=kernel.pair_bound, kind=kind
-                    )
-                    wrapped[layer.name] = tfmot.QuantizeWrapperV2(
-                        copied, _KernelConfig(attribute, quantizer)
-                    )
-            if kind in _WEIGHTED and layer.name not in leave_float:
-                activation = _activation(layer)
-            answer = wrapped[layer.name](*args, **settings)
-            origin = None
-            if kind in _WEIGHTED:
-                origin = layer.name
-            elif kind in ("BatchNormalization", "ReLU", "Activation"):
-                origin = weighted.get(id(came[0]))
-                if kind == "BatchNormalization" and origin is not None:
-                    built.normalized[origin] = layer.name
-            ends = kind == "BatchNormalization" or kind in _WEIGHTED and not _normalized(layer)
-            if shift is not None and ends and origin in built.kernels:
-                label = f"bias_on_grid_{layer.name}_{number}"
-                answer = _BiasOnGrid(partial(shift, built, origin), name=label)(answer)
-            softmax_of = None
-            if kind == "Softmax" or (kind == "Activation" and _activation(layer) == "softmax"):
-                softmax_of = args[0]
-            answer = put(key, layer.name, answer, origin, softmax_of)
-            if activation not in ("", "linear"):
-                before = answer
-                answer = keras.layers.Activation(
-                    activation, name=f"{layer.name}_{number}_{activation}"
-                )(before)
-                softmax_of = before if activation == "softmax" else None
-                answer = put(f"{key}/activation", layer.name, answer, origin, softmax_of)
-            if kind in _DROPPING:
-                softmax_of = softmaxed.get(id(came[0]))
-            tensors[id(node.outputs)] = answer
-            if origin is not None and (kind not in _WEIGHTED or activation in ("", "linear")):
-                weighted[id(node.outputs)] = origin
-            if softmax_of is not None:
-                softmaxed[id(node.outputs)] = softmax_of
-    end = model.outputs[0]
-    built.outputs = tensors[id(end)]
-    # the output's stage comes last, whatever branches lie beside it
-    place = next(i for i, s in enumerate(built.stages) if _is_end(s, built.outputs))
-    built.stages.append(built.stages.pop(place))
-    return built
+    def _layer(self, layer: Any, read: Any) -> Any:
+        """The copy of a layer as it is called: with its kernel rounded, if that is asked for."""
+        built, name, kind = self._built, layer.name, type(layer).__name__
+        config = layer.get_config()
+        if self._rounds(layer):
+            config["activation"] = "linear"
+        copied = built.layers[name] = type(layer).from_config(config)
+        copied.build(tf.nest.map_structure(lambda t: t.shape, read))
+        copied.set_weights(layer.get_weights())
+        # taken now: a wrapper puts a tensor in the kernel's place
+        built.weights[name] = list(copied.weights)
+        built.trainable += copied.trainable_weights
+        if self._kernel is None or not self._rounds(layer):
+            return copied
+        built.kernels[name] = getattr(copied, _WEIGHTED[kind])
+        config = _KernelConfig(
+            _WEIGHTED[kind],
+            _KernelQuantizer(self._kernel.bits, pair_bound=self._kernel.pair_bound, kind=kind),
+        )
+        return tfmot.QuantizeWrapperV2(copied, config)
+
+    def _rounds(self, layer: Any) -> bool:
+        """Whether a layer has a kernel that the device rounds."""
+        return type(layer).__name__ in _WEIGHTED and layer.name not in self._leave_float
+
+
+def _key(layer: str, number: int) -> str:
+    return f"{layer}:{number}" if number else layer
+
+
+def _is_tensor(value: Any) -> bool:
+    return hasattr(value, "_keras_history")
+
+
+def _call_of(tensor: Any) -> tuple[str, int]:
+    """(layer, number of the call) that a tensor of a model is the output of."""
+    history = tensor._keras_history
+    return history.layer.name, history.node_index
 
 
 def _normalized(layer: Any) -> bool:
     """Whether batch normalisation is right behind a layer."""
     behind = [type(node.layer).__name__ for node in layer.outbound_nodes]
     return behind == ["BatchNormalization"]
-
-
-def _is_end(stage: _Stage, end: Any) -> bool:
-    if stage.tensor is end:
-        return True
-    history = end.node.keras_inputs
-    return isinstance(end.node.layer, _FakeQuantize) and history[0] is stage.tensor
 
 
 def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict[str, str]:
