@@ -35,6 +35,7 @@ from edgekit.base.errors import InvalidModelError
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed
 from edgekit.diagnosis.tensors import Tensors, TfLiteTensors, Values, activations
+from edgekit.graph import kernels
 from edgekit.graph.flatbuffer import Graph, Layer, path_of
 from edgekit.quantization import encode, equalize, reconstruct, rounding
 from edgekit.quantization.profiles import DEFAULT, PROFILES, DeviceProfile
@@ -463,7 +464,7 @@ def _ends(graph: Graph) -> dict[str, tuple[float, float]]:
     return {
         operator.inputs[0]: bounds[operator.outputs[0]]
         for operator in graph.operators
-        if operator.kind in ("RELU", "RELU6")
+        if operator.kind in kernels.RECTIFYING
         and readers[operator.inputs[0]] == 1
         and operator.inputs[0] not in graph.outputs
         and operator.outputs[0] in bounds

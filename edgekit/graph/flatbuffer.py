@@ -11,28 +11,39 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.graph.plain import ACTIVATIONS
 
-#: Operators with weights: the kind of layer, and the places of what it reads and of its bias.
-_WEIGHTED = {
-    "CONV_2D": ("conv", 0, 2),
-    "DEPTHWISE_CONV_2D": ("depthwise", 0, 2),
-    "FULLY_CONNECTED": ("dense", 0, 2),
-    "TRANSPOSE_CONV": ("transposed", 2, 3),
+
+class Weights(NamedTuple):
+    """An operator with weights: the kind of layer, and the places of its input and its bias."""
+
+    kind: str
+    input: int
+    bias: int
+
+
+#: Operators with weights, by kind.
+WEIGHTS = {
+    "CONV_2D": Weights("conv", 0, 2),
+    "DEPTHWISE_CONV_2D": Weights("depthwise", 0, 2),
+    "FULLY_CONNECTED": Weights("dense", 0, 2),
+    "TRANSPOSE_CONV": Weights("transposed", 2, 3),
 }
-_ENDS = {
+#: The least and the largest number that an activation lets through.
+BOUNDS = {
     "RELU": (0.0, math.inf),
     "RELU6": (0.0, 6.0),
     "RELU_N1_TO_1": (-1.0, 1.0),
 }
 #: A part of a tensor's name that is a number of the process that made it.
 _COUNTED = re.compile(r"(^|[/;])\d+(?=$|[/;])")
-_ACTIVATIONS = {0: "none", 1: "relu", 2: "relu_n1_to_1", 3: "relu6", 4: "tanh", 5: "sign"}
+_ACTIVATIONS = dict(enumerate(ACTIVATIONS))
 
 
 @dataclass(frozen=True)
@@ -177,10 +188,10 @@ class Graph:
                 name = self._order[index] if index >= 0 else ""
                 if not self.is_constant(name):
                     continue
-                if kind not in _WEIGHTED and self.dtype(name) != np.float32:
+                if kind not in WEIGHTS and self.dtype(name) != np.float32:
                     continue
                 # a bias may have as many axes as what it is added to
-                bias = kind in _WEIGHTED and place == _WEIGHTED[kind][2]
+                bias = kind in WEIGHTS and place == WEIGHTS[kind].bias
                 flat = bias and len(self.shape(name)) != 1
                 if index in seen or flat:
                     copied = copy.copy(self._tensors[name])
@@ -253,9 +264,9 @@ class Graph:
         found = []
         for raw in self._subgraph.operators:
             operator = self._operator(raw)
-            if operator.kind not in _WEIGHTED or not self.is_constant(operator.inputs[1]):
+            if operator.kind not in WEIGHTS or not self.is_constant(operator.inputs[1]):
                 continue
-            kind, place, behind = _WEIGHTED[operator.kind]
+            kind, place, behind = WEIGHTS[operator.kind]
             bias = operator.inputs[behind] if len(operator.inputs) > behind else ""
             if bias and not self.is_constant(bias):
                 continue
@@ -269,7 +280,7 @@ class Graph:
                     weights=operator.inputs[1],
                     bias=bias or None,
                     output=operator.outputs[0],
-                    activation=_ACTIVATIONS[options.fusedActivationFunction],
+                    activation=_ACTIVATIONS[options.fusedActivationFunction].lower(),
                     strides=(options.strideH, options.strideW) if spatial else (1, 1),
                     dilation=(
                         (options.dilationHFactor, options.dilationWFactor) if dilated else (1, 1)
@@ -287,15 +298,15 @@ class Graph:
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Ends that an operator or the activation behind it sets to its values, by tensor name."""
         found = {
-            operator.outputs[0]: _ENDS[operator.kind]
+            operator.outputs[0]: BOUNDS[operator.kind]
             for operator in self.operators
-            if operator.kind in _ENDS
+            if operator.kind in BOUNDS
         }
         for raw in self._subgraph.operators:
             activation = getattr(raw.builtinOptions, "fusedActivationFunction", 0)
-            kind = _ACTIVATIONS.get(activation, "none").upper()
-            if kind in _ENDS:
-                found[self._order[raw.outputs[0]]] = _ENDS[kind]
+            kind = _ACTIVATIONS.get(activation, "NONE")
+            if kind in BOUNDS:
+                found[self._order[raw.outputs[0]]] = BOUNDS[kind]
         return found
 
     def is_constant(self, name: str) -> bool:
@@ -475,7 +486,7 @@ class Graph:
             Whether there was one.
         """
         schema, operators = self._schema, list(self._subgraph.operators)
-        number = {name: number for number, name in _ACTIVATIONS.items()}["relu_n1_to_1"]
+        number = ACTIVATIONS.index("RELU_N1_TO_1")
         order: list[int] = []
         for position, raw in enumerate(operators):
             alone = self._operator(raw).kind == "RELU_N1_TO_1"
@@ -645,7 +656,7 @@ class Graph:
 
     def set_activation(self, output: str, kind: str) -> None:
         """Replace what is fused behind the layer that writes a tensor, e.g. by ``none``."""
-        number = {name: number for number, name in _ACTIVATIONS.items()}[kind]
+        number = ACTIVATIONS.index(kind.upper())
         for raw in self._subgraph.operators:
             if self._order[raw.outputs[0]] == output:
                 raw.builtinOptions = copy.copy(raw.builtinOptions)

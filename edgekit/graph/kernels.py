@@ -1,7 +1,9 @@
-"""Operators of the canonical graph: which of them TFLite computes on int8, and what that demands.
+"""Operators of the canonical graph: what they do with values, which of them TFLite computes on
+int8, and what that demands.
 
-This is the only list: encodings, the TFLite writer and docs/reference/conversion.md follow from it.
-What is not named here computes in float, between a DEQUANTIZE and a QUANTIZE, in both formats.
+This is the only list: encodings, both writers, the search for tensors that stay float and
+docs/reference/conversion.md follow from it. An operator that is not in :data:`INTEGER` computes in
+float, between a DEQUANTIZE and a QUANTIZE, in both formats.
 """
 
 from __future__ import annotations
@@ -10,28 +12,35 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from edgekit.graph.flatbuffer import Graph, Operator
+from edgekit.graph.flatbuffer import WEIGHTS, Graph, Operator
 
 #: (scale, zero_point)
 Number = tuple[float, int]
 
-#: With weights, which are decided layer by layer; the place of the bias.
-BIAS = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
-WEIGHTED = frozenset(BIAS)
+#: The operator has weights, which are decided layer by layer.
+WEIGHTED = frozenset(WEIGHTS)
+#: The output has all values of the input as they are, in another shape or order.
+MOVED = frozenset("RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE".split())
+#: The output has the values of all inputs as they are, beside each other.
+STACKED = frozenset("CONCATENATION PACK".split())
+#: The output has values of its inputs as they are: some, several times, or beside others.
+PLACED = frozenset(
+    "PAD PADV2 MIRROR_PAD SLICE STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V UNPACK TILE "
+    "REVERSE_V2 SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
+    "BROADCAST_TO".split()
+).union(MOVED, STACKED)
 #: Output and first input have one scale: values are handed on, or picked.
-SAME = frozenset(
-    "RESHAPE SQUEEZE EXPAND_DIMS TRANSPOSE PAD PADV2 MIRROR_PAD MAX_POOL_2D AVERAGE_POOL_2D SLICE "
-    "STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V UNPACK TILE REVERSE_V2 RESIZE_BILINEAR "
-    "RESIZE_NEAREST_NEIGHBOR SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
-    "BROADCAST_TO REDUCE_MAX REDUCE_MIN TOPK_V2".split()
+SAME = PLACED - STACKED | frozenset(
+    "MAX_POOL_2D AVERAGE_POOL_2D RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REDUCE_MAX REDUCE_MIN "
+    "TOPK_V2".split()
 )
 #: Those of which each value of the output is one of the first input, or 0.
 PICKING = SAME - {"AVERAGE_POOL_2D", "PADV2", "RESIZE_BILINEAR"}
-#: All inputs have the scale of the output; an input of another scale is brought to it before.
-JOINED = frozenset("CONCATENATION PACK MAXIMUM MINIMUM SELECT SELECT_V2".split())
-#: Joined operators of which a single input is handed on, value by value: each input has a range of
-#: its own, since what lies outside of the output's range is what the operator does not choose.
+#: A single input is handed on, value by value: each input has a range of its own, since what lies
+#: outside of the output's range is what the operator does not choose.
 CHOOSING = frozenset("MAXIMUM MINIMUM SELECT SELECT_V2".split())
+#: All inputs have the scale of the output; an input of another scale is brought to it before.
+JOINED = STACKED | CHOOSING
 #: Outputs whose scale and zero_point TensorFlow's "LiteRT 8-bit quantization specification" fixes.
 FIXED: dict[str, Number] = {
     "SOFTMAX": (1 / 256, -128),
@@ -48,6 +57,16 @@ OWN = frozenset(
 #: Real numbers go in, truth values or places come out.
 TELLING = frozenset("ARG_MAX ARG_MIN EQUAL GREATER GREATER_EQUAL LESS LESS_EQUAL NOT_EQUAL".split())
 _COMPARING = TELLING - {"ARG_MAX", "ARG_MIN"}
+#: Numbers below a bound become the bound: the range of the output clips as they do.
+RECTIFYING = frozenset("RELU RELU6".split())
+#: Each number of the output is computed from the same number of the inputs.
+ELEMENTWISE = frozenset(
+    "ABS ADD CAST CEIL COS DIV ELU EXP FLOOR FLOOR_DIV FLOOR_MOD GELU HARD_SWISH LEAKY_RELU LOG "
+    "LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MUL NEG POW RELU_N1_TO_1 ROUND RSQRT SIGN SIN "
+    "SQRT SQUARE SQUARED_DIFFERENCE SUB TANH ZEROS_LIKE".split()
+).union(RECTIFYING, CHOOSING, _COMPARING)
+#: XNNPACK takes constants without a zero_point only.
+SYMMETRIC = frozenset(("BATCH_MATMUL",))
 #: Only sizes are read.
 SIZES = frozenset(("SHAPE", "RANK"))
 INTEGER = WEIGHTED | SAME | JOINED | frozenset(FIXED) | OWN | TELLING
@@ -76,7 +95,7 @@ def has_kernel(graph: Graph, operator: Operator) -> bool:
     if operator.kind not in INTEGER:
         return False
     if operator.kind in WEIGHTED:  # a layer: weights and bias are constants
-        bias = operator.inputs[BIAS[operator.kind] :]
+        bias = operator.inputs[WEIGHTS[operator.kind].bias :]
         return all(graph.is_constant(name) for name in (operator.inputs[1], *bias) if name)
     return True
 

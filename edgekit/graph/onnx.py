@@ -28,6 +28,10 @@ from edgekit.records.signature import Signature, TensorSpec, batched
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _FLOAT_NAMES = frozenset(("float", "float16"))
+#: Operators with weights.
+WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
+#: The output has all values of the input as they are, in another shape or order.
+MOVED = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Identity".split())
 #: onnxruntime operators that hand numbers on, store or read them: no computation. Any other one
 #: whose answer is float in an int8 model is named.
 _MOVING = frozenset(

@@ -21,7 +21,7 @@ _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 _RELATIVE = {"Sqrt": (0,), "Reciprocal": (0,), "Log": (0,), "Pow": (0,), "Div": (1,)}
 
 #: Operators whose first input is handed on.
-_MOVING = ("Reshape", "Expand", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Flatten")
+_MOVING = onnx_file.MOVED | {"Expand"}
 
 #: Ends the name of a mean over height and width before it is flattened.
 POOLED = "__pooled"
@@ -107,6 +107,23 @@ def for_integers(model: Any) -> None:
     for node in list(graph.nodes):
         _bias(graph, node)
     onnx_file.drop_unused(model)
+
+
+def without_sizes(model: Any) -> tuple[str, ...]:
+    """Products with constant matrices that stayed as they are, since the sizes of what they read
+    are unknown; by what they write. With a sum behind it such a product computes in float.
+
+    Args:
+        model: As :func:`for_integers` leaves it.
+    """
+    constants, known = onnx_file.stored_constants(model), sizes(model)
+    return tuple(
+        node.output[0]
+        for node in model.graph.node
+        if node.op_type == "MatMul"
+        and constants.get(node.input[1], np.empty(0)).ndim == 2
+        and node.input[0] not in known
+    )
 
 
 def _pool(graph: _Graph, node: Any) -> None:

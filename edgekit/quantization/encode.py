@@ -19,17 +19,9 @@ from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.table import Range
 from edgekit.records.encodings import Encoding, LayerIntegers
 
-#: Operators that compute each number of their output from the same number of their inputs.
-_ELEMENTWISE = frozenset(
-    "ABS ADD CAST CEIL COS DIV ELU EQUAL EXP FLOOR FLOOR_DIV FLOOR_MOD GELU GREATER GREATER_EQUAL "
-    "HARD_SWISH LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC MAXIMUM "
-    "MINIMUM MUL NEG NOT_EQUAL POW RELU RELU6 RELU_N1_TO_1 ROUND RSQRT SELECT SELECT_V2 SIGN SIN "
-    "SQRT SQUARE SQUARED_DIFFERENCE SUB TANH ZEROS_LIKE".split()
-)
-#: Those whose output has no range that 256 steps could stand for on the way to another number.
+#: Elementwise operators whose output has no range that 256 steps could stand for on the way to
+#: another number.
 _STEEP = frozenset(("DIV", "EXP", "LOG", "POW"))
-#: Constants that XNNPACK takes without a zero_point only.
-_SYMMETRIC = frozenset(("BATCH_MATMUL",))
 #: Scale of a constant whose numbers are smaller than float32 can divide by 255.
 _LEAST = 1e-30
 #: Scale of what is always 0, which every scale holds.
@@ -213,7 +205,7 @@ def constants(
             low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
             if high <= low:
                 scale, zero_point = _ANY_SCALE, 0
-            elif profile.symmetric or operator.kind in _SYMMETRIC:
+            elif profile.symmetric or operator.kind in kernels.SYMMETRIC:
                 scale, zero_point = max(-low, high) / 127, 0
             else:
                 scale, zero_point = _place(name, Range(low, high), profile)
@@ -253,7 +245,7 @@ def _steps_of_activations(graph: Graph) -> set[str]:
     for operator in graph.operators:
         fed = {n for n in operator.inputs if n and not graph.is_constant(n)}
         origin = {roots.get(name, name) for name in fed}
-        if operator.kind not in _ELEMENTWISE or len(origin) != 1:
+        if operator.kind not in kernels.ELEMENTWISE or len(origin) != 1:
             continue
         (root,) = origin
         if graph.shape(operator.outputs[0]) == graph.shape(root):
@@ -353,7 +345,7 @@ def _clipped(graph: Graph, found: Sharing, floats: Collection[str]) -> dict[str,
     return {
         operator.inputs[0]: operator.outputs[0]
         for operator in graph.operators
-        if operator.kind in ("RELU", "RELU6")
+        if operator.kind in kernels.RECTIFYING
         and not operator.touches(floats)
         and readers[operator.inputs[0]] == 1
         and operator.inputs[0] not in (*graph.inputs, *graph.outputs)

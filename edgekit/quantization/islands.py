@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.graph import walk
+from edgekit.graph import kernels, walk
 from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.quantization import encode
 from edgekit.quantization.profiles import DeviceProfile
@@ -47,19 +47,6 @@ LIMITS = (
 SAMPLES = 32
 #: What varies below this part of the power is the rounding of float32.
 _SAME = 1e-10
-_JOINS = ("CONCATENATION", "PACK")
-#: Operators that give their values on as they are, in another shape or order.
-_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
-#: The same of some of them: what a part of them loses is for its readers to say.
-_GIVEN_ON = frozenset(
-    (
-        *_MOVED,
-        *_JOINS,
-        *"PAD PADV2 MIRROR_PAD SLICE STRIDED_SLICE GATHER GATHER_ND SPLIT SPLIT_V "
-        "UNPACK TILE REVERSE_V2 SPACE_TO_DEPTH DEPTH_TO_SPACE SPACE_TO_BATCH_ND BATCH_TO_SPACE_ND "
-        "BROADCAST_TO".split(),
-    )
-)
 _ROUNDS = 16
 #: Inputs of which small values count as much as large ones.
 _RELATIVE = {"RSQRT": (0,), "SQRT": (0,), "LOG": (0,), "POW": (0,), "DIV": (1,)}
@@ -122,10 +109,10 @@ def judged(graph: Graph, floats: Collection[str]) -> tuple[str, ...]:
             yield maker.inputs[0]
             return
         source = name
-        while maker is not None and maker.kind in _MOVED:
+        while maker is not None and maker.kind in kernels.MOVED:
             source = maker.inputs[0]
             maker = makers.get(source)
-        if maker is not None and maker.kind in _JOINS and source in floats:
+        if maker is not None and maker.kind in kernels.STACKED and source in floats:
             for part in walk.fed(graph, maker):
                 yield from before(part)
         else:
@@ -138,7 +125,7 @@ def swallowed(graph: Graph, ranges: Mapping[str, Range], floats: Collection[str]
     """A sentence for each join in which a part has less than :data:`_STEPS` steps."""
     found = []
     for operator in graph.operators:
-        if operator.kind not in _JOINS or operator.touches(floats):
+        if operator.kind not in kernels.STACKED or operator.touches(floats):
             continue
         widths = _widths(graph, operator, ranges)
         step = max(widths.values(), default=0.0) / 255
@@ -230,7 +217,8 @@ class Search:
         unknown = {
             position
             for position, case in cases.items()
-            if self._operators[position].kind not in _GIVEN_ON
+            # what a part of something loses is for its readers to say
+            if self._operators[position].kind not in kernels.PLACED
             and (
                 case not in self._judged
                 or (self._judged[case].left < kept and not self._judged[case].alone)
@@ -244,7 +232,7 @@ class Search:
         makers = {name: self._operators[i] for name, i in self._makers.items()}
         for position, case in cases.items():
             operator = self._operators[position]
-            if operator.kind in _GIVEN_ON:
+            if operator.kind in kernels.PLACED:
                 continue
             judged = self._judged[case]
             least = min(least, judged.left)
@@ -357,7 +345,9 @@ def closed(graph: Graph, floats: Mapping[str, str]) -> Floats:
             maker, behind = makers.get(name), readers.get(name, [])
             if name in found:
                 continue
-            moved = [each for each in (maker, *behind) if each is not None and each.kind in _MOVED]
+            moved = [
+                each for each in (maker, *behind) if each is not None and each.kind in kernels.MOVED
+            ]
             alone = maker is None or maker.touches(found)
             if (alone and all(each.touches(found) for each in behind)) or any(
                 each.inputs[0] in found or each.outputs[0] in found for each in moved
@@ -439,9 +429,9 @@ def _ending(graph: Graph) -> Iterator[Operator]:
     for operator in reversed(graph.operators):
         if ends.isdisjoint(operator.outputs):
             continue
-        if operator.kind in _JOINS:
+        if operator.kind in kernels.STACKED:
             yield operator
-        if operator.kind in (*_MOVED, *_JOINS):
+        if operator.kind in kernels.MOVED | kernels.STACKED:
             ends.update(operator.inputs)
 
 

@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from edgekit.base.errors import InvalidModelError, reason
-from edgekit.graph import plain_tflite
+from edgekit.graph import kernels, plain_tflite
+from edgekit.graph.flatbuffer import BOUNDS
 from edgekit.graph.onnx_forms import LINEAR
-from edgekit.graph.plain import Array, Graph, Operator, Tensor
+from edgekit.graph.plain import ACTIVATIONS, Array, Graph, Operator, Tensor
 
 Order = tuple[int, ...]
 _FLOAT = np.dtype(np.float32)
@@ -122,7 +123,7 @@ def convert(
     return graph, orders, there
 
 
-_FUSED = {"RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
+#: The operator can have an activation of :data:`flatbuffer.BOUNDS`.
 _FUSING = frozenset("CONV_2D DEPTHWISE_CONV_2D FULLY_CONNECTED ADD SUB MUL".split())
 
 
@@ -132,7 +133,7 @@ def _fuse_activations(graph: Graph, kept: Collection[str]) -> None:
     readers, makers = graph.readers(), graph.makers()
     outputs = {*graph.outputs.values(), *kept}
     for operator in list(graph.operators):
-        if operator.kind not in _FUSED:
+        if operator.kind not in BOUNDS:
             continue
         source, name = operator.inputs[0], operator.output
         before = makers.get(source)
@@ -141,7 +142,7 @@ def _fuse_activations(graph: Graph, kept: Collection[str]) -> None:
         if len(readers.get(source, [])) != 1 or source in outputs or len(before.outputs) != 1:
             continue
         fused = replace(before, outputs=(name,)).having(
-            fusedActivationFunction=_FUSED[operator.kind]
+            fusedActivationFunction=ACTIVATIONS.index(operator.kind)
         )
         graph.operators[graph.operators.index(before)] = fused
         graph.operators.remove(operator)
@@ -1570,7 +1571,7 @@ def _fold_into_layer(
     row = operator if operator is not None and tensor == f"{source}__row" else None
     if row is not None:  # of a layer of one spatial axis
         operator = next((o for o in c.graph.operators if row.inputs[0] in o.outputs), None)
-    if operator is None or operator.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"):
+    if operator is None or operator.kind not in kernels.WEIGHTED - {"TRANSPOSE_CONV"}:
         return False
     if operator.activation != "NONE" or len(operator.inputs) < 3 or not operator.inputs[2]:
         return False
@@ -1832,8 +1833,8 @@ def _share_inside(
 def _never_negative(c: _Converter, tensor: str) -> bool:
     operator = next((o for o in c.graph.operators if tensor in o.outputs), None)
     return operator is not None and (
-        operator.kind in ("RELU", "RELU6", "LOGISTIC", "SOFTMAX", "ABS")
-        or operator.activation in ("RELU", "RELU6")
+        operator.kind in kernels.RECTIFYING | {"LOGISTIC", "SOFTMAX", "ABS"}
+        or operator.activation in kernels.RECTIFYING
     )
 
 

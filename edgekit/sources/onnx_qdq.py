@@ -23,7 +23,6 @@ from edgekit.graph.kernels import Number
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 #: Domains of ONNX' own operators, and of onnxruntime's of the same meaning.
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 #: Operators whose constants TFLite has no int8 form for.
 _REAL = ("LSTM", "GRU", "RNN")
 #: Operators that read sizes alone.
@@ -179,7 +178,7 @@ class _Reader:
         layers = {}
         for node in nodes:
             self._constants_of(node)
-            if node.op_type in _WEIGHTED and self._layer(node):
+            if node.op_type in onnx.WEIGHTED and self._layer(node):
                 layers[node.output[0]] = _named(node)
         found = onnx.copied(self._model)
         del found.graph.node[:]

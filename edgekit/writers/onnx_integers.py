@@ -16,12 +16,9 @@ from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 from edgekit.writers import onnx_tensors, tflite_integers
 
-#: Operators whose output has the values of their input, in order or not.
-_MOVING = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity")
-_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-#: What may stand between a layer's node and the tensor that the canonical graph calls its answer.
-_BEHIND = ("Clip", "Relu", "Min", "Max", "QuantizeLinear", "DequantizeLinear", *_MOVING)
 _CLIPPING = ("Clip", "Relu", "Min", "Max")
+#: What may stand between a layer's node and the tensor that the canonical graph calls its output.
+_BEHIND = (*_CLIPPING, "QuantizeLinear", "DequantizeLinear", *onnx_file.MOVED)
 #: Operators without an integer kernel whose own constants stay real numbers.
 _REAL = (
     "LayerNormalization", "InstanceNormalization", "GroupNormalization", "BatchNormalization",
@@ -29,11 +26,8 @@ _REAL = (
 )  # fmt: skip
 #: Those of which TFLite has the same constants, in float.
 _NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
-#: What onnxruntime's writer calls an output of the model before it is rounded.
-_ROUNDED = "_QuantizeLinear_Input"
 #: How far a float bias may lie from whole steps, in steps.
 _HALF = 0.501
-_MOVED = ("RESHAPE", "EXPAND_DIMS", "SQUEEZE", "TRANSPOSE")
 
 
 def quantize(
@@ -68,11 +62,11 @@ def quantize(
     real = {  # what a layer in float reads as it was before it is rounded
         node.input[0]
         for node in copied.graph.node
-        if node.op_type in _WEIGHTED and node.output[0] not in whole
+        if node.op_type in onnx_file.WEIGHTED and node.output[0] not in whole
     }
-    of_clips = _activation_encodings(copied, stored.activations, _MOVING)
+    of_clips = _activation_encodings(copied, stored.activations, onnx_file.MOVED)
     _drop_clips(copied, {name: each for name, each in of_clips.items() if name not in real})
-    activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *_MOVING))
+    activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *onnx_file.MOVED))
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
     writer = _Writer(copied)
     _put_integers(writer, stored, quantize_bias=quantize_bias)
@@ -81,7 +75,8 @@ def quantize(
     apart = [
         node
         for node in copied.graph.node
-        if node.op_type in _WEIGHTED and floats.get(node.input[1], dtype(0)).dtype == np.float32
+        if node.op_type in onnx_file.WEIGHTED
+        and floats.get(node.input[1], dtype(0)).dtype == np.float32
     ]
     for name, (scale, zero_point) in activations.items():
         writer.round(name, scale, dtype(zero_point + shift), apart)
@@ -283,22 +278,21 @@ def _put_constants(
         if node.op_type in _REAL or computed and not any(name in activations for name in computed):
             continue  # it computes in float, whatever numbers of others its constants are
         for place, name in enumerate(node.input):
-            if name not in floats or (node.op_type in _WEIGHTED and place > 0):
+            if name not in floats or (node.op_type in onnx_file.WEIGHTED and place > 0):
                 continue
             alike = known.get(_content(floats[name]), [])
             written = whole(node.output[0])
             if written is not None:  # of constants of the same numbers, its operator's own
                 alike = [each for each in alike if written[0] in readers[each]]
-            if not alike:
-                continue
-            numbers = [constants[each] for each in alike]
-            own = activations.get(node.output[0])
-            number = next((e for e in numbers if (e.scale, e.zero_point) == own), numbers[0])
-            steps = np.rint(floats[name] / np.float32(number.scale)) + number.zero_point
+            encodings = {(constants[each].scale, constants[each].zero_point) for each in alike}
+            if (own := activations.get(node.output[0])) in encodings:
+                encodings = {own}
+            if len(encodings) != 1:
+                continue  # none, or a part of an operator that ONNX lacks: it has none of its own
+            ((scale, zero_point),) = encodings
+            steps = np.rint(floats[name] / np.float32(scale)) + zero_point
             steps = np.clip(steps, -128, 127) + shift
-            node.input[place] = writer.real(
-                steps.astype(dtype), number.scale, dtype(number.zero_point + shift)
-            )
+            node.input[place] = writer.real(steps.astype(dtype), scale, dtype(zero_point + shift))
 
 
 def _content(values: Any) -> tuple[int, bytes]:
@@ -328,9 +322,6 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     names = set(graph.tensors) - tflite_integers.brought(graph)
 
     def canonical(name: str) -> str:
-        if name.endswith(_ROUNDED) and name in names:
-            return name
-        name = name.removesuffix(_ROUNDED)
         return str(ends.get(name, name))
 
     # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
@@ -357,7 +348,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             found[origin(node.input[0])] = _number(node, constants, makers)
     # what is only moved may be rounded before or behind it
     for node in [*model.graph.node, *reversed(model.graph.node)]:
-        if node.op_type in _MOVING:
+        if node.op_type in onnx_file.MOVED:
             one, other = origin(node.input[0]), origin(node.output[0])
             if one in found:
                 found.setdefault(other, found[one])
@@ -365,12 +356,12 @@ def read_stored(model: Any, graph: Graph) -> Stored:
                 found[one] = found[other]
     there = {*makers, *ends, *ends.values()}
     for operator in graph.operators:  # what the converter took out holds the same numbers
-        if operator.kind in _MOVED and operator.outputs[0] not in there:
+        if operator.kind in kernels.MOVED and operator.outputs[0] not in there:
             if operator.inputs[0] in found:
                 found.setdefault(operator.outputs[0], found[operator.inputs[0]])
     for operator in reversed(graph.operators):
-        merged = operator.kind in ("RELU", "RELU6")  # by onnxruntime's writer
-        if (merged or operator.kind in _MOVED) and operator.inputs[0] not in there:
+        merged = operator.kind in kernels.RECTIFYING  # by onnxruntime's writer
+        if (merged or operator.kind in kernels.MOVED) and operator.inputs[0] not in there:
             if operator.outputs[0] in found:
                 found.setdefault(operator.inputs[0], found[operator.outputs[0]])
     activations = {
@@ -417,8 +408,9 @@ def _read_constants(
         for name in graph.used
         if graph.is_constant(name) and graph.dtype(name) == np.float32
     }
+    others = {*onnx_file.WEIGHTED, *onnx_file.MOVED, "QuantizeLinear", "DequantizeLinear"}
     for node in model.graph.node:
-        if node.op_type in (*_WEIGHTED, "QuantizeLinear", "DequantizeLinear", *_MOVING):
+        if node.op_type in others:
             continue
         if node.op_type in _NORMS:
             for name, real in _reals_of(node, makers, constants).items():
@@ -486,7 +478,7 @@ def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
 
     def moved(name: str) -> Iterator[str]:
-        while name in makers and makers[name].kind in _MOVED:
+        while name in makers and makers[name].kind in kernels.MOVED:
             name = makers[name].inputs[0]
             yield name
 
@@ -509,7 +501,7 @@ def without_missing(
         model: int8 ``onnx.ModelProto``.
         graph: Canonical, or of the int8 TFLite file.
     """
-    there = {name.removesuffix(_ROUNDED) for n in model.graph.node for name in n.output}
+    there = {name for node in model.graph.node for name in node.output}
     handed = _handed_on(decided, read, graph)
     tensors = [
         name
@@ -528,7 +520,8 @@ def without_missing(
         for name in decided.layers
         if name not in nodes and graph.kernel(layers[name]) in kernels_there
     ]
-    moved = {name for o in graph.operators if o.kind in (*_MOVED, "PAD") for name in o.outputs}
+    moving = kernels.MOVED | {"PAD"}
+    moved = {name for o in graph.operators if o.kind in moving for name in o.outputs}
     computed = [name for name in tensors if name not in moved]
     said = tuple(
         f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
@@ -773,7 +766,7 @@ def _activation_encodings(
     found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
     constants = onnx_file.stored_constants(model)
     # what is only moved first: an activation keeps the numbers behind it, if there are any
-    for kinds in (_MOVING, keeping):
+    for kinds in (onnx_file.MOVED, keeping):
         pairs = [
             (name, node.output[0])
             for node in model.graph.node
@@ -828,7 +821,7 @@ def layer_nodes(
     """
     whole = _canonical_output(model, layers, ends)
     for node in model.graph.node:
-        found = whole(node.output[0]) if node.op_type in _WEIGHTED else None
+        found = whole(node.output[0]) if node.op_type in onnx_file.WEIGHTED else None
         if found is not None:
             yield node, *found
 
@@ -843,15 +836,9 @@ def _canonical_output(
         for name in dict.fromkeys(node.input):
             readers.setdefault(name, []).append(node)
 
-    def canonical(name: str) -> str:
-        if name.endswith(_ROUNDED) and name in names:
-            return name
-        name = name.removesuffix(_ROUNDED)
-        return ends.get(name, name)
-
     def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
-        if canonical(name) in names:
-            return canonical(name), activated
+        if ends.get(name, name) in names:
+            return ends.get(name, name), activated
         users = readers.get(name, [])
         for user in users:
             own = user.op_type in _CLIPPING

@@ -27,8 +27,6 @@ _FIRST = frozenset(
 _OWN = frozenset("Reshape Flatten Unsqueeze Gemm MatMul".split())
 #: Operators that leave axes out, or sizes of 1 in their place.
 _FEWER = frozenset("Squeeze ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2".split())
-#: Operators that only move values.
-_MOVING = frozenset("Transpose Reshape Flatten Squeeze Unsqueeze Identity".split())
 _GIVEN = "__given"
 #: What is added to an int8 zero point.
 _INTEGERS = {np.int8: 0, np.uint8: 128}
@@ -119,12 +117,11 @@ def places(
     }
 
     def canonical(name: str) -> str:
-        plain = name.removesuffix("_QuantizeLinear_Input")
-        if orders is not None:
-            return plain if plain in orders else behind.get(name, plain)
-        own = str(ends.get(plain, plain))
+        own = name if orders is not None else str(ends.get(name, name))
+        if own in (known if orders is None else orders):
+            return own
         rounded = behind.get(name, name)
-        return own if own in known else str(ends.get(rounded, rounded))
+        return rounded if orders is not None else str(ends.get(rounded, rounded))
 
     chosen: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
     moved: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
@@ -365,7 +362,7 @@ def _rounded(
 ) -> tuple[float, int] | None:
     """(scale, zero_point) of the integers that a tensor of real values is nothing else than."""
     maker = makers.get(name)
-    while maker is not None and maker.op_type in _MOVING:
+    while maker is not None and maker.op_type in onnx.MOVED:
         maker = makers.get(maker.input[0])
     if maker is None or maker.op_type != "DequantizeLinear":
         return None

@@ -198,8 +198,9 @@ def floats(graph: Graph) -> tuple[str, ...]:
 
     Whole numbers on their way to int8 are no computation.
     """
+    stored = copies(graph)
     return tuple(
-        f"{operator.kind} {short_name(operator.outputs[0].removesuffix(_RAW))}"
+        f"{operator.kind} {short_name(stored.get(operator.outputs[0], operator.outputs[0]))}"
         for operator in graph.operators
         if operator.kind not in ("DEQUANTIZE", "CAST")
         and any(graph.dtype(name) == np.float32 for name in operator.outputs)
