@@ -152,6 +152,29 @@ def test_bounds_of_a_clip_stay_numbers_without_an_axis(tmp_path: Path) -> None:
     assert found["y"] > 30
 
 
+@pytest.mark.parametrize("rows", [1, "n"])
+def test_a_product_of_what_has_no_known_size_is_told(rows: Any) -> None:
+    constants = {"w": _drawn(1, 16, 16), "u": _drawn(2, 4, 3), "b": _drawn(3, 3)}
+    whole = {"one": [1], "at": [1], "four": [4], "end": [1, 12]}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Shape", ["a"], ["s"]),
+        helper.make_node("Gather", ["s", "at"], ["n"]),
+        helper.make_node("Div", ["n", "four"], ["d"]),
+        helper.make_node("Concat", ["one", "d", "four"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["a", "sizes"], ["r"]),
+        helper.make_node("Squeeze", ["r"], ["q"]),  # of how many axes is not known
+        helper.make_node("MatMul", ["q", "u"], ["p"]),
+        helper.make_node("Add", ["p", "b"], ["c"]),
+        helper.make_node("Reshape", ["c", "end"], ["y"]),
+    ]
+    stored = {**constants, **{name: np.array(each) for name, each in whole.items()}}
+    model = _model(nodes, stored, [rows, 16], {"y": [rows, 12]})
+    prepared = onnx_source.prepare(model, integers=True)
+    # with two samples the file does not run, so that the sizes are not seen
+    assert onnx_forms.without_sizes(prepared) == (("p",) if rows == "n" else ())
+
+
 def test_methods_are_judged_before_a_softmax_by_samples_of_their_own(tmp_path: Path) -> None:
     constants = {"w": _drawn(1, 8, 5, scale=0.5), "b": _drawn(2, 5)}
     nodes = [

@@ -859,6 +859,12 @@ def _make_int8(
         onnx_integers.name_outputs(model, constants)
         absent = onnx_integers.put_floats(model, graph, constants)
         stored = stored.without((), layers=absent)
+        if unsized := onnx_forms.without_sizes(model):
+            notes.append(
+                f"{len(unsized)} products of the ONNX file may compute in float: the sizes of what "
+                f"they read are unknown, and the model does not run on one and on two samples of "
+                f"random numbers, which would tell them: {', '.join(unsized[:3])}"
+            )
         if absent:
             notes.append(
                 f"{len(absent)} layers of the float graph are no layers of the ONNX file, and stay "

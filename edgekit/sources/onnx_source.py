@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import (
+    ExecutionError,
     InvalidModelError,
     InvalidOptionError,
     MissingDependencyError,
@@ -430,7 +431,8 @@ def _near(one: npt.NDArray[Any], other: npt.NDArray[Any], share: float) -> bool:
 
 def _give_inner_sizes(model: Any) -> None:
     """Say the sizes of what products read where the graph computes them, in place: those of runs on
-    one and on two samples."""
+    one and on two samples. Where the model does not run on random numbers they stay unknown, which
+    :func:`edgekit.graph.onnx_forms.without_sizes` tells."""
     known, stored = onnx_forms.sizes(model), {tensor.name for tensor in model.graph.initializer}
     names = {
         node.input[0]
@@ -447,9 +449,10 @@ def _give_inner_sizes(model: Any) -> None:
     feeds = [random_feed(found, seed=0)]
     if all(spec.shape[:1] == (-1,) for spec in found.inputs):
         feeds.append({name: np.concatenate([each] * 2) for name, each in feeds[0].items()})
+    opened = onnx.session(watched.SerializeToString())
     try:
-        runs = [_run(watched, feed, sorted(names)) for feed in feeds]
-    except Exception:  # e.g. indices out of their table: then such a product stays as it is
+        runs = [onnx.run(opened, sorted(names), feed) for feed in feeds]
+    except ExecutionError:  # e.g. indices out of their table, or a batch that has to be 1
         return
     kinds = {value.name: value for value in model.graph.value_info}
     for name, *arrays in zip(sorted(names), *runs, strict=True):
