@@ -11,7 +11,7 @@ import pytest
 from exported import answers, decibels, export
 
 from edgekit import parity
-from edgekit.base.errors import WriterError
+from edgekit.base.errors import InvalidModelError, WriterError
 from edgekit.data.feeds import make
 from edgekit.graph import litert, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph
@@ -452,3 +452,23 @@ def test_a_tensor_without_an_encoding_stays_float(tmp_path: Path) -> None:
     again = onnx_integers.read_stored(written, Graph(decided.graph))
     assert set(again.layers) == set(kept.layers) and inner not in again.activations
     assert set(encodings) == set(kept.activations)
+
+
+def test_a_name_that_two_branches_could_have_is_refused() -> None:
+    """What tf2onnx renamed is found by its values, which have to tell it."""
+    image = keras.Input((4, 4, 2), name="image")
+    x = layers.Conv2D(3, 1, activation="relu", name="first")(image)
+    canonical = convert.from_keras(keras.Model(image, layers.Conv2D(2, 1, name="last")(x)))
+    model = onnx_convert.from_tflite(canonical)
+    (relu,) = [node for node in model.graph.node if node.op_type == "Relu"]
+    reader = next(node for node in model.graph.node if relu.output[0] in node.input)
+    lost = relu.output[0]
+    relu.output[0] = reader.input[list(reader.input).index(lost)] = "renamed"
+    onnx_convert._name_by_values(model, canonical)
+    assert relu.output[0] == lost
+    relu.output[0] = reader.input[list(reader.input).index(lost)] = "renamed"
+    twin = model.graph.node.add()
+    twin.CopyFrom(relu)
+    twin.name = twin.output[0] = "twin"
+    with pytest.raises(InvalidModelError, match="got renamed and twin of another branch"):
+        onnx_convert._name_by_values(model, canonical)

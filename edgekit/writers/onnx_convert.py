@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from edgekit.base.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.base.quiet import quiet
-from edgekit.graph import litert, onnx_forms
+from edgekit.graph import kernels, litert, onnx_forms
 from edgekit.graph import onnx as onnx_file
 from edgekit.graph.flatbuffer import Graph, short_name
 
@@ -211,9 +211,10 @@ def _restore_gemm_names(model: Any, graph: Graph) -> None:
     sums = {name: o for o in graph.operators if o.kind == "ADD" for name in o.inputs}
     biased = {layer.output for layer in graph.layers if layer.bias is not None}
     constants = {tensor.name for tensor in model.graph.initializer}
+    tensors = set(graph.tensors)
     for node in list(model.graph.node):
-        canonical, suffix, _ = node.output[0].partition("_Gemm__")
-        if node.op_type != "Gemm" or not suffix:
+        canonical = node.output[0].rpartition("_Gemm__")[0]
+        if node.op_type != "Gemm" or canonical not in tensors:
             continue
         makers = {output: other for other in model.graph.node for output in other.output}
         own = canonical in biased and len(node.input) > 2 and node.input[2] in constants
@@ -310,41 +311,89 @@ def _name_by_values(model: Any, canonical: bytes) -> None:
     """Take a canonical name from a tensor that holds other values, and give lost ones, in place.
 
     tf2onnx moves a Transpose from before an operator to behind it and keeps the names: what it is
-    called by then is the operator's answer. Others it calls anew where it turns them around.
+    called by then is the operator's output. Others it calls anew where it turns them around.
+
+    Raises:
+        InvalidModelError: If tensors of several branches have the values of one whose name is lost.
     """
     graph = Graph(canonical)
     try:
         feed, computed = _computed(canonical, [value.name for value in model.graph.input])
     except ExecutionError:
-        return  # e.g. indices in an input of real numbers: left for the check of the answers
-    known = dict.fromkeys(name for operator in graph.operators for name in operator.outputs)
-    expected = {name: _sums(computed[name]) for name in known if name in computed}
+        return  # e.g. indices in an input of real numbers: left for the check of the outputs
+    makers = {name: operator for operator in graph.operators for name in operator.outputs}
+    nodes = {name: node for node in model.graph.node for name in node.output if name}
+    expected = {name: _sums(computed[name]) for name in makers if name in computed}
     ends = {value.name for value in (*model.graph.input, *model.graph.output)}
-    names = [name for node in model.graph.node for name in node.output if name and name not in ends]
+    names = [name for name in nodes if name not in ends]
     watched = onnx_file.copied(model)
     del watched.graph.output[:]
     for name in names:
         watched.graph.output.add().name = name
-    answers = onnx_file.session(watched.SerializeToString()).run(names, feed) if names else []
-    found = {
+    outputs = onnx_file.session(watched.SerializeToString()).run(names, feed) if names else []
+    held = {
         name: _sums(values)
-        for name, values in zip(names, answers, strict=True)
+        for name, values in zip(names, outputs, strict=True)
         if values.dtype == np.float32
     }
-    wrong = [name for name in found if name in expected and not _same(found[name], expected[name])]
+    wrong = [name for name in held if name in expected and not _same(held[name], expected[name])]
+    lost = [name for name in expected if name not in ends and (name not in held or name in wrong)]
+    others = [name for name in held if name not in expected or name in wrong]
+    operators = {name: (made.kind, made.inputs[0]) for name, made in makers.items() if made.inputs}
+    written = {name: (node.op_type, node.input[0]) for name, node in nodes.items() if node.input}
+    origins = {name: _origin(name, written, onnx_file.MOVED) for name in others}
     renamed = {name: f"{name}__moved" for name in wrong}
-    lost = [name for name in expected if name not in ends and (name not in found or name in wrong)]
-    others = [name for name in found if name not in expected or name in wrong]
     for name in lost:
-        for other in others:
-            if _same(found[other], expected[name]):
-                renamed[other] = name
-                others.remove(other)
-                break
+        alike = [other for other in others if _same(held[other], expected[name])]
+        source = _origin(name, operators, kernels.MOVED)
+        alike = [other for other in alike if origins[other] == source] or alike
+        for other in alike[1:]:
+            if not _computed_from(other, alike[0], nodes):
+                raise InvalidModelError(
+                    f"{short_name(name)}: expected one tensor of the converted ONNX graph with its "
+                    f"values, got {alike[0]} and {other} of another branch; take out what computes "
+                    f"the same twice, or export --target tflite"
+                )
+        if alike:
+            renamed[alike[0]] = name
+            others.remove(alike[0])
     for node in model.graph.node if renamed else ():
         for given in (node.input, node.output):
             for i, name in enumerate(given):
                 given[i] = renamed.get(name, name)
+
+
+def _origin(name: str, makers: Mapping[str, tuple[str, str]], moved: Collection[str]) -> str:
+    """The tensor whose values another has as they are, in another shape or order.
+
+    Args:
+        name: Of the other tensor.
+        makers: Kind of the operator that writes a tensor and what it reads, by name.
+        moved: Kinds that only move values.
+    """
+    while name in makers and makers[name][0] in moved:
+        name = makers[name][1]
+    return name
+
+
+def _computed_from(name: str, other: str, nodes: Mapping[str, Any]) -> bool:
+    """Whether a tensor is written by the node of another, or by one that reads what that gives.
+
+    Args:
+        name: Of the tensor.
+        other: Of the other one.
+        nodes: That write the tensors, by name.
+    """
+    waiting, seen = [name], {name}
+    while waiting:
+        node = nodes.get(waiting.pop())
+        if node is None:
+            continue
+        if other in node.output:
+            return True
+        waiting += [each for each in node.input if each not in seen]
+        seen.update(node.input)
+    return False
 
 
 def _computed(canonical: bytes, inputs: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
