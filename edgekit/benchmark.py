@@ -41,7 +41,7 @@ def _print(measured: Benchmark) -> None:
     console.print(table)
     if measured.operators:
         table = Table(title="operators by time")
-        for column in ("operator", "nodes", "ms a run", "%"):
+        for column in ("operator", "nodes", "ms per run", "%"):
             table.add_column(column, justify="left" if column == "operator" else "right")
         for operator in measured.operators[:10]:
             table.add_row(

@@ -150,7 +150,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     add("--task", choices=tasks.TASKS, help=tasks.HELP)
     for name, meaning in (
         ("dead", "outputs or channels vary in the float model and not in the deployable"),
-        ("poor", "outputs are far off and no right answers prove that it does not matter"),
+        ("poor", "outputs are poor and no labels prove that it does not matter"),
     ):
         add(f"--allow-{name}", action="store_true", help=f"exit status 0 though {meaning}")
     add(

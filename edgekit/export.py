@@ -112,8 +112,8 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         "--correction",
         default="auto",
         choices=CORRECTIONS,
-        help="for int8: auto chooses the integers in several ways and keeps what is best on "
-        "calibration images that were held out; none rounds to the nearest (default: %(default)s)",
+        help="for int8: auto tries several methods and keeps the one that is best on calibration "
+        "images that were held out; none rounds to the nearest (default: %(default)s)",
     )
     add(
         "--strict",

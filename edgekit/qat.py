@@ -127,7 +127,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     table = Table(title=f"{written.manifest.training['tested_images']} images")
     table.add_column("form")
     table.add_column("top-1 %", justify="right")
-    table.add_column("answers as trained %", justify="right")
+    table.add_column("predicts as trained %", justify="right")
     for name, score in scores.items():
         top1 = "" if score.top1 is None else f"{score.top1:.2f}"
         table.add_row(name, top1, f"{score.agreement:.2f}")

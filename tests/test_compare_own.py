@@ -203,7 +203,7 @@ def test_the_page_of_numbers(several: tuple[Path, Report]) -> None:
     assert "% top-1" not in text and "top-1 change" not in text
     assert "Output by output" in text
     far, poor = (at(report, value) for value in (19.5, 9.5))
-    assert "1 of 2 deployables is some way off the float model: tflite" in page(far)
+    assert "1 of 2 deployables differs clearly from the float model: tflite" in page(far)
     assert "1 of 2 deployables is a poor copy of the float model: tflite" in page(poor)
     unknown = replace(
         report,

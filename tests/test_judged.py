@@ -151,7 +151,7 @@ def test_a_vector_of_numbers_is_no_choice_of_classes(regressor: Path) -> None:
     assert not any("softmax" in warning for warning in report.warnings)
     assert verdict(report) == "close" and report.settings["task"] == "regression"
     text = page(report)
-    assert "no right answers are known" in text and "top-1" not in text
+    assert "no labels are known" in text and "top-1" not in text
 
 
 def test_right_numbers_are_compared_in_pairs(regressor: Path) -> None:
@@ -337,5 +337,5 @@ def test_outputs_of_other_sizes_are_no_twins(tmp_path: Path) -> None:
     product = [("MatMul", ["x", "weights"], "z_float")]
     held = {"weights": weights[:, :3].astype(np.float32)}
     other = nets.write(tmp_path / "other.onnx", product, held, {"z": [3]}, inputs=4)
-    with pytest.raises(InvalidModelError, match=r"expected 6 numbers a sample.*got shape \[3\]"):
+    with pytest.raises(InvalidModelError, match=r"expected 6 numbers per sample.*got shape \[3\]"):
         run(wanted, other, samples(tmp_path / "x.npz", 4))

@@ -136,7 +136,7 @@ def test_the_log_has_looks_at_the_deployed_file(trained: tuple[Path, Done]) -> N
     looks = [entry for entry in log if "epoch" not in entry]
     assert len(log) - len(looks) == 12 and len(looks) >= 20
     assert all({"deployed_agreement", "deployed_top1", "trained_top1"} <= set(e) for e in log)
-    assert "deployed int8 answers as trained" in trained[1].stderr
+    assert "deployed int8 predicts as trained" in trained[1].stderr
 
 
 def test_the_manifest_says_what_was_done(trained: tuple[Path, Done]) -> None:

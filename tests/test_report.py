@@ -102,7 +102,7 @@ def test_the_policy_allows_the_pages_own_style_and_script_only(measured: Report)
 
 def test_verdict_figures_and_command_are_there(measured: Report) -> None:
     page = page_of(measured)
-    assert "All 2 deployables answer as well as the float model" in page
+    assert "All 2 deployables predict as well as the float model" in page
     assert page.count('<svg class="chart"') == 2
     for text in ("tflite-int8", "94.00", "exact", "avx2", measured.command):
         assert text in page
@@ -191,7 +191,7 @@ def test_missing_and_infinite_figures_are_shown_as_such(measured: Report) -> Non
     assert "not measured" in page
     assert page.count('<svg class="chart"') == 1  # nothing has a finite latency
     assert "was not held against the float model" in page
-    assert "Not drawn, a figure is missing: tflite-int8" in page
+    assert "Not drawn, a metric is missing: tflite-int8" in page
     assert "No deployable was measured" in page_of(dataclasses.replace(measured, artifacts=()))
 
 
@@ -257,7 +257,7 @@ def test_each_deployable_has_its_sentence(measured: Report) -> None:
             measured, artifacts=(dataclasses.replace(measured.artifacts[0], metrics=alike),)
         )
     )
-    assert "gives the float model&#39;s answer on all 1,000 images" in page
+    assert "predicts what the float model predicts on all 1,000 images" in page
 
 
 def test_a_size_is_held_against_float32_and_no_optimizer(measured: Report) -> None:
@@ -522,5 +522,5 @@ def test_statistics_conditions_and_links_are_on_the_page(measured: Report) -> No
         "finds a loss of 0.5 points with power 0.8",
     ):
         assert text in page
-    assert "mJ an answer" not in page  # nobody read a counter
+    assert "mJ per sample" not in page  # nobody read a counter
     assert "nothing could be read" in page_of(measured)

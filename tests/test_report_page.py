@@ -138,7 +138,7 @@ def test_tooltips_come_by_keyboard(page: browser.Page) -> None:
     assert page.run(f"{header}.getAttribute('aria-describedby')") == "tip"
     page.press("Tab")
     assert page.run(f"{header}.getAttribute('aria-describedby')") is None
-    assert "same answer as the float model" in page.run(f"{TIP}.textContent")
+    assert "same prediction as the float model" in page.run(f"{TIP}.textContent")
 
 
 def test_a_chart_is_one_stop_and_arrow_keys_go_through_it(page: browser.Page) -> None:

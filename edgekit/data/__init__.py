@@ -379,7 +379,7 @@ def _adapter(word: str, head: str) -> tuple[str, Adapter, str]:
     kind, colon, place = head.partition(":")
     if colon and kind in _PREFIXED:
         if not place:
-            raise InvalidOptionError(f"{word}: expected a place behind {kind}:")
+            raise InvalidOptionError(f"{word}: expected a path behind {kind}:")
         return kind, _PREFIXED[kind], place
     if head == "fashion_mnist":
         return head, _FashionMnist(), head

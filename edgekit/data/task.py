@@ -132,7 +132,7 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bo
         numbers = outputs[0].numbers
         if len(outputs) != 1 or numbers not in (-1, images.truth.shape[1]):
             raise InvalidDataError(
-                f"{images.name}: expected y of one output with as many numbers a sample, got "
+                f"{images.name}: expected y of one output with as many numbers per sample, got "
                 f"{images.truth.shape[1]} for {in_words(outputs)}; leave y out to compare with the "
                 f"float model only"
             )
@@ -165,7 +165,7 @@ def settle(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
     size = outputs.shape[1]
     if found.truth is not None and found.truth.shape[1] != size:
         raise InvalidDataError(
-            f"expected y with {size} numbers a sample, as the float model gives, got "
+            f"expected y with {size} numbers per sample, as the float model gives, got "
             f"{found.truth.shape[1]}"
         )
     if found.task == "regression" or (size != 1 and not found.names):

@@ -168,8 +168,8 @@ def diff(
     unknown = isinstance(other.artifact, ModelFile)
     if one.source != other.source and not unknown:
         raise InvalidModelError(
-            f"{reference} and {suspect} were made from different float models "
-            f"(sha256 {one.source[:12]}…, {other.source[:12]}…); expected two of one model"
+            f"{reference} and {suspect} have different float models as their source (sha256 "
+            f"{one.source[:12]}…, {other.source[:12]}…); expected two of one model"
         )
     if one.trained != other.trained:
         first, second = (one, other) if one.trained else (other, one)
@@ -309,7 +309,7 @@ def _canonical(
         place = _trained_model(source, other.path)
     elif isinstance(other.artifact, ModelFile):
         raise InvalidOptionError(
-            f"{other.path} does not say which float model it was made from; give that first"
+            f"{other.path} does not name its float model; give the float model first"
         )
     elif one.format == "tflite" and one.precision == "float32" and not _of_onnx(other):
         return one.artifact.model_path.read_bytes(), None

@@ -133,6 +133,6 @@ def _check_size(name: str, outputs: npt.NDArray[np.float32], expected: int) -> N
     size = expected or outputs.shape[-1]
     if outputs.ndim != 2 or outputs.shape[1] != size:
         raise InvalidModelError(
-            f"{name}: expected {size} numbers a sample, as the float model gives, got shape "
+            f"{name}: expected {size} numbers per sample, as the float model gives, got shape "
             f"{list(outputs.shape[1:])}"
         )

@@ -409,8 +409,8 @@ def recorded(facts: Facts) -> str:
     """Where and when, in words."""
     driver = f", driver {facts.device.driver}" if facts.device.driver else ""
     return (
-        f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; "
-        f"all figures of this row are that machine's"
+        f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; all "
+        f"metrics of this row are from that machine"
     )
 
 

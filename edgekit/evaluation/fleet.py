@@ -371,8 +371,8 @@ class Fleet:
             )
         except (OSError, ValueError, TimeoutError) as exc:
             raise InvalidOptionError(
-                f"no Dask scheduler answers at {address} ({reason(exc)}); start one with "
-                f"`dask scheduler`"
+                f"no Dask scheduler replies at {address} ({reason(exc)}); start one with `dask "
+                f"scheduler`"
             ) from None
         self._places: dict[str, Place] = {}
         self._ranges, self._asked = 0, -math.inf
@@ -463,8 +463,8 @@ class Fleet:
             return
         if self._client.status != "running":
             raise ExecutionError(
-                f"the scheduler at {self.address} does not answer any more; run it again, shards "
-                f"that are done are kept"
+                f"the scheduler at {self.address} does not reply any more; run it again, the "
+                f"shards that are done are kept"
             )
         for run in (shards.run for shards in waiting):
             if not self._able(run.device):
@@ -509,7 +509,7 @@ def run_shard(files: Mapping[str, bytes], images: npt.NDArray[Any], task: Task) 
         if task.version != __version__:
             _check_version(place, task.version)
         if _sha256(images) != task.images:
-            raise ExecutionError("images changed on the way to the worker")
+            raise ExecutionError("the images changed while they were sent to the worker")
         with _models.model(files, task) as worker:
             if misfit := worker.loaded.misfit(task.job.name, images):
                 raise InvalidDataError(misfit)
@@ -581,7 +581,7 @@ class _Models:
             if not path.is_file() or outputs.sha256_file(path) != sha256:
                 content = files.get(name, b"")
                 if hashlib.sha256(content).hexdigest() != sha256:
-                    raise ExecutionError(f"{task.job.name}: {name} changed on the way to a worker")
+                    raise ExecutionError(f"{task.job.name}: {name} changed while it was sent")
                 outputs.write_bytes(path, content, force=True, sync=False)
         return folder / task.job.model.name
 

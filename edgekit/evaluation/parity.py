@@ -76,14 +76,14 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
         )
     if len(graphs) > 1:
         raise InvalidModelError(
-            f"{left.path} and {right.path} were made from different float models"
+            f"{left.path} and {right.path} have different float models as their source"
         )
     ours, theirs, missing = _stored(formats["tflite"], formats["onnx"], checked=not files)
     expected = [*missing]
     if files:
         expected.append(
-            f"which float model is behind {' and '.join(file.name for file in files)} is not "
-            f"known; tensors are matched by name"
+            f"the source of {' and '.join(file.name for file in files)} is not known; tensors are "
+            f"matched by name"
         )
     if not any(layer.bias is not None for layer in theirs.layers.values()):
         ours = ours.without_biases()

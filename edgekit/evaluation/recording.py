@@ -130,7 +130,7 @@ class Recording:
                 raise RecordingError(f"{path}: {name} are not those of its sha256; record again")
         if set(arrays) != set(facts.arrays) or "answers" not in arrays:
             raise RecordingError(
-                f"{path}: expected the arrays {', '.join(facts.arrays)} with answers among them, "
+                f"{path}: expected the arrays {', '.join(facts.arrays)} with outputs among them, "
                 f"got {', '.join(arrays) or 'none'}; record again"
             )
         values = _array(path, arrays["answers"], np.dtype(np.float32))

@@ -31,8 +31,8 @@ def check_recordable(base: Subject, first: Artifact, outputs: Sequence[TensorSpe
         raise InvalidOptionError(f"{base.path} is a recording; --record needs a runner to run")
     if first.manifest.source is None:
         raise InvalidOptionError(
-            f"--record keeps which float model it is of, and {first.name} does not say which it "
-            f"was made from; leave it out"
+            f"--record keeps which float model it is of, and {first.name} does not name it; leave "
+            f"--record out"
         )
     free = [spec.name for spec in outputs if spec.numbers < 0]
     if free and len(outputs) > 1:

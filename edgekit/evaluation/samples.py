@@ -73,8 +73,8 @@ class Samples:
             )
         if right.labels is None and right.truth is None and options.of_accuracy:
             raise InvalidOptionError(
-                f"--power and --bound are of accuracy, and {images.name} has no right answers for "
-                f"these models; leave them out"
+                f"--power and --bound are of accuracy, and {images.name} has no labels for these "
+                f"models; leave them out"
             )
         unsure = tasks.declared(manifest, options.task) is None
         unused = (right.unused,) if right.unused else ()

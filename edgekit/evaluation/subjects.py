@@ -95,7 +95,7 @@ def check_one_source(artifacts: list[Artifact]) -> None:
         assert first.manifest.source is not None
         if artifact.manifest.source.sha256 != first.manifest.source.sha256:
             raise InvalidModelError(
-                f"{artifact.path} and {first.path} were made from different float models; "
+                f"{artifact.path} and {first.path} have different float models as their source; "
                 f"compare them one by one"
             )
         if artifact.manifest.source.shapes != first.manifest.source.shapes:
@@ -114,8 +114,8 @@ def recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> Subjec
     manifest = artifact.manifest
     if manifest.source is None:
         raise InvalidOptionError(
-            f"{path} is a recording of one float model, and {artifact.name} does not say which it "
-            f"was made from; compare an artifact folder, or pass the model as --reference"
+            f"{path} is a recording of one float model, and {artifact.name} does not name its "
+            f"float model; compare an artifact folder, or pass the model as --reference"
         )
     recording = Recording.load(path)
     recording.check(
@@ -230,8 +230,8 @@ def _named(artifact: Artifact, model: Path | None, threads: int, *, trust: bool 
     """The model that a user names as the reference of files which name none."""
     if model is None:
         raise InvalidOptionError(
-            f"{artifact.name} does not say which float model it was made from; pass --reference "
-            f"MODEL, the model to hold it against"
+            f"{artifact.name} does not name its float model; pass --reference MODEL, the model to "
+            f"compare it with"
         )
     if not model.exists():
         raise InvalidModelError(f"{model} not found; expected the model to hold the files against")

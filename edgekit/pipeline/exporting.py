@@ -232,8 +232,7 @@ def _opened(
         for option, given in options.for_int8():
             if given is not None and option in _DECIDED:
                 raise InvalidOptionError(
-                    f"{option} is for float models; {model} brings the encodings it was trained "
-                    f"with"
+                    f"{option} is for float models; {model} was trained with encodings of its own"
                 )
     return _Pipeline(source, profile, found, options)
 
@@ -250,8 +249,8 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
         if (target, precision) == ("tflite", "int8"):
             continue
         why = (
-            "what its ranges cut off is no operator any more, so that it has no float form; export "
-            "the float model that it was made from"
+            "its activations are ranges and no operators any more, so that it has no float form; "
+            "export its float source"
             if precision != "int8"
             else "it is int8 ONNX already; pass the file itself to compare, parity and benchmark"
         )
@@ -601,7 +600,7 @@ def _check_ends(found: Signature) -> None:
     for end in found.outputs:
         if not end.shape and several:
             raise InvalidModelError(
-                f"expected an answer of {end.name} for each sample, got one number for all; give "
+                f"expected one value of {end.name} for each sample, got one number for all; give "
                 f"the output a batch axis"
             )
 

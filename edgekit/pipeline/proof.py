@@ -56,7 +56,7 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
         )
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise WriterError(
-            f"the {target} int8 file holds other numbers than were decided: {places}{more}; "
+            f"the {target} int8 file holds other numbers than the quantizer chose: {places}{more}; "
             f"float32 and float16 of it can be exported"
         )
 
@@ -170,9 +170,9 @@ def check_answers(
         whole = np.isfinite(exact)
         if precision != "int8" and not whole.any():
             raise ExecutionError(
-                f"{source.model_id} answers NaN or infinity in {end.name} to each of "
+                f"{source.model_id} gives NaN or infinity in {end.name} for each of "
                 f"{feeds.count(values)} {kind}, in float32 already; check its weights, and whether "
-                f"preprocessing {source.preprocessing.name} is its own"
+                f"it was trained with preprocessing {source.preprocessing.name}"
             )
         if not whole.all():
             odd.append(end.name)
@@ -185,7 +185,7 @@ def check_answers(
                 else ("export it in float32" if precision == "float16" else "export it to TFLite")
             )
             raise ExecutionError(
-                f"the {target} {precision} model of {source.model_id} answers NaN or infinity in "
+                f"the {target} {precision} model of {source.model_id} gives NaN or infinity in "
                 f"{end.name} where the float model does not; {fix}"
             )
         difference = float(np.abs(answers - exact).max(initial=0))

@@ -389,7 +389,7 @@ def _look(
     trained = predicted(values)
     score = _score(answers, trained, held.labels)
     found = {"deployed_agreement": score.agreement}
-    said = f"deployed int8 answers as trained {score.agreement:.2f} %"
+    said = f"deployed int8 predicts as trained {score.agreement:.2f} %"
     if held.labels is not None:
         own = _score(trained, trained, held.labels).top1
         assert score.top1 is not None and own is not None
@@ -464,7 +464,7 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
 
 def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | None) -> Score:
     if not np.isfinite(answers).all():
-        raise InvalidModelError("the model answers NaN or infinity; lower --learning-rate")
+        raise InvalidModelError("the model gives NaN or infinity; lower --learning-rate")
     chosen = answers.argmax(axis=1)
     return Score(
         None if labels is None else 100 * float((chosen == labels).mean()),

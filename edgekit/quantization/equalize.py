@@ -79,7 +79,7 @@ def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> Graph:
         if name not in by_output or name not in by_input:
             raise InvalidModelError(
                 f"{short_name(name)} is equalized in the encodings, but no tensor between two "
-                f"layers of this graph; take the float model that the artifact was made from"
+                f"layers of this graph; take the artifact's float source"
             )
         _multiply(graph, by_output[name], by_input[name], np.asarray(found, np.float32))
     return graph

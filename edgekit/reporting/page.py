@@ -61,40 +61,42 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "latency_p90": ("p90", "ms", ".3f", 1),
     "latency_p99": ("p99", "ms", ".3f", 1),
     "latency_ratio": ("ratio", "x float32", ".2f", 1),
-    "energy": ("energy", "mJ an answer", ".3f", 1),
+    "energy": ("energy", "mJ per sample", ".3f", 1),
 }
 #: Metric: what it says, for those who do not know it.
 _MEANINGS = {
     "top1": "Share of images whose most probable class is the right one; below it the 95 % "
     "interval (Wilson)",
     "top5": "Share of images with the right class among the five most probable",
-    "agreement": "Share of images with the same answer as the float model, right or wrong",
-    "top1_change": "Share of right answers less that of the float model; below it the 95 % "
-    "interval from the paired images (Agresti and Min 2005)",
-    "r2": "Variance of the right numbers that is explained, mean over the numbers of a sample",
-    "r2_change": "R² less that of the float model; below it the 95 % interval from the paired "
+    "agreement": "Share of images with the same prediction as the float model, right or wrong",
+    "top1_change": "Top-1 minus the top-1 of the float model; below it the 95 % interval "
+    "from the paired images (Agresti and Min 2005)",
+    "r2": "Share of the variance of the labels that is explained; mean over the numbers of a "
+    "sample",
+    "r2_change": "R² minus the R² of the float model; below it the 95 % interval from the paired "
     "samples",
-    "truth_mae": "Mean absolute difference from the right numbers",
-    "truth_mse": "Mean squared difference from the right numbers",
+    "truth_mae": "Mean absolute difference from the labels",
+    "truth_mse": "Mean squared difference from the labels",
     "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
-    "energy": "Energy of the device for one answer",
+    "energy": "Energy of the device for one sample",
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",
-    "kl": "Distance of the probabilities from the float model's; 0 is none",
-    "sqnr": "Strength of the outputs against their error; 10 dB more is a tenth of the error power",
-    "sqnr_centred": "The same of what varies between the samples: their mean is no part of it. Of "
-    "several outputs that of the worst",
+    "kl": "Distance of the probabilities from those of the float model; 0: they are equal",
+    "sqnr": "Power of the outputs over the power of their error; with 10 dB more, the error power "
+    "is a tenth",
+    "sqnr_centred": "SQNR of the values that vary between the samples: their mean is subtracted "
+    "before. With several outputs, the lowest",
     "mse": "Mean squared difference from the float model's numbers, in their own unit",
     "max_error": "Largest difference of a number from the float model's, in its own unit",
     "max_error_share": "Largest difference of a number from the float model's, in % of the range "
     "of its output",
     "size": "Bytes of the model file",
-    "peak_memory": "Memory of the process that ran it, at its highest",
-    "load_time": "From the file to ready for the first image",
-    "latency_p50": "Time for one answer: half of the samples were faster",
-    "latency_p90": "Time for one answer: nine of ten samples were faster",
-    "latency_p99": "Time for one answer: 99 of 100 samples were faster",
-    "latency_ratio": "Time against float32 of the same runtime; below 1 is faster",
+    "peak_memory": "Highest memory of the process that ran the model",
+    "load_time": "Time from opening the file until it is ready for the first image",
+    "latency_p50": "Time for one sample: half of the samples were faster",
+    "latency_p90": "Time for one sample: nine of ten samples were faster",
+    "latency_p99": "Time for one sample: 99 of 100 samples were faster",
+    "latency_ratio": "Time divided by the time of float32 in the same runtime; below 1 is faster",
 }
 _VERDICTS: dict[Verdict, str] = {
     "dead": "dead outputs",
@@ -102,13 +104,13 @@ _VERDICTS: dict[Verdict, str] = {
     "poor": "poor outputs",
     "unknown": "not measured",
     "unclear": "too few images to tell",
-    "far": "outputs some way off",
+    "far": "outputs differ clearly",
     "better": "more accurate",
     "same": "same accuracy",
     "close": "close outputs",
     "exact": "equal outputs",
 }
-#: Figures in the table of verdicts: of classes, of right numbers, of numbers.
+#: Metrics in the table of verdicts: of classes, of labels that are numbers, of outputs.
 _IN_VERDICTS = ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
 _IN_VERDICTS_OF_TRUTH = ("truth_mae", "sqnr_centred", "size", "latency_p50", "latency_ratio")
 _IN_VERDICTS_OF_NUMBERS = (
@@ -296,7 +298,7 @@ def _judged_by(source: Report) -> str:
 
 
 def _shown(names: Iterable[str], results: Sequence[ArtifactResult]) -> list[str]:
-    """Those of the figures that something has."""
+    """Those of the metrics that something has."""
     return [name for name in names if any(name in result.metrics for result in results)]
 
 
@@ -396,7 +398,7 @@ _HEADLINES: tuple[tuple[tuple[Verdict, ...], str], ...] = (
     (("worse",), "{few} {are} less accurate than {reference}"),
     (("poor",), "{few} {are} a poor copy of {reference}"),
     (("unclear", "unknown"), "No proof for {few}"),
-    (("far",), "{few} {are} some way off {reference}"),
+    (("far",), "{few} {differ} clearly from {reference}"),
 )
 
 
@@ -407,14 +409,20 @@ def _headline(lines: Sequence[_Line], reference: str) -> str:
         names = [line.name for line in lines if line.verdict in of]
         if names:
             few = f"{len(names)} of {len(lines)} deployables"
-            have, are = ("has", "is") if len(names) == 1 else ("have", "are")
-            words = text.format(few=few, have=have, are=are, reference=reference)
+            one = len(names) == 1
+            words = text.format(
+                few=few,
+                have="has" if one else "have",
+                are="is" if one else "are",
+                differ="differs" if one else "differ",
+                reference=reference,
+            )
             return f"{words}: {', '.join(names)}"
     alone = len(lines) == 1
     who = lines[0].name if alone else f"All {len(lines)} deployables"
     if any(line.verdict in ("close", "exact") for line in lines):
         return f"{who} {'is' if alone else 'are'} close to {reference}"
-    return f"{who} {'answers' if alone else 'answer'} as well as {reference}"
+    return f"{who} {'predicts' if alone else 'predict'} as well as {reference}"
 
 
 def _summary(source: Report) -> list[str]:
@@ -423,7 +431,7 @@ def _summary(source: Report) -> list[str]:
     for title, metric in (
         ("Fastest", "latency_p50"),
         ("Smallest", "size"),
-        ("Fewest same answers", "agreement"),
+        ("Fewest equal predictions", "agreement"),
         *(() if _judged_by(source) == "classes" else (("Farthest off", "sqnr_centred"),)),
     ):
         having = [result for result in source.artifacts if metric in result.metrics]
@@ -496,22 +504,22 @@ def _accuracy_words(result: ArtifactResult, source: Report, judged: Judged) -> s
         return _numbers_words(result, base, judged)
     agreement = result.metrics.get("agreement")
     if agreement is not None and agreement.value == 100:
-        same = f"gives {base}'s answer on all {source.data.count:,} {source.data.unit}"
+        same = f"predicts what {base} predicts on all {source.data.count:,} {source.data.unit}"
         return f"{same} ({result.metrics['top1'].value:.2f} % right)"
-    figures = f"a change of {_signed(judged.change.value)} points"
+    numbers = f"a change of {_signed(judged.change.value)} points"
     if interval := _interval(judged.change):
-        figures += f", 95 % range {interval}"
+        numbers += f", 95 % range {interval}"
     if "top1" in result.metrics:
-        figures = f"{result.metrics['top1'].value:.2f} % right, {figures}"
+        numbers = f"{result.metrics['top1'].value:.2f} % right, {numbers}"
     elif "r2" in result.metrics:
-        figures = f"R² {result.metrics['r2'].value:.2f} %, {figures}"
+        numbers = f"R² {result.metrics['r2'].value:.2f} %, {numbers}"
     words = {
         "same": f"is as accurate as {base} within {verdicts.bound_of(source):g} points",
         "better": f"is more accurate than {base}, beyond noise",
         "worse": f"is less accurate than {base}, beyond noise",
         "unclear": f"saw too few {source.data.unit} to tell whether it is as accurate as {base}",
     }
-    said = f"{words[judged.accuracy]} ({figures})"
+    said = f"{words[judged.accuracy]} ({numbers})"
     if judged.level == "poor":
         said += f", with scores that are far off ({_decibels_of(result)} dB of what varies)"
     return said
@@ -526,7 +534,7 @@ def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
     error = "more than 1,000 times" if share == math.inf else f"{share:,.2g} % of"
     if 100 <= share < math.inf:
         error = f"{share:,.0f} % of"
-    words = {"close": "is close to", "far": "is some way off", "poor": "is a poor copy of"}
+    words = {"close": "is close to", "far": "differs clearly from", "poor": "is a poor copy of"}
     text = (
         f"{words[str(judged.level)]} {base}: its error is {error} what varies between "
         f"samples (SQNR {sqnr.value:.1f} dB; close is {fidelity.CLOSE:g} dB or more, poor below "
@@ -656,7 +664,7 @@ class _Accuracy:
 
 
 _TOP1 = _Accuracy(
-    "top1", "Top-1", "%", "right answers (top-1), %", "right answers", ".2f", (0, 100)
+    "top1", "Top-1", "%", "right predictions (top-1), %", "right predictions", ".2f", (0, 100)
 )
 _R2 = _Accuracy("r2", "R²", "%", "variance that is explained (R²), %", "R²", ".2f", (-1000, 100))
 _SQNR = _Accuracy(

@@ -198,7 +198,7 @@ def _print_meanings(report: Report, shown: Sequence[_Column]) -> None:
 
 def _print_parity(parity: Parity) -> None:
     table = Table(
-        title="the same integers, run in three ways",
+        title="the same integers, run with three sets of kernels",
         caption=f"{parity.differing:,} of {parity.numbers:,} stored numbers differ",
     )
     table.add_column("pair", no_wrap=True)

@@ -13,7 +13,7 @@ from edgekit.runtimes import emulation
 from edgekit.runtimes.ort import OrtRunner, zeros
 
 NOTE = (
-    "float16 emulated on the CPU: weights and the answer of every operator are rounded to "
+    "float16 emulated on the CPU: weights and the output of every operator are rounded to "
     "float16, sums are float32; accuracy only, no times"
 )
 

@@ -124,7 +124,7 @@ class KerasRunner(Runner):
         with self._place:
             found = self._forward(*values)
         if self._device == "gpu" and not all("GPU" in value.device for value in found):
-            raise ExecutionError(f"expected the answer from a GPU, got it from {found[0].device}")
+            raise ExecutionError(f"expected the output from a GPU, got it from {found[0].device}")
         return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
 
 

@@ -452,7 +452,7 @@ def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.
     )
     if not np.isfinite(values).all():
         first = int(np.argwhere(~np.isfinite(values))[0][0])
-        raise ExecutionError(f"the answer to image {first} of the shard is NaN or Inf")
+        raise ExecutionError(f"the output for image {first} of the shard is NaN or Inf")
     return values
 
 
@@ -472,7 +472,7 @@ def _in_batches(
         for spec in outputs:
             if each[spec.name].shape[:1] != (stop - start,):
                 raise InvalidModelError(
-                    f"expected an answer of {spec.name} for each of {stop - start} samples, got "
+                    f"expected one value of {spec.name} for each of {stop - start} samples, got "
                     f"shape {list(each[spec.name].shape)}; give the output a batch axis"
                 )
         runs.append(each)

@@ -53,7 +53,7 @@ _TORCH = (
     "a file of PyTorch; export the model with torch.onnx.export(model.eval(), (example,), "
     "'NAME.onnx')"
 )
-_OPENVINO = "a file of OpenVINO; export the model that it was made from to ONNX"
+_OPENVINO = "a file of OpenVINO; export its source model to ONNX"
 _TENSORRT = "an engine of TensorRT, for one GPU; find the ONNX file that it was built from"
 _CAFFE = "a file of Caffe; convert it to ONNX, e.g. with caffe2onnx"
 _DARKNET = "a file of Darknet; convert it to PyTorch and export that with torch.onnx.export"
@@ -74,8 +74,7 @@ _ADVICE = {
     **dict.fromkeys((".pb", ".pbtxt", ".meta"), _FROZEN),
     **dict.fromkeys(
         (".mlmodel", ".mlpackage"),
-        "a Core ML model; export the model that it was "
-        "made from, of PyTorch with torch.onnx.export",
+        "a Core ML model; export its source model, of PyTorch with torch.onnx.export",
     ),
     **dict.fromkeys((".caffemodel", ".prototxt"), _CAFFE),
     **dict.fromkeys((".engine", ".plan", ".trt"), _TENSORRT),
@@ -86,11 +85,10 @@ _ADVICE = {
     ".json": "a description without weights; save the model with model.save('NAME.keras'), of "
     "TensorFlow.js convert it with `tensorflowjs_converter --input_format=tfjs_layers_model`",
     ".lite": "a TFLite file by another name, if it is one; rename it to NAME.tflite",
-    ".gguf": "a language model of llama.cpp; export the model that it was made from to ONNX",
+    ".gguf": "a language model of llama.cpp; export its source model to ONNX",
     **dict.fromkeys(
         (".param", ".mnn", ".rknn", ".pdmodel", ".dlc", ".om", ".hef"),
-        "a file for "
-        "one runtime; export the model that it was made from to ONNX, of Paddle with paddle2onnx",
+        "a file for one runtime; export its source model to ONNX, of Paddle with paddle2onnx",
     ),
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz"), "an archive; unpack it, find the model in it"),
 }
@@ -205,7 +203,7 @@ class FloatModel:
         if self.integers is not None:
             raise InvalidModelError(
                 f"{self.source.path}: expected a float model to {verb}, got one that is int8 "
-                f"already; pass the float model that it was made from"
+                f"already; pass its float source"
             )
 
     def prepared(self, *, integers: bool = False) -> Any:
@@ -586,8 +584,8 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
     assert source is not None
     if given and not given.exists():
         raise InvalidModelError(
-            f"{words.not_found(given)}; expected the float model that {artifact.path} was made "
-            f"from, a recording of it, or a runner such as ort:cuda:float16"
+            f"{words.not_found(given)}; expected the float source of {artifact.path}, a recording "
+            f"of it, or a runner such as ort:cuda:float16"
         )
     for place in [given] if given else [Path(source.path), SHIPPED]:
         if place.is_dir() and not saved_model.is_saved_model(place):

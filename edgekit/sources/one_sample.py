@@ -53,7 +53,7 @@ def single(content: bytes, name: str) -> bytes:
         raise InvalidModelError(f"{said}, and does not run with 1: {reason(exc)}; {fix}") from None
     if not _answer_alike(content, changed, batch):
         raise InvalidModelError(
-            f"{said}, and computes another answer with 1: what it says of a sample depends on the "
+            f"{said}, and computes other outputs with 1: the outputs of a sample depend on the "
             f"others of its batch; {fix}"
         )
     return changed

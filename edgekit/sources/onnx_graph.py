@@ -1748,7 +1748,7 @@ def _pool(c: _Converter, n: Node) -> None:
     if n.kind == "LpPool" or spatial not in (1, 2):
         raise InvalidModelError(f"{n} of {spatial} spatial axes has no TFLite form")
     if len(n.outputs) > 1 and n.outputs[1] and c.readers.get(n.outputs[1]):
-        raise InvalidModelError(f"{n} gives places too, which TFLite's does not")
+        raise InvalidModelError(f"{n} gives indices too, which TFLite's operator does not")
     kernel = list(n.get("kernel_shape"))
     strides = list(n.get("strides", [1] * spatial))
     dilations = list(n.get("dilations", [1] * spatial))

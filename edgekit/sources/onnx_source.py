@@ -110,7 +110,7 @@ def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> On
     trained = onnx.in_training(model)
     if trained is not None:
         raise InvalidModelError(
-            f"{path}: {trained} computes as in training, so that answers depend on the batch or on "
+            f"{path}: {trained} computes as in training, so that outputs depend on the batch or on "
             f"chance; export it after model.eval(), with training=TrainingMode.EVAL"
         )
     return OnnxSource(model, tuple(notes))
@@ -316,7 +316,7 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
     if not same:
         names = ", ".join(value.name for value in model.graph.input)
         raise InvalidModelError(
-            f"{path}: expected one sample a run, got {batch} in {names}, which cannot be taken "
+            f"{path}: expected one sample per run, got {batch} in {names}, which cannot be taken "
             f"apart ({said}); export it with one sample, e.g. torch.onnx.export(model, x[:1], "
             f"...), or, if its first axis counts no samples, with an axis of size 1 before that"
         )

@@ -301,7 +301,7 @@ def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple
         part = slice(start, start + 500)
         answers = forward(tf.constant(prepare.apply(images.images[part]))).numpy()
         if not np.isfinite(answers).all():
-            raise InvalidDataError("the model answers NaN; lower --learning-rate")
+            raise InvalidDataError("the model gives NaN; lower --learning-rate")
         labels = images.labels[part]
         order = np.argsort(-answers, axis=1)[:, :5]
         top1 += int((order[:, 0] == labels).sum())

@@ -188,7 +188,7 @@ def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> No
         if constants[node.input[1]].shape != weights.shape:
             raise WriterError(
                 f"the weights of {short_name(place)} are {list(constants[node.input[1]].shape)} in "
-                f"the ONNX graph, {list(weights.shape)} were decided"
+                f"the ONNX graph, expected {list(weights.shape)}"
             )
         zeros = np.zeros(len(layer.weight_scale), np.int8)
         name = short_name(place)

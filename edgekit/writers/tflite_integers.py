@@ -123,7 +123,7 @@ class _Writer:
     def _put_layer(self, output: str) -> None:
         layer, given = self._layers[output], self._stored.layers.get(output)
         if given is None:
-            raise WriterError(f"no weights were decided for the layer {layer.short}")
+            raise WriterError(f"the quantizer chose no weights for the layer {layer.short}")
         zeros = np.zeros(len(given.weight_scale), np.int64)
         self._graph.make_integer(
             layer.weights, Quantization(given.weight_scale, zeros, layer.axis), given.weights
@@ -136,7 +136,7 @@ class _Writer:
         given = self._stored.constants.get(name)
         if given is None:
             raise WriterError(
-                f"no integers were decided for the constant {short_name(name)} of "
+                f"the quantizer chose no integers for the constant {short_name(name)} of "
                 f"{operator.kind} {short_name(operator.outputs[0])}"
             )
         number = (given.scale, given.zero_point)
