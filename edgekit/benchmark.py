@@ -86,34 +86,34 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
         nargs="?",
         type=Path,
         metavar="ARTIFACT",
-        help="artifact folder, .tflite or .onnx file; of --suite gpu the float model (default: "
+        help="artifact folder, .tflite or .onnx file; with --suite gpu a float model (default: "
         "the shipped one)",
     )
     add(
         "--runtime",
         choices=sorted(RUNTIMES.values()),
-        help="default: that of the artifact's format",
+        help="runtime to measure (default: that of the artifact's format)",
     )
     add("--threads", type=words.positive_int, default=1, help="threads of the runtime (default: 1)")
-    add("--batch", type=words.positive_int, help="images in a run (default: 1)")
+    add("--batch", type=words.positive_int, help="images per run (default: 1)")
     add("--seconds", type=float, help="how long to measure (default: 5)")
     add(
         "--suite",
         choices=("gpu",),
-        help="instead: hold float32 against float16, and NCHW against NHWC, at batch 1, 8, 32",
+        help="compare float32 with float16, and NCHW with NHWC, at batch 1, 8 and 32",
     )
-    add("--device", choices=gpu_suite.DEVICES, help="that the suite runs on (default: cuda)")
+    add("--device", choices=gpu_suite.DEVICES, help="device that the suite runs on (default: cuda)")
     add(
         "--rounds",
         type=words.positive_int,
-        help=f"of the suite, each with all cases (default: {gpu_suite.ROUNDS})",
+        help=f"rounds of the suite; each round runs all cases (default: {gpu_suite.ROUNDS})",
     )
     add(
         "--preprocessing",
         metavar="NAME|FILE.json",
-        help="of a file: how random pixels become its input",
+        help="how random pixels become the input of a file",
     )
-    add("--record", type=Path, metavar="FILE", help="of the suite: write raw samples and ratios")
+    add("--record", type=Path, metavar="FILE", help="write the raw samples and ratios of the suite")
     add("--force", action="store_true", help="replace FILE if it exists")
     return result
 

@@ -47,7 +47,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
     add("--data", metavar="IMAGES", help=f"{data.WORDS} (default of the shipped model: the first)")
     add("--limit", type=words.positive_int, help="use the first N images only")
     add("--samples", type=words.positive_int, help="draw N images, evenly over the classes")
-    add("--seed", type=int, help="with --samples: another number draws others (default: 0)")
+    add("--seed", type=int, help="seed of --samples (default: 0)")
     add(
         "--method",
         choices=METHODS,
@@ -58,7 +58,7 @@ python -m edgekit.export mine.keras --preprocessing unit --target tflite \\
         "--out",
         type=Path,
         metavar="TABLE.json",
-        help="what to write (default: calibration/MODEL_ID-DATA.json)",
+        help="table to write (default: calibration/MODEL_ID-DATA.json)",
     )
     add("--force", action="store_true", help="replace TABLE.json if it exists")
     return result

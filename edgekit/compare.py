@@ -39,7 +39,7 @@ __all__ = ["Options", "compare", "main", "parser"]
 
 _DATA_HELP = (
     f"{data.WORDS}; or FILE.npz with an array named like each input, and y: integer classes, or "
-    f"right numbers (default: fashion_mnist of the shipped model)"
+    f"numbers as labels (default: fashion_mnist of the shipped model)"
 )
 
 
@@ -88,25 +88,26 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         "--rounds",
         type=words.positive_int,
         default=10,
-        help=f"take latency in N rounds of {SAMPLES} samples (default: %(default)s)",
+        help=f"measure latency in N rounds of {SAMPLES} samples (default: %(default)s)",
     )
     add(
         "--reference",
         metavar="MODEL|RUNNER|RECORDING",
         help=f"the float model (default: where the manifests say; needed for files), a runner of "
-        f"it ({', '.join(runners.SPECS)}), or a file of --record",
+        f"it ({', '.join(runners.SPECS)}), or a file that --record wrote",
     )
     add(
         "--record",
         type=Path,
         metavar="FILE",
-        help="write the outputs and the latency of the reference to FILE, a --reference for later",
+        help="write the outputs and the latency of the reference to FILE, which --reference takes "
+        "later",
     )
     add(
         "--work",
         type=Path,
         metavar="DIR",
-        help="keep results in DIR; a run that was stopped goes on there",
+        help="keep results in DIR, so that a run that was stopped can continue",
     )
     add(
         "--shard",
@@ -117,7 +118,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     add(
         "--processes",
         type=words.positive_int,
-        help="processes that evaluate at once (default: by the cores)",
+        help="processes that evaluate at the same time (default: as many as fit the cores)",
     )
     add("--cluster", metavar="ADDRESS", help="evaluate on the workers of this Dask scheduler")
     add(
@@ -131,14 +132,13 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     add(
         "--parity",
         action="store_true",
-        help="also hold an int8 TFLite and an int8 ONNX artifact against each other, number by "
-        "number",
+        help="also compare an int8 TFLite and an int8 ONNX artifact, number by number",
     )
     add(
         "--power",
         type=float,
-        help=f"how often a loss of --bound has to be noticed, of 1 (default: {DEFAULT_POWER}); the "
-        f"table says how many images that takes",
+        help=f"probability that a loss of --bound is noticed, from 0 to 1 (default: "
+        f"{DEFAULT_POWER}); the table says how many images that takes",
     )
     add(
         "--bound",
@@ -146,17 +146,20 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help=f"loss of top-1 or R^2 that matters, in points (default: {verdicts.BOUND}); with "
         f"--layers in dB: exit status 1 if a layer is below",
     )
-    add("--preprocessing", help="of files, as `edgekit.export` takes it; artifacts bring theirs")
+    add(
+        "--preprocessing",
+        help="preprocessing of files, as `edgekit export` takes it; an artifact has its own",
+    )
     add("--task", choices=tasks.TASKS, help=tasks.HELP)
     for name, meaning in (
         ("dead", "outputs or channels vary in the float model and not in the deployable"),
         ("poor", "outputs are poor and no labels prove that it does not matter"),
     ):
-        add(f"--allow-{name}", action="store_true", help=f"exit status 0 though {meaning}")
+        add(f"--allow-{name}", action="store_true", help=f"exit status 0 although {meaning}")
     add(
         "--allow-chance",
         action="store_true",
-        help="compare outputs though the float model is no better than chance on these labels",
+        help="compare outputs although the float model is no better than chance on these labels",
     )
     add(
         "--pictures",

@@ -148,14 +148,23 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         "--precision",
         type=cli.several(artifact.PRECISIONS),
         metavar="PRECISION[,PRECISION]",
-        help="of the numbers (default: all that the device takes)",
+        help="precisions of the numbers (default: all that the device takes)",
     )
-    add("--device", choices=profiles.NAMES, help="what the files are made for (default: generic)")
+    add(
+        "--device",
+        choices=profiles.NAMES,
+        help="device that the files will run on (default: generic)",
+    )
     add("--limit", type=words.positive_int, help="compare on the first N images only")
-    add("--rounds", type=words.positive_int, default=10, help="of latency (default: %(default)s)")
-    add("--parity", action="store_true", help="also hold the two int8 files against each other")
+    add(
+        "--rounds",
+        type=words.positive_int,
+        default=10,
+        help="rounds in which latency is measured (default: %(default)s)",
+    )
+    add("--parity", action="store_true", help="also compare the numbers of the two int8 files")
     grammar.add_bounds(result)
-    add("--out", type=Path, metavar="FOLDER", help="for everything that is written")
+    add("--out", type=Path, metavar="FOLDER", help="folder for all files that are written")
     add("--force", action="store_true", help="replace what is in FOLDER")
     return result
 

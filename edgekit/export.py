@@ -83,14 +83,14 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         required=True,
         type=cli.several(artifact.PRECISIONS),
         metavar="PRECISION[,PRECISION]",
-        help=f"of the numbers in it, or several: {', '.join(artifact.PRECISIONS)}; int8 computes "
-        "in integers as well",
+        help=f"precision of the numbers in the file, or several: "
+        f"{', '.join(artifact.PRECISIONS)}; int8 also computes in integers",
     )
     add(
         "--calibration",
         metavar="IMAGES",
         help=f"for int8: images that show which values occur ({data.WORDS}), or TABLE.json, which "
-        f"`edgekit calibrate` made of them; for onnx float16: images",
+        f"`edgekit calibrate` wrote; for onnx float16: images",
     )
     add(
         "--data",
@@ -106,7 +106,7 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         "--device",
         default=profiles.DEFAULT,
         choices=profiles.NAMES,
-        help="what the file is made for; auto: this machine's CPU (default: %(default)s)",
+        help="device that the file will run on; auto: this machine's CPU (default: %(default)s)",
     )
     add(
         "--correction",
@@ -127,8 +127,8 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="what to write (default: exports/MODEL_ID-TARGET-PRECISION); of several a folder for "
-        "them, in which each has that name",
+        help="artifact folder to write (default: exports/MODEL_ID-TARGET-PRECISION); with several "
+        "targets or precisions, the folder in which each artifact gets that name",
     )
     add("--force", action="store_true", help="replace FOLDER if it exists")
     return result

@@ -90,19 +90,23 @@ python -m edgekit.gate report.json --baseline exports/baseline.json \\
     add(
         "--github",
         action="store_true",
-        help="annotate as GitHub shows it (default where GITHUB_ACTIONS is true)",
+        help="print annotations for GitHub (default where GITHUB_ACTIONS is true)",
     )
     add("--force", action="store_true", help="replace the files of --junit and --markdown")
     add("--update", action="store_true", help="write the report as the new baseline")
-    add("--accept", metavar="REASON", help="with --update: why to take what is outside of a bound")
+    add(
+        "--accept",
+        metavar="REASON",
+        help="with --update: reason to accept values that miss a bound",
+    )
     add(
         "--origin",
         type=Path,
         metavar="FILE",
-        help="with --update: report that all updates together are held against (default: the "
+        help="with --update: report that all updates together are compared with (default: the "
         "values that were accepted first, which the baseline keeps)",
     )
-    add("--allow-dead", action="store_true", help="let channels pass that are dead")
+    add("--allow-dead", action="store_true", help="accept channels that are dead")
     return result
 
 

@@ -39,7 +39,10 @@ python -m edgekit.parity mine_int8.tflite mine_int8.onnx
         "left", type=Path, metavar="ARTIFACT", help="int8 artifact folder, .tflite or .onnx file"
     )
     result.add_argument(
-        "right", type=Path, metavar="ARTIFACT", help="of the same model in the other format"
+        "right",
+        type=Path,
+        metavar="ARTIFACT",
+        help="artifact folder or file of the same model in the other format",
     )
     return result
 

@@ -53,15 +53,16 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     add(
         "--calibration",
         metavar="IMAGES",
-        help="what the first ranges are taken from: images as --data takes them, or TABLE.json "
-        "(default: some of --data)",
+        help="images that the first ranges are taken from, as --data takes them, or TABLE.json "
+        "(default: some images of --data)",
     )
     add("--out", type=Path, required=True, metavar="FOLDER", help="artifact to write")
     add(
         "--device",
         default=profiles.DEFAULT,
         choices=profiles.NAMES,
-        help="what the int8 file will run on; auto: this machine's CPU (default: %(default)s)",
+        help="device that the int8 file will run on; auto: this machine's CPU (default: "
+        "%(default)s)",
     )
     add(
         "--leave-float",
@@ -72,19 +73,19 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
     )
     for name, kind, text in (
         ("epochs", words.positive_int, "passes over the images"),
-        ("batch", words.positive_int, "images in a step"),
+        ("batch", words.positive_int, "images per step"),
         ("learning-rate", float, "largest learning rate, which falls as a cosine"),
         ("warmup-epochs", float, "epochs in which the learning rate rises to its largest"),
         ("weight-decay", float, "L2 decay of convolution and dense kernels"),
         ("label-smoothing", float, "share of a label that is spread over all classes"),
-        ("shift", int, "most pixels that an image is moved by"),
-        ("erase", float, "how often a rectangle is erased, of 1"),
-        ("distill", float, "share of the float model's predictions in the loss, of 1"),
-        ("temperature", float, "of the float model's predictions"),
-        ("frozen", float, "last part of the steps, in which statistics and ranges stay, of 1"),
+        ("shift", int, "largest number of pixels that an image is moved by"),
+        ("erase", float, "probability that a rectangle is erased, from 0 to 1"),
+        ("distill", float, "weight of the float model's predictions in the loss, from 0 to 1"),
+        ("temperature", float, "temperature of the float model's predictions"),
+        ("frozen", float, "share of the steps, the last ones, with fixed statistics and ranges"),
         ("range-decay", float, "decay of the moving averages of ranges"),
         ("weight-bits", int, "bits of the weights, 2 to 8"),
-        ("seed", int, "another number: other order and augmentation"),
+        ("seed", int, "seed of order and augmentation"),
     ):
         value = getattr(default, name.replace("-", "_"))
         add(f"--{name}", type=kind, default=value, help=f"{text} (default: {value})")
@@ -93,13 +94,13 @@ python -m edgekit.export build/mine-qat --target onnx --precision int8
         "--ranges",
         choices=RANGE_MODES,
         default=default.ranges,
-        help="how ranges of activations follow (default: %(default)s)",
+        help="how the ranges of activations are updated (default: %(default)s)",
     )
     add(
         "--every",
         type=words.positive_int,
         default=EVERY,
-        help="steps between two looks at the int8 file that would come out (default: %(default)s)",
+        help="steps between two evaluations of the int8 file (default: %(default)s)",
     )
     add_run_arguments(result)
     return result

@@ -41,15 +41,19 @@ python -m edgekit.sign verify report.json --public release.key.pub \\
     make.add_argument("key", type=Path, metavar="KEY", help="private key to write; also KEY.pub")
     make.add_argument("--force", action="store_true", help="replace KEY and KEY.pub if they exist")
     vouch = actions.add_parser("sign", help="write a signature", description="Write a signature.")
-    vouch.add_argument("path", type=Path, metavar="PATH", help="artifact folder, report, baseline")
     vouch.add_argument(
-        "--key", type=Path, required=True, metavar="KEY", help="private key of keygen"
+        "path", type=Path, metavar="PATH", help="artifact folder, report or baseline"
+    )
+    vouch.add_argument(
+        "--key", type=Path, required=True, metavar="KEY", help="private key that keygen wrote"
     )
     vouch.add_argument("--force", action="store_true", help="replace a signature that is there")
     check = actions.add_parser("verify", help="check a signature", description="Check a signature.")
-    check.add_argument("path", type=Path, metavar="PATH", help="artifact folder, report, baseline")
     check.add_argument(
-        "--public", type=Path, required=True, metavar="KEY.pub", help="public key of keygen"
+        "path", type=Path, metavar="PATH", help="artifact folder, report or baseline"
+    )
+    check.add_argument(
+        "--public", type=Path, required=True, metavar="KEY.pub", help="public key that keygen wrote"
     )
     check.add_argument(
         "--artifact",
@@ -57,7 +61,7 @@ python -m edgekit.sign verify report.json --public release.key.pub \\
         action="append",
         default=[],
         metavar="FOLDER",
-        help="of a report: an artifact that it has to be about; repeatable",
+        help="with a report: an artifact that the report has to contain; repeatable",
     )
     return result
 

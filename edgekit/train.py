@@ -77,8 +77,8 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
         "--channels",
         type=int,
         choices=(1, 3),
-        help="with --from: of the new model's input (default: MODEL's; 3 if MODEL takes grey "
-        "pictures and these are in colour)",
+        help="with --from: channels of the new model's input (default: those of MODEL; 3 if MODEL "
+        "takes grey pictures and the images are in colour)",
     )
     add(
         "--input",
@@ -95,21 +95,25 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
     add(
         "--skip-broken",
         action="store_true",
-        help="of a stream: leave out pictures that cannot be decoded instead of ending, and count "
-        "them; in memory that is always done",
+        help="leave out pictures of a stream that cannot be decoded, and count them, instead of "
+        "stopping; images in memory are always read so",
     )
     add(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="artifact to write; its name becomes the model's",
+        help="artifact folder to write; the model gets its name",
     )
     add(
         "--recipe",
         help=f"{', '.join(recipes.names())} or FILE.toml (default: {recipes.DEFAULT}, with --from "
         f"{recipes.FINE_TUNING}); gives the values of the options below that are not given",
     )
-    add("--recipes", action="store_true", help="list the recipes and what each should reach")
+    add(
+        "--recipes",
+        action="store_true",
+        help="list the recipes and the accuracy that each should reach",
+    )
     add(
         "--preprocessing",
         metavar="NAME|FILE.json",
@@ -134,14 +138,14 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
         "--precision",
         choices=arrange.PRECISIONS,
         default="float32",
-        help="that layers compute in while it trains; weights and loss are float32 (default: "
-        "%(default)s)",
+        help="precision that layers compute in during training; weights and loss are float32 "
+        "(default: %(default)s)",
     )
     add(
         "--strategy",
         choices=many.STRATEGIES,
         default="none",
-        help="share each batch over GPUs, or over the processes of TF_CONFIG",
+        help="divide each batch between GPUs, or between the processes of TF_CONFIG",
     )
     add("--replicas", type=words.positive_int, help="devices of --strategy mirrored (default: all)")
     add_run_arguments(result)
@@ -154,31 +158,34 @@ _OVERRIDES: dict[str, tuple[Any, str]] = {
     "lowered-strides": (int, "how many of the first stride-2 layers run with stride 1"),
     "dropout": (float, "share of features dropped before the classifier"),
     "bn-momentum": (float, "decay of batch normalisation's moving averages"),
-    "epochs": (words.positive_int, "passes over the images; of fine-tuning: of all layers"),
-    "head-epochs": (int, "of fine-tuning: passes before those, of the new classifier alone"),
+    "epochs": (words.positive_int, "passes over the images; in fine-tuning: with all layers"),
+    "head-epochs": (int, "in fine-tuning: passes before those, with the new classifier alone"),
     "head-learning-rate": (float, "largest learning rate in --head-epochs"),
-    "steps": (words.positive_int, "how many steps, instead of epochs"),
-    "batch": (words.positive_int, "images in a step, of all towers and replicas together"),
+    "steps": (words.positive_int, "number of steps, instead of epochs"),
+    "batch": (words.positive_int, "images per step, of all towers and replicas together"),
     "optimizer": (recipes.OPTIMIZERS, "how weights are changed; both have momentum"),
     "learning-rate": (float, "largest learning rate, after the warm-up"),
     "schedule": (recipes.SCHEDULES, "how the learning rate falls after the warm-up"),
-    "decay": (float, "of the exponential schedule: factor at each decay"),
-    "decay-epochs": (float, "of the exponential schedule: epochs between two decays"),
+    "decay": (float, "exponential schedule: factor at each decay"),
+    "decay-epochs": (float, "exponential schedule: epochs between two decays"),
     "warmup-epochs": (float, "epochs in which the learning rate rises to its largest"),
     "momentum": (float, "momentum of the optimizer"),
-    "rms-decay": (float, "of rmsprop: decay of its mean square"),
-    "rms-epsilon": (float, "of rmsprop: what is added under the root"),
+    "rms-decay": (float, "rmsprop: decay of its mean square"),
+    "rms-epsilon": (float, "rmsprop: number that is added under the root"),
     "weight-decay": (float, "L2 decay of convolution and dense kernels"),
     "label-smoothing": (float, "share of a label that is spread over all classes"),
-    "ema": (float, "decay of the weights' moving average, which is written; 0: none"),
+    "ema": (
+        float,
+        "decay of the moving average of the weights, which is what is written; 0: no average",
+    ),
     "augmentation": (
         recipes.AUGMENTATIONS,
-        "how pictures are changed; plain and inception crop each from its own size",
+        "how pictures are changed; plain and inception crop each picture at its own size",
     ),
-    "crop": (float, "augmentation: least share of the area that a random crop has; 1: none"),
-    "shift": (int, "augmentation: most pixels that an image is moved by"),
-    "erase": (float, "augmentation: how often a rectangle is erased, of 1"),
-    "seed": (int, "another number: other first weights, order and augmentation"),
+    "crop": (float, "augmentation: smallest share of the area that a random crop has; 1: no crop"),
+    "shift": (int, "augmentation: largest number of pixels that an image is moved by"),
+    "erase": (float, "augmentation: probability that a rectangle is erased, from 0 to 1"),
+    "seed": (int, "seed of first weights, order and augmentation"),
 }
 
 

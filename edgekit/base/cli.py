@@ -46,18 +46,18 @@ from edgekit.base.version import __version__
 #: What each verb does; also the order in which ``python -m edgekit`` lists them.
 VERBS: dict[str, str] = {
     "data": "describe a set of images; find the classic mistakes between a model and images",
-    "models": "the architectures, and the paper's table of parameters and multiply-adds",
-    "train": "train MobileNetV2 on a data set; writes a float Keras artifact",
-    "qat": "fine-tune with fake quantization; writes a Keras artifact for int8 export",
-    "calibrate": "run a calibration set through the float model; writes a calibration table",
+    "models": "print the architectures beside the paper's table of parameters and multiply-adds",
+    "train": "train MobileNetV2 on a data set; write a float Keras artifact",
+    "qat": "fine-tune with fake quantization; write a Keras artifact for int8 export",
+    "calibrate": "run a calibration set through the float model; write a calibration table",
     "export": "turn a float model into TFLite and ONNX artifacts",
     "deploy": "write, compare, report and judge all deployables of a model in one command",
-    "compare": "accuracy, agreement, latency of artifacts against the float model; writes a report",
+    "compare": "measure accuracy, agreement and latency against the float model; write a report",
     "parity": "prove that a TFLite and an ONNX int8 file hold the same numbers",
-    "benchmark": "latency, memory and operators of one artifact on one runtime",
+    "benchmark": "measure latency, memory and operators of one artifact on one runtime",
     "gate": "judge a report against a baseline; exit status 1 on a regression",
     "report": "turn a report into one self-contained HTML page",
-    "sign": "vouch for artifacts, reports and baselines with a key; verify them",
+    "sign": "sign artifacts, reports and baselines with a key; verify signatures",
 }
 
 

@@ -173,19 +173,19 @@ python -m edgekit.data check mine.keras \\
     )
     look = actions.add_parser(
         "describe",
-        help="what is in a set of images",
+        help="say what is in a set of images",
         description="Say what is in a set: classes, sizes, colours, duplicates, broken files.",
     )
     look.add_argument("data", metavar="IMAGES", help=f"{data.WORDS}; or a folder")
     look.add_argument(
         "other", nargs="?", metavar="OTHER", help="another set, which must share no image with it"
     )
-    look.add_argument("--limit", type=words.positive_int, help="look at the first N pictures only")
+    look.add_argument("--limit", type=words.positive_int, help="use the first N pictures only")
     look.add_argument("--sheet", type=Path, metavar="FILE.png", help="draw some of the images")
     look.add_argument("--force", action="store_true", help="replace FILE.png if it exists")
     fit = actions.add_parser(
         "check",
-        help="whether a model and images fit",
+        help="say whether a model and images fit",
         description="Look for classic mistakes between a model and images: scaling, order of "
         "colours, numbering of classes. Exit status 1 if one is seen.",
     )

@@ -22,15 +22,16 @@ SHOWN = 12
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m edgekit.compare A B --layers``."""
     group = parser.add_argument_group(
-        "layer by layer", "with exactly two models: the reference (a float model too), the suspect"
+        "layer by layer",
+        "with exactly two models: first the reference (possibly a float model), then the suspect",
     )
     add = group.add_argument
     add("--layers", action="store_true", help="compare tensor by tensor instead of accuracy")
     add(
         "--mode",
         choices=(*MODES, "both"),
-        help="accumulated: each network on its own; isolated: "
-        "each layer on the reference's values; or both (default)",
+        help="accumulated: each network runs on its own values; isolated: each layer runs on the "
+        "reference's values; or both (default)",
     )
     add(
         "--bisect",
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "agreement",
     )
     add("--images", type=words.positive_int, help=f"use the first N samples (default: {IMAGES})")
-    add("--all", action="store_true", help=f"show every layer, not the worst {SHOWN}")
+    add("--all", action="store_true", help=f"show all layers, not only the worst {SHOWN}")
     add("--csv", type=Path, metavar="FILE", help="write the numbers of every layer")
     add("--overlay", type=Path, metavar="FILE", help="write node data for Model Explorer")
     add("--plot", type=Path, metavar="FILE.png", help="write a plot")

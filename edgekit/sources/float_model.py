@@ -248,10 +248,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing",
         metavar="NAME|FILE.json",
-        help=f"how pixels become the input; a file that takes pictures needs it, an artifact "
-        f"brings its own: "
-        f"{', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; behind # what differs, as in "
-        f"unit#resize=bicubic,crop=0.875; also channels=bgr, class_offset=1",
+        help=f"how pixels become the input; needed for a file that takes pictures, an artifact has "
+        f"its own: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; options follow behind "
+        f"#, as in unit#resize=bicubic,crop=0.875, also channels=bgr and class_offset=1",
     )
 
 
@@ -263,8 +262,8 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         type=_shape,
         default=[],
         metavar="NAME=SIZES",
-        help="sizes of an input with free axes, e.g. image=1,3,320,320, or 1,3,320,320 of the only "
-        "one; repeatable",
+        help="sizes of an input with free axes, e.g. image=1,3,320,320; without the name, as in "
+        "1,3,320,320, of the only input; repeatable",
     )
 
 
@@ -285,9 +284,9 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=signature.LAYOUTS,
         default="",
-        help="of TFLite made of an .onnx file: keep the axes that inputs and outputs have in the "
-        "file, or channels-last of pictures and of outputs with four axes (default: channels last "
-        "of pictures that are inputs, outputs as in the file)",
+        help="axes of TFLite from an .onnx file: keep those of the file, or channels-last for "
+        "inputs that are pictures and for outputs with four axes (default: channels last for "
+        "inputs that are pictures, outputs as in the file)",
     )
 
 
@@ -310,8 +309,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="load a file that holds more than layers and operators which are known to compute "
-        "only (Lambda layers, layers of others, operators that write files); it runs here",
+        help="also load a file that holds code (Lambda layers, custom layers, operators that "
+        "write files); the code runs on this machine",
     )
 
 

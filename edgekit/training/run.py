@@ -315,7 +315,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--towers",
         type=words.positive_int,
-        help="parts of a batch that are computed side by side (default: one for each core)",
+        help="parts of a batch that are computed in parallel (default: one for each core)",
     )
     add("--limit", type=words.positive_int, help="use the first N training images only")
     add(
@@ -325,7 +325,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="where the state for --resume is kept (default: FOLDER.checkpoints)",
     )
     add("--tensorboard", type=Path, metavar="DIR", help="write logs for TensorBoard there")
-    add("--resume", action="store_true", help="go on from the last checkpoint")
+    add("--resume", action="store_true", help="continue from the last checkpoint")
     add("--force", action="store_true", help="replace FOLDER if it exists")
 
 
