@@ -1,8 +1,9 @@
-"""``python -m edgekit.benchmark``: one artifact, or a file of any maker, on one runtime, in detail.
+"""``python -m edgekit.benchmark``: measure one artifact, or a file of any maker, on one runtime.
 
-Cold start, latency percentiles, throughput, memory, and for onnxruntime its own profile: the
-operators by time, and whether an int8 model computed in float anywhere. ``--suite gpu`` instead
-times the float model on a GPU in float32 and float16 (:mod:`edgekit.evaluation.gpu_suite`).
+The verb measures cold start, percentiles of latency, throughput and memory. For onnxruntime it adds
+the runtime's own profile: the operators by time, and whether an int8 model computed in float
+anywhere. With ``--suite gpu`` it measures the float model on a GPU in float32 and float16 instead
+(:mod:`edgekit.evaluation.gpu_suite`).
 """
 
 from __future__ import annotations

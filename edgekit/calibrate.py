@@ -1,11 +1,11 @@
 """``python -m edgekit.calibrate``: run a calibration set through the canonical float graph.
 
-One streaming pass takes what all methods need: each tensor's extremes, their moving average, a
-histogram, and the mean and extremes of each channel. The smallest value of what is behind a ReLU is
-taken to be 0. Memory does not grow with the number of images. The statistics are cached under the
-sha256 of graph, data, preprocessing, edgekit's source code and the versions of packages, so that
-another method, or ``python -m edgekit.export``, does not run the images again. Writes a
-CalibrationTable for ``python -m edgekit.export --calibration``.
+One pass over the stream of images collects the statistics of all methods: the extremes of each
+tensor, their moving average, a histogram, and the mean and extremes of each channel. The smallest
+value behind a ReLU is taken as 0. Memory does not grow with the number of images. The statistics
+are cached under the sha256 of the graph, the data, the preprocessing, edgekit's source code and the
+versions of packages. So another method, or ``python -m edgekit.export``, does not run the images
+again. The verb writes a CalibrationTable for ``python -m edgekit.export --calibration``.
 """
 
 from __future__ import annotations

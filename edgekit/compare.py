@@ -1,20 +1,22 @@
-"""``python -m edgekit.compare``: are these deployables still the float model, and how fast?
+"""``python -m edgekit.compare``: are deployables still the float model, and how fast are they?
 
-Deployables are artifact folders, or ``.tflite`` and ``.onnx`` files of any maker. The float model
-is the reference, in the format it was saved in, or what ``--reference`` names: the model of files
-which name none, another runner of it such as ``ort:cuda:float16``, or a recording of one. Every
-model runs in a process of its own; evaluation is spread over the cores, in shards that outlive a
-kill, or over the workers of a cluster. Latency is taken at batch 1 in rounds that go through all
-models in turn, so that a change of the machine's speed meets all of them. Writes a Report.
+A deployable is an artifact folder, or a ``.tflite`` or ``.onnx`` file of any maker. The reference
+is the float model, in the format that it was saved in. ``--reference`` names another one: the float
+model of files that do not name theirs, a runner of the float model such as ``ort:cuda:float16``, or
+a recording. Every model runs in a process of its own. Evaluation is divided between the cores, or
+between the workers of a cluster, in shards that are kept when a run is killed. Latency is measured
+at batch 1, in rounds that run all models in turn, so that a change of the machine's speed affects
+all of them. The verb writes a Report.
 
-Every output is held against the reference's, channel by channel (:mod:`edgekit.records.fidelity`).
-Where right answers are known (classes, or the numbers of a regression), accuracy is compared too,
-and decides: :mod:`edgekit.evaluation.verdicts` gives one verdict for each deployable. Exit status 1
-if one is broken: a channel is dead (``--allow-dead``), or outputs are poor and no right answers
-prove that it does not matter (``--allow-poor``); the report is written all the same. Less accurate
-is a trade, and exit status 0: ``edgekit.gate`` judges it. A float model that is right no more often
-than by chance makes every comparison of accuracy meaningless: exit status 2 and no report, unless
-``--allow-chance``, which compares outputs only.
+Every output is compared with the same output of the reference, channel by channel
+(:mod:`edgekit.records.fidelity`). Where the data has labels (classes, or the numbers of a
+regression), accuracy is compared too, and decides the verdict: each deployable gets one verdict
+from :mod:`edgekit.evaluation.verdicts`. Exit status 1 means that a deployable is broken: it has a
+dead channel (``--allow-dead``), or its outputs are poor and no labels prove that it does not matter
+(``--allow-poor``). The report is written in any case. A loss of accuracy has exit status 0, since
+it may be intended: ``edgekit.gate`` judges it. If the float model is no better than chance on the
+labels, no comparison of accuracy means anything: the exit status is 2 and no report is written,
+unless ``--allow-chance`` asks for a comparison of the outputs only.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """``python -m edgekit.deploy``: from a float model to deployables that are proved, in one command.
 
-Writes every target in every precision (as ``export`` does, from one load, one conversion and one
-quantization), compares all of them with the float model on test data, writes the page and judges
-the report by bounds and a baseline: everything in one folder:
+The verb writes every target in every precision, as ``export`` does: the model is loaded, converted
+and quantized once. Then it compares all files with the float model on test data, writes the page,
+and judges the report by bounds and a baseline. Everything is in one folder:
 ``OUT/MODEL_ID-TARGET-PRECISION/``, ``OUT/report.json`` and ``OUT/report.html``.
 
-What is always the same stands in ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has
-it: ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
-``layout`` and ``out``; the command line wins. Bounds and the baseline come from
-``[tool.edgekit.gate]`` as the gate takes them. Exit status 1 if a deployable is dead, poor or
-misses a bound.
+``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has it keeps the options of a project:
+``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
+``layout`` and ``out``. The command line overrides them. Bounds and the baseline come from
+``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that a deployable is dead or
+poor, or misses a bound.
 """
 
 from __future__ import annotations

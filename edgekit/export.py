@@ -1,22 +1,25 @@
 """``python -m edgekit.export``: turn a float model into a TFLite or ONNX artifact.
 
-All targets come from one canonical float graph, the float TFLite flatbuffer, so that tensor names
-and folded weights are the same everywhere. int8 is integer: in TFLite inputs and outputs too, in
-ONNX as QuantizeLinear/DequantizeLinear pairs with float32 inputs and outputs. Both hold the same
-encodings and integers (edgekit.quantization), made for the device that ``--device`` names. Of an
-ONNX file, ONNX is made from its own graph, with integers of its own; TFLite takes pictures with
-their channels last, and its outputs keep the axes that they have in the file, unless ``--layout``
-says otherwise. An ONNX file that is int8 already becomes int8 TFLite with its integers. What has
-no integer kernel, or says what 8 bits cannot hold, computes in float and is listed. What was
-written is read back, loaded and run before it becomes an artifact: every number is the one that was
-decided, and the manifest says which kernels ran.
+All targets are written from one canonical float graph, a float TFLite flatbuffer, so that tensor
+names and folded weights are the same everywhere. An int8 file computes in integers. In TFLite the
+inputs and outputs are integers too; in ONNX, pairs of QuantizeLinear and DequantizeLinear stand
+between float32 inputs and outputs. Both files hold the same encodings and integers
+(edgekit.quantization), chosen for the device that ``--device`` names.
 
-Several targets and precisions, separated by commas, make an artifact of each from one load, one
-conversion, one calibration and one quantization.
+The ONNX files of an ``.onnx`` source keep its own graph. The TFLite files take pictures with
+channels last, and their outputs keep the axes of the source, unless ``--layout`` says otherwise. An
+``.onnx`` source that is int8 already becomes int8 TFLite with the same integers.
 
-An int8 file is judged on calibration samples that no method was chosen by: outputs or channels that
-are dead, and outputs of which less than 10 dB are left, are exit status 1, and nothing is written
-unless ``--allow-dead`` or ``--allow-poor`` says so.
+An operator computes in float if it has no integer kernel, or if 8 bits cannot hold its values. Such
+operators are listed. Every file is read back, loaded and run before it becomes an artifact: each
+number has to be the one that the quantizer chose, and the manifest says which kernels ran.
+
+Several targets and precisions, separated by commas, give one artifact for each combination. The
+model is then loaded, converted, calibrated and quantized once.
+
+An int8 file is judged on calibration samples that no method was chosen by. If an output or a
+channel is dead, or an output has less than 10 dB, the exit status is 1 and nothing is written,
+unless ``--allow-dead`` or ``--allow-poor`` is given.
 """
 
 from __future__ import annotations

@@ -1,27 +1,27 @@
 """``python -m edgekit.gate``: judge a report by bounds; exit status 1 on a regression.
 
-What a bound may be is in :mod:`edgekit.gating.bounds`: limits (``min``, ``max``) on the report
-alone, and how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). They come
-from ``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it and from the command line,
-which wins. Without any on top-1, half a point is allowed, as ``compare`` and the page judge it; of
-regressions with right numbers, half a point of R^2; of other outputs 3 dB of SQNR of what varies,
-which is twice the power of the error; above 100 dB any change is rounding. An artifact with a dead
-channel fails whatever the bounds are, unless ``allow-dead = true`` or ``--allow-dead``.
+:mod:`edgekit.gating.bounds` describes the bounds: limits of the report alone (``min``, ``max``),
+and how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). Bounds come from
+``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it, and from the command line, which
+overrides it. Without a bound on top-1, half a point is allowed, as in ``compare`` and on the page.
+For a regression it is half a point of R^2. For other outputs it is 3 dB of the SQNR of what varies,
+which is twice the power of the error; above 100 dB every change is rounding. An artifact with a
+dead channel fails with any bounds, unless ``allow-dead = true`` or ``--allow-dead`` is given.
 
-A line fails when the value is beyond its bound; it also says whether the change is more than
-chance: for top-1 by the 95 % interval from the images of both reports, else by whether the
-intervals overlap. An artifact or metric of the baseline that the report lacks fails as well. An
-improvement that is significant or beyond the bound is shown as STALE: the baseline is behind, run
-``--update``. It prints what changes, metric by metric, and which bound allows it; what is outside
-of a bound needs ``--accept REASON``, which the baseline keeps. All updates together may lose no
-more than one: the baseline keeps the values that were accepted first, ``--origin`` names others
-(:mod:`edgekit.gating.review`).
+A check fails when a value is beyond its bound. It also says whether the change is more than chance:
+for top-1 by the 95 % interval from the images of both reports, for other metrics by whether the
+intervals overlap. An artifact or metric of the baseline that the report lacks fails too. An
+improvement that is significant or beyond the bound is shown as STALE: the baseline is too old, run
+``--update``. ``--update`` prints what changes, metric by metric, and which bound allows it. A value
+beyond its bound needs ``--accept REASON``, and the baseline keeps the reason. All updates together
+may lose no more than one of them: the baseline keeps the values that were accepted first, and
+``--origin`` names others (:mod:`edgekit.gating.review`).
 
-A report on other data or of another model is refused (exit status 2), and so are figures that were
-taken against another reference. Times of two runs do not compare; latency_ratio does, within one
-machine class and thread count and where neither run is unstable, else it is refused. NaN never gets
-as far as a verdict: the strict reader of reports refuses the file, also with exit status 2, since a
-report with NaN is broken rather than worse. Imports no framework.
+A report on other data or of another model is refused with exit status 2, and so are metrics that
+were measured against another reference. Latencies of two runs are not compared. latency_ratio is
+compared if both runs have the same class of machine and number of threads, and neither is unstable;
+otherwise it is refused. A report with NaN is broken, not worse: the strict reader of reports
+refuses the file, also with exit status 2. The verb imports no framework.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """``python -m edgekit.parity``: do a TFLite and an ONNX int8 file hold the same numbers?
 
-Reads both files back and compares every scale, zero_point, weight and bias, tensor by tensor, in
-the words of the canonical graph. Exit status 1 if one differs. Takes artifacts, and files of any
-maker whose tensors have the same names in both. What the kernels make of the same numbers is shown
-by ``python -m edgekit.compare --parity``.
+The verb reads both files and compares every scale, zero_point, weight and bias, tensor by tensor,
+by the names of the canonical graph. Exit status 1 means that a number differs. It takes artifacts,
+and files of any maker if their tensors have the same names. ``python -m edgekit.compare --parity``
+shows how the outputs differ, since each runtime rounds in its own way.
 """
 
 from __future__ import annotations

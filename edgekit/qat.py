@@ -1,15 +1,17 @@
-"""``python -m edgekit.qat``: fine-tune a float model so that it answers in int8 as it was trained.
+"""``python -m edgekit.qat``: fine-tune a float model so that it predicts in int8 as it was trained.
 
-tensorflow-model-optimization rounds the kernels while they are trained, edgekit decides where and
-to what (edgekit.quantization.fake): activations are rounded where the deployed graph stores them,
-kernels per output channel, as the device profile needs them. Ranges start from the calibration
-table and follow the batches; batch normalisation uses batch statistics first; in the last part both
-are frozen (Krishnamoorthi 2018, "Quantizing deep convolutional networks for efficient inference",
-sections 3.2 and 3.3). The float model teaches: its answers are part of the loss (Hinton et al.
-2015; Mishra and Marr 2018, "Apprentice"). Every so many steps a real int8 file is made and run.
+tensorflow-model-optimization rounds the kernels during training. edgekit chooses where and to what
+(edgekit.quantization.fake): activations are rounded where the deployed graph stores them, and
+kernels per output channel, as the device profile needs them. The ranges start from the calibration
+table and follow the batches. Batch normalisation uses the statistics of the batch first; in the
+last part of the training, statistics and ranges are frozen (Krishnamoorthi 2018, "Quantizing deep
+convolutional networks for efficient inference", sections 3.2 and 3.3). The float model is the
+teacher: its predictions are a part of the loss (Hinton et al. 2015; Mishra and Marr 2018,
+"Apprentice"). At regular steps a real int8 file is written and run.
 
-Writes a Keras artifact: the weights on their grid in the model's own architecture, the recipe that
-makes it compute as trained, and the encodings, which ``python -m edgekit.export`` takes over.
+The verb writes a Keras artifact: the weights on their grid in the architecture of the model, the
+recipe with which it computes as trained, and the encodings, which ``python -m edgekit.export`` uses
+without a change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""``python -m edgekit.sign``: who vouches for an artifact, a report or a baseline.
+"""``python -m edgekit.sign``: sign artifacts, reports and baselines, and verify them.
 
-``keygen`` makes an Ed25519 key pair (RFC 8032), ``sign`` writes a signature beside what it vouches
-for, ``verify`` refuses everything else. Of an artifact the bytes of ``manifest.json`` are signed,
-which name the sha256 of every file; the signature is ``manifest.json.sig`` in the folder. Of a
-report or a baseline its bytes are signed; the signature is ``FILE.sig``. ``verify`` refuses a
-changed byte, a file that is missing or was added, and another key, with exit status 2.
+``keygen`` makes an Ed25519 key pair (RFC 8032). ``sign`` writes a signature beside the file that it
+signs. For an artifact it signs the bytes of ``manifest.json``, which name the sha256 of every file;
+the signature is ``manifest.json.sig`` in the folder. For a report or a baseline it signs the bytes
+of the file; the signature is ``FILE.sig``. ``verify`` refuses a changed byte, a file that is
+missing or was added, and another key, with exit status 2.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """``python -m edgekit.train``: train MobileNetV2 and write the float model as a Keras artifact.
 
-A recipe (edgekit.training.recipes) says how: optimizer, schedule, augmentation, network, and what
-it is expected to reach; single options override it. The default is short training on small images.
-L2 weight decay is on convolution and dense kernels only (not on depthwise kernels, biases and batch
-normalisation, as TF-slim does); where the recipe keeps a moving average of the weights, that is
-what gets written.
+A recipe (edgekit.training.recipes) gives optimizer, schedule, augmentation and network, and says
+which accuracy is expected. Single options override it. The default is a short training on small
+images. L2 weight decay is on convolution and dense kernels only, and not on depthwise kernels,
+biases and batch normalisation, as in TF-slim. If the recipe keeps a moving average of the weights,
+the average is written.
 
-Images are held in memory, or streamed from disk where they do not fit or where each picture is
-cropped from its own size (edgekit.training.stream); which of the two is said. ``--from`` fine-tunes
-a trained model on other classes: a new classifier first, then all layers.
+Images are held in memory. They are streamed from disk if they do not fit, or if each picture is
+cropped at its own size (edgekit.training.stream). The verb says which of the two it does.
+``--from`` fine-tunes a trained model on other classes: first a new classifier, then all layers.
 
-The artifact is NHWC and float32, whatever layout and precision it was trained in. With
-``--strategy multiworker`` every process of TF_CONFIG is given the same command, and the first one
-writes; the checkpoints' folder has to be one that all of them see. Training continues from its last
+The artifact is NHWC and float32, in whatever layout and precision the model was trained. With
+``--strategy multiworker`` every process of TF_CONFIG gets the same command, and the first one
+writes; all of them have to see the folder of checkpoints. Training continues from the last
 checkpoint when the same command is given again with ``--resume``.
 """
 

@@ -1,10 +1,10 @@
-"""``python -m edgekit.data``: look at images before a model does, and at how the two fit.
+"""``python -m edgekit.data``: look at images before a model sees them, and check that the two fit.
 
-``describe`` counts classes, sizes, colours, duplicates and what cannot be read, with a second set
-also the pictures that are in both; ``--sheet`` draws a contact sheet. ``check`` runs a classifier
-on images and names the classic mistakes: scaling, RGB for BGR, classes off by one or in another
-order, labels that do not fit at all; exit status 1 if it finds one. Scores that are no
-probabilities are a hint.
+``describe`` counts classes, sizes, colours, duplicates and files that cannot be read. With a second
+set it also counts the pictures that are in both. ``--sheet`` draws a contact sheet. ``check`` runs
+a classifier on images and names the classic mistakes: scaling, RGB for BGR, classes that are off by
+one or in another order, labels that do not fit at all. Exit status 1 means that it found one. It
+says so too if the scores are no probabilities, as a hint.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""``python -m edgekit.models``: MobileNetV2's parameters and multiply-adds beside the published.
+"""``python -m edgekit.models``: parameters and multiply-adds of MobileNetV2, counted and published.
 
-The published figures are those of the TensorFlow research repository's MobileNetV2 table (1,000
-classes, multiply-adds cut off to whole millions, parameters without batch normalisation).
-``python -m edgekit.models import-slim`` is edgekit.models.slim.
+The published numbers come from the MobileNetV2 table of the TensorFlow research repository (1,000
+classes, multiply-adds cut off to whole millions, parameters without batch normalisation). ``python
+-m edgekit.models import-slim`` is described in edgekit.models.slim.
 
-The paper's Table 4 gives width 1.4 as 6.9M / 585M. No way of counting this network gives that: it
-has 6.06M parameters and 582M multiply-adds with channels made divisible by 8 (562M with them cut
-off, 572M rounded). 6.9M is what 3.5M becomes when all of it is scaled by 1.4 squared; but the
-classifier, a third of it, has one side that does not grow, the 1,000 classes.
+Table 4 of the paper gives 6.9M / 585M for width 1.4. No method of counting this network gives that:
+it has 6.06M parameters and 582M multiply-adds with channels made divisible by 8 (562M with channels
+cut off, 572M with channels rounded). 6.9M is 3.5M times 1.4 squared. But the classifier, a third of
+the network, has one side that does not grow: the 1,000 classes.
 """
 
 from __future__ import annotations
