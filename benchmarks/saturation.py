@@ -197,24 +197,24 @@ def act(options: argparse.Namespace) -> cli.Outcome:
         assert row.answers is not None
         choice = row.answers.argmax(axis=1)
         right = choice == test.labels
-        figures: dict[str, Measurement] = {
+        results: dict[str, Measurement] = {
             "top1": stats.proportion(int(right.sum()), len(test)),
             "p": stats.mcnemar(base == test.labels, right),
             "same": stats.proportion(int((choice == base).sum()), len(test)),
             "ratio": stats.latency_ratio(taken, samples[0]),
         }
         p50 = float(np.median(taken))
-        ratio = figures["ratio"]
+        ratio = results["ratio"]
         table.add_row(
             row.name,
             str(row.pairs),
-            f"{figures['top1'].value:.2f}",
-            f"{figures['p'].value:.3f}",
-            f"{figures['same'].value:.2f}",
+            f"{results['top1'].value:.2f}",
+            f"{results['p'].value:.3f}",
+            f"{results['same'].value:.2f}",
             f"{p50:.3f}",
             f"{ratio.value:.2f}",
         )
-        document.append({"weights": row.name, "pairs": row.pairs, "p50_ms": p50, **figures})
+        document.append({"weights": row.name, "pairs": row.pairs, "p50_ms": p50, **results})
     cli.console.print(table)
     cli.console.print(f"edgekit chose: {found[-1].way}")
     cli.console.print(

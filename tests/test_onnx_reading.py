@@ -523,7 +523,9 @@ def test_a_fixed_batch_becomes_one_sample(tmp_path: Path) -> None:
 
 def test_a_batch_that_cannot_be_taken_apart_is_refused(tmp_path: Path) -> None:
     path = _flat_net(tmp_path / "mixed.onnx", 2, mixed=True)
-    with pytest.raises(InvalidModelError, match=r"expected one sample per run, got 2 in x.*x\[:1\]"):
+    with pytest.raises(
+        InvalidModelError, match=r"expected one sample per run, got 2 in x.*x\[:1\]"
+    ):
         load(path, preprocessing="none")
 
 

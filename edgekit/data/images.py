@@ -255,7 +255,7 @@ _HEADERS: dict[tuple[int, int], Any] = {
 
 
 def is_truth(right: npt.NDArray[Any]) -> bool:
-    """Whether right answers are numbers, not classes: floats, or several a sample."""
+    """Whether labels are numbers, not classes: floats, or several per sample."""
     return right.dtype.kind == "f" or right.ndim > 1
 
 

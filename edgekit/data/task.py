@@ -2,7 +2,7 @@
 
 A shape ``[N, k]`` does not tell: k scores of classes look like a vector of k numbers. What tells,
 in this order: ``--task``, as the export or the comparison was asked; class names; a softmax or
-sigmoid at the end of the model; right answers that the data has (integers are classes, floats are
+sigmoid at the end of the model; labels that the data has (integers are classes, floats are
 numbers); rows of outputs that are probabilities. Without any of it outputs are numbers.
 """
 
@@ -64,7 +64,7 @@ def in_words(outputs: Sequence[TensorSpec]) -> str:
 
 @dataclass(frozen=True)
 class Right:
-    """What a comparison knows of right answers.
+    """What a comparison knows of labels.
 
     Attributes:
         task: None where nothing says it before a model has run.
@@ -108,14 +108,14 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bo
     """Match what the data knows with what the model's outputs can be.
 
     Args:
-        images: The data, with its right answers if it has any.
+        images: The data, with its labels if it has any.
         manifest: Of a deployable.
         asked: ``--task``.
-        given: Whether right answers were given as an array, rather than implied by, say, the
+        given: Whether labels were given as an array, rather than implied by, say, the
             folders that pictures lie in.
 
     Raises:
-        InvalidDataError: If right answers were given that do not fit the outputs.
+        InvalidDataError: If labels were given that do not fit the outputs.
     """
     outputs = manifest.signature.outputs
     task = declared(manifest, asked)

@@ -1,4 +1,4 @@
-"""Which layers have to stay in float so that the answers come back within a bound."""
+"""Which layers have to stay in float so that the outputs come back within a bound."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Answers = list[npt.NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Bound:
-    """What the suspect's answers have to reach.
+    """What the suspect's outputs have to reach.
 
     Attributes:
         value: The least.
@@ -41,7 +41,7 @@ class Bound:
         return found >= self.value
 
     def of(self, reference: Answers, answers: Answers) -> float:
-        """The answers' value in this unit; of several outputs that of the worst."""
+        """The outputs' value in this unit; of several outputs that of the worst."""
         if self.unit == "dB":
             pairs = zip(reference, answers, strict=True)
             return min(stats.sqnr(*pair).value for pair in pairs)
@@ -61,7 +61,7 @@ class Bisection:
         tensors: Their canonical names.
         before: Value of the emulated suspect with no layer in float.
         after: With these in float.
-        actual: Value of the suspect's own answers; apart from ``before``, its kernels or its
+        actual: Value of the suspect's own outputs; apart from ``before``, its kernels or its
             operators are other than its numbers say.
         reached: Whether the bound is reached; if not, not even with every layer in float.
         evaluations: How often the network was run.
@@ -88,7 +88,7 @@ def bisect(
     rows: Sequence[LayerRow] = (),
     advance: Callable[[int], None] = lambda count: None,
 ) -> Bisection:
-    """Find the smallest set of layers which, left in float, brings the answers within a bound.
+    """Find the smallest set of layers which, left in float, brings the outputs within a bound.
 
     The suspect is emulated on the canonical graph: its weights and biases as real numbers, its
     activations rounded to what it stores. First every layer alone is left in float. If none is
@@ -102,7 +102,7 @@ def bisect(
         sound: Made from the float model of both, in the suspect's units.
         expected: As :func:`edgekit.diagnosis.measure.measure` takes it.
         given: The same.
-        bound: What the answers have to reach.
+        bound: What the outputs have to reach.
         rows: Of :func:`measure`; layers to blame are tried first.
         advance: Called after each evaluation.
 
@@ -201,7 +201,7 @@ class _Emulated:
         self.names = [n for n in (*self.graph.inputs, *written) if n in sound.kinds]
 
     def answers(self, left: frozenset[str]) -> Values:
-        """The network's answers with the operators that write these tensors in float."""
+        """The network's outputs with the operators that write these tensors in float."""
         values = {
             name: self._expected[name] if name in left else self._stored(name, self._given[name])
             for name in self.graph.inputs

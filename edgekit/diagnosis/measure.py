@@ -236,7 +236,7 @@ def decibels(signal: float, noise: float) -> float:
 
 
 class Sound:
-    """The canonical float model in a suspect's units: what a sound layer answers, and how well.
+    """The canonical float model in a suspect's units: what a sound layer gives, and how exactly.
 
     Args:
         canonical: Float flatbuffer that both models come from.
@@ -531,7 +531,7 @@ def _labels(graph: Graph, kinds: Mapping[str, str]) -> dict[str, str]:
         entries = dict.fromkeys(entries, "input")
     if len(ends) == 1:
         ends = dict.fromkeys(ends, "output")
-    # the converter's name of what the model's function answers
+    # the converter's name of what the model's function returns
     ends = {name: end for name, end in ends.items() if "PartitionedCall" in name}
     found = {name: label for name, label in (ends | entries).items() if name in kinds}
     for make in _NAMES:

@@ -64,7 +64,7 @@ class Tensors(Protocol):
         """
 
     def alone(self, values: Values) -> Values:
-        """What each operator answers to given inputs, stored as this model stores them."""
+        """What each operator gives for these inputs, stored as this model stores them."""
 
     def numbers(self) -> Numbers:
         """Weights and biases by the name of what their layer writes."""

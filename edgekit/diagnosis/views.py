@@ -30,10 +30,10 @@ def to_csv(rows: Sequence[LayerRow]) -> str:
     """One line for each tensor, with a header; an empty cell where a metric does not apply."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    figures = ("sqnr_db", "cosine", "max_error", "max_error_lsb")
+    numbers = ("sqnr_db", "cosine", "max_error", "max_error_lsb")
     writer.writerow(
         ["place", "layer", "operator", "tensor", "own_tensor"]
-        + [f"{mode}_{figure}" for mode in MODES for figure in figures]
+        + [f"{mode}_{number}" for mode in MODES for number in numbers]
         + ["excess_db", "channel", "range_use_percent", "clipped_percent", "step_ratio", "cut_db"]
     )
     for place, row in enumerate(rows):

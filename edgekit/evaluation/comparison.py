@@ -3,7 +3,7 @@
 The steps of a comparison, in order: open what is compared; open the samples; find the reference;
 run all models on all samples, the reference first, whose outputs settle what is right; time them in
 turns; record the reference, hold int8 files against each other, where that was asked for; and hold
-everything against the reference (:mod:`edgekit.evaluation.figures`).
+everything against the reference (:mod:`edgekit.evaluation.metrics`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgekit.base.errors import InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
-from edgekit.evaluation import figures, fleet, shards, timing
+from edgekit.evaluation import fleet, metrics, shards, timing
 from edgekit.evaluation import parity as parity_of
 from edgekit.evaluation.evaluator import Evaluator
 from edgekit.evaluation.options import DEFAULTS, Options
@@ -100,7 +100,7 @@ def compare(
             parity = parity_of.outputs(
                 pair, known, len(samples), evaluator.outputs, machine, options.threads, progress
             )
-        return figures.report(
+        return metrics.report(
             subjects,
             measured,
             samples,

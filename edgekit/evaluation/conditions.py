@@ -17,7 +17,7 @@ from typing import Protocol
 
 from edgekit.records.results import Conditions
 
-#: From here on a reading is a reason why figures may be unstable.
+#: From here on a reading is a reason why metrics may be unstable.
 _CLOCK, _LOAD, _STEAL = 0.1, 0.25, 1.0
 
 
@@ -96,7 +96,7 @@ def summarize(readings: Sequence[Reading]) -> Conditions:
 
 
 def reasons(found: Conditions) -> list[str]:
-    """Why a figure may be unstable, a clause each; empty if nothing was seen."""
+    """Why a metric may be unstable, one clause each; empty if nothing was seen."""
     said = []
     if found.clock_mhz is not None:
         low, high = found.clock_mhz

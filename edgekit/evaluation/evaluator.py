@@ -12,7 +12,7 @@ from edgekit import data
 from edgekit.base.errors import InvalidDataError, InvalidModelError
 from edgekit.base.progress import Task
 from edgekit.evaluation import fleet, shards
-from edgekit.evaluation.figures import Measured
+from edgekit.evaluation.metrics import Measured
 from edgekit.evaluation.options import Options
 from edgekit.evaluation.replay import replayed
 from edgekit.evaluation.subjects import Subject

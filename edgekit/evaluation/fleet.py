@@ -350,7 +350,7 @@ class Fleet:
 
     Raises:
         MissingDependencyError: If distributed is not installed.
-        InvalidOptionError: If no scheduler answers at the address.
+        InvalidOptionError: If no scheduler replies at the address.
     """
 
     def __init__(self, address: str) -> None:

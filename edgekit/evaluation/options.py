@@ -26,7 +26,7 @@ class Options:
 
     Attributes:
         dataset: What :func:`edgekit.data.feeds.open_word` takes; default ``fashion_mnist`` for the
-            shipped model, needed for others. Right answers are compared where they are there:
+            shipped model, needed for others. Labels are compared where they are there:
             integers as classes, floats ``[N, M]`` as the numbers of a regression.
         limit: Use the first samples only.
         threads: Threads inside an operator.
@@ -95,7 +95,7 @@ class Options:
 
     @property
     def of_accuracy(self) -> bool:
-        """Whether ``power`` or ``bound`` were given, which are about right answers."""
+        """Whether ``power`` or ``bound`` were given, which are about labels."""
         return (self.power, self.bound) != (DEFAULT_POWER, verdicts.BOUND)
 
     @property

@@ -10,8 +10,8 @@ import numpy as np
 
 from edgekit import data
 from edgekit.base.errors import InvalidOptionError
-from edgekit.evaluation import figures
-from edgekit.evaluation.figures import Measured
+from edgekit.evaluation import metrics
+from edgekit.evaluation.metrics import Measured
 from edgekit.evaluation.recording import Facts, Recording, inputs_sha256
 from edgekit.evaluation.subjects import Subject
 from edgekit.records import environment
@@ -46,7 +46,7 @@ def replayed(recording: Recording) -> Measured:
     facts, latency = recording.facts, recording.latency
     return Measured(
         recording.outputs,
-        replace(facts.runtime, notes=(*facts.runtime.notes, figures.recorded(facts))),
+        replace(facts.runtime, notes=(*facts.runtime.notes, metrics.recorded(facts))),
         facts.metrics,
         None,
         [] if latency is None else latency.tolist(),
@@ -90,11 +90,11 @@ def recording_of(
         precision=base.precision,
         model_sha256=base.sha256,
         model_bytes=base.size,
-        data=figures.data_of(images),
+        data=metrics.data_of(images),
         preprocessing=manifest.preprocessing,
         inputs_sha256=inputs,
         outputs={name: math.prod(size) for name, size in sizes.items()},
-        created=figures.created(),
+        created=metrics.created(),
         command=command,
         metrics=measured.metrics,
     )

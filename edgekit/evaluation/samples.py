@@ -1,4 +1,4 @@
-"""What the models of a comparison run on: samples, right answers, and whether the two fit."""
+"""What the models of a comparison run on: samples, labels, and whether the two fit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NO_CLASSES = "if the outputs are no classes, pass --task regression"
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples with what is known of right answers.
+    """Samples with what is known of labels.
 
     Attributes:
         dataset: The word that names them.
@@ -42,7 +42,7 @@ class Samples:
         right: What outputs are, and which are right; the reference's outputs settle what is open.
         prepare: From pixels to model inputs.
         unsure: Whether neither the user nor the manifest says what the outputs are.
-        fit: Whether right answers fit the reference; None without any, and before it has run.
+        fit: Whether labels fit the reference; None without any, and before it has run.
         warnings: Classic mistakes, and what became of labels that have no use; a sentence each.
     """
 
@@ -130,7 +130,7 @@ def _images(
     dataset: str, manifest: Manifest, asked: Task | None, limit: int | None, progress: Progress
 ) -> tuple[data.ImageSet, bool]:
     """What a ``--data`` word names, images or records with a field for each input; and whether
-    right answers, if there are any, were given as an array."""
+    labels, if there are any, were given as an array."""
     specs = manifest.signature.inputs
     opened = feeds.open_word(dataset, "test", labels=False, progress=progress)
     if not isinstance(opened, feeds.Inputs):
@@ -173,7 +173,7 @@ def _fit(
     right: Right,
     prepare: Preprocessing,
 ) -> tuple[LabelFit | None, list[mistakes.Finding]]:
-    """Whether right answers fit the reference, and classic mistakes."""
+    """Whether labels fit the reference, and classic mistakes."""
     if right.truth is not None:
         return _fit_of_numbers(outputs, right.truth)
     if right.labels is None:

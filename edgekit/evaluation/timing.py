@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgekit.base.progress import Progress
 from edgekit.evaluation import conditions
-from edgekit.evaluation.figures import Measured
+from edgekit.evaluation.metrics import Measured
 from edgekit.evaluation.options import SAMPLES
 from edgekit.records import environment
 from edgekit.records.results import Conditions, Measurement

@@ -1,6 +1,6 @@
 """Verdicts: what became of a deployable. One place for the screen, the page and the gate.
 
-Two things are judged. *Accuracy*, where right answers are known: the change of top-1, or of R^2,
+Two things are judged. *Accuracy*, where labels are known: the change of top-1, or of R^2,
 with its 95 % interval from the paired samples, against the loss that matters (``--bound``, half a
 point). It is the *same* where the interval excludes such a loss, *worse* where the loss is beyond
 the bound and beyond chance, *better* where it is a gain beyond chance, else *unclear*: more samples
@@ -13,7 +13,7 @@ say that half a point was not lost, but outputs that are equal to a thousandth a
 
 Less accurate and broken are two things. A loss of accuracy is a trade, which the gate judges by its
 bounds. A file is *broken*, and ``compare`` ends with exit status 1, where channels are dead, or
-where outputs are poor and no right answers prove that it does not matter. Framework-free.
+where outputs are poor and no labels prove that it does not matter. Framework-free.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Judged:
     """What became of one deployable.
 
     Attributes:
-        accuracy: By right answers; ``unknown`` without them.
+        accuracy: By labels; ``unknown`` without them.
         change: Of accuracy, in points, with its interval; None where it is unknown.
         level: Of the outputs, the worst; None in a report that has no measure of it.
     """

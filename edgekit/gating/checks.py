@@ -2,7 +2,7 @@
 
 Each check is one bound on one artifact and ends in one verdict: PASS, FAIL, STALE (better than the
 baseline by more than chance or more than the bound), NEW (not in the baseline) or REFUSED (the two
-figures do not compare; the reason says why). Whatever the bounds are, one check more asks that no
+metrics do not compare; the reason says why). Whatever the bounds are, one check more asks that no
 channel of an artifact is dead.
 """
 
@@ -301,7 +301,7 @@ def _limit(
 def _refusal(
     metric: str, report: Report, baseline: Report, now: ArtifactResult, before: ArtifactResult
 ) -> str | None:
-    """Why two figures of the machine or of two references do not compare, or None."""
+    """Why two metrics of the machine or of two references do not compare, or None."""
     if grammar.family(metric) in grammar.OF_THE_REFERENCE:
         here, there = report.held_against, baseline.held_against
         if here != there:

@@ -28,7 +28,7 @@ ACCEPTED = "accepted"
 
 @dataclass(frozen=True)
 class Change:
-    """One figure that an update replaces, or an artifact that comes or goes.
+    """One metric that an update replaces, or an artifact that comes or goes.
 
     Attributes:
         metric: Empty for an artifact that comes or goes.

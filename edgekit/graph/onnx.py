@@ -33,7 +33,7 @@ WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 #: The output has all values of the input as they are, in another shape or order.
 MOVED = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Identity".split())
 #: onnxruntime operators that hand numbers on, store or read them: no computation. Any other one
-#: whose answer is float in an int8 model is named.
+#: whose output is float in an int8 model is named.
 _MOVING = frozenset(
     "Cast Constant ConstantOfShape DepthToSpace DequantizeLinear Expand Flatten Gather "
     "GatherElements GatherND Identity QuantizeLinear ReorderInput ReorderOutput Reshape Slice "
@@ -302,7 +302,7 @@ def session(
 
 
 def run(opened: Any, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
-    """What a session answers, by the outputs' names in order; None for all.
+    """What a session computes, by the outputs' names in order; None for all.
 
     Raises:
         ExecutionError: If an operator refuses its values.
@@ -321,7 +321,7 @@ class Node:
         kind: Operator.
         name: Name in the graph that was run, after onnxruntime fused it.
         ms: Time of all runs together.
-        computes_in_float: Whether it is an operator that computes and answered in float.
+        computes_in_float: Whether it is an operator that computes and wrote float.
     """
 
     kind: str
@@ -366,7 +366,7 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
     Args:
         events: The profile, as onnxruntime writes it.
         provider: Where they are expected to have run. Beside another provider than the CPU's, the
-            CPU may run what answers integers only: onnxruntime leaves arithmetic of shapes there.
+            CPU may run what writes integers only: onnxruntime leaves arithmetic of shapes there.
 
     Raises:
         ExecutionError: If a node ran elsewhere.

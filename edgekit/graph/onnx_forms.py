@@ -14,7 +14,7 @@ from edgekit.graph import onnx as onnx_file
 
 #: Operator, inputs, output, attributes.
 _Step = tuple[str, list[str], str, dict[str, Any]]
-#: Operators whose answer is never negative.
+#: Operators whose output is never negative.
 _POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax")
 
 #: Operators that need numbers near 0 as exact as large ones, and the inputs that they are of.
@@ -241,7 +241,7 @@ def _into_layer(graph: _Graph, node: Any) -> None:
 
 
 def _take_in(graph: _Graph, layer: Any, factor: Any, summand: Any) -> bool:
-    """Let a layer with constant weights answer ``factor * x + summand``, one number of both or one
+    """Let a layer with constant weights write ``factor * x + summand``, one number of both or one
     for each output channel; False if it cannot."""
     if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm"):
         return False
@@ -543,7 +543,7 @@ def pad_integers(model: Any) -> None:
 
 def transpose_behind_products(model: Any) -> None:
     """Where a product with a constant matrix reads a transposition of the other axes, turn its
-    answer instead, in place.
+    output instead, in place.
 
     onnxruntime 1.31 crashes when it merges such a transposition into a product in float16.
     """

@@ -1,7 +1,7 @@
 """Walk a float graph operator by operator over many images at once, with a say in between.
 
 Every operator becomes a flatbuffer of its own, so whatever LiteRT can compute can be walked, and
-each answer can be changed, e.g. rounded as a device will round it, before the next one sees it.
+each output can be changed, e.g. rounded as a device will round it, before the next one sees it.
 """
 
 from __future__ import annotations

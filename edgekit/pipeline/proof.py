@@ -33,7 +33,7 @@ from edgekit.records.signature import Signature
 from edgekit.sources.float_model import FloatModel
 from edgekit.writers import onnx_integers, onnx_tensors, tflite_integers
 
-#: Largest difference from the float answers, as a part of their largest value.
+#: Largest difference from the float outputs, as a part of their largest value.
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
 #: Difference that rounding explains whatever the size, as of a sigmoid that is nearly 0.
 _ROUNDING = 1e-6

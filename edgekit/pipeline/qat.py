@@ -1,4 +1,4 @@
-"""Fine-tune a float model so that it answers in int8 as it was trained."""
+"""Fine-tune a float model so that it predicts in int8 as it was trained."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class QatRecipe(Recipe):
     """Hyper-parameters of fine-tuning; those of training with other defaults, and more.
 
     Attributes:
-        distill: Share of the float model's answers in the loss; the rest is the labels'.
+        distill: Share of the float model's predictions in the loss; the rest is the labels'.
         temperature: Of both softmaxes in the teacher's part.
         frozen: Last part of the steps, in which statistics and ranges stay.
         ranges: ``moving-average`` or ``learned``.
@@ -131,7 +131,7 @@ class QatTrainer(Trainer):
         return loss, logits
 
     def _to_teacher(self, x: Any, logits: Any) -> Any:
-        """Mean KL divergence from the teacher's answers, times the squared temperature."""
+        """Mean KL divergence from the teacher's outputs, times the squared temperature."""
         tf = keras_format.tensorflow()
         recipe = self.recipe
         assert isinstance(recipe, QatRecipe)
@@ -154,7 +154,7 @@ class Score:
 
     Attributes:
         top1: Percent right, or None without labels.
-        agreement: Percent of answers that are the fake-quantized model's.
+        agreement: Percent of predictions that are those of the fake-quantized model.
     """
 
     top1: float | None
@@ -473,7 +473,7 @@ def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | Non
 
 
 def answers_of(model: bytes | Path, format: str, values: Floats) -> Floats:
-    """Real answers of a deployed file."""
+    """Real outputs of a deployed file."""
     with tempfile.TemporaryDirectory() as folder:
         path = model if isinstance(model, Path) else Path(folder) / f"model.{format}"
         if isinstance(model, bytes):

@@ -336,7 +336,7 @@ def _width(found: Range) -> float:
 
 
 def _clipped(graph: Graph, found: Sharing, floats: Collection[str]) -> dict[str, str]:
-    """What only a ReLU reads, by its answer: the range of the answer clips as the ReLU does."""
+    """What only a ReLU reads, by its output: the range of the output clips as the ReLU does."""
     readers: dict[str, int] = {}
     for operator in graph.operators:
         for name in operator.inputs:

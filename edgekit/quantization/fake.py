@@ -407,7 +407,7 @@ class FakeQuantized:
             kernel.assign((rows / safe[:, None]).T.reshape(kernel.shape))
 
     def _move_bias(self, model: Any, name: str, move: Floats, factor: Floats) -> None:
-        """Add to a layer's answer where the layer, or what is behind it, has a number for it."""
+        """Add to a layer's output by a number that the layer, or the one behind it, has."""
         layer = model.get_layer(name)
         normal = self._built.normalized.get(name)
         if normal is None:

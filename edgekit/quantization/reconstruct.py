@@ -1,8 +1,8 @@
 """Integers of every layer: nearest, with corrected biases, or fitted to what the layer sees.
 
 ``fitted`` walks the float model and the model as the device will compute it side by side. Each
-layer is fitted to give the float answer from inputs that carry all errors made so far, and then
-rounded so that its answer, not its weights, moves least (edgekit.quantization.rounding).
+layer is fitted to give the float output from inputs that carry all errors made so far, and then
+rounded so that its output, not its weights, moves least (edgekit.quantization.rounding).
 """
 
 from __future__ import annotations
@@ -469,7 +469,7 @@ def for_bias(
 def _mean_answer(
     layer: Layer, shape: tuple[int, ...], error: Floats, means: tuple[float, ...]
 ) -> Floats:
-    """What weights ``[O, K]``, of ``shape`` in the graph, answer to each channel's mean."""
+    """What weights ``[O, K]``, of ``shape`` in the graph, give for each channel's mean."""
     mean = np.asarray(means)
     if layer.kind == "depthwise":
         multiplier = len(error) // len(mean)

@@ -2,7 +2,7 @@
 
 ``round_rows`` is the column-wise solution of Frantar et al. 2022 ("GPTQ", section 3; after Hassibi
 and Stork 1993) to the problem that Nagel et al. 2020 ("Up or Down?", section 3) pose: least squared
-error of the layer's answer, not of its weights. The bias is one more weight, whose input is always
+error of the layer's output, not of its weights. The bias is one more weight, whose input is always
 1 and which needs no rounding; it comes last and takes what is left of the mean error, so that bias
 correction (Nagel et al. 2019, section 4.2) is part of the solution.
 """

@@ -103,7 +103,7 @@ class FakeQuantRecipe(schema.Document):
 
     Attributes:
         activations: (scale, int8 zero_point) by Keras tensor: a layer's name, with ``/activation``
-            for the answer of an activation that stands in the layer, and ``:N`` for its later
+            for the output of an activation that stands in the layer, and ``:N`` for its later
             calls.
         weight_bits: 2 to 8.
         left_float: Layers that were trained in float.

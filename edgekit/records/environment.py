@@ -1,4 +1,4 @@
-"""The machine a figure was measured on."""
+"""The machine that something was measured on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _ISA = (
     "i8mm",
     "sve",
 )
-#: Names flags that a wrapper hides from the runtimes: figures are then those of a lesser CPU.
+#: Names flags that a wrapper hides from the runtimes: metrics are then those of a lesser CPU.
 HIDDEN = "EDGEKIT_HIDDEN_ISA"
 #: onnxruntime's option for int8 kernels on x86 that do not saturate.
 PRECISE = "session.x64quantprecision"

@@ -28,10 +28,10 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure with what is needed to trust it.
+    """One number with what is needed to trust it.
 
     Attributes:
-        value: The figure. May be infinite (SQNR of identical outputs), never NaN.
+        value: The number. It may be infinite (SQNR of identical outputs), never NaN.
         unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
             ``x`` (ratio), ``p``, ``parameters``, or ``unit`` and ``unit^2``, the outputs' own.
         count: Number of samples it was taken from.
@@ -102,7 +102,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Place:
-    """A machine that answered a part of the images.
+    """A machine that evaluated a part of the images.
 
     Attributes:
         host: Its name.
@@ -110,7 +110,7 @@ class Place:
         machine_class: CPU model and ISA in one string.
         isa: Instruction sets that matter for inference.
         versions: Of edgekit, Python and the packages that can change a result.
-        shards: How many shards it answered.
+        shards: How many shards it evaluated.
     """
 
     host: str
@@ -168,7 +168,7 @@ class Runtime:
         options: Runtime options that were set; of a GPU's provider all that it reports.
         notes: What a reader should know, a sentence each.
         device: ``cpu`` or ``gpu``: what computed.
-        emulated: Whether another device's arithmetic was imitated; answers only, no times.
+        emulated: Whether another device's arithmetic was imitated; outputs only, no times.
     """
 
     name: str
@@ -182,7 +182,7 @@ class Runtime:
 
 @dataclass(frozen=True)
 class ChangedImage:
-    """An image that the float model and an artifact answer differently.
+    """An image for which the float model and an artifact predict other classes.
 
     Attributes:
         index: Its place in the evaluation set, from 0.
@@ -226,7 +226,7 @@ class ChangedImage:
 
 @dataclass(frozen=True)
 class Changes:
-    """Where an artifact answers otherwise than the float model.
+    """Where an artifact predicts otherwise than the float model.
 
     Attributes:
         counts: (float model's class, artifact's class, images), most images first; all of them.
@@ -246,7 +246,7 @@ class Changes:
 
     @property
     def total(self) -> int:
-        """Images that changed their answer."""
+        """Images with another prediction."""
         return sum(count for _, _, count in self.counts)
 
 
@@ -270,11 +270,11 @@ class ArtifactResult:
             classes.
         latency_ms: Raw samples at batch 1, in the order taken.
         latency_rounds: Rounds; those of all artifacts were interleaved.
-        latency_warm_up: Samples at the start of each round that are left out of the figures.
+        latency_warm_up: Samples at the start of each round that are left out of the metrics.
         manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
             empty for a model file without one.
         changes: Answers that differ from the float model's; None for the float model itself.
-        places: The workers that answered, if not the machine of the report's environment.
+        places: The workers that evaluated, if not the machine of the report's environment.
         fidelity: Each output, held against the reference's; empty in older reports.
         unstable: Whether the medians of the latency rounds are too far apart to be trusted.
         recorded: Of a recording, the name of what ran when it was made; else empty.
@@ -336,7 +336,7 @@ def pack_bits(correct: npt.NDArray[np.bool_]) -> str:
 
 @dataclass(frozen=True)
 class ParityPair:
-    """Answers of two ways to run the same integers.
+    """Outputs of the same integers on two sets of kernels.
 
     Attributes:
         left: Artifact and kernels.
@@ -355,7 +355,7 @@ class ParityPair:
 
 @dataclass(frozen=True)
 class Parity:
-    """Whether int8 TFLite and int8 ONNX are the same model, in numbers and in answers.
+    """Whether int8 TFLite and int8 ONNX are the same model, in numbers and in outputs.
 
     Attributes:
         numbers: Scales, zero points, weights and biases compared.
@@ -414,12 +414,12 @@ class Report(schema.Document):
         data: The evaluation set.
         environment: The machine that it was measured on.
         artifacts: What was compared, in the order of the command.
-        reference: The model that answers were compared with: the float Keras model, or what
+        reference: The model that outputs were compared with: the float Keras model, or what
             ``--reference`` named.
         created: UTC, ISO 8601.
         command: The command line that wrote it.
         settings: Options of the run, e.g. threads and rounds.
-        warnings: What makes a figure less sure, a sentence each.
+        warnings: What makes a metric less sure, one sentence each.
         parity: Of the int8 files, where it was asked for.
         conditions: Of the machine during the latency rounds, where it could be read.
         fit: Whether labels and reference fit; None where there are no labels, and in older reports.

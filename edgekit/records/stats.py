@@ -71,7 +71,7 @@ def mcnemar_exact(lost: int, gained: int) -> float:
 
 
 def paired_change(before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_]) -> Measurement:
-    """Change of a share of right answers, in points, with a 95 % interval from the paired images.
+    """Change of the share of right predictions, in points, with a 95 % interval of paired images.
 
     Adjusted Wald interval for a difference of paired proportions: half an image is added to each
     of the four cells right/wrong x right/wrong (Agresti and Min 2005). It has a width where no
@@ -151,7 +151,7 @@ def images_needed(*, discordance: float, drop: float, power: float) -> int:
 def divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
     """Mean Kullback-Leibler divergence KL(reference || other) in nats.
 
-    Both are probabilities ``[N, classes]``. int8 outputs have steps of 1/256 and answer 0 for
+    Both are probabilities ``[N, classes]``. int8 outputs have steps of 1/256 and give 0 for
     what is small: values are raised to half a step, 1/512, and rows are scaled to sum 1 again.
     """
     floor = 1 / 512
@@ -175,7 +175,7 @@ def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> 
 
 
 def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
-    """Mean squared error of the answers, in the answer's own unit squared, of regressions."""
+    """Mean squared error of the outputs of a regression, in the square of their unit."""
     total = 0.0
     for exact, found in blocks(reference, other):
         total += float(((exact.astype(np.float64) - found) ** 2).sum())

@@ -1,4 +1,4 @@
-"""The seam for runtimes: a Runner answers feeds and says what really ran. It owns no clock."""
+"""The seam for runtimes: a Runner runs feeds and says what really ran. It owns no clock."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Runner(Protocol):
         """What really ran: provider, threads, options."""
 
     def close(self) -> None:
-        """Let go of the model; the runner answers no more."""
+        """Let go of the model; the runner does not run any more."""
 
     def __enter__(self) -> Self:
         return self

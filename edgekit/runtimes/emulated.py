@@ -1,4 +1,4 @@
-"""float16 imitated on the CPU, for answers without a GPU; its time means nothing."""
+"""float16 imitated on the CPU, for outputs without a GPU; its time means nothing."""
 
 from __future__ import annotations
 

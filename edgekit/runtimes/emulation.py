@@ -29,7 +29,7 @@ def emulate(half: Any) -> tuple[Any, int]:
     """A float32 model that rounds like a float16 one, whatever the provider has kernels for.
 
     Weights are those of the float16 file. Each operator computes in float32, sums as well, and its
-    answer is rounded to the nearest float16, ties to even, before another reads it; operators that
+    output is rounded to the nearest float16, ties to even, before another reads it; operators that
     the file keeps in float32 are not rounded. So does a GPU with float32 accumulators. What a GPU
     may do beyond that is not imitated: rounding the sum before a bias is added, another order of
     summation, or an approximation inside Softmax.
@@ -38,7 +38,7 @@ def emulate(half: Any) -> tuple[Any, int]:
         half: float16 ``onnx.ModelProto``; stays as it is.
 
     Returns:
-        The model, and how many casts it must run for its answers to be those of the emulation.
+        The model, and how many casts it must run for its outputs to be those of the emulation.
     """
     helper, numpy_helper = onnx.package().helper, onnx.package().numpy_helper
     result = onnx.copied(half)

@@ -27,11 +27,11 @@ class KerasRunner(Runner):
     computes as it was trained.
 
     On a GPU every operator has to have a kernel there; float32 is float32 then, not TF32. In half
-    precision and with channels first (edgekit.sources.arrange) images and answers stay float32
+    precision and with channels first (edgekit.sources.arrange) images and outputs stay float32
     and NHWC.
 
     Raises:
-        ExecutionError: If the device is not there, or the answer came from another.
+        ExecutionError: If the device is not there, or the output came from another.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class KerasRunner(Runner):
         return self._answer(self._constants(feed))
 
     def prepared(self, feed: Feed) -> Callable[[], None]:
-        """A run on tensors that lie on the device; fetching the answer waits for its end."""
+        """A run on tensors that lie on the device; fetching the output waits for its end."""
         values = self._constants(feed)
 
         def once() -> None:

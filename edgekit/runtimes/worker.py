@@ -63,7 +63,7 @@ class Job:
         outputs: Names of the outputs to give, in order; empty for all as the file has them.
         shapes: Sizes of inputs with free axes, by name; None of an artifact, which has none.
         turned: Outputs whose channels lie last, and first in the model that it was made from; the
-            answers have them as that model does.
+            outputs have them as in that model.
     """
 
     name: str

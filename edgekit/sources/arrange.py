@@ -60,7 +60,7 @@ def arrange(
     """The same model and weights in another form; ``model`` itself if that is the one asked for.
 
     In half precision layers compute in it and keep float32 weights, batch normalisation its
-    float32 statistics; those that answer, and the one before a softmax, stay float32, so that
+    float32 statistics; those of the outputs, and the one before a softmax, stay float32, so that
     logits are not rounded and a softmax does not overflow.
 
     Args:
@@ -201,7 +201,7 @@ def _cause(error: Exception) -> str:
 
 
 def _in_float32(model: Any) -> set[str]:
-    """Names of the layers that answer, and of the one whose answer goes into a softmax."""
+    """Names of the layers of the outputs, and of one whose output goes into a softmax."""
     keras = tf_keras()
     found = {tensor_name(tensor) for tensor in model.outputs}
     for name in tuple(found):

@@ -196,7 +196,7 @@ def input_names(model: Any) -> tuple[str, ...]:
 
 
 def output_names(model: Any) -> tuple[str, ...]:
-    """A name for each output, each once: that of the layer that answers it.
+    """A name for each output, each once: that of the layer that computes it.
 
     An input that is an output as well is called ``NAME_out`` there.
     """

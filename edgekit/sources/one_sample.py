@@ -115,7 +115,7 @@ def _resized(graph: Graph) -> bytes:
 
 
 def _answer_alike(several: bytes, one: bytes, batch: int) -> bool:
-    """Whether a batch of random samples gets the answers that they get one by one."""
+    """Whether a batch of random samples gives the outputs that they give one by one."""
     whole, alone = litert.interpreter(several), litert.interpreter(one)
     random = np.random.default_rng(0)
     feed = []

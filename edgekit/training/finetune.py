@@ -1,7 +1,7 @@
 """Fine-tuning: a trained model gets a classifier of new classes, which is trained first, alone.
 
-For the recipe's ``head_epochs`` the layers below stay as they are and answer as in deployment; then
-all layers are trained together, from a lower rate (Yosinski et al. 2014, "How transferable are
+For the recipe's ``head_epochs`` the layers below stay as they are and compute as in deployment;
+then all layers are trained together, from a lower rate (Yosinski et al. 2014, "How transferable are
 features in deep neural networks?", section 4; that a random classifier would spoil them: Kumar et
 al. 2022, "Fine-Tuning can Distort Pretrained Features").
 """

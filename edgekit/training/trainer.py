@@ -173,7 +173,7 @@ class Trainer:
             rates: float32 ``[steps]`` learning rates.
 
         Returns:
-            Mean loss and the share of right answers on the augmented images, of all replicas.
+            Mean loss and the share of right predictions on the augmented images, of all replicas.
         """
         tf = keras_format.tensorflow()
         loss, right = self.replicas.call(self._run, tf.constant(indices), tf.constant(rates))

@@ -222,7 +222,7 @@ def _restore_gemm_names(model: Any, graph: Graph) -> None:
         fused, name = node.output[0], canonical
         if summed:
             name = sums[canonical].outputs[0]
-        if name in makers:  # the answer of an activation behind it
+        if name in makers:  # the output of an activation behind it
             name = f"{name}__linear"
         if summed:
             add = onnx_file.package().helper.make_node(
@@ -286,9 +286,9 @@ def _separate_ends(model: Any) -> None:
 
 
 def _part_from_turned_ends(model: Any, graph: Graph) -> None:
-    """Give a layer's answer its name again where tf2onnx took out the Transpose behind it.
+    """Give a layer's output its name again where tf2onnx took out the Transpose behind it.
 
-    The output is the layer's answer then, as it is: the model has its channels first as well.
+    The model's output is the layer's then, as it is: the model has its channels first as well.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
     ends = {value.name for value in model.graph.output}
@@ -497,7 +497,7 @@ def _scales(shape: tuple[int, ...] | None, sizes: Any) -> Any:
 
 
 def _batches(free: Any, fixed: Any) -> bool:
-    """Whether two samples at once answer as one at a time; a batch inside of the graph forbids it.
+    """Whether two samples at once compute as one at a time; a batch inside of the graph forbids it.
 
     A recurrent layer, say, has time before batch, and sizes that hold for one sample only; a layer
     normalization takes its mean over the batch axis where that was 1.

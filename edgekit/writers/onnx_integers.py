@@ -492,7 +492,7 @@ def without_missing(
     """What the ONNX graph can hold of what was decided, and what it cannot, in words.
 
     tf2onnx merges operators, e.g. a maximum of x and 0.2 x to a LeakyRelu, and names what it turns
-    around anew. TFLite's converter computes a layer twice where its answer is read with and without
+    around anew. TFLite's converter computes a layer twice where its output is read with and without
     its activation; tf2onnx computes it once.
 
     Args:
@@ -786,7 +786,7 @@ def _activation_encodings(
 def _spell_certain(model: Any) -> None:
     """Write a softmax of one entry, which is 1, as x == x, in place.
 
-    onnxruntime's int8 kernel answers 0 there, seen in 1.31; e.g. attention over one step.
+    onnxruntime's int8 kernel gives 0 there, seen in 1.31; e.g. attention over one step.
     """
     onnx = onnx_file.package()
     values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
@@ -811,7 +811,7 @@ def layer_nodes(
     """(node, tensor that it writes in the canonical graph) of convolutions and dense layers.
 
     Third is whether the layer's activation is an operator of the file. An activation that is one,
-    and what turns the layer's answer around, are part of the layer: they lie between the node and a
+    and what turns the layer's output around, are part of the layer: they lie between the node and a
     tensor that the canonical graph knows.
 
     Args:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, Operator
 
-#: ONNX operators whose answer has its channels first, by specification.
+#: ONNX operators whose output has its channels first, by specification.
 _FIRST = frozenset(
     "Conv ConvTranspose MaxPool AveragePool GlobalAveragePool GlobalMaxPool BatchNormalization "
     "DepthToSpace SpaceToDepth".split()
