@@ -291,7 +291,7 @@ def test_a_layer_of_a_net_of_several_inputs_is_to_blame(
     graph = Graph(canonical)
     with np.load(folder / "set.npz") as arrays:
         values = {"picture": arrays["picture"] / np.float32(255), "words": arrays["words"]}
-    fed = {graph.entries[name]: array[:8] for name, array in values.items()}
+    fed = {graph.named_inputs[name]: array[:8] for name, array in values.items()}
     content = (folder / "tflite" / "model.tflite").read_bytes()
     sound = Sound(canonical, factors=Encodings.load(folder / "tflite" / FILE).factors)
     for layer in [layer for layer in graph.layers if layer.bias]:

@@ -74,7 +74,7 @@ class Case:
 
 
 def decided(canonical: bytes, samples: Inputs, **options: Any) -> quantize.Quantized:
-    entries = Graph(canonical).entries
+    entries = Graph(canonical).named_inputs
     fitting = quantize.held_out(len(samples))[0]
 
     def table(content: bytes, fitting_only: bool) -> Any:
@@ -374,7 +374,7 @@ def test_joins_keep_scales_by_their_parts_sizes(detector: Case) -> None:
     canonical = convert.from_keras(tf_keras().models.load_model(detector.path))
     graph = Graph(canonical)
     samples = make("set", {graph.inputs[0]: detector.arrays["x"]})
-    entries = {name: tensor for tensor, name in graph.entries.items()}
+    entries = {name: tensor for tensor, name in graph.named_inputs.items()}
     renamed = replace(samples, arrays={entries[n]: v for n, v in samples.arrays.items()})
     ranges = observe(canonical, renamed, prepare=NONE).ranges
     (name,) = islands.joins(graph, ranges)
@@ -410,7 +410,7 @@ def test_most_of_a_net_does_not_become_float(layers: int, floats: bool) -> None:
     def observed(content: bytes, fitting: bool) -> CalibrationTable:
         return observe(content, samples, prepare=NONE)
 
-    feed = {Graph(canonical).entries["given"]: values}
+    feed = {Graph(canonical).named_inputs["given"]: values}
     maker = quantize._Maker(
         canonical,
         observed(canonical, True),

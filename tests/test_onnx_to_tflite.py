@@ -131,7 +131,10 @@ def test_the_canonical_graph_is_one_of_the_kind_that_all_sources_have() -> None:
     graph = flatbuffer.Graph(content)
     assert content == loaded.canonical()
     assert content == flatbuffer.canonical(content, "both", key=litert.SIGNATURE_KEY)
-    assert list(graph.entries) == ["image", "facts"] and set(graph.ends) == {"kind", "price"}
+    assert list(graph.named_inputs) == ["image", "facts"] and set(graph.named_outputs) == {
+        "kind",
+        "price",
+    }
 
 
 def test_several_targets_of_one_command_are_compared(mobile: Path) -> None:

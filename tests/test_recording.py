@@ -86,7 +86,7 @@ def test_a_replay_is_what_was_recorded(folder: Path) -> None:
         assert after.artifacts[0].metrics[name] == before.artifacts[0].metrics[name]
     assert any("recorded" in warning and "on CPU" in warning for warning in after.warnings)
     page = page_of(after)
-    assert "answers as well as ort:cpu:float16 (recorded)" in page or "No proof" in page
+    assert "predicts as well as ort:cpu:float16 (recorded)" in page or "No proof" in page
     assert "GPU" not in page.replace("onnxruntime-gpu", "")
 
 

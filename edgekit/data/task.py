@@ -179,7 +179,7 @@ def settle(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
 
 
 def _one_score(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
-    """One number a sample: the score of the second of two classes, or the right number itself."""
+    """One number per sample: the score of the second of two classes, or the label itself."""
     labels = found.labels
     two = labels is None or (int(labels.min()) >= 0 and int(labels.max()) <= 1)
     share = bool((outputs >= 0).all() and (outputs <= 1).all())

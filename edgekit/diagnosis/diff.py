@@ -191,7 +191,7 @@ def diff(
 
     def fed(prepare: Preprocessing) -> feeds.Feed:
         values = feeds.feed(samples, specs, prepare, slice(None))
-        return {graph.entries[name]: array for name, array in values.items()}
+        return {graph.named_inputs[name]: array for name, array in values.items()}
 
     given = fed(manifest.preprocessing)
     expected = given if one.artifact is None else fed(one.artifact.manifest.preprocessing)

@@ -525,8 +525,8 @@ def _labels(graph: Graph, kinds: Mapping[str, str]) -> dict[str, str]:
 
     Several inputs have the names of the signature, and so have several outputs.
     """
-    entries = {tensor: name for name, tensor in graph.entries.items()}
-    ends = {tensor: name for name, tensor in graph.ends.items()}
+    entries = {tensor: name for name, tensor in graph.named_inputs.items()}
+    ends = {tensor: name for name, tensor in graph.named_outputs.items()}
     if len(entries) == 1:
         entries = dict.fromkeys(entries, "input")
     if len(ends) == 1:

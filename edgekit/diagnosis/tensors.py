@@ -84,13 +84,13 @@ def activations(graph: Graph) -> tuple[str, ...]:
 
 def _computed(graph: Graph) -> list[str]:
     """Inputs in order of their names in the signature, then what operators compute."""
-    inputs = [tensor for _, tensor in sorted(graph.entries.items())]
+    inputs = [tensor for _, tensor in sorted(graph.named_inputs.items())]
     return [*inputs, *(name for found in graph.operators for name in found.outputs)]
 
 
 def _form(graph: Graph) -> list[tuple[Any, ...]]:
     """Sizes of inputs, operators and their sizes, without names."""
-    inputs = [(graph.shape(tensor),) for _, tensor in sorted(graph.entries.items())]
+    inputs = [(graph.shape(tensor),) for _, tensor in sorted(graph.named_inputs.items())]
     return inputs + [
         (found.kind, *(graph.shape(name) for name in found.outputs)) for found in graph.operators
     ]
@@ -111,8 +111,10 @@ class TfLiteTensors(Tensors):
         if _form(self._graph) == _form(graph):
             aligned = dict(zip(_computed(graph), _computed(self._graph), strict=True))
         else:
-            entries = self._graph.entries
-            aligned = {at: entries[name] for name, at in graph.entries.items() if name in entries}
+            entries = self._graph.named_inputs
+            aligned = {
+                at: entries[name] for name, at in graph.named_inputs.items() if name in entries
+            }
         self.own.update(aligned)
         renamed = {name: canonical for canonical, name in aligned.items() if name != canonical}
         if renamed:
@@ -321,7 +323,7 @@ class KerasTensors(Tensors):
         from edgekit.sources.keras import by_values, input_names, tensors_of, tf_keras
 
         self._keras = tf_keras()
-        self._entries = [graph.entries[name] for name in input_names(model)]
+        self._entries = [graph.named_inputs[name] for name in input_names(model)]
         self.encodings: Mapping[str, tuple[float, int]] = {}
         self.graph_id = str(model.name)
         every = tensors_of(model)

@@ -86,7 +86,7 @@ def report(
         model_id: Of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
         assumed: What was assumed of files, a sentence each.
-        parity: Of the same integers in three ways, if asked for.
+        parity: Of the same integers on three sets of kernels, if asked for.
         watched: What the machine did while latency was taken.
         resumed: Shards that were done before.
     """

@@ -123,7 +123,7 @@ class _Way:
 def _best(
     tried: dict[Preprocessing, npt.NDArray[Any]], labels: npt.NDArray[np.int64], declared: _Way
 ) -> _Way | None:
-    """The way that changes least among those that are as good as the best; None if none is better.
+    """The correction that changes least among those as good as the best; None if none is better.
 
     A shift counts only where little is right without it: models do confuse neighbours.
     """

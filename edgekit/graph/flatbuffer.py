@@ -108,7 +108,7 @@ class Quantization:
     """scale and zero_point as a file has them.
 
     Attributes:
-        scale: float32 ``[1]``, or one a channel.
+        scale: float32 ``[1]``, or one per channel.
         zero_point: int64, as many.
         axis: Channel axis; 0 and without meaning when there is one scale.
     """
@@ -217,12 +217,12 @@ class Graph:
         return tuple(self._order[i] for i in self._subgraph.outputs)
 
     @property
-    def entries(self) -> dict[str, str]:
+    def named_inputs(self) -> dict[str, str]:
         """Tensor by the name that the signature gives to an input; without one, by its own."""
         return self._signed("inputs") or {name: name for name in self.inputs}
 
     @property
-    def ends(self) -> dict[str, str]:
+    def named_outputs(self) -> dict[str, str]:
         """The same of the outputs."""
         return self._signed("outputs") or {name: name for name in self.outputs}
 

@@ -173,7 +173,7 @@ def observe(
     batch = _batch(opened, probed, len(images)) if whole else 1
     observer = _Observer(probed.places, images.name, len(images))
     tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
-    entries = {name: tensors[tensor] for name, tensor in Graph(canonical).entries.items()}
+    entries = {name: tensors[tensor] for name, tensor in Graph(canonical).named_inputs.items()}
     ends = [detail["index"] for detail in opened.get_output_details()]
     with progress.task("calibrating", len(images)) as task:
         for start in range(0, len(images), batch):

@@ -710,7 +710,7 @@ def _samples(
     def feed(places: npt.NDArray[np.int64]) -> Feed:
         given = feeds.feed(images, specs, source.preprocessing, places)
         return {
-            graph.entries[spec.name]: given[spec.name].reshape(
+            graph.named_inputs[spec.name]: given[spec.name].reshape(
                 given[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
             )
             for spec in specs
@@ -933,7 +933,7 @@ def _floats(found: Mapping[str, str], graph: Graph) -> list[str]:
     """What stays float, and why."""
     if not found:
         return []
-    signed = {tensor: name for name, tensor in (graph.entries | graph.ends).items()}
+    signed = {tensor: name for name, tensor in (graph.named_inputs | graph.named_outputs).items()}
     named = [f"{signed.get(name) or short_name(name)} ({why})" for name, why in found.items()]
     more = len(named) - _NAMED
     return [

@@ -300,7 +300,7 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
         else OnnxTensors(onnx.parse(content), graph, threads=1)
     )
     arranged = feeds.quantized(values, litert.signature(canonical).inputs)
-    given = {graph.entries[name]: array for name, array in arranged.items()}
+    given = {graph.named_inputs[name]: array for name, array in arranged.items()}
     try:
         rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
     except measure.NotFiniteError as exc:

@@ -2,10 +2,10 @@
 
 Between two layers a channel can be multiplied by a factor, if the layer behind divides it out
 (Nagel et al. 2019, section 4.1; Meller et al. 2019). There it makes weights uneven that were even,
-so a convolution's channels are moved part of the way only; a depthwise layer has a scale a channel
-and takes all of it. A ReLU lets any positive factor through. ReLU6 does not: there a channel is
-raised until its largest calibration value reaches 6, which clips it where any int8 range from the
-same calibration set would clip it.
+so a convolution's channels are moved part of the way only; a depthwise layer has one scale per
+channel and takes all of it. A ReLU lets any positive factor through. ReLU6 does not: there a
+channel is raised until its largest calibration value reaches 6, which clips it where any int8 range
+from the same calibration set would clip it.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ CORRECTIONS: tuple[str, ...] = ("auto", "none")
 #: Every fifth image judges what the others were used for.
 HELD_OUT = 5
 FEWEST_IMAGES = 20
-#: Another way has to be better by this much, in dB, than the simpler one before it.
+#: A method has to be better by this much, in dB, than the simpler one before it.
 MARGIN = 0.25
 #: Tensors that stay float have to gain this much, in dB: they cost time and size.
 GAIN = 1.0
@@ -60,7 +60,7 @@ _OFF_GRID = 0.05
 
 @dataclass(frozen=True)
 class Trial:
-    """One way that was tried.
+    """One method that was tried.
 
     Attributes:
         way: What was done.

@@ -98,7 +98,7 @@ class QuantizationRecord:
     Attributes:
         way: What was done to the weights, in words.
         tried: SQNR in dB of the worst output, before a softmax and with the mean removed, on
-            held-out calibration images, by way; empty if unjudged.
+            held-out calibration images, by method; empty if unjudged.
         saturating: How many pairs of weights could saturate on x86 without VNNI, by the full name
             of the tensor that their layer writes, if they were rounded to nearest.
         floats: Why a tensor stays float, by its name in the float TFLite graph.

@@ -29,7 +29,7 @@ class Encoding:
 
     Attributes:
         dtype: ``int8``, or ``int32`` of a bias.
-        scale: Real value of a step; one value, or one a channel.
+        scale: Real value of a step; one value, or one per channel.
         zero_point: Integer that stands for 0.0; 0 where there is a channel axis.
         axis: The channel axis, or None when one scale serves the tensor.
     """

@@ -346,7 +346,7 @@ def _sha256(text: str) -> str:
 
 
 def _parity(parity: Parity | None) -> dict[str, Any] | None:
-    """Pairs of ways to run the same integers, with the share of output numbers by distance."""
+    """Pairs of runs of the same integers, with the share of output numbers by distance."""
     if parity is None:
         return None
     last = 4

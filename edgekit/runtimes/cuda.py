@@ -67,7 +67,7 @@ class BoundRunner(Runner):
         self._kinds = collections.Counter(node.kind for node in nodes)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Answer one feed of any batch size; copies both ways."""
+        """Run one feed of any batch size; inputs and outputs are copied."""
         binding = self._bind(feed)
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()

@@ -583,7 +583,7 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
     assert source is not None
     if given and not given.exists():
         raise InvalidModelError(
-            f"{words.not_found(given)}; expected the float source of {artifact.path}, a recording "
+            f"{words.not_found(given)}; expected the float model of {artifact.path}, a recording "
             f"of it, or a runner such as ort:cuda:float16"
         )
     for place in [given] if given else [Path(source.path), SHIPPED]:

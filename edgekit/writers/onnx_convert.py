@@ -87,8 +87,8 @@ def rename_ends(model: Any, graph: Graph) -> None:
     """Give inputs and outputs the names that the canonical graph's signature has, in place."""
     renamed = {}
     for values, tensors, signed in (
-        (model.graph.input, graph.inputs, graph.entries),
-        (model.graph.output, graph.outputs, graph.ends),
+        (model.graph.input, graph.inputs, graph.named_inputs),
+        (model.graph.output, graph.outputs, graph.named_outputs),
     ):
         names: dict[str, list[str]] = {}
         for name, tensor in signed.items():
