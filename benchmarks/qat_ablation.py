@@ -35,7 +35,7 @@ from rich.table import Table
 
 from edgekit import data
 from edgekit.pipeline.calibration import cached
-from edgekit.pipeline.qat import QatRecipe, QatTrainer, answers_of, predict
+from edgekit.pipeline.qat import QatRecipe, QatTrainer, outputs_of, predict
 from edgekit.quantization import profiles, reconstruct
 from edgekit.quantization.encode import activations
 from edgekit.quantization.table import Range
@@ -76,7 +76,7 @@ def tfmot_defaults(setting: Setting, recipe: QatRecipe, folder: Path) -> tuple[A
     fit(TfmotTrainer(model, recipe, **setting.training), folder, None, False, {})
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    return predict(model, setting.values), answers_of(converter.convert(), "tflite", setting.values)
+    return predict(model, setting.values), outputs_of(converter.convert(), "tflite", setting.values)
 
 
 def edgekit_arm(setting: Setting, recipe: QatRecipe, folder: Path, arm: str) -> tuple[Any, Any]:
@@ -104,7 +104,7 @@ def edgekit_arm(setting: Setting, recipe: QatRecipe, folder: Path, arm: str) -> 
     trained = fake.with_activations(plain, made.activations())
     return (
         predict(trained, setting.values),
-        answers_of(tflite_integers.write(graph, stored), "tflite", setting.values),
+        outputs_of(tflite_integers.write(graph, stored), "tflite", setting.values),
     )
 
 
@@ -145,7 +145,7 @@ class Setting:
         for layer in graph.layers:
             reconstruct.put(graph, layer, layers[layer.output])
         file = tflite_integers.write(graph.serialize(), reconstruct.stored(given, layers))
-        return self.top1(answers_of(file, "tflite", self.values))
+        return self.top1(outputs_of(file, "tflite", self.values))
 
 
 def recipe_of(arm: str, base: QatRecipe) -> QatRecipe:

@@ -22,7 +22,7 @@ from edgekit.base.errors import (
     InvalidModelError,
     InvalidOptionError,
 )
-from edgekit.pipeline.qat import answers_of
+from edgekit.pipeline.qat import outputs_of
 from edgekit.records.artifact import Artifact
 from edgekit.sources import keras as keras_format
 from edgekit.train import train
@@ -96,7 +96,7 @@ def test_it_exports_to_int8_and_answers(tuned: Path, tmp_path: Path) -> None:
     assert made.manifest.calibration is not None and made.manifest.calibration.count == 20
     held = data.load(f"csv:{tuned / 'validation.csv'}", "test", shape=(16, 16, 3))
     values = made.manifest.preprocessing.apply(held.images)
-    answers = answers_of(made.model_path, "tflite", values)
+    answers = outputs_of(made.model_path, "tflite", values)
     assert held.labels is not None
     assert answers.argmax(1).tolist() == held.labels.tolist()
 

@@ -76,7 +76,7 @@ def test_a_fault_is_named(target: str, layer: int, twins: Path, tmp_path: Path) 
         litert.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
     )
     with pytest.raises(ExecutionError, match=f"conv_{layer} is to blame"):
-        proof.check_answers(content, signature, canonical, source, target, "float16")
+        proof.check_outputs(content, signature, canonical, source, target, "float16")
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -89,13 +89,13 @@ def test_a_wrong_float32_file_is_a_fault_of_ours(target: str, twins: Path, tmp_p
     content = float_model.load(tmp_path / "changed.keras", preprocessing="unit").canonical()
     if target == "onnx":
         graph, model = Graph(content), onnx_convert.from_tflite(content)
-        onnx_convert.rename_ends(model, graph)
+        onnx_convert.use_signature_names(model, graph)
         content = model.SerializeToString()
     signature = (
         litert.signature(content) if target == "tflite" else onnx.signature(onnx.parse(content))
     )
     with pytest.raises(WriterError, match="by a fault of edgekit's own: .*conv_1 is to blame"):
-        proof.check_answers(content, signature, source.canonical(), source, target, "float32")
+        proof.check_outputs(content, signature, source.canonical(), source, target, "float32")
 
 
 def test_files_of_other_exporters_are_judged_by_their_own_names(
@@ -113,7 +113,7 @@ def test_files_of_other_exporters_are_judged_by_their_own_names(
     kernel.CopyFrom(package.numpy_helper.from_array(values, kernel.name))
     content = model.SerializeToString()
     with pytest.raises(ExecutionError, match=rf"{re.escape(node.output[0])} is to blame"):
-        proof.check_answers(
+        proof.check_outputs(
             content,
             written.manifest.signature,
             source.model.SerializeToString(),
@@ -152,7 +152,7 @@ def _halved(source: FloatModel, target: str) -> bytes:
         return graph.serialize()
     canonical = source.canonical()
     model = onnx_convert.from_tflite(canonical)
-    onnx_convert.rename_ends(model, Graph(canonical))
+    onnx_convert.use_signature_names(model, Graph(canonical))
     name = onnx.signature(model).inputs[0].name
     return bytes(
         half.to_float16(model, {name: np.ones((1, 8, 8, 3), np.float32)}).model.SerializeToString()

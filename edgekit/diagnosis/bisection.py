@@ -18,7 +18,7 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.records import stats
 
 #: float32 ``[N, ...]``, one an output.
-Answers = list[npt.NDArray[np.float32]]
+Outputs = list[npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Bound:
         """Whether a value of this unit is enough."""
         return found >= self.value
 
-    def of(self, reference: Answers, answers: Answers) -> float:
+    def of(self, reference: Outputs, outputs: Outputs) -> float:
         """The outputs' value in this unit; of several outputs that of the worst."""
         if self.unit == "dB":
-            pairs = zip(reference, answers, strict=True)
+            pairs = zip(reference, outputs, strict=True)
             return min(stats.sqnr(*pair).value for pair in pairs)
         first, second = (
-            values.reshape(len(values), -1).argmax(axis=1) for (values,) in (reference, answers)
+            values.reshape(len(values), -1).argmax(axis=1) for (values,) in (reference, outputs)
         )
         return 100 * float((first == second).mean())
 
@@ -109,29 +109,29 @@ def bisect(
     Raises:
         InvalidOptionError: If no output is a float, or agreement is asked of several.
     """
-    ends = [name for name in sound.graph.outputs if name in sound.kinds]
-    if not ends or (bound.unit == "%" and len(ends) > 1):
+    judged = [name for name in sound.graph.outputs if name in sound.kinds]
+    if not judged or (bound.unit == "%" and len(judged) > 1):
         raise InvalidOptionError(
-            f"--bisect {bound}: expected {'one output' if ends else 'an output'} of real numbers, "
-            f"got {len(ends)} of {len(sound.graph.outputs)}"
-            + ("; pass dB, which each of them has to reach" if ends else "")
+            f"--bisect {bound}: expected {'one' if judged else 'an'} output of real numbers, got "
+            f"{len(judged)} of {len(sound.graph.outputs)}"
+            + ("; pass dB, which each of them has to reach" if judged else "")
         )
     network = _Emulated(suspect, sound, expected, given)
     right = reference.run(expected)
     right = sound.tensors.complete({**expected, **right})
-    wanted = [right[name] for name in ends]
+    wanted = [right[name] for name in judged]
     evaluations = 0
 
     def value(left: Collection[str]) -> float:
         nonlocal evaluations
         evaluations += 1
-        answers = network.answers(frozenset(left))
-        found = bound.of(wanted, [answers[name] for name in ends])
+        outputs = network.outputs(frozenset(left))
+        found = bound.of(wanted, [outputs[name] for name in judged])
         advance(1)
         return found
 
     own = suspect.run(given)
-    actual = bound.of(wanted, [own[name] for name in ends])
+    actual = bound.of(wanted, [own[name] for name in judged])
     names = network.names
     before = value(())
 
@@ -200,7 +200,7 @@ class _Emulated:
         written = (step.operator.outputs[0] for step in self._sound)
         self.names = [n for n in (*self.graph.inputs, *written) if n in sound.kinds]
 
-    def answers(self, left: frozenset[str]) -> Values:
+    def outputs(self, left: frozenset[str]) -> Values:
         """The network's outputs with the operators that write these tensors in float."""
         values = {
             name: self._expected[name] if name in left else self._stored(name, self._given[name])

@@ -316,8 +316,8 @@ def measure(
     graph, kinds = sound.graph, sound.kinds
     names = [name for name in kinds if name in suspect.names]
     known = [name for name in kinds if name in reference.names]
-    answered = all(name in known for name in graph.outputs if name in kinds)
-    for which, found_in, enough in (("suspect", names, False), ("reference", known, answered)):
+    complete = all(name in known for name in graph.outputs if name in kinds)
+    for which, found_in, enough in (("suspect", names, False), ("reference", known, complete)):
         if 2 * len(found_in) < len(kinds) and not enough:
             raise InvalidModelError(
                 f"only {len(found_in)} of {len(kinds)} tensors are found in the {which}; expected "
@@ -357,15 +357,15 @@ def measure(
                 name: as_stored(values, suspect.encodings.get(name))
                 for name, values in right.items()
             }
-            answers, floats = suspect.alone(right), sound.tensors.alone(stored)
+            outputs, floats = suspect.alone(right), sound.tensors.alone(stored)
             for name in names:
                 encoding = suspect.encodings.get(name)
                 if name in own:
                     sure = within(right[name], encoding)
                     alone[name].add(sure, as_stored(own[name], encoding))
-                elif name in answers and name in floats and name in fed:
+                elif name in outputs and name in floats and name in fed:
                     sure = within(read(name, floats[name]), encoding)
-                    alone[name].add(sure, read(name, answers[name]))
+                    alone[name].add(sure, read(name, outputs[name]))
             again = sound.tensors.alone({**part, **found}) if fitted else {}
             for name in layers & set(again) & set(found):
                 encoding = suspect.encodings.get(name)

@@ -243,7 +243,7 @@ class OnnxTensors(Tensors):
 
     def run(self, feed: Feed) -> Values:
         self._whole = self._whole or self._open(onnx_tensors.watched(self._model, self._places))
-        return self._answers(self._whole, self._given(feed), feeds.count(feed))
+        return self._outputs(self._whole, self._given(feed), feeds.count(feed))
 
     def alone(self, values: Values) -> Values:
         self._cut = self._cut or self._open(onnx_tensors.cut(self._model, self._places))
@@ -255,7 +255,7 @@ class OnnxTensors(Tensors):
                     raise InvalidModelError(f"the reference has no tensor {name}")
                 given[onnx_tensors.fed(place)] = place.own(values[name])
         samples = len(given[self._cut.get_inputs()[0].name])
-        return self._answers(self._cut, given, samples)
+        return self._outputs(self._cut, given, samples)
 
     def numbers(self) -> Numbers:
         stored, found = onnx_integers.read_stored(self._model, self._graph), {}
@@ -287,7 +287,7 @@ class OnnxTensors(Tensors):
             for name, tensor in zip(names, self._graph.inputs, strict=True)
         }
 
-    def _answers(self, session: Any, feed: Feed, samples: int) -> Values:
+    def _outputs(self, session: Any, feed: Feed, samples: int) -> Values:
         ends = [end.name for end in session.get_outputs()]
         fixed = any(isinstance(each.shape[0], int) for each in session.get_inputs() if each.shape)
         batch = 1 if fixed else samples
@@ -327,10 +327,10 @@ class KerasTensors(Tensors):
         self.encodings: Mapping[str, tuple[float, int]] = {}
         self.graph_id = str(model.name)
         every = tensors_of(model)
-        answers = self._call(self._keras.Model(model.inputs, [at for _, at in every]), feed)
+        outputs = self._call(self._keras.Model(model.inputs, [at for _, at in every]), feed)
         values = {
-            key: np.asarray(answer, np.float32)
-            for (key, _), answer in zip(every, answers, strict=True)
+            key: np.asarray(output, np.float32)
+            for (key, _), output in zip(every, outputs, strict=True)
         }
         lite = TfLiteTensors(graph.serialize(), graph, threads=1)
         expected = {name: each for name, each in lite.run(feed).items() if name in lite.names}
@@ -347,14 +347,14 @@ class KerasTensors(Tensors):
 
     def run(self, feed: Feed) -> Values:
         return {
-            name: np.asarray(answer, np.float32)
-            for name, answer in zip(self.names, self._call(self._model, feed), strict=True)
+            name: np.asarray(output, np.float32)
+            for name, output in zip(self.names, self._call(self._model, feed), strict=True)
         }
 
     def _call(self, model: Any, feed: Feed) -> list[Any]:
         inputs = [feed[name] for name in self._entries]
-        answers = model(inputs if len(inputs) > 1 else inputs[0], training=False)
-        return list(answers) if isinstance(answers, list | tuple) else [answers]
+        outputs = model(inputs if len(inputs) > 1 else inputs[0], training=False)
+        return list(outputs) if isinstance(outputs, list | tuple) else [outputs]
 
     def alone(self, values: Values) -> Values:
         raise InvalidOptionError(

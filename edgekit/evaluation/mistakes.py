@@ -87,11 +87,11 @@ def find(
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
     pixels, labels = np.asarray(images[chosen]), labels[chosen]
-    answers = answer(prepare.apply(pixels))
-    found = _softmax(answers, step)
+    outputs = answer(prepare.apply(pixels))
+    found = _softmax(outputs, step)
     if pixels.dtype != np.uint8 and feeds.unit(pixels) == "images":
         found += _range(pixels, prepare)
-    choice = answers.argmax(axis=1)
+    choice = outputs.argmax(axis=1)
     declared = choice == labels
     if mcnemar_exact(0, int((~declared).sum())) >= SIGNIFICANT:
         return found  # so many are right that nothing could be seen to be better

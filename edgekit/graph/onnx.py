@@ -378,13 +378,13 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
             continue
         arguments = event["args"]
         kind, name = arguments["op_name"], event["name"].removesuffix("_kernel_time")
-        answers = {dtype for shape in arguments["output_type_shape"] for dtype in shape}
+        dtypes = {dtype for shape in arguments["output_type_shape"] for dtype in shape}
         where = arguments.get("provider", "")
-        of_shapes = where == CPU and bool(answers) and not answers & _FLOAT_NAMES
+        of_shapes = where == CPU and bool(dtypes) and not dtypes & _FLOAT_NAMES
         if where != provider and not of_shapes:
             elsewhere[name] = f"{kind} {name} on {where or 'none'}"
         ms = event["dur"] / 1e3 + (found[name].ms if name in found else 0.0)
-        in_float = kind not in _MOVING and bool(answers & _FLOAT_NAMES)
+        in_float = kind not in _MOVING and bool(dtypes & _FLOAT_NAMES)
         found[name] = Node(kind, name, ms, in_float)
     if elsewhere:
         first = next(iter(elsewhere.values()))

@@ -38,7 +38,7 @@ class _Graph:
         self.constants = onnx_file.stored_constants(model)
         self.makers = {name: node for node in self.nodes for name in node.output}
         bodies = (inner for node in self.nodes for inner in onnx_file.bodies(node))
-        self.ends = {
+        self.outputs = {
             *(value.name for value in model.graph.output),
             *(name for body in bodies for name in onnx_file.read(body)),
         }
@@ -53,7 +53,7 @@ class _Graph:
     def only_reader(self, name: str) -> Any:
         """The one node that reads a tensor, or None where there are others or it is an output."""
         found = self.readers(name)
-        return found[0] if len(found) == 1 and name not in self.ends else None
+        return found[0] if len(found) == 1 and name not in self.outputs else None
 
     def rank(self, name: str) -> int | None:
         kind = self.shapes.get(name)
@@ -340,11 +340,11 @@ def _whole(graph: _Graph, node: Any) -> None:
     if groups > 1:
         steps.append(("Concat", parts, whole, {"axis": 1}))
     if cut:
-        ends = [-size if size else np.iinfo(np.int64).max for size in behind]
+        stops = [-size if size else np.iinfo(np.int64).max for size in behind]
         limits = [
             graph.store(f"{name}__{key}", np.array(value, np.int64))
             for key, value in (
-                ("from", pads[:spatial]), ("to", ends), ("axes", list(range(2, 2 + spatial))),
+                ("from", pads[:spatial]), ("to", stops), ("axes", list(range(2, 2 + spatial))),
             )
         ]  # fmt: skip
         steps.append(("Slice", [whole, *limits], name, {}))
@@ -486,7 +486,7 @@ def relative(model: Any) -> frozenset[str]:
     found: set[str] = set()
     for node in reversed(graph.nodes):
         read = [each for name in node.output for each in readers.get(name, [])]
-        if read and graph.ends.isdisjoint(node.output):
+        if read and graph.outputs.isdisjoint(node.output):
             if all(
                 reader.name in found or place in _RELATIVE.get(reader.op_type, ())
                 for reader, place in read
@@ -561,5 +561,5 @@ def transpose_behind_products(model: Any) -> None:
             ("Transpose", [plain], output, {"perm": order}),
         ]
         graph.replace(node, steps)
-        if not graph.readers(turn.output[0]) and turn.output[0] not in graph.ends:
+        if not graph.readers(turn.output[0]) and turn.output[0] not in graph.outputs:
             graph.nodes.remove(turn)

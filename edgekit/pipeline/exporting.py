@@ -334,7 +334,7 @@ class _Pipeline:
         """The float graph as a flatbuffer."""
         own = self.source.kind == "onnx"
         found = self.converted.content if own else self.source.canonical()
-        _check_ends(litert.signature(found))
+        _check_outputs(litert.signature(found))
         return found
 
     @functools.cached_property
@@ -365,7 +365,7 @@ class _Pipeline:
     def float_onnx(self) -> Any:
         """The float graph as an ``onnx.ModelProto``."""
         model = onnx_convert.from_tflite(self.canonical)
-        onnx_convert.rename_ends(model, Graph(self.canonical))
+        onnx_convert.use_signature_names(model, Graph(self.canonical))
         return model
 
     def proved(self, target: str, precision: str) -> _Proved:
@@ -461,7 +461,7 @@ class _Pipeline:
         if images is not None and (target, precision) == ("onnx", "float16"):
             few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
         said = [
-            proof.check_answers(
+            proof.check_outputs(
                 written.content,
                 written.signature,
                 written.canonical,
@@ -548,7 +548,7 @@ def _of_onnx_source(
     """Float ONNX from an ONNX file of another exporter, by its own graph."""
     original = bytes(source.model.SerializeToString())
     signature = onnx.signature(source.model)
-    _check_ends(signature)
+    _check_outputs(signature)
     if precision == "float32":
         return _Written(original, signature, original)
     model = source.prepared()
@@ -594,7 +594,7 @@ def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> 
     return said
 
 
-def _check_ends(found: Signature) -> None:
+def _check_outputs(found: Signature) -> None:
     """Refuse an output that does not belong to a sample."""
     several = any(spec.shape[:1] == (-1,) for spec in found.inputs)
     for end in found.outputs:
@@ -879,7 +879,7 @@ def _make_int8(
         quantize_bias=profile.onnx_bias,
     )
     if source.kind != "onnx":
-        onnx_convert.rename_ends(model, Graph(canonical))
+        onnx_convert.use_signature_names(model, Graph(canonical))
     read = onnx_integers.read_stored(model, graph)
     decided, missing = onnx_integers.without_missing(stored, read, model, graph)
     notes += missing

@@ -127,7 +127,7 @@ def execution(
     )
 
 
-def check_answers(
+def check_outputs(
     content: bytes,
     found: Signature,
     canonical: bytes,
@@ -165,20 +165,20 @@ def check_answers(
     if source.integers is not None:
         return _beside(found, run, expected, f"{feeds.count(values)} {kind}")
     largest, beyond, where, odd = -1.0, "", "", []
-    for end in found.outputs:
-        answers, exact = end.dequantize(run[end.name]), expected[end.name]
+    for spec in found.outputs:
+        outputs, exact = spec.dequantize(run[spec.name]), expected[spec.name]
         whole = np.isfinite(exact)
         if precision != "int8" and not whole.any():
             raise ExecutionError(
-                f"{source.model_id} gives NaN or infinity in {end.name} for each of "
+                f"{source.model_id} gives NaN or infinity in {spec.name} for each of "
                 f"{feeds.count(values)} {kind}, in float32 already; check its weights, and whether "
                 f"it was trained with preprocessing {source.preprocessing.name}"
             )
         if not whole.all():
-            odd.append(end.name)
+            odd.append(spec.name)
         # integers without a sign would wrap, and truth values have no difference
-        answers, exact = answers[whole].astype(np.float64), exact[whole].astype(np.float64)
-        if not np.isfinite(answers).all():
+        outputs, exact = outputs[whole].astype(np.float64), exact[whole].astype(np.float64)
+        if not np.isfinite(outputs).all():
             fix = (
                 "give it real samples with --calibration"
                 if precision == "int8"
@@ -186,18 +186,18 @@ def check_answers(
             )
             raise ExecutionError(
                 f"the {target} {precision} model of {source.model_id} gives NaN or infinity in "
-                f"{end.name} where the float model does not; {fix}"
+                f"{spec.name} where the float model does not; {fix}"
             )
-        difference = float(np.abs(answers - exact).max(initial=0))
+        difference = float(np.abs(outputs - exact).max(initial=0))
         size = float(np.abs(exact).max(initial=0))
         allowed = max(_TOLERANCE.get(precision, np.inf) * size, _ROUNDING)
         if difference > allowed and not beyond:
-            beyond = f"by {difference:.3g} in {end.name}, expected {allowed:.3g} at most"
+            beyond = f"by {difference:.3g} in {spec.name}, expected {allowed:.3g} at most"
         span = float(np.ptp(exact)) if exact.size else 0.0
         share = 100 * difference / (span or size or 1.0)
         if share > largest:
             largest = share
-            where = f"by {difference:.2g} at most, {share:.2g} % of the range of {end.name}"
+            where = f"by {difference:.2g} at most, {share:.2g} % of the range of {spec.name}"
     if not beyond:
         return f"outputs for {feeds.count(values)} {kind} differ from float32 {where}" + (
             f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else ""
@@ -223,14 +223,14 @@ def _beside(
     """How far the outputs of a file lie from those of the int8 file that it was made from, in
     words."""
     said = []
-    for end in found.outputs:
-        exact, scale = expected[end.name].astype(np.float64), end.scale or 0.0
-        off = np.abs(end.dequantize(run[end.name]).astype(np.float64) - exact)
+    for spec in found.outputs:
+        exact, scale = expected[spec.name].astype(np.float64), spec.scale or 0.0
+        off = np.abs(spec.dequantize(run[spec.name]).astype(np.float64) - exact)
         steps = np.rint(off / scale) if scale else off
         unit = "{:.0f} LSB" if scale else "{:.2g}"
         share = 100 * float(np.mean(steps == 0 if scale else off <= _ROUNDING))
         said.append(
-            f"{end.name}: {share:.4g} % equal, off by {unit.format(steps.max(initial=0))} at most"
+            f"{spec.name}: {share:.4g} % equal, off by {unit.format(steps.max(initial=0))} at most"
         )
     return f"outputs for {samples} beside the file in onnxruntime: {'; '.join(said)}"
 
@@ -267,8 +267,8 @@ def judge(
             options[environment.PRECISE] = "1"
         run = _of_onnx(content, feed, found, options)
     real = {
-        end.name: end.dequantize(run[end.name]) if end.is_real else run[end.name]
-        for end in found.outputs
+        spec.name: spec.dequantize(run[spec.name]) if spec.is_real else run[spec.name]
+        for spec in found.outputs
     }
     try:
         return judging.of({name: expected[name] for name in real}, real, feeds.count(samples))
@@ -326,7 +326,7 @@ def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, st
     def run(cut: bytes, fed: Feed) -> Feed:
         session = onnx.session(cut)
         taken = {entry.name for entry in session.get_inputs()}
-        ends = [end.name for end in session.get_outputs()]
+        ends = [spec.name for spec in session.get_outputs()]
         found = onnx.run(session, ends, {name: fed[name] for name in taken})
         return dict(zip(ends, found, strict=True))
 
@@ -395,7 +395,7 @@ def _of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, 
 def _of_onnx(
     content: bytes, values: Feed, found: Signature, options: Mapping[str, str] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    names = [end.name for end in found.outputs]
+    names = [spec.name for spec in found.outputs]
     opened = onnx.session(content, options=options)
     each = feeds.batches if found.batch == -1 else feeds.one_by_one
     parts = [onnx.run(opened, names, one) for one in each(values, found.inputs)]
@@ -405,13 +405,13 @@ def _of_onnx(
 def _as_source(
     run: Mapping[str, npt.NDArray[Any]], found: Signature, source: FloatModel
 ) -> dict[str, npt.NDArray[Any]]:
-    """Answers of a TFLite file with their axes as the model has them that it was made from."""
+    """Outputs of a TFLite file with their axes as its source has them."""
     turned = source.source.turned(found, "tflite")
     return {name: np.moveaxis(v, -1, 1) if name in turned else v for name, v in run.items()}
 
 
 def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
-    """Answers ``[N, ...]`` by name of the signature."""
+    """Outputs ``[N, ...]`` by name of the signature."""
     opened = litert.interpreter(content)
     runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
     signature = litert.signature_of(opened)

@@ -135,9 +135,9 @@ class QatTrainer(Trainer):
         tf = keras_format.tensorflow()
         recipe = self.recipe
         assert isinstance(recipe, QatRecipe)
-        answers = tf.stop_gradient(self._teacher(x, training=False))
+        predictions = tf.stop_gradient(self._teacher(x, training=False))
         # of probabilities the logarithm is as good as the logits were: softmax ignores a constant
-        given = tf.math.log(answers + 1e-12) if self._fake.ends_in_softmax else answers
+        given = tf.math.log(predictions + 1e-12) if self._fake.ends_in_softmax else predictions
         wanted = tf.nn.log_softmax(given / recipe.temperature)
         found = tf.nn.log_softmax(logits / recipe.temperature)
         each = tf.reduce_sum(tf.exp(wanted) * (wanted - found), axis=-1)
@@ -150,7 +150,7 @@ class QatTrainer(Trainer):
 
 @dataclass(frozen=True)
 class Score:
-    """Answers of one form of the model.
+    """Scores of one form of the model.
 
     Attributes:
         top1: Percent right, or None without labels.
@@ -385,9 +385,9 @@ def _look(
         Metrics for the log, and a sentence.
     """
     graph, stored, _ = fake.deployed()
-    answers = answers_of(tflite_integers.write(graph, stored), "tflite", values)
+    predictions = outputs_of(tflite_integers.write(graph, stored), "tflite", values)
     trained = predicted(values)
-    score = _score(answers, trained, held.labels)
+    score = _score(predictions, trained, held.labels)
     found = {"deployed_agreement": score.agreement}
     said = f"deployed int8 predicts as trained {score.agreement:.2f} %"
     if held.labels is not None:
@@ -428,8 +428,8 @@ def _scores(
             out=trial.path.with_name(target),
             progress=progress,
         )
-        answers = answers_of(made.model_path, target, values)
-        found[f"{target} int8"] = _score(answers, trained, labels)
+        predictions = outputs_of(made.model_path, target, values)
+        found[f"{target} int8"] = _score(predictions, trained, labels)
     return found
 
 
@@ -462,28 +462,28 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
     return trained.numbers()
 
 
-def _score(answers: Floats, trained: Floats, labels: npt.NDArray[np.int64] | None) -> Score:
-    if not np.isfinite(answers).all():
+def _score(predictions: Floats, trained: Floats, labels: npt.NDArray[np.int64] | None) -> Score:
+    if not np.isfinite(predictions).all():
         raise InvalidModelError("the model gives NaN or infinity; lower --learning-rate")
-    chosen = answers.argmax(axis=1)
+    chosen = predictions.argmax(axis=1)
     return Score(
         None if labels is None else 100 * float((chosen == labels).mean()),
         100 * float((chosen == trained.argmax(axis=1)).mean()),
     )
 
 
-def answers_of(model: bytes | Path, format: str, values: Floats) -> Floats:
+def outputs_of(model: bytes | Path, format: str, values: Floats) -> Floats:
     """Real outputs of a deployed file."""
     with tempfile.TemporaryDirectory() as folder:
         path = model if isinstance(model, Path) else Path(folder) / f"model.{format}"
         if isinstance(model, bytes):
             path.write_bytes(model)
         with open_runner(path, format=format, threads=environment.cores()) as runner:
-            entry, end = runner.signature.inputs[0], runner.signature.outputs[0]
+            read, written = runner.signature.inputs[0], runner.signature.outputs[0]
             parts = []
             for start in range(0, len(values), runner.batch):
-                feed = {entry.name: entry.quantize(values[start : start + runner.batch])}
-                parts.append(end.dequantize(runner.run(feed)[end.name]))
+                feed = {read.name: read.quantize(values[start : start + runner.batch])}
+                parts.append(written.dequantize(runner.run(feed)[written.name]))
     return np.concatenate(parts)
 
 

@@ -953,7 +953,7 @@ def _normalized(layer: Any) -> bool:
 def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict[str, str]:
     """Key of the Keras tensor with the same values, by canonical tensor name."""
     stages = [s for s in built.stages if _kind_of(built, s) not in _DROPPING]
-    answers = keras.Model(built.inputs, [s.tensor for s in stages])(images, training=False)
+    outputs = keras.Model(built.inputs, [s.tensor for s in stages])(images, training=False)
     names = list(encode.sharing(graph).roots)
     seen = walk.outputs(
         Graph(graph.with_outputs([n for n in names if n not in graph.inputs])),
@@ -962,7 +962,7 @@ def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict
     )
     found = by_values(
         {name: values for name, values in seen.items() if name not in graph.inputs},
-        {stage.key: np.asarray(each) for stage, each in zip(stages, answers, strict=True)},
+        {stage.key: np.asarray(each) for stage, each in zip(stages, outputs, strict=True)},
     )
     return {graph.inputs[0]: stages[0].key, **found}
 

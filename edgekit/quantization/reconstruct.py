@@ -92,7 +92,7 @@ def nearest(
         steps = rounding.nearest(rows, scale, pair_bound=bound)
         if statistics is not None:
             error = rows - steps * scale[:, None]
-            bias = bias + _mean_answer(
+            bias = bias + _mean_output(
                 layer, graph.shape(layer.weights), error, statistics[layer.input].channel_mean
             )
         found[layer.output] = finish(graph, layer, steps, scale, bias, encodings)
@@ -141,7 +141,7 @@ def fitted(
     with ThreadPoolExecutor(threads) as pool:
         for position, operator in enumerate(graph.operators):
             step = walk.Step(graph, position, threads=threads)
-            answers = step.run(plain)
+            exact_outputs = step.run(plain)
             layer = layers.get(operator.outputs[0])
             if layer is not None:
                 rounded = _fit(
@@ -159,7 +159,7 @@ def fitted(
                 put(changed, layer, rounded)
                 step = walk.Step(changed, position, threads=threads)
             seen = step.run(device)
-            for name, exact, noisy in zip(operator.outputs, answers, seen, strict=True):
+            for name, exact, noisy in zip(operator.outputs, exact_outputs, seen, strict=True):
                 plain[name] = exact
                 device[name] = _stored(name, noisy, encodings, inplace=True)
                 if noisy.dtype == np.float32 and not _finite(device[name]):
@@ -466,7 +466,7 @@ def for_bias(
     return np.where(over[:, None], kept, steps), larger, True
 
 
-def _mean_answer(
+def _mean_output(
     layer: Layer, shape: tuple[int, ...], error: Floats, means: tuple[float, ...]
 ) -> Floats:
     """What weights ``[O, K]``, of ``shape`` in the graph, give for each channel's mean."""

@@ -273,7 +273,7 @@ class ArtifactResult:
         latency_warm_up: Samples at the start of each round that are left out of the metrics.
         manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
             empty for a model file without one.
-        changes: Answers that differ from the float model's; None for the float model itself.
+        changes: Predictions that differ from the float model's; None for the float model itself.
         places: The workers that evaluated, if not the machine of the report's environment.
         fidelity: Each output, held against the reference's; empty in older reports.
         unstable: Whether the medians of the latency rounds are too far apart to be trusted.

@@ -258,7 +258,7 @@ def by_chance(
     return chance, float(tested.pvalue)
 
 
-def is_probability(answers: npt.NDArray[np.float32], *, step: float | None = None) -> bool:
+def is_probability(outputs: npt.NDArray[np.float32], *, step: float | None = None) -> bool:
     """Whether rows are probabilities that sum to 1, of which a KL divergence has a meaning.
 
     Of integers, a number may be off by a step (half of it is rounding, the rest the kernel's), and
@@ -266,15 +266,15 @@ def is_probability(answers: npt.NDArray[np.float32], *, step: float | None = Non
     of float16 and bfloat16 are wrong by less than 0.01.
 
     Args:
-        answers: ``[N, C]``.
+        outputs: ``[N, C]``.
         step: Of a quantized output, its scale; default what the numbers themselves show.
     """
-    if answers.ndim != 2 or not len(answers):
+    if outputs.ndim != 2 or not len(outputs):
         return False
     if step is None:
-        (first,) = next(iter(blocks(answers)))
+        (first,) = next(iter(blocks(outputs)))
         step = _step(first)
-    for (block,) in blocks(answers):
+    for (block,) in blocks(outputs):
         some = np.count_nonzero(block, axis=1)
         above = _HALF_SUM + some * step
         below = above + (block.shape[1] - some) * step / 2
@@ -375,6 +375,6 @@ def _stats() -> Any:
     return scipy.stats
 
 
-def ranking(answers: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def ranking(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     """Classes ``[N, C]`` by probability; a stable order, so that equal ones rank alike anywhere."""
-    return np.argsort(-answers, axis=1, kind="stable")
+    return np.argsort(-outputs, axis=1, kind="stable")

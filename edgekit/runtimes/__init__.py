@@ -33,7 +33,7 @@ class Runner(Protocol):
     parameters: int | None = None
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Answer one feed; arrays by name, in the model's own dtypes."""
+        """Run one feed; arrays by name, in the model's own dtypes."""
 
     def prepared(self, feed: Feed) -> Callable[[], None]:
         """One run on this feed, to be timed: what it needs is in place before, and it returns when

@@ -91,15 +91,15 @@ class KerasRunner(Runner):
             self._forward = tf.function(forward).get_concrete_function(*specs)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Answer one feed of any batch size."""
-        return self._answer(self._constants(feed))
+        """Run one feed of any batch size."""
+        return self._outputs(self._constants(feed))
 
     def prepared(self, feed: Feed) -> Callable[[], None]:
         """A run on tensors that lie on the device; fetching the output waits for its end."""
         values = self._constants(feed)
 
         def once() -> None:
-            self._answer(values)
+            self._outputs(values)
 
         return once
 
@@ -120,7 +120,7 @@ class KerasRunner(Runner):
         with self._place:
             return [self._constant(feed[spec.name]) for spec in self.signature.inputs]
 
-    def _answer(self, values: list[Any]) -> dict[str, npt.NDArray[Any]]:
+    def _outputs(self, values: list[Any]) -> dict[str, npt.NDArray[Any]]:
         with self._place:
             found = self._forward(*values)
         if self._device == "gpu" and not all("GPU" in value.device for value in found):

@@ -62,7 +62,7 @@ class LiteRtRunner(Runner):
         self._outputs = {n: d["index"] for n, d in runner.get_output_details().items()}
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Answer one feed of exactly ``batch`` images."""
+        """Run one feed of exactly ``batch`` images."""
         for name, values in feed.items():
             self._interpreter.set_tensor(self._inputs[name], values)
         self._interpreter.invoke()

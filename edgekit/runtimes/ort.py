@@ -55,7 +55,7 @@ class OrtRunner(Runner):
         self.batch = batch or (50 if fixed == -1 else fixed)
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Answer one feed of up to ``batch`` images."""
+        """Run one feed of up to ``batch`` images."""
         names = [spec.name for spec in self.signature.outputs]
         return dict(zip(names, self._session.run(names, dict(feed)), strict=True))
 

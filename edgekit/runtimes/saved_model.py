@@ -38,7 +38,7 @@ class SavedModelRunner(Runner):
         self._model = SavedModel(model, trust=trust)
         self._constant = tf.constant
         inputs = sized(self._model.specs, shapes or {}, model)
-        self.signature = Signature(inputs=inputs, outputs=self._model.answers)
+        self.signature = Signature(inputs=inputs, outputs=self._model.output_specs)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
@@ -46,7 +46,7 @@ class SavedModelRunner(Runner):
         self._threads = threads
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
-        """Answer one feed of up to ``batch`` samples."""
+        """Run one feed of up to ``batch`` samples."""
         values = [self._constant(feed[spec.name]) for spec in self.signature.inputs]
         found = self._model(*values)
         return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}

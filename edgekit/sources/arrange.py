@@ -94,7 +94,7 @@ def arrange(
 
     inputs = None
     if data_format == "NCHW":
-        _check_ends(model)
+        _check_shapes(model)
         batch, height, width, channels = model.inputs[0].shape
         name = tensor_name(model.inputs[0])
         inputs = [keras.Input(batch_shape=(batch, channels, height, width), name=name)]
@@ -173,8 +173,8 @@ def require(data_format: str, precision: str, *, device: str, training: bool) ->
         def both(x: Any) -> Any:
             with tf.GradientTape() as tape:
                 tape.watch([x, *kernels])
-                answer = forward(x)
-            return tape.gradient(answer, [x, *kernels])
+                output = forward(x)
+            return tape.gradient(output, [x, *kernels])
 
         try:
             with quiet():  # oneDNN says on stderr what it leaves to others
@@ -236,7 +236,7 @@ def _channels_first(layer: Any, settings: dict[str, Any]) -> dict[str, Any]:
     raise InvalidModelError(f"layer {layer.name} ({kind}) has no NCHW form; use NHWC")
 
 
-def _check_ends(model: Any) -> None:
+def _check_shapes(model: Any) -> None:
     shapes = [tuple(each.shape) for each in [*model.inputs, *model.outputs]]
     if len(model.inputs) != 1 or len(shapes[0]) != 4 or any(len(s) != 2 for s in shapes[1:]):
         raise InvalidModelError(

@@ -507,7 +507,7 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
             inputs, outputs = (own := keras.signature(model)).inputs, own.outputs
         else:
             model = saved_model.SavedModel(path, trust=trust)
-            inputs, outputs = model.specs, model.answers
+            inputs, outputs = model.specs, model.output_specs
         found = signature.sized(inputs, shapes, path)
         if not free:
             signature.refuse_free(found, path)

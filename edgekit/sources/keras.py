@@ -160,13 +160,13 @@ def tensors_of(model: Any) -> list[tuple[str, Any]]:
 
 
 def by_values(
-    expected: Mapping[str, npt.NDArray[Any]], answers: Mapping[str, npt.NDArray[Any]]
+    expected: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]
 ) -> dict[str, str]:
     """Which Keras tensor holds the values of a canonical one, up to float rounding.
 
     Args:
         expected: Values ``[N, ...]`` by canonical name.
-        answers: Values by the Keras tensor's name, in order of execution; a tensor of another shape
+        outputs: Values by the Keras tensor's name, in order of execution; a tensor of another shape
             and the same size counts as well, one of the same shape first.
 
     Returns:
@@ -174,19 +174,19 @@ def by_values(
         its activation. What has none is left out.
     """
     found = {}
-    places = {key: place for place, key in enumerate(answers)}
+    places = {key: place for place, key in enumerate(outputs)}
     for name, values in expected.items():
         size = float(np.abs(values).max(initial=0)) + 1e-6
         off = {
             key: float(np.abs(other.reshape(values.shape) - values).max(initial=0))
-            for key, other in answers.items()
+            for key, other in outputs.items()
             if other.size == values.size
         }
         near = min(off.values(), default=math.inf)
         if near > _SAME * size:
             continue
         same = [key for key, distance in off.items() if distance <= 2 * near + 1e-7 * size]
-        found[name] = max(same, key=lambda key: (answers[key].shape == values.shape, places[key]))
+        found[name] = max(same, key=lambda key: (outputs[key].shape == values.shape, places[key]))
     return found
 
 

@@ -51,7 +51,7 @@ def single(content: bytes, name: str) -> bytes:
         changed = _resized(graph)
     except (InvalidModelError, ExecutionError, RuntimeError, ValueError) as exc:
         raise InvalidModelError(f"{said}, and does not run with 1: {reason(exc)}; {fix}") from None
-    if not _answer_alike(content, changed, batch):
+    if not _same_outputs(content, changed, batch):
         raise InvalidModelError(
             f"{said}, and computes other outputs with 1: the outputs of a sample depend on the "
             f"others of its batch; {fix}"
@@ -114,7 +114,7 @@ def _resized(graph: Graph) -> bytes:
     return graph.serialize()
 
 
-def _answer_alike(several: bytes, one: bytes, batch: int) -> bool:
+def _same_outputs(several: bytes, one: bytes, batch: int) -> bool:
     """Whether a batch of random samples gives the outputs that they give one by one."""
     whole, alone = litert.interpreter(several), litert.interpreter(one)
     random = np.random.default_rng(0)

@@ -30,7 +30,7 @@ class SavedModel:
         inputs: ``tf.TensorSpec`` by name, in order of name.
         specs: The same in edgekit's words.
         outputs: Names, in order.
-        answers: What is known of them.
+        output_specs: What is known of them.
     """
 
     def __init__(self, path: Path, *, trust: bool = False) -> None:
@@ -63,7 +63,7 @@ class SavedModel:
         ends = self._function.structured_outputs
         self.outputs = tuple(sorted(ends))
         self.specs = tuple(_spec(name, given[name]) for name in self._names)
-        self.answers = tuple(_spec(name, ends[name]) for name in self.outputs)
+        self.output_specs = tuple(_spec(name, ends[name]) for name in self.outputs)
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         """A tensor an output, in order of :attr:`outputs`, for a tensor an input."""

@@ -63,9 +63,9 @@ class Start:
             kernel_initializer=keras.initializers.RandomNormal(stddev=0.01, seed=seed),
             name=LOGITS,
         )(x)
-        answers = keras.layers.Softmax(name=PROBABILITIES)(x)
+        probabilities = keras.layers.Softmax(name=PROBABILITIES)(x)
         try:
-            return keras.Model(body.input, answers, name=body.name)
+            return keras.Model(body.input, probabilities, name=body.name)
         except ValueError as exc:  # two layers of one name
             raise InvalidModelError(
                 f"{self.given.model_id} cannot get a new classifier: {reason(exc)}"

@@ -299,11 +299,11 @@ def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple
     assert images.labels is not None
     for start in range(0, len(images), 500):
         part = slice(start, start + 500)
-        answers = forward(tf.constant(prepare.apply(images.images[part]))).numpy()
-        if not np.isfinite(answers).all():
+        predictions = forward(tf.constant(prepare.apply(images.images[part]))).numpy()
+        if not np.isfinite(predictions).all():
             raise InvalidDataError("the model gives NaN; lower --learning-rate")
         labels = images.labels[part]
-        order = np.argsort(-answers, axis=1)[:, :5]
+        order = np.argsort(-predictions, axis=1)[:, :5]
         top1 += int((order[:, 0] == labels).sum())
         top5 += int((order == labels[:, None]).any(axis=1).sum())
     return 100 * top1 / len(images), 100 * top5 / len(images)

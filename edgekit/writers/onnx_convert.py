@@ -68,8 +68,8 @@ def from_tflite(canonical: bytes) -> Any:
     _restore_gemm_names(model, Graph(canonical))
     onnx_file.sort(model)
     _name_activations(model, Graph(canonical))
-    _separate_ends(model)
-    _part_from_turned_ends(model, Graph(canonical))
+    _separate_outputs(model)
+    _part_from_turned_outputs(model, Graph(canonical))
     del model.graph.value_info[:]
     _name_by_values(model, canonical)
     free = onnx_file.copied(model)
@@ -83,7 +83,7 @@ def from_tflite(canonical: bytes) -> Any:
     return model
 
 
-def rename_ends(model: Any, graph: Graph) -> None:
+def use_signature_names(model: Any, graph: Graph) -> None:
     """Give inputs and outputs the names that the canonical graph's signature has, in place."""
     renamed = {}
     for values, tensors, signed in (
@@ -97,9 +97,9 @@ def rename_ends(model: Any, graph: Graph) -> None:
             renamed[value.name] = names[tensor].pop(0) if names.get(tensor) else tensor
             value.name = renamed[value.name]
     for node in model.graph.node:
-        for ends in (node.input, node.output):
-            for i, name in enumerate(ends):
-                ends[i] = renamed.get(name, name)
+        for each in (node.input, node.output):
+            for i, name in enumerate(each):
+                each[i] = renamed.get(name, name)
 
 
 def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
@@ -110,7 +110,7 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
     helper = onnx_file.package().helper
     constants = onnx_file.stored_constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
-    known, ends = set(graph.tensors), {value.name for value in model.graph.output}
+    known, outputs = set(graph.tensors), {value.name for value in model.graph.output}
     for node in list(model.graph.node):
         if node.op_type != "ReduceMean":
             continue
@@ -143,7 +143,7 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
         model.graph.node.remove(node)
         for each in reversed(added):
             model.graph.node.insert(position, each)
-        if before is None or before.output[0] in ends:
+        if before is None or before.output[0] in outputs:
             continue
         if not any(before.output[0] in each.input for each in model.graph.node):
             model.graph.node.remove(before)
@@ -188,9 +188,9 @@ def _where_instead_of_products(model: Any) -> None:
 
 def _drop_unread(model: Any) -> None:
     """Leave out nodes that nothing reads, in place."""
-    ends = {value.name for value in model.graph.output}
+    outputs = {value.name for value in model.graph.output}
     while True:
-        read = {*onnx_file.read(model.graph), *ends}
+        read = {*onnx_file.read(model.graph), *outputs}
         unread = [node for node in model.graph.node if read.isdisjoint(node.output)]
         if not unread:
             return
@@ -250,7 +250,7 @@ def _name_activations(model: Any, graph: Graph) -> None:
     fused = graph.fused()
     makers = {output: node for node in model.graph.node for output in node.output}
     done: set[str] = set()
-    answers = {value.name for value in model.graph.output}
+    outputs = {value.name for value in model.graph.output}
     for node in list(model.graph.node):
         activation = node.op_type in ("Clip", "Relu") and node.input[0] in fused
         if not node.input or not (activation or lasts.get(node.input[0]) == node.op_type):
@@ -263,15 +263,15 @@ def _name_activations(model: Any, graph: Graph) -> None:
         end = node.output[0]
         renamed = {canonical: before, end: canonical}
         for other in model.graph.node:
-            for ends in (other.input, other.output):
-                for i, name in enumerate(ends):
-                    ends[i] = renamed.get(name, name)
-        if end in answers:
+            for names in (other.input, other.output):
+                for i, name in enumerate(names):
+                    names[i] = renamed.get(name, name)
+        if end in outputs:
             make = onnx_file.package().helper.make_node
             model.graph.node.append(make("Identity", [canonical], [end], name=end))
 
 
-def _separate_ends(model: Any) -> None:
+def _separate_outputs(model: Any) -> None:
     """Give an output that is an input, or another output again, a tensor of its own, in place."""
     taken = {value.name for value in model.graph.input}
     for i, value in enumerate(model.graph.output):
@@ -285,17 +285,17 @@ def _separate_ends(model: Any) -> None:
         taken.add(value.name)
 
 
-def _part_from_turned_ends(model: Any, graph: Graph) -> None:
+def _part_from_turned_outputs(model: Any, graph: Graph) -> None:
     """Give a layer's output its name again where tf2onnx took out the Transpose behind it.
 
     The model's output is the layer's then, as it is: the model has its channels first as well.
     """
     makers = {name: node for node in model.graph.node for name in node.output}
-    ends = {value.name for value in model.graph.output}
+    outputs = {value.name for value in model.graph.output}
     make = onnx_file.package().helper.make_node
     for operator in graph.operators:
         end, inner = operator.outputs[0], operator.inputs[0]
-        if operator.kind != "TRANSPOSE" or end not in ends or inner in makers:
+        if operator.kind != "TRANSPOSE" or end not in outputs or inner in makers:
             continue
         maker = makers[end]
         if maker.op_type not in ("Conv", "ConvTranspose"):
@@ -324,8 +324,8 @@ def _name_by_values(model: Any, canonical: bytes) -> None:
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
     nodes = {name: node for node in model.graph.node for name in node.output if name}
     expected = {name: _sums(computed[name]) for name in makers if name in computed}
-    ends = {value.name for value in (*model.graph.input, *model.graph.output)}
-    names = [name for name in nodes if name not in ends]
+    outer = {value.name for value in (*model.graph.input, *model.graph.output)}
+    names = [name for name in nodes if name not in outer]
     watched = onnx_file.copied(model)
     del watched.graph.output[:]
     for name in names:
@@ -337,7 +337,7 @@ def _name_by_values(model: Any, canonical: bytes) -> None:
         if values.dtype == np.float32
     }
     wrong = [name for name in held if name in expected and not _same(held[name], expected[name])]
-    lost = [name for name in expected if name not in ends and (name not in held or name in wrong)]
+    lost = [name for name in expected if name not in outer and (name not in held or name in wrong)]
     others = [name for name in held if name not in expected or name in wrong]
     operators = {name: (made.kind, made.inputs[0]) for name, made in makers.items() if made.inputs}
     written = {name: (node.op_type, node.input[0]) for name, node in nodes.items() if node.input}

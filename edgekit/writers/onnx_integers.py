@@ -315,7 +315,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     constants = onnx_file.stored_constants(model)
     ends = {
         **dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True)),
-        **_canonical_ends(model, graph),
+        **_canonical_outputs(model, graph),
     }
     makers = {output: node for node in model.graph.node for output in node.output}
 
@@ -472,7 +472,7 @@ def _turned(values: Any, shape: tuple[int, ...], *, first: bool) -> Any:
     return values.reshape(own).transpose(order)
 
 
-def _canonical_ends(model: Any, graph: Graph) -> dict[str, str]:
+def _canonical_outputs(model: Any, graph: Graph) -> dict[str, str]:
     """Canonical names of the outputs that are called otherwise; not of one that the canonical graph
     only moves to where it is an output."""
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
@@ -512,7 +512,7 @@ def without_missing(
     ]
     constants = [name for name in decided.constants if name not in read.constants]
     layers = {layer.output: layer for layer in graph.layers}
-    ends = _canonical_ends(model, graph)
+    ends = _canonical_outputs(model, graph)
     nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
     kernels_there = {graph.kernel(layers[name]) for name in nodes}
     merged = [
@@ -603,7 +603,7 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
     constants = onnx_file.stored_constants(model)
-    ends = _canonical_ends(model, graph)
+    ends = _canonical_outputs(model, graph)
     found = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, ends):
@@ -631,7 +631,7 @@ def name_outputs(model: Any, graph: Graph) -> None:
     """
     made = {name for node in model.graph.node for name in node.output}
     make = onnx_file.package().helper.make_node
-    for own, name in _canonical_ends(model, graph).items():
+    for own, name in _canonical_outputs(model, graph).items():
         if own not in made or name in made or own in graph.tensors:
             continue
         for node in model.graph.node:
@@ -656,7 +656,7 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
     constants = onnx_file.stored_constants(model)
     layers = {layer.output: layer for layer in graph.layers}
     absent = set(layers)
-    for node, place, _ in list(layer_nodes(model, layers, _canonical_ends(model, graph))):
+    for node, place, _ in list(layer_nodes(model, layers, _canonical_outputs(model, graph))):
         layer, own = layers[place], constants.get(node.input[1])
         if own is None:
             continue
@@ -683,7 +683,7 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
 def absent(model: Any, graph: Graph) -> tuple[str, ...]:
     """Layers of the canonical graph, by what they write, that are no layers of an ONNX file."""
     layers = [layer.output for layer in graph.layers]
-    ends = _canonical_ends(model, graph)
+    ends = _canonical_outputs(model, graph)
     nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
     return tuple(name for name in layers if name not in nodes)
 
@@ -692,14 +692,15 @@ def unknown(model: Any, graph: Graph, names: Collection[str]) -> tuple[str, ...]
     """Which of the nodes, by what they write, are no layers of the canonical graph."""
     layers = {layer.output for layer in graph.layers}
     nodes = {
-        node.output[0] for node, _, _ in layer_nodes(model, layers, _canonical_ends(model, graph))
+        node.output[0]
+        for node, _, _ in layer_nodes(model, layers, _canonical_outputs(model, graph))
     }
     return tuple(name for name in names if name not in nodes)
 
 
 def activated(model: Any, graph: Graph) -> frozenset[str]:
     """Layers, by canonical output, whose activation is an operator of the file."""
-    ends = _canonical_ends(model, graph)
+    ends = _canonical_outputs(model, graph)
     layers = {layer.output for layer in graph.layers}
     return frozenset(place for _, place, own in layer_nodes(model, layers, ends) if own)
 

@@ -176,7 +176,7 @@ def own_places(model: Any) -> dict[str, Place]:
 def watched(model: Any, found: Mapping[str, Place]) -> bytes:
     """The model with every place as an output."""
     changed = copy.deepcopy(model)
-    _answer(changed, found)
+    _put_outputs(changed, found)
     return bytes(changed.SerializeToString())
 
 
@@ -203,7 +203,7 @@ def cut(model: Any, found: Mapping[str, Place]) -> bytes:
                     name + _GIVEN, kinds[place.dtype], ["batch", *place.sizes]
                 )
             )
-    _answer(changed, found)
+    _put_outputs(changed, found)
     return bytes(changed.SerializeToString())
 
 
@@ -212,7 +212,7 @@ def fed(place: Place) -> str:
     return place.tensor + _GIVEN
 
 
-def _answer(model: Any, found: Mapping[str, Place]) -> None:
+def _put_outputs(model: Any, found: Mapping[str, Place]) -> None:
     given = {value.name for value in model.graph.input}
     del model.graph.output[:], model.graph.value_info[:]
     for name in dict.fromkeys(place.tensor for place in found.values()):
