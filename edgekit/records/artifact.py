@@ -49,14 +49,13 @@ _RECORDED_PACKAGES = (
 
 @dataclass(frozen=True)
 class Source:
-    """The float model that an artifact was made from.
+    """The float model that an artifact was exported from.
 
     Attributes:
-        path: Where it was, as given.
-        sha256: Of its model file.
+        path: Path of the model, as it was given.
+        sha256: SHA-256 of the model file.
         shapes: Sizes that ``--shape`` gave to inputs with free axes.
-        layout: ``keep`` or ``channels-last``, what ``--layout`` said of an ONNX file; empty for the
-            default.
+        layout: Value of ``--layout``, ``keep`` or ``channels-last``; empty for the default.
     """
 
     path: str
@@ -68,21 +67,21 @@ class Source:
         """Names of a file's outputs that have their channels last, and first in the source.
 
         Args:
-            found: Of the file, or of the source.
-            format: Of the file.
+            found: Signature of the file, or of the source.
+            format: Format of the file.
         """
         return turned(found.outputs, self.layout) if format == "tflite" else ()
 
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How the ranges of an int8 artifact were found.
+    """How the ranges of an int8 artifact were calibrated.
 
     Attributes:
         data: Name of the calibration set.
-        sha256: Of the images, before preprocessing.
+        sha256: SHA-256 of the images, before preprocessing.
         count: Number of images.
-        method: How a range was taken from the values.
+        method: Method by which a range was taken from the values.
     """
 
     data: str
@@ -93,18 +92,18 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class QuantizationRecord:
-    """How the integers of an int8 artifact were found.
+    """How the integers of an int8 artifact were chosen.
 
     Attributes:
-        way: What was done to the weights, in words.
+        way: The method by which the weights were rounded, in words.
         tried: SQNR in dB of the worst output, before a softmax and with the mean removed, on
             held-out calibration images, by method; empty if unjudged.
-        saturating: How many pairs of weights could saturate on x86 without VNNI, by the full name
-            of the tensor that their layer writes, if they were rounded to nearest.
-        floats: Why a tensor stays float, by its name in the float TFLite graph.
+        saturating: Number of pairs of weights that could saturate on x86 without VNNI if they were
+            rounded to nearest, by the full name of the tensor that their layer writes.
+        floats: The reason why a tensor stays float, by its name in the float TFLite graph.
         judged: The outputs of the file itself on held-out calibration images; empty if unjudged.
-        weights: How the weights were rounded. None in a file means that an edgekit wrote it that
-            said it in ``way`` only; it is read from there.
+        weights: The method by which the weights were rounded. Manifests of earlier versions lack
+            it; it is read from ``way`` then.
     """
 
     way: str
@@ -137,11 +136,11 @@ class Execution:
     Attributes:
         provider: Execution provider or delegate.
         isa: Instruction sets of the CPU it ran on.
-        kernels: How many operators ran, by kind.
+        kernels: Number of operators that ran, by kind and dtype.
         floats: Operators of an int8 model that computed in float, as ``KIND NAME``.
-        numbers: Scales, zero points, weights and biases that were read back from the file and are
-            those of the encodings, every one; 0 for float models.
-        note: Why it could not be run here, if so.
+        numbers: Number of scales, zero points, weights and biases that were read back from the
+            file; all are equal to the encodings. 0 for float models.
+        note: The reason why the file could not run on this machine, if it could not.
     """
 
     provider: str
@@ -154,28 +153,29 @@ class Execution:
 
 @dataclass(frozen=True)
 class Manifest(schema.Document):
-    """Everything needed to run an artifact and to tell where it came from.
+    """Everything that is needed to run an artifact and to know its origin.
 
     Attributes:
-        model_id: Name that stays the same over formats and precisions.
-        format: Of the model file.
-        precision: Of the numbers in it.
-        model_file: Its name in the folder.
+        model_id: Name of the model, the same for all formats and precisions.
+        format: Format of the model file.
+        precision: Precision of the numbers in it.
+        model_file: Name of the model file in the folder.
         files: SHA-256 of every other file in the folder; ``model_file`` is one of them.
         signature: Inputs and outputs of the model file.
         preprocessing: How a picture becomes the float input.
-        source: The float model; None of a model that was trained here.
-        calibration: Of int8: where its ranges come from.
-        device: Device profile that it was made for.
-        quantization: Of int8: how its integers were chosen.
+        source: The float model; None for a model that edgekit trained.
+        calibration: Where the ranges of an int8 file come from.
+        device: Device profile that the file was exported for.
+        quantization: How the integers of an int8 file were chosen.
         execution: What ran when the file was loaded after it was written.
-        runtime_options: Options which the runtime needs for the promised accuracy.
-        versions: Versions of the packages that had a part in it.
-        command: The command line that wrote it.
+        runtime_options: Options that the runtime needs for the promised accuracy.
+        versions: Versions of the packages that were used.
+        command: The command line that wrote the artifact.
         training: Free-form record of a training run: recipe, data, final metrics.
-        class_names: One for each class; empty where the outputs are no classes, or nothing says so.
-        task: What the outputs are, where the model or the user says it.
-        notes: What was done that a reader should know, a sentence each.
+        class_names: One name for each class; empty if the outputs are no classes, or nothing says
+            that they are.
+        task: What the outputs are, if the model or the user says it.
+        notes: What a reader should know about the export, one sentence each.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""Fidelity: how faithful the outputs of a deployable are to the float model's. Numpy only.
+"""Fidelity: how near the outputs of a deployable are to the float model's. Numpy only.
 
 One place decides it for ``export``, ``compare``, the gate and the page. A signal-to-noise ratio
 over a whole output hides two things: a part that is dead, where another part is larger (boxes of 0
@@ -61,9 +61,9 @@ class Channel:
     """One channel of an output.
 
     Attributes:
-        axis: Of the output, batch included: 1 is the first axis of a sample.
-        index: Along that axis, from 0.
-        moves: How far it moves in the float model, in its own unit.
+        axis: Axis of the output, with the batch: 1 is the first axis of a sample.
+        index: Index along that axis, from 0.
+        moves: How far its values move in the float model, in its own unit.
     """
 
     axis: int
@@ -73,27 +73,29 @@ class Channel:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One output of a deployable, held against the float model's.
+    """One output of a deployable, compared with the same output of the float model.
 
     Attributes:
-        output: Its name.
-        count: Samples.
+        output: Name of the output.
+        count: Number of samples.
         sqnr: ``10 log10(sum r^2 / sum (r - o)^2)``, in dB; infinite where all numbers are equal.
-        sqnr_centred: The same with the mean over the samples taken off the signal, position by
-            position: what varies, against the error. Equals ``sqnr`` where there is one sample, or
+        sqnr_centred: The same, with the mean over the samples subtracted from the signal, position
+            by position: what varies over the error. It equals ``sqnr`` if there is one sample, or
             nothing varies.
-        worst: The channel that matters with the lowest ``sqnr_centred``; None where none does.
-        worst_sqnr: In dB, of that channel, mean removed.
+        worst: Of the channels that matter, the one with the lowest ``sqnr_centred``; None if no
+            channel matters.
+        worst_sqnr: ``sqnr_centred`` of that channel, in dB.
         dead: Channels that vary in the float model and not in the deployable, the first
             :data:`LISTED`.
-        faint: Constant channels that hardly matter, by the module's conditions; as many.
+        faint: Constant channels that hardly matter, by the module's conditions; the first
+            :data:`LISTED`.
         hardly_varies: Whether the float model's output is nearly the same for all samples, so that
             ``sqnr`` says little.
-        dead_count: All channels that are dead.
-        faint_count: All channels that are faint.
-        low: Least value of the float model, in the output's own unit.
-        high: Its largest.
-        max_error: Largest difference of a number, in the same unit.
+        dead_count: Number of all dead channels.
+        faint_count: Number of all faint channels.
+        low: Smallest value of the float model, in the output's own unit.
+        high: Largest value of the float model.
+        max_error: Largest difference of a value, in the same unit.
     """
 
     output: str

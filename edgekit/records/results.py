@@ -1,4 +1,4 @@
-"""Report: what the measurers write and the readers judge. Framework-free.
+"""Report: ``compare`` writes it, ``gate`` and ``report`` read it. Framework-free.
 
 A report holds measurements of one or more artifacts against one reference, on one data set, on
 one machine. A baseline is an accepted report.
@@ -19,9 +19,9 @@ from edgekit.base.errors import EdgekitError, ReportError
 from edgekit.records.fidelity import Fidelity
 
 SCHEMA_VERSION = 2
-#: Pictures, or anything else that a model is asked.
+#: Pictures, or any other inputs.
 Unit = Literal["images", "samples"]
-#: Begins the name of the SQNR of one of several outputs, of all that it is and of what varies.
+#: Start of the name of the SQNR of one of several outputs: of all values, and of what varies.
 OF_OUTPUT, CENTRED_OF_OUTPUT = "sqnr:", "sqnr_centred:"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -34,10 +34,10 @@ class Measurement:
         value: The number. It may be infinite (SQNR of identical outputs), never NaN.
         unit: ``%``, ``points``, ``ms``, ``mJ``, ``bytes``, ``dB``, ``nats``, ``LSB``, ``images``,
             ``x`` (ratio), ``p``, ``parameters``, or ``unit`` and ``unit^2``, the outputs' own.
-        count: Number of samples it was taken from.
-        low: Lower end of the interval, or None where none is given.
-        high: Upper end of the interval.
-        interval: How the interval was made, e.g. ``wilson 95 %``.
+        count: Number of samples that it was measured on.
+        low: Lower bound of the interval; None without an interval.
+        high: Upper bound of the interval.
+        interval: Kind of the interval, e.g. ``wilson 95 %``.
     """
 
     value: float
@@ -59,11 +59,11 @@ class Data:
     """The evaluation set.
 
     Attributes:
-        name: Of the data set and its part.
-        sha256: Of images and labels, after ``--limit``.
+        name: Name of the data set and its part.
+        sha256: SHA-256 of images and labels, after ``--limit``.
         count: Number of images or samples.
-        class_names: One for each class; empty where there are none.
-        unit: What people call the things in it.
+        class_names: One name for each class; empty if there are no classes.
+        unit: ``images`` if they are pictures, else ``samples``.
     """
 
     name: str
@@ -79,15 +79,16 @@ class Data:
 
 @dataclass(frozen=True)
 class Environment:
-    """The machine a report was made on.
+    """The machine that a report was made on.
 
     Attributes:
-        cpu: Its model.
-        cores: That may be used.
-        memory_bytes: Of the machine.
+        cpu: Model of the CPU.
+        cores: Number of cores that may be used.
+        memory_bytes: Memory of the machine.
         system: Operating system, its release, and the architecture.
-        versions: Of edgekit, Python and the packages that can change a result.
-        machine_class: CPU model and ISA in one string; latencies compare within it only.
+        versions: Versions of edgekit, Python and the packages that can change a result.
+        machine_class: CPU model and ISA in one string; latencies are only compared within one
+            class.
         isa: Instruction sets that matter for inference, e.g. ``avx2``, ``avx512_vnni``.
     """
 
@@ -105,12 +106,13 @@ class Place:
     """A machine that evaluated a part of the images.
 
     Attributes:
-        host: Its name.
-        device: What it offers as a worker of a cluster, e.g. ``device:pi5``; empty for any.
+        host: Name of the machine.
+        device: Resource that it offers as a worker of a cluster, e.g. ``device:pi5``; empty if it
+            offers none.
         machine_class: CPU model and ISA in one string.
         isa: Instruction sets that matter for inference.
-        versions: Of edgekit, Python and the packages that can change a result.
-        shards: How many shards it evaluated.
+        versions: Versions of edgekit, Python and the packages that can change a result.
+        shards: Number of shards that it evaluated.
     """
 
     host: str
@@ -123,13 +125,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Device:
-    """What computed.
+    """The device that computed the outputs.
 
     Attributes:
         kind: ``gpu`` only where a GPU ran the model.
-        name: Of the GPU or the CPU.
-        driver: Version of the GPU's driver; None on a CPU, or where it is not known.
-        memory_bytes: Of the GPU; None on a CPU, or where it is not known.
+        name: Name of the GPU or the CPU.
+        driver: Version of the GPU's driver; None on a CPU, or if it is not known.
+        memory_bytes: Memory of the GPU; None on a CPU, or if it is not known.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -140,14 +142,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the machine did while latency was taken; None where that cannot be read.
+    """State of the machine while latency was measured; None for a value that cannot be read.
 
     Attributes:
         clock_mhz: Lowest and highest mean clock of the cores.
-        other_load: Cores that other programs kept busy, on average.
-        stolen: CPU time that a hypervisor gave to others, in percent.
-        celsius: Of the hottest zone.
-        throttled: How often a core was slowed down for its temperature.
+        other_load: Number of cores that other programs used, on average.
+        stolen: CPU time that a hypervisor gave to other machines, in percent.
+        celsius: Temperature of the hottest zone.
+        throttled: How often a core was slowed down because it was too hot.
     """
 
     clock_mhz: tuple[float, float] | None = None
@@ -159,16 +161,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What really executed a model.
+    """The runtime that executed a model.
 
     Attributes:
         name: ``litert``, ``ort``, ``keras`` or ``tensorflow`` (a SavedModel).
         provider: The execution provider or delegate that ran, as the runtime reports it.
-        threads: Threads it was given.
-        options: Runtime options that were set; of a GPU's provider all that it reports.
-        notes: What a reader should know, a sentence each.
-        device: ``cpu`` or ``gpu``: what computed.
-        emulated: Whether another device's arithmetic was imitated; outputs only, no times.
+        threads: Number of threads that it was given.
+        options: Runtime options that were set; for a GPU's provider, all that it reports.
+        notes: What a reader should know, one sentence each.
+        device: ``cpu`` or ``gpu``: the device that computed.
+        emulated: Whether the arithmetic of another device was imitated; such outputs have no
+            times.
     """
 
     name: str
@@ -185,13 +188,13 @@ class ChangedImage:
     """An image for which the float model and an artifact predict other classes.
 
     Attributes:
-        index: Its place in the evaluation set, from 0.
+        index: Index in the evaluation set, from 0.
         label: The right class.
-        before: The float model's class.
-        before_probability: What the float model gives it.
-        now: The artifact's class.
-        now_probability: What the artifact gives it.
-        picture: Base64 of a small PNG; empty where the image cannot be shown.
+        before: The class that the float model predicts.
+        before_probability: The probability that the float model gives to it.
+        now: The class that the artifact predicts.
+        now_probability: The probability that the artifact gives to it.
+        picture: Base64 of a small PNG; empty if the image cannot be shown.
     """
 
     index: int
@@ -229,8 +232,9 @@ class Changes:
     """Where an artifact predicts otherwise than the float model.
 
     Attributes:
-        counts: (float model's class, artifact's class, images), most images first; all of them.
-        images: Some of them, greatest loss of probability first.
+        counts: (class of the float model, class of the artifact, number of images), for all
+            changes, most images first.
+        images: Some of the images, greatest loss of probability first.
     """
 
     counts: tuple[tuple[int, int, int], ...]
@@ -252,32 +256,32 @@ class Changes:
 
 @dataclass(frozen=True)
 class ArtifactResult:
-    """All that was measured of one artifact.
+    """All measurements of one artifact.
 
     Attributes:
-        name: Folder name of the artifact; the key by which a gate finds it.
-        path: Where it was, as given.
-        format: Of the model file: ``keras``, ``tflite`` or ``onnx``.
-        precision: Of the numbers in it.
-        sha256: Of the model file.
-        runtime: What ran it.
-        metrics: Figures by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl r2
-            r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
+        name: Folder name of the artifact; the gate finds the artifact by it.
+        path: Path of the artifact, as it was given.
+        format: Format of the model file: ``keras``, ``tflite`` or ``onnx``.
+        precision: Precision of the numbers in it.
+        sha256: SHA-256 of the model file.
+        runtime: The runtime that ran it.
+        metrics: Measurements by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl
+            r2 r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
             sqnr:OUTPUT sqnr_centred:OUTPUT size parameters peak_memory load_time latency_p50
-            latency_p90 latency_p99 latency_ratio energy``;
-            what was not measured is not there.
+            latency_p90 latency_p99 latency_ratio energy``. A metric that was not measured is left
+            out.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels or
             classes.
-        latency_ms: Raw samples at batch 1, in the order taken.
-        latency_rounds: Rounds; those of all artifacts were interleaved.
+        latency_ms: Raw samples at batch 1, in the order in which they were measured.
+        latency_rounds: Number of rounds; each round ran all artifacts in turn.
         latency_warm_up: Samples at the start of each round that are left out of the metrics.
-        manifest_sha256: Of the artifact's ``manifest.json``, which names the sha256 of every file;
-            empty for a model file without one.
+        manifest_sha256: SHA-256 of the artifact's ``manifest.json``, which names the SHA-256 of
+            every file; empty for a model file without a manifest.
         changes: Predictions that differ from the float model's; None for the float model itself.
         places: The workers that evaluated, if not the machine of the report's environment.
-        fidelity: Each output, held against the reference's; empty in older reports.
+        fidelity: Each output, compared with the output of the reference; empty in older reports.
         unstable: Whether the medians of the latency rounds are too far apart to be trusted.
-        recorded: Of a recording, the name of what ran when it was made; else empty.
+        recorded: Name of the runner that a recording was made with; empty if nothing was recorded.
     """
 
     name: str
@@ -341,9 +345,10 @@ class ParityPair:
     Attributes:
         left: Artifact and kernels.
         right: Artifact and kernels.
-        agreement: Same top-1, in %.
+        agreement: Share of samples with the same top-1 class, in %.
         mean_lsb: Mean difference of an output number, in steps of the TFLite output.
-        histogram: Output numbers that differ by 0, 1, 2, … steps; the last counts all above too.
+        histogram: How many output numbers differ by 0, 1, 2, … steps; the last count is for that
+            many steps or more.
     """
 
     left: str
@@ -358,8 +363,8 @@ class Parity:
     """Whether int8 TFLite and int8 ONNX are the same model, in numbers and in outputs.
 
     Attributes:
-        numbers: Scales, zero points, weights and biases compared.
-        differing: Those stored differently.
+        numbers: Number of scales, zero points, weights and biases that were compared.
+        differing: Number of those that differ.
         pairs: XNNPACK with TFLite's reference kernels, and each with onnxruntime.
     """
 
@@ -370,14 +375,14 @@ class Parity:
 
 @dataclass(frozen=True)
 class LabelFit:
-    """Whether the labels are those of what the reference was asked.
+    """Whether the labels belong to the samples and the reference.
 
     Attributes:
-        accuracy: Of the reference, in %.
-        chance: Share that is right without any link between outputs and labels, in %.
-        p: How often chance alone gives as many right ones (binomial, one-sided).
+        accuracy: Accuracy of the reference, in %.
+        chance: Share of predictions that are right by chance, in %.
+        p: Probability that chance alone gives as many right predictions (binomial, one-sided).
         problem: ``chance`` where the reference is no better than chance, ``one class`` where all
-            labels are one class; accuracy then says nothing of a deployable.
+            labels are one class; accuracy then says nothing about a deployable.
     """
 
     accuracy: float
@@ -391,11 +396,11 @@ class Accepted:
     """A value of a metric that people accepted, as a floor for all later baselines.
 
     Attributes:
-        value: Of the metric.
-        unit: Its unit, as of a measurement.
-        created: When the report that holds it was made, UTC, ISO 8601.
-        reason: Why it was accepted; empty of the first baseline.
-        reference: What it was held against.
+        value: Value of the metric.
+        unit: Unit of the metric.
+        created: Date and time of the report that holds it, UTC, ISO 8601.
+        reason: Why it was accepted; empty for the first baseline.
+        reference: What the artifact was compared with.
     """
 
     value: float
@@ -410,20 +415,20 @@ class Report(schema.Document):
     """A comparison, ready to be judged or drawn.
 
     Attributes:
-        model_id: The model all artifacts were made from.
+        model_id: Name of the float model of all artifacts.
         data: The evaluation set.
         environment: The machine that it was measured on.
-        artifacts: What was compared, in the order of the command.
+        artifacts: The artifacts that were compared, in the order of the command.
         reference: The model that outputs were compared with: the float Keras model, or what
             ``--reference`` named.
-        created: UTC, ISO 8601.
-        command: The command line that wrote it.
+        created: Date and time, UTC, ISO 8601.
+        command: The command line that wrote the report.
         settings: Options of the run, e.g. threads and rounds.
         warnings: What makes a metric less sure, one sentence each.
-        parity: Of the int8 files, where it was asked for.
-        conditions: Of the machine during the latency rounds, where it could be read.
-        fit: Whether labels and reference fit; None where there are no labels, and in older reports.
-        origin: Of a baseline: what was accepted first, by artifact and metric.
+        parity: Comparison of the numbers of two int8 files, if it was asked for.
+        conditions: State of the machine during the latency rounds, if it could be read.
+        fit: Whether labels and reference fit; None without labels, and in older reports.
+        origin: In a baseline: the values that were accepted first, by artifact and metric.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION

@@ -269,16 +269,16 @@ class Preprocessing:
     ``pixel * scale + offset``. Images that come as arrays have the model's size already.
 
     Attributes:
-        name: How it is called in tables and on the command line.
-        scale: Factor a channel, or one for all channels, in the order of ``channels``.
-        offset: Summand a channel, or one for all channels, in the order of ``channels``.
+        name: Name in tables and on the command line.
+        scale: One factor per channel, or one for all channels, in the order of ``channels``.
+        offset: One summand per channel, or one for all channels, in the order of ``channels``.
         resize: ``bilinear`` and ``bicubic`` are antialiased where a picture shrinks, ``area``
             averages, ``nearest`` picks; ``bilinear-aliased`` and ``bicubic-aliased`` read 2x2 and
             4x4 pixels whatever the factor.
         crop: Share of the shorter side that the middle part has: 0.875 resizes the shorter side of
             a picture to size / 0.875 and cuts out the centre. None stretches the whole picture.
         channels: Order that the model takes; images are ``rgb``.
-        class_offset: Added to labels: 1 for a model whose class 0 is a background class.
+        class_offset: Number that is added to labels: 1 for a model whose class 0 is the background.
     """
 
     name: str
