@@ -129,7 +129,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         raise InvalidOptionError("expected an ARTIFACT to measure, or --suite gpu")
     if options.preprocessing is not None and not model_file.is_file(options.artifact):
         raise InvalidOptionError(
-            f"{options.artifact} brings its preprocessing; give --preprocessing only with a file"
+            f"{options.artifact} has its own preprocessing; give --preprocessing only with a file"
         )
     named = options.preprocessing
     prepare = None if named is None else signatures.preprocessing(named)

@@ -80,7 +80,7 @@ def settings(start: Path | None = None) -> Settings:
         try:
             table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as exc:
-            raise InvalidInputError(f"{path} is not valid TOML ({exc}); mend it") from None
+            raise InvalidInputError(f"{path} is not valid TOML ({exc}); correct it") from None
         for key in TABLE.split("."):
             table = table.get(key) if isinstance(table, dict) else None
         if table is not None:

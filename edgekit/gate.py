@@ -121,7 +121,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     bounds = (*config.bounds, *grammar.once(options.bounds))
     dead = config.allow_dead | ({None} if options.allow_dead else set())
     if options.origin is not None and not options.update:
-        raise InvalidOptionError("--origin is what --update holds all updates against; pass both")
+        raise InvalidOptionError(
+            "--origin is the report that --update compares all updates with; pass both"
+        )
     if options.update or options.accept is not None:
         target = _checked_update(options, baseline_path)
         report = Report.load(path)
@@ -257,7 +259,7 @@ def _update(
     if outside and reason is None:
         cli.say(
             f"{path}: not updated, {len(outside)} of {len(changes)} changes are outside of their "
-            f"bounds; mend them, or pass --accept REASON"
+            f"bounds; correct them, or pass --accept REASON"
         )
         return 1, {"passed": False, "updated": None, **document}
     if outside:

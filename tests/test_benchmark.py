@@ -60,5 +60,5 @@ def test_a_file_of_any_maker(
     assert done.document["precision"] == "int8"
     assert "does not say how its input is made" in edgekit("benchmark", file).error
     assert (
-        "brings its preprocessing" in edgekit("benchmark", artifacts["tflite-int8"], *words).error
+        "has its own preprocessing" in edgekit("benchmark", artifacts["tflite-int8"], *words).error
     )

@@ -489,7 +489,7 @@ def test_a_file_of_any_maker_is_a_suspect(small: Path, tmp_path: Path) -> None:
     assert theirs.verdict is None
     with pytest.raises(InvalidOptionError, match="does not say how its input is made"):
         diff(small / "small.keras", file, dataset=data)
-    with pytest.raises(InvalidOptionError, match="brings its preprocessing"):
+    with pytest.raises(InvalidOptionError, match="has its own preprocessing"):
         diff(small / "small.keras", written.path, dataset=data, preprocessing="unit")
     with pytest.raises(InvalidOptionError, match="expected --data IMAGES for your own model"):
         diff(small / "small.keras", written.path)

@@ -117,7 +117,9 @@ def test_both_int8_files_hold_the_same_integers(layout: str, folder: Path) -> No
 
 def test_other_layouts_are_not_taken_for_one(folder: Path) -> None:
     ours, theirs = _artifact(folder, "", "tflite-int8"), _artifact(folder, "keep", "onnx-int8")
-    with pytest.raises(InvalidModelError, match="exported with other --layout; export them by one"):
+    with pytest.raises(
+        InvalidModelError, match="exported with different --layout; export them by one"
+    ):
         parity.numbers(ours, theirs)
     with pytest.raises(InvalidOptionError, match="other --layout, the default and keep"):
         diff(ours.path, theirs.path, dataset=str(folder / "set.npz"))

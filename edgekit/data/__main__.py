@@ -138,7 +138,7 @@ def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, Manifes
         for option, given in (("--preprocessing", prepare), ("--shape", shapes)):
             if given:
                 raise InvalidOptionError(
-                    f"{model} is an artifact, which brings it; give {option} only with a file"
+                    f"{model} is an artifact, which has its own; give {option} only with a file"
                 )
         artifact = Artifact.load(model)
         return Job.of(artifact, threads=1), artifact.manifest

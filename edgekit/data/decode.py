@@ -148,7 +148,7 @@ def upright(picture: Image, *, channels: int, background: str) -> Image:
         if picture.mode in _SIXTEEN or picture.mode == "I":
             values = np.asarray(picture).astype(np.int64)
             if values.min() < 0 or values.max() > 65535:
-                raise PictureError("32 bits a pixel; expected 8 or 16")
+                raise PictureError("32 bits per pixel; expected 8 or 16")
             picture = image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
         if picture.mode == "F":
             raise PictureError("pixels are floats; expected 8 or 16 bits")

@@ -67,7 +67,9 @@ def make(name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Inputs:
     digest = hashlib.sha256()
     counts = {key: len(array) if array.ndim else 0 for key, array in arrays.items()}
     if not counts or not min(counts.values()):
-        raise InvalidDataError(f"{name}: the set is empty; expected an array [N, ...] an input")
+        raise InvalidDataError(
+            f"{name}: the set is empty; expected an array [N, ...] for each input"
+        )
     if len(set(counts.values())) != 1:
         raise InvalidDataError(
             f"{name}: expected as many samples in each array, got "

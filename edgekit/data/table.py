@@ -73,7 +73,7 @@ def _rows(path: Path, *, labels: bool) -> tuple[list[str], list[str] | None]:
     except (UnicodeDecodeError, csv.Error) as exc:
         raise InvalidDataError(f"{path} is not a CSV table in UTF-8: {exc}") from None
     if not paths:
-        raise InvalidDataError(f"{path}: the table is empty; expected a line a picture")
+        raise InvalidDataError(f"{path}: the table is empty; expected one line for each picture")
     return paths, texts if "label" in columns else None
 
 

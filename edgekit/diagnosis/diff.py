@@ -275,7 +275,7 @@ def _suspect(path: Path, preprocessing: str | None) -> _Side:
     if not model_file.is_file(path) or path.suffix not in model_file.FORMATS:
         if prepare is not None:
             raise InvalidOptionError(
-                f"{path} brings its preprocessing; give --preprocessing only with a file"
+                f"{path} has its own preprocessing; give --preprocessing only with a file"
             )
         side = _side(path)
         if side.artifact is None:
@@ -339,7 +339,7 @@ def _check_layouts(one: _Side, other: _Side) -> None:
     ]
     if len(set(layouts)) > 1:
         raise InvalidOptionError(
-            f"{one.path} and {other.path} were exported with other --layout, "
+            f"{one.path} and {other.path} were exported with different --layout, "
             f"{' and '.join(each or 'the default' for each in layouts)}; export one of them again"
         )
 

@@ -207,11 +207,11 @@ def _model(path: Path, preprocessing: str | None) -> tuple[Path, str, str, Prepr
         if found.manifest.format != "keras":
             raise InvalidModelError(
                 f"{path} is a {found.manifest.format} artifact; the suite exports by itself, pass "
-                f"the Keras model it came from"
+                f"its Keras source"
             )
         if preprocessing is not None:
             raise InvalidOptionError(
-                f"{path} brings its preprocessing; give --preprocessing only with a .keras file"
+                f"{path} has its own preprocessing; give --preprocessing only with a .keras file"
             )
         return path, found.manifest.model_id, found.sha256, found.manifest.preprocessing
     if not path.is_file():

@@ -71,8 +71,8 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
     layouts = {source.layout for source in sources if source is not None}
     if len(layouts) > 1:
         raise InvalidModelError(
-            f"{left.path} and {right.path} were exported with other --layout; export them by one "
-            f"command, with --target tflite,onnx"
+            f"{left.path} and {right.path} were exported with different --layout; export them by "
+            f"one command, with --target tflite,onnx"
         )
     if len(graphs) > 1:
         raise InvalidModelError(

@@ -233,5 +233,6 @@ def _check_chance(
     why = "; ".join(f"{each.kind}: {each.said}" for each in findings if not each.hint)
     fix = f"; {_NO_CLASSES}" if unsure else ""
     raise InvalidDataError(
-        f"{why}; mend it, leave the labels out, or pass --allow-chance to compare outputs only{fix}"
+        f"{why}; correct it, leave the labels out, or pass --allow-chance to compare outputs "
+        f"only{fix}"
     )

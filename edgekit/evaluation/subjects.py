@@ -69,7 +69,7 @@ def open_all(
     files = [path for path in paths if path not in folders]
     if prepare is not None and not files:
         raise InvalidOptionError(
-            f"{paths[0]} brings its preprocessing; give --preprocessing only with a file"
+            f"{paths[0]} has its own preprocessing; give --preprocessing only with a file"
         )
     if prepare is None and folders:
         prepare = next(iter(folders.values())).manifest.preprocessing
@@ -90,7 +90,7 @@ def check_one_source(artifacts: list[Artifact]) -> None:
         assert first is not None
         if artifact.manifest.source is None:
             raise InvalidModelError(
-                f"{artifact.path} is a float model; it is the reference, pass what was exported"
+                f"{artifact.path} is a float model; it is the reference; pass its deployables"
             )
         assert first.manifest.source is not None
         if artifact.manifest.source.sha256 != first.manifest.source.sha256:
@@ -100,7 +100,7 @@ def check_one_source(artifacts: list[Artifact]) -> None:
             )
         if artifact.manifest.source.shapes != first.manifest.source.shapes:
             raise InvalidModelError(
-                f"{artifact.path} and {first.path} were made for other sizes of their inputs "
+                f"{artifact.path} and {first.path} were exported for different input sizes "
                 f"(--shape); compare them one by one"
             )
     counts = Counter(artifact.name for artifact in artifacts)
@@ -234,7 +234,7 @@ def _named(artifact: Artifact, model: Path | None, threads: int, *, trust: bool 
             f"compare it with"
         )
     if not model.exists():
-        raise InvalidModelError(f"{model} not found; expected the model to hold the files against")
+        raise InvalidModelError(f"{model} not found; expected the model to compare the files with")
     prepare = artifact.manifest.preprocessing
     if _is_artifact(model):
         reference = Artifact.load(model)

@@ -387,7 +387,7 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     except IsADirectoryError:
         raise InvalidInputError(f"{path} is a folder; expected a file with [{TABLE}]") from None
     except (ValueError, RecursionError) as exc:  # ValueError: no UTF-8, no TOML, too many digits
-        raise InvalidInputError(f"{path} is not valid TOML ({exc}); mend it") from None
+        raise InvalidInputError(f"{path} is not valid TOML ({exc}); correct it") from None
     for key in TABLE.split("."):
         if not isinstance(found, dict):
             raise InvalidOptionError(f"{path}: expected tables [{TABLE}], got {key} in a value")

@@ -669,7 +669,7 @@ def _decide(
         calibration.progress.say(f"encodings and integers: {path}")
         return found
     if path.is_file():
-        calibration.progress.say(f"warning: {path} cannot be read; deciding again")
+        calibration.progress.say(f"warning: {path} cannot be read; quantizing again")
     samples, graph = None, Graph(canonical)
     if images is not None:
         samples = _samples(graph, canonical, images, source, table, calibration)

@@ -365,7 +365,7 @@ def _check_fixed(name: str, scale: float, zero_point: int, found: Range) -> None
         raise InvalidModelError(
             f"{short_name(name)} shares its scale with a softmax, sigmoid or tanh, whose int8 "
             f"scale is fixed, but its values from {found.min:.3g} to {found.max:.3g} do not fit "
-            f"it; join them in another way than {', '.join(sorted(kernels.JOINED))}"
+            f"it; join them by another operator than {', '.join(sorted(kernels.JOINED))}"
         )
 
 

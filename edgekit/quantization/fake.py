@@ -343,8 +343,8 @@ class FakeQuantized:
             there = longer[place].outputs[0]
             raise InvalidModelError(
                 f"expected the trained model to have the float one's {len(kinds[0])} operators, "
-                f"got {len(kinds[1])}, the first other one at {short_name(there)}; leave its layer "
-                f"in float with --leave-float"
+                f"got {len(kinds[1])}, the first different one at {short_name(there)}; leave its "
+                f"layer in float with --leave-float"
             )
         names = dict(zip(before.inputs, after.inputs, strict=True))
         for old, new in zip(before.operators, after.operators, strict=True):

@@ -471,7 +471,7 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
         )
     if preprocessing is not None:
         raise InvalidOptionError(
-            f"{path} brings its preprocessing; give --preprocessing only with a file"
+            f"{path} has its own preprocessing; give --preprocessing only with a file"
         )
     return FloatModel(
         model=keras.load(found.model_path),

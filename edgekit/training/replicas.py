@@ -254,7 +254,7 @@ def check_cluster(text: str | None) -> int:
         _check_address(address)
     if len(set(addresses)) != len(addresses) or not addresses:
         raise InvalidOptionError(
-            f"TF_CONFIG: expected one HOST:PORT a worker, each once, got {addresses}"
+            f"TF_CONFIG: expected one HOST:PORT for each worker, each once, got {addresses}"
         )
     if len(jobs.get("chief", ())) > 1:
         raise InvalidOptionError(f"TF_CONFIG: expected one chief, got {len(jobs['chief'])}")
