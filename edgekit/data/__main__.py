@@ -118,13 +118,13 @@ def _findings(
 ) -> tuple[tuple[mistakes.Finding, ...], LabelFit]:
     """Mistakes of preprocessing first; labels are looked at where none explains what is wrong."""
 
-    def answer(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    def predict(values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         return tasks.by_class(worker.outputs(values))
 
     step = worker.loaded.signature.outputs[0].scale
-    found = mistakes.find(answer, images, labels, worker.job.preprocessing, step=step)
+    found = mistakes.find(predict, images, labels, worker.job.preprocessing, step=step)
     places = np.unique(np.linspace(0, len(images) - 1, _LABELS).astype(int))
-    choices = answer(images[places]).argmax(axis=1)
+    choices = predict(images[places]).argmax(axis=1)
     fit = mistakes.label_fit(choices, labels[places])
     if all(finding.hint for finding in found):
         found += mistakes.renumbered(choices, labels[places], names)

@@ -30,7 +30,7 @@ SIGNIFICANT = 1e-3
 #: Classes that are named of many.
 _NAMED = 6
 
-Answer = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 Right = npt.NDArray[np.bool_]
 
 
@@ -67,7 +67,7 @@ def check_range(name: str, labels: npt.NDArray[np.int64], classes: int) -> None:
 
 
 def find(
-    answer: Answer,
+    predict: Predict,
     images: npt.NDArray[Any],
     labels: npt.NDArray[np.int64],
     prepare: Preprocessing,
@@ -78,7 +78,7 @@ def find(
     """Look for wrong scaling, RGB for BGR, classes that are off by one, and a missing softmax.
 
     Args:
-        answer: The model: from its float32 input ``[N, H, W, C]`` to ``[N, classes]``.
+        predict: The model: from its float32 input ``[N, H, W, C]`` to ``[N, classes]``.
         images: uint8 pixels, or floats that are preprocessed already.
         labels: The right classes, ``class_offset`` of ``prepare`` added.
         prepare: As declared.
@@ -87,7 +87,7 @@ def find(
     """
     chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
     pixels, labels = np.asarray(images[chosen]), labels[chosen]
-    outputs = answer(prepare.apply(pixels))
+    outputs = predict(prepare.apply(pixels))
     found = _softmax(outputs, step)
     if pixels.dtype != np.uint8 and feeds.unit(pixels) == "images":
         found += _range(pixels, prepare)
@@ -98,7 +98,7 @@ def find(
     tried = {prepare: choice}
     if pixels.dtype == np.uint8:
         for other in _others(prepare, pixels.shape[-1]):
-            tried[other] = answer(other.apply(pixels)).argmax(axis=1)
+            tried[other] = predict(other.apply(pixels)).argmax(axis=1)
     best = _best(tried, labels, _Way(prepare, 0, declared))
     return found + ([] if best is None else _in_sentences(best, prepare, declared))
 

@@ -102,7 +102,7 @@ def convert(
     for node in traced.nodes:
         converter.emit(node)
     for name in traced.outputs:
-        converter.answer(name)
+        converter.finish_output(name)
     graph = converter.graph
     plain_tflite.fold(graph)
     held = {
@@ -296,7 +296,7 @@ class _Converter:
         self.graph.inputs[name] = tensor
         self.computed[name] = _Value({order: tensor})
 
-    def answer(self, name: str) -> None:
+    def finish_output(self, name: str) -> None:
         rank = len(self.shape(name))
         order: Order = last(rank) if name in self.channels_last and rank > 2 else ()
         tensor = self.get(name, order)
