@@ -1,9 +1,9 @@
-"""Are these deployables still the float model, and how fast?
+"""Are these deployables still the float model, and how fast are they?
 
-The steps of a comparison, in order: open what is compared; open the samples; find the reference;
-run all models on all samples, the reference first, whose outputs settle what is right; time them in
-turns; record the reference, hold int8 files against each other, where that was asked for; and hold
-everything against the reference (:mod:`edgekit.evaluation.metrics`).
+These are the steps of a comparison. Open the artifacts and the samples. Find the reference. Run all
+models on all samples, the reference first, since its outputs settle which labels fit. Measure the
+latency of all models in turn. Record the reference and compare the integers of int8 files, if that
+was asked for. Compare everything with the reference (:mod:`edgekit.evaluation.metrics`).
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def compare(
     *,
     progress: Progress = SILENT,
 ) -> Report:
-    """Measure deployables against the float model they came from.
+    """Measure deployables, and compare them with their float model.
 
     Args:
-        artifacts: Folders, all made from one float model, or files of any maker.
-        options: How; see :class:`edgekit.evaluation.options.Options`.
-        progress: Hears how far it is, and what loading the samples says.
+        artifacts: Artifact folders of one float model, or files of any maker.
+        options: See :class:`edgekit.evaluation.options.Options`.
+        progress: Is told how far it is, and what loading the samples says.
 
     Raises:
         EdgekitError: If models, data or options do not fit together, or a runtime fails.
@@ -117,17 +117,17 @@ def compare(
 
 
 def _representative(candidates: Sequence[Artifact]) -> Artifact:
-    """Whose manifest stands for all: the first artifact, else the first file."""
+    """The artifact whose manifest is used for all: the first artifact, else the first file."""
     return next((each for each in candidates if not isinstance(each, ModelFile)), candidates[0])
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """What ``--reference`` names, one of the three; without it nothing.
+    """The object that ``--reference`` names: one of the three, or none without the option.
 
     Attributes:
-        runner: Runs the float model; its device is there.
-        recording: A file of ``--record``.
+        runner: A runner of the float model, whose device is there.
+        recording: A file that ``--record`` wrote.
         model: The float model itself.
     """
 
@@ -171,7 +171,7 @@ class _Reference:
 
 
 def _outputs(base: Subject, first: Artifact, *, trust: bool) -> tuple[TensorSpec, ...]:
-    """The outputs that are compared: those of the artifacts, of files those of the reference."""
+    """The outputs that are compared: those of the artifacts; for files, those of the reference."""
     if not isinstance(first, ModelFile):
         return first.manifest.signature.outputs
     job = base.runnable  # of files, a recording is refused
@@ -209,7 +209,7 @@ def _devices(
 
 
 def _sizes(outputs: Sequence[TensorSpec], numbers: int) -> dict[str, tuple[int, ...]]:
-    """Sizes of a sample of each output; those that only a run tells are one axis."""
+    """Sizes of one sample of each output; one axis if only a run tells the size."""
     sizes = {spec.name: spec.shape[1:] for spec in outputs}
     free = [spec.name for spec in outputs if not spec.shape or -1 in spec.shape[1:]]
     rest = numbers - sum(math.prod(size) for name, size in sizes.items() if name not in free)

@@ -1,4 +1,4 @@
-"""From outputs and times to the metrics of a report, and what it warns of."""
+"""Compute the metrics and the warnings of a report from outputs and times."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from edgekit.runtimes.worker import Worker
 
 @dataclass
 class Measured:
-    """What the workers, or a recording, said of one subject.
+    """Outputs and measurements of one subject, from workers or from a recording.
 
     Attributes:
-        metrics: ``peak_memory``, ``load_time`` and ``energy``, where they mean something; a cluster
-            says none.
-        worker: What is to be timed; None where times mean nothing, are recorded ones, or would be
-            those of a cluster.
-        latency: Milliseconds, a list a round.
+        metrics: ``peak_memory``, ``load_time`` and ``energy``, if they mean something; none from a
+            cluster.
+        worker: The worker whose latency is to be measured; None if its times mean nothing, were
+            recorded, or would be those of a cluster.
+        latency: Milliseconds, one list per round.
         places: Machines of a cluster that ran it.
     """
 
@@ -74,21 +74,21 @@ def report(
     watched: Conditions | None,
     resumed: int,
 ) -> Report:
-    """Hold what was measured against the first of it, the reference.
+    """Compare all measurements with those of the first subject, the reference.
 
     Args:
         subjects: The reference and the artifacts.
-        measured: What was measured of each.
-        samples: What they ran on, and what is right.
-        machine: Where.
-        options: Of the comparison.
-        sizes: Of a sample of each output, in order.
-        model_id: Of the first artifact.
+        measured: Measurements of each subject.
+        samples: The samples that they ran on, with their labels.
+        machine: The machine of the comparison.
+        options: Options of the comparison.
+        sizes: Sizes of one sample of each output, in order.
+        model_id: Name of the model of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
-        assumed: What was assumed of files, a sentence each.
-        parity: Of the same integers on three sets of kernels, if asked for.
-        watched: What the machine did while latency was taken.
-        resumed: Shards that were done before.
+        assumed: Assumptions about files, one sentence each.
+        parity: Comparison of the same integers on three sets of kernels, if it was asked for.
+        watched: State of the machine while latency was measured.
+        resumed: Number of shards that an earlier run left.
     """
     images, right = samples.images, samples.right
     reference, labels = measured[0].outputs, right.labels
@@ -155,7 +155,7 @@ def report(
 
 
 def _settings(options: Options, of: str | None, resumed: int) -> dict[str, Any]:
-    """How it was measured, as a report keeps it."""
+    """The settings that a report keeps."""
     return {
         "threads": options.threads,
         "rounds": options.rounds,
@@ -172,17 +172,17 @@ def _settings(options: Options, of: str | None, resumed: int) -> dict[str, Any]:
 
 
 def timed_here(each: Measured) -> bool:
-    """Whether its times compare with those of other models on this CPU."""
+    """Whether its times can be compared with those of other models on this CPU."""
     return each.worker is not None and each.runtime.device == "cpu"
 
 
 def _slow(each: Measured) -> int:
-    """Samples at the start of its rounds that are a warm-up."""
+    """Number of samples at the start of each round that belong to the warm-up."""
     return stats.warm_up(np.array(each.latency)) if each.latency else 0
 
 
 def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
-    """What makes the reference another one than the float model on this machine."""
+    """A sentence if the reference is not the float model on this machine."""
     sentences = []
     if result.runtime.emulated:
         sentences.append(
@@ -196,11 +196,11 @@ def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
 
 @dataclass(frozen=True)
 class _Choices:
-    """What a classifier predicted.
+    """Predictions of a classifier.
 
     Attributes:
-        first: The first class of each image, ``[N]``.
-        right: Whether it is the label, ``[N]``; None where there are no labels.
+        first: The most probable class of each image, ``[N]``.
+        right: Whether it is the label, ``[N]``; None without labels.
         top5: How often the label is among the first five.
     """
 
@@ -224,7 +224,7 @@ class _Choices:
 
 
 def _of_classes(before: _Choices, now: _Choices, options: Options) -> dict[str, Measurement]:
-    """Shares of the same predictions, and of right ones where these are known."""
+    """Share of equal predictions, and share of right ones if there are labels."""
     count = len(now.first)
     agreement = stats.proportion(int((now.first == before.first).sum()), count)
     if before.right is None or now.right is None:
@@ -238,7 +238,7 @@ def _of_classes(before: _Choices, now: _Choices, options: Options) -> dict[str, 
 
 
 def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
-    """SQNR of what varies, of the output that has least; and both kinds of each of several."""
+    """SQNR of what varies, of the worst output; with several outputs, SQNR of each."""
     count = judged[0].count
     least = min(each.sqnr_centred for each in judged)
     metrics = {"sqnr_centred": Measurement(least, "dB", count)}
@@ -253,7 +253,7 @@ def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
 def _of_numbers(
     base: npt.NDArray[np.float32], outputs: npt.NDArray[np.float32], judged: Sequence[Fidelity]
 ) -> dict[str, Measurement]:
-    """How far outputs that are no classes are from the reference's."""
+    """Differences from the reference of outputs that are no classes."""
     count = len(base)
     largest = max(each.max_error for each in judged)
     share = max(each.error_share for each in judged)
@@ -267,7 +267,7 @@ def _of_numbers(
 def _paired(
     base_right: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_], options: Options
 ) -> dict[str, Measurement]:
-    """What two predictions for the same samples say of a change of accuracy."""
+    """Change of the accuracy between two sets of predictions for the same samples."""
     count = len(right)
     needed = stats.images_needed(
         discordance=sum(stats.discordant(base_right, right)) / count,
@@ -284,7 +284,7 @@ def _paired(
 def _times(
     each: Measured, slow: int, float32: npt.NDArray[np.float64] | None
 ) -> dict[str, Measurement]:
-    """Percentiles of the latency after the warm-up, and its ratio to float32's."""
+    """Percentiles of the latency after the warm-up, and its ratio to that of float32."""
     if not each.latency:
         return {}
     steady = np.array(each.latency, np.float64)[:, slow:]
@@ -329,7 +329,7 @@ def _unstable(result: ArtifactResult) -> bool:
 
 
 def _hardly(reference: ArtifactResult, unit: Unit) -> list[str]:
-    """Outputs of the reference of which SQNR says little."""
+    """Outputs of the reference that hardly vary, so that SQNR says little."""
     return [
         f"{each.output} of {reference.name} is nearly the same for all {each.count:,} {unit}, so "
         f"that SQNR says little of it; judged is what varies"
@@ -339,7 +339,7 @@ def _hardly(reference: ArtifactResult, unit: Unit) -> list[str]:
 
 
 def _too_few(results: Sequence[ArtifactResult], options: Options, unit: Unit) -> list[str]:
-    """One sentence, with the largest need, where a loss of the bound could go unseen."""
+    """A sentence if there are too few images to notice a loss of the bound."""
     needs = [
         (result.metrics["images_needed"], result.name)
         for result in results
@@ -406,7 +406,7 @@ def _warnings(
 
 
 def recorded(facts: Facts) -> str:
-    """Where and when, in words."""
+    """The place and time of a recording, in words."""
     driver = f", driver {facts.device.driver}" if facts.device.driver else ""
     return (
         f"recorded {facts.created} on {facts.device.kind.upper()} {facts.device.name}{driver}; all "
@@ -415,7 +415,7 @@ def recorded(facts: Facts) -> str:
 
 
 def data_of(images: data.ImageSet) -> Data:
-    """What was evaluated, in the words of a report."""
+    """The evaluation set, as a report describes it."""
     unit = feeds.unit(images.images)
     return Data(images.name, images.sha256, len(images), images.class_names, unit)
 

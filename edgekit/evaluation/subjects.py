@@ -1,4 +1,4 @@
-"""What a comparison measures: the float model, a runner or a recording of it, the artifacts."""
+"""Subjects of a comparison: the float model, its runner or recording, and the artifacts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Subject:
     """A model to be measured.
 
     Attributes:
-        job: What a worker loads; None for a recording, which nothing runs.
+        job: The job that a worker loads; None for a recording, which is not run.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Subject:
 
     @property
     def runnable(self) -> Job:
-        """What a worker loads, of a subject that is no recording."""
+        """The job that a worker loads, of a subject that is no recording."""
         assert self.job is not None
         return self.job
 
     def with_outputs(self, outputs: tuple[str, ...]) -> Subject:
-        """The same with its outputs in this order; empty for as they are."""
+        """The same subject with its outputs in this order; empty for their own order."""
         if self.recording is not None:
             return replace(self, recording=self.recording.with_outputs(outputs))
         return self if self.job is None else replace(self, job=replace(self.job, outputs=outputs))
@@ -55,12 +55,12 @@ class Subject:
 def open_all(
     paths: Sequence[Path], reference: Path | None, prepare: Preprocessing | None
 ) -> list[Artifact]:
-    """Artifacts, and files of any maker, whose inputs are made as those of the artifacts.
+    """Open artifacts, and files of any maker, which get the preprocessing of the artifacts.
 
     Args:
         paths: Folders and files.
         reference: The float model, as the user named it; None for another reference.
-        prepare: Of files; default that of the artifacts, else of the reference.
+        prepare: Preprocessing of files; default that of the artifacts, else of the reference.
 
     Raises:
         EdgekitError: If one cannot be loaded, or the preprocessing is missing or given twice.
@@ -83,7 +83,7 @@ def _is_artifact(path: Path) -> bool:
 
 
 def check_one_source(artifacts: list[Artifact]) -> None:
-    """Refuse artifacts of several float models, a float model, and two of one name."""
+    """Refuse artifacts of several float models, float models, and two artifacts of one name."""
     known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
     first = known[0] if known else None
     for artifact in known:
@@ -110,7 +110,7 @@ def check_one_source(artifacts: list[Artifact]) -> None:
 
 
 def recorded_in(path: Path, artifact: Artifact, images: data.ImageSet) -> Subject:
-    """The reference that a recording stands in for."""
+    """The reference that a recording replaces."""
     manifest = artifact.manifest
     if manifest.source is None:
         raise InvalidOptionError(
@@ -147,7 +147,7 @@ def run_by(
     folder: Path,
     trust: bool = False,
 ) -> Subject:
-    """The float model on another runner; what has to be converted is put into ``folder``."""
+    """The float model on another runner; a converted model is written into ``folder``."""
     known = [artifact for artifact in artifacts if not isinstance(artifact, ModelFile)]
     if not known:
         raise InvalidOptionError(
@@ -201,8 +201,8 @@ def reference_of(
     """The float model whose sha256 the manifests name, in the format that it was saved in.
 
     Args:
-        artifacts: Made from it; of files nobody knows, it is the model that the user names.
-        model: Where it is; default where the first manifest says, or the shipped one.
+        artifacts: Its artifacts. The source of plain files is not known; the user names it.
+        model: Path of the model; default the path in the first manifest, or the shipped model.
         threads: Threads inside an operator.
         trust: Let code inside of it run.
     """
@@ -227,7 +227,7 @@ def reference_of(
 
 
 def _named(artifact: Artifact, model: Path | None, threads: int, *, trust: bool = False) -> Subject:
-    """The model that a user names as the reference of files which name none."""
+    """The model that the user names as the reference of files without a manifest."""
     if model is None:
         raise InvalidOptionError(
             f"{artifact.name} does not name its float model; pass --reference MODEL, the model to "
@@ -267,12 +267,12 @@ def _named(artifact: Artifact, model: Path | None, threads: int, *, trust: bool 
 def in_one_order(
     subjects: Sequence[Subject], candidates: Sequence[Artifact], outputs: Sequence[TensorSpec]
 ) -> tuple[list[Subject], list[str]]:
-    """The subjects with their outputs in one order, and what was assumed of files.
+    """Bring the outputs of all subjects into one order; tell what was assumed about files.
 
     Args:
-        subjects: The reference, and one of each candidate.
-        candidates: What is compared with it.
-        outputs: Of the reference.
+        subjects: The reference, and one subject for each candidate.
+        candidates: The artifacts and files that are compared with it.
+        outputs: Outputs of the reference.
 
     Raises:
         InvalidModelError: If the outputs of a file differ from them in number or sizes.
@@ -300,9 +300,9 @@ def paired(
     their order.
 
     Args:
-        expected: The reference's outputs.
-        own: The file's.
-        name: Of the file.
+        expected: Outputs of the reference.
+        own: Outputs of the file.
+        name: Name of the file.
 
     Raises:
         InvalidModelError: If they differ in number or sizes.
@@ -331,7 +331,7 @@ def paired(
 
 
 def subject_of(artifact: Artifact, threads: int) -> Subject:
-    """An artifact, as its manifest says to run it."""
+    """The subject of an artifact, run as its manifest says."""
     return Subject(
         artifact.name,
         artifact.manifest.format,
@@ -345,6 +345,6 @@ def subject_of(artifact: Artifact, threads: int) -> Subject:
 
 
 def cannot_saturate(artifact: Artifact) -> bool:
-    """Whether its weights keep sums of products within 16 bits."""
+    """Whether the weights of an artifact keep sums of products within 16 bits."""
     profile = PROFILES.get(artifact.manifest.device)
     return profile is not None and profile.pair_bound

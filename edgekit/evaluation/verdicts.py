@@ -1,19 +1,20 @@
-"""Verdicts: what became of a deployable. One place for the screen, the page and the gate.
+"""Verdicts on deployables, the same on the screen, on the page and in the gate. Framework-free.
 
-Two things are judged. *Accuracy*, where labels are known: the change of top-1, or of R^2,
-with its 95 % interval from the paired samples, against the loss that matters (``--bound``, half a
-point). It is the *same* where the interval excludes such a loss, *worse* where the loss is beyond
-the bound and beyond chance, *better* where it is a gain beyond chance, else *unclear*: more samples
-would tell. *Fidelity*, always: how near the outputs are to the float model's
-(:mod:`edgekit.records.fidelity`).
+Two things are judged. *Accuracy* is judged if there are labels: the change of top-1, or of R^2,
+with its 95 % interval from the paired samples, is compared with the loss that matters (``--bound``,
+half a point). The verdict is *same* if the interval excludes such a loss, *worse* if the loss is
+beyond the bound and beyond chance, *better* if there is a gain beyond chance, and *unclear*
+otherwise: more samples would tell. *Fidelity* is always judged: how near the outputs are to those
+of the float model (:mod:`edgekit.records.fidelity`).
 
-A dead channel is the verdict before anything else. Then accuracy decides, since it is what counts;
-where it is not known, or too few samples leave it unclear, fidelity does: of few samples nobody can
-say that half a point was not lost, but outputs that are equal to a thousandth are.
+A dead channel gives the verdict *dead*, whatever else was measured. Then accuracy gives the
+verdict. If it is not known, or too few samples leave it unclear, fidelity gives the verdict: few
+samples cannot show that less than half a point was lost, but they can show that outputs are equal
+to a thousandth.
 
-Less accurate and broken are two things. A loss of accuracy is a trade, which the gate judges by its
-bounds. A file is *broken*, and ``compare`` ends with exit status 1, where channels are dead, or
-where outputs are poor and no labels prove that it does not matter. Framework-free.
+A deployable can be less accurate without being broken. A loss of accuracy may be intended; the gate
+judges it by its bounds. A file is *broken*, and ``compare`` has exit status 1, if channels are
+dead, or if outputs are poor and no labels prove that it does not matter.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ CHANGES = {"top1": "top1_change", "r2": "r2_change"}
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of one deployable.
+    """The verdict on one deployable.
 
     Attributes:
-        accuracy: By labels; ``unknown`` without them.
-        change: Of accuracy, in points, with its interval; None where it is unknown.
-        level: Of the outputs, the worst; None in a report that has no measure of it.
+        accuracy: Verdict on the accuracy; ``unknown`` without labels.
+        change: Change of the accuracy, in points, with its interval; None if it is unknown.
+        level: Level of the worst output; None if the report does not measure it.
     """
 
     verdict: Verdict
@@ -70,7 +71,7 @@ class Judged:
 
     @property
     def broken(self) -> Literal["", "dead", "poor"]:
-        """Why it is no copy of the float model; empty where it is one."""
+        """The reason why it is no copy of the float model; empty if it is one."""
         if self.level == "dead":
             return "dead"
         proved = self.accuracy in ("same", "better")
@@ -96,7 +97,7 @@ def accuracy(change: Measurement | None, bound: float) -> Accuracy:
 
 
 def change_of(result: ArtifactResult, report: Report) -> Measurement | None:
-    """The change of accuracy against the reference, with its interval, where one is known."""
+    """Change of the accuracy against the reference, with its interval, if it is known."""
     if report.fit is not None and report.fit.problem:
         return None
     count = report.data.count
@@ -106,7 +107,7 @@ def change_of(result: ArtifactResult, report: Report) -> Measurement | None:
 
 
 def bound_of(report: Report) -> float:
-    """The loss that matters, in points, as the comparison was asked."""
+    """The loss that matters, in points, of this comparison."""
     bound = report.settings.get("bound")
     return float(bound) if isinstance(bound, int | float) else BOUND
 
@@ -129,13 +130,13 @@ def of(result: ArtifactResult, report: Report) -> Judged:
 
 
 def _equal(result: ArtifactResult, change: Measurement | None) -> bool:
-    """Whether outputs are the reference's but for rounding, and as many of them are right."""
+    """Whether outputs differ from the reference by rounding only, and as many are right."""
     least = min((output.sqnr_centred for output in result.fidelity), default=-math.inf)
     return least >= EQUAL and change is not None and change.value == 0
 
 
 def level_of(result: ArtifactResult) -> Level | None:
-    """How near the outputs are; of older reports by the SQNR of the whole."""
+    """Level of the outputs; in older reports by the SQNR of all values."""
     if result.fidelity:
         return fidelity.worst(result.fidelity)
     sqnr = result.metrics.get("sqnr")

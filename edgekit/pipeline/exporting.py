@@ -80,7 +80,7 @@ MOST_IMAGES = 1024
 
 @dataclass(frozen=True)
 class _Written:
-    """A model file's content, its signature and what to say about it."""
+    """Content and signature of a model file, and the notes about it."""
 
     content: bytes
     signature: Signature
@@ -92,14 +92,14 @@ class _Written:
 
 @dataclass(frozen=True)
 class _Calibration:
-    """What ranges are taken from.
+    """The calibration samples, or the table that was made of them.
 
     Attributes:
-        opened: What the word names, or None when only a table of it is at hand.
-        table: A table that was given.
-        word: How the images were named.
-        images: Those that were opened, for the model.
-        progress: Hears how far calibrating them is.
+        opened: The samples that ``word`` names; None if only a table is at hand.
+        table: The table that ``--calibration`` names; None if it names samples.
+        word: The name of the samples, as ``--calibration`` takes it.
+        images: The samples in the form that the model takes.
+        progress: Is told how far the calibration is.
     """
 
     opened: data.Opened | Inputs | None
@@ -110,10 +110,10 @@ class _Calibration:
     progress: Progress = SILENT
 
     def fitted(self, source: FloatModel) -> _Calibration:
-        """With the images as the model takes them.
+        """The same, with the samples in the form that the model takes.
 
         Raises:
-            InvalidDataError: If they are not the table's.
+            InvalidDataError: If the table was made of other samples.
         """
         if self.opened is None:
             return self
@@ -207,7 +207,7 @@ def _opened(
     options: Options,
     progress: Progress,
 ) -> _Pipeline:
-    """The model and its calibration samples, once all options are known to fit the files."""
+    """Check the options, then open the model and its calibration samples."""
     profile = _checked(files, options)
     found = None
     if options.calibration is not None:
@@ -238,7 +238,7 @@ def _opened(
 
 
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
-    """Refuse what cannot be made of an ONNX file that is int8 already."""
+    """Refuse options and files that an int8 ONNX source cannot have."""
     for option, given in options.for_int8():
         if given is not None and option in _DECIDED:
             raise InvalidOptionError(
@@ -265,7 +265,7 @@ _DECIDED = ("--calibration", "--data", "--method", "--correction")
 
 
 def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfile:
-    """The device's profile, where all options are known and fit the files."""
+    """Check that all options are known and fit the files; return the device's profile."""
     for target, precision in files:
         words.one_of("target", target, TARGETS)
         words.one_of("precision", precision, artifact.PRECISIONS)
@@ -301,21 +301,21 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
 
 @dataclass(frozen=True)
 class _Proved:
-    """A file that was read back, run and judged, and what its manifest says."""
+    """A file that was read back, run and judged, with its manifest."""
 
     files: Mapping[str, bytes | Path]
     manifest: Mapping[str, Any]
 
     def write(self, out: Path, *, force: bool) -> Artifact:
-        """Make an artifact of it."""
+        """Write it as an artifact."""
         return artifact.write(out, dict(self.files), dict(self.manifest), force=force)
 
 
 @dataclass
 class _Pipeline:
-    """A float model on its way to deployables.
+    """All steps from a float model to its deployables.
 
-    What several files are made from is made once: the float graph, the calibration table, the
+    Each step that several files share runs once: the float graph, the calibration table, the
     integers and the float ONNX model.
     """
 
@@ -326,7 +326,7 @@ class _Pipeline:
 
     @functools.cached_property
     def converted(self) -> Converted:
-        """The float graph of an ONNX file, and how it lays out the file's values."""
+        """The float graph of an ONNX source, and the layout of its tensors."""
         return self.source.converted()
 
     @functools.cached_property
@@ -433,7 +433,7 @@ class _Pipeline:
     def _judged(
         self, written: _Written, target: str, precision: str
     ) -> tuple[tuple[Fidelity, ...], list[str]]:
-        """What a file's outputs are worth: verdicts of an int8 file, and sentences."""
+        """Judge the outputs of a file: fidelity of an int8 file, and notes."""
         source, options = self.source, self.options
         images = None if self.calibration is None else self.calibration.images
         if precision == "int8" and images is not None:
@@ -486,7 +486,7 @@ class _Pipeline:
         return written
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
-        """A file made from :attr:`canonical`."""
+        """Write a file of :attr:`canonical`."""
         if precision == "int8":
             own = self.source.encodings is not None or self.source.integers is not None
             table = None if own else self.table
@@ -521,7 +521,7 @@ class _Pipeline:
 
 
 def _read_calibration(word: str, options: Options, progress: Progress) -> _Calibration:
-    """Images, or the table that ``python -m edgekit.calibrate`` made from them."""
+    """Open calibration samples, or a table that ``python -m edgekit.calibrate`` wrote."""
     dataset, method = options.dataset, options.method
     if not word.endswith(".json"):
         if dataset is not None:
@@ -545,7 +545,7 @@ def _read_calibration(word: str, options: Options, progress: Progress) -> _Calib
 def _of_onnx_source(
     source: FloatModel, precision: str, calibration: _Calibration | None
 ) -> _Written:
-    """Float ONNX from an ONNX file of another exporter, by its own graph."""
+    """Write float ONNX of an ONNX source; the file keeps the source's graph."""
     original = bytes(source.model.SerializeToString())
     signature = onnx.signature(source.model)
     _check_outputs(signature)
@@ -560,7 +560,7 @@ def _of_onnx_source(
 
 
 def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> list[str]:
-    """Inputs and outputs that are other in TFLite than in the ONNX file, a sentence each."""
+    """One sentence for each input and output that TFLite has in another form than ONNX."""
     said = []
     turned = False
     inputs = {spec.name: spec for spec in found.inputs}
@@ -595,7 +595,7 @@ def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> 
 
 
 def _check_outputs(found: Signature) -> None:
-    """Refuse an output that does not belong to a sample."""
+    """Refuse an output that has no value for each sample."""
     several = any(spec.shape[:1] == (-1,) for spec in found.inputs)
     for end in found.outputs:
         if not end.shape and several:
@@ -608,7 +608,7 @@ def _check_outputs(found: Signature) -> None:
 def _to_watch(
     calibration: _Calibration | None, source: FloatModel, specs: Sequence[TensorSpec]
 ) -> Feed:
-    """Preprocessed samples on which float16 must not overflow."""
+    """Preprocessed samples by which tensors that would overflow in float16 are found."""
     if calibration is None:
         return feeds.random(specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True)
     assert calibration.images is not None  # export() has refused a table
@@ -652,7 +652,7 @@ def _decide(
     *,
     strict: bool,
 ) -> Quantized:
-    """Every number of the int8 model; a decision that was made before is taken again."""
+    """Quantize the model; integers that were cached by an earlier run are used again."""
     images = calibration.images
     key = decisions.key(
         canonical,
@@ -698,7 +698,7 @@ def _samples(
     table: CalibrationTable,
     calibration: _Calibration,
 ) -> CalibrationSamples:
-    """The calibration samples, those that judge apart from those that all numbers come from."""
+    """Divide the calibration samples into those to quantize with and those to judge with."""
     specs = litert.signature(canonical).inputs
     most = min(MOST_IMAGES, images_that_fit(graph, len(images)))
     fitting, judging = np.arange(len(images)), np.arange(0)
@@ -731,7 +731,7 @@ def _samples(
 
 
 def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
-    """So many of the places, evenly."""
+    """Choose at most so many of the indices, evenly spread."""
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).astype(np.int64)
     return np.asarray(places[np.unique(chosen)], np.int64)
 
@@ -739,14 +739,14 @@ def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
 def _some(
     source: FloatModel, written: _Written, images: Samples, places: npt.NDArray[np.int64]
 ) -> Feed:
-    """Preprocessed samples by input name of the float model."""
+    """Some samples, preprocessed, by input name of the float model."""
     own = source.kind == "onnx"
     found = onnx.signature(source.model) if own else litert.signature(written.canonical)
     return feeds.feed(images, found.inputs, source.preprocessing, places)
 
 
 def _rescues(source: FloatModel, options: Options, *, apart: bool) -> str:
-    """What makes a better int8 file of a model, or does without one."""
+    """Advice for a better int8 file, or for a file of another precision."""
     found = []
     if not apart:
         found.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
@@ -762,10 +762,10 @@ def _rescues(source: FloatModel, options: Options, *, apart: bool) -> str:
 def _verdict(
     judged: Sequence[Fidelity], target: str, *, rescues: str, apart: bool, dead: bool, poor: bool
 ) -> list[str]:
-    """What the outputs are worth, in words.
+    """Say in words how near the outputs are.
 
     Raises:
-        FidelityError: If one is dead or poor, and that is not allowed.
+        FidelityError: If an output is dead or poor, and that is not allowed.
     """
     samples = f"{judged[0].count} {'held-out ' if apart else ''}calibration samples"
     said = [
@@ -813,7 +813,7 @@ def _verdict(
 
 
 def _weakest(judged: Fidelity) -> str:
-    """The channel that is poor in an output that is not."""
+    """The worst channel, if it is poor and the whole output is not."""
     if judged.worst is None or judged.worst_sqnr >= fidelity.POOR or judged.level in _FAILED:
         return ""
     return (
@@ -896,7 +896,7 @@ def _make_int8(
 
 
 def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:
-    """The integers of an ONNX file that is int8 already."""
+    """Take the integers of an ONNX source that is int8 already."""
     assert source.integers is not None
     graph, name = Graph(converted.content), source.source.path
     layers = source.integers.layers
@@ -911,7 +911,7 @@ def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) 
 
 
 def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
-    """Hold a TFLite file against the int8 ONNX file that it was made from, as `parity` does."""
+    """Compare a TFLite file with its int8 ONNX source, as `parity` does."""
     graph = Graph(content)
     theirs = onnx_integers.read_stored(source.model, graph)
     ours, missing = onnx_integers.without_missing(
@@ -922,7 +922,7 @@ def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
 
 
 def _ways(found: Quantized) -> tuple[str, ...]:
-    """What was done to the weights, and what else was tried."""
+    """The method by which the weights were rounded, and the methods that were tried."""
     if not found.trials:
         return (f"weights: {found.way}",)
     tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
@@ -930,7 +930,7 @@ def _ways(found: Quantized) -> tuple[str, ...]:
 
 
 def _floats(found: Mapping[str, str], graph: Graph) -> list[str]:
-    """What stays float, and why."""
+    """The tensors that stay float, with the reasons."""
     if not found:
         return []
     signed = {tensor: name for name, tensor in (graph.named_inputs | graph.named_outputs).items()}

@@ -1,9 +1,9 @@
-"""What has to be seen of a model file before it becomes an artifact.
+"""Checks of a model file before it becomes an artifact.
 
-Every number is the one that was decided, the file loads and runs, and its outputs are those of the
-float graph as far as the precision explains: in float16, what no rounding explains is a fault, and
-the layer that has it is named. An int8 file is judged by its outputs on held-out samples, computed
-by the kernels of its runtime.
+Every stored number has to be the one that the quantizer chose. The file has to load and run. Its
+outputs have to be those of the float graph, as far as the precision allows: in float16, an error
+that rounding does not explain is a fault, and the layer at fault is named. An int8 file is judged
+by its outputs on held-out samples, computed by the kernels of its runtime.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OFF = 30.0
 
 
 def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
-    """The file holds what was decided, number for number.
+    """Check that the file holds the chosen numbers, every one.
 
     Raises:
         WriterError: If it does not.
@@ -62,14 +62,14 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
 
 
 def check_products(model: Any, profile: DeviceProfile) -> None:
-    """No two products of an ONNX file can exceed 16 bits together, where the device adds them so.
+    """Check that no two products together exceed 16 bits, if the device adds them in 16 bits.
 
     Args:
         model: The int8 file, as it will be stored.
         profile: The device.
 
     Raises:
-        WriterError: If two can.
+        WriterError: If two products can exceed them.
     """
     if not profile.pair_bound or profile.onnx_activations != "uint8":
         return
@@ -97,13 +97,13 @@ def execution(
     profile: DeviceProfile,
     numbers: int,
 ) -> Execution:
-    """Load and run what will be written; say which kernels did it.
+    """Load and run the file that will be written; say which kernels ran.
 
     Args:
         content: The model file.
         found: Its signature.
-        source: What it was made from.
-        numbers: How many weights and biases were read back from it.
+        source: Its float model.
+        numbers: Number of weights and biases that were read back from it.
     """
     isa = environment.describe().isa
     if target == "tflite":
@@ -136,7 +136,7 @@ def check_outputs(
     precision: str,
     samples: Feed | None = None,
 ) -> str:
-    """Run what will be written, on fixed samples, beside the float graph.
+    """Run the file that will be written and the float graph on the same samples.
 
     Args:
         content: The model file.
@@ -220,8 +220,7 @@ def _beside(
     expected: Mapping[str, npt.NDArray[Any]],
     samples: str,
 ) -> str:
-    """How far the outputs of a file lie from those of the int8 file that it was made from, in
-    words."""
+    """Say in words how far the outputs of a file are from those of its int8 source."""
     said = []
     for spec in found.outputs:
         exact, scale = expected[spec.name].astype(np.float64), spec.scale or 0.0
@@ -244,7 +243,7 @@ def judge(
     profile: DeviceProfile,
     samples: Feed,
 ) -> tuple[Fidelity, ...]:
-    """Judge the outputs of an int8 file as its user gets them, on the runtime's own kernels.
+    """Judge the outputs of an int8 file, computed by the kernels that its user has.
 
     Args:
         content: The model file.
@@ -291,7 +290,7 @@ class _Rounding:
 
 
 def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple[bool, str]:
-    """Whether a layer of a float16 file errs by more than rounding, and which, in words."""
+    """Find a layer of a float16 file whose error is more than rounding; say it in words."""
     graph = Graph(canonical)
     right = TfLiteTensors(canonical, graph, threads=1)
     wrong = (
@@ -315,7 +314,7 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
 
 
 def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, str]:
-    """The same of a file that was made from another exporter's, tensor by tensor of its names."""
+    """The same for a file of an ONNX source, whose tensors are paired by their names."""
     models = onnx.parse(original), onnx.parse(content)
     places = [onnx_tensors.own_places(model) for model in models]
     names = [name for name in places[0] if name in places[1]]
@@ -368,7 +367,7 @@ def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, st
 
 
 def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
-    """(whether a layer is at fault, what to say) of layers in order of execution."""
+    """(whether a layer is at fault, a sentence about it), of layers in order of execution."""
     worst = max(rows, key=lambda row: row.excess)
     if worst.excess >= measure.BLAME:
         return True, (
@@ -383,7 +382,7 @@ def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
 
 
 def _of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
-    """What the float model gives: an ONNX file by onnxruntime, others as their canonical graph."""
+    """Outputs of the float model: onnxruntime runs an ONNX file, LiteRT a canonical graph."""
     if source.kind == "onnx":
         own = bytes(source.model.SerializeToString())
         precise = source.integers is not None and environment.saturates(environment.describe())
@@ -405,7 +404,7 @@ def _of_onnx(
 def _as_source(
     run: Mapping[str, npt.NDArray[Any]], found: Signature, source: FloatModel
 ) -> dict[str, npt.NDArray[Any]]:
-    """Outputs of a TFLite file with their axes as its source has them."""
+    """Outputs of a TFLite file with the axes of its source."""
     turned = source.source.turned(found, "tflite")
     return {name: np.moveaxis(v, -1, 1) if name in turned else v for name, v in run.items()}
 
