@@ -170,15 +170,15 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    said, judged = settings(), grammar.load()
-    out = options.out or said.out
+    table, judged = settings(), grammar.load()
+    out = options.out or table.out
     if out is None:
         raise InvalidOptionError(f"expected --out FOLDER, or out in [{TABLE}]; got neither")
-    given = options.model is not None
-    model = options.model or said.model
-    profile = profiles.profile(options.device or said.device or profiles.DEFAULT)
-    targets = options.target or said.target or [t for t in TARGETS if t in profile.precisions]
-    precisions = options.precision or said.precision
+    named = options.model is not None
+    model = options.model or table.model
+    profile = profiles.profile(options.device or table.device or profiles.DEFAULT)
+    targets = options.target or table.target or [t for t in TARGETS if t in profile.precisions]
+    precisions = options.precision or table.precision
     if precisions is None:
         precisions = [
             each
@@ -187,19 +187,19 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         ]
     bounds = (*judged.bounds, *grammar.once(options.bounds))
     baseline = options.baseline or judged.baseline
-    if given or baseline is None or not baseline.exists():
+    if named or baseline is None or not baseline.exists():
         baseline = options.baseline
     if bounds:
         check_answerable(bounds, baseline is not None)
     files = {name: out / name for name in ("report.json", "report.html")}
     for file in files.values():
         outputs.check_free(file, force=options.force)
-    layout = options.layout or (None if given else said.layout) or ""
-    test = float_model.data_word(options.data or said.data, model)
+    layout = options.layout or (None if named else table.layout) or ""
+    test = float_model.data_word(options.data or table.data, model)
     written = ExportOptions(
-        calibration=(options.calibration or said.calibration) if "int8" in precisions else None,
+        calibration=(options.calibration or table.calibration) if "int8" in precisions else None,
         device=profile.name,
-        preprocessing=options.preprocessing or (None if given else said.preprocessing),
+        preprocessing=options.preprocessing or (None if named else table.preprocessing),
         shapes=float_model.shapes_of(options.shape),
         layout=layout,
         trust=options.trust,

@@ -209,9 +209,9 @@ def _opened(
 ) -> _Pipeline:
     """Check the options, then open the model and its calibration samples."""
     profile = _checked(files, options)
-    found = None
+    samples = None
     if options.calibration is not None:
-        found = _read_calibration(options.calibration, options, progress)
+        samples = _read_calibration(options.calibration, options, progress)
     source = float_model.load(
         model,
         preprocessing=options.preprocessing,
@@ -223,18 +223,18 @@ def _opened(
         _check_existing(model, files, options)
     check_task(options.task, source.outputs)
     int8 = any(precision == "int8" for _, precision in files)
-    if int8 and found is None and source.encodings is None and source.integers is None:
+    if int8 and samples is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
-        found = _read_calibration(word, options, progress)
-    if found is not None:
-        found = found.fitted(source)
+        samples = _read_calibration(word, options, progress)
+    if samples is not None:
+        samples = samples.fitted(source)
     if source.encodings is not None and int8:
         for option, given in options.for_int8():
             if given is not None and option in _DECIDED:
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} was trained with encodings of its own"
                 )
-    return _Pipeline(source, profile, found, options)
+    return _Pipeline(source, profile, samples, options)
 
 
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
@@ -332,10 +332,10 @@ class _Pipeline:
     @functools.cached_property
     def canonical(self) -> bytes:
         """The float graph as a flatbuffer."""
-        own = self.source.kind == "onnx"
-        found = self.converted.content if own else self.source.canonical()
-        _check_outputs(litert.signature(found))
-        return found
+        of_onnx = self.source.kind == "onnx"
+        content = self.converted.content if of_onnx else self.source.canonical()
+        _check_outputs(litert.signature(content))
+        return content
 
     @functools.cached_property
     def table(self) -> CalibrationTable:
@@ -388,7 +388,7 @@ class _Pipeline:
                 f"in float: {', '.join(execution.floats)}; replace them in the model, or export "
                 f"without --strict"
             )
-        judged, said = self._judged(written, target, precision)
+        judged, sentences = self._judged(written, target, precision)
         computed = f"operators that compute in float: {', '.join(execution.floats)}"
         files: dict[str, bytes | Path] = {f"model.{target}": written.content}
         if quantized is not None:
@@ -413,7 +413,7 @@ class _Pipeline:
                 else QuantizationRecord(
                     quantized.way,
                     {trial.way: trial.sqnr for trial in quantized.trials},
-                    {found.layer: found.pairs for found in quantized.saturating},
+                    {layer.layer: layer.pairs for layer in quantized.saturating},
                     dict(quantized.floats),
                     judged,
                     quantized.weights,
@@ -425,7 +425,7 @@ class _Pipeline:
                     *source.notes,
                     *written.notes,
                     *([computed] if execution.floats else []),
-                    *said,
+                    *sentences,
                 ),
             },
         )
@@ -439,7 +439,7 @@ class _Pipeline:
         if precision == "int8" and images is not None:
             apart = len(images) >= FEWEST_IMAGES
             judging = held_out(len(images))[1] if apart else np.arange(len(images))
-            places = _spread(judging, _HELD)
+            chosen = _spread(judging, _HELD)
             judged = proof.judge(
                 written.content,
                 written.signature,
@@ -447,7 +447,7 @@ class _Pipeline:
                 source,
                 target,
                 self.profile,
-                _some(source, written, images, places),
+                _some(source, written, images, chosen),
             )
             return judged, _verdict(
                 judged,
@@ -460,7 +460,7 @@ class _Pipeline:
         few = None
         if images is not None and (target, precision) == ("onnx", "float16"):
             few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
-        said = [
+        notes = [
             proof.check_outputs(
                 written.content,
                 written.signature,
@@ -471,25 +471,25 @@ class _Pipeline:
                 few,
             )
         ]
-        return (), [*said, *([_UNJUDGED] if precision == "int8" else [])]
+        return (), [*notes, *([_UNJUDGED] if precision == "int8" else [])]
 
     def _written(self, target: str, precision: str) -> _Written:
-        own = self.source.kind == "onnx" and target == "onnx"
-        if own and precision != "int8":
+        same_format = self.source.kind == "onnx" and target == "onnx"
+        if same_format and precision != "int8":
             return _of_onnx_source(self.source, precision, self.calibration)
         written = self._of_canonical(target, precision)
-        if self.source.kind == "onnx" and not own:
-            said = _other_than_in_onnx(
+        if self.source.kind == "onnx" and not same_format:
+            differences = _other_than_in_onnx(
                 onnx.signature(self.source.model), written.signature, self.source.source
             )
-            written = replace(written, notes=(*said, *written.notes))
+            written = replace(written, notes=(*differences, *written.notes))
         return written
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
         """Write a file of :attr:`canonical`."""
         if precision == "int8":
-            own = self.source.encodings is not None or self.source.integers is not None
-            table = None if own else self.table
+            has_encodings = self.source.encodings is not None or self.source.integers is not None
+            table = None if has_encodings else self.table
             return _make_int8(
                 self.source, target, self.canonical, table, self.quantized, self.profile
             )
@@ -532,14 +532,14 @@ def _read_calibration(word: str, options: Options, progress: Progress) -> _Calib
         opened = feeds.open_word(word, "calibration", progress=progress)
         return _Calibration(opened, None, word, method or DEFAULT_METHOD, progress=progress)
     table = CalibrationTable.load(Path(word))
-    place = dataset or table.data
-    path = data.path_of(place)
+    name = dataset or table.data
+    path = data.path_of(name)
     if dataset is None and path is not None and not path.exists():
-        return _Calibration(None, table, place, method or table.method, progress=progress)
+        return _Calibration(None, table, name, method or table.method, progress=progress)
     typed = dataset is not None  # what stands in the table was typed by nobody
     origin = None if typed else Path(word)
-    opened = feeds.open_word(place, "calibration", read_from=origin, progress=progress)
-    return _Calibration(opened, table, place, method or table.method, progress=progress)
+    opened = feeds.open_word(name, "calibration", read_from=origin, progress=progress)
+    return _Calibration(opened, table, name, method or table.method, progress=progress)
 
 
 def _of_onnx_source(
@@ -559,49 +559,49 @@ def _of_onnx_source(
     return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
 
 
-def _other_than_in_onnx(source: Signature, found: Signature, record: Source) -> list[str]:
+def _other_than_in_onnx(source: Signature, tflite: Signature, record: Source) -> list[str]:
     """One sentence for each input and output that TFLite has in another form than ONNX."""
-    said = []
+    notes = []
     turned = False
-    inputs = {spec.name: spec for spec in found.inputs}
+    inputs = {spec.name: spec for spec in tflite.inputs}
     for spec in source.inputs:
-        own = inputs[spec.name]
-        if own.sample != spec.sample:
+        written = inputs[spec.name]
+        if written.sample != spec.sample:
             turned = True
-            said.append(
-                f"{spec.name} takes pictures with their channels last, {list(own.shape)}; in the "
-                f"ONNX file it is {list(spec.shape)}"
+            notes.append(
+                f"{spec.name} takes pictures with their channels last, {list(written.shape)}; in "
+                f"the ONNX file it is {list(spec.shape)}"
             )
-    outputs = {spec.name: spec for spec in found.outputs}
+    outputs = {spec.name: spec for spec in tflite.outputs}
     last = record.turned(source, "tflite")
     for spec in source.outputs:
         if spec.name in last:
-            said.append(
+            notes.append(
                 f"{spec.name} has its channels last, {list(outputs[spec.name].shape)}; in the ONNX "
                 f"file it is {list(spec.shape)}"
             )
     kept = [spec.name for spec in source.outputs if len(spec.shape) == 4 and spec.name not in last]
     if turned and kept:
-        said.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
+        notes.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
     if record.layout == "keep":
-        said.append("inputs and outputs have the axes of the ONNX file (--layout keep)")
-    for spec, own in [
+        notes.append("inputs and outputs have the axes of the ONNX file (--layout keep)")
+    for spec, written in [
         *((spec, inputs[spec.name]) for spec in source.inputs),
         *((spec, outputs[spec.name]) for spec in source.outputs),
     ]:
-        if not spec.is_real and spec.dtype != own.dtype:
-            said.append(f"{spec.name} is {own.dtype}, in the ONNX file {spec.dtype}")
-    return said
+        if not spec.is_real and spec.dtype != written.dtype:
+            notes.append(f"{spec.name} is {written.dtype}, in the ONNX file {spec.dtype}")
+    return notes
 
 
-def _check_outputs(found: Signature) -> None:
+def _check_outputs(signature: Signature) -> None:
     """Refuse an output that has no value for each sample."""
-    several = any(spec.shape[:1] == (-1,) for spec in found.inputs)
-    for end in found.outputs:
-        if not end.shape and several:
+    several = any(spec.shape[:1] == (-1,) for spec in signature.inputs)
+    for output in signature.outputs:
+        if not output.shape and several:
             raise InvalidModelError(
-                f"expected one value of {end.name} for each sample, got one number for all; give "
-                f"the output a batch axis"
+                f"expected one value of {output.name} for each sample, got one number for all; "
+                f"give the output a batch axis"
             )
 
 
@@ -613,22 +613,22 @@ def _to_watch(
         return feeds.random(specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True)
     assert calibration.images is not None  # export() has refused a table
     feeds.check(calibration.images, specs)
-    places = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
-    return feeds.feed(calibration.images, specs, source.preprocessing, places)
+    chosen = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
+    return feeds.feed(calibration.images, specs, source.preprocessing, chosen)
 
 
-def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
-    if found.table is None:
-        assert found.images is not None
+def _table(calibration: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
+    if calibration.table is None:
+        assert calibration.images is not None
         return cached(
             canonical,
-            found.images,
+            calibration.images,
             prepare=source.preprocessing,
-            method=found.method,
-            word=found.word,
-            progress=found.progress,
+            method=calibration.method,
+            word=calibration.word,
+            progress=calibration.progress,
         )
-    table, graph = found.table, hashlib.sha256(canonical).hexdigest()
+    table, graph = calibration.table, hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
         raise InvalidDataError(
             f"the calibration table was made from another graph (sha256 "
@@ -639,7 +639,7 @@ def _table(found: _Calibration, canonical: bytes, source: FloatModel) -> Calibra
             f"the calibration table was made with preprocessing {table.preprocessing.name!r}, "
             f"the model has {source.preprocessing.name!r}; calibrate this model"
         )
-    return table if found.method == table.method else choose(table, found.method)
+    return table if calibration.method == table.method else choose(table, calibration.method)
 
 
 def _decide(
@@ -664,17 +664,17 @@ def _decide(
         versions=artifact.package_versions(),
     )
     path = cache_folder() / f"{key}.npz"
-    found = decisions.load(path) if path.is_file() else None
-    if found is not None:
+    quantized = decisions.load(path) if path.is_file() else None
+    if quantized is not None:
         calibration.progress.say(f"encodings and integers: {path}")
-        return found
+        return quantized
     if path.is_file():
         calibration.progress.say(f"warning: {path} cannot be read; quantizing again")
     samples, graph = None, Graph(canonical)
     if images is not None:
         samples = _samples(graph, canonical, images, source, table, calibration)
     with calibration.progress.task("fitting", unit="operators") as task:
-        found = quantize(
+        quantized = quantize(
             canonical,
             table,
             profile=profile,
@@ -684,10 +684,10 @@ def _decide(
             advance=lambda _: task.advance(),
         )
     try:
-        decisions.save(path, found)
+        decisions.save(path, quantized)
     except OSError as exc:
         calibration.progress.say(f"warning: encodings and integers were not cached: {exc}")
-    return found
+    return quantized
 
 
 def _samples(
@@ -707,11 +707,11 @@ def _samples(
         judging = _spread(judging, most // HELD_OUT)
     apart = feeds.take(images, fitting)
 
-    def feed(places: npt.NDArray[np.int64]) -> Feed:
-        given = feeds.feed(images, specs, source.preprocessing, places)
+    def feed(chosen: npt.NDArray[np.int64]) -> Feed:
+        values = feeds.feed(images, specs, source.preprocessing, chosen)
         return {
-            graph.named_inputs[spec.name]: given[spec.name].reshape(
-                given[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
+            graph.named_inputs[spec.name]: values[spec.name].reshape(
+                values[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
             )
             for spec in specs
         }
@@ -737,26 +737,26 @@ def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
 
 
 def _some(
-    source: FloatModel, written: _Written, images: Samples, places: npt.NDArray[np.int64]
+    source: FloatModel, written: _Written, images: Samples, chosen: npt.NDArray[np.int64]
 ) -> Feed:
     """Some samples, preprocessed, by input name of the float model."""
-    own = source.kind == "onnx"
-    found = onnx.signature(source.model) if own else litert.signature(written.canonical)
-    return feeds.feed(images, found.inputs, source.preprocessing, places)
+    of_onnx = source.kind == "onnx"
+    signature = onnx.signature(source.model) if of_onnx else litert.signature(written.canonical)
+    return feeds.feed(images, signature.inputs, source.preprocessing, chosen)
 
 
 def _rescues(source: FloatModel, options: Options, *, apart: bool) -> str:
     """Advice for a better int8 file, or for a file of another precision."""
-    found = []
+    advice = []
     if not apart:
-        found.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
+        advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
-        found.append("leave out --correction none")
+        advice.append("leave out --correction none")
     if source.kind == "keras" and keras.is_keras_2(source.model):
-        found.append("fine-tune with `python -m edgekit.qat`")
+        advice.append("fine-tune with `python -m edgekit.qat`")
     if options.strict:
-        found.append("leave out --strict, then tensors may stay float")
-    return ", ".join([*found, "or export in float16" if found else "export in float16"])
+        advice.append("leave out --strict, then tensors may stay float")
+    return ", ".join([*advice, "or export in float16" if advice else "export in float16"])
 
 
 def _verdict(
@@ -768,48 +768,48 @@ def _verdict(
         FidelityError: If an output is dead or poor, and that is not allowed.
     """
     samples = f"{judged[0].count} {'held-out ' if apart else ''}calibration samples"
-    said = [
+    notes = [
         f"{each.output} on {samples}: {each.level}, "
         f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
         + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
         + _weakest(each)
         for each in judged
     ]
-    said += [
+    notes += [
         f"the float model's {each.output} hardly varies over the samples; take others if it should"
         for each in judged
         if each.hardly_varies
     ]
     if not apart:
-        said.append(
+        notes.append(
             f"that is judged on the samples that the ranges come from, since {FEWEST_IMAGES} are "
             f"needed to hold some out; `python -m edgekit.compare` judges it on others"
         )
     killed = [each for each in judged if each.level == "dead"]
     if killed:
         where = "; ".join(fidelity.named(each) for each in killed)
-        what = f"dead in the int8 {target} file, constant where the float model varies: {where}"
+        sentence = f"dead in the int8 {target} file, constant where the float model varies: {where}"
         if not dead:
             raise FidelityError(
-                f"{what}; give them outputs of their own, {rescues}; --allow-dead writes it as it "
-                f"is"
+                f"{sentence}; give them outputs of their own, {rescues}; --allow-dead writes it as "
+                f"it is"
             )
-        said.append(what)
+        notes.append(sentence)
     low = [each for each in judged if each.level == "poor"]
     if low:
         where = ", ".join(f"{each.output} {each.sqnr_centred:.1f} dB" for each in low)
-        what = (
+        sentence = (
             f"the int8 {target} file is poor: of what varies over {samples} there is left {where}, "
             f"expected {fidelity.POOR:.0f} dB at least"
         )
         if not poor:
             raise FidelityError(
-                f"{what}; {rescues}; "
+                f"{sentence}; {rescues}; "
                 f"--allow-poor writes it for `python -m edgekit.compare MODEL OUT --layers`, which "
                 f"names the layer that needs another form"
             )
-        said.append(what)
-    return said
+        notes.append(sentence)
+    return notes
 
 
 def _weakest(judged: Fidelity) -> str:
@@ -830,7 +830,7 @@ def _make_int8(
     quantized: Quantized,
     profile: DeviceProfile,
 ) -> _Written:
-    notes = [*_ways(quantized)]
+    notes = [*_methods_tried(quantized)]
     existing_ones = source.integers is not None
     if existing_ones and quantized.saturating:
         notes.append(
@@ -921,20 +921,20 @@ def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
     return list(missing)
 
 
-def _ways(found: Quantized) -> tuple[str, ...]:
+def _methods_tried(quantized: Quantized) -> tuple[str, ...]:
     """The method by which the weights were rounded, and the methods that were tried."""
-    if not found.trials:
-        return (f"weights: {found.way}",)
-    tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in found.trials)
-    return (f"weights: {found.way}; on held-out calibration samples: {tried}",)
+    if not quantized.trials:
+        return (f"weights: {quantized.way}",)
+    tried = ", ".join(f"{trial.way} {trial.sqnr:.1f} dB" for trial in quantized.trials)
+    return (f"weights: {quantized.way}; on held-out calibration samples: {tried}",)
 
 
-def _floats(found: Mapping[str, str], graph: Graph) -> list[str]:
+def _floats(reasons: Mapping[str, str], graph: Graph) -> list[str]:
     """The tensors that stay float, with the reasons."""
-    if not found:
+    if not reasons:
         return []
     signed = {tensor: name for name, tensor in (graph.named_inputs | graph.named_outputs).items()}
-    named = [f"{signed.get(name) or short_name(name)} ({why})" for name, why in found.items()]
+    named = [f"{signed.get(name) or short_name(name)} ({why})" for name, why in reasons.items()]
     more = len(named) - _NAMED
     return [
         f"stays float: {', '.join(named[:_NAMED])}"

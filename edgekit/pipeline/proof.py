@@ -48,15 +48,15 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
     Raises:
         WriterError: If it does not.
     """
-    found = differences(read, decided if biases else decided.without_biases())
-    if found:
-        places = ", ".join(
+    differing = differences(read, decided if biases else decided.without_biases())
+    if differing:
+        named = ", ".join(
             f"{each.what} of {short_name(each.tensor)} ({each.count} by {each.largest:.3g})"
-            for each in found[:3]
+            for each in differing[:3]
         )
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise WriterError(
-            f"the {target} int8 file holds other numbers than the quantizer chose: {places}{more}; "
+            f"the {target} int8 file holds other numbers than the quantizer chose: {named}{more}; "
             f"float32 and float16 of it can be exported"
         )
 
@@ -202,16 +202,16 @@ def check_outputs(
         return f"outputs for {feeds.count(values)} {kind} differ from float32 {where}" + (
             f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else ""
         )
-    said = f"the {target} {precision} model of {source.model_id} differs from the float model"
+    sentence = f"the {target} {precision} model of {source.model_id} differs from the float model"
     if base is None or target == "tflite":
         fault, why = _judge(content, canonical, target, values)
     else:
         fault, why = _judge_onnx(content, canonical, values)
     if precision == "float32":
-        raise WriterError(f"{said} {beyond}: {why}")
+        raise WriterError(f"{sentence} {beyond}: {why}")
     if fault:
-        raise ExecutionError(f"{said} {beyond}: {why}; export it in float32")
-    return f"{said} {beyond}, on {feeds.count(values)} {kind}: {why}"
+        raise ExecutionError(f"{sentence} {beyond}: {why}; export it in float32")
+    return f"{sentence} {beyond}, on {feeds.count(values)} {kind}: {why}"
 
 
 def _beside(
@@ -221,17 +221,17 @@ def _beside(
     samples: str,
 ) -> str:
     """Say in words how far the outputs of a file are from those of its int8 source."""
-    said = []
+    sentences = []
     for spec in found.outputs:
         exact, scale = expected[spec.name].astype(np.float64), spec.scale or 0.0
         off = np.abs(spec.dequantize(run[spec.name]).astype(np.float64) - exact)
         steps = np.rint(off / scale) if scale else off
         unit = "{:.0f} LSB" if scale else "{:.2g}"
         share = 100 * float(np.mean(steps == 0 if scale else off <= _ROUNDING))
-        said.append(
+        sentences.append(
             f"{spec.name}: {share:.4g} % equal, off by {unit.format(steps.max(initial=0))} at most"
         )
-    return f"outputs for {samples} beside the file in onnxruntime: {'; '.join(said)}"
+    return f"outputs for {samples} beside the file in onnxruntime: {'; '.join(sentences)}"
 
 
 def judge(
