@@ -1,9 +1,10 @@
-"""The command line shared by all verbs: exit codes, one-line errors, the closing JSON document.
+"""The command line that all verbs share: exit status, errors of one line, the closing JSON
+document.
 
-Exit status: 0 good, 1 regression or failed verdict, 2 usage or bad input, 3 an error of edgekit's
-own, 130 interrupted. Tables and progress go to stderr; the last line of stdout is one JSON
-document. ``--traceback`` shows where an error comes from, and what a process that failed had to
-say.
+Exit status: 0 good, 1 a regression or a failed verdict, 2 wrong usage or bad input, 3 an error of
+edgekit's own, 130 interrupted. Tables and progress go to stderr. The last line of stdout is one
+JSON document. ``--traceback`` shows where in the code an error comes from, and what a process that
+failed wrote to stderr.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Outputs appear whole or not at all: a temporary sibling, fsync, rename.
+"""Outputs are written whole or not at all: a temporary sibling, fsync, rename.
 
-A kill at any moment leaves either the old state or the new one, plus at most a hidden
-``.NAME.PID.part`` sibling, which no reader takes for an output.
+A kill at any moment leaves the old state or the new one. It may leave a hidden sibling
+``.NAME.PID.part`` too, which no reader takes for an output.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What long work says of itself, and who hears it.
+"""Progress of long work, and where it is shown.
 
-Library code prints nothing. A function whose work takes long, or which has something to say on the
-way, takes a :class:`Progress`. The default tells nobody; the verbs pass that of
-:mod:`edgekit.base.cli`, which writes to stderr. To show progress elsewhere, pass a subclass.
+Library code prints nothing. A function whose work takes long, or that has something to say, takes a
+:class:`Progress`. The default shows nothing. The verbs pass the one of :mod:`edgekit.base.cli`,
+which writes to stderr. To show progress elsewhere, pass a subclass.
 """
 
 from __future__ import annotations

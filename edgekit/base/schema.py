@@ -1,8 +1,8 @@
-"""Strict JSON for frozen dataclasses: what is written is read back equal, all else is refused.
+"""Strict JSON for frozen dataclasses: a document that was written is read back equal.
 
 Unknown, missing and doubled keys, wrong types and unknown schema versions are errors, and so are
-integers of more than 64 bits, numbers too large for a float, and deep nesting. NaN is an error both
-ways; infinities travel as the strings ``"Infinity"`` and ``"-Infinity"``.
+integers of more than 64 bits, numbers too large for a float, and deep nesting. NaN is an error in
+writing and in reading. Infinities are written as the strings ``"Infinity"`` and ``"-Infinity"``.
 """
 
 from __future__ import annotations

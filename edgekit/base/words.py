@@ -1,5 +1,5 @@
-"""Words that people type: with options, ``HEAD#key=value,key=value``, as ``--data`` and
-``--preprocessing`` take them, and those that are nearly right.
+"""Words that people type: words with options, ``HEAD#key=value,key=value``, as ``--data`` and
+``--preprocessing`` take them; suggestions for words that are nearly right.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Image sets: the built-in Fashion-MNIST, arrays, and pictures of the user's own.
+"""Image sets: the built-in Fashion-MNIST, arrays, and the user's own pictures.
 
-A ``--data`` or ``--calibration`` word names one; behind ``#`` it has options, as in
+A word of ``--data`` or ``--calibration`` names one. Options follow behind ``#``, as in
 ``folder:photos#samples=200,seed=3``.
 """
 

@@ -1,7 +1,8 @@
-"""Source: undecoded pictures with labels; and how they become an ImageSet of a model's size.
+"""Source: pictures that are not decoded yet, with labels; it becomes an ImageSet of a model's size.
 
-Pictures are decoded a batch at a time, on all cores, into a temporary file that is mapped: memory
-does not grow with their number. What cannot be decoded is left out, counted and named.
+Pictures are decoded in batches, on all cores, into a temporary file that is mapped into memory, so
+that memory does not grow with their number. A picture that cannot be decoded is left out, counted
+and named.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Task: what the outputs of a model are, classes or numbers, and what is right.
+"""Task: whether the outputs of a model are classes or numbers, and what the labels are.
 
-A shape ``[N, k]`` does not tell: k scores of classes look like a vector of k numbers. What tells,
-in this order: ``--task``, as the export or the comparison was asked; class names; a softmax or
-sigmoid at the end of the model; labels that the data has (integers are classes, floats are
-numbers); rows of outputs that are probabilities. Without any of it outputs are numbers.
+A shape ``[N, k]`` does not tell: scores of k classes look like a vector of k numbers. These tell,
+in this order: ``--task`` of the export or the comparison; class names; a softmax or sigmoid as the
+last layer; labels of the data (integers are classes, floats are numbers); rows of outputs that are
+probabilities. If nothing tells, the outputs are numbers.
 """
 
 from __future__ import annotations

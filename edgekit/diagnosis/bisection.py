@@ -1,4 +1,4 @@
-"""Which layers have to stay in float so that the outputs come back within a bound."""
+"""Find the layers that have to stay in float so that the outputs come within a bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two models of one float model, layer by layer."""
+"""Compare two forms of one float model, layer by layer."""
 
 from __future__ import annotations
 

@@ -1,23 +1,25 @@
-"""Every tensor of two models held against each other, and the layer to blame.
+"""Compare every tensor of two models, and name the layer to blame.
 
-Two views. *Accumulated*: both networks run on their own, and each tensor carries all errors made
-before it. *Isolated*: each operator of the suspect gets the reference's values, as the suspect
-stores them, and is held against the float operator on the same values; so an error shows in the
-layer that makes it, and nowhere else.
+There are two views. *Accumulated*: both networks run on their own, and each tensor has all errors
+of the layers before it. *Isolated*: each operator of the suspect runs on the values of the
+reference, stored as the suspect stores them, and is compared with the float operator on the same
+values. So an error shows in the layer that causes it, and nowhere else.
 
 A layer is to blame by its *excess*: the error of one of its channels over the error that a sound
-int8 layer would make there, which is ``step_out^2 / 12 + step_w^2 / 12 * sum of E[x^2]`` (rounding
-noise: Widrow 1956; weights per channel, outputs by the layer's own step). The error of one channel,
-not of all: two swapped channels out of 1,280 are 0.2 % of the noise.
+int8 layer has there, which is ``step_out^2 / 12 + step_w^2 / 12 * sum of E[x^2]`` (rounding noise:
+Widrow 1956; weights per channel, outputs by the layer's own step). It is the error of one channel
+and not of all: two swapped channels out of 1,280 are 0.2 % of the noise.
 
-What the range of an int8 tensor cuts off is no excess: where it ends was chosen for all channels
-together, to make steps smaller, or because no sample of the calibration was larger. That choice is
-judged by all channels together, as *cut*: the error of the values beyond the range over the
-rounding noise of a range that holds all of them. So is a range that is too wide, by its *step*.
+Values that the range of an int8 tensor cuts off are no excess. The range was chosen for all
+channels together, to make steps smaller, or no calibration sample had larger values. That choice is
+judged for all channels together, as *cut*: the error of the values beyond the range over the
+rounding noise of a range that holds all of them. A range that is too wide is judged by its *step*
+in the same way.
 
-A layer whose weights or biases were fitted to make up for the errors before it errs on exact
-values, on purpose. Its error on what the suspect itself feeds it counts then, over what is sound
-and what the float layer makes of the same values.
+The weights or biases of a layer may have been fitted so that they compensate the errors before the
+layer. Then the layer has errors on exact values, on purpose. In that case its error on the
+suspect's own values counts, over the sound error and over what the float layer gives for the same
+values.
 """
 
 from __future__ import annotations

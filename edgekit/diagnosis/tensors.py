@@ -1,7 +1,9 @@
-"""Every activation of a model by its canonical name: the model run whole, or cut at each of them.
+"""Every activation of a model by its canonical name, from runs of the whole model or of single
+layers.
 
-One class a runtime. TFLite files and ONNX files made from the canonical graph keep its names; a
-Keras tensor is found by its values, which are those of the canonical tensor up to float rounding.
+There is one class per runtime. TFLite files, and ONNX files that were written from the canonical
+graph, keep its names. A Keras tensor is found by its values, which are those of the canonical
+tensor up to float rounding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A layer diff as CSV, a plot, and an overlay of Model Explorer."""
+"""Write a layer diff as CSV, as a plot, and as an overlay for Model Explorer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One artifact, or a file of any maker, on one runtime, in detail."""
+"""Measure one artifact, or a file of any maker, on one runtime, in detail."""
 
 from __future__ import annotations
 

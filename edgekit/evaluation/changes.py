@@ -1,4 +1,4 @@
-"""Which predictions differ from the float model's, and pictures of these images."""
+"""Find the images whose prediction differs from the float model's, with small pictures of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the machine does while it measures: clock, other load, temperature, energy.
+"""State of the machine while it measures: clock, load of other programs, temperature, energy.
 
-Everything is read from the kernel's files, a GPU's energy from NVIDIA's driver, and only where that
-can be read; what cannot is None. Nothing is estimated.
+Everything is read from the kernel's files, and a GPU's energy from NVIDIA's driver. A value that
+cannot be read is None. Nothing is estimated.
 """
 
 from __future__ import annotations

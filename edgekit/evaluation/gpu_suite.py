@@ -1,13 +1,14 @@
-"""GPU suite: float32 against float16, NCHW against NHWC, at three batch sizes, on onnxruntime.
+"""GPU suite: compare float32 with float16, and NCHW with NHWC, at three batch sizes, on
+onnxruntime.
 
-``python -m edgekit.benchmark --suite gpu`` runs it. A sample is one run on tensors that lie on the
-device, from the call until the device has finished; copies to and from it are left out. ONNX
-convolutions are NCHW; for NHWC the provider's option ``prefer_nhwc`` makes onnxruntime turn the
-graph around. float32 means float32: TF32, the CUDA provider's default, is turned off. All cases of
-one batch size are timed in rounds that go through them in turn.
+``python -m edgekit.benchmark --suite gpu`` runs it. A sample is one run on tensors that are on the
+device, from the call until the device has finished; copies to and from the device are left out.
+ONNX convolutions are NCHW. For NHWC, the provider's option ``prefer_nhwc`` makes onnxruntime
+convert the graph. float32 means float32: TF32, the default of the CUDA provider, is turned off. All
+cases of one batch size are measured in rounds, in turn.
 
-Without a GPU the suite refuses to run, unless it is told to run on the CPU; its record then says
-so, and is good for nothing but to try the command and the format.
+Without a GPU the suite refuses to run, unless it is told to run on the CPU. Its record says so
+then; it is only useful to try the command and the format.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Classic mistakes between a model and its data, found by trying what would mend them.
+"""Classic mistakes between a model and its data, found by trying their corrections.
 
-A scaling, an order of channels or of classes is only named where it makes the predictions
+A scaling, or an order of channels or classes, is only named if it makes the predictions
 significantly better than those of the declared preprocessing (exact McNemar test on the same
-images), so that a sound model gives no finding. Labels that no such thing mends, and that are right
-no more often than by chance, do not fit the model at all.
+images). So a sound model gives no finding. Labels that no correction makes fit, and that are right
+no more often than by chance, do not belong to the model at all.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Recording: the outputs of a reference and how long it took, to be replayed on any machine.
+"""Recording: outputs and latency of a reference, which other machines can use.
 
-``compare --record FILE`` writes it where the GPU is, ``compare --reference FILE`` reads it
-anywhere. The file is a zip archive: ``recording.json``, ``answers.npy`` and ``latency_ms.npy``; its
-comment is the sha256 of all bytes before it, so that no byte can change unnoticed. Nothing in it is
-pickled.
+``compare --record FILE`` writes it on the machine with the GPU. ``compare --reference FILE`` reads
+it on any machine. The file is a zip archive: ``recording.json``, ``answers.npy`` and
+``latency_ms.npy``. Its comment is the sha256 of all bytes before it, so that no byte can change
+unnoticed. Nothing in it is pickled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The float model in the form that a runner spec asks for, made in a process of its own.
+"""Convert the float model into the form that a runner spec asks for, in a process of its own.
 
-The conversion needs TensorFlow, which would take hold of a GPU and brings another CUDA than
-onnxruntime's: it gets a process that sees no GPU, and is over before the runner starts.
+The conversion needs TensorFlow, which would occupy a GPU and which needs another CUDA than
+onnxruntime. So it runs in a process that sees no GPU, and that ends before the runner starts.
 """
 
 from __future__ import annotations

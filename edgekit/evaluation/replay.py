@@ -1,4 +1,4 @@
-"""From a reference that was measured to its recording, and back."""
+"""Write a measured reference as a recording, and read a recording as a reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the models of a comparison run on: samples, labels, and whether the two fit."""
+"""The samples of a comparison, their labels, and whether the two fit the models."""
 
 from __future__ import annotations
 

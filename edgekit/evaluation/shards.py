@@ -1,10 +1,11 @@
-"""Shards: the outputs of one model for a set of samples, a range at a time, kept on disk.
+"""Shards: the outputs of one model for a set of samples, divided into ranges and kept on disk.
 
-A shard is a range of samples of one run; a run is the model's bytes, the data's and how the runtime
-was set up. Each shard is one file, written through a temporary sibling and renamed, so that a run
-that was killed goes on where it was. A file says which run and range it holds, where it was made,
-and ends in the sha256 it starts with; one that does not fit is made again, and said. Memory does
-not grow with the number of samples: outputs go to disk and are read back as a mapped array.
+A shard is a range of samples of one run. A run is the bytes of the model and of the data, and the
+settings of the runtime. Each shard is one file, written through a temporary sibling and renamed, so
+that a run that was killed can continue. A file says which run and which range it holds and where it
+was computed; its first line is the sha256 of the rest. A file that does not fit is computed again,
+with a warning. Memory does not grow with the number of samples: outputs go to disk and are read
+back as a mapped array.
 """
 
 from __future__ import annotations

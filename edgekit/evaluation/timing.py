@@ -1,4 +1,4 @@
-"""Latency in rounds that go through all models in turn, and the energy of one sample."""
+"""Measure latency in rounds that run all models in turn, and the energy of one sample."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Artifact: a folder with a model file and ``manifest.json``, which is written last.
 
-A folder without a manifest is not an artifact; one whose bytes differ from its manifest does not
+A folder without a manifest is no artifact. A folder whose bytes differ from its manifest does not
 load.
 """
 

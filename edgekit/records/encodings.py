@@ -1,7 +1,7 @@
 """Encodings: how the real numbers of one model are stored as integers, the same in every format.
 
-The words are the canonical float graph's: its tensor names, its layout of weights, int8. A format
-that stores uint8 adds 128 to value and zero_point, which is the same number.
+Tensor names and the layout of weights are those of the canonical float graph, and the integers are
+int8. A format that stores uint8 adds 128 to value and zero_point, which is the same number.
 """
 
 from __future__ import annotations

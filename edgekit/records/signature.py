@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out: names, shapes, dtypes, scales, preprocessing."""
+"""Inputs and outputs of a model: names, shapes, dtypes, scales, preprocessing."""
 
 from __future__ import annotations
 

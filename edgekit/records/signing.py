@@ -1,4 +1,4 @@
-"""Who vouches for an artifact, a report or a baseline."""
+"""Signatures of artifacts, reports and baselines."""
 
 from __future__ import annotations
 

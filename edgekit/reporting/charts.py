@@ -1,8 +1,8 @@
-"""Charts of the report page, as SVG text. No library, no framework.
+"""Charts of the report page, as SVG text, without a library.
 
-Colours are the page's: marks carry the class of their group and take its ``--c``. Every mark says
-its words to a screen reader and holds them for the page's tooltip; a chart is one stop of the tab
-key, and the page's script moves between marks by arrow keys.
+Colours are those of the page: a mark has the class of its group and takes its ``--c``. Every mark
+has a text for screen readers and for the tooltip of the page. A chart is one stop of the tab key;
+the script of the page moves between its marks by arrow keys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables: what ``compare`` prints of a report. Framework-free; 80 columns are enough."""
+"""Tables that ``compare`` prints of a report. Framework-free; 80 columns are enough."""
 
 from __future__ import annotations
 

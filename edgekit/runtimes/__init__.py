@@ -1,4 +1,6 @@
-"""The seam for runtimes: a Runner runs feeds and says what really ran. It owns no clock."""
+"""The one interface of all runtimes: a Runner runs feeds and says what really ran. It measures no
+time.
+"""
 
 from __future__ import annotations
 

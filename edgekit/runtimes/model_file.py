@@ -1,7 +1,7 @@
-"""ModelFile: a ``.tflite`` or ``.onnx`` file of any maker, measured as an artifact is.
+"""ModelFile: a ``.tflite`` or ``.onnx`` file of any maker, measured like an artifact.
 
-A file says less than an artifact: not which float model it was made from, nor how its inputs are
-made. Those come from options; sizes, types and scales from the file, as its runtime reads it.
+A file says less than an artifact: it names neither its float model nor its preprocessing. Those
+come from options. Sizes, types and scales come from the file, as its runtime reads it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""A runner in a process of its own: runtimes do not meet, and memory is one model's.
+"""A runner in a process of its own, so that runtimes do not affect each other, and memory is that
+of one model.
 
-The parent stays free of frameworks. Workers ignore Ctrl-C, which reaches the whole terminal
-group; the parent ends them.
+The parent process imports no framework. Workers ignore Ctrl-C, which the terminal sends to all
+processes of the group; the parent ends them.
 """
 
 from __future__ import annotations

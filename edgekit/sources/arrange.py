@@ -1,7 +1,7 @@
 """The same Keras model with its channels first, or computing in half precision.
 
-Weights keep their shapes, order and float32 values, so that they go from one form to the other;
-the model file is always NHWC and float32.
+Weights keep their shapes, order and float32 values, so that they can be copied from one form to the
+other. The model file is always NHWC and float32.
 """
 
 from __future__ import annotations

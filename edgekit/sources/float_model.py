@@ -1,8 +1,8 @@
-"""FloatModel: the one float model that everything is made from, shipped or the user's.
+"""FloatModel: the one float model that all files are written from, the shipped one or the user's.
 
-It comes as a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a
-float ``.tflite`` or an ``.onnx`` file, float or int8 in QDQ format. All become the canonical float
-graph; float ONNX files of an ONNX file are made from its own graph instead.
+It is a Keras artifact, a ``.keras`` or HDF5 file of Keras 2 or 3, a TensorFlow SavedModel, a float
+``.tflite`` file, or an ``.onnx`` file, float or int8 in QDQ format. All become the canonical float
+graph. Only the ONNX files of an ONNX source are written from its own graph.
 """
 
 from __future__ import annotations

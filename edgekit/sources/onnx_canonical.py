@@ -1,9 +1,10 @@
-"""A float ONNX file as the canonical graph, a float TFLite flatbuffer, proved to compute the same.
+"""Convert a float ONNX file to the canonical graph, a float TFLite flatbuffer, and prove that both
+compute the same.
 
-A picture whose channels come first in the file gets them last, as TFLite's layers have them; every
-other input and all outputs keep the axes that they have in the file, so that code around the model
-reads TFLite's outputs as it reads ONNX'. A layout that is asked for keeps the inputs too, or turns
-outputs of four axes as well.
+A picture with channels first in the file gets channels last, as TFLite's layers have them. Every
+other input, and all outputs, keep the axes that they have in the file, so that code around the
+model can use TFLite's outputs like those of ONNX. ``--layout`` keeps the axes of inputs too, or
+gives outputs with four axes channels last as well.
 """
 
 from __future__ import annotations

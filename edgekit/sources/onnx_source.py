@@ -1,8 +1,8 @@
-"""An ONNX file of another exporter, read into the one form that the rest of edgekit takes.
+"""Read an ONNX file of any exporter into the one form that the rest of edgekit takes.
 
-Whatever the file, the model has float32 numbers (or int8 ones behind QuantizeLinear and
-DequantizeLinear), inputs of known sizes that hold one sample or any number, and no constants among
-its inputs. What had to be changed for it is said.
+In this form the model has float32 numbers (or int8 numbers behind QuantizeLinear and
+DequantizeLinear), inputs of known sizes that hold one sample or any number of samples, and no
+constants among its inputs. Every change that this needs is said.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An ONNX model run once, so that the size of every value is known, and what never changes."""
+"""Run an ONNX model once, to know the size of every value, and the values that never change."""
 
 from __future__ import annotations
 

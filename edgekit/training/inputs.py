@@ -1,4 +1,6 @@
-"""What a run trains on and is tested with: in memory or streamed, with a part held out or not."""
+"""The images that a run trains on and is tested with: in memory or streamed, with or without a part
+held out.
+"""
 
 from __future__ import annotations
 

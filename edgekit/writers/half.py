@@ -1,9 +1,9 @@
-"""ONNX in float16, converted with care: nothing may overflow, and what would stays float32.
+"""ONNX in float16: no activation may overflow; those that would stay float32.
 
-float16 ends at 65,504. Weights beyond it are refused, since onnxruntime's converter would cut them
-off without a word. Activations are measured on images; operators that read or write one beyond half
-of that limit keep float32 on both sides. Operators without a float16 form are left alone by the
-converter.
+The largest number of float16 is 65,504. Weights beyond it are refused, since onnxruntime's
+converter would cut them off without a word. Activations are measured on images. Operators that read
+or write one beyond half of the limit keep float32 on both sides. The converter leaves operators
+without a float16 form as they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ONNX from the canonical float graph, and other exporters' files made ready for int8."""
+"""Write ONNX from the canonical float graph, with its tensor names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""int8 in ONNX: QDQ with given encodings and integers, and what a file stores, read back."""
+"""int8 in ONNX: write QDQ with given encodings and integers, and read what a file stores."""
 
 from __future__ import annotations
 

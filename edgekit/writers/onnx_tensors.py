@@ -1,7 +1,8 @@
-"""Where an ONNX model holds the tensors of the canonical graph, and how to read and feed them.
+"""Find the tensors of the canonical graph in an ONNX model, to read and to feed them.
 
 ONNX keeps images channels first, an int8 file keeps a tensor as integers behind a QuantizeLinear,
-and what goes in and out has Keras' names; here all of it is in the canonical graph's words again.
+and inputs and outputs have the names of the signature. Here all tensors have the names and the
+layout of the canonical graph.
 """
 
 from __future__ import annotations

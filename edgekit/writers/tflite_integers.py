@@ -1,9 +1,9 @@
-"""int8 in TFLite: a float graph written with given integers, and what a file stores, read back.
+"""int8 in TFLite: write a float graph with given integers, and read what a file stores.
 
-What has an encoding is int8, and an operator computes on int8 where TFLite has a kernel for it
-(:mod:`edgekit.graph.kernels`) and all its tensors have one. Others compute in float, between a
-DEQUANTIZE and a QUANTIZE. An operator that takes tensors of one scale gets a QUANTIZE in front of
-those that have another.
+A tensor that has an encoding is int8. An operator computes on int8 if TFLite has a kernel for it
+(:mod:`edgekit.graph.kernels`) and all its tensors have encodings. Other operators compute in float,
+between a DEQUANTIZE and a QUANTIZE. If an operator takes tensors of one scale only, a QUANTIZE is
+put in front of those that have another.
 """
 
 from __future__ import annotations
