@@ -245,7 +245,7 @@ def flipped_bit(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (cut_picture, r"train-00002-of-00004, record 3: .*; mend or remove it, or pass --skip-b"),
+        (cut_picture, r"train-00002-of-00004, record 3: .*; correct or remove it, or pass --skip-b"),
         (flipped_bit, r"train-00002-of-00004, record 1: fails the checksum; mend"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_file_that_is_gone_is_named(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="No such file") as gone:
         taken(found, 0, 6)
     assert str(found.blame(0, 24, gone.value)) == (
-        "set: b/3.jpg: No such file or directory; mend or remove it, or pass --skip-broken"
+        "set: b/3.jpg: No such file or directory; correct or remove it, or pass --skip-broken"
     )
 
 

@@ -1,4 +1,4 @@
-"""Every error edgekit raises for something its user can mend.
+"""Every error that edgekit raises for something that its user can correct.
 
 ::
 
@@ -15,8 +15,8 @@
     ├── OutputExistsError        the output is there already and --force was not given
     ├── ExecutionError           a runtime did not run what it was asked to run
     │   ├── ProcessDiedError     the process that ran it is gone
-    │   └── WriterError          a file does not hold what was decided: a fault of edgekit's own
-    ├── FidelityError            exit status 1: an int8 file does not do what the float model does
+    │   └── WriterError          a file does not hold the chosen numbers: a fault of edgekit
+    ├── FidelityError            exit status 1: an int8 file is dead or poor
     └── MissingDependencyError   a package of an extra is not installed
 
 Messages are one sentence in one line: expected, got, and the fix.
@@ -42,7 +42,7 @@ def last_words(text: str, lines: int = 3) -> str:
 
 
 class EdgekitError(Exception):
-    """Base of all errors that a user can mend; printed as one line.
+    """Base of all errors that a user can correct; printed as one line.
 
     Attributes:
         status: The exit status of a verb that ends with it.

@@ -1,9 +1,9 @@
-"""Checks: a report judged by bounds, alone and against a baseline. Framework-free.
+"""Checks: judge a report by bounds, alone and against a baseline. Framework-free.
 
-Each check is one bound on one artifact and ends in one verdict: PASS, FAIL, STALE (better than the
-baseline by more than chance or more than the bound), NEW (not in the baseline) or REFUSED (the two
-metrics do not compare; the reason says why). Whatever the bounds are, one check more asks that no
-channel of an artifact is dead.
+Each check is one bound on one artifact. Its verdict is PASS, FAIL, STALE (better than the baseline
+by more than chance or more than the bound), NEW (not in the baseline) or REFUSED (the two metrics
+cannot be compared; the reason says why). One more check is always made: no channel of an artifact
+may be dead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""What continuous integration reads of a gate: JUnit XML, Markdown, GitHub's annotations.
+"""The formats that continuous integration reads: JUnit XML, Markdown, GitHub's annotations.
 
-Names and reasons come from a report that anyone may have written: they are one line without
-control characters (edgekit.base.text), and what has a meaning in the format is escaped.
+Names and reasons come from a report that anyone may have written. They are written in one line
+without control characters (edgekit.base.text), and characters with a meaning in the format are
+escaped.
 """
 
 from __future__ import annotations

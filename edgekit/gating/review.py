@@ -1,10 +1,9 @@
 """Review of a baseline: what an update changes, and why each change is allowed. Framework-free.
 
-A baseline that may be half a point worse at each update could creep anywhere. So it keeps its
-*origin*, the values that were accepted first, and all updates together may lose no more than one
-may. What is beyond that takes a reason; the value that is accepted with it is the origin from then
-on, and keeps the date and the reason. What one machine measures (time, memory, energy) has no
-origin.
+If every update of a baseline could lose half a point, many updates could lose any amount. So a
+baseline keeps its *origin*, the values that were accepted first, and all updates together may lose
+no more than one may. A larger loss needs a reason. The value that is accepted with it becomes the
+origin, with its date and the reason. Values of one machine (time, memory, energy) have no origin.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The canonical graph as data: operators, constants and quantization of a TFLite flatbuffer.
+"""The canonical graph of a TFLite flatbuffer: operators, constants and quantization.
 
-Reads and writes the file's own numbers; it runs nothing. Only the first subgraph is looked at.
+The module reads and writes the numbers of the file; it runs nothing. It reads the first subgraph
+only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""LiteRT's interpreter, and what a TFLite file says of itself."""
+"""LiteRT's interpreter, and the signature and operators of a TFLite file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX files: read, opened in onnxruntime, and what ran."""
+"""ONNX files: read them, open them in onnxruntime, and list what ran."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The canonical graph: tensors and operators of a model, in TFLite's words, held as plain data.
+"""The canonical graph as plain data: tensors and operators of a model, with TFLite's operators.
 
-Every source becomes one, every deployable is written from one. Operators are TFLite's, so channels
-lie last; a tensor keeps the name that it has in its source, and names are the keys: a tensor that
-is named in one place is that tensor everywhere.
+Every source becomes one, and every deployable is written from one. Channels are last, as in TFLite.
+A tensor keeps the name that it has in its source. Names are the keys: the same name always means
+the same tensor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""TFLite's flatbuffer of a canonical graph that is plain data."""
+"""Write a canonical graph that is plain data as a TFLite flatbuffer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A float graph that reports on its own tensors while it runs.
+"""A float graph that computes statistics of its own tensors while it runs.
 
-Reductions and samples are operators of the graph, so that they run natively on values that are
-still in the cache, and Python sees three arrays a run, however many tensors there are.
+Reductions and samples are operators of the graph. So they run natively on values that are still in
+the cache, and Python gets three arrays per run, however many tensors there are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a model file may hold to be loaded without ``--trust``: allow-lists, by name.
+"""What a model file may contain to be loaded without ``--trust``: lists of allowed names.
 
-Layers, functions and operators in these lists compute on tensors, and do nothing else: they open no
-file and no connection, start nothing, and take no function as data. What is not listed is refused,
-known to be harmful or not. Framework-free; the modules of the formats look at the files.
+Layers, functions and operators in these lists compute on tensors and do nothing else: they open no
+file and no connection, start no process, and take no function as data. Everything else is refused,
+whether it is known to be harmful or not. Framework-free; the modules of the formats read the files.
 """
 
 from __future__ import annotations

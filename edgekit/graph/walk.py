@@ -1,7 +1,8 @@
-"""Walk a float graph operator by operator over many images at once, with a say in between.
+"""Run a float graph operator by operator on many samples, with a hook after each operator.
 
-Every operator becomes a flatbuffer of its own, so whatever LiteRT can compute can be walked, and
-each output can be changed, e.g. rounded as a device will round it, before the next one sees it.
+Every operator becomes a flatbuffer of its own, so that everything that LiteRT can compute can be
+run. Each output can be changed before the next operator reads it, e.g. rounded as a device will
+round it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """``python -m edgekit.models import-slim``: a TF-slim MobileNetV2 checkpoint as a Keras artifact.
 
 Slim calls the stem ``MobilenetV2/Conv``, the bottlenecks ``expanded_conv``, ``expanded_conv_1``, …,
-the head ``Conv_1`` and the classifier ``Logits/Conv2d_1c_1x1``; class 0 of its 1,001 is background.
-Beside each variable lies its moving average, which is what was evaluated; it is taken where it is
-there. Images go in as [-1, 1].
+the head ``Conv_1`` and the classifier ``Logits/Conv2d_1c_1x1``. Class 0 of its 1,001 classes is the
+background. Beside each variable is its moving average, which Slim evaluates; it is used if it is
+there. Images are scaled to [-1, 1].
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Decisions kept on disk, so that TFLite and ONNX get the same integers, and the second at once.
+"""Results of the quantizer, cached on disk, so that TFLite and ONNX get the same integers.
 
-A decision is found again by the sha256 of all that it was made from, the source code and the
-versions of packages too. On another machine float sums may end in another last digit and so in
-other integers; the artifacts' encodings and ``python -m edgekit.parity`` would show it.
+The key is the sha256 of all inputs of the quantizer, of the source code and of the versions of
+packages. On another machine a float sum may have another last digit, which may give other integers.
+The encodings of the artifacts and ``python -m edgekit.parity`` show it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""From ranges to encodings of activations, with the operators that must share a scale.
+"""From ranges to encodings of activations; some operators must share a scale.
 
-This is the only place that knows such rules; every writer takes what is decided here.
+This is the only module with such rules. Every writer takes its encodings.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The int8 model of a file that is int8 already: its integers, laid out for the canonical graph.
+"""The int8 model of a source that is int8 already: its integers, in the layout of the canonical
+graph.
 
-Nothing is decided anew. What the file leaves open follows from it: a tensor whose values are those
-of another has its encoding, a float bias becomes the nearest steps of input scale times weight
-scale. An operator whose integer kernel needs other numbers than the file's computes in float
-between them.
+Nothing is quantized again. Encodings that the file does not name follow from those that it names: a
+tensor whose values are those of another tensor has the same encoding, and a float bias becomes the
+nearest steps of input scale times weight scale. An operator computes in float if its integer kernel
+needs other numbers than the file has.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Ways to quantize held against each other, on samples that none of them was made from.
+"""Compare methods of quantization on samples that none of them used.
 
-The int8 model is emulated: the float graph walked with the weights that the integers stand for, and
-each tensor rounded as its encoding stores it.
+The int8 model is emulated: the float graph is run with the weights that the integers stand for, and
+each tensor is rounded as its encoding stores it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Device profiles: what a device's integer kernels ask of the numbers, as data.
+"""Device profiles: the conditions that a device's integer kernels need, as data.
 
-A profile decides what is written and which options the runtime gets; it is no code path of its own.
+A profile decides which numbers are written and which options the runtime gets. It has no code of
+its own.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""One decision for all formats: encodings and integers of a canonical float graph.
+"""Quantize a canonical float graph: encodings and integers, the same for all formats.
 
-Methods are tried in turn and held against each other on calibration images that none of them was
-made from: nearest rounding of the graph as it is, of the equalized graph, corrected biases, and
-layers fitted to what they see. The one whose outputs are nearest the float model's is taken, and
-what the others would have given is said. What 8 bits cannot hold stays float
-(edgekit.quantization.islands), and where the outputs are poor all the same, more does.
+Several methods are tried: nearest rounding of the graph as it is, nearest rounding of the equalized
+graph, corrected biases, and fitted layers. They are compared on calibration samples that none of
+them used. The method whose outputs are nearest to the float model's is chosen, and the results of
+the others are said. Tensors whose values 8 bits cannot hold stay float
+(edgekit.quantization.islands). If the outputs are poor nevertheless, more tensors stay float.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Calibration methods: which part of a tensor's values eight bits are spent on."""
+"""Calibration methods: choose the range of a tensor that its eight bits cover."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Integers of every layer: nearest, with corrected biases, or fitted to what the layer sees.
+"""Integers of every layer: nearest, with corrected biases, or fitted to the inputs of the layer.
 
-``fitted`` walks the float model and the model as the device will compute it side by side. Each
-layer is fitted to give the float output from inputs that carry all errors made so far, and then
-rounded so that its output, not its weights, moves least (edgekit.quantization.rounding).
+``fitted`` runs the float model and the model as the device will compute it side by side. Each layer
+is fitted so that it gives the float output for inputs that have all errors made so far. Then it is
+rounded so that its output changes least, and not its weights (edgekit.quantization.rounding).
 """
 
 from __future__ import annotations

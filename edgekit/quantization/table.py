@@ -1,4 +1,4 @@
-"""CalibrationTable: what a calibration set did in the canonical float graph, and the ranges."""
+"""CalibrationTable: statistics of a calibration set in the canonical float graph, and ranges."""
 
 from __future__ import annotations
 

@@ -440,7 +440,7 @@ class Stream:
         return f"{self.feed.name}: {_said(error)}"
 
 
-_MEND = "mend or remove it, or pass --skip-broken"
+_MEND = "correct or remove it, or pass --skip-broken"
 
 
 def _why(content: Any, error: Exception) -> str:

@@ -313,7 +313,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     """
     model = onnx_file.without_constant_nodes(model)
     constants = onnx_file.stored_constants(model)
-    ends = {
+    outer_names = {
         **dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True)),
         **_canonical_outputs(model, graph),
     }
@@ -322,7 +322,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     names = set(graph.tensors) - tflite_integers.brought(graph)
 
     def canonical(name: str) -> str:
-        return str(ends.get(name, name))
+        return str(outer_names.get(name, name))
 
     # the tensor that a pair of QuantizeLinear and DequantizeLinear rounds is named before or behind
     # it; what pads integers has no QuantizeLinear behind it
@@ -354,7 +354,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
                 found.setdefault(other, found[one])
             elif other in found:
                 found[one] = found[other]
-    there = {*makers, *ends, *ends.values()}
+    there = {*makers, *outer_names, *outer_names.values()}
     for operator in graph.operators:  # what the converter took out holds the same numbers
         if operator.kind in kernels.MOVED and operator.outputs[0] not in there:
             if operator.inputs[0] in found:
@@ -371,7 +371,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
     }
     layers = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
-    for node, place, _ in layer_nodes(model, kinds, ends):
+    for node, place, _ in layer_nodes(model, kinds, outer_names):
         weights = _dequantized(node, 1, makers, constants)
         if weights is None:
             continue
@@ -382,11 +382,11 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             bias=None if bias is None else bias[0],
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
         )
-    return Stored(activations, layers, _read_constants(model, graph, ends))
+    return Stored(activations, layers, _read_constants(model, graph, outer_names))
 
 
 def _read_constants(
-    model: Any, graph: Graph, ends: Mapping[str, str]
+    model: Any, graph: Graph, outer_names: Mapping[str, str]
 ) -> dict[str, ConstantIntegers]:
     """Integers of the constants of other operators, by their names in the canonical graph."""
     constants = onnx_file.stored_constants(model)
@@ -402,7 +402,7 @@ def _read_constants(
             wanted[operator.outputs[0]] = own
     found: dict[str, ConstantIntegers] = {}
     first = onnx_tensors.channels_first(model)
-    whole = _canonical_output(model, wanted, ends)
+    whole = _canonical_output(model, wanted, outer_names)
     floats = {
         _content(graph.constant(name))
         for name in graph.used
@@ -512,8 +512,8 @@ def without_missing(
     ]
     constants = [name for name in decided.constants if name not in read.constants]
     layers = {layer.output: layer for layer in graph.layers}
-    ends = _canonical_outputs(model, graph)
-    nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    outer_names = _canonical_outputs(model, graph)
+    nodes = {place for _, place, _ in layer_nodes(model, layers, outer_names)}
     kernels_there = {graph.kernel(layers[name]) for name in nodes}
     merged = [
         name
@@ -539,7 +539,7 @@ def without_missing(
             f"integers in the ONNX file stand for",
         )
     left = decided.without({*tensors, *handed}, merged, constants)
-    float_ones = _float_biases(left, read, model, layers, ends)
+    float_ones = _float_biases(left, read, model, layers, outer_names)
     if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
         named = ", ".join(map(short_name, sorted(float_ones)[:3]))
         said += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
@@ -547,13 +547,17 @@ def without_missing(
 
 
 def _float_biases(
-    decided: Stored, read: Stored, model: Any, layers: Collection[str], ends: Mapping[str, str]
+    decided: Stored,
+    read: Stored,
+    model: Any,
+    layers: Collection[str],
+    outer_names: Mapping[str, str],
 ) -> set[str]:
     """Layers whose bias the file has in float, and the nearest steps of it were decided; and those
     that have none, and zeros were."""
     constants = onnx_file.stored_constants(model)
     found = set()
-    for node, place, _ in layer_nodes(model, layers, ends):
+    for node, place, _ in layer_nodes(model, layers, outer_names):
         layer, own = decided.layers.get(place), read.layers.get(place)
         if layer is None or layer.bias is None or layer.bias_scale is None:
             continue
@@ -603,10 +607,10 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
         graph: Any flatbuffer of the same model, for its tensors' names.
     """
     constants = onnx_file.stored_constants(model)
-    ends = _canonical_outputs(model, graph)
+    outer_names = _canonical_outputs(model, graph)
     found = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
-    for node, place, _ in layer_nodes(model, kinds, ends):
+    for node, place, _ in layer_nodes(model, kinds, outer_names):
         weights = constants.get(node.input[1])
         bias = constants.get(node.input[2]) if len(node.input) > 2 else None
         if weights is not None or bias is not None:
@@ -683,8 +687,8 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
 def absent(model: Any, graph: Graph) -> tuple[str, ...]:
     """Layers of the canonical graph, by what they write, that are no layers of an ONNX file."""
     layers = [layer.output for layer in graph.layers]
-    ends = _canonical_outputs(model, graph)
-    nodes = {place for _, place, _ in layer_nodes(model, layers, ends)}
+    outer_names = _canonical_outputs(model, graph)
+    nodes = {place for _, place, _ in layer_nodes(model, layers, outer_names)}
     return tuple(name for name in layers if name not in nodes)
 
 
@@ -700,9 +704,9 @@ def unknown(model: Any, graph: Graph, names: Collection[str]) -> tuple[str, ...]
 
 def activated(model: Any, graph: Graph) -> frozenset[str]:
     """Layers, by canonical output, whose activation is an operator of the file."""
-    ends = _canonical_outputs(model, graph)
+    outer_names = _canonical_outputs(model, graph)
     layers = {layer.output for layer in graph.layers}
-    return frozenset(place for _, place, own in layer_nodes(model, layers, ends) if own)
+    return frozenset(place for _, place, own in layer_nodes(model, layers, outer_names) if own)
 
 
 def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
@@ -807,7 +811,7 @@ def _spell_certain(model: Any) -> None:
 
 
 def layer_nodes(
-    model: Any, layers: Collection[str], ends: Mapping[str, str]
+    model: Any, layers: Collection[str], outer_names: Mapping[str, str]
 ) -> Iterator[tuple[Any, str, bool]]:
     """(node, tensor that it writes in the canonical graph) of convolutions and dense layers.
 
@@ -818,9 +822,9 @@ def layer_nodes(
     Args:
         model: Float or quantized.
         layers: What the canonical graph's layers write.
-        ends: Canonical name of the graph's inputs and outputs, where it is another.
+        outer_names: Canonical names of inputs and outputs that have another name in the file.
     """
-    whole = _canonical_output(model, layers, ends)
+    whole = _canonical_output(model, layers, outer_names)
     for node in model.graph.node:
         found = whole(node.output[0]) if node.op_type in onnx_file.WEIGHTED else None
         if found is not None:
@@ -828,7 +832,7 @@ def layer_nodes(
 
 
 def _canonical_output(
-    model: Any, names: Collection[str], ends: Mapping[str, str]
+    model: Any, names: Collection[str], outer_names: Mapping[str, str]
 ) -> Callable[[str], tuple[str, bool] | None]:
     """Tells which of some canonical tensors a tensor of the file becomes, by activations and moves
     alone, and whether an activation lies between."""
@@ -838,8 +842,8 @@ def _canonical_output(
             readers.setdefault(name, []).append(node)
 
     def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
-        if ends.get(name, name) in names:
-            return ends.get(name, name), activated
+        if outer_names.get(name, name) in names:
+            return outer_names.get(name, name), activated
         users = readers.get(name, [])
         for user in users:
             own = user.op_type in _CLIPPING
@@ -890,11 +894,11 @@ def _dequantized(
         before = makers.get(source.input[0])
         if before is None or before.input[0] not in constants or zero_point is None:
             return None
-        real, ends = constants[before.input[0]], np.iinfo(zero_point.dtype)
+        real, limits = constants[before.input[0]], np.iinfo(zero_point.dtype)
         sizes = [1] * real.ndim
         sizes[axis if scale.size > 1 else 0] = -1
         steps = np.rint(real / scale.reshape(sizes)) + zero_point.reshape(-1)[0]
-        values = np.clip(steps, ends.min, ends.max).astype(zero_point.dtype)
+        values = np.clip(steps, limits.min, limits.max).astype(zero_point.dtype)
     name = short_name(node.output[0])
     shift = 128 if values.dtype == np.uint8 else 0
     zeros = np.zeros(1) if zero_point is None else np.atleast_1d(zero_point)
