@@ -22,7 +22,7 @@ def blocks(
 
     Args:
         arrays: ``[N, ...]``, all with the same N.
-        rows: Of a block; default as many as keep it small in memory.
+        rows: Rows of a block; default as many as keep it small in memory.
     """
     if rows is None:
         widest = max(array[:1].size for array in arrays)

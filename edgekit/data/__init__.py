@@ -59,7 +59,7 @@ class Adapter(Protocol):
     """A kind of place that images come from.
 
     Attributes:
-        options: Of its word, beside ``samples``, ``seed`` and ``size``.
+        options: Options of its word, beside ``samples``, ``seed`` and ``size``.
     """
 
     options: tuple[str, ...]

@@ -18,7 +18,7 @@ class Numbering:
     Attributes:
         table: int64, by the data's number; None where a number is what it says, plus ``shift``.
         shift: Added to numbers.
-        class_names: Of the model's numbers.
+        class_names: Class names of the model's numbers.
         said: How it was decided, a sentence; empty where there was nothing to decide.
     """
 
@@ -42,10 +42,10 @@ def number(
     model has.
 
     Args:
-        name: Of the data set.
+        name: Name of the data set.
         found: Names of its classes, sorted; empty where it has numbers only.
         known: The model's class names; empty without a model, ``0, 1, …`` where it has no names.
-        offset: Of the preprocessing; not added to classes that were found by name.
+        offset: Offset of the preprocessing; not added to classes that were found by name.
 
     Raises:
         ClassesError: If names and numbers of classes do not fit the model.

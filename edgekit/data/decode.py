@@ -167,8 +167,8 @@ def fit(picture: Image, *, height: int, width: int, prepare: Preprocessing) -> P
 
     Args:
         picture: As :func:`upright` gives it.
-        height: Of the model's input, in pixels.
-        width: Of the model's input, in pixels.
+        height: Height of the model's input, in pixels.
+        width: Width of the model's input, in pixels.
         prepare: Says how: ``resize`` and ``crop``.
 
     Raises:

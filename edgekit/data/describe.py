@@ -55,7 +55,7 @@ class Description:
         turned: Pictures that EXIF turns.
         transparent: Pictures with transparency.
         animated: Pictures with more than one frame; the first one counts.
-        mean: Of R, G and B from 0 to 255; each picture counts the same.
+        mean: Mean of R, G and B from 0 to 255; each picture counts the same.
         std: The square root of the mean squared deviation from ``mean``; likewise.
         unreadable: What cannot be decoded, and why.
         skipped: Files that are not pictures in a class folder.
@@ -244,8 +244,9 @@ def describe(found: Survey, other: Survey | None = None) -> Description:
     """Sum a survey up.
 
     Args:
-        found: Of the set.
-        other: Of a set that must share no picture with it, as test images with training images.
+        found: Description of the set.
+        other: Description of a set that must share no picture with it, as test images must share
+            none with training images.
     """
     count = len(found.numbers)
     labels = np.array(found.labels)

@@ -190,9 +190,9 @@ def random(
 
     Args:
         specs: The model's inputs.
-        prepare: Of float inputs.
+        prepare: Preprocessing of float inputs.
         samples: How many.
-        seed: Of the numbers.
+        seed: Seed of the numbers.
         extremes: Let the first sample be all 0 and the second all 255.
     """
     drawn = np.random.default_rng(seed)
@@ -258,7 +258,7 @@ def images(
         opened: What the word names.
         specs: The model's inputs.
         prepare: Says how pictures become images.
-        class_names: Of the model.
+        class_names: Class names of the model.
         limit: The first images only.
         quiet: Do not say the set's warnings.
 

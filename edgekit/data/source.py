@@ -62,7 +62,7 @@ class Source:
         entries: Those of these numbers, in their order; all for None.
         labels: int64 ``[N]`` of :attr:`Entry.label`; None if there are none, or if they are known
             only as the entries come.
-        names: Of the class numbers; empty where the numbers are all there is.
+        names: Names of the class numbers; empty where the numbers are all there is.
         count: How many; None if that is known at the end only.
         warnings: What is wrong with the set, a sentence each.
         skipped: Files that are not pictures by their names.
@@ -90,7 +90,7 @@ class Fit:
     Attributes:
         shape: ``(H, W, C)`` of the model's input; C is 1 or 3.
         prepare: Says how to resize and crop.
-        background: Of :data:`BACKGROUNDS`, below what is transparent.
+        background: One of :data:`BACKGROUNDS`, below what is transparent.
     """
 
     shape: tuple[int, int, int]
@@ -166,7 +166,7 @@ def images_of(
         fit: What they become.
         chosen: Numbers of those to take; None for all.
         number: From the source's class numbers to the model's; None to leave labels out.
-        class_names: Of the model's numbers.
+        class_names: Class names of the model's numbers.
         most: Stop at so many images.
         progress: Hears how far it is, and what became of transparency and colours.
 

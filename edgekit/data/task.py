@@ -71,7 +71,7 @@ class Right:
         asked: Whether the user said it.
         labels: int64 ``[N]``: the right class of each sample; None where nobody knows.
         truth: float32 ``[N, M]``: the right numbers; None where nobody knows.
-        names: Of the classes; empty where outputs are none for sure.
+        names: Names of the classes; empty where outputs are none for sure.
         unused: What became of labels that have no use; empty where there are none.
     """
 
@@ -109,7 +109,7 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bo
 
     Args:
         images: The data, with its labels if it has any.
-        manifest: Of a deployable.
+        manifest: Manifest of a deployable.
         asked: ``--task``.
         given: Whether labels were given as an array, rather than implied by, say, the
             folders that pictures lie in.

@@ -58,9 +58,9 @@ class Prepared:
     """A part of a data set that lies on disk.
 
     Attributes:
-        builder: Of tensorflow_datasets.
+        builder: Builder of tensorflow_datasets.
         part: Its name.
-        names: Of the classes; empty where the numbers are all there is.
+        names: Names of the classes; empty where the numbers are all there is.
         classes: How many; None where the data set does not say.
         count: Images.
     """

@@ -137,7 +137,7 @@ class Shards:
         name: As tables call it.
         paths: The files.
         counts: Records of each.
-        bytes: Of all records.
+        bytes: Bytes of all records.
         encoded: Feature that holds the picture.
         label: Feature that holds the label.
         first: Label of class 0.

@@ -103,7 +103,7 @@ def bisect(
         expected: As :func:`edgekit.diagnosis.measure.measure` takes it.
         given: The same.
         bound: What the outputs have to reach.
-        rows: Of :func:`measure`; layers to blame are tried first.
+        rows: Rows of :func:`measure`; layers to blame are tried first.
         advance: Called after each evaluation.
 
     Raises:

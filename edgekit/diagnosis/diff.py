@@ -59,7 +59,7 @@ class LayerDiff:
         first_below: First layer below ``bound``, by mode; None where there is none.
         bound: In dB; None if not given.
         bisection: None if not asked for.
-        graph_id: Of the suspect's file, for Model Explorer.
+        graph_id: Identifier of the suspect's file, for Model Explorer.
         through_lite: Whether the reference, a SavedModel, a ``.tflite`` file or a model of Keras 3,
             ran as the float TFLite graph that it becomes.
     """
@@ -150,7 +150,7 @@ def diff(
         dataset: What :func:`edgekit.data.feeds.open_word` takes; labels are not used. Default
             ``fashion_mnist`` for the shipped model, needed for others.
         images: Use the first so many samples.
-        modes: Of :data:`MODES`.
+        modes: Some of :data:`MODES`.
         bound: In dB, to find the first layer below it.
         bisect_bound: If given, the layers that have to stay in float are looked for.
         source: The float model of both, if it is not where the manifests say; needed where the

@@ -65,7 +65,7 @@ class Errors:
 
     Attributes:
         sqnr: ``10 log10(sum r^2 / sum (r - s)^2)`` in dB.
-        cosine: Of both tensors as vectors.
+        cosine: Cosine of both tensors as vectors.
         largest: Largest difference, in real units.
         lsb: The same in steps of the suspect; None where it stores no integers.
     """
@@ -243,7 +243,7 @@ class Sound:
     Args:
         canonical: Float flatbuffer that both models come from.
         factors: What the suspect's channels are multiplied with (edgekit.quantization.equalize).
-        profile: Of the device that the suspect was made for.
+        profile: Profile of the device that the suspect was made for.
         floats: Tensors that stay float in the suspect by decision.
         threads: Inside an operator.
     """
@@ -304,7 +304,7 @@ def measure(
         expected: Samples ``[N, ...]`` by canonical input name, as the reference's preprocessing
             makes them; integers as they are.
         given: The same samples as the suspect's does.
-        modes: Of :data:`MODES`.
+        modes: Some of :data:`MODES`.
         reference_factors: What the reference's channels are multiplied with; none in float.
         half: Whether the suspect stores float16; each layer alone then gets values that it holds.
         fitted: Whether the suspect's layers may make up for errors before them.
@@ -421,7 +421,7 @@ def row_of(
         name: In the canonical graph.
         label: Name for people.
         own: Name in the suspect's file.
-        kind: Of the operator that writes it.
+        kind: Kind of the operator that writes it.
         encoding: The suspect's scale and zero point; None in float.
         seen: The reference's values.
         needed: Step that these need; of no meaning in float.

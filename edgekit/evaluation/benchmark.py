@@ -27,7 +27,7 @@ class Operator:
     """Time of one kind of operator in the runtime's profile.
 
     Attributes:
-        share: Of all operator time, in percent.
+        share: Share of all operator time, in percent.
         count: Nodes of that kind.
     """
 

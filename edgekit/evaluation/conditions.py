@@ -32,7 +32,7 @@ class Reading:
         stolen: Seconds in which a hypervisor ran something else.
         total: Seconds of all cores together.
         own: Seconds that the measuring processes used.
-        celsius: Of the hottest zone.
+        celsius: Temperature of the hottest zone.
         throttled: How often a core was slowed down for its temperature.
     """
 

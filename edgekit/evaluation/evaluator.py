@@ -29,7 +29,7 @@ class Evaluator:
         kept: Where shards are kept.
         stack: Keeps the workers that are to be timed.
         machine: This one.
-        options: Of the comparison.
+        options: Options of the comparison.
     """
 
     def __init__(

@@ -99,7 +99,8 @@ def devices(
     """Which models go to the cluster, and the worker resource that each needs there.
 
     Args:
-        names: Of all models, the float model first; it stays here unless ``resources`` names it.
+        names: Names of all models, the float model first; it stays here unless ``resources`` names
+            it.
         profiles: Device profile of the artifacts; one that is not ``generic`` asks for the resource
             ``device:PROFILE``.
         resources: What the user says: a resource, ``any`` or ``local``, by name.
@@ -158,7 +159,7 @@ class Task:
         images: SHA-256 of the range's bytes.
         job: How to run it; its model path means the file's name only.
         device: Worker resource that it has to run on; empty for any.
-        version: Of the edgekit that asks.
+        version: Version of the edgekit that asks.
     """
 
     files: dict[str, str]
@@ -190,7 +191,7 @@ class _Out:
     """A shard that is out on a worker.
 
     Attributes:
-        shards: Of its run.
+        shards: Shards of its run.
         job: How the run's model is loaded.
         model: Its bytes on the cluster.
         start: The first sample.
@@ -226,9 +227,9 @@ class _Handout:
     memory does not grow with the number of samples, here or on the workers.
 
     Args:
-        client: Of the scheduler.
+        client: Client of the scheduler.
         runs: All of the same samples and shard size.
-        jobs: Of the runs.
+        jobs: Jobs of the runs.
         images: All of the samples, in memory or mapped.
     """
 
@@ -423,7 +424,7 @@ class Fleet:
 
         Args:
             runs: All of the same samples and shard size.
-            jobs: Of the runs.
+            jobs: Jobs of the runs.
             images: All of the samples, in memory or mapped.
             advance: Told how many samples were evaluated, as they are.
 

@@ -61,7 +61,7 @@ class Case:
     """One configuration.
 
     Attributes:
-        precision: Of the model file.
+        precision: Precision of the model file.
         layout: That the convolutions were asked to run in.
         asked: Provider options that were set for it; ``runtime`` has what the provider reports.
         latency_p50: Milliseconds a run of ``batch`` images.

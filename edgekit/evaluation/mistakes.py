@@ -221,7 +221,7 @@ def renumbered(
     Args:
         choices: The class that the float model chose, ``[N]``.
         labels: The right class, ``[N]``.
-        names: Of the classes.
+        names: Names of the classes.
     """
     classes = int(max(choices.max(), labels.max())) + 1
     order = np.random.default_rng(0).permutation(len(labels))

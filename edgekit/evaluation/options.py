@@ -29,7 +29,7 @@ class Options:
             shipped model, needed for others. Labels are compared where they are there:
             integers as classes, floats ``[N, M]`` as the numbers of a regression.
         limit: Use the first samples only.
-        threads: Threads inside an operator.
+        threads: Number of threads inside an operator.
         rounds: Latency rounds; each takes :data:`SAMPLES` samples of every model.
         reference: The float model, an artifact or a file or folder that ``export`` takes; default
             where the manifests say or the shipped one. Or a runner of it, e.g.
@@ -43,8 +43,8 @@ class Options:
         power: How often a loss of ``bound`` has to be found, of 1; the report says how many samples
             that takes, and warns where there are fewer.
         bound: Loss of top-1 or R^2 that matters, in points.
-        pictures: Of each artifact, how many of the images whose prediction changed go into the
-            report as small pictures; all of them are counted.
+        pictures: How many images with another prediction go into the report as small pictures, for
+            each artifact; all such images are counted.
         work: Folder that keeps the outputs shard by shard, so that a run that was killed goes on
             where it was; default the user's cache, until the comparison is whole.
         shard: Samples in a shard.

@@ -186,7 +186,7 @@ def outputs(
     """Outputs of the same integers on three kernels that do not saturate, two at a time.
 
     Args:
-        pair: Of :func:`pair_of`.
+        pair: Pair of :func:`pair_of`.
         known: float32 outputs ``[N, C]`` by artifact, as measured already.
         count: Samples, N.
         evaluate: Runs a worker on all of them.

@@ -49,8 +49,8 @@ class Facts:
         device: What computed; its kind is ``gpu`` only where a GPU did.
         runtime: Provider and options; says whether it was emulated.
         source_sha256: Of the float model that everything comes from.
-        format: Of the model file that ran, e.g. ``onnx``.
-        precision: Of the model file that ran.
+        format: Format of the model file that ran, e.g. ``onnx``.
+        precision: Precision of the model file that ran.
         model_sha256: Of the model file that ran.
         model_bytes: Its size.
         data: The images or samples, as ``--limit`` left them.
@@ -192,11 +192,11 @@ class Recording:
         """Refuse to stand in for a reference that would have been asked something else.
 
         Args:
-            path: Of the recording.
+            path: Path of the recording.
             source_sha256: Of the float model.
             images: What it would run on, or records with a field for each input.
-            preprocessing: Of float inputs.
-            inputs: Of the model, where there are records.
+            preprocessing: Preprocessing of float inputs.
+            inputs: Inputs of the model, where there are records.
             outputs: Numbers of each that it has to have, in any order; negative where free, None
                 where nobody knows.
 
@@ -259,8 +259,8 @@ def inputs_sha256(
     Args:
         images: ``[N, ...]``, or records ``[N]`` with a field for each input.
         preprocessing: What makes float32 of images and of the inputs that are real.
-        inputs: Of the model, where there are records; those that hold integers take them as they
-            are.
+        inputs: Inputs of the model, where there are records; those that hold integers take them as
+            they are.
     """
     if images.dtype.names is None:
         digest = hashlib.sha256(f"<f4{images.shape}".encode())

@@ -70,7 +70,7 @@ def recording_of(
         first: The artifact that stands for all.
         images: What it ran on.
         machine: Where.
-        sizes: Of a sample of each output, in order.
+        sizes: Sizes of a sample of each output, in order.
         command: As the user could type it again.
     """
     manifest = first.manifest

@@ -96,7 +96,7 @@ class Samples:
         Args:
             outputs: The reference's, ``[N, M]``.
             worker: Runs the reference on other inputs; None where nothing can.
-            options: Of the comparison.
+            options: Options of the comparison.
 
         Raises:
             InvalidDataError: If labels are of no class, or no better than chance fits them.
@@ -223,7 +223,7 @@ def _check_chance(
     """Refuse labels by which the reference is no better than chance, unless that is allowed.
 
     Args:
-        fit: Of the labels.
+        fit: Fit of the labels.
         findings: What explains it.
         allowed: Whether the user wants to go on.
         unsure: Whether labels alone say that outputs are classes.

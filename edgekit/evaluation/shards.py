@@ -58,7 +58,7 @@ class Run:
     """What the outputs depend on, but for the machine.
 
     Attributes:
-        name: Of the artifact.
+        name: Name of the artifact.
         files: SHA-256 of the files that the runtime loads.
         data: SHA-256 of images and labels.
         count: Number of samples.
@@ -67,7 +67,7 @@ class Run:
         device: Worker resource that it has to run on; empty for any.
         runner: What computes, and in which policy, as ``cuda:float32``.
         gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
-        outputs: Of a model with several, in the order in which they are kept.
+        outputs: Names of the outputs, if there are several, in the order in which they are kept.
         shapes: Sizes of inputs with free axes.
     """
 
@@ -125,7 +125,7 @@ class _Header:
 
     Attributes:
         run: Key of the run.
-        shape: Of the outputs, samples first.
+        shape: Shape of the outputs, samples first.
         place: Where it was made.
     """
 
@@ -429,7 +429,7 @@ def evaluate(
     """Run what is still to do on this machine.
 
     Args:
-        shards: Of the worker's job.
+        shards: Shards of the worker's job.
         worker: Takes shards from the start; the others join in as soon as they have loaded.
         images: All of them, in memory or mapped.
         processes: How many work at once at the most.

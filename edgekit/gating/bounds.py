@@ -112,7 +112,7 @@ class Bound:
     """One thing that is asked of one metric.
 
     Attributes:
-        value: Of ``min`` and ``max``: the limit itself. Else: how much worse the metric may be.
+        value: With ``min`` and ``max``, the limit; else how much worse the metric may be.
         percent: ``value`` is in % of the baseline's value instead of in the metric's unit.
         artifact: The only artifact it is for; None: all.
         source: Where it was written, for people.

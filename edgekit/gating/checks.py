@@ -28,11 +28,11 @@ class Check:
     """One line of the gate.
 
     Attributes:
-        kind: Of the bound: ``min``, ``max``, ``max-drop`` or ``max-rise``; ``dead`` of the check
-            that asks for no dead channel, whose metric is ``fidelity``.
+        kind: Kind of the bound: ``min``, ``max``, ``max-drop`` or ``max-rise``; ``dead`` of the
+            check that asks for no dead channel, whose metric is ``fidelity``.
         current: The report's value; None where it is missing.
         baseline: The baseline's value; None where it is missing or there is no baseline.
-        unit: Of the values, the drop and the bound; drops of ``%`` are in points.
+        unit: Unit of the values, the drop and the bound; drops of ``%`` are in points.
         drop: How much worse than the baseline; negative is better. None for ``min`` and ``max``.
         bound: The drop that is allowed, or the limit; None where it is a part of a value that is
             missing.

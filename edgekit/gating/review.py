@@ -60,7 +60,7 @@ def changes(report: Report, baseline: Report | None, checks: Sequence[Check]) ->
     Args:
         report: The baseline to be.
         baseline: The one it replaces; None where there is none yet.
-        checks: Of :func:`edgekit.gating.checks.judge` on the two.
+        checks: Checks of :func:`edgekit.gating.checks.judge` on the two.
     """
     now = {result.name: result for result in report.artifacts}
     before = {result.name: result for result in baseline.artifacts} if baseline else {}
@@ -159,7 +159,7 @@ def accept(
         report: The baseline to be.
         baseline: The one it replaces; None where there is none yet.
         outside: Changes that need the reason.
-        reason: Of the user.
+        reason: Reason of the user.
         origin: What all updates together are held against; None where there is none yet.
     """
     new = values_of(report, reason or "")

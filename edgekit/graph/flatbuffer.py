@@ -396,7 +396,7 @@ class Graph:
         Args:
             kind: The operator.
             source: What it reads.
-            name: Of the new tensor; one that is taken gets a number.
+            name: Name of the new tensor; if it is taken, a number is added.
         """
         while name in self._tensors:
             name = f"{name}_"
@@ -835,8 +835,8 @@ def canonical(content: bytes, name: str, *, key: str, states: bool = False) -> b
 
     Args:
         content: The file.
-        name: Of the file, for messages.
-        key: Of the signature; a file without one gets one with its tensors' own names.
+        name: Name of the file, for messages.
+        key: Key of the signature; a file without one gets one with its tensors' own names.
         states: Let inputs have another first size than 1: they are known to be no batches.
 
     Raises:
@@ -898,8 +898,8 @@ def signed(content: bytes, name: str, *, key: str) -> bytes:
 
     Args:
         content: The file.
-        name: Of the file, for messages.
-        key: Of the signature; inputs and outputs get the names that :func:`canonical` gives.
+        name: Name of the file, for messages.
+        key: Key of the signature; inputs and outputs get the names that :func:`canonical` gives.
 
     Raises:
         InvalidModelError: If it cannot be read.

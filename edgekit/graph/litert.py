@@ -31,9 +31,9 @@ def interpreter(
 
     Args:
         model: File or flatbuffer.
-        threads: Of an operator.
+        threads: Number of threads of an operator.
         exact: Compute every tensor that the file names, and keep it: no delegate merges any.
-        sizes: Of inputs, by the tensor's number, where they are other than in the file.
+        sizes: Sizes of inputs, by the tensor's number, where they are other than in the file.
         options: As LiteRT takes them.
 
     Raises:
@@ -95,8 +95,8 @@ def check_operators(content: bytes, name: str) -> None:
     """Refuse operators that are not TFLite's own, as those of TensorFlow ("Flex") are not.
 
     Args:
-        content: Of a file of others.
-        name: Of the file, for messages.
+        content: Content of a file of others.
+        name: Name of the file, for messages.
 
     Raises:
         InvalidModelError: At the first, with the tensor that it writes; or if it cannot be read.

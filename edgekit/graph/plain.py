@@ -27,7 +27,7 @@ class Tensor:
     Attributes:
         name: Its key in :attr:`Graph.tensors`.
         shape: Sizes, batch 1; ``()`` of a scalar.
-        dtype: Of its values.
+        dtype: Dtype of its values.
         value: What is stored in the file, or None where it is fed or computed. Not to be changed in
             place.
     """
@@ -48,7 +48,7 @@ class Operator:
         outputs: Names of tensors.
         options: TFLite's options by their names in its schema, e.g. ``strideH``.
         form: Name of the table in the schema that holds the options; ``""`` without any.
-        version: Of the operator in TFLite, which grows with what is asked of it.
+        version: Version of the operator in TFLite, which grows with what is asked of it.
     """
 
     kind: str

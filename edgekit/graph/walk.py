@@ -145,7 +145,7 @@ def outputs(
     Args:
         graph: Float.
         feed: Inputs ``[N, ...]`` by name.
-        threads: Of each operator.
+        threads: Number of threads of each operator.
         change: (name, values) to the values that later operators see; for inputs too.
 
     Returns:

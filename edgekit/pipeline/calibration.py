@@ -60,7 +60,8 @@ def calibrate(
             sample. Default for the shipped model: ``fashion_mnist``.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
-        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
+        layout: Layout of the TFLite files of an ONNX source, where inputs and outputs have their
+            channels.
         trust: Let code inside of the model's file run.
         limit: Use the first images only.
         method: ``minmax``, ``moving-average``, ``percentile``, ``entropy`` or ``mse``.
@@ -148,7 +149,7 @@ def observe(
         canonical: Float flatbuffer.
         images: The calibration set, with an array for each input.
         prepare: From pixels to model input.
-        method: Of :data:`edgekit.quantization.table.METHODS`.
+        method: One of :data:`edgekit.quantization.table.METHODS`.
         word: What to record as the data; default the set's name.
         progress: Hears how far it is.
 

@@ -30,9 +30,9 @@ class Options:
         allow_poor: Write an int8 file of which less than 10 dB of an output are left.
         preprocessing: For a file: name or JSON file.
         shapes: Sizes of a file's inputs with free axes, by name; under ``""`` of the only one.
-        layout: Of TFLite made of an ONNX file: ``keep`` the axes that inputs and outputs have in
-            the file, or ``channels-last`` of pictures and of outputs with four axes. Default:
-            channels last of pictures that are inputs, outputs as in the file.
+        layout: Layout of the TFLite files of an ONNX source: ``keep`` the axes that inputs and
+            outputs have in the file, or ``channels-last`` of pictures and of outputs with four
+            axes. Default: channels last of pictures that are inputs, outputs as in the file.
         trust: Let code inside of the model's file run.
         task: What the outputs are, where neither the model's outputs nor its manifest say it.
         command: Recorded in the manifest.

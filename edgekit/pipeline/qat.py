@@ -53,10 +53,10 @@ class QatRecipe(Recipe):
 
     Attributes:
         distill: Share of the float model's predictions in the loss; the rest is the labels'.
-        temperature: Of both softmaxes in the teacher's part.
+        temperature: Temperature of both softmaxes in the teacher's part.
         frozen: Last part of the steps, in which statistics and ranges stay.
         ranges: ``moving-average`` or ``learned``.
-        range_decay: Of the moving average, a step of one tower.
+        range_decay: Decay of the moving average per step of one tower.
         weight_bits: 2 to 8; less than 8 bits are stored in 8.
     """
 
@@ -90,7 +90,7 @@ class QatTrainer(Trainer):
         fake: What is trained.
         teacher: The float model; it stays as it is.
         labelled: Whether labels mean something; without them the teacher alone is followed.
-        settings: Of :class:`edgekit.train.Trainer`.
+        settings: Settings of :class:`edgekit.train.Trainer`.
     """
 
     PHASES: ClassVar[int] = 2

@@ -184,7 +184,7 @@ def constants(
 
     Args:
         graph: Float.
-        encodings: Of activations.
+        encodings: Encodings of activations.
         profile: Says whether zero_point has to be 0.
     """
     numbers = {name: (found.scale[0], found.zero_point) for name, found in encodings.items()}

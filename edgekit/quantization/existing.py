@@ -56,7 +56,7 @@ def take_over(
         numbers: Encodings of the activations that the file rounds, by canonical tensor.
         read: What the file stores of layers and constants, by canonical tensor.
         profile: The device.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
 
     Raises:
         InvalidModelError: If TFLite cannot hold a number of the file; names the tensor.

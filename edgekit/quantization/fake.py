@@ -188,8 +188,8 @@ class FakeQuantized:
         profile: The device.
         leave_float: Names of layers to leave in float.
         mode: ``moving-average`` or ``learned`` ranges.
-        bits: Of the weights, 2 to 8.
-        decay: Of the moving average, a step.
+        bits: Number of bits of the weights, 2 to 8.
+        decay: Decay of the moving average per step.
         prior: How many steps' worth of images the starting ranges were taken from; they lose their
             say as the average's bias correction (Kingma and Ba 2015, section 3) has it. Infinite:
             no bias correction.
@@ -605,11 +605,11 @@ def _groups(
 
     Args:
         graph: Float.
-        keys: Of the Keras tensors to round, by canonical name.
+        keys: Keys of the Keras tensors to round, by canonical name.
         ranges: To start from, by canonical name.
         profile: The device.
-        mode: Of the ranges that are not fixed.
-        decay: Of the moving average.
+        mode: Mode of the ranges that are not fixed.
+        decay: Decay of the moving average.
         prior: See :class:`FakeQuantized`.
     """
     shares, bounds = encode.sharing(graph), graph.bounds()

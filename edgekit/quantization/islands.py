@@ -164,7 +164,7 @@ class Search:
         ranges: By tensor name.
         profile: The device.
         feed: Preprocessed samples ``[N, ...]`` by input name; :data:`SAMPLES` of them are walked.
-        threads: Of the float operators.
+        threads: Number of threads of the float operators.
         advance: Called with the name of each operator that is walked.
     """
 

@@ -29,8 +29,8 @@ class Score:
     """What an emulated int8 model is worth.
 
     Attributes:
-        sqnr: Of the worst output, before a softmax and of each part of a joined float output, mean
-            removed, in dB; minus infinity where a value is not finite.
+        sqnr: SQNR of the worst output, before a softmax and of each part of a joined float output,
+            mean removed, in dB; minus infinity where a value is not finite.
         level: The verdict on the outputs as they are, ``dead`` where a value is not finite.
         broken: The first tensor that became NaN or infinite where the float model's is finite.
     """
@@ -48,7 +48,7 @@ class Judge:
         floats: Tensors that may stay float; of a joined output its parts are judged.
         held: Preprocessed samples ``[N, ...]`` by input name.
         profile: The device.
-        threads: Of the float operators.
+        threads: Number of threads of the float operators.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Judge:
         Args:
             graph: Float, of which ``layers`` were rounded.
             layers: Rounded; others compute in float.
-            encodings: Of activations; others stay float.
+            encodings: Encodings of activations; others stay float.
         """
         changed = Graph(graph.with_outputs(self._names))
         for layer in changed.layers:

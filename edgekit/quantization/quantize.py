@@ -64,8 +64,8 @@ class Trial:
 
     Attributes:
         way: What was done.
-        sqnr: Of the worst output, before a softmax, mean removed, on held-out calibration images,
-            in dB; minus infinity where a value became NaN.
+        sqnr: SQNR of the worst output, before a softmax, mean removed, on held-out calibration
+            images, in dB; minus infinity where a value became NaN.
     """
 
     way: str
@@ -78,7 +78,7 @@ class Quantized:
 
     Attributes:
         graph: Float flatbuffer whose layers hold the real numbers that the integers stand for.
-        encodings: Of all tensors but those that stay float.
+        encodings: Encodings of all tensors but those that stay float.
         stored: Integers and scales.
         way: What was done to the weights, in words.
         weights: How the weights were rounded.
@@ -424,7 +424,7 @@ def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -
 
     Args:
         canonical: Float flatbuffer of the trained model.
-        encodings: Of its activations and weights.
+        encodings: Encodings of its activations and weights.
         profile: The device; what it asks of the numbers must hold already.
 
     Raises:

@@ -95,7 +95,7 @@ def entropy(counts: npt.NDArray[np.float64], width: float, *, levels: int = 128)
     count as half a value.
 
     Args:
-        counts: Of |x|, float64 ``[bins]``; the first bin starts at 0.
+        counts: Counts of |x|, float64 ``[bins]``; the first bin starts at 0.
         width: Real width of a bin.
         levels: Steps of the quantized magnitude.
     """

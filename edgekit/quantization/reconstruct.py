@@ -72,12 +72,13 @@ def nearest(
 
     Args:
         graph: Float.
-        encodings: Of activations; a layer that has none of its input or output stays float.
+        encodings: Encodings of activations; a layer that has none of its input or output stays
+            float.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
             are taken as if they were not there.
-        bits: Of the weights, 2 to 8; they are stored in 8.
+        bits: Number of bits of the weights, 2 to 8; they are stored in 8.
         only: Layers to do, by output; default all.
     """
     found = {}
@@ -120,12 +121,13 @@ def fitted(
 
     Args:
         graph: Float.
-        encodings: Of activations; a layer that has none of its input or output stays float.
+        encodings: Encodings of activations; a layer that has none of its input or output stays
+            float.
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
-        threads: Of the float operators, and of the fit.
+        threads: Number of threads of the float operators, and of the fit.
         advance: Called with each operator's output.
-        seed: Of the sample of positions.
+        seed: Seed of the sample of positions.
 
     Raises:
         NotFiniteError: If a tensor becomes NaN or infinite on the device.
@@ -190,7 +192,7 @@ def constants(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Cons
 
     Args:
         graph: Float, with the real constants or with those that the integers stand for.
-        encodings: Of constants (:func:`edgekit.quantization.encode.constants`).
+        encodings: Encodings of constants (:func:`edgekit.quantization.encode.constants`).
     """
     found = {}
     for name, encoding in encodings.items():
@@ -444,7 +446,7 @@ def for_bias(
         scale: ``[O]``.
         bias: Real ``[O]``.
         entry: Scale of the input.
-        name: Of the layer, for messages.
+        name: Name of the layer, for messages.
 
     Returns:
         Steps and scales, and whether a scale was raised.
@@ -498,11 +500,11 @@ def finish(
 
     Args:
         graph: Float.
-        layer: Of the graph.
+        layer: A layer of the graph.
         steps: Whole steps ``[O, K]`` in the order of the dot product.
         scale: ``[O]``.
         bias: Real ``[O]``.
-        encodings: Of activations; the input's gives the bias its scale.
+        encodings: Encodings of activations; the input's gives the bias its scale.
 
     Raises:
         InvalidModelError: If the bias fits in int32 at no weight scale.

@@ -107,7 +107,7 @@ def fit(
     Args:
         rows: ``[O, K]``.
         bias: ``[O]``.
-        parts: Of the samples, two or more for a choice.
+        parts: Parts of the samples, two or more for a choice.
         each: As :func:`map`, e.g. that of a pool of threads.
 
     Returns:

@@ -65,7 +65,7 @@ def pairs_in_groups(groups: int, inputs: int, outputs: int) -> bool:
     """Whether a convolution adds products in pairs.
 
     Args:
-        groups: Of channels.
+        groups: Number of groups of channels.
         inputs: Channels that a group reads.
         outputs: Channels of all groups.
     """

@@ -38,7 +38,7 @@ class TensorStatistics:
         max: Largest value over all images, exact.
         average_min: Moving average of the images' smallest values.
         average_max: Moving average of the images' largest values.
-        histogram: Of a sample of the values, on a grid over the tensor.
+        histogram: Histogram of a sample of the values, on a grid over the tensor.
         channel_min: Smallest value of each channel (last axis); 0 of what is behind a ReLU.
         channel_max: Largest value of each channel.
         channel_mean: Mean value of each channel in the sample.
@@ -73,7 +73,7 @@ class CalibrationTable(schema.Document):
         data: The image set, as ``--data`` takes it.
         data_sha256: Of its images and labels.
         count: Images seen.
-        method: Of :data:`METHODS`, by which the ranges were found.
+        method: One of :data:`METHODS`, by which the ranges were found.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION

@@ -146,8 +146,8 @@ def named(output: Fidelity, channels: Sequence[Channel] | None = None) -> str:
     """Which channels of an output, as ``scores: channels 4, 5, 6 of axis 2``.
 
     Args:
-        output: Whose they are.
-        channels: Of it; default those that are dead.
+        output: The output.
+        channels: Channels of the output; default the dead ones.
     """
     return f"{output.output}: {channels_of(output, channels)}"
 

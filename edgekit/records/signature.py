@@ -202,7 +202,7 @@ def sized(specs: Sequence[TensorSpec], shapes: Shapes, model: object) -> tuple[T
     """Inputs with the sizes that ``--shape`` gives to their free axes.
 
     Args:
-        specs: Of a model file, free axes as -1.
+        specs: Specs of a model file, free axes as -1.
         shapes: By name; the file's fixed axes have to have the same size.
         model: Its path, for messages.
 

@@ -112,7 +112,7 @@ def verify(path: Path, *, public: Path, artifacts: Sequence[Path] = ()) -> Signe
     Args:
         path: Artifact folder, report or baseline.
         public: Public key.
-        artifacts: Of a report: artifact folders that it has to name, by the sha256 of their
+        artifacts: For a report: artifact folders that it has to name, by the sha256 of their
             manifests, and whose bytes have to be those of their manifests.
 
     Raises:

@@ -267,7 +267,7 @@ def is_probability(outputs: npt.NDArray[np.float32], *, step: float | None = Non
 
     Args:
         outputs: ``[N, C]``.
-        step: Of a quantized output, its scale; default what the numbers themselves show.
+        step: Scale of a quantized output; default: found from the numbers themselves.
     """
     if outputs.ndim != 2 or not len(outputs):
         return False
@@ -316,7 +316,7 @@ def latency_ratio(
     Args:
         samples: Milliseconds ``[rounds, samples]``.
         base: The same of what it is divided by, from the same rounds.
-        seed: Of the 2,000 resamples (Efron 1979).
+        seed: Seed of the 2,000 resamples (Efron 1979).
     """
     ratio = float(np.median(samples) / np.median(base))
     rounds = len(samples)
@@ -333,7 +333,7 @@ def median_interval(
 
     Args:
         samples: Milliseconds ``[rounds, samples]``.
-        seed: Of the 2,000 resamples.
+        seed: Seed of the 2,000 resamples.
     """
     rounds = len(samples)
     if rounds < 2:

@@ -53,7 +53,7 @@ class Series:
     """Values in the order of a model's layers.
 
     Attributes:
-        name: Of the series; empty where there is one only.
+        name: Name of the series; empty where there is one only.
         layers: A name each.
         values: One a layer; may be infinite.
     """
@@ -94,8 +94,8 @@ def scatter(
         ident: Prefix of element ids; no two charts of a page may share one.
         title: What the chart is.
         description: What it shows, for those who do not see it.
-        x_label: Of the axis.
-        y_label: Of the axis.
+        x_label: Label of the axis.
+        y_label: Label of the axis.
         level: Height of the reference's line, or None.
         level_name: What is written on it.
     """
@@ -176,7 +176,7 @@ def layers(
         ident: Prefix of element ids.
         title: What the chart is.
         description: What it shows, for those who do not see it.
-        y_label: Of the axis.
+        y_label: Label of the axis.
     """
     width, height = 1240.0, 420.0
     left, top, right, bottom = 62.0, 14.0, width - 14, height - 52

@@ -139,7 +139,7 @@ class Layer:
     """How exactly a layer computes.
 
     Attributes:
-        name: Of the layer or its output.
+        name: Name of the layer or its output.
         sqnr: In dB, against the float model; infinite where they are equal.
         mode: How it was measured; layers of one mode are one line of the chart.
     """
@@ -650,8 +650,8 @@ class _Accuracy:
     """What the charts show upward.
 
     Attributes:
-        form: Of a value, as a format.
-        ends: Least and greatest value that can be drawn.
+        form: Format string of a value.
+        ends: Smallest and largest value that can be drawn.
     """
 
     metric: str

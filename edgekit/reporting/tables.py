@@ -22,7 +22,7 @@ class _Column:
 
     Attributes:
         metric: Shown where one of the models has it.
-        form: Of a result that has the metric, as text.
+        form: Format of a result that has the metric, as text.
         meaning: Said below the table; ``{against}`` is the reference.
         always: Shown where nothing was measured, too.
     """

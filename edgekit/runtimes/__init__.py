@@ -81,7 +81,8 @@ def open_runner(
             ``kernels`` of LiteRT, or ``data_format`` of Keras.
         batch: Images a run; default what the runtime does best.
         device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``.
-        precision: Of a Keras model's layers: ``float32``, ``mixed_float16`` or ``bfloat16``.
+        precision: Precision of a Keras model's layers: ``float32``, ``mixed_float16`` or
+            ``bfloat16``.
         trust: Run code inside of a Keras file, and operators of a SavedModel that reach beyond it.
         shapes: Of a float model of others, sizes of inputs with free axes, by name; an ONNX file is
             then read as export reads it. None of an artifact.

@@ -23,7 +23,7 @@ class RunnerSpec:
         runtime: ``keras`` or ``ort``.
         device: ``cpu``, ``cuda`` (onnxruntime's provider), ``gpu`` (TensorFlow's), or
             ``emulated``: on the CPU, rounding as the device would; its time means nothing.
-        precision: Of the model file for ort; of its layers for Keras.
+        precision: Precision of the model file for ort; of its layers for Keras.
         data_format: That Keras' layers run in; the images stay NHWC.
     """
 

@@ -135,7 +135,7 @@ class FloatModel:
         """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
 
         Args:
-            graph: Of :meth:`canonical`, or an ONNX file's content.
+            graph: Graph of :meth:`canonical`, or an ONNX file's content.
             asked: What the user says.
 
         Raises:
@@ -365,7 +365,8 @@ def load(
         preprocessing: Name or JSON file; default ``none`` where no input is a picture.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes, by name; under ``""`` of the only one.
-        layout: Of TFLite made of an ONNX file, where inputs and outputs have their channels.
+        layout: Layout of the TFLite files of an ONNX source, where inputs and outputs have their
+            channels.
         free: Let axes of a Keras model's inputs be free: they get their sizes later.
 
     Raises:
@@ -422,7 +423,7 @@ def graph_of(
         place: Artifact folder, file or SavedModel folder.
         trust: Let code inside of it run.
         shapes: Sizes of inputs with free axes.
-        layout: Of TFLite made of an ONNX file.
+        layout: Layout of the TFLite files of an ONNX source.
 
     Returns:
         The graph, and of an ONNX file how it lays out the file's values

@@ -39,8 +39,8 @@ class KerasFile:
     """A file as it describes itself.
 
     Attributes:
-        version: Of the Keras that wrote it, its first number.
-        config: Of the model, as JSON has it.
+        version: Version of the Keras that wrote it, its first number.
+        config: Configuration of the model, as JSON has it.
     """
 
     path: Path

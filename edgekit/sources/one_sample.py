@@ -32,7 +32,7 @@ def single(content: bytes, name: str) -> bytes:
 
     Args:
         content: A float file of any converter.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
 
     Raises:
         InvalidModelError: If the batch cannot be 1: an operator needs its size, or computes with

@@ -55,7 +55,7 @@ def from_onnx(
 
     Args:
         model: ``onnx.ModelProto``; stays as it is.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
         layout: Where the channels of inputs and outputs lie.
         kept: Values that no operator may be merged over.
 

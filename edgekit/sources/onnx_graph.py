@@ -34,7 +34,7 @@ class Node:
 
     Attributes:
         kind: ONNX's name.
-        name: Of the node; what it writes where it has none.
+        name: Name of the node; name of its output if it has none.
         inputs: Names of values; ``""`` for one that is left out.
         outputs: Names of values.
         attributes: Plain values by name.

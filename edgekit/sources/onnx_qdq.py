@@ -62,7 +62,7 @@ def from_qdq(model: Any, path: Path | str) -> Dequantized | None:
 
     Args:
         model: As :func:`edgekit.sources.onnx_source.read` has read it; stays as it is.
-        path: Of the file, for messages.
+        path: Path of the file, for messages.
 
     Raises:
         InvalidModelError: If the file has another form of integers, or numbers that TFLite's int8
@@ -428,7 +428,7 @@ def numbers(
         found: Of the file.
         tensors: The canonical tensors that hold a value of the file
             (:class:`edgekit.sources.onnx_canonical.Converted`).
-        path: Of the file, for messages.
+        path: Path of the file, for messages.
 
     Raises:
         InvalidModelError: If a value that the file rounds is no tensor, or a tensor is two of them.

@@ -19,7 +19,7 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
 
     Args:
         content: A file of any converter.
-        name: Of the file, for messages.
+        name: Name of the file, for messages.
         shapes: By the input's name; may be empty.
 
     Returns:

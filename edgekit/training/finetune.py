@@ -87,8 +87,8 @@ def start(
         model: A float Keras artifact, or a ``.keras`` file with ``preprocessing``.
         size: Height and width of the new model's input; None for the model's own.
         preprocessing: For a ``.keras`` file.
-        channels: Of the new model's input; default the model's own, or 3 if it takes grey pictures
-            and gets others, which is said.
+        channels: Channels of the new model's input; default the model's own, or 3 if it takes grey
+            pictures and gets others, which is said.
         colours: Whether the pictures that it gets are in colour.
         progress: Hears it.
 
@@ -200,7 +200,7 @@ class FineTuner(Trainer):
     """A model of :meth:`Start.build`: the classifier is trained first, then all layers.
 
     Args:
-        settings: Of :class:`edgekit.training.trainer.Trainer`.
+        settings: Settings of :class:`edgekit.training.trainer.Trainer`.
     """
 
     PHASES: ClassVar[int] = 2

@@ -93,7 +93,7 @@ class Wanted:
         validation: Share to hold out; 0 for none, None for none if the data have a test part and
             else ``default``.
         default: See there.
-        skip_broken: Of a stream: leave out what cannot be decoded.
+        skip_broken: In a stream: leave out what cannot be decoded.
         progress: Hears whether images are streamed, and what loading them says.
     """
 

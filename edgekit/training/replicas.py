@@ -165,7 +165,7 @@ def replicas(strategy: str = "none", count: int | None = None) -> Replicas:
     Args:
         strategy: ``none``; ``mirrored`` over this machine's GPUs; ``multiworker`` over the
             processes that TF_CONFIG names.
-        count: Of ``mirrored``: how many; default all GPUs. Without a GPU the CPU is divided.
+        count: With ``mirrored``: how many; default all GPUs. Without a GPU the CPU is divided.
 
     Raises:
         InvalidOptionError: If TF_CONFIG or the number of devices does not fit.

@@ -73,15 +73,15 @@ def train(
         start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken.
         size: Height and width that pictures are resized to.
         prepare: Preprocessing name or file; default the preset's, or what ``start`` brings.
-        channels: Of the input, with ``start``: 1 or 3; default that of ``start``, or 3 if it takes
-            grey pictures and these are in colour.
+        channels: Channels of the input, with ``start``: 1 or 3; default that of ``start``, or 3 if
+            it takes grey pictures and these are in colour.
         input: ``auto``, ``memory`` or ``stream``; see :class:`edgekit.training.inputs.Wanted`.
         validation: Share of the images to hold out and test with; default 0, with ``start`` 0.2.
-        skip_broken: Of a stream: leave out pictures that cannot be decoded, and count them.
+        skip_broken: In a stream: leave out pictures that cannot be decoded, and count them.
         data_format: ``NHWC`` or ``NCHW``, while it trains.
         precision: ``float32``, ``mixed_float16`` or ``bfloat16``, while it trains.
         strategy: Devices that share a batch; see :func:`edgekit.training.replicas.replicas`.
-        replicas: Of strategy ``mirrored``: how many.
+        replicas: With strategy ``mirrored``: how many.
         towers: Parts of a replica's images that run side by side; default one for each core,
             one on a GPU.
         checkpoints: Folder for resuming; default a sibling of ``out``.

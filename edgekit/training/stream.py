@@ -74,7 +74,7 @@ class Feed(Protocol):
 
         Args:
             number: Scalar int64 tensor, of the pass, from 0.
-            seed: Of the recipe.
+            seed: Seed of the recipe.
         """
 
     def where(self, file: int, record: int) -> str:
@@ -469,7 +469,7 @@ class StreamTrainer(Trainer):
     Args:
         stream: What to train on.
         progress: Hears how many pictures were left out.
-        settings: Of :class:`edgekit.training.trainer.Trainer`.
+        settings: Settings of :class:`edgekit.training.trainer.Trainer`.
     """
 
     def __init__(

@@ -367,7 +367,7 @@ def _origin(name: str, makers: Mapping[str, tuple[str, str]], moved: Collection[
     """The tensor whose values another has as they are, in another shape or order.
 
     Args:
-        name: Of the other tensor.
+        name: Name of the other tensor.
         makers: Kind of the operator that writes a tensor and what it reads, by name.
         moved: Kinds that only move values.
     """
@@ -380,8 +380,8 @@ def _computed_from(name: str, other: str, nodes: Mapping[str, Any]) -> bool:
     """Whether a tensor is written by the node of another, or by one that reads what that gives.
 
     Args:
-        name: Of the tensor.
-        other: Of the other one.
+        name: Name of the tensor.
+        other: Name of the other one.
         nodes: That write the tensors, by name.
     """
     waiting, seen = [name], {name}

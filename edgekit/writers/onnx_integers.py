@@ -46,7 +46,7 @@ def quantize(
 
     Args:
         model: Float ``onnx.ModelProto``, whose tensors have the names of the canonical graph.
-        stored: Of all activations, layers and constants of the canonical graph.
+        stored: Numbers of all activations, layers and constants of the canonical graph.
         graph: Float, whose constants the model has.
         activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
             ``int8``.
@@ -213,8 +213,8 @@ class Products:
     """Integer weights of a file whose products with uint8 onnxruntime sums.
 
     Attributes:
-        name: Of what the node writes.
-        groups: Of channels; 1 of a product of matrices.
+        name: Name of the node's output.
+        groups: Number of groups of channels; 1 of a product of matrices.
         inputs: Channels that a group reads.
         rows: int8 ``[O, K]`` in the order of the dot product: height, width, input channel.
     """
@@ -458,7 +458,7 @@ def _turned(values: Any, shape: tuple[int, ...], *, first: bool) -> Any:
     """A constant with its axes in the order of the canonical one; sizes of 1 do not count.
 
     Args:
-        values: Of the ONNX file.
+        values: Values of the ONNX file.
         shape: Canonical.
         first: Whether channels come before height and width where sizes do not tell the order.
     """

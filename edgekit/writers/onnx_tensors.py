@@ -41,11 +41,11 @@ class Place:
     Attributes:
         tensor: Name in the ONNX model of what holds its values, real or integer.
         named: Name of the real values, as a viewer shows them.
-        dtype: Of the values.
-        sizes: Of the axes behind the batch.
-        order: Of the canonical axes, as the model has them: ``(0, 3, 1, 2)`` where channels come
-            first; as many as both have. Empty where the number of axes is another one: both hold
-            the same values in the same order then.
+        dtype: Dtype of the values.
+        sizes: Sizes of the axes behind the batch.
+        order: Order of the canonical axes, as the model has them: ``(0, 3, 1, 2)`` where channels
+            come first; as many as both have. Empty where the number of axes is another one: both
+            hold the same values in the same order then.
         encoding: (scale, int8 zero_point), or None of real values that nothing has rounded. It is
             what the first reader takes: if the writer used other numbers, the writer's layer is
             wrong. Real values may be rounded too, as those of an output are.
@@ -93,8 +93,8 @@ def places(
     Args:
         model: ``onnx.ModelProto``, float or with QuantizeLinear and DequantizeLinear.
         graph: Canonical.
-        orders: Of a model that has the graph of an ONNX source, the axes of its values in the order
-            in which the canonical tensor of the same name has them.
+        orders: For the graph of an ONNX source: axes of each value, in the order in which the
+            canonical tensor of the same name has them.
 
     Returns:
         By canonical name; a tensor that the model does not have, or has in another size, is left

@@ -27,7 +27,7 @@ def write(canonical: bytes, stored: Stored) -> bytes:
 
     Args:
         canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
-        stored: Of activations, layers and constants.
+        stored: Numbers of activations, layers and constants.
 
     Raises:
         WriterError: If an operator computes on integers and a number of it is missing.

@@ -47,7 +47,7 @@ class Recipe:
 
     Attributes:
         epochs: Passes over the training images; of fine-tuning, those that train all layers.
-        head_epochs: Of fine-tuning: passes before that train the new classifier only.
+        head_epochs: In fine-tuning: passes before that train the new classifier only.
         head_learning_rate: Peak in those, falling to 0 by half a cosine.
         steps: Steps to train, instead of ``epochs``; 0 for those of ``epochs``.
         batch: Images a step, over all towers and replicas.
@@ -57,9 +57,9 @@ class Recipe:
         decay: Factor of the exponential schedule.
         decay_epochs: Epochs between two decays, at least a step.
         warmup_epochs: Linear rise from zero.
-        momentum: Of both optimizers.
-        rms_decay: Of RMSProp's mean of squared gradients.
-        rms_epsilon: Of RMSProp, under the root.
+        momentum: Momentum of both optimizers.
+        rms_decay: Decay of RMSProp's mean of squared gradients.
+        rms_epsilon: Epsilon of RMSProp, under the root.
         weight_decay: Factor of ``w`` added to the gradient of convolution and dense kernels.
         label_smoothing: Probability mass spread over all classes.
         ema: Decay of the moving average of the weights; starts lower, as
@@ -74,7 +74,7 @@ class Recipe:
         shift: Random translation in pixels, each way.
         flip: Mirror left-right at random.
         erase: Probability of erasing a random rectangle (Zhong et al. 2017, "Random Erasing").
-        seed: Of initialisation, order and augmentation.
+        seed: Seed of initialisation, order and augmentation.
     """
 
     epochs: int = 30
