@@ -190,7 +190,7 @@ def test_missing_and_infinite_figures_are_shown_as_such(measured: Report) -> Non
     assert "No proof for 1 of 2 deployables: tflite-int8" in page
     assert "not measured" in page
     assert page.count('<svg class="chart"') == 1  # nothing has a finite latency
-    assert "was not held against the float model" in page
+    assert "was not compared with the float model" in page
     assert "Not drawn, a metric is missing: tflite-int8" in page
     assert "No deployable was measured" in page_of(dataclasses.replace(measured, artifacts=()))
 

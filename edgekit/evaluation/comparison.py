@@ -159,8 +159,8 @@ class _Reference:
         options: Options,
         stack: contextlib.ExitStack,
     ) -> Subject:
-        """The model that everything is held against; what is converted for it lies in a folder
-        that goes with the stack."""
+        """The model that everything is compared with; a converted form of it is in a folder
+        that is removed with the stack."""
         threads, trust = options.threads, options.trust
         if self.runner is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -6,7 +6,7 @@
     dask worker tcp://10.0.0.2:8786 --nthreads 1 --resources "device:pi5=1"
 
 A worker resource names a device. The model's bytes and each range of images travel once to a worker
-that needs them, and are held against their sha256 there. A task is one shard; it says where it ran.
+that needs them, and their sha256 is checked there. A task is one shard; it says where it ran.
 Whatever becomes of a worker, a shard counts once: results are kept by run and range, and what a
 worker took with it is handed out again. Needs edgekit of the same version on all workers, and the
 extra ``fleet``.

@@ -73,7 +73,7 @@ METRICS = (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 TIMES = ("load_time", "latency_p50", "latency_p90", "latency_p99")
 #: Metrics that compare only where machine class and threads are the same.
 OF_THE_MACHINE = ("peak_memory", "latency_ratio", "energy")
-#: Metrics that hold outputs against the reference.
+#: Metrics that compare outputs with the reference.
 OF_THE_REFERENCE = (
     "agreement",
     "top1_change",

@@ -306,7 +306,7 @@ def _refusal(
         here, there = report.held_against, baseline.held_against
         if here != there:
             return (
-                f"{metric} compares within one reference only: the report holds against {here}, "
+                f"{metric} compares within one reference only: the report compares with {here}, "
                 f"the baseline against {there}; drop that bound, or compare with the same "
                 f"--reference"
             )

@@ -160,7 +160,7 @@ def accept(
         baseline: The one it replaces; None where there is none yet.
         outside: Changes that need the reason.
         reason: Reason of the user.
-        origin: What all updates together are held against; None where there is none yet.
+        origin: The values that all updates together are compared with; None without an origin.
     """
     new = values_of(report, reason or "")
     if origin is not None:

@@ -379,7 +379,7 @@ def _table(
 def _look(
     fake: FakeQuantized, held: data.ImageSet, values: Floats, predicted: Callable[[Floats], Floats]
 ) -> tuple[dict[str, float], str]:
-    """Make the int8 TFLite file as it would be now, run it, and hold it against the training.
+    """Write the int8 TFLite file of this step, run it, and compare it with the training.
 
     Returns:
         Metrics for the log, and a sentence.
@@ -434,7 +434,7 @@ def _scores(
 
 
 def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> int:
-    """Hold what training rounded to against what the exported files store.
+    """Compare the numbers that training rounded to with those that the exported files store.
 
     Returns:
         How many integers, scales and zero points are equal in each file: all.

@@ -137,7 +137,7 @@ class _Taker:
         return InvalidModelError(f"{self._name}: expected {expected}; {fix}")
 
     def _layer(self, layer: Layer) -> None:
-        """Integers of a layer, held against the canonical graph's own numbers."""
+        """Integers of a layer, compared with the canonical graph's own numbers."""
         given = self._read.layers.get(layer.output)
         encoded = layer.input in self._numbers and layer.output in self._numbers
         if given is None:

@@ -13,7 +13,7 @@ varying depends on what the channel is, which its values tell:
   score that never gets so far is picked by no threshold;
 * what is rectified (0 is its least value, it exceeds 1) is compared with the largest of its kind:
   features of one layer that are nearly switched off carry little;
-* anything else is held against its own size.
+* anything else is compared with its own size.
 
 Constant channels that miss these conditions are *faint*: a note, no failure. Where every channel
 that varies is constant in the deployable, the output is dead whatever its values are.

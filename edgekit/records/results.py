@@ -457,12 +457,12 @@ class Report(schema.Document):
 
     @property
     def reference_is_source(self) -> bool:
-        """Whether the outputs were held against the float model itself, on no other runner."""
+        """Whether the outputs were compared with the float model itself, on no other runner."""
         return not _a_runner(self.reference.name)
 
     @property
     def reference_in_words(self) -> str:
-        """What the outputs were held against, for tables and sentences."""
+        """The model that the outputs were compared with, in words."""
         return _in_words(self.reference.name)
 
     @property

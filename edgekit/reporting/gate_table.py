@@ -45,7 +45,7 @@ def show(checks: Sequence[Check], bounds: Sequence[Bound], report: Report) -> No
         for check in checks
         if check not in alive
     ]
-    beside = f", held against {report.reference_in_words}"
+    beside = f", compared with {report.reference_in_words}"
     beside = "" if report.reference_is_source else beside
     _table(f"gate of {_cell(model_id + beside)}", columns, rows, narrow=("was", "bound"))
     if alive:

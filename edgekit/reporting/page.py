@@ -500,7 +500,7 @@ def _accuracy_words(result: ArtifactResult, source: Report, judged: Judged) -> s
         return f"is no copy of {base}: what varies there is constant here ({dead})"
     if judged.change is None or judged.verdict in ("close", "exact", "far", "poor"):
         if judged.level is None:
-            return f"was not held against {base}'s outputs"
+            return f"was not compared with {base}'s outputs"
         return _numbers_words(result, base, judged)
     agreement = result.metrics.get("agreement")
     if agreement is not None and agreement.value == 100:
