@@ -303,12 +303,11 @@ def _refusal(
 ) -> str | None:
     """Why two metrics of the machine or of two references do not compare, or None."""
     if grammar.family(metric) in grammar.OF_THE_REFERENCE:
-        here, there = report.held_against, baseline.held_against
+        here, there = report.compared_with, baseline.compared_with
         if here != there:
             return (
                 f"{metric} compares within one reference only: the report compares with {here}, "
-                f"the baseline against {there}; drop that bound, or compare with the same "
-                f"--reference"
+                f"the baseline with {there}; drop that bound, or compare with the same --reference"
             )
     if metric not in grammar.OF_THE_MACHINE:
         return None

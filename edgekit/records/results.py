@@ -466,7 +466,7 @@ class Report(schema.Document):
         return _in_words(self.reference.name)
 
     @property
-    def held_against(self) -> str:
+    def compared_with(self) -> str:
         """The same, whether it ran for this report or was recorded before."""
         return _in_words(self.reference.recorded or self.reference.name)
 
