@@ -30,13 +30,16 @@ class EmulatedRunner(OrtRunner):
     ) -> None:
         if options:
             raise InvalidOptionError(f"the emulation takes no options, got {dict(options)}")
-        rounding, casts = emulation.emulate(onnx.load(model))
+        half = onnx.load(model)
+        rounding, casts = emulation.emulate(half)
         if casts == 0:
             raise InvalidOptionError(f"{model} holds no float16; nothing is there to emulate")
         content = rounding.SerializeToString()
         super().__init__(content, threads=threads, options={}, batch=batch)
         nodes = onnx.executed(content, zeros(self.signature.inputs), threads=threads)
-        got = sum(emulation.is_rounding(node.name) for node in nodes if node.kind == "Cast")
+        added = {node.name for node in rounding.graph.node}
+        added -= {node.name for node in half.graph.node}
+        got = sum(node.name in added for node in nodes if node.kind == "Cast")
         if got < casts:
             raise ExecutionError(
                 f"expected {casts} casts for the rounding, this onnxruntime ran {got} and left "

@@ -96,11 +96,6 @@ def _rounded(source: str, target: str, name: str) -> list[Any]:
     ]
 
 
-def is_rounding(name: str) -> bool:
-    """Whether a cast of this name is one that :func:`emulate` put in."""
-    return name.endswith((_EXACT, _ROUNDED))
-
-
 def types_of(model: Any) -> dict[str, int]:
     """Element type of every tensor."""
     bare = onnx.copied(model)
