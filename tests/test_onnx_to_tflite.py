@@ -542,3 +542,30 @@ def test_a_hard_swish_that_is_spelled_out_is_one_operator(early: bool, tmp_path:
     path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
     kinds, noise = _kinds(path)
     assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D", "HARD_SWISH"} and noise > 100
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_real_numbers_that_are_indices(target: str, tmp_path: Path) -> None:
+    """tf2onnx leaves the numbers of words real and casts them; the check feeds none that no row of
+    the table has."""
+    table = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["words"], ["whole"], "cast", to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "whole"], ["rows"], "gather"),
+        helper.make_node("ReduceMean", ["rows"], ["y"], "mean", axes=[1], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("words", TensorProto.FLOAT, [1, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    package.save(model, tmp_path / "net.onnx")
+    written = export(
+        tmp_path / "net.onnx", target=target, precision="float32", out=tmp_path / target
+    )
+    words = np.array([[0, 2, 1, 1, 2]], np.float32)
+    (found,) = answers(written, {"words": words}).values()
+    np.testing.assert_allclose(found, table[words[0].astype(int)].mean(0)[None], rtol=1e-5)

@@ -201,3 +201,23 @@ def test_what_overflows_in_float32_too_is_left_out(tmp_path: Path) -> None:
     _build(lambda facts: _steep(facts, 1.0), (FACTS,), tmp_path)
     with pytest.raises(ExecutionError, match="to each of 4 random inputs, in float32 already"):
         export(tmp_path / "net.keras", out=tmp_path / "none", **given)
+
+
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_recurrent_layers_on_each_other_compute_in_float(target: str, tmp_path: Path) -> None:
+    """One loop reads what another wrote, and both start from the same zeros."""
+    rows = layers.Input(ROWS[0], name="rows")
+    model = keras.Model(rows, layers.LSTM(5)(layers.LSTM(5, return_sequences=True)(rows)))
+    model.save(tmp_path / "net.keras")
+    x = np.random.default_rng(0).normal(size=(4, *ROWS[0])).astype(np.float32)
+    exact = model.predict(x, verbose=0)
+    for precision, close in (("float32", 100), ("float16", 50)):
+        written = export(
+            tmp_path / "net.keras",
+            target=target,
+            precision=precision,
+            preprocessing="none",
+            out=tmp_path / precision,
+        )
+        (found,) = answers(written, {"rows": x}).values()
+        assert decibels(exact, found) > close

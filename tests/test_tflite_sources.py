@@ -16,7 +16,7 @@ from edgekit.base.errors import InvalidModelError
 from edgekit.graph import flatbuffer, litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.sources import keras as keras_format
-from edgekit.sources import one_sample
+from edgekit.sources import one_sample, tflite_same
 
 COUNT = 24
 SHAPE = (8, 8, 4)
@@ -235,3 +235,45 @@ def test_outputs_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
             sizes = [end.type.tensor_type.shape.dim[-1].dim_value for end in ends]
         assert [size for _, size in listed] == sizes
         assert dict(listed) == {"zebra": 2, "ant": 3, "monkey": 4}
+
+
+def _frames(samples: Any) -> Any:
+    """As many whole frames as there are: sizes that the file computes while it runs."""
+    tf = keras_format.tensorflow()
+    count = tf.shape(samples)[1] // 4
+    whole = tf.slice(samples, [0, 0], tf.stack([-1, count * 4]))
+    return tf.reduce_sum(tf.reshape(whole, tf.stack([1, count, 4])) ** 2, axis=2)
+
+
+def test_sizes_that_the_file_computes_while_it_runs(tmp_path: Path) -> None:
+    """The input is fixed, and sizes behind it are free: what computes them stays no operator."""
+    tf = keras_format.tensorflow()
+    free = tf.function(_frames, input_signature=[tf.TensorSpec([1, None], tf.float32)])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([free.get_concrete_function()])
+    model = schema.ModelT.InitFromPackedBuf(converter.convert(), 0)
+    entry = model.subgraphs[0].tensors[model.subgraphs[0].inputs[0]]
+    entry.shape, entry.shapeSignature = np.array([1, 14], np.int32), None
+    path = tmp_path / "frames.tflite"
+    path.write_bytes(flatbuffer.pack(model))
+    x = np.random.default_rng(0).normal(size=(6, 14)).astype(np.float32)
+    opened = litert.interpreter(path.read_bytes())
+    opened.set_tensor(opened.get_input_details()[0]["index"], x[:1])
+    opened.invoke()
+    (right,) = (opened.get_tensor(each["index"]) for each in opened.get_output_details())
+    assert right.shape == (1, 3)
+    for target in ("tflite", "onnx"):
+        written = export(path, target=target, precision="float32", out=tmp_path / target)
+        (found,) = answers(written, {"samples": x[:1]}).values()
+        np.testing.assert_allclose(found, right, rtol=1e-5)
+
+
+def test_a_graph_that_computes_something_else_than_its_file_is_refused(tmp_path: Path) -> None:
+    original = _converted(tmp_path / "saved")
+    canonical = flatbuffer.canonical(original, "net", key=litert.SIGNATURE_KEY)
+    assert tflite_same.check(original, canonical, "net.tflite") == ()
+    other = Graph(canonical)
+    name = other.layers[-1].bias
+    assert name is not None
+    other.set_constant(name, other.constant(name) + np.eye(5, dtype=np.float32)[0])
+    with pytest.raises(InvalidModelError, match="net.tflite cannot be read .*output 0 differs"):
+        tflite_same.check(original, other.serialize(), "net.tflite")

@@ -186,7 +186,8 @@ def random(
     seed: int,
     extremes: bool = False,
 ) -> Feed:
-    """Random samples: preprocessed uint8 pixels, and 0 or 1 for integer inputs.
+    """Random samples: preprocessed uint8 pixels, 0 or 1 for integer inputs, and numbers from 0 to 1
+    where an input is no picture and nothing is done to it: such numbers may become indices.
 
     Args:
         specs: The model's inputs.
@@ -203,6 +204,12 @@ def random(
             found[spec.name] = values.astype(spec.dtype)
             continue
         sizes = spec.picture
+        if not spec.is_picture and (set(prepare.scale), set(prepare.offset)) == ({1.0}, {0.0}):
+            real = drawn.random((samples, *spec.sample), dtype=np.float32)
+            if extremes:
+                real[0], real[1] = 0, 1
+            found[spec.name] = real
+            continue
         if len(prepare.scale) not in (1, sizes[-1] if sizes else 1):
             sizes = spec.sample  # no picture with its channels first
         pixels = drawn.integers(0, 256, (samples, *sizes), dtype=np.uint8)

@@ -10,7 +10,7 @@ import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -165,7 +165,7 @@ class Graph:
         for tensor in self._subgraph.tensors:
             name = tensor.name.decode(errors="replace")
             if distinct and name in self._tensors:
-                name = f"{name}__{len(self._tensors)}"
+                name = _free(f"{name}__{len(self._tensors)}", self._tensors)
                 tensor.name = name.encode()
             if name in self._tensors:
                 raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
@@ -198,7 +198,7 @@ class Graph:
                     copied = copy.copy(self._tensors[name])
                     if flat:
                         copied.shape = np.array([int(np.prod(self.shape(name)))], np.int32)
-                    fresh = f"{name}__{position}"
+                    fresh = _free(f"{name}__{position}", self._tensors)
                     copied.name = fresh.encode()
                     inputs[place] = len(self._order)
                     self._subgraph.tensors.append(copied)
@@ -621,9 +621,11 @@ class Graph:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other names, in place; one that has such a name already gets another."""
-        taken = {name: f"{name}__{i}" for i, name in enumerate(self._order)}
-        others = {name: taken[name] for name in set(names.values()) - set(names) if name in taken}
-        names = {**others, **names}
+        taken = {*self._order, *names.values()}
+        for name in sorted({*names.values()} - {*names}):
+            if name in self._tensors:
+                names = {**names, name: _free(f"{name}__{self._order.index(name)}", taken)}
+                taken.add(names[name])
         self._order = [names.get(name, name) for name in self._order]
         self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
         for name, tensor in self._tensors.items():
@@ -644,7 +646,7 @@ class Graph:
             if settled == name or name in (*self.inputs, *self.outputs):
                 continue
             if settled in taken:
-                settled = f"{settled}_{place}"
+                settled = _free(f"{settled}_{place}", taken)
             taken.add(settled)
             names[name] = settled
         self.rename(names)
@@ -1071,6 +1073,15 @@ def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> n
         turned.append(axis)
         turned += [len(shape) + i for i, blocked in enumerate(blocks) if blocked == axis]
     return np.ascontiguousarray(whole.transpose(turned)).reshape(shape)
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or with a number behind it where that is taken."""
+    number, free = 1, name
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def short_name(name: str) -> str:

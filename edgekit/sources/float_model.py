@@ -33,6 +33,7 @@ from edgekit.sources import (
     onnx_qdq,
     onnx_source,
     saved_model,
+    tflite_same,
     tflite_sizes,
 )
 from edgekit.sources.onnx_canonical import Converted
@@ -517,13 +518,16 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
     if kind == "tflite":
         if not path.is_file():
             raise InvalidModelError(f"{words.not_found(path)}; expected a .tflite file")
-        content = path.read_bytes()
-        if not trust and content[4:8] == b"TFL3":
-            litert.check_operators(content, str(path))
-        given = tflite_sizes.sized(content, str(path), shapes)
+        original = path.read_bytes()
+        if not trust and original[4:8] == b"TFL3":
+            litert.check_operators(original, str(path))
+        given = tflite_sizes.sized(original, str(path), shapes)
         content = one_sample.single(given, str(path))
         notes = _of_batch(one_sample.batch_of(given)) if content != given else ()
+        same = content == given
         content = flatbuffer.canonical(content, str(path), key=litert.SIGNATURE_KEY)
+        if same:  # else one_sample has compared them
+            notes += tflite_same.check(original, content, str(path))
         own = litert.signature(content)
         return _Opened(content, own.outputs, _named(own.inputs, shapes), notes)
     read = onnx_source.read(path, shapes, trust=trust)

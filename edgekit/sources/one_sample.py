@@ -7,13 +7,12 @@ own is tried, not assumed.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from edgekit.base.errors import ExecutionError, InvalidModelError, reason
 from edgekit.graph import litert
 from edgekit.graph.flatbuffer import Graph, short_name
+from edgekit.sources import tflite_same
 
 #: Input that holds the sizes of an output, by operator.
 _SIZES = {
@@ -23,8 +22,6 @@ _SIZES = {
     "SLICE": 2,
     "TRANSPOSE_CONV": 0,
 }
-#: How far an output may lie from that of the whole batch, as a part of the largest.
-_SAME = 1e-4
 
 
 def single(content: bytes, name: str) -> bytes:
@@ -117,28 +114,12 @@ def _resized(graph: Graph) -> bytes:
 def _same_outputs(several: bytes, one: bytes, batch: int) -> bool:
     """Whether a batch of random samples gives the outputs that they give one by one."""
     whole, alone = litert.interpreter(several), litert.interpreter(one)
-    random = np.random.default_rng(0)
-    feed = []
-    for detail in whole.get_input_details():
-        real = np.issubdtype(detail["dtype"], np.floating)
-        drawn: Any = random.uniform(-1, 1, detail["shape"])
-        if not real:
-            drawn = random.integers(0, 2, detail["shape"])
-        feed.append(np.asarray(drawn).astype(detail["dtype"]))
-        whole.set_tensor(detail["index"], feed[-1])
-    litert.invoke(whole)
-    expected = [whole.get_tensor(detail["index"]) for detail in whole.get_output_details()]
+    feed = tflite_same.random_feed(whole)
+    expected = tflite_same.outputs(whole, feed)
     if any(len(np.atleast_1d(values)) != batch for values in expected):
         return False
     for i in range(min(batch, 3)):
-        for detail, values in zip(alone.get_input_details(), feed, strict=True):
-            alone.set_tensor(detail["index"], values[i : i + 1])
-        litert.invoke(alone)
-        for detail, values in zip(alone.get_output_details(), expected, strict=True):
-            found = alone.get_tensor(detail["index"])
-            near = _SAME * float(np.abs(values).max(initial=0)) + 1e-7
-            if found.shape != (1, *values.shape[1:]):
-                return False
-            if not np.allclose(found, values[i : i + 1], 0, near, equal_nan=True):
-                return False
+        own = tflite_same.outputs(alone, [values[i : i + 1] for values in feed])
+        if tflite_same.difference(own, [values[i : i + 1] for values in expected]):
+            return False
     return True

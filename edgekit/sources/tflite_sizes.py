@@ -23,7 +23,8 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
         shapes: By the input's name; may be empty.
 
     Returns:
-        The file as it is where no axis behind the batch is free and ``shapes`` says nothing new.
+        The file as it is where no axis of a tensor behind the batch is free and ``shapes`` says
+        nothing new.
 
     Raises:
         InvalidOptionError: If an axis stays free, or a size is not the file's.
@@ -38,9 +39,9 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
         return content
     found = signature.sized(specs, shapes, name)
     signature.refuse_free(found, name)
-    if found == specs:
-        return content
     subgraph = model.subgraphs[0]
+    if found == specs and not any(map(_free_behind_batch, subgraph.tensors)):
+        return content
     for buffer in model.buffers:
         if buffer.offset > 1:  # what is too large for a flatbuffer lies behind it
             data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
@@ -105,6 +106,13 @@ def _specs(model: Any) -> tuple[TensorSpec, ...]:
             shape = [-1 if int(f) < 0 else own for f, own in zip(free, shape, strict=True)]
         found.append(TensorSpec(names.get(index, own_name), tuple(shape), "float32"))
     return tuple(found)
+
+
+def _free_behind_batch(tensor: Any) -> bool:
+    """Whether the sizes of a tensor are found while the model runs, as where an operator reads them
+    from another tensor."""
+    sizes = tensor.shapeSignature
+    return sizes is not None and any(size < 0 for size in sizes[1:])
 
 
 def _is_stored(model: Any, tensor: Any) -> bool:

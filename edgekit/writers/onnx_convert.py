@@ -54,6 +54,7 @@ def from_tflite(canonical: bytes) -> Any:
                 f"the graph cannot be converted to ONNX: {reason(exc)}"
             ) from None
     del model.opset_import[1:]
+    _forget_sizes_of_states(model.graph)
     _spell_gelu(model)
     for node in model.graph.node:
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
@@ -81,6 +82,18 @@ def from_tflite(canonical: bytes) -> Any:
     except Exception as exc:  # the checker's own types
         raise InvalidModelError(f"the graph becomes no valid ONNX: {reason(exc)}") from None
     return model
+
+
+def _forget_sizes_of_states(graph: Any) -> None:
+    """tf2onnx calls the state of a loop a scalar where it does not know its sizes, as those of what
+    another loop wrote; onnxruntime finds them by itself, in place."""
+    for node in graph.node:
+        for body in onnx_file.bodies(node):
+            if node.op_type == "Loop":  # a count of rounds and a condition come first
+                for value in (*body.input[2:], *body.output[1:]):
+                    if not value.type.tensor_type.shape.dim:
+                        value.type.tensor_type.ClearField("shape")
+            _forget_sizes_of_states(body)
 
 
 def use_signature_names(model: Any, graph: Graph) -> None:

@@ -1,0 +1,89 @@
+"""Whether two TFLite files compute the same on random numbers: what edgekit reads out of a file is
+held against the file itself before anything is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.base.errors import EdgekitError, InvalidModelError, reason
+from edgekit.graph import litert
+
+Array = npt.NDArray[Any]
+#: How far an output may lie from the other file's, as a part of its largest value.
+_SAME = 1e-4
+#: Difference that the order of float32 sums explains, whatever the size.
+_ROUNDING = 1e-6
+
+
+def check(original: bytes, canonical: bytes, name: str) -> tuple[str, ...]:
+    """Compare the canonical graph of a float file with the file.
+
+    Args:
+        original: The file, as it is.
+        canonical: Its canonical graph, with batch 1. Its inputs have the order of the file.
+        name: Name of the file, for messages.
+
+    Returns:
+        A sentence if the file does not run on random numbers, else nothing.
+
+    Raises:
+        InvalidModelError: If an output differs by more than 1e-4 of its largest value.
+    """
+    opened = litert.interpreter(canonical, exact=True)
+    feed = random_feed(opened)
+    try:
+        first = litert.interpreter(original, exact=True).get_input_details()
+        sizes = {detail["index"]: values.shape for detail, values in zip(first, feed, strict=True)}
+        expected = outputs(litert.interpreter(original, exact=True, sizes=sizes), feed)
+    except (EdgekitError, RuntimeError, ValueError) as exc:
+        return (f"not compared with the file, which does not run on random inputs: {reason(exc)}",)
+    try:
+        said = difference(outputs(opened, feed), expected)
+    except EdgekitError as exc:
+        said = str(exc)
+    if said:
+        raise InvalidModelError(
+            f"{name} cannot be read as a graph of one sample that computes the same: {said}; "
+            f"convert it again with fixed sizes and batch 1"
+        )
+    return ()
+
+
+def random_feed(opened: Any) -> list[Array]:
+    """An array for each input of an interpreter: numbers from -1 to 1, and 0 or 1 of integers."""
+    drawn = np.random.default_rng(0)
+    feed = []
+    for detail in opened.get_input_details():
+        shape, dtype = detail["shape"], detail["dtype"]
+        real = np.issubdtype(dtype, np.floating)
+        values: Array = drawn.uniform(-1, 1, shape) if real else drawn.integers(0, 2, shape)
+        feed.append(np.asarray(values).astype(dtype))
+    return feed
+
+
+def outputs(opened: Any, feed: Sequence[Array]) -> list[Array]:
+    """Run an interpreter.
+
+    Raises:
+        ExecutionError: If an operator refuses its values.
+    """
+    for detail, values in zip(opened.get_input_details(), feed, strict=True):
+        opened.set_tensor(detail["index"], values)
+    litert.invoke(opened)
+    return [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()]
+
+
+def difference(found: Sequence[Array], expected: Sequence[Array]) -> str:
+    """How outputs differ from those expected, in words; empty where they are the same."""
+    for number, (each, right) in enumerate(zip(found, expected, strict=True)):
+        if each.shape != right.shape:
+            return f"output {number} has the sizes {list(each.shape)}, not {list(right.shape)}"
+        finite = np.isfinite(right) if right.dtype.kind == "f" else np.ones(right.shape, bool)
+        allowed = _SAME * float(np.abs(right[finite]).max(initial=0)) + _ROUNDING
+        if not np.allclose(each, right, 0, allowed, equal_nan=True):
+            return f"output {number} differs by more than {allowed:.2g}"
+    return ""
