@@ -188,17 +188,17 @@ def test_a_file_of_which_little_is_left_is_refused_where_nothing_may_stay_float(
 
 
 def _steep(facts: Any, factor: float) -> Any:
-    """e^255 is infinite in float32, and random inputs are bytes here."""
+    """e^255 is infinite in float32, and random inputs are numbers from 0 to 1 here."""
     grown = layers.Activation("exponential")(layers.Rescaling(factor)(facts))
     return layers.Dense(2, kernel_initializer="ones")(grown)
 
 
 def test_what_overflows_in_float32_too_is_left_out(tmp_path: Path) -> None:
     given = {"target": "tflite", "precision": "float32", "preprocessing": "none"}
-    _build(lambda facts: _steep(facts, 0.38), (FACTS,), tmp_path)
+    _build(lambda facts: _steep(facts, 97.0), (FACTS,), tmp_path)
     written = export(tmp_path / "net.keras", out=tmp_path / "out", **given)
     assert "infinities of the float model's own in" in written.manifest.notes[-1]
-    _build(lambda facts: _steep(facts, 1.0), (FACTS,), tmp_path)
+    _build(lambda facts: _steep(facts, 255.0), (FACTS,), tmp_path)
     with pytest.raises(ExecutionError, match="to each of 4 random inputs, in float32 already"):
         export(tmp_path / "net.keras", out=tmp_path / "none", **given)
 
