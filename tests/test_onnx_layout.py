@@ -121,7 +121,7 @@ def test_other_layouts_are_not_taken_for_one(folder: Path) -> None:
         InvalidModelError, match="exported with different --layout; export them by one"
     ):
         parity.numbers(ours, theirs)
-    with pytest.raises(InvalidOptionError, match="other --layout, the default and keep"):
+    with pytest.raises(InvalidOptionError, match="different --layout, the default and keep"):
         diff(ours.path, theirs.path, dataset=str(folder / "set.npz"))
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``python -m edgekit.compare A B --layers``."""
     group = parser.add_argument_group(
         "layer by layer",
-        "with exactly two models: first the reference (possibly a float model), then the suspect",
+        "with exactly two models: the reference, which may be float, and the suspect",
     )
     add = group.add_argument
     add("--layers", action="store_true", help="compare tensor by tensor instead of accuracy")
