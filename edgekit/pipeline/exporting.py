@@ -250,7 +250,7 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
             continue
         why = (
             "its activations are ranges and no operators any more, so that it has no float form; "
-            "export its float source"
+            "export the float model that it comes from"
             if precision != "int8"
             else "it is int8 ONNX already; pass the file itself to compare, parity and benchmark"
         )
