@@ -199,7 +199,7 @@ def test_what_overflows_in_float32_too_is_left_out(tmp_path: Path) -> None:
     written = export(tmp_path / "net.keras", out=tmp_path / "out", **given)
     assert "infinities of the float model's own in" in written.manifest.notes[-1]
     _build(lambda facts: _steep(facts, 255.0), (FACTS,), tmp_path)
-    with pytest.raises(ExecutionError, match="to each of 4 random inputs, in float32 already"):
+    with pytest.raises(ExecutionError, match="for each of 4 random inputs, in float32 already"):
         export(tmp_path / "net.keras", out=tmp_path / "none", **given)
 
 
