@@ -618,7 +618,7 @@ def bad(tmp_path: Path) -> Path:
         ("{}/text", "none of 2 pictures can be decoded"),
         ("{}/nowhere", "got '.*nowhere'"),
         ("folder:{}/nowhere", "not found"),
-        ("folder:", "expected a place"),
+        ("folder:", "expected a path"),
         ("csv:{}/gone.csv", "none of 1 pictures can be decoded: no.png"),
         ("csv:{}/columns.csv", "got file, class"),
         ("csv:{}/below.csv", "label -1 is below"),
