@@ -1,8 +1,9 @@
 """``python -m edgekit.benchmark``: measure one artifact, or a file of any maker, on one runtime.
 
-The verb measures cold start, percentiles of latency, throughput and memory. For onnxruntime it adds
-the runtime's own profile: the operators by time, and whether an int8 model computed in float
-anywhere. With ``--suite gpu`` it measures the float model on a GPU in float32 and float16 instead
+The verb measures cold start, percentiles of latency, throughput and memory, the operators by time,
+and what an int8 model computed in float, each float island with its name and its share of the time.
+The times of onnxruntime are those of its own profile. LiteRT has none: there each operator is run
+alone. With ``--suite gpu`` it measures the float model on a GPU in float32 and float16 instead
 (:mod:`edgekit.evaluation.gpu_suite`).
 """
 
@@ -18,11 +19,14 @@ from rich.table import Table
 from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import gpu_suite
-from edgekit.evaluation.benchmark import Benchmark, benchmark
+from edgekit.evaluation.benchmark import Benchmark, FloatIsland, benchmark
 from edgekit.records import signature as signatures
 from edgekit.runtimes import RUNTIMES, model_file
 
 __all__ = ["benchmark", "main", "parser"]
+
+#: Float islands that are shown.
+_SHOWN = 15
 
 
 def _print(measured: Benchmark) -> None:
@@ -52,16 +56,31 @@ def _print(measured: Benchmark) -> None:
                 f"{operator.share:.1f}",
             )
         console.print(table)
-    if measured.float_operators:
-        console.print(
-            f"computed in float in this int8 model: {len(measured.float_operators)} nodes"
-        )
-        for name in measured.float_operators:
-            cli.say(f"  {name}")
-    elif measured.float_operators is not None:
+    if measured.float_islands:
+        _print_islands(measured.float_islands)
+    elif measured.float_islands is not None:
         console.print("every computing operator ran as an integer kernel")
     for note in measured.notes:
         cli.say(f"note: {note}")
+
+
+def _print_islands(islands: Sequence[FloatIsland]) -> None:
+    """What computes in float in an int8 model, with its share of the time."""
+    table = Table(title="computed in float in this int8 model")
+    for column in ("name", "operators", "ms a run", "%"):
+        right = column in ("ms a run", "%")
+        table.add_column(column, justify="right" if right else "left", no_wrap=right)
+    for each in islands[:_SHOWN]:
+        table.add_row(
+            cli.plain(each.name),
+            cli.plain(" ".join(each.operators)),
+            f"{each.ms_per_run:.4f}",
+            f"{each.share:.1f}",
+        )
+    cli.console.print(table)
+    share = sum(each.share for each in islands)
+    more = f"; the other {len(islands) - _SHOWN} are in --json" if len(islands) > _SHOWN else ""
+    cli.say(f"float takes {share:.1f} % of the time, conversions included{more}")
 
 
 def parser() -> cli.Parser:

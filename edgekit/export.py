@@ -183,6 +183,8 @@ def _print(written: Artifact) -> None:
         cli.say(f"ran on {execution.provider}: {kernels}")
         for name in execution.floats:
             cli.say(f"computes in float: {name}")
+        if execution.floats:
+            cli.say(f"its share of the time: python -m edgekit.benchmark {written.path}")
     for note in manifest.notes:
         cli.say(f"note: {note}")
     cli.say(f"{written.model_path}  {written.size:,} bytes")

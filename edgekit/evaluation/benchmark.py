@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
 from edgekit.data import feeds
-from edgekit.evaluation import conditions
-from edgekit.graph import onnx
+from edgekit.evaluation import conditions, operators
 from edgekit.records import environment
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Conditions, Environment, Measurement, Runtime
@@ -19,12 +18,11 @@ from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.worker import Job, Worker
 
 WARM_UP = 10
-PROFILED_RUNS = 30
 
 
 @dataclass(frozen=True)
 class Operator:
-    """Time of one kind of operator in the runtime's profile.
+    """Time of one kind of operator.
 
     Attributes:
         share: Share of all operator time, in percent.
@@ -38,6 +36,23 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class FloatIsland:
+    """Operators of an int8 model that compute in float and hand real numbers to each other.
+
+    Attributes:
+        name: Of the last of them: of an ONNX node, or of what a TFLite operator writes.
+        operators: Their kinds, in order of execution.
+        ms_per_run: With what makes real numbers of integers before, and integers of them behind.
+        share: Of all operator time, in percent.
+    """
+
+    name: str
+    operators: tuple[str, ...]
+    ms_per_run: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """What was measured of one artifact.
 
@@ -46,9 +61,10 @@ class Benchmark:
             peak_memory baseline_memory``, the last being the process before the model is loaded;
             ``energy`` of an image where the CPU's counters can be read.
         latency_ms: Raw samples.
-        operators: By time, most first; empty where the runtime has no profile.
-        float_operators: Names of nodes of an int8 model that computed in float; None where the
-            runtime has no profile.
+        operators: By time, most first; of TFLite each was run alone, at batch 1. Empty where a
+            runtime has no such times.
+        float_islands: Of an int8 model: what computes in float, most time first; None of another
+            precision, and where a runtime has no times.
     """
 
     name: str
@@ -60,7 +76,7 @@ class Benchmark:
     metrics: dict[str, Measurement]
     latency_ms: tuple[float, ...]
     operators: tuple[Operator, ...]
-    float_operators: tuple[str, ...] | None
+    float_islands: tuple[FloatIsland, ...] | None
     conditions: Conditions
     notes: tuple[str, ...] = ()
 
@@ -117,7 +133,7 @@ def benchmark(
             readings.append(conditions.look([worker.process]))
         joules = counters.since()
         loaded, memory = worker.loaded, worker.peak_memory()
-    operators, in_float, notes = _profile(artifact, threads, feed)
+    kinds, in_float, notes = _operators(artifact, threads, feed, seconds)
     times = np.array(samples)
     watched = conditions.summarize(readings)
     disturbed = conditions.reasons(watched)
@@ -152,41 +168,56 @@ def benchmark(
         environment=environment.describe(),
         metrics=metrics,
         latency_ms=tuple(round(value, 6) for value in samples),
-        operators=operators,
-        float_operators=in_float,
+        operators=kinds,
+        float_islands=in_float,
         conditions=watched,
         notes=notes,
     )
 
 
-def _profile(
-    artifact: Artifact, threads: int, feed: feeds.Feed
-) -> tuple[tuple[Operator, ...], tuple[str, ...] | None, tuple[str, ...]]:
-    """onnxruntime's profile of some runs; other runtimes offer none to Python."""
+def _operators(
+    artifact: Artifact, threads: int, feed: feeds.Feed, seconds: float
+) -> tuple[tuple[Operator, ...], tuple[FloatIsland, ...] | None, tuple[str, ...]]:
+    """Times by kind, what computes in float, and what to say."""
     manifest = artifact.manifest
-    if manifest.format != "onnx":
+    specs = manifest.signature.inputs
+    stored = feeds.quantized(feed, specs)
+    notes: tuple[str, ...] = ()
+    if manifest.format == "onnx":
+        if manifest.signature.batch == 1:
+            stored = next(feeds.one_by_one(stored, specs))
+        ran = operators.of_onnx(
+            artifact.model_path, stored, threads=threads, options=manifest.runtime_options
+        )
+    elif manifest.format == "tflite":
+        try:
+            ran, whole = operators.of_tflite(
+                artifact.model_path, stored, specs,
+                threads=threads, options=manifest.runtime_options, seconds=seconds,
+            )  # fmt: skip
+        except (ExecutionError, InvalidModelError) as exc:
+            return (), None, (f"no operator times: {exc}",)
+        together = 100 * sum(each.ms for each in ran) / whole
+        notes = (
+            f"operators were run one by one, at batch 1: together they take {together:.0f} % of a "
+            f"run of the model",
+        )
+    else:
         note = f"{RUNTIMES[manifest.format]} offers no operator times to Python"
         return (), None, (note,)
-    stored = feeds.quantized(feed, manifest.signature.inputs)
-    if manifest.signature.batch == 1:
-        stored = next(feeds.one_by_one(stored, manifest.signature.inputs))
-    ran = onnx.executed(
-        artifact.model_path,
-        stored,
-        threads=threads,
-        options=manifest.runtime_options,
-        runs=PROFILED_RUNS,
-    )
     total: dict[str, float] = collections.defaultdict(float)
-    for node in ran:
-        total[node.kind] += node.ms
-    counts = collections.Counter(node.kind for node in ran)
+    for each in ran:
+        total[each.kind] += each.ms
+    counts = collections.Counter(each.kind for each in ran)
     everything = sum(total.values())
-    operators = tuple(
-        Operator(kind, ms / PROFILED_RUNS, 100 * ms / everything, counts[kind])
+    kinds = tuple(
+        Operator(kind, ms, 100 * ms / everything, counts[kind])
         for kind, ms in sorted(total.items(), key=lambda item: -item[1])
     )
-    in_float = None
-    if manifest.precision == "int8":
-        in_float = tuple(sorted(f"{n.kind}: {n.name}" for n in ran if n.computes_in_float))
-    return operators, in_float, ()
+    if manifest.precision != "int8":
+        return kinds, None, notes
+    in_float = tuple(
+        FloatIsland(each.name, each.kinds, each.ms, 100 * each.ms / everything)
+        for each in operators.islands(ran)
+    )
+    return kinds, in_float, notes

@@ -7,7 +7,7 @@ import json
 import mmap
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,7 @@ def session(
     threads: int = 1,
     options: Mapping[str, str] | None = None,
     profile: Path | None = None,
+    optimized: Path | None = None,
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
 ) -> Any:
@@ -234,6 +235,7 @@ def session(
         threads: Threads inside an operator.
         options: Session config entries, e.g. ``session.x64quantprecision``.
         profile: Path whose name begins that of the profile, which ``end_profiling`` writes.
+        optimized: Where to write the model as it runs, after onnxruntime has merged nodes.
         provider: Execution provider, the CPU's by default.
         provider_options: Its options.
 
@@ -264,6 +266,8 @@ def session(
     if profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile)
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
     content = str(model) if isinstance(model, Path) else model
     if (options or {}).get(environment.PRECISE) == "1":
         proto = load(model) if isinstance(model, Path) else parse(model)
@@ -322,12 +326,19 @@ class Node:
         name: Name in the graph that was run, after onnxruntime fused it.
         ms: Time of all runs together.
         computes_in_float: Whether it is an operator that computes and wrote float.
+        in_float: Whether it wrote float, also by moving values.
+        inputs: Names of tensors; empty where nobody asked for them, and in the body of another
+            node.
+        outputs: The same.
     """
 
     kind: str
     name: str
     ms: float
     computes_in_float: bool
+    in_float: bool
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
 
 def executed(
@@ -339,8 +350,19 @@ def executed(
     runs: int = 1,
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
+    wired: bool = False,
 ) -> tuple[Node, ...]:
     """Run a model under onnxruntime's profiler; the nodes that ran, in order.
+
+    Args:
+        model: File or serialised model.
+        feed: Of one run, by input name.
+        threads: Threads inside an operator.
+        options: Session config entries.
+        runs: How many.
+        provider: Execution provider.
+        provider_options: Its options.
+        wired: Tell which tensors the nodes read and write.
 
     Raises:
         ExecutionError: If a node ran on another provider; see :func:`ran`.
@@ -351,13 +373,24 @@ def executed(
             threads=threads,
             options=options,
             profile=Path(folder) / "profile",
+            optimized=Path(folder) / "optimized.onnx" if wired else None,
             provider=provider,
             provider_options=provider_options,
         )
         for _ in range(runs):
             run(opened, None, feed)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
-    return ran(events, provider)
+        found = ran(events, provider)
+        if wired:
+            as_run = package().load(Path(folder) / "optimized.onnx", load_external_data=False)
+            wires = {node.name: node for node in as_run.graph.node}
+            found = tuple(
+                replace(each, inputs=tuple(node.input), outputs=tuple(node.output))
+                if (node := wires.get(each.name)) is not None
+                else each
+                for each in found
+            )
+    return found
 
 
 def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
@@ -384,8 +417,8 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
         if where != provider and not of_shapes:
             elsewhere[name] = f"{kind} {name} on {where or 'none'}"
         ms = event["dur"] / 1e3 + (found[name].ms if name in found else 0.0)
-        in_float = kind not in _MOVING and bool(dtypes & _FLOAT_NAMES)
-        found[name] = Node(kind, name, ms, in_float)
+        in_float = bool(dtypes & _FLOAT_NAMES)
+        found[name] = Node(kind, name, ms, in_float and kind not in _MOVING, in_float)
     if elsewhere:
         first = next(iter(elsewhere.values()))
         raise ExecutionError(

@@ -39,7 +39,7 @@ class LiteRtRunner(Runner):
         self.batch = batch
         self._threads = threads
         self._options = dict(options or {})
-        asked = _interpreter_options(self._options)
+        asked = interpreter_options(self._options)
         opened: Path | bytes = model
         if shapes:
             opened = tflite_sizes.sized(model.read_bytes(), str(model), shapes)
@@ -80,7 +80,12 @@ class LiteRtRunner(Runner):
         del self._interpreter
 
 
-def _interpreter_options(options: Mapping[str, str]) -> dict[str, Any]:
+def interpreter_options(options: Mapping[str, str]) -> dict[str, Any]:
+    """The runtime's options as the interpreter takes them.
+
+    Raises:
+        InvalidOptionError: If one or its value is unknown.
+    """
     unknown = sorted(set(options) - {"kernels"})
     if unknown:
         raise InvalidOptionError(f"litert knows the option kernels, got {unknown[0]!r}")

@@ -194,17 +194,34 @@ def read_file(content: bytes) -> Stored:
 
 
 def floats(graph: Graph) -> tuple[str, ...]:
-    """Operators of an int8 graph that compute in float, as kind and name.
-
-    Whole numbers on their way to int8 are no computation.
-    """
-    stored = copies(graph)
+    """Operators of an int8 graph that compute in float, as kind and name."""
     return tuple(
-        f"{operator.kind} {short_name(stored.get(operator.outputs[0], operator.outputs[0]))}"
-        for operator in graph.operators
-        if operator.kind not in ("DEQUANTIZE", "CAST")
-        and any(graph.dtype(name) == np.float32 for name in operator.outputs)
+        f"{operator.kind} {name}"
+        for operator, name in zip(graph.operators, names(graph), strict=True)
+        if computes_in_float(graph, operator)
     )
+
+
+def computes_in_float(graph: Graph, operator: Operator) -> bool:
+    """Whether an operator writes real numbers that it computes; whole numbers on their way to int8
+    are no computation."""
+    return operator.kind not in ("DEQUANTIZE", "CAST") and any(
+        graph.dtype(name) == np.float32 for name in operator.outputs
+    )
+
+
+def converts(graph: Graph, operator: Operator) -> bool:
+    """Whether an operator makes real numbers of integers, or integers of real numbers."""
+    return operator.kind == "DEQUANTIZE" or (
+        operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) == np.float32
+    )
+
+
+def names(graph: Graph) -> tuple[str, ...]:
+    """What each operator of an int8 graph writes, as the float graph calls it."""
+    stored = copies(graph)
+    written = (operator.outputs[0] for operator in graph.operators)
+    return tuple(short_name(stored.get(name, name)) for name in written)
 
 
 def copies(graph: Graph) -> Mapping[str, str]:
