@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import onnx as package
 import pytest
-from exported import answers, decibels, export
+from exported import answers, decibels, export, export_all
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.diagnosis.diff import diff
+from edgekit.evaluation import parity
 from edgekit.graph import onnx, onnx_forms
+from edgekit.graph.flatbuffer import Graph
 from edgekit.records.artifact import Artifact
 from edgekit.sources import onnx_source
 from edgekit.sources.float_model import load
@@ -173,6 +175,52 @@ def test_a_product_of_what_has_no_known_size_is_told(rows: Any) -> None:
     prepared = onnx_source.prepare(model, integers=True)
     # with two samples the file does not run, so that the sizes are not seen
     assert onnx_forms.without_sizes(prepared) == (("p",) if rows == "n" else ())
+
+
+@pytest.mark.parametrize("form", ["one operator", "of a hard sigmoid", "of a product"])
+def test_a_hard_swish_computes_in_integers(form: str, tmp_path: Path) -> None:
+    """TFLite's own int8 kernel is slow and less exact; onnxruntime has none."""
+    numbers = {"three": 3, "low": 0, "six": 6}
+    constants = {name: np.array(value, np.float32) for name, value in numbers.items()}
+    constants |= {"w": _drawn(1, 4, 3, 3, 3), "u": _drawn(2, 2, 4, 1, 1)}
+    make = helper.make_node
+    swish = {
+        "one operator": [make("HardSwish", ["a"], ["s"], "swish")],
+        "of a hard sigmoid": [
+            make("HardSigmoid", ["a"], ["h"], "gate", alpha=1 / 6),
+            make("Mul", ["a", "h"], ["s"], "swish"),
+        ],
+        "of a product": [
+            make("Add", ["a", "three"], ["r"], "raised"),
+            make("Clip", ["r", "low", "six"], ["c"], "cut"),
+            make("Mul", ["a", "c"], ["m"], "product"),
+            make("Div", ["m", "six"], ["s"], "swish"),
+        ],
+    }
+    nodes = [make("Conv", ["x", "w"], ["a"]), *swish[form], make("Conv", ["s", "u"], ["y"])]
+    if form != "of a product":
+        for name in numbers:
+            del constants[name]
+    onnx.package().save(
+        _model(nodes, constants, [1, 3, 8, 8], {"y": [1, 2, 6, 6]}), tmp_path / "net.onnx"
+    )
+    x = _drawn(3, 40, 3, 8, 8)
+    np.savez(tmp_path / "x.npz", x=x)
+    written = export_all(
+        tmp_path / "net.onnx", targets=("tflite", "onnx"), precisions=("int8", "float32"),
+        preprocessing="none", calibration=str(tmp_path / "x.npz"), out=tmp_path,
+    )  # fmt: skip
+    tflite, float_tflite, model, _ = written
+    kinds = {each.kind for each in Graph(tflite.model_path.read_bytes()).operators}
+    assert kinds == {"CONV_2D", "ADD", "MUL", "TRANSPOSE"}
+    merged = {each.kind for each in Graph(float_tflite.model_path.read_bytes()).operators}
+    assert merged == {"CONV_2D", "HARD_SWISH", "TRANSPOSE"}
+    for each in (tflite, model):
+        assert each.manifest.execution is not None
+        assert each.manifest.execution.floats == ()
+        assert each.manifest.quantization is not None
+        assert each.manifest.quantization.judged[0].sqnr_centred > 30
+    assert parity.numbers(tflite, model).differences == ()
 
 
 def test_methods_are_judged_before_a_softmax_by_samples_of_their_own(tmp_path: Path) -> None:

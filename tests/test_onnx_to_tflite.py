@@ -528,7 +528,9 @@ def test_a_clip_may_end_at_what_is_computed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("early", [False, True])
-def test_a_hard_swish_that_is_spelled_out_is_one_operator(early: bool, tmp_path: Path) -> None:
+def test_a_hard_swish_that_is_spelled_out_is_one_operator_of_float_files(
+    early: bool, tmp_path: Path
+) -> None:
     numbers = {"three": 3, "low": 0, "six": 6}
     weights = {name: np.array(value, np.float32) for name, value in numbers.items()}
     weights["w"] = np.random.default_rng(6).normal(0, 1, (4, 3, 1, 1)).astype(np.float32)
@@ -541,7 +543,14 @@ def test_a_hard_swish_that_is_spelled_out_is_one_operator(early: bool, tmp_path:
     ]
     path = _save(tmp_path / "net.onnx", nodes, weights, [1, 3, 5, 6], [1, 4, 5, 6])
     kinds, noise = _kinds(path)
-    assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D", "HARD_SWISH"} and noise > 100
+    assert set(kinds) - {"TRANSPOSE"} == {"CONV_2D", "ADD", "MUL"} and noise > 100
+    written = export(
+        path, target="tflite", precision="float32", preprocessing="none", out=tmp_path / "float"
+    )
+    merged = flatbuffer.Graph(written.model_path.read_bytes())
+    found = {operator.kind for operator in merged.operators}
+    assert found - {"TRANSPOSE"} == {"CONV_2D", "HARD_SWISH"}
+    assert len(merged.used) == len(merged.tensors)  # nothing is left of what was spelled out
 
 
 @pytest.mark.parametrize("target", ["tflite", "onnx"])

@@ -44,6 +44,8 @@ BOUNDS = {
 }
 #: A part of a tensor's name that is a number of the process that made it.
 _COUNTED = re.compile(r"(^|[/;])\d+(?=$|[/;])")
+#: Ends the name of what a hard swish multiplies its input with.
+GATE = "__gate"
 _ACTIVATIONS = dict(enumerate(ACTIVATIONS))
 
 
@@ -515,6 +517,123 @@ class Graph:
         self.reorder(order)
         return found
 
+    def spell_hard_swishes(self) -> bool:
+        """Write HARD_SWISH as x (ReLU6(x + 3) / 6), in place.
+
+        XNNPACK has no int8 kernel of it, and TFLite's own takes three times as long as the float
+        one and is less exact than these three.
+
+        Returns:
+            Whether there was one.
+        """
+        schema, operators = self._schema, list(self._subgraph.operators)
+        relu6 = ACTIVATIONS.index("RELU6")
+        order: list[int] = []
+        for position, raw in enumerate(operators):
+            operator = self._operator(raw)
+            if operator.kind != "HARD_SWISH":
+                order.append(position)
+                continue
+            x, y = operator.inputs[0], operator.outputs[0]
+            three, sixth = (self._add_constant(np.array([n], np.float32)) for n in (3, 1 / 6))
+            cut, gate = schema.AddOptionsT(), schema.MulOptionsT()
+            cut.fusedActivationFunction = relu6
+            added = self._add("ADD", (x, three), self.shape(x), "AddOptions", cut)
+            scaled = self._add("MUL", (added, sixth), self.shape(x), "MulOptions", gate)
+            self._add("MUL", (x, scaled), self.shape(x), "MulOptions", schema.MulOptionsT())
+            self._subgraph.operators[-1].outputs = [self._order.index(y)]
+            count = len(self._subgraph.operators)
+            order += range(count - 3, count)
+            self.rename({added: f"{y}{GATE}__cut", scaled: f"{y}{GATE}"})
+        found = len(order) != len(operators)
+        self.reorder(order)
+        if found:
+            self.compact()
+        return found
+
+    def merge_hard_swishes(self, kept: Collection[str] = ()) -> bool:
+        """Put HARD_SWISH in place of x ReLU6(x + 3) / 6 that is spelled out, in place.
+
+        Args:
+            kept: Tensors that stay, constants too.
+
+        Returns:
+            Whether there was one.
+        """
+        operators = self.operators
+        raws = {
+            each.outputs[0]: raw
+            for each, raw in zip(operators, self._subgraph.operators, strict=True)
+        }
+        makers = {each.outputs[0]: each for each in operators}
+        readers = Counter(name for each in operators for name in dict.fromkeys(each.inputs))
+        ends = {*self.outputs, *kept}
+
+        def activation(operator: Operator) -> str:
+            options = raws[operator.outputs[0]].builtinOptions
+            return _ACTIVATIONS[getattr(options, "fusedActivationFunction", 0)]
+
+        def other(operator: Operator | None, number: float) -> str:
+            """The operand beside one number; empty where there is another."""
+            pairs = [] if operator is None else [operator.inputs, operator.inputs[::-1]]
+            for one, constant in pairs:
+                alone = self.is_constant(constant) and self.constant(constant).size == 1
+                if alone and constant not in kept:
+                    found = float(self.constant(constant).reshape(()))
+                    return one if abs(found - number) <= 1e-6 * number else ""
+            return ""
+
+        def maker(name: str, kind: str, behind: str = "NONE") -> Operator | None:
+            """What writes a tensor that only one operator reads."""
+            found = makers.get(name)
+            if found is None or found.kind != kind or activation(found) != behind:
+                return None
+            return found if readers[name] == 1 and name not in ends else None
+
+        def raised(cut: str) -> str:
+            """x of ReLU6(x + 3)."""
+            return other(maker(cut, "ADD", "RELU6"), 3.0)
+
+        def swished(operator: Operator) -> str:
+            """x of the whole, where an operator is the last of it."""
+            product = maker(other(operator, 1 / 6), "MUL")
+            pairs = [] if product is None else [product.inputs, product.inputs[::-1]]
+            for source, cut in pairs:  # (x * cut) / 6
+                if raised(cut) == source:
+                    return source
+            for source, share in (operator.inputs, operator.inputs[::-1]):  # x * (cut / 6)
+                cut = other(maker(share, "MUL"), 1 / 6)
+                if cut and raised(cut) == source:
+                    return source
+            return ""
+
+        found = False
+        for operator in operators:
+            if operator.kind != "MUL" or activation(operator) != "NONE":
+                continue
+            if not (x := swished(operator)):
+                continue
+            raw, found = raws[operator.outputs[0]], True
+            raw.opcodeIndex = self._code("HARD_SWISH", 1)
+            raw.inputs = [self._order.index(x)]
+            raw.builtinOptionsType = self._schema.BuiltinOptions.HardSwishOptions
+            raw.builtinOptions = self._schema.HardSwishOptionsT()
+        if found:
+            self._drop_unread()
+            self.compact()
+        return found
+
+    def _drop_unread(self) -> None:
+        """Take out operators whose outputs nothing reads, in place."""
+        wanted = {int(index) for index in self._subgraph.outputs}
+        kept = []
+        for raw in reversed(self._subgraph.operators):
+            if wanted.intersection(map(int, raw.outputs)):
+                kept.append(raw)
+                wanted.update(map(int, () if raw.inputs is None else raw.inputs))
+        self._subgraph.operators = kept[::-1]
+        self._original = len(kept)
+
     def fused(self) -> frozenset[str]:
         """Tensors whose operator has an activation behind it."""
         return frozenset(
@@ -789,7 +908,9 @@ class Graph:
 
     def _add_tensor(self, shape: tuple[int, ...], kind: int) -> str:
         tensor = self._schema.TensorT()
-        name = f"added {len(self._order)}"
+        number = len(self._order)
+        while (name := f"added {number}") in self._tensors:
+            number += 1
         tensor.name, tensor.type, tensor.buffer = name.encode(), kind, 0
         tensor.shape = np.asarray(shape, np.int32)
         self._subgraph.tensors.append(tensor)
@@ -891,6 +1012,7 @@ def canonical(content: bytes, name: str, *, key: str, states: bool = False) -> b
     graph = Graph(pack(model))
     graph.fold()
     graph.spell_products()
+    graph.spell_hard_swishes()
     graph.compact()
     return graph.serialize()
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.graph import onnx as onnx_file
+from edgekit.graph.flatbuffer import GATE
 
 #: Operator, inputs, output, attributes.
 _Step = tuple[str, list[str], str, dict[str, Any]]
@@ -126,6 +127,15 @@ def without_sizes(model: Any) -> tuple[str, ...]:
     )
 
 
+def spell_hard_swishes(model: Any) -> None:
+    """Write HardSwish as x HardSigmoid(x), in place; onnxruntime does so by names of its own."""
+    graph = _Graph(model)
+    for node in [node for node in graph.nodes if node.op_type == "HardSwish"]:
+        x, y = node.input[0], node.output[0]
+        form = {"alpha": 1 / 6, "beta": 0.5}
+        graph.replace(node, [("HardSigmoid", [x], y + GATE, form), ("Mul", [x, y + GATE], y, {})])
+
+
 def _pool(graph: _Graph, node: Any) -> None:
     """The mean over all axes behind the channels: GlobalAveragePool."""
     rank = graph.rank(node.input[0])
@@ -183,13 +193,10 @@ def _pad_by_reader(graph: _Graph, node: Any) -> None:
 
 
 def _hard_sigmoid(graph: _Graph, node: Any) -> None:
-    """ReLU6(6 alpha x + 6 beta) / 6; what multiplies it with x, a hard swish, takes it as it is."""
+    """ReLU6(6 alpha x + 6 beta) / 6."""
     alpha = float(onnx_file.attribute(node, "alpha", 0.2))
     beta = float(onnx_file.attribute(node, "beta", 0.5))
     x, y = node.input[0], node.output[0]
-    reader = graph.only_reader(y)
-    if reader is not None and reader.op_type == "Mul" and x in reader.input:
-        return
     steps: list[_Step] = []
     if abs(6 * alpha - 1) > 1e-6:
         factor = graph.store(f"{y}__alpha", np.array(6 * alpha, np.float32))

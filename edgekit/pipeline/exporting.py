@@ -338,6 +338,12 @@ class _Pipeline:
         return content
 
     @functools.cached_property
+    def merged(self) -> bytes:
+        """The same as float files have it: what is spelled out for int8 kernels is one operator."""
+        graph = Graph(self.canonical)
+        return graph.serialize() if graph.merge_hard_swishes() else self.canonical
+
+    @functools.cached_property
     def table(self) -> CalibrationTable:
         """Statistics and ranges of :attr:`canonical`."""
         assert self.calibration is not None  # _opened() has seen to it
@@ -364,7 +370,7 @@ class _Pipeline:
     @functools.cached_property
     def float_onnx(self) -> Any:
         """The float graph as an ``onnx.ModelProto``."""
-        model = onnx_convert.from_tflite(self.canonical)
+        model = onnx_convert.from_tflite(self.merged)
         onnx_convert.use_signature_names(model, Graph(self.canonical))
         return model
 
@@ -501,7 +507,7 @@ class _Pipeline:
                     f"{name}; export it in float32"
                 )
         if target == "tflite":
-            content = self.canonical
+            content = self.merged
             if precision == "float16":
                 graph = Graph(content)
                 graph.halve()
@@ -907,7 +913,9 @@ def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) 
         )
     read = onnx_integers.read_stored(source.model, graph)
     numbers = source.encodings_of(converted)
-    return existing.take_over(converted.content, numbers, read, profile=profile, name=name)
+    # the file does not round what lies inside of one
+    graph.merge_hard_swishes(kept={*numbers, *read.constants})
+    return existing.take_over(graph.serialize(), numbers, read, profile=profile, name=name)
 
 
 def _same_as_source(content: bytes, source: FloatModel) -> list[str]:

@@ -100,7 +100,7 @@ def from_function(
                 f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
     graph = Graph(content)
-    changed = [graph.spell_products(), graph.settle_names()]
+    changed = [graph.spell_products(), graph.spell_hard_swishes(), graph.settle_names()]
     return graph.serialize() if any(changed) else content
 
 

@@ -111,7 +111,6 @@ def convert(
     }
     own = {tensor for name in kept for tensor in held.get(name, ())}
     _fuse_activations(graph, own)
-    _fuse_hard_swishes(graph, own)
     graph.drop_unused()
     orders = {
         name: order or tuple(range(len(graph.shape(name))))
@@ -147,52 +146,6 @@ def _fuse_activations(graph: Graph, kept: Collection[str]) -> None:
         graph.operators[graph.operators.index(before)] = fused
         graph.operators.remove(operator)
         makers[name] = fused
-
-
-def _fuse_hard_swishes(graph: Graph, kept: Collection[str]) -> None:
-    """Put HARD_SWISH in place of x ReLU6(x + 3) / 6 that is spelled out, in place."""
-    readers, makers = graph.readers(), graph.makers()
-    outputs = {*graph.outputs.values(), *kept}
-
-    def scalar(operator: Operator, number: float) -> str:
-        """The other operand of an operation with one number; empty where it has another."""
-        for one, other in (operator.inputs, operator.inputs[::-1]):
-            if graph.is_constant(other) and graph.constant(other).size == 1:
-                found = float(graph.constant(other).reshape(()))
-                return one if abs(found - number) <= 1e-6 * number else ""
-        return ""
-
-    def maker(name: str, kind: str, activation: str = "NONE") -> Operator | None:
-        """What writes a tensor that only one operator reads."""
-        found = makers.get(name)
-        fits = found is not None and (found.kind, found.activation) == (kind, activation)
-        alone = len(readers.get(name, [])) == 1 and name not in outputs
-        return found if fits and alone else None
-
-    def raised(cut: str) -> str:
-        """x of ReLU6(x + 3)."""
-        found = maker(cut, "ADD", "RELU6")
-        return "" if found is None else scalar(found, 3.0)
-
-    def swished(operator: Operator) -> str:
-        """x of the whole, where an operator is the last of it."""
-        product = maker(scalar(operator, 1 / 6), "MUL")
-        pairs = [] if product is None else [product.inputs, product.inputs[::-1]]
-        for source, cut in pairs:  # (x * cut) / 6
-            if raised(cut) == source:
-                return source
-        for source, share in (operator.inputs, operator.inputs[::-1]):  # x * (cut / 6)
-            divided = maker(share, "MUL")
-            if divided is not None and raised(scalar(divided, 1 / 6)) == source:
-                return source
-        return ""
-
-    for place, operator in enumerate(graph.operators):
-        if operator.kind == "MUL" and operator.activation == "NONE" and (x := swished(operator)):
-            graph.operators[place] = Operator(
-                "HARD_SWISH", (x,), operator.outputs, form="HardSwishOptions"
-            )
-    graph.drop_unused()
 
 
 def last(rank: int) -> Order:

@@ -495,6 +495,9 @@ def prepare(model: Any, *, integers: bool) -> Any:
             own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
             older = any(version < PREPARED for version in own)
             given = package.version_converter.convert_version(model, PREPARED) if older else model
+            if integers:
+                given = onnx.copied(given)
+                onnx_forms.spell_hard_swishes(given)
             onnxruntime.InferenceSession(given.SerializeToString(), settings, providers=[onnx.CPU])
             found = package.shape_inference.infer_shapes(package.load(path), strict_mode=True)
         except Exception as exc:  # onnx and onnxruntime raise many types
