@@ -577,8 +577,8 @@ class Graph:
             """The operand beside one number; empty where there is another."""
             pairs = [] if operator is None else [operator.inputs, operator.inputs[::-1]]
             for one, constant in pairs:
-                alone = self.is_constant(constant) and self.constant(constant).size == 1
-                if alone and constant not in kept:
+                real = self.is_constant(constant) and self.dtype(constant) == np.float32
+                if real and self.constant(constant).size == 1 and constant not in kept:
                     found = float(self.constant(constant).reshape(()))
                     return one if abs(found - number) <= 1e-6 * number else ""
             return ""

@@ -37,6 +37,7 @@ def write(canonical: bytes, stored: Stored) -> bytes:
     for position, operator in enumerate(graph.operators):
         writer.take(position, operator)
     writer.finish()
+    graph.merge_hard_swishes()  # of what computes in float
     graph.join_layers()
     graph.compact()
     return graph.serialize()
