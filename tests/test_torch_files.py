@@ -27,7 +27,7 @@ CALIBRATION = 24
 CASES: dict[str, tuple[list[str], float, set[str]]] = {
     "mobile": (["image"], 32, set()),
     "attention": (["image"], 35, {"Add", "Concat", "Gelu", "Gemm", "LayerNormalization"}),
-    "segments": (["image"], 35, {"ConvTranspose", "Relu", "Resize"}),
+    "segments": (["image"], 35, {"Relu", "Resize"}),
     "unfolded": (["image"], 28, set()),
     "both": (["image", "facts"], 32, set()),
     "words": (["tokens"], 32, {"GRU"}),

@@ -8,7 +8,7 @@ float, between a DEQUANTIZE and a QUANTIZE, in both formats.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -98,6 +98,18 @@ def has_kernel(graph: Graph, operator: Operator) -> bool:
         bias = operator.inputs[WEIGHTS[operator.kind].bias :]
         return all(graph.is_constant(name) for name in (operator.inputs[1], *bias) if name)
     return True
+
+
+def blocks(strides: Sequence[int], inputs: int) -> bool:
+    """Whether onnxruntime computes a transposed convolution on int8: as a convolution that writes
+    blocks of stride x stride values. Of an odd number of input channels it would add other pairs of
+    products than those that the weights are chosen by (:mod:`edgekit.quantization.saturation`).
+
+    Args:
+        strides: Of each spatial axis.
+        inputs: Channels of the input.
+    """
+    return len(strides) == 2 and strides[0] == strides[1] > 1 and inputs % 2 == 0
 
 
 def on_integers(graph: Graph, operator: Operator, encodings: Mapping[str, Number]) -> bool:

@@ -883,6 +883,7 @@ def _make_int8(
         constants,
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
+        blocks=profile.provider == onnx.CPU,
     )
     if source.kind != "onnx":
         onnx_convert.use_signature_names(model, Graph(canonical))

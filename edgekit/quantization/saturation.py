@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.graph import kernels
 from edgekit.graph.flatbuffer import Graph, Layer
 
 LIMIT = 128
@@ -50,10 +51,10 @@ class Prediction:
 def pairs_products(graph: Graph, layer: Layer) -> bool:
     """Whether onnxruntime's int8 kernel for a layer adds products in pairs.
 
-    All do but the depthwise ones, and a transposed convolution, which it computes in float.
+    All do but the depthwise ones, and a transposed convolution that it computes in float.
     """
     if layer.kind == "transposed":
-        return False
+        return kernels.blocks(layer.strides, graph.shape(layer.weights)[-1])
     if layer.kind == "dense":
         return True
     shape, channels = graph.shape(layer.weights), graph.shape(layer.input)[-1]

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgekit.base.errors import InvalidModelError, reason
 from edgekit.graph import kernels, plain_tflite
-from edgekit.graph.flatbuffer import BOUNDS
+from edgekit.graph.flatbuffer import BOUNDS, WEIGHTS
 from edgekit.graph.onnx_forms import LINEAR
 from edgekit.graph.plain import ACTIVATIONS, Array, Graph, Operator, Tensor
 
@@ -1524,16 +1524,21 @@ def _fold_into_layer(
     row = operator if operator is not None and tensor == f"{source}__row" else None
     if row is not None:  # of a layer of one spatial axis
         operator = next((o for o in c.graph.operators if row.inputs[0] in o.outputs), None)
-    if operator is None or operator.kind not in kernels.WEIGHTED - {"TRANSPOSE_CONV"}:
+    cut = None
+    if operator is not None and operator.inputs[0] == f"{source}__whole" and row is None:
+        cut = operator  # off a transposed convolution
+        operator = next((o for o in c.graph.operators if cut.inputs[0] in o.outputs), None)
+    if operator is None or operator.kind not in WEIGHTS:
         return False
-    if operator.activation != "NONE" or len(operator.inputs) < 3 or not operator.inputs[2]:
+    place = WEIGHTS[operator.kind].bias
+    if operator.activation != "NONE" or len(operator.inputs) <= place or not operator.inputs[place]:
         return False
     rank = len(c.shape(source))
     if axis != (1 if rank > 2 and order == last(rank) else rank - 1):  # channels are another one
         return False
     if sum(tensor in value.tensors.values() for value in c.computed.values()) != 1:
         return False  # it has another name too, which others may read
-    weights, bias = operator.inputs[1:3]
+    weights, bias = operator.inputs[1], operator.inputs[place]
     array = c.graph.constant(weights).astype(np.float64)
     sizes = [1] * array.ndim
     sizes[3 if operator.kind == "DEPTHWISE_CONV_2D" else 0] = -1
@@ -1545,8 +1550,10 @@ def _fold_into_layer(
     if row is not None:
         c.graph.rename({row.inputs[0]: name, tensor: f"{name}__row"})
         c.computed[name] = _Value({order: f"{name}__row"})
-    else:
-        c.set(n, tensor, order)
+        return True
+    if cut is not None:
+        c.graph.rename({operator.output: f"{name}__whole"})
+    c.set(n, tensor, order)
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,9 @@ import numpy as np
 from edgekit.base.errors import InvalidModelError, WriterError
 from edgekit.graph import kernels, onnx_forms
 from edgekit.graph import onnx as onnx_file
-from edgekit.graph.flatbuffer import Graph, Operator, short_name
+from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
-from edgekit.writers import onnx_tensors, tflite_integers
+from edgekit.writers import onnx_blocks, onnx_tensors, tflite_integers
 
 _CLIPPING = ("Clip", "Relu", "Min", "Max")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its output.
@@ -37,6 +37,7 @@ def quantize(
     *,
     activation_dtype: str = "uint8",
     quantize_bias: bool = True,
+    blocks: bool = True,
 ) -> Any:
     """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
 
@@ -51,6 +52,8 @@ def quantize(
         activation_dtype: ``uint8``, which adds 128 to every zero_point and is the same number, or
             ``int8``.
         quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
+        blocks: Write transposed convolutions in the form that onnxruntime has integer kernels for
+            (:mod:`edgekit.writers.onnx_blocks`).
 
     Returns:
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
@@ -81,6 +84,8 @@ def quantize(
     for name, (scale, zero_point) in activations.items():
         writer.round(name, scale, dtype(zero_point + shift), apart)
     onnx_forms.pad_integers(copied)
+    if blocks:
+        onnx_blocks.write(copied)
     onnx_file.drop_unused(copied)
     del copied.graph.value_info[:]
     onnx_file.sort(copied)
@@ -370,19 +375,36 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         if name in names and not graph.is_constant(name)
     }
     layers = {}
-    kinds = {layer.output: layer.kind for layer in graph.layers}
+    kinds = {layer.output: layer for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, outer_names):
         weights = _dequantized(node, 1, makers, constants)
         if weights is None:
             continue
         bias = _dequantized(node, 2, makers, constants) if len(node.input) > 2 else None
-        layers[place] = LayerIntegers(
-            weights=_to_canonical(node, weights[0], depthwise=kinds[place] == "depthwise"),
+        found_ones = LayerIntegers(
+            weights=weights[0],
             weight_scale=np.atleast_1d(weights[1]),
             bias=None if bias is None else bias[0],
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
         )
+        layers[place] = _as_canonical(node, found_ones, kinds[place], graph)
     return Stored(activations, layers, _read_constants(model, graph, outer_names))
+
+
+def _as_canonical(node: Any, found: LayerIntegers, layer: Layer, graph: Graph) -> LayerIntegers:
+    """A node's integers as the canonical layer has them: weights in TFLite's layout, and of a
+    convolution that writes blocks those of the transposed one."""
+    if layer.kind != "transposed" or node.op_type != "Conv":
+        weights = _to_canonical(node, found.weights, depthwise=layer.kind == "depthwise")
+        return replace(found, weights=weights)
+    outputs, height, width, _ = graph.shape(layer.weights)
+    whole = onnx_blocks.to_transposed(found.weights, layer.strides[0], (height, width))
+    return LayerIntegers(
+        weights=whole.transpose((1, 2, 3, 0)),
+        weight_scale=found.weight_scale[:outputs],
+        bias=None if found.bias is None else found.bias[:outputs],
+        bias_scale=None if found.bias_scale is None else found.bias_scale[:outputs],
+    )
 
 
 def _read_constants(
@@ -825,8 +847,12 @@ def layer_nodes(
         outer_names: Canonical names of inputs and outputs that have another name in the file.
     """
     whole = _canonical_output(model, layers, outer_names)
+    laid_out = {node.output[0]: names for node, names in onnx_blocks.found(model)}
     for node in model.graph.node:
-        found = whole(node.output[0]) if node.op_type in onnx_file.WEIGHTED else None
+        if node.op_type not in onnx_file.WEIGHTED:
+            continue
+        written = (node.output[0], *laid_out.get(node.output[0], ()))
+        found = next(filter(None, map(whole, written)), None)
         if found is not None:
             yield node, *found
 
