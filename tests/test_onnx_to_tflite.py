@@ -213,11 +213,37 @@ def test_what_has_no_tflite_form_is_refused_by_name(
     assert export_main([str(path), *given, "--target", "tflite", *out]) == 2
     said = capsys.readouterr()
     text = " ".join((said.out + said.err).split())
-    assert "Det volume has no TFLite form" in text and "float32 or float16 to ONNX" in text
+    assert f"{path} cannot become TFLite: Det volume has no TFLite form" in text
+    # float16 has no Det either, which was advised before
+    assert text.endswith(
+        "replace it in the model, or export with --target onnx --precision float32"
+    )
     assert "Traceback" not in text and not (tmp_path / "out").exists()
     assert export_main([str(path), *given, "--target", "tflite,onnx", *out]) == 2
     assert not (tmp_path / "out").exists()
     assert export_main([str(path), *given, "--target", "onnx", *out]) == 0
+
+
+def test_an_int8_onnx_file_is_refused_by_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = {"w": np.random.default_rng(5).normal(0, 1, (2, 1, 1, 1)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "before"),
+        helper.make_node("GlobalLpPool", ["a"], ["y"], "length", p=3),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 1, 4, 4], [1, 2, 1, 1])
+    np.savez(tmp_path / "x.npz", x=np.ones((24, 1, 4, 4), np.float32))
+    given = [str(path), "--preprocessing", "none", "--target", "onnx"]
+    calibration = ["--calibration", str(tmp_path / "x.npz"), "--out", str(tmp_path / "out")]
+    assert export_main([*given, "--precision", "int8", *calibration]) == 2
+    said = capsys.readouterr()
+    text = " ".join((said.out + said.err).split())
+    assert f"{path} cannot become int8 ONNX" in text and "cannot become TFLite" not in text
+    assert "GlobalLpPool length has no TFLite form" in text
+    advised = text.rpartition("or export with --target onnx --precision ")[2]
+    assert advised.startswith("float32")
+    assert export_main([*given, "--precision", advised, *calibration[2:]]) == 0
 
 
 def test_a_graph_that_computes_something_else_is_refused(

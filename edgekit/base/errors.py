@@ -6,6 +6,7 @@
     ├── InvalidOptionError       an argument: unknown, out of range, contradicting another
     ├── InvalidInputError        a file or array: not what it should be
     │   ├── InvalidModelError    a model file that cannot be read or is not supported
+    │   │   └── NoTfliteFormError  an ONNX graph that TFLite has no form for
     │   ├── InvalidDataError     images, labels, calibration sets
     │   │   └── ClassesError     classes of a data set that are not the model's
     │   ├── ArtifactError        an artifact folder: no manifest, changed byte, unknown schema
@@ -63,6 +64,19 @@ class InvalidInputError(EdgekitError):
 
 class InvalidModelError(InvalidInputError):
     """A model file cannot be read, or holds something edgekit does not support."""
+
+
+class NoTfliteFormError(InvalidModelError):
+    """The graph of an ONNX file has no form in TFLite.
+
+    Attributes:
+        path: Of the file.
+        why: What TFLite has no form for, as the end of a sentence.
+    """
+
+    def __init__(self, path: str, why: str) -> None:
+        self.path, self.why = path, why.removeprefix(f"{path}: ")
+        super().__init__(f"{path} cannot become TFLite: {self.why}; replace it in the model")
 
 
 class InvalidDataError(InvalidInputError):

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from edgekit import data
 from edgekit.base import outputs, words
 from edgekit.base.errors import (
+    EdgekitError,
     ExecutionError,
     FidelityError,
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
+    NoTfliteFormError,
 )
 from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
@@ -324,6 +326,12 @@ class _Pipeline:
     calibration: _Calibration | None
     options: Options
 
+    @property
+    def _with_images(self) -> _Calibration | None:
+        """What has samples to run, which a table without its images has not."""
+        found = self.calibration
+        return None if found is None or found.images is None else found
+
     @functools.cached_property
     def converted(self) -> Converted:
         """The float graph of an ONNX source, and the layout of its tensors."""
@@ -380,9 +388,13 @@ class _Pipeline:
         Raises:
             FidelityError: If an int8 file is dead or poor.
             ExecutionError: If the file does not hold or do what it should.
+            InvalidModelError: If the model has no form in the target; names what can be exported.
         """
         source, profile, options = self.source, self.profile, self.options
-        written = self._written(target, precision)
+        try:
+            written = self._written(target, precision)
+        except NoTfliteFormError as exc:
+            raise self._refused(exc, target) from None
         quantized, table = written.quantized, written.table
         numbers = 0 if quantized is None else quantized.stored.numbers()
         execution = proof.execution(
@@ -436,6 +448,26 @@ class _Pipeline:
             },
         )
 
+    def _refused(self, error: NoTfliteFormError, target: str) -> InvalidModelError:
+        """What to say of an ONNX file that TFLite has no form for, and what can be had: what was
+        exported for trial."""
+        whole = []
+        for precision in ("float32", "float16") if self.source.integers is None else ():
+            try:
+                self.proved("onnx", precision)
+            except EdgekitError:
+                continue
+            whole.append(precision)
+        said = str(error)
+        if target == "onnx":
+            said = (
+                f"{error.path} cannot become int8 ONNX, whose integers are decided in TFLite's "
+                f"operators: {error.why}; replace it in the model"
+            )
+        if whole:
+            said += f", or export with --target onnx --precision {','.join(whole)}"
+        return InvalidModelError(said)
+
     def _judged(
         self, written: _Written, target: str, precision: str
     ) -> tuple[tuple[Fidelity, ...], list[str]]:
@@ -482,7 +514,7 @@ class _Pipeline:
     def _written(self, target: str, precision: str) -> _Written:
         same_format = self.source.kind == "onnx" and target == "onnx"
         if same_format and precision != "int8":
-            return _of_onnx_source(self.source, precision, self.calibration)
+            return _of_onnx_source(self.source, precision, self._with_images)
         written = self._of_canonical(target, precision)
         if self.source.kind == "onnx" and not same_format:
             differences = _other_than_in_onnx(
@@ -516,10 +548,7 @@ class _Pipeline:
         model, signature = self.float_onnx, onnx.signature(self.float_onnx)
         notes: tuple[str, ...] = ()
         if precision == "float16":
-            calibration = self.calibration
-            if calibration is not None and calibration.images is None:
-                calibration = None
-            feed = _to_watch(calibration, self.source, signature.inputs)
+            feed = _to_watch(self._with_images, self.source, signature.inputs)
             converted = half.to_float16(model, feed)
             half.check(model, converted)
             model, notes = converted.model, (converted.note(feeds.count(feed)),)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.base.errors import ExecutionError, InvalidModelError
+from edgekit.base.errors import ExecutionError, InvalidModelError, NoTfliteFormError
 from edgekit.graph import flatbuffer, litert, onnx, plain_tflite
 from edgekit.records import signature
 from edgekit.records.signature import Layout, Signature, TensorSpec
@@ -28,7 +28,6 @@ _SAME = 1e-4
 _ROUNDING = 1e-6
 #: Share of whole numbers that may differ: places of the largest of nearly equal values.
 _OTHERS = 1e-2
-_FIX = "replace it in the model, or export float32 or float16 to ONNX"
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def from_onnx(
         kept: Values that no operator may be merged over.
 
     Raises:
-        InvalidModelError: If an operator has no TFLite form, which is named with its node; if the
+        NoTfliteFormError: If an operator has no TFLite form, which is named with its node; if the
             graph computes something else.
     """
     if len(model.functions):
@@ -75,8 +74,7 @@ def from_onnx(
         content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY, states=True)
         litert.interpreter(content)
     except InvalidModelError as exc:
-        said = str(exc).removeprefix(f"{name}: ")
-        raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}") from None
+        raise NoTfliteFormError(name, str(exc)) from None
     _check(model, content, found, name, signature.turned(found.outputs, layout))
     return Converted(content, orders, tensors)
 
@@ -101,14 +99,14 @@ def _check(model: Any, content: bytes, found: Signature, name: str, last: Collec
         given = {key: own[key].quantize(own[key].arrange(each)) for key, each in feed.items()}
         wrong = litert.invoke(runner, **given)
     except ExecutionError as exc:
-        raise InvalidModelError(f"{name} cannot become TFLite: {exc}; {_FIX}") from None
+        raise NoTfliteFormError(name, str(exc)) from None
     for spec in found.outputs:
         other = wrong[spec.name]
         if spec.name in last:
             other = np.moveaxis(other, -1, 1)
         said = _difference(spec, right[spec.name], other)
         if said:
-            raise InvalidModelError(f"{name} cannot become TFLite: {said}; {_FIX}")
+            raise NoTfliteFormError(name, said)
 
 
 def _difference(spec: TensorSpec, right: npt.NDArray[Any], wrong: npt.NDArray[Any]) -> str:
