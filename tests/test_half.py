@@ -12,7 +12,7 @@ import numpy as np
 import onnx as package
 import pytest
 from conftest import lacking
-from exported import export
+from exported import answers, decibels, export
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
@@ -25,7 +25,10 @@ from edgekit.runtimes.cuda import BoundRunner
 from edgekit.runtimes.emulated import EmulatedRunner
 from edgekit.runtimes.ort import OrtRunner
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.sources.keras import tensorflow, tf_keras
 from edgekit.writers import half
+
+tf = tensorflow()
 
 without_gpu = pytest.mark.skipif(environment.gpu() is not None, reason="a GPU is here")
 
@@ -103,6 +106,30 @@ def test_integers_become_float32_where_their_reader_stays_float32() -> None:
     found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": X})
     assert found.kept == ("n2", "n4")
     np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
+
+
+def test_powers_before_a_logarithm_stay_float32_of_any_source(tmp_path: Path) -> None:
+    """float16 rounds powers of a quiet tone to 0, whose logarithm is infinite."""
+    keras = tf_keras()
+    keras.utils.set_random_seed(0)
+    tone = keras.Input((64, 2), name="tone")
+    x = keras.layers.Conv1D(8, 8, 4, name="filters")(tone)
+    power = keras.layers.Lambda(lambda a: tf.square(a), name="power")
+    logs = keras.layers.Lambda(lambda a: tf.math.log(a + 1e-10), name="logs")
+    model = keras.Model(tone, keras.layers.Dense(3)(logs(power(x))))
+    tf.saved_model.save(model, str(tmp_path / "net"))
+    tones = np.random.default_rng(0).normal(0, 1e-3, (24, 64, 2)).astype(np.float32)
+    tones[:, :, 1] = 0
+    np.savez(tmp_path / "tones.npz", x=tones)
+    written = export(
+        tmp_path / "net", target="onnx", precision="float16", preprocessing="none",
+        calibration=str(tmp_path / "tones.npz"), out=tmp_path / "half",
+    )  # fmt: skip
+    kinds = written.manifest.execution
+    assert kinds is not None and kinds.kernels["Log"] == 1
+    exact = model(tones).numpy()
+    found = next(iter(answers(written, {"tone": tones}).values()))
+    assert decibels(exact, found) > 50
 
 
 def test_weights_beyond_float16_are_refused() -> None:

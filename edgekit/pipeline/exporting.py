@@ -549,7 +549,7 @@ class _Pipeline:
         notes: tuple[str, ...] = ()
         if precision == "float16":
             feed = _to_watch(self._with_images, self.source, signature.inputs)
-            converted = half.to_float16(model, feed)
+            converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
             half.check(model, converted)
             model, notes = converted.model, (converted.note(feeds.count(feed)),)
         return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
