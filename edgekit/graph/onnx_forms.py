@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgekit.graph import onnx as onnx_file
-from edgekit.graph.flatbuffer import GATE
+from edgekit.graph import relative as small_numbers
+from edgekit.graph.flatbuffer import GATE, Operator
 
 #: Operator, inputs, output, attributes.
 _Step = tuple[str, list[str], str, dict[str, Any]]
@@ -486,19 +487,9 @@ def relative(model: Any) -> frozenset[str]:
     and what reads a root or a reciprocal.
     """
     graph = _Graph(model)
-    readers: dict[str, list[tuple[Any, int]]] = {}
-    for node in graph.nodes:
-        for place, name in enumerate(node.input):
-            readers.setdefault(name, []).append((node, place))
-    found: set[str] = set()
-    for node in reversed(graph.nodes):
-        read = [each for name in node.output for each in readers.get(name, [])]
-        if read and graph.outputs.isdisjoint(node.output):
-            if all(
-                reader.name in found or place in _RELATIVE.get(reader.op_type, ())
-                for reader, place in read
-            ):
-                found.add(node.name)
+    wired = [Operator(n.op_type, tuple(n.input), tuple(n.output)) for n in graph.nodes]
+    small = small_numbers.operators(wired, frozenset(graph.outputs), _RELATIVE)
+    found = {graph.nodes[position].name for position in small}
     factors: set[str] = set()
     for node in graph.nodes:
         known = [name in factors or name in graph.constants for name in node.input if name]

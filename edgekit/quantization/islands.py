@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.graph import kernels, walk
+from edgekit.graph import relative as small
 from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.quantization import encode
 from edgekit.quantization.profiles import DeviceProfile
@@ -78,21 +79,15 @@ def joins(graph: Graph, ranges: Mapping[str, Range]) -> Floats:
 def relative(graph: Graph) -> Floats:
     """Tensors of which small values count as much as large ones: what only roots, logarithms and
     divisors read, such as the variance of a layer normalization, and the roots themselves."""
-    readers: dict[str, list[tuple[Operator, int]]] = {}
-    for operator in graph.operators:
-        for place, name in enumerate(operator.inputs):
-            readers.setdefault(name, []).append((operator, place))
-    found: set[str] = set()
-    for operator in reversed(graph.operators):
-        name = operator.outputs[0]
-        if operator.kind not in _GATHERING or name in graph.outputs or name not in readers:
-            continue
-        if all(
-            place in _RELATIVE.get(reader.kind, ()) or reader.outputs[0] in found
-            for reader, place in readers[name]
-        ):
-            found.add(name)
-    for operator in graph.operators:
+    operators = graph.operators
+    gathered = small.operators(
+        operators,
+        frozenset(graph.outputs),
+        _RELATIVE,
+        lambda operator: operator.kind in _GATHERING,
+    )
+    found = {operators[position].outputs[0] for position in gathered}
+    for operator in operators:
         if operator.kind in ("RSQRT", "SQRT") and operator.inputs[0] in found:
             found.update(name for name in operator.outputs if name not in graph.outputs)
     return closed(graph, dict.fromkeys(found, "its small values count as much as its large ones"))
