@@ -579,3 +579,55 @@ def test_an_old_operator_set_becomes_a_newer_one(tmp_path: Path) -> None:
         written = _made(path, precision, {"x": x})
         assert "the file's operator set 6 became 13" in written.manifest.notes
         assert decibels(exact, answers(written, {"x": x})["y"]) > bound
+
+
+def _of_two_rates(path: Path, rate: int | None) -> Path:
+    """A filter for each of two rates, whose branches take inputs of one size each; the rate is an
+    input, or stored."""
+    make, sizes = helper.make_node, {"slow": 4, "fast": 6}
+    constants = {"known": np.array(2, np.int64)}
+    branches = []
+    for name, size in sizes.items():
+        weights = numpy_helper.from_array(_drawn(size, size, 3), f"{name}_w")
+        nodes = [make("MatMul", ["x", f"{name}_w"], [f"{name}_y"])]
+        out = [helper.make_tensor_value_info(f"{name}_y", 1, [1, 3])]
+        branches.append(helper.make_graph(nodes, name, [], out, [weights]))
+    nodes = [
+        make("Equal", ["rate", "known"], ["is_fast"]),
+        make("If", ["is_fast"], ["y"], "rates", then_branch=branches[1], else_branch=branches[0]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", 1, ["n", "size"])]
+    if rate is None:
+        inputs.append(helper.make_tensor_value_info("rate", TensorProto.INT64, []))
+    else:
+        constants["rate"] = np.array(rate, np.int64)
+    graph = helper.make_graph(
+        nodes, "g", inputs, [helper.make_tensor_value_info("y", 1, [1, 3])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )  # fmt: skip
+    package.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), path
+    )
+    return path
+
+
+@pytest.mark.parametrize(("rate", "size", "branch"), [(2, 6, "then"), (1, 4, "else")])
+def test_an_if_that_the_file_decides_is_its_branch(
+    rate: int, size: int, branch: str, tmp_path: Path
+) -> None:
+    path = _of_two_rates(tmp_path / "net.onnx", rate)
+    given = {"shapes": {"x": (1, size)}, "preprocessing": "none"}
+    x = _drawn(7, 5, size)
+    exact = x @ _drawn(size, size, 3)
+    for target in ("onnx", "tflite"):
+        written = export(path, target=target, precision="float32", out=tmp_path / target, **given)
+        assert any("rates is decided" in n and branch in n for n in written.manifest.notes)
+        assert decibels(exact, answers(written, {"x": x})["y"]) > 100
+    kinds = [node.op_type for node in onnx.load(tmp_path / "onnx" / "model.onnx").graph.node]
+    assert "If" not in kinds
+
+
+def test_the_input_that_decides_an_if_is_named(tmp_path: Path) -> None:
+    path = _of_two_rates(tmp_path / "net.onnx", None)
+    with pytest.raises(InvalidModelError, match="store rate, which rates depends on, in the file"):
+        load(path, preprocessing="none", shapes={"x": (1, 5)})

@@ -26,7 +26,7 @@ from edgekit.base.errors import (
 from edgekit.graph import onnx, onnx_forms
 from edgekit.records import signature
 from edgekit.records.signature import Shapes, Signature, TensorSpec
-from edgekit.sources import onnx_qdq
+from edgekit.sources import onnx_branches, onnx_qdq
 
 #: onnxruntime runs operator sets from this one on.
 OLDEST = 7
@@ -82,6 +82,7 @@ def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> On
     if (older := _newer(model, path)) is not None:
         notes.append(f"the file's operator set {_opset(model)} became {_opset(older)}")
         model = older
+    notes += onnx_branches.take(model)
     original = model.SerializeToString()
     wide = _widen(model, path)
     _give_sizes(model, shapes or {}, path)
@@ -246,10 +247,13 @@ def _open(model: Any, found: Signature, path: Path) -> None:
         onnx.session(model.SerializeToString())
     except InvalidModelError as exc:
         sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in found.inputs)
-        branches = [node for node in model.graph.node if any(True for _ in onnx.bodies(node))]
-        fix = "pass other sizes with --shape"
-        if branches:
-            fix += f", or export the network of one branch of {branches[0].op_type} alone"
+        branch, fix = onnx_branches.deciding(model), "pass other sizes with --shape"
+        if branch is not None and branch[1]:
+            name, inputs = branch
+            fix += (
+                f", or store {' and '.join(inputs)}, which {name} depends on, in the file: as an "
+                f"initializer in place of the input"
+            )
         raise InvalidModelError(
             f"{path} does not take the sizes {sizes}: {_said(exc)}; {fix}"
         ) from None
