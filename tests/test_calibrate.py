@@ -14,7 +14,7 @@ from edgekit.base.errors import InvalidDataError
 from edgekit.data import images as image_sets
 from edgekit.graph import litert
 from edgekit.pipeline import calibration
-from edgekit.pipeline.calibration import observe
+from edgekit.pipeline.calibration import cached_parts, observe
 from edgekit.quantization.table import METHODS, CalibrationTable, Range
 from edgekit.records.signature import preprocessing
 from edgekit.sources import convert
@@ -184,3 +184,18 @@ def test_statistics_are_those_of_all_values(canonical: bytes) -> None:
         flat = whole.reshape(-1, whole.shape[-1])
         np.testing.assert_allclose(found.channel_mean, flat.mean(axis=0), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(found.channel_max, flat.max(axis=0), rtol=1e-5)
+
+
+def test_parts_of_the_images_have_the_tables_of_a_pass_of_their_own(
+    canonical: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    images = image_sets.make("set", _pixels(40), None)
+    parts = np.arange(0, 40, 3), np.array([1, 5, 17, 39])
+    given = {"prepare": UNIT, "method": "minmax", "word": "set"}
+    whole, tables = cached_parts(canonical, images, *parts, **given)
+    assert whole == observe(canonical, images, **given)
+    for places, table in zip(parts, tables, strict=True):
+        assert table == observe(canonical, images.take(places), **given)
+        # and they are kept, each as if it had been asked for alone
+        assert cached_parts(canonical, images.take(places), **given) == (table, ())

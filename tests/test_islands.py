@@ -417,6 +417,7 @@ def test_most_of_a_net_does_not_become_float(layers: int, floats: bool) -> None:
         quantize.CalibrationSamples.of(feed, observed),
         fitting=True,
         profile=GENERIC,
+        threads=1,
         advance=lambda name: None,
     )
     found, _ = maker.leave({}, 1e9)  # more than any operator keeps

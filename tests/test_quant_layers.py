@@ -20,12 +20,14 @@ from edgekit.quantization import (
     equalize,
     quantize,
     reconstruct,
+    sampling,
     saturation,
 )
 from edgekit.quantization.judge import Judge
 from edgekit.quantization.profiles import PROFILES
 from edgekit.quantization.quantize import Quantized
 from edgekit.quantization.table import CalibrationTable, Range
+from edgekit.records import environment
 from edgekit.records.encodings import Encoding, differences
 from edgekit.records.signature import preprocessing
 from edgekit.sources import convert
@@ -631,15 +633,47 @@ def test_a_sample_holds_what_dot_products_read() -> None:
         assert len(graph.layers) == 6
         for layer in graph.layers:
             rows, bias = reconstruct.rows_of(graph, layer)
-            sample, _ = reconstruct._sample(
-                graph, layer, seen[layer.input], values, rows.shape[1], np.random.default_rng(0)
-            )
+            places = sampling.draw(graph, layer, len(values), np.random.default_rng(0))
+            sample = np.empty(places.shape(graph, len(values)), np.float32)
+            places.read(seen[layer.input], into=sample)
             if layer.kind == "depthwise":
                 found_answers = np.einsum("nkc,ck->nc", sample, rows) + bias
             else:
                 found_answers = sample @ rows.T + bias
             expected = seen[layer.output].reshape(-1, len(rows))
             np.testing.assert_allclose(found_answers, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(1 << 27, 1 << 24), (1 << 14, 1 << 12), (1, 1)])
+def test_parts_of_the_float_model_read_what_the_whole_does(
+    zoo: Case, sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_PART_BYTES", sizes[0])
+    monkeypatch.setattr(sampling, "_BLOCK_BYTES", sizes[1])
+    graph, count, rng = zoo.graph, len(pixels(zoo)), np.random.default_rng(0)
+    places = [sampling.draw(graph, layer, count, rng) for layer in graph.layers]
+    inputs = [each.layer.input for each in places]
+    whole_ones = walk.outputs(Graph(graph.with_outputs(inputs)), zoo.feed, threads=1)
+    walked, seen = [], {}
+    for part, found in sampling.parts(graph, zoo.feed, places, threads=2):
+        walked += part
+        seen |= found
+    assert walked == list(range(len(graph.operators)))
+    for each in places:
+        expected = np.empty(each.shape(graph, count), np.float32)
+        each.read(whole_ones[each.layer.input], into=expected)
+        np.testing.assert_array_equal(seen[each.layer.output], expected)
+
+
+def test_integers_do_not_depend_on_how_many_fits_run_at_once(
+    zoo: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for cores in (1, 2, 5):
+        monkeypatch.setattr(environment, "cores", lambda cores=cores: cores)
+        found.append(zoo.quantize())
+    assert found[0].trials == found[1].trials == found[2].trials
+    assert found[0].graph == found[1].graph == found[2].graph
 
 
 def test_a_score_is_what_varies_before_the_softmax_over_its_error(zoo: Case) -> None:

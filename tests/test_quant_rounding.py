@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -241,3 +243,28 @@ def test_raised_scales_never_cost_more(weighted: bool) -> None:
     assert (found[:40] > 1.2 * scale[:40]).all()
     assert (error(found)[:40] < 0.9 * error(scale)[:40]).all()
     assert (found == scale).any()
+
+
+@pytest.mark.parametrize("size", [0.05, 1.0, 30.0])
+def test_few_samples_choose_the_damping_that_their_moments_do(size: float) -> None:
+    inputs = correlated(30, 120).astype(np.float32)
+    rng = np.random.default_rng(2)
+    noise = rng.normal(0, 0.1, (30, 4))
+    errors = (inputs @ rng.normal(0, size, (121, 4)) + noise).astype(np.float32)
+    parts = []
+    for x, error in zip(np.array_split(inputs, 2), np.array_split(errors, 2), strict=True):
+        exact, wide = x.astype(np.float64), error.astype(np.float64)
+        cross = wide.T @ exact / len(x)
+        parts.append(rounding.Part(len(x), second_moments(exact), cross, x, error))
+    found = rounding._left_by_samples(parts)
+    expected = [
+        sum(
+            rounding._left(own, rounding._ridge(other, damping))
+            for own, other in (parts, parts[::-1])
+        )
+        for damping in rounding.DAMPINGS
+    ]
+    assert found is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    alike = [replace(part, errors=np.zeros_like(part.errors)) for part in parts]
+    assert rounding._left_by_samples(alike) is None  # too near each other

@@ -6,16 +6,38 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
+
+_lock = threading.Lock()
+_inside = 0
+_silence = contextlib.ExitStack()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Drop what Python and C++ code writes to stdout and stderr; exceptions pass.
 
-    Works on the process's file descriptors: keep other threads' output out of the block.
+    Works on the process's file descriptors: what other threads write meanwhile is dropped too.
+    Several threads may be inside; output is back when the last one leaves.
     """
+    global _inside
+    with _lock:
+        if not _inside:
+            _silence.enter_context(_silent())
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _silence.close()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     saved: list[tuple[int, int]] = []

@@ -791,37 +791,57 @@ class Graph:
             position: Place in :attr:`operators`.
             activation: Keep the activation that is fused behind it.
         """
-        schema, raw = self._schema, self._subgraph.operators[position]
-        operator = copy.copy(raw)
-        if not activation:
-            operator.builtinOptions = copy.copy(raw.builtinOptions)
-            operator.builtinOptions.fusedActivationFunction = 0
+        raw = self._subgraph.operators[position]
+        outputs = [self._order[index] for index in raw.outputs]
+        return self.part(range(position, position + 1), outputs, activation=activation)
+
+    def part(self, positions: range, outputs: Sequence[str], *, activation: bool = True) -> bytes:
+        """A flatbuffer of operators, one behind the other, that is fed what others compute.
+
+        Args:
+            positions: Places in :attr:`operators`.
+            outputs: Tensors that they write.
+            activation: Keep the activations that are fused behind them.
+        """
+        schema, raws = self._schema, [self._subgraph.operators[i] for i in positions]
         buffers, places = [schema.BufferT()], {-1: -1}
-        tensors: list[Any] = []
-        for index in dict.fromkeys([*raw.inputs, *raw.outputs]):
-            if index < 0:
-                continue
-            tensor = copy.copy(self._subgraph.tensors[index])
-            data = self._model.buffers[tensor.buffer].data
-            tensor.buffer = 0
-            if data is not None and len(data):
-                tensor.buffer = len(buffers)
-                buffers.append(schema.BufferT())
-                buffers[-1].data = data
-            places[int(index)] = len(tensors)
-            tensors.append(tensor)
-        operator.intermediates = None
-        operator.opcodeIndex = 0
-        operator.inputs = [places[int(index)] for index in raw.inputs]
-        operator.outputs = [places[int(index)] for index in raw.outputs]
+        tensors, operators, codes = list[Any](), list[Any](), list[int]()
+        fed, written = dict[int, None](), set[int]()
+        for raw in raws:
+            operator = copy.copy(raw)
+            if not activation:
+                operator.builtinOptions = copy.copy(raw.builtinOptions)
+                operator.builtinOptions.fusedActivationFunction = 0
+            for index in map(int, (*raw.inputs, *raw.outputs)):
+                if index in places:
+                    continue
+                tensor = copy.copy(self._subgraph.tensors[index])
+                data = self._model.buffers[tensor.buffer].data
+                tensor.buffer = 0
+                if data is not None and len(data):
+                    tensor.buffer = len(buffers)
+                    buffers.append(schema.BufferT())
+                    buffers[-1].data = data
+                places[index] = len(tensors)
+                tensors.append(tensor)
+            for index in map(int, raw.inputs):
+                if index >= 0 and index not in written and not self.is_constant(self._order[index]):
+                    fed[index] = None
+            written.update(map(int, raw.outputs))
+            if raw.opcodeIndex not in codes:
+                codes.append(raw.opcodeIndex)
+            operator.intermediates = None
+            operator.opcodeIndex = codes.index(raw.opcodeIndex)
+            operator.inputs = [places[int(index)] for index in raw.inputs]
+            operator.outputs = [places[int(index)] for index in raw.outputs]
+            operators.append(operator)
         subgraph = schema.SubGraphT()
-        subgraph.tensors, subgraph.operators = tensors, [operator]
-        fed = (int(i) for i in raw.inputs if i >= 0 and not self.is_constant(self._order[i]))
-        subgraph.inputs = [places[index] for index in dict.fromkeys(fed)]
-        subgraph.outputs = operator.outputs
+        subgraph.tensors, subgraph.operators = tensors, operators
+        subgraph.inputs = [places[index] for index in fed]
+        subgraph.outputs = [places[self._order.index(name)] for name in outputs]
         model = schema.ModelT()
         model.version, model.buffers = 3, buffers
-        model.operatorCodes = [self._model.operatorCodes[raw.opcodeIndex]]
+        model.operatorCodes = [self._model.operatorCodes[code] for code in codes]
         model.subgraphs = [subgraph]
         return pack(model)
 
@@ -832,6 +852,24 @@ class Graph:
         kept = tuple(n for i, n in enumerate(self.shape(name)) if i not in axes)
         over = self._add_constant(np.asarray(axes, np.int32))
         return self._add(f"REDUCE_{kind}", (name, over), kept, "ReducerOptions", options, version=2)
+
+    def add_sum(self, name: str) -> str:
+        """Append SUM over all axes but the first, of a tensor ``[1, …]`` of two axes or more."""
+        options = self._schema.ReducerOptionsT()
+        options.keepDims = False
+        over = self._add_constant(np.arange(1, len(self.shape(name)), dtype=np.int32))
+        return self._add("SUM", (name, over), self.shape(name)[:1], "ReducerOptions", options)
+
+    def add_scaled(self, kind: str, name: str, number: float) -> str:
+        """Append DIV, MUL, MINIMUM or MAXIMUM of a float tensor and one number."""
+        word = {"DIV": "Div", "MUL": "Mul"}.get(kind, "MaximumMinimum") + "Options"
+        options = getattr(self._schema, f"{word}T")()
+        given = (name, self._add_constant(np.array(number, np.float32)))
+        return self._add(kind, given, self.shape(name), word, options)
+
+    def add_round(self, name: str) -> str:
+        """Append ROUND, of a half to even."""
+        return self._add("ROUND", (name,), self.shape(name), "NONE", None)
 
     def add_reshape(self, name: str, shape: tuple[int, ...]) -> str:
         """Append RESHAPE; a size of -1 takes what is left."""

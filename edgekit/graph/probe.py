@@ -1,12 +1,13 @@
 """A float graph that computes statistics of its own tensors while it runs.
 
 Reductions and samples are operators of the graph. So they run natively on values that are still in
-the cache, and Python gets three arrays per run, however many tensors there are.
+the cache, and Python gets a few arrays per run, however many tensors there are.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ class Place:
         name: The tensor.
         low: Columns of each channel's smallest value, or None where ``ends`` says it.
         high: Columns of each channel's largest value.
-        sample: Columns of values on a grid over the tensor, channels last.
+        samples: Columns of values on grids over the tensor, channels last, one for each size.
         channels: Size of the last axis.
         ends: What an operator or activation sets as smallest and largest value.
     """
@@ -30,7 +31,7 @@ class Place:
     name: str
     low: slice | None
     high: slice
-    sample: slice
+    samples: tuple[slice, ...]
     channels: int
     ends: tuple[float, float]
 
@@ -40,7 +41,8 @@ class Probe:
     """The changed graph.
 
     Attributes:
-        content: Flatbuffer with the outputs low, high and sample, float32 ``[N, columns]``.
+        content: Flatbuffer with the outputs low, high and one for each size of a sample, float32
+            ``[N, columns]``.
         places: In order of execution, inputs first.
         batches: Whether several images may run at once, as far as shapes tell.
     """
@@ -50,19 +52,21 @@ class Probe:
     batches: bool
 
 
-def probe(canonical: bytes, *, sample: int) -> Probe:
+def probe(canonical: bytes, *, samples: Sequence[int]) -> Probe:
     """Let a float graph report on all tensors that are fed or computed.
 
     Args:
         canonical: Float flatbuffer of batch 1.
-        sample: Values of a tensor to take from an image, about; all channels are in it.
+        samples: Values of a tensor to take from an image, about; all channels are in it. One size
+            or more.
     """
     graph = Graph(canonical)
     ends = graph.bounds()
     order = [*graph.inputs, *(name for each in graph.operators for name in each.outputs)]
     floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
     names = [name for name in floats if 0 not in graph.shape(name)]
-    columns: dict[str, list[str]] = {"low": [], "high": [], "sample": []}
+    columns: dict[str, list[str]] = {"low": [], "high": []}
+    columns |= {f"sample {number}": [] for number in range(len(samples))}
     filled = dict.fromkeys(columns, 0)
     places, batches = [], True
 
@@ -84,19 +88,19 @@ def probe(canonical: bytes, *, sample: int) -> Probe:
             row = name
         channels = shape[-1]
         if len(shape) == 2:
-            low = high = values = row
-            size = channels
+            low = high = row
+            grids = [(row, channels)] * len(samples)
         else:
             axes = tuple(range(1, len(shape) - 1))
             low = "" if found[0] > -math.inf else graph.add_reduce("MIN", row, axes)
             high = graph.add_reduce("MAX", row, axes)
-            values, size = _grid(graph, row, shape, sample)
+            grids = [_grid(graph, row, shape, sample) for sample in samples]
         places.append(
             Place(
                 name,
                 put("low", low, channels) if low else None,
                 put("high", high, channels),
-                put("sample", values, size),
+                tuple(put(f"sample {number}", *grid) for number, grid in enumerate(grids)),
                 channels,
                 found,
             )

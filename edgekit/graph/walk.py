@@ -8,34 +8,67 @@ round it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.graph import litert
+from edgekit.graph import litert, rounded
 from edgekit.graph.flatbuffer import Graph, Operator
+from edgekit.graph.rounded import Number
+from edgekit.records.encodings import Encoding
 
 Values = dict[str, npt.NDArray[np.float32]]
 #: Of one run's inputs: what an operator reads and writes stays in the cache, and the interpreter's
 #: memory is small enough to be used again by the next one.
-_RUN_BYTES = 4 << 20
+_RUN_BYTES = 1 << 20
+#: Interpreters of one graph at the same time, at the most.
+_AT_ONCE = 8
 
 
 class Step:
-    """One operator, ready to run on any number of images."""
+    """One operator, ready to run on any number of images.
 
-    def __init__(self, graph: Graph, position: int, *, threads: int) -> None:
+    Args:
+        graph: Float.
+        position: Of the operator.
+        threads: Of the operator.
+        numbers: Of tensors that it takes and gives as int8, rounded as a device stores them.
+
+    Attributes:
+        doubtful: Whether a value that became int8 may have been NaN, in any run so far.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        position: int,
+        *,
+        threads: int,
+        numbers: Mapping[str, Number] | None = None,
+    ) -> None:
         self.operator = graph.operators[position]
         self.fed = fed(graph, self.operator)
+        self.doubtful = False
+        touched = (*self.fed, *self.operator.outputs)
+        stored = {name: e for name, e in (numbers or {}).items() if name in touched}
         self._content, self._threads = graph.single(position), threads
+        #: Of tensors that are brought from int8 and to int8 outside of the operator.
+        self._outside: dict[str, Encoding] = {}
+        if any(len(graph.shape(name)) > rounded.AXES for name in touched):
+            for name, (scale, zero_point) in stored.items():
+                self._outside[name] = Encoding("int8", (scale,), zero_point)
+        elif stored:
+            self._content = rounded.on_integers(self._content, stored)
         self._opened = litert.interpreter(self._content, threads=threads)
         self._ends = [detail["index"] for detail in self._opened.get_output_details()]
         places = {detail["name"]: detail["index"] for detail in self._opened.get_input_details()}
         self._entries = [places[name] for name in self.fed]
-        self._lengths = [_length(graph, name) for name in self.fed]
+        self._lengths = [length(graph, name) for name in self.fed]
         self._shapes = [graph.shape(name) for name in self.fed]
         outputs = self.operator.outputs
+        self._bytes = sum(4 * int(np.prod(shape)) for shape in self._shapes)
         # a first axis that is no batch, as behind a transposition, or would be another's last one,
         # as where one mean is taken from all: sample by sample
         self._whole = len({len(shape) for shape in self._shapes}) == 1 and all(
@@ -44,16 +77,27 @@ class Step:
         )
         self._size = 1
 
-    def run(self, values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.float32]]:
+    def run(self, values: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """The operator's outputs ``[N, ...]`` for inputs ``[N, ...]`` by name.
 
         A tensor whose first axis is no batch is ``[N * size, ...]``, a scalar ``[N]``.
         """
-        inputs = [values[name] for name in self.fed]
+        outside = self._outside
+        inputs = [
+            outside[name].real(values[name]) if name in outside else values[name]
+            for name in self.fed
+        ]
+        found = self._run(inputs)
+        for place, name in enumerate(self.operator.outputs):
+            if name in outside:
+                self.doubtful |= bool(np.isnan(found[place]).any())
+                found[place] = outside[name].steps(found[place])
+        return found
+
+    def _run(self, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         count = len(inputs[0]) // self._lengths[0]
-        one = sum(array[:1].nbytes for array in inputs) + 1
-        batch = max(1, min(count, _RUN_BYTES // one))
-        found: list[npt.NDArray[np.float32]] = []
+        batch = max(1, min(count, _RUN_BYTES // (self._bytes + 1)))
+        found: list[npt.NDArray[Any]] = []
         start = 0
         while start < count:
             size = min(batch, count - start) if self._whole else 1
@@ -66,20 +110,30 @@ class Step:
                 part = array[start * length : (start + size) * length]
                 self._opened.set_tensor(entry, part if shape else part.reshape(()))
             litert.invoke(self._opened)
-            ends = [np.atleast_1d(self._opened.get_tensor(end)) for end in self._ends]
-            if size > 1 and any(len(end) != size for end in ends):
+            if not self._take(found, start, size, count):
                 self._whole = False  # batch 1 is written into the operator: image by image
                 continue
-            lengths = [len(end) // size for end in ends]
-            if not found:
-                found = [
-                    np.empty((count * length, *end.shape[1:]), end.dtype)
-                    for length, end in zip(lengths, ends, strict=True)
-                ]
-            for array, length, end in zip(found, lengths, ends, strict=True):
-                array[start * length : (start + size) * length] = end
             start += size
         return found
+
+    def _take(self, found: list[npt.NDArray[Any]], start: int, size: int, count: int) -> bool:
+        """Put what was computed where it belongs, unless it is not of ``size`` samples."""
+        # views: of the interpreter's memory there must be none when it runs again
+        ends = [np.atleast_1d(self._opened.tensor(end)()) for end in self._ends]
+        if size > 1 and any(len(end) != size for end in ends):
+            return False
+        outputs = len(self.operator.outputs)
+        for watched in ends[outputs:]:
+            self.doubtful |= bool(np.isnan(watched).any())
+        lengths = [len(end) // size for end in ends[:outputs]]
+        if not found:
+            found += [
+                np.empty((count * length, *end.shape[1:]), end.dtype)
+                for length, end in zip(lengths, ends, strict=False)
+            ]
+        for array, length, end in zip(found, lengths, ends, strict=False):
+            array[start * length : (start + size) * length] = end
+        return True
 
     def _resize(self, inputs: list[npt.NDArray[Any]], size: int) -> bool:
         if size == self._size:
@@ -97,7 +151,7 @@ class Step:
         return size > 0
 
 
-def _length(graph: Graph, name: str) -> int:
+def length(graph: Graph, name: str) -> int:
     """Entries of a sample along the first axis; batch is 1."""
     shape = graph.shape(name)
     return shape[0] if shape else 1
@@ -106,14 +160,14 @@ def _length(graph: Graph, name: str) -> int:
 def samples(graph: Graph, feed: Mapping[str, npt.NDArray[Any]]) -> int:
     """How many samples a feed by tensor name holds."""
     name, values = next(iter(feed.items()))
-    return len(values) // _length(graph, name)
+    return len(values) // length(graph, name)
 
 
 def picked(graph: Graph, feed: Values, places: npt.NDArray[np.int64]) -> Values:
     """Some of the samples of a feed."""
     found = {}
     for name, values in feed.items():
-        each = values.reshape(-1, _length(graph, name), *values.shape[1:])
+        each = values.reshape(-1, length(graph, name), *values.shape[1:])
         found[name] = each[places].reshape(-1, *values.shape[1:])
     return found
 
@@ -161,3 +215,49 @@ def outputs(
         for name in [name for name in values if ends.get(name, position + 1) <= position]:
             del values[name]
     return {name: values[name] for name in graph.outputs}
+
+
+def divided(cores: int, samples: int) -> tuple[int, int]:
+    """(interpreters that run at the same time, threads of each): each needs memory of its own."""
+    several = max(1, min(cores, samples, _AT_ONCE))
+    return several, max(1, cores // several)
+
+
+def run(
+    content: bytes,
+    graph: Graph,
+    feed: Mapping[str, npt.NDArray[Any]],
+    *,
+    threads: int,
+) -> list[npt.NDArray[Any]]:
+    """Run a flatbuffer as a whole, sample by sample.
+
+    Args:
+        content: With the inputs of ``graph``.
+        graph: Says how a sample lies in an input.
+        feed: ``[N, ...]`` by name.
+        threads: Samples at the same time.
+
+    Returns:
+        The flatbuffer's outputs ``[N, ...]``, in its order.
+    """
+    several, each = divided(threads, samples(graph, feed))
+    parts = np.array_split(np.arange(samples(graph, feed)), several)
+    lengths = {name: length(graph, name) for name in feed}
+
+    def work(part: npt.NDArray[np.int64]) -> list[list[npt.NDArray[Any]]]:
+        opened = litert.interpreter(content, threads=each)
+        entries = {d["name"]: (d["index"], d["shape"]) for d in opened.get_input_details()}
+        ends = [detail["index"] for detail in opened.get_output_details()]
+        answers = []
+        for sample in part.tolist():
+            for name, (entry, shape) in entries.items():
+                own = slice(sample * lengths[name], (sample + 1) * lengths[name])
+                opened.set_tensor(entry, feed[name][own].reshape(shape))
+            litert.invoke(opened)
+            answers.append([np.atleast_1d(opened.get_tensor(end)) for end in ends])
+        return answers
+
+    with ThreadPoolExecutor(several) as pool:
+        found = [answer for answers in pool.map(work, parts) for answer in answers]
+    return [np.concatenate(ends) for ends in zip(*found, strict=True)]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import queue
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from edgekit.base.progress import SILENT, Progress
 from edgekit.base.version import sources
 from edgekit.data import feeds
 from edgekit.data.feeds import Samples
-from edgekit.graph import litert
+from edgekit.graph import litert, walk
 from edgekit.graph.flatbuffer import Graph
 from edgekit.graph.probe import Place, Probe, probe
 from edgekit.quantization import ranges
@@ -99,11 +102,31 @@ def cached(
     progress: Progress = SILENT,
 ) -> CalibrationTable:
     """:func:`observe`, but images that went through this graph before are not run again."""
-    key = hashlib.sha256()
-    versions = f"{sources()} {sorted(artifact.package_versions().items())}"
-    for part in (canonical, images.sha256, str(prepare), versions):
-        key.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
-    path = cache_folder() / f"{key.hexdigest()}.json"
+    table, _ = cached_parts(
+        canonical, images, prepare=prepare, method=method, word=word, progress=progress
+    )
+    return table
+
+
+def cached_parts(
+    canonical: bytes,
+    images: Samples,
+    *parts: npt.NDArray[np.int64],
+    prepare: Preprocessing,
+    method: str,
+    word: str,
+    progress: Progress = SILENT,
+) -> tuple[CalibrationTable, tuple[CalibrationTable, ...]]:
+    """The same, with tables of some of the images each, which cost no pass of their own.
+
+    Args:
+        canonical: As :func:`observe` takes it, like all that is not named here.
+        parts: Places of images.
+
+    Returns:
+        The table of all images, and those of the parts; without them where the first was known.
+    """
+    path = _path(canonical, images, prepare)
     if path.is_file():
         try:
             found = CalibrationTable.load(path)
@@ -111,13 +134,27 @@ def cached(
             progress.say(f"warning: {exc}; calibrating again")
         else:
             progress.say(f"calibration statistics of {found.count} samples: {path}")
-            return choose(replace(found, data=word), method)
-    table = observe(canonical, images, prepare=prepare, method=method, word=word, progress=progress)
+            return choose(replace(found, data=word), method), ()
+    sets = [images, *(feeds.take(images, places) for places in parts)]
+    tables = _observe(
+        canonical, images, parts, sets, prepare=prepare, method=method, word=word, progress=progress
+    )
     try:
-        outputs.write_text(path, choose(table, DEFAULT_METHOD).dumps(), force=True)
+        for one, table in zip(sets, tables, strict=True):
+            content = choose(table, DEFAULT_METHOD).dumps()
+            outputs.write_text(_path(canonical, one, prepare), content, force=True)
     except OSError as exc:
         progress.say(f"warning: the calibration statistics were not cached: {exc}")
-    return table
+    return tables[0], tuple(tables[1:])
+
+
+def _path(canonical: bytes, images: Samples, prepare: Preprocessing) -> Path:
+    """Where the statistics of images are kept."""
+    key = hashlib.sha256()
+    versions = f"{sources()} {sorted(artifact.package_versions().items())}"
+    for part in (canonical, images.sha256, str(prepare), versions):
+        key.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
+    return cache_folder() / f"{key.hexdigest()}.json"
 
 
 def choose(table: CalibrationTable, method: str) -> CalibrationTable:
@@ -158,38 +195,117 @@ def observe(
             NaN or infinite.
         InvalidModelError: If the graph has a loop.
     """
-    _expect_several(images)
+    (table,) = _observe(
+        canonical, images, (), [images], prepare=prepare, method=method, word=word,
+        progress=progress,
+    )  # fmt: skip
+    return table
+
+
+def _observe(
+    canonical: bytes,
+    images: Samples,
+    parts: Sequence[npt.NDArray[np.int64]],
+    sets: Sequence[Samples],
+    *,
+    prepare: Preprocessing,
+    method: str,
+    word: str | None,
+    progress: Progress,
+) -> list[CalibrationTable]:
+    """Tables of several sets by one pass: of all images, and of each part of them."""
+    for each in sets:
+        _expect_several(each)
     if loops := Graph(canonical).loops:
         raise InvalidModelError(
             f"{loops[0]} is a loop, whose inner values are not calibrated; unroll it, "
             f"e.g. with unroll=True of a recurrent layer, or export it in float32"
         )
-    sample = max(64, SAMPLE // len(images))
-    probed = probe(canonical, sample=sample)
-    threads = environment.cores()
+    probed = probe(canonical, samples=[max(64, SAMPLE // len(each)) for each in sets])
     specs = litert.signature(canonical).inputs
     feeds.check(images, specs)
-    opened = litert.interpreter(probed.content, threads=threads)
-    whole = all(spec.batched for spec in specs)
-    batch = _batch(opened, probed, len(images)) if whole else 1
-    observer = _Observer(probed.places, images.name, len(images))
-    tensors = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
-    entries = {name: tensors[tensor] for name, tensor in Graph(canonical).named_inputs.items()}
-    ends = [detail["index"] for detail in opened.get_output_details()]
+    member = [np.isin(np.arange(len(images)), places) for places in parts]
+    observers = [
+        _Observer(probed.places, each.name, len(each), number) for number, each in enumerate(sets)
+    ]
+    runs = _Runs(canonical, probed, images, prepare)
     with progress.task("calibrating", len(images)) as task:
-        for start in range(0, len(images), batch):
-            size = min(batch, len(images) - start)
-            if size != batch:
-                _resize(opened, size)
-            given = feeds.feed(images, specs, prepare, slice(start, start + size))
-            if not whole:
-                given = next(feeds.one_by_one(given, specs))
-            for name, values in given.items():
-                opened.set_tensor(entries[name], values)
-            litert.invoke(opened)
-            observer.add(*(opened.get_tensor(end) for end in ends))
-            task.advance(size)
-    return _table(canonical, observer.result(), images, prepare=prepare, method=method, word=word)
+        for start, (low, high, *samples) in runs:
+            observers[0].add(low, high, samples[0])
+            for observer, inside, sample in zip(observers[1:], member, samples[1:], strict=True):
+                own = inside[start : start + len(low)]
+                if own.any():
+                    observer.add(low[own], high[own], sample[own])
+            task.advance(len(low))
+    return [
+        _table(canonical, each.result(), own, prepare=prepare, method=method, word=word)
+        for each, own in zip(observers, sets, strict=True)
+    ]
+
+
+class _Runs:
+    """What a probe reports, in the order of the images.
+
+    Several interpreters run at the same time: an operator that is divided among threads waits for
+    the slowest of them.
+
+    Args:
+        canonical: Float flatbuffer.
+        probed: Of it.
+        images: The calibration set.
+        prepare: From pixels to model input.
+    """
+
+    def __init__(
+        self, canonical: bytes, probed: Probe, images: Samples, prepare: Preprocessing
+    ) -> None:
+        self._images, self._prepare = images, prepare
+        self._specs = litert.signature(canonical).inputs
+        self._whole = all(spec.batched for spec in self._specs)
+        count, threads = walk.divided(environment.cores(), len(images))
+        opened = [litert.interpreter(probed.content, threads=threads) for _ in range(count)]
+        self._batch = 1
+        if self._whole:
+            self._batch = min(_batch(each, probed, len(images)) for each in opened)
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for each in opened:
+            self._free.put(each)
+        self._count = count
+        tensors = {detail["name"]: detail["index"] for detail in opened[0].get_input_details()}
+        self._entries = {name: tensors[t] for name, t in Graph(canonical).named_inputs.items()}
+
+    def __iter__(self) -> Iterator[tuple[int, list[Floats]]]:
+        """(number of the first image, the probe's outputs) of one batch after the other."""
+        starts = range(0, len(self._images), self._batch)
+        waiting: deque[tuple[int, Future[list[Floats]]]] = deque()
+        with ThreadPoolExecutor(self._count) as pool:
+            try:
+                for start in starts:
+                    waiting.append((start, pool.submit(self._run, start)))
+                    if len(waiting) > self._count:
+                        first, done = waiting.popleft()
+                        yield first, done.result()
+                while waiting:
+                    first, done = waiting.popleft()
+                    yield first, done.result()
+            finally:
+                for _, left in waiting:
+                    left.cancel()
+
+    def _run(self, start: int) -> list[Floats]:
+        size = min(self._batch, len(self._images) - start)
+        given = feeds.feed(self._images, self._specs, self._prepare, slice(start, start + size))
+        if not self._whole:
+            given = next(feeds.one_by_one(given, self._specs))
+        opened = self._free.get()
+        if size != self._batch:
+            _resize(opened, size)
+        for name, values in given.items():
+            opened.set_tensor(self._entries[name], values)
+        litert.invoke(opened)
+        found = [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()]
+        self._free.put(opened)
+        return found
 
 
 def _expect_several(images: Samples) -> None:
@@ -249,10 +365,18 @@ def _resize(opened: Any, batch: int) -> None:
 
 
 class _Observer:
-    """Statistics of all tensors from what a probe reports."""
+    """Statistics of all tensors from what a probe reports.
 
-    def __init__(self, places: Sequence[Place], name: str, images: int) -> None:
+    Args:
+        places: Of the probe.
+        name: Of the images.
+        images: How many there are.
+        number: Of the size of sample that is theirs.
+    """
+
+    def __init__(self, places: Sequence[Place], name: str, images: int, number: int) -> None:
         self._places = places
+        self._columns = [place.samples[number] for place in places]
         self._name = name
         self._seen = 0
         self._low: Floats = np.zeros(0, np.float32)
@@ -263,9 +387,7 @@ class _Observer:
         self._totals = [np.zeros(place.channels) for place in places]
         self._rows = [0] * len(places)
         # of a tensor with many channels a grid is more than its share: not of every image then
-        self._every = [
-            max(1, (place.sample.stop - place.sample.start) * images // SAMPLE) for place in places
-        ]
+        self._every = [max(1, (own.stop - own.start) * images // SAMPLE) for own in self._columns]
         self._low_starts = [place.low.start for place in places if place.low is not None]
         self._high_starts = [place.high.start for place in places]
 
@@ -284,23 +406,24 @@ class _Observer:
             return
         low, high, sample = map(np.concatenate, zip(*self._pending, strict=True))
         self._pending = []
-        for values, side in ((high, "high"), (low, "low"), (sample, "sample")):
+        highs, lows = ([getattr(place, side) for place in self._places] for side in ("high", "low"))
+        for values, columns in ((high, highs), (low, lows), (sample, self._columns)):
             if not math.isfinite(float(values.sum(dtype=np.float64))):
-                self._refuse_bad(values, side)
+                self._refuse_bad(values, columns)
         lowest, highest = low.min(axis=0), high.max(axis=0)
         if self._seen:
             lowest, highest = np.minimum(lowest, self._low), np.maximum(highest, self._high)
         self._low, self._high = lowest, highest
-        lows = np.minimum.reduceat(low, self._low_starts, axis=1)
-        highs = np.maximum.reduceat(high, self._high_starts, axis=1)
-        for one in np.concatenate([lows, highs], axis=1).astype(np.float64):
+        smallest = np.minimum.reduceat(low, self._low_starts, axis=1)
+        largest = np.maximum.reduceat(high, self._high_starts, axis=1)
+        for one in np.concatenate([smallest, largest], axis=1).astype(np.float64):
             if self._average is None:
                 self._average = one.copy()
             self._average += SHARE * (one - self._average)
         first = self._seen
         self._seen += len(sample)
         for i, (place, every) in enumerate(zip(self._places, self._every, strict=True)):
-            values = np.ascontiguousarray(sample[-first % every :: every, place.sample])
+            values = np.ascontiguousarray(sample[-first % every :: every, self._columns[i]])
             if not values.size:
                 continue
             self._histograms[i].add(values)
@@ -308,11 +431,10 @@ class _Observer:
             self._totals[i] += by_channel.sum(axis=0, dtype=np.float64)
             self._rows[i] += len(by_channel)
 
-    def _refuse_bad(self, values: Floats, side: str) -> None:
+    def _refuse_bad(self, values: Floats, columns: Sequence[slice | None]) -> None:
         for number, row in enumerate(values):
-            for place in self._places:
-                columns = getattr(place, side)
-                if columns is not None and not np.isfinite(row[columns]).all():
+            for place, own in zip(self._places, columns, strict=True):
+                if own is not None and not np.isfinite(row[own]).all():
                     raise InvalidDataError(
                         f"{self._name}: image {self._seen + number} makes {place.name} NaN or "
                         f"infinite, which has no int8 range; check the preprocessing, or export "

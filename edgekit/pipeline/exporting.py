@@ -34,6 +34,7 @@ from edgekit.pipeline.calibration import (
     DEFAULT_METHOD,
     cache_folder,
     cached,
+    cached_parts,
     choose,
     observe,
 )
@@ -352,10 +353,16 @@ class _Pipeline:
         return graph.serialize() if graph.merge_hard_swishes() else self.canonical
 
     @functools.cached_property
+    def tables(self) -> tuple[CalibrationTable, CalibrationTable | None]:
+        """Statistics and ranges of :attr:`canonical`: of all calibration samples, and of those
+        that do not judge where the same pass found them."""
+        assert self.calibration is not None  # _opened() has seen to it
+        return _tables(self.calibration, self.canonical, self.source)
+
+    @property
     def table(self) -> CalibrationTable:
         """Statistics and ranges of :attr:`canonical`."""
-        assert self.calibration is not None  # _opened() has seen to it
-        return _table(self.calibration, self.canonical, self.source)
+        return self.tables[0]
 
     @functools.cached_property
     def quantized(self) -> Quantized:
@@ -367,13 +374,24 @@ class _Pipeline:
         assert self.calibration is not None  # _opened() has seen to it
         return _decide(
             self.canonical,
-            self.table,
+            *self.tables,
             self.calibration,
             self.source,
             self.profile,
             self.options.correction,
             strict=self.options.strict,
         )
+
+    @functools.cached_property
+    def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
+        """Calibration samples to judge int8 files with, and the outputs of the float model."""
+        assert self.calibration is not None and self.calibration.images is not None  # _judged()
+        images = self.calibration.images
+        judging = np.arange(len(images))
+        if len(images) >= FEWEST_IMAGES:
+            judging = held_out(len(images))[1]
+        samples = _some(self.source, self.canonical, images, _spread(judging, _HELD))
+        return samples, proof.of_source(self.source, self.canonical, samples)
 
     @functools.cached_property
     def float_onnx(self) -> Any:
@@ -476,16 +494,8 @@ class _Pipeline:
         images = None if self.calibration is None else self.calibration.images
         if precision == "int8" and images is not None:
             apart = len(images) >= FEWEST_IMAGES
-            judging = held_out(len(images))[1] if apart else np.arange(len(images))
-            chosen = _spread(judging, _HELD)
             judged = proof.judge(
-                written.content,
-                written.signature,
-                written.canonical,
-                source,
-                target,
-                self.profile,
-                _some(source, written, images, chosen),
+                written.content, written.signature, source, target, self.profile, *self.held
             )
             return judged, _verdict(
                 judged,
@@ -497,7 +507,8 @@ class _Pipeline:
             )
         few = None
         if images is not None and (target, precision) == ("onnx", "float16"):
-            few = _some(source, written, images, _spread(np.arange(len(images)), proof.SAMPLES))
+            chosen = _spread(np.arange(len(images)), proof.SAMPLES)
+            few = _some(source, written.canonical, images, chosen)
         notes = [
             proof.check_outputs(
                 written.content,
@@ -652,17 +663,23 @@ def _to_watch(
     return feeds.feed(calibration.images, specs, source.preprocessing, chosen)
 
 
-def _table(calibration: _Calibration, canonical: bytes, source: FloatModel) -> CalibrationTable:
+def _tables(
+    calibration: _Calibration, canonical: bytes, source: FloatModel
+) -> tuple[CalibrationTable, CalibrationTable | None]:
+    """The table of all samples, and that of those that do not judge or None."""
     if calibration.table is None:
         assert calibration.images is not None
-        return cached(
+        count = len(calibration.images)
+        whole, parts = cached_parts(
             canonical,
             calibration.images,
+            *([held_out(count)[0]] if count >= FEWEST_IMAGES else []),
             prepare=source.preprocessing,
             method=calibration.method,
             word=calibration.word,
             progress=calibration.progress,
         )
+        return whole, parts[0] if parts else None
     table, graph = calibration.table, hashlib.sha256(canonical).hexdigest()
     if table.graph_sha256 != graph:
         raise InvalidDataError(
@@ -674,12 +691,15 @@ def _table(calibration: _Calibration, canonical: bytes, source: FloatModel) -> C
             f"the calibration table was made with preprocessing {table.preprocessing.name!r}, "
             f"the model has {source.preprocessing.name!r}; calibrate this model"
         )
-    return table if calibration.method == table.method else choose(table, calibration.method)
+    if calibration.method != table.method:
+        table = choose(table, calibration.method)
+    return table, None
 
 
 def _decide(
     canonical: bytes,
     table: CalibrationTable,
+    fitting: CalibrationTable | None,
     calibration: _Calibration,
     source: FloatModel,
     profile: DeviceProfile,
@@ -707,7 +727,7 @@ def _decide(
         calibration.progress.say(f"warning: {path} cannot be read; quantizing again")
     samples, graph = None, Graph(canonical)
     if images is not None:
-        samples = _samples(graph, canonical, images, source, table, calibration)
+        samples = _samples(graph, canonical, images, source, table, fitting, calibration)
     with calibration.progress.task("fitting", unit="operators") as task:
         quantized = quantize(
             canonical,
@@ -731,6 +751,7 @@ def _samples(
     images: Samples,
     source: FloatModel,
     table: CalibrationTable,
+    known: CalibrationTable | None,
     calibration: _Calibration,
 ) -> CalibrationSamples:
     """Divide the calibration samples into those to quantize with and those to judge with."""
@@ -752,6 +773,8 @@ def _samples(
         }
 
     def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
+        if fitting_only and content == canonical and known is not None:
+            return known
         run = cached if content == canonical else observe
         return run(
             content,
@@ -772,11 +795,11 @@ def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
 
 
 def _some(
-    source: FloatModel, written: _Written, images: Samples, chosen: npt.NDArray[np.int64]
+    source: FloatModel, canonical: bytes, images: Samples, chosen: npt.NDArray[np.int64]
 ) -> Feed:
     """Some samples, preprocessed, by input name of the float model."""
     of_onnx = source.kind == "onnx"
-    signature = onnx.signature(source.model) if of_onnx else litert.signature(written.canonical)
+    signature = onnx.signature(source.model) if of_onnx else litert.signature(canonical)
     return feeds.feed(images, signature.inputs, source.preprocessing, chosen)
 
 

@@ -155,7 +155,7 @@ def check_outputs(
     given = (base or litert.signature(canonical)).inputs
     kind = "random inputs" if samples is None else "calibration samples"
     values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
-    expected = _of_source(source, canonical, values)
+    expected = of_source(source, canonical, values)
     feed = feeds.quantized(values, found.inputs)
     run = (
         _as_source(_of_tflite(content, feed), found, source)
@@ -237,26 +237,27 @@ def _beside(
 def judge(
     content: bytes,
     found: Signature,
-    canonical: bytes,
     source: FloatModel,
     target: str,
     profile: DeviceProfile,
     samples: Feed,
+    expected: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[Fidelity, ...]:
     """Judge the outputs of an int8 file, computed by the kernels that its user has.
 
     Args:
         content: The model file.
         found: Its signature.
-        canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
+        source: What it was made from.
+        target: ``tflite`` or ``onnx``.
         profile: The device. Weights that are free to saturate on this CPU, and not there, are
             computed with precise kernels.
         samples: Preprocessed calibration samples by input name.
+        expected: What the float model gives, as :func:`of_source` says.
 
     Raises:
         ExecutionError: If an output is NaN or infinite.
     """
-    expected = _of_source(source, canonical, samples)
     feed = feeds.quantized(samples, found.inputs)
     if target == "tflite":
         run = _as_source(_of_tflite(content, feed), found, source)
@@ -381,8 +382,15 @@ def _verdict(rows: Sequence[_Rounding]) -> tuple[bool, str]:
     )
 
 
-def _of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
-    """Outputs of the float model: onnxruntime runs an ONNX file, LiteRT a canonical graph."""
+def of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
+    """Outputs ``[N, ...]`` of the float model: onnxruntime runs an ONNX file, LiteRT a canonical
+    graph.
+
+    Args:
+        source: The float model.
+        canonical: Its float graph as a flatbuffer.
+        values: Preprocessed samples by input name.
+    """
     if source.kind == "onnx":
         own = bytes(source.model.SerializeToString())
         precise = source.integers is not None and environment.saturates(environment.describe())
@@ -411,7 +419,7 @@ def _as_source(
 
 def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
     """Outputs ``[N, ...]`` by name of the signature."""
-    opened = litert.interpreter(content)
+    opened = litert.interpreter(content, threads=environment.cores())
     runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
     signature = litert.signature_of(opened)
     found = [litert.invoke(runner, **one) for one in feeds.one_by_one(values, signature.inputs)]

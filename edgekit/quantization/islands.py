@@ -44,6 +44,10 @@ LIMITS = (
     (30.0, fidelity.POOR),
     (35.0, fidelity.POOR),
 )
+#: Numbers of a sample that are looked at together, so that they stay in the cache.
+_COLUMNS = 1 << 13
+#: Sum of squares below which some of them may be too small for float32.
+_LEAST = 1e-25
 #: Samples of the walk.
 SAMPLES = 32
 #: What varies below this part of the power is the rounding of float32.
@@ -385,11 +389,17 @@ def _left(
         if graph.dtype(name) != np.float32 or not one.size:
             continue
         right, wrong = one.reshape(count, -1), other.reshape(count, -1)
-        if not np.isfinite(wrong).all():
+        power, varies, noise = 0.0, 0.0, 0.0
+        for start in range(0, right.shape[1], _COLUMNS):
+            a, b = (each[:, start : start + _COLUMNS] for each in (right, wrong))
+            mean = a.mean(axis=0, dtype=np.float64).astype(np.float32)
+            power, varies, noise = (
+                power + _power(a),
+                varies + _power(a - mean),
+                noise + _power(a - b),
+            )
+        if not np.isfinite(noise) and not np.isfinite(wrong).all():
             return -np.inf if np.isfinite(right).all() else np.inf
-        power = _power(right)
-        varies = _power(right - right.mean(axis=0, dtype=np.float64).astype(np.float32))
-        noise = _power(right - wrong)
         signal = varies if varies > _SAME * power else power
         if noise:
             least = min(least, 10 * float(np.log10(max(signal, 1e-300) / noise)))
@@ -398,7 +408,11 @@ def _left(
 
 def _power(values: npt.NDArray[np.float32]) -> float:
     """Sum of squares."""
-    return sum(float(np.square(row, dtype=np.float64).sum()) for row in values)
+    with np.errstate(over="ignore"):
+        found = float(np.square(values).sum(dtype=np.float64))
+    if _LEAST < found < np.inf:
+        return found
+    return float(np.square(values, dtype=np.float64).sum())  # float32 cannot hold the squares
 
 
 def _dies(

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidDataError
-from edgekit.graph import walk
+from edgekit.graph import rounded, walk
 from edgekit.graph.flatbuffer import Graph
 from edgekit.quantization import encode, islands, reconstruct
 from edgekit.quantization.profiles import DeviceProfile
@@ -66,8 +66,9 @@ class Judge:
         self._names = tuple(dict.fromkeys((*self._before, *self._outputs)))
         self._held, self._profile, self._threads = held, profile, threads
         self._count = walk.samples(graph, held)
-        watched = Graph(graph.with_outputs(self._names))
-        self._expected = walk.outputs(watched, held, threads=threads)
+        content = graph.with_outputs(self._names)
+        expected = walk.run(content, graph, held, threads=threads)
+        self._expected = dict(zip(self._names, expected, strict=True))
 
     def score(self, graph: Graph, layers: Layers, encodings: Mapping[str, Encoding]) -> Score:
         """Emulate a model.
@@ -77,12 +78,14 @@ class Judge:
             layers: Rounded; others compute in float.
             encodings: Encodings of activations; others stay float.
         """
-        changed = Graph(graph.with_outputs(self._names))
-        for layer in changed.layers:
-            if layer.output in layers:
-                reconstruct.put(changed, layer, layers[layer.output])
-        constants = encode.constants(graph, encodings, self._profile)
-        reconstruct.put_constants(changed, reconstruct.constants(graph, constants))
+        numbers = {name: (each.scale[0], each.zero_point) for name, each in encodings.items()}
+        content = rounded.emulated(self._rounded(graph, layers, encodings), numbers, self._names)
+        found = walk.run(content, graph, self._held, threads=self._threads)
+        if not any(np.isnan(watched).any() for watched in found[len(self._names) :]):
+            try:
+                return self._score(dict(zip(self._names, found, strict=False)))
+            except InvalidDataError:
+                pass  # the tensor that is at fault is looked for below
         broken: list[str] = []
 
         def stored(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -93,12 +96,31 @@ class Judge:
                 return values
             return encoding.fake_quantize(values, inplace=name not in self._held)
 
-        found = walk.outputs(changed, self._held, threads=self._threads, change=stored)
+        changed = self._rounded(graph, layers, encodings)
+        seen = walk.outputs(changed, self._held, threads=self._threads, change=stored)
         try:
-            before = self._judge(found, self._before)
-            outputs = self._judge(found, self._outputs)
+            return self._score(seen)
         except InvalidDataError:
             return Score(-np.inf, "dead", broken[0] if broken else "")
+
+    def _rounded(self, graph: Graph, layers: Layers, encodings: Mapping[str, Encoding]) -> Graph:
+        """A copy of the graph with the constants that integers stand for."""
+        changed = Graph(graph.with_outputs(self._names))
+        for layer in changed.layers:
+            if layer.output in layers:
+                reconstruct.put(changed, layer, layers[layer.output])
+        constants = encode.constants(graph, encodings, self._profile)
+        reconstruct.put_constants(changed, reconstruct.constants(graph, constants))
+        return changed
+
+    def _score(self, found: walk.Values) -> Score:
+        """What outputs are worth.
+
+        Raises:
+            InvalidDataError: If a value is not finite.
+        """
+        before = self._judge(found, self._before)
+        outputs = self._judge(found, self._outputs)
         return Score(min(each.sqnr_centred for each in before), fidelity.worst(outputs))
 
     def _judge(self, found: walk.Values, names: Sequence[str]) -> tuple[Fidelity, ...]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -162,6 +164,47 @@ class _Made:
     factors: dict[str, tuple[float, ...]]
 
 
+class _StoppedError(Exception):
+    """What was begun is not needed any more."""
+
+
+@dataclass
+class _Begun:
+    """Numbers that another thread is finding.
+
+    Attributes:
+        method: How.
+        floats: Tensors that stay float.
+        made: The numbers.
+    """
+
+    method: _Method
+    floats: frozenset[str]
+    made: Future[_Made] | None = None
+    _stopped: bool = False
+
+    def finds(self, method: _Method, floats: Collection[str]) -> bool:
+        """Whether these are the numbers of a method, and it goes on."""
+        same = method == self.method and self.floats == frozenset(floats)
+        return same and not self._stopped
+
+    def stop(self) -> None:
+        """Go on no more."""
+        self._stopped = True
+        if self.made is not None:
+            self.made.cancel()
+
+    def going_on(self, advance: Callable[[str], None]) -> Callable[[str], None]:
+        """A function to be called with the name of each operator, which ends what was stopped."""
+
+        def next_one(name: str) -> None:
+            if self._stopped:
+                raise _StoppedError
+            advance(name)
+
+        return next_one
+
+
 class _Maker:
     """Integers by any method from one set of samples.
 
@@ -172,6 +215,7 @@ class _Maker:
             at hand.
         fitting: Whether samples that judge are left out.
         profile: The device.
+        threads: Of a fit.
         advance: Called with the name of each operator that is walked.
     """
 
@@ -183,23 +227,63 @@ class _Maker:
         *,
         fitting: bool,
         profile: DeviceProfile,
+        threads: int,
         advance: Callable[[str], None],
     ) -> None:
         self._canonical, self._graph = canonical, Graph(canonical)
         self._table, self._samples = table, samples
         self._fitting, self._profile, self._advance = fitting, profile, advance
+        self._threads = threads
         self._feed: walk.Values | None = None
         if samples is not None:
             self._feed = samples.fit if fitting else samples.all()
         self._equalized: tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable] | None = None
         self._searches: dict[bool, islands.Search] = {}
+        self._nearest: dict[bool, dict[str, reconstruct.Steps]] = {False: {}, True: {}}
+        self._pool = ThreadPoolExecutor(1)
+        self._begun: list[_Begun] = []
+
+    def __enter__(self) -> _Maker:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        for begun in self._begun:
+            begun.stop()
+        self._pool.shutdown()
 
     def equalizes(self) -> bool:
         """Whether equalization changes anything."""
         return bool(self._even()[1])
 
+    def begin(self, method: _Method, floats: Collection[str]) -> None:
+        """Let another thread find the numbers that :meth:`make` may be asked for."""
+        for begun in self._begun:
+            if begun.finds(method, floats):
+                return
+            if begun.floats == frozenset(floats):
+                begun.stop()
+        if method.equalized:
+            self._even()
+        begun = _Begun(method, frozenset(floats))
+        begun.made = self._pool.submit(self._make, method, floats, begun.going_on(self._advance))
+        self._begun.append(begun)
+
+    def expect(self, method: _Method, floats: Collection[str]) -> None:
+        """Stop what was begun of any other numbers than these."""
+        for begun in self._begun:
+            if not begun.finds(method, floats):
+                begun.stop()
+
     def make(self, method: _Method, floats: Collection[str]) -> _Made:
         """Find all numbers, but those of the tensors that stay float and of their layers."""
+        for begun in self._begun:
+            if begun.finds(method, floats) and begun.made is not None:
+                return begun.made.result()
+        return self._make(method, floats, self._advance)
+
+    def _make(
+        self, method: _Method, floats: Collection[str], advance: Callable[[str], None]
+    ) -> _Made:
         graph, factors, table = self._even() if method.equalized else (self._graph, {}, self._table)
         encodings = encode.activations(graph, table.ranges, self._profile, floats)
         if method.weights == "fitted":
@@ -209,8 +293,8 @@ class _Maker:
                 encodings,
                 self._feed,
                 pair_bound=self._profile.pair_bound,
-                threads=environment.cores(),
-                advance=self._advance,
+                threads=self._threads,
+                advance=advance,
             )
         else:
             layers = reconstruct.nearest(
@@ -218,6 +302,7 @@ class _Maker:
                 encodings,
                 pair_bound=self._profile.pair_bound,
                 statistics=table.statistics if method.weights == "corrected" else None,
+                known=self._nearest[method.equalized],
             )
         return _Made(graph, encodings, layers, factors)
 
@@ -291,26 +376,34 @@ def quantize(
         InvalidModelError: If a weight or bias cannot be stored.
     """
     graph = Graph(canonical)
-    whole = _Maker(canonical, table, samples, fitting=False, profile=profile, advance=advance)
+    cores = environment.cores()
+    judged = samples is not None and samples.judged
+    # the fit of the method that is taken runs beside the trials
+    beside = judged and correction == "auto" and cores > 1
+    maker = partial(
+        _Maker, profile=profile, threads=cores // 2 if beside else cores, advance=advance
+    )
     floats: islands.Floats = {}
     if not integers_only:
         floats = {**islands.joins(graph, table.ranges), **islands.relative(graph)}
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
-    if samples is not None and samples.judged:
-        fitting = samples.observe(canonical, True)
-        part = _Maker(canonical, fitting, samples, fitting=True, profile=profile, advance=advance)
-        judge = Judge(canonical, floats, samples.held, profile, threads=environment.cores())
-        search = _Search(part, judge)
-        method, floats = search.run(floats, correction, integers_only=integers_only)
-        way, trials, notes = method.named(floats), search.trials, search.notes
-    elif correction == "auto":
-        method = _Method("corrected")
-        way = f"{CORRECTED} (from channel means, without images to judge by)"
-        if samples is not None and not integers_only:
-            floats, _ = whole.leave(floats, fidelity.CLOSE)
-    made = whole.make(method, floats)
+    with maker(canonical, table, samples, fitting=False) as whole:
+        if samples is not None and judged:
+            fitting = samples.observe(canonical, True)
+            judge = Judge(canonical, floats, samples.held, profile, threads=cores)
+            with maker(canonical, fitting, samples, fitting=True) as part:
+                search = _Search(part, judge, beside=[part, whole] if beside else [])
+                method, floats = search.run(floats, correction, integers_only=integers_only)
+            way, trials, notes = method.named(floats), search.trials, search.notes
+        elif correction == "auto":
+            method = _Method("corrected")
+            way = f"{CORRECTED} (from channel means, without images to judge by)"
+            if samples is not None and not integers_only:
+                floats, _ = whole.leave(floats, fidelity.CLOSE)
+        whole.expect(method, floats)
+        made = whole.make(method, floats)
     plain = made.layers
     if profile.pair_bound or method != _Method():
         encodings = encode.activations(graph, table.ranges, profile, floats)
@@ -324,10 +417,16 @@ def quantize(
 
 
 class _Search:
-    """The method that is best on held-out samples, and what stays float."""
+    """The method that is best on held-out samples, and what stays float.
 
-    def __init__(self, maker: _Maker, judge: Judge) -> None:
-        self._maker, self._judge = maker, judge
+    Args:
+        maker: Finds integers from the samples that do not judge.
+        judge: Holds the others.
+        beside: What fits layers, which takes longest, while other methods are tried.
+    """
+
+    def __init__(self, maker: _Maker, judge: Judge, *, beside: Collection[_Maker] = ()) -> None:
+        self._maker, self._judge, self._beside = maker, judge, beside
         self.trials: list[Trial] = []
         self._broken: dict[str, list[str]] = {}
         self._scores: dict[tuple[_Method, frozenset[str]], Score] = {}
@@ -372,6 +471,8 @@ class _Search:
     def _methods(self, floats: islands.Floats, correction: Correction) -> tuple[_Method, Score]:
         """The best method where these tensors stay float."""
         method = _Method()
+        if correction != "none":
+            self._begin(_Method("fitted"), floats)
         best = self._try(method, floats)
         if correction == "none":
             return method, best
@@ -379,12 +480,17 @@ class _Search:
             score = self._try(_Method(equalized=True), floats)
             if score.sqnr > best.sqnr + MARGIN:
                 method, best = _Method(equalized=True), score
+        self._begin(_Method("fitted", method.equalized), floats)
         ways: tuple[WeightMethod, ...] = ("corrected", "fitted")
         for tried in [_Method(weights, method.equalized) for weights in ways]:
             score = self._try(tried, floats)
             if score.sqnr > best.sqnr + MARGIN:
                 method, best = tried, score
         return method, best
+
+    def _begin(self, method: _Method, floats: islands.Floats) -> None:
+        for maker in self._beside:
+            maker.begin(method, floats)
 
     def _try(self, method: _Method, floats: islands.Floats) -> Score:
         """Score a method; one that gives no numbers loses."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +19,17 @@ import numpy.typing as npt
 from edgekit.base.errors import InvalidModelError
 from edgekit.graph import walk
 from edgekit.graph.flatbuffer import Graph, Layer
-from edgekit.quantization import rounding, saturation
+from edgekit.quantization import rounding, sampling, saturation
 from edgekit.quantization.rounding import Floats
 from edgekit.quantization.table import TensorStatistics
 from edgekit.records.encodings import ConstantIntegers, Encoding, LayerIntegers, Stored
 
 #: A bias keeps this far from the ends of int32, so that the products fit beside it.
 _LARGEST_BIAS = float(1 << 30)
-_ROWS = 4096
-_MOST_ROWS = 16384
+#: Rows with inputs of their own that are looked at together, so that they stay in the cache.
+_CHANNELS = 32
+#: So many times fewer dot products than inputs are few.
+_FEW = 2
 #: Two models' worth of one layer's input and output, in bytes, while walking.
 _WALK_BYTES = 3 << 29
 
@@ -57,6 +60,29 @@ class Rounded:
 
 
 Layers = dict[str, Rounded]
+#: Whole steps ``[O, K]`` and scales ``[O]`` of a layer.
+Steps = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What dot products read on the device.
+
+    Attributes:
+        steps: As they are stored, int8.
+        encoding: What the steps stand for.
+    """
+
+    steps: npt.NDArray[np.int8]
+    encoding: Encoding
+
+    def real(self) -> npt.NDArray[np.float32]:
+        """The numbers."""
+        return self.encoding.real(self.steps)
+
+    def repeated(self, times: int) -> Seen:
+        """Each channel so many times."""
+        return Seen(np.repeat(self.steps, times, axis=2), self.encoding)
 
 
 def nearest(
@@ -67,6 +93,7 @@ def nearest(
     statistics: Mapping[str, TensorStatistics] | None = None,
     bits: int = 8,
     only: Collection[str] | None = None,
+    known: dict[str, Steps] | None = None,
 ) -> Layers:
     """Every weight to its nearest step.
 
@@ -80,17 +107,22 @@ def nearest(
             are taken as if they were not there.
         bits: Number of bits of the weights, 2 to 8; they are stored in 8.
         only: Layers to do, by output; default all.
+        known: Steps and scales of this graph by layer, with the same options but ``statistics``;
+            those that are not there are added.
     """
     found = {}
+    known = {} if known is None else known
     for layer in integer_layers(graph, encodings):
         if only is not None and layer.output not in only:
             continue
         rows, bias = rows_of(graph, layer)
-        scale = rounding.scales(rows, bits=bits)
-        bound = pair_bound and saturation.pairs_products(graph, layer)
-        if bound:
-            scale = rounding.pair_scales(rows, scale)
-        steps = rounding.nearest(rows, scale, pair_bound=bound)
+        if layer.output not in known:
+            scale = rounding.scales(rows, bits=bits)
+            bound = pair_bound and saturation.pairs_products(graph, layer)
+            if bound:
+                scale = rounding.pair_scales(rows, scale)
+            known[layer.output] = rounding.nearest(rows, scale, pair_bound=bound), scale
+        steps, scale = known[layer.output]
         if statistics is not None:
             error = rows - steps * scale[:, None]
             bias = bias + _mean_output(
@@ -132,44 +164,83 @@ def fitted(
     Raises:
         NotFiniteError: If a tensor becomes NaN or infinite on the device.
     """
-    rng = np.random.default_rng(seed)
     layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     shared = shared_weights(graph)
-    plain = dict(feed)
-    device = {name: _stored(name, values, encodings) for name, values in feed.items()}
+    numbers = {name: (each.scale[0], each.zero_point) for name, each in encodings.items()}
+    rng, count = np.random.default_rng(seed), walk.samples(graph, feed)
+    places = {name: sampling.draw(graph, layer, count, rng) for name, layer in layers.items()}
+    device: dict[str, npt.NDArray[Any]] = {
+        name: encodings[name].steps(values) if name in numbers else values
+        for name, values in feed.items()
+    }
     changed = Graph(graph.serialize())
     found: Layers = {}
     ends = walk.last_readers(graph)
+    operators = graph.operators
     with ThreadPoolExecutor(threads) as pool:
-        for position, operator in enumerate(graph.operators):
-            step = walk.Step(graph, position, threads=threads)
-            exact_outputs = step.run(plain)
-            layer = layers.get(operator.outputs[0])
-            if layer is not None:
-                rounded = _fit(
-                    graph,
-                    layer,
-                    plain[layer.input],
-                    device[layer.input],
-                    encodings,
-                    pair_bound=pair_bound and saturation.pairs_products(graph, layer),
-                    shared=layer.output in shared,
-                    rng=rng,
-                    each=pool.map,
-                )
-                found[layer.output] = rounded
-                put(changed, layer, rounded)
-                step = walk.Step(changed, position, threads=threads)
-            seen = step.run(device)
-            for name, exact, noisy in zip(operator.outputs, exact_outputs, seen, strict=True):
-                plain[name] = exact
-                device[name] = _stored(name, noisy, encodings, inplace=True)
-                if noisy.dtype == np.float32 and not _finite(device[name]):
-                    raise NotFiniteError(name)
-            for name in [name for name in plain if ends.get(name, position + 1) <= position]:
-                del plain[name], device[name]
-            advance(operator.outputs[0])
+        for part, plain in sampling.parts(graph, feed, list(places.values()), threads=threads):
+            for position in part:
+                operator = operators[position]
+                layer = layers.get(operator.outputs[0])
+                if layer is not None:
+                    rounded = _fit(
+                        graph,
+                        layer,
+                        plain.pop(layer.output),
+                        _seen(graph, places[layer.output], device, encodings[layer.input], count),
+                        encodings,
+                        pair_bound=pair_bound and saturation.pairs_products(graph, layer),
+                        shared=layer.output in shared,
+                        each=pool.map,
+                    )
+                    found[layer.output] = rounded
+                    put(changed, layer, rounded)
+                step = walk.Step(changed, position, threads=threads, numbers=numbers)
+                for name, values in zip(operator.outputs, step.run(device), strict=True):
+                    device[name] = values
+                    if values.dtype == np.float32 and not _finite(values):
+                        raise NotFiniteError(name)
+                if step.doubtful:
+                    _check_finite(changed, position, device, encodings, threads)
+                for name in [n for n in device if ends.get(n, position + 1) <= position]:
+                    del device[name]
+                advance(operator.outputs[0])
     return found
+
+
+def _seen(
+    graph: Graph,
+    places: sampling.Places,
+    device: Mapping[str, npt.NDArray[Any]],
+    encoding: Encoding,
+    count: int,
+) -> Seen:
+    """What a layer reads on the device."""
+    steps = np.empty(places.shape(graph, count), np.int8)
+    places.read(device[places.layer.input], into=steps, fill=encoding.zero_point)
+    return Seen(steps, encoding)
+
+
+def _check_finite(
+    graph: Graph,
+    position: int,
+    device: Mapping[str, npt.NDArray[Any]],
+    encodings: Mapping[str, Encoding],
+    threads: int,
+) -> None:
+    """Compute an operator again in float, where int8 does not say whether a value was NaN.
+
+    Raises:
+        NotFiniteError: If one was.
+    """
+    step = walk.Step(graph, position, threads=threads)
+    inputs = {
+        name: encodings[name].real(device[name]) if name in encodings else device[name]
+        for name in step.fed
+    }
+    for name, values in zip(step.operator.outputs, step.run(inputs), strict=True):
+        if np.isnan(values).any():
+            raise NotFiniteError(name)
 
 
 def shared_weights(graph: Graph) -> frozenset[str]:
@@ -230,17 +301,6 @@ def images_that_fit(graph: Graph, count: int) -> int:
     return min(count, max(32, _WALK_BYTES // (8 * largest)))
 
 
-def _stored(
-    name: str,
-    values: npt.NDArray[np.float32],
-    encodings: Mapping[str, Encoding],
-    *,
-    inplace: bool = False,
-) -> npt.NDArray[np.float32]:
-    encoding = encodings.get(name)
-    return values if encoding is None else encoding.fake_quantize(values, inplace=inplace)
-
-
 def _finite(values: npt.NDArray[np.float32]) -> bool:
     return bool(np.isfinite(values.min(initial=0)) and np.isfinite(values.max(initial=0)))
 
@@ -248,31 +308,30 @@ def _finite(values: npt.NDArray[np.float32]) -> bool:
 def _fit(
     graph: Graph,
     layer: Layer,
-    plain: npt.NDArray[np.float32],
-    device: npt.NDArray[np.float32],
+    exact: npt.NDArray[np.float32],
+    seen: Seen,
     encodings: Mapping[str, Encoding],
     *,
     pair_bound: bool,
     shared: bool,
-    rng: np.random.Generator,
     each: rounding.Each,
 ) -> Rounded:
     rows, bias = rows_of(graph, layer)
-    exact, seen = _sample(graph, layer, plain, device, rows.shape[1], rng)
     if shared:  # one kernel for all layers that have it, a bias for each
         scale = rounding.scales(rows)
         if pair_bound:
             scale = rounding.pair_scales(rows, scale)
         steps = rounding.nearest(rows, scale, pair_bound=pair_bound)
         if exact.ndim == 2 and exact.shape[1] == rows.shape[1]:
-            error = exact.mean(axis=0) @ rows.T - seen.mean(axis=0) @ (steps * scale[:, None]).T
+            mean = seen.real().mean(axis=0)
+            error = exact.mean(axis=0) @ rows.T - mean @ (steps * scale[:, None]).T
             bias = bias + error
         return finish(graph, layer, steps, scale, bias, encodings)
-    channels = seen.shape[-1]
+    channels = exact.shape[-1]
     if layer.kind == "depthwise":
         wide = len(rows) // channels  # the depth multiplier
         if wide > 1:
-            exact, seen = np.repeat(exact, wide, axis=2), np.repeat(seen, wide, axis=2)
+            exact, seen = np.repeat(exact, wide, axis=2), seen.repeated(wide)
     if layer.kind != "conv" or channels == rows.shape[1]:
         steps, scale, bias = _solve(rows, bias, exact, seen, pair_bound=pair_bound, each=each)
         return finish(graph, layer, steps, scale, bias, encodings)
@@ -283,13 +342,16 @@ def _fit(
     parts = []
     for number, chosen in enumerate(np.split(np.arange(len(rows)), groups)):
         taken = slice(number * own, (number + 1) * own)
-        exact_part, seen_part = (
-            values.reshape(len(values), taps, -1)[..., taken].reshape(len(values), -1)
-            for values in (exact, seen)
-        )
+        exact_part = exact.reshape(len(exact), taps, -1)[..., taken]
+        seen_part = seen.steps.reshape(len(exact), taps, -1)[..., taken]
         parts.append(
             _solve(
-                rows[chosen], bias[chosen], exact_part, seen_part, pair_bound=pair_bound, each=each
+                rows[chosen],
+                bias[chosen],
+                exact_part.reshape(len(exact), -1),
+                Seen(seen_part.reshape(len(exact), -1), seen.encoding),
+                pair_bound=pair_bound,
+                each=each,
             )
         )
     steps, scale, bias = (np.concatenate(found) for found in zip(*parts, strict=True))
@@ -300,7 +362,7 @@ def _solve(
     rows: Floats,
     bias: Floats,
     exact: npt.NDArray[np.float32],
-    seen: npt.NDArray[np.float32],
+    seen: Seen,
     *,
     pair_bound: bool,
     each: rounding.Each,
@@ -310,9 +372,10 @@ def _solve(
     ``exact`` and ``seen`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of its own.
     """
     # rows are in the order of the samples: two halves share none but one
-    count = min(2, len(seen))
-    halves = np.array_split(exact, count), np.array_split(seen, count)
-    parts = list(each(partial(_part, rows), *halves))
+    count = min(2, len(exact))
+    halves = np.array_split(exact, count), np.array_split(seen.steps, count)
+    part = _part_of_each if exact.ndim == 3 else _part
+    parts = list(each(partial(part, rows, seen.encoding), *halves))
     moments = rounding.joined(parts).moments
     wanted, wanted_bias = rounding.fit(rows, bias, parts, each=each)
     scale = rounding.scales(wanted)
@@ -324,89 +387,42 @@ def _solve(
 
 
 def _part(
-    rows: Floats, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.float32]
+    rows: Floats, encoding: Encoding, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.int8]
 ) -> rounding.Part:
-    """What some of the dot products say, as :func:`_solve` takes them."""
-    count, length = seen.shape[:2]
-    single = rows.astype(np.float32)
-    inputs = np.ones((*seen.shape[2:], count, length + 1), np.float32)
-    inputs[..., :length] = np.moveaxis(seen, 2, 0) if seen.ndim == 3 else seen
-    if seen.ndim == 3:
-        moments = (inputs.transpose(0, 2, 1) @ inputs).astype(np.float64) / count
-        error = np.einsum("nkc,ck->cn", exact - seen, single)
-        cross = np.einsum("cn,cnk->ck", error, inputs).astype(np.float64) / count
-    else:
-        moments = (inputs.T @ inputs).astype(np.float64) / count
-        error = (exact - seen) @ single.T
-        cross = (error.T @ inputs).astype(np.float64) / count
+    """What some of the dot products say, as :func:`_solve` takes them, ``[N, K]``."""
+    count, length = seen.shape
+    inputs = np.ones((count, length + 1), np.float32)
+    encoding.real(seen, inputs[:, :length])
+    moments = (inputs.T @ inputs).astype(np.float64) / count
+    error = (exact - inputs[:, :length]) @ rows.astype(np.float32).T
+    cross = (error.T @ inputs).astype(np.float64) / count
+    if _FEW * count < length:
+        return rounding.Part(count, moments, cross, inputs, error)
     return rounding.Part(count, moments, cross)
 
 
-def _sample(
-    graph: Graph,
-    layer: Layer,
-    plain: npt.NDArray[np.float32],
-    device: npt.NDArray[np.float32],
-    length: int,
-    rng: np.random.Generator,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """What a layer's dot products read at a sample of places, float and on the device.
-
-    Returns:
-        Two arrays ``[N, K]``, or ``[N, K, C]`` of a depthwise layer.
-    """
-    if layer.kind == "dense":
-        return plain.reshape(-1, length), device.reshape(-1, length)
-    height, width = graph.shape(layer.weights)[1:3]
-    wanted = _ROWS if layer.kind == "depthwise" else min(_MOST_ROWS, max(_ROWS, 8 * length))
-    images, rows, columns, channels = plain.shape
-    transposed = layer.kind == "transposed"
-    # of a transposed convolution, the convolution that it is the gradient of reads its output
-    sizes = graph.shape(layer.output)[1:3] if transposed else (rows, columns)
-    (high, top), (wide, left) = (
-        _grid(size, kernel, stride, dilation, same=layer.same)
-        for size, kernel, stride, dilation in zip(
-            sizes, (height, width), layer.strides, layer.dilation, strict=True
-        )
-    )
-    if transposed:
-        high, wide = sizes
-    total = images * high * wide
-    picked = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, False))
-    image, place = np.divmod(picked, high * wide)
-    y, x = np.divmod(place, wide)
-    if transposed:
-        y, x = y + top, x + left
-    else:
-        y, x = y * layer.strides[0] - top, x * layer.strides[1] - left
-    found = []
-    for values in (plain, device):
-        taken = np.zeros((len(picked), height * width, channels), np.float32)
-        for i in range(height):
-            for j in range(width):
-                if transposed:
-                    (down, off), (across, beside) = (
-                        np.divmod(place - tap, stride)
-                        for place, tap, stride in zip((y, x), (i, j), layer.strides, strict=True)
-                    )
-                    inside = (off == 0) & (beside == 0)
-                else:
-                    down, across = y + i * layer.dilation[0], x + j * layer.dilation[1]
-                    inside = np.ones(len(y), bool)
-                inside &= (down >= 0) & (down < rows) & (across >= 0) & (across < columns)
-                read = slice(None) if inside.all() else inside
-                taken[read, i * width + j] = values[image[read], down[read], across[read]]
-        found.append(taken if layer.kind == "depthwise" else taken.reshape(len(picked), -1))
-    return found[0], found[1]
-
-
-def _grid(size: int, kernel: int, stride: int, dilation: int, *, same: bool) -> tuple[int, int]:
-    """(number of places, zeros in front) along one axis, as TensorFlow pads."""
-    reach = (kernel - 1) * dilation + 1
-    if not same:
-        return (size - reach) // stride + 1, 0
-    places = -(-size // stride)
-    return places, max(0, (places - 1) * stride + reach - size) // 2
+def _part_of_each(
+    rows: Floats, encoding: Encoding, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.int8]
+) -> rounding.Part:
+    """The same of rows with inputs of their own, ``[N, K, O]``; some rows at a time, which stay in
+    the cache."""
+    count, length, wide = seen.shape
+    single = rows.astype(np.float32)
+    moments = np.empty((wide, length + 1, length + 1))
+    cross = np.empty((wide, length + 1))
+    step = _CHANNELS
+    for start in range(0, wide, step):
+        own = slice(start, start + step)
+        values = encoding.real(seen[:, :, own])
+        inputs = np.ones((values.shape[2], count, length + 1), np.float32)
+        inputs[..., :length] = np.moveaxis(values, 2, 0)
+        moments[own] = (inputs.transpose(0, 2, 1) @ inputs).astype(np.float64) / count
+        error = np.einsum("nkc,ck->nc", exact[:, :, own] - values, single[own])
+        # in the order of the dot products, as the sums over all rows at once are
+        values *= error[:, None]
+        cross[own, :length] = values.sum(axis=0).T.astype(np.float64) / count
+        cross[own, length] = error.sum(axis=0).astype(np.float64) / count
+    return rounding.Part(count, moments, cross)
 
 
 def rows_of(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:

@@ -30,6 +30,11 @@ DAMPING = 0.01
 #: The same when weights are fitted: keeps the solution near the given weights where the inputs say
 #: little.
 DAMPINGS = (0.01, 3.0, 100.0)
+#: The same of the bias.
+_BIAS_DAMPING = 1e-9
+#: Part of the largest error by which the best damping has to be ahead, where it is found by
+#: arithmetic of its own.
+_CLEAR = 1e-2
 #: How far a pair-bound layer's scales are raised to see what costs least.
 _RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
 
@@ -87,11 +92,15 @@ class Part:
         moments: E[x x'] of the device's inputs, the last of which is 1: ``[K + 1, K + 1]``, or one
             for each row, ``[O, K + 1, K + 1]``.
         cross: E[error x'] of the error that is there already, ``[O, K + 1]``.
+        inputs: x, ``[count, K + 1]`` float32, where they are few beside K, else None.
+        errors: Theirs, ``[count, O]`` float32, or None.
     """
 
     count: int
     moments: Floats
     cross: Floats
+    inputs: npt.NDArray[np.float32] | None = None
+    errors: npt.NDArray[np.float32] | None = None
 
 
 def fit(
@@ -116,13 +125,44 @@ def fit(
     whole = joined(parts)
     damping = DAMPINGS[-1]
     if len(parts) > 1:
-        others = [joined([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
-        count, tried = len(DAMPINGS), np.repeat(DAMPINGS, len(parts))
-        deltas = each(_ridge, others * count, tried)
-        left = np.array([*map(_left, list(parts) * count, deltas)])
-        damping = DAMPINGS[int(np.argmin(left.reshape(count, -1).sum(axis=1)))]
+        left = _left_by_samples(parts)
+        if left is None:
+            others = [joined([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
+            count, tried = len(DAMPINGS), np.repeat(DAMPINGS, len(parts))
+            deltas = each(_ridge, others * count, tried)
+            each_left = np.array([*map(_left, list(parts) * count, deltas)])
+            left = each_left.reshape(count, -1).sum(axis=1)
+        damping = DAMPINGS[int(np.argmin(left))]
     delta = _ridge(whole, damping)
     return rows + delta[:, :-1], bias + delta[:, -1]
+
+
+def _left_by_samples(parts: Sequence[Part]) -> Floats | None:
+    """:func:`_left` of each damping, summed over two parts, from their samples.
+
+    A few samples of many inputs: what they say is found by as many equations as there are samples
+    (the dual form of ridge regression, Saunders et al. 1998). None where the samples are not at
+    hand, or two dampings are too near each other for a choice by other arithmetic.
+    """
+    found = np.zeros(len(DAMPINGS))
+    if len(parts) != 2:
+        return None
+    for own, other in (parts, parts[::-1]):
+        if own.inputs is None or own.errors is None or other.inputs is None or other.errors is None:
+            return None
+        x, seen = (part[:, :-1].astype(np.float64) for part in (other.inputs, own.inputs))
+        errors, exact = other.errors.astype(np.float64), own.errors.astype(np.float64)
+        alike, across = x @ x.T, seen @ x.T
+        for number, damping in enumerate(DAMPINGS):
+            one = _added(other.moments, damping)
+            # the bias is one input more, 1 everywhere, that is all but undamped
+            system = alike / one + 1 / _BIAS_DAMPING + other.count * np.eye(other.count)
+            dual = np.linalg.solve(system, errors)
+            bias = (errors - other.count * dual - alike @ dual / one).mean(axis=0)
+            gain = across @ dual / one + bias
+            found[number] += float((gain * (gain - 2 * exact)).sum())
+    first, second = np.sort(found)[:2]
+    return found if second - first > _CLEAR * np.abs(found).max() else None
 
 
 def joined(parts: Sequence[Part]) -> Part:
@@ -175,36 +215,43 @@ def round_rows(
     factor = np.swapaxes(factor, -1, -2)  # upper: the inverse of what is still free, row by row
     if factor.ndim == 2:
         factor = factor[None]
-    free = np.concatenate([rows, bias[:, None]], axis=1)[:, order]
-    steps = np.zeros((len(rows), count))
+    by_input = np.moveaxis(factor, 0, -1)  # ``[K + 1, K + 1, O]``, the last axis 1 where one is all
+    # one input of all rows after the other: ``[K + 1, O]``
+    free = np.ascontiguousarray(np.concatenate([rows, bias[:, None]], axis=1)[:, order].T)
+    steps = np.zeros((count, len(rows)))
     done = np.zeros(count, bool)
     for begin in range(0, count, _BLOCK):
         end = min(begin + _BLOCK, count)
-        errors = np.zeros((len(rows), end - begin))
+        errors = np.zeros((end - begin, len(rows)))
         for i in range(begin, end):
             place, partner = order[i], order[i] ^ 1
-            step = np.clip(np.rint(free[:, i] / scale), -LARGEST, LARGEST)
+            step = np.clip(np.rint(free[i] / scale), -LARGEST, LARGEST)
             if pair_bound and partner < count and done[partner]:
-                other = steps[:, partner]
+                other = steps[partner]
                 bound = np.where(step * other > 0, saturation.LIMIT - np.abs(other), LARGEST)
                 step = np.clip(step, -bound, bound)
-            steps[:, place], done[place] = step, True
-            errors[:, i - begin] = (free[:, i] - step * scale) / factor[:, i, i]
-            free[:, i + 1 : end] -= errors[:, i - begin, None] * factor[:, i, i + 1 : end]
+            steps[place], done[place] = step, True
+            errors[i - begin] = (free[i] - step * scale) / by_input[i, i]
+            free[i + 1 : end] -= by_input[i, i + 1 : end] * errors[i - begin]
         rest = factor[:, begin:end, end:]
         if len(rest) == 1:
-            free[:, end:] -= errors @ rest[0]
+            free[end:] -= (errors.T @ rest[0]).T
         else:
-            free[:, end:] -= np.einsum("ob,obk->ok", errors, rest)
-    return steps, free[:, count]
+            each = np.ascontiguousarray(errors.T)
+            free[end:] -= np.einsum("ob,obk->ok", each, rest).T
+    return np.ascontiguousarray(steps.T), free[count]
 
 
 def _damped(moments: Floats, damping: float) -> Floats:
     count = moments.shape[-1] - 1
-    diagonal = np.diagonal(moments, axis1=-2, axis2=-1)[..., :count]
-    added = damping * diagonal.mean(axis=-1) + 1e-12
     found = moments.copy()
     places = np.arange(count)
-    found[..., places, places] += np.asarray(added)[..., None]
-    found[..., count, count] += 1e-9
+    found[..., places, places] += np.asarray(_added(moments, damping))[..., None]
+    found[..., count, count] += _BIAS_DAMPING
     return found
+
+
+def _added(moments: Floats, damping: float) -> Any:
+    """What is added to the moments of the inputs; one number, or ``[O]``."""
+    diagonal = np.diagonal(moments, axis1=-2, axis2=-1)[..., : moments.shape[-1] - 1]
+    return damping * diagonal.mean(axis=-1) + 1e-12

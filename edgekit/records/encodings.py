@@ -68,6 +68,32 @@ class Encoding:
             np.multiply(steps, scale, out=found[start : start + _BLOCK], casting="same_kind")
         return found.reshape(values.shape)
 
+    def steps(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+        """How real values are stored, int8 of the same shape; one scale only."""
+        scale, zero_point = np.float32(self.scale[0]), np.float32(self.zero_point)
+        flat = values.reshape(-1)
+        found = np.empty(flat.shape, np.int8)
+        for start in range(0, flat.size, _BLOCK):
+            steps = flat[start : start + _BLOCK] / scale
+            np.rint(steps, out=steps)
+            steps += zero_point
+            np.clip(steps, -128, 127, out=steps)
+            found[start : start + _BLOCK] = steps
+        return found.reshape(values.shape)
+
+    def real(
+        self, steps: npt.NDArray[np.int8], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The real values that are stored, float32 of the same shape; one scale only.
+
+        Args:
+            steps: int8, of any shape.
+            out: Where they go; default a new array.
+        """
+        found = np.subtract(steps, np.float32(self.zero_point), out=out, dtype=np.float32)
+        found *= np.float32(self.scale[0])
+        return found
+
 
 @dataclass(frozen=True)
 class Encodings(schema.Document):

@@ -83,7 +83,7 @@ def from_function(
     frozen = convert_variables_to_constants_v2(tf.function(run).get_concrete_function(*specs))
     module = tf.Module()
 
-    @tf.function(input_signature=specs)  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
     def serve(*given: Any) -> dict[str, Any]:
         return dict(zip(outputs, frozen(*given), strict=True))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def tensorflow() -> Any:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
         os.environ.setdefault("GLOG_minloglevel", "2")
     try:
-        with quiet():
+        with quiet(), _uncollected():
             import tensorflow as tf
 
             tf.config.list_physical_devices()  # looks for GPUs, and says so when there is none
@@ -46,6 +48,22 @@ def tensorflow() -> Any:
         raise MissingDependencyError("tensorflow", "train") from None
     tf.get_logger().setLevel("ERROR")
     return tf
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let Python's collector look for garbage neither during a first import nor in what it made:
+    hundreds of thousands of objects that stay."""
+    first, enabled = "tensorflow" not in sys.modules, gc.isenabled()
+    if first:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def tf_keras() -> Any:
@@ -252,7 +270,7 @@ def _once(names: list[str]) -> tuple[str, ...]:
 
 def call(model: Any, inputs: Sequence[Any]) -> list[Any]:
     """Run a functional model on a flat list of inputs; a flat list of outputs."""
-    nest = tensorflow().nest
+    nest = sys.modules["tensorflow"].nest  # a model is there; and this may be traced, line by line
     struct = getattr(model, "_inputs_struct", None)
     if struct is None:
         struct = getattr(model, "_nested_inputs", None)

@@ -8,6 +8,7 @@ loader of Keras reads it: an archive where its name ends in ``.keras`` and it is
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Iterator
@@ -87,8 +88,11 @@ def _read_archive(path: Path) -> KerasFile:
             config = json.loads(archive.read("config.json"))
             found = KerasFile(path, int(str(metadata["keras_version"]).split(".")[0]), dict(config))
             if _WEIGHTS in archive.namelist():
+                size = archive.getinfo(_WEIGHTS).file_size
                 with archive.open(_WEIGHTS) as member:
-                    _check_weights(path, member, archive.getinfo(_WEIGHTS).file_size)
+                    # HDF5 goes back and forth, for which an archive is read from its beginning
+                    whole = io.BytesIO(member.read()) if size <= _LARGE else member
+                    _check_weights(path, whole, size)
         return found
     except InvalidModelError:
         raise

@@ -36,9 +36,10 @@ def single(content: bytes, name: str) -> bytes:
             several samples at once.
     """
     try:
-        graph, batch = Graph(content, distinct=True), batch_of(content)
+        graph = Graph(content, distinct=True)
     except InvalidModelError:
         return content  # canonical() says what is wrong
+    batch = _batch(graph)
     if batch <= 1:
         return content
     said = f"{name} takes batches of {batch} only"
@@ -62,7 +63,10 @@ def batch_of(content: bytes) -> int:
     Raises:
         InvalidModelError: If it cannot be read.
     """
-    graph = Graph(content, distinct=True)
+    return _batch(Graph(content, distinct=True))
+
+
+def _batch(graph: Graph) -> int:
     sizes = {graph.shape(tensor)[0] for tensor in graph.inputs if graph.shape(tensor)}
     return sizes.pop() if len(sizes) == 1 else 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,11 @@ def from_tflite(canonical: bytes) -> Any:
         path = Path(folder) / "float.tflite"
         path.write_bytes(given)
         try:
-            model, _ = tf2onnx.convert.from_tflite(str(path), opset=OPSET)
+            try:
+                with _without_copies():
+                    model, _ = tf2onnx.convert.from_tflite(str(path), opset=OPSET)
+            except Exception:  # e.g. an optimizer that fails: it is left out then
+                model, _ = tf2onnx.convert.from_tflite(str(path), opset=OPSET)
         except Exception as exc:  # tf2onnx raises many types
             raise InvalidModelError(
                 f"the graph cannot be converted to ONNX: {reason(exc)}"
@@ -64,13 +70,14 @@ def from_tflite(canonical: bytes) -> Any:
             )
     _where_instead_of_products(model)
     _round_factors(model)
-    _pool_instead_of_mean(model, Graph(canonical))
+    graph = Graph(canonical)
+    _pool_instead_of_mean(model, graph)
     onnx_forms.gemm_instead_of_matmul(model)
-    _restore_gemm_names(model, Graph(canonical))
+    _restore_gemm_names(model, graph)
     onnx_file.sort(model)
-    _name_activations(model, Graph(canonical))
+    _name_activations(model, graph)
     _separate_outputs(model)
-    _part_from_turned_outputs(model, Graph(canonical))
+    _part_from_turned_outputs(model, graph)
     del model.graph.value_info[:]
     _name_by_values(model, canonical)
     free = onnx_file.copied(model)
@@ -94,6 +101,24 @@ def _forget_sizes_of_states(graph: Any) -> None:
                     if not value.type.tensor_type.shape.dim:
                         value.type.tensor_type.ClearField("shape")
             _forget_sizes_of_states(body)
+
+
+@contextlib.contextmanager
+def _without_copies() -> Iterator[None]:
+    """Let tf2onnx's optimizers change the graph itself; an error in one ends the conversion then.
+
+    By default it copies the graph before each of them, to go back where one fails. The copies take
+    longer than the optimizers.
+    """
+    name = "TF2ONNX_CATCH_ERRORS"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "FALSE"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def use_signature_names(model: Any, graph: Graph) -> None:

@@ -1,0 +1,158 @@
+"""A float graph that rounds its own tensors as a device will store them.
+
+Division, rounding, limits and multiplication are operators of the graph, whose results are those of
+:meth:`edgekit.records.encodings.Encoding.fake_quantize`: they run natively, on values that are
+still in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgekit.graph.flatbuffer import Graph, Quantization
+
+#: Axes of a tensor at the most that all operators here take.
+AXES = 6
+#: (scale, int8 zero_point)
+Number = tuple[float, int]
+
+
+class _Rounding:
+    """A graph that gets operators, and the order in which all will run.
+
+    Args:
+        graph: Float; it is changed.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.operators = self.graph.operators
+        self._next = len(self.operators)
+        self._order: list[int] = []
+        self._now: dict[str, str] = {}
+
+    def now(self, name: str) -> str:
+        """What is read in a tensor's place."""
+        return self._now.get(name, name)
+
+    def added(self, name: str) -> str:
+        """Let the operator that was appended last run next; returns what it writes."""
+        self._order.append(self._next)
+        self._next += 1
+        return name
+
+    def replace(self, name: str, other: str) -> None:
+        """Let later operators read another tensor."""
+        self._now[name] = other
+
+    def steps(self, name: str, number: Number, *, real: bool = False) -> str:
+        """Whole steps of a tensor, without the zero_point, as float.
+
+        Args:
+            name: The tensor.
+            number: Its scale and zero_point.
+            real: Give what the steps stand for instead.
+        """
+        graph, (scale, zero_point), shape = self.graph, number, self.graph.shape(name)
+        flat = len(shape) > AXES
+        found = self.added(graph.add_reshape(name, (-1, int(np.prod(shape))))) if flat else name
+        found = self.added(graph.add_scaled("DIV", found, scale))
+        found = self.added(graph.add_round(found))
+        found = self.added(graph.add_scaled("MAXIMUM", found, -128 - zero_point))
+        found = self.added(graph.add_scaled("MINIMUM", found, 127 - zero_point))
+        if real:
+            found = self.added(graph.add_scaled("MUL", found, scale))
+        if flat:
+            batch = -1 if shape[0] == 1 else shape[0]
+            found = self.added(graph.add_reshape(found, (batch, *shape[1:])))
+        return found
+
+    def take(self, position: int, inputs: Sequence[str]) -> None:
+        """Let one of the graph's own operators run next."""
+        self.graph.set_inputs(position, [self.now(name) for name in inputs])
+        self._order.append(position)
+
+    def finish(self, outputs: Sequence[str], watched: Sequence[str]) -> bytes:
+        """The flatbuffer, whose last output watches over tensors."""
+        graph = self.graph
+        graph.reorder(self._order)
+        sums = []
+        for name in watched:
+            shape = graph.shape(name)
+            if 0 in shape:
+                continue
+            flat = not 2 <= len(shape) <= AXES or shape[0] != 1
+            row = graph.add_reshape(name, (-1, int(np.prod(shape)))) if flat else name
+            sums.append(graph.add_reshape(graph.add_sum(row), (-1, 1)))
+        ends = list(outputs)
+        if sums:
+            ends.append(graph.add_concatenation(sums, len(sums)))
+        return graph.with_outputs(ends)
+
+
+def emulated(graph: Graph, numbers: Mapping[str, Number], outputs: Sequence[str]) -> bytes:
+    """The graph as a device computes it that stores tensors as int8, in float.
+
+    Args:
+        graph: Float; it is changed.
+        numbers: Of the tensors that are rounded, by name; one at least.
+        outputs: Tensors to give, rounded where they have numbers.
+
+    Returns:
+        A flatbuffer with one output more, ``[1, N]``: NaN where a tensor may hold NaN before it is
+        rounded, which rounding does not keep.
+    """
+    rounding = _Rounding(graph)
+
+    def put(name: str) -> None:
+        if name in numbers:
+            rounding.replace(name, rounding.steps(name, numbers[name], real=True))
+
+    for name in graph.inputs:
+        put(name)
+    written = dict.fromkeys(graph.inputs)
+    for position, operator in enumerate(rounding.operators):
+        rounding.take(position, operator.inputs)
+        for name in operator.outputs:
+            put(name)
+        written.update(dict.fromkeys(operator.outputs))
+    ends = [rounding.now(name) for name in outputs]
+    return rounding.finish(ends, [name for name in written if name in numbers])
+
+
+def on_integers(content: bytes, numbers: Mapping[str, Number]) -> bytes:
+    """The same operators between tensors that are stored as int8.
+
+    Args:
+        content: Float flatbuffer.
+        numbers: Of the inputs and outputs that are stored so, of :data:`AXES` axes at the most.
+
+    Returns:
+        A flatbuffer; where an output is stored as int8 it has one output more, as
+        :func:`emulated` says.
+    """
+    graph = Graph(content)
+    rounding, outputs = _Rounding(graph), graph.outputs
+    for name in graph.inputs:
+        if name in numbers:
+            real = rounding.added(graph.add_conversion("DEQUANTIZE", name, f"{name}__real"))
+            graph.make_integer(name, _quantization(*numbers[name]))
+            rounding.replace(name, real)
+    for position, operator in enumerate(rounding.operators):
+        rounding.take(position, operator.inputs)
+    ends = []
+    for name in outputs:
+        if name in numbers:
+            steps = rounding.steps(name, numbers[name])
+            stored = rounding.added(graph.add_conversion("QUANTIZE", steps, f"{name}__stored"))
+            graph.make_integer(stored, _quantization(1.0, numbers[name][1]))
+            ends.append(stored)
+        else:
+            ends.append(name)
+    return rounding.finish(ends, [name for name in outputs if name in numbers])
+
+
+def _quantization(scale: float, zero_point: int) -> Quantization:
+    return Quantization(np.array([scale], np.float32), np.array([zero_point], np.int64))
