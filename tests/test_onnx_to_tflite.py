@@ -341,6 +341,52 @@ def test_what_the_inputs_decide_is_computed_in_both_ways(tmp_path: Path) -> None
         assert np.array_equal(runner(x=x)["y"], exact)
 
 
+def _looping(folder: Path) -> Path:
+    """As tf2onnx writes a recurrent layer: the body of a Loop reads the sequence, which is no input
+    of the Loop, step by step; ``y = sum of tanh(2 x[step])``."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", ["steps", "step"], ["row"], "row"),
+            helper.make_node("Mul", ["row", "w"], ["scaled"], "scaled"),
+            helper.make_node("Tanh", ["scaled"], ["bent"], "bent"),
+            helper.make_node("Add", ["state", "bent"], ["next"], "next"),
+            helper.make_node("Identity", ["go"], ["go_on"], "go_on"),
+        ],
+        "body",
+        [
+            value("step", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("state", TensorProto.FLOAT, [1, 4]),
+        ],
+        [value("go_on", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, [1, 4])],
+    )
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], "turn", perm=[1, 0, 2]),
+        helper.make_node("Loop", ["count", "always", "zeros"], ["y"], "loop", body=body),
+    ]
+    weights = {
+        "count": np.array(3),
+        "always": np.array(True),
+        "zeros": np.zeros((1, 4), np.float32),
+        "w": np.full(4, 2, np.float32),
+    }
+    return _save(folder / "net.onnx", nodes, weights, [1, 3, 4], [1, 4])
+
+
+def test_what_the_body_of_a_loop_reads_is_read(tmp_path: Path) -> None:
+    path = _looping(tmp_path)
+    with pytest.raises(InvalidModelError, match="Loop loop has no TFLite form"):
+        float_model.load(path, preprocessing="none").canonical()
+    written = export(
+        path, target="onnx", precision="float16", preprocessing="none", out=tmp_path / "half"
+    )
+    x = np.random.default_rng(2).normal(0, 1, (1, 3, 4)).astype(np.float32)
+    (found,) = onnx.session(written.model_path).run(None, {"x": x})
+    assert np.abs(found - np.tanh(2 * x).sum(axis=1)).max() < 5e-3
+    assert not [t for t in onnx.load(written.model_path).graph.initializer if t.data_type == 1]
+
+
 def test_layers_in_branches_stay_float_in_onnx(tmp_path: Path) -> None:
     """The ONNX file keeps its If; the layers in it are no difference of the two int8 files."""
     out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]

@@ -39,6 +39,7 @@ class Node:
         outputs: Names of values.
         attributes: Plain values by name.
         opset: The operator set that it is of.
+        captured: Names of values that the graphs in it read, beside the inputs.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     opset: int
+    captured: tuple[str, ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""
@@ -456,7 +458,7 @@ class _Converter:
     def _is_static(self, node: Node) -> bool:
         if node.kind in ("Shape", "Size"):
             return True
-        if any(name and name not in self.static for name in node.inputs):
+        if any(name and name not in self.static for name in (*node.inputs, *node.captured)):
             return node.kind == "Mul" and self._is_nothing(node)
         return bool(node.inputs) or node.kind in ("Constant", "Range")
 

@@ -195,7 +195,7 @@ def _join(half: Any, own: Collection[str]) -> None:
             del node.attribute[:]
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-    used = {name for node in half.graph.node for name in node.input} | ends
+    used = {*onnx.read(half.graph), *ends}
     for node in [n for n in half.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
         half.graph.node.remove(node)
     onnx.package().checker.check_model(half)
