@@ -178,7 +178,7 @@ def _without_data(path: Path) -> Any:
 def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
     locations = {
         entry.value
-        for tensor in _tensors(model.graph)
+        for tensor in tensors(model.graph)
         for entry in tensor.external_data
         if entry.key == _LOCATION.decode()
     }
@@ -203,14 +203,14 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
     return found
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def tensors(graph: Any) -> Iterator[Any]:
     """All constants of a graph and of the graphs in it."""
     yield from graph.initializer
     for node in graph.node:
         for found in node.attribute:
             yield from (found.t, *found.tensors)
         for body in bodies(node):
-            yield from _tensors(body)
+            yield from tensors(body)
 
 
 def parse(content: bytes) -> Any:
@@ -580,7 +580,7 @@ def other_float(model: Any) -> str | None:
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type in _OTHER_FLOATS:
             return _OTHER_FLOATS[value.type.tensor_type.elem_type]
-    for tensor in _tensors(model.graph):
+    for tensor in tensors(model.graph):
         if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) > 1:
             return _OTHER_FLOATS[tensor.data_type]
     return None

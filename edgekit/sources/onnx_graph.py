@@ -583,6 +583,7 @@ _FORMS = {
     "GREATER_EQUAL": "GreaterEqualOptions",
     "LESS": "LessOptions",
     "LESS_EQUAL": "LessEqualOptions",
+    "NOT_EQUAL": "NotEqualOptions",
     "LOGICAL_AND": "LogicalAndOptions",
     "LOGICAL_OR": "LogicalOrOptions",
     "SQUARED_DIFFERENCE": "SquaredDifferenceOptions",
@@ -1017,6 +1018,22 @@ def _cast(c: _Converter, n: Node) -> None:
 def _code(dtype: np.dtype[Any]) -> int:
     names = {np.dtype(kind): name for name, kind in plain_tflite.DTYPES.items()}
     return int(getattr(plain_tflite.schema().TensorType, names[_narrow(dtype)]))
+
+
+@_handles("IsNaN")
+def _is_nan(c: _Converter, n: Node) -> None:
+    """NaN is the one number that is other than itself; torch asks for it behind a softmax."""
+    order = c.shared(n)
+    given = c.operand(n, 0, order)
+    tensor = c.add(
+        "NOT_EQUAL",
+        [given, given],
+        n.outputs[0],
+        c.out_shape(n, order),
+        dtype=c.out_dtype(n),
+        form=_FORMS["NOT_EQUAL"],
+    )
+    c.set(n, tensor, order)
 
 
 @_handles("Where")

@@ -1,9 +1,9 @@
 """ONNX in float16: no activation may overflow; those that would stay float32.
 
 The largest number of float16 is 65,504. Weights beyond it are refused, since onnxruntime's
-converter would cut them off without a word. Activations are measured on images. Operators that read
-or write one beyond half of the limit keep float32 on both sides. The converter leaves operators
-without a float16 form as they are.
+converter would cut them off without a word; masks that only a softmax reads are smaller instead.
+Activations are measured on images. Operators that read or write one beyond half of the limit keep
+float32 on both sides. The converter leaves operators without a float16 form as they are.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ import numpy.typing as npt
 from edgekit.base.errors import InvalidModelError, MissingDependencyError, reason
 from edgekit.base.quiet import quiet
 from edgekit.data import feeds
-from edgekit.graph import onnx, onnx_forms
-from edgekit.graph.flatbuffer import short_name
+from edgekit.graph import masks, onnx, onnx_forms
+from edgekit.graph.flatbuffer import Operator, short_name
 from edgekit.runtimes.emulation import target_of, types_of
 
-#: Largest number of float16.
-LARGEST = float(np.finfo(np.float16).max)
+LARGEST = masks.LARGEST
 #: An activation is let into float16 up to this part of it: other images may go further.
 ROOM = 0.5
 _FLOAT, _FLOAT16 = 1, 10
@@ -67,10 +66,11 @@ def to_float16(
     Raises:
         InvalidModelError: If a weight is beyond float16, or an activation is not finite.
     """
-    for tensor in model.graph.initializer:
-        name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
-        if values.dtype != np.float32:
+    model, masked = _with_masks(model)
+    for tensor in onnx.tensors(model.graph):
+        if tensor.data_type != _FLOAT:
             continue
+        name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
         largest = np.abs(values[~np.isinf(values)]).max(initial=0)  # float16 has infinities
         if not largest <= LARGEST:
             raise InvalidModelError(
@@ -78,7 +78,7 @@ def to_float16(
                 f"{largest:.3g} in {short_name(name)}; export it in float32"
             )
     found = magnitudes(model, feed)
-    where = max(found, key=lambda name: found[name])
+    where = max((name for name in found if name not in masked), key=lambda name: found[name])
     if not np.isfinite(found[where]):
         raise InvalidModelError(
             f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
@@ -88,13 +88,40 @@ def to_float16(
         node.name
         for node in model.graph.node
         if node.name in keep
-        or any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
+        or any(
+            found.get(name, 0.0) > ROOM * LARGEST
+            for name in (*node.input, *node.output)
+            if name not in masked
+        )
     )
     half = converted(model, keep=kept)
     if kept:
         _join(half, {name for node in model.graph.node for name in node.output})
     onnx.store_once(half)
     return Half(half, kept, found[where], where)
+
+
+def _with_masks(model: Any) -> tuple[Any, frozenset[str]]:
+    """The model with masks that float16 holds, and the tensors that have them; itself where it has
+    no mask beyond float16."""
+    package, nodes = onnx.package(), model.graph.node
+    graph = [Operator(node.op_type, tuple(node.input), tuple(node.output)) for node in nodes]
+    outputs = {value.name for value in model.graph.output}
+    outputs.update(name for node in nodes for name in onnx.captured(node))
+    read = masks.read_by_softmax(graph, outputs)
+    large = {
+        tensor.name: masks.in_float16(values)
+        for tensor in model.graph.initializer
+        if tensor.name in read and tensor.data_type == _FLOAT
+        if masks.beyond(values := package.numpy_helper.to_array(tensor))
+    }
+    if not large:
+        return model, frozenset()
+    changed = onnx.copied(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name in large:
+            tensor.CopyFrom(package.numpy_helper.from_array(large[tensor.name], tensor.name))
+    return changed, masks.masked(graph, large)
 
 
 def check(model: Any, found: Half) -> None:
