@@ -105,6 +105,29 @@ def test_integers_become_float32_where_their_reader_stays_float32() -> None:
     np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
 
 
+def test_an_index_is_no_activation() -> None:
+    """Row 60,000 of a table is beyond half of float16 as a number, and stays a whole number."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["row"], name="n0"),
+        helper.make_node("Relu", ["row"], ["y"], name="n1"),
+    ]
+    table = np.random.default_rng(5).normal(0, 1, (60001, 2)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 2])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    ids = np.array([[60000, 7]])
+    found = half.to_float16(package.shape_inference.infer_shapes(model), {"ids": ids})
+    assert found.kept == () and found.largest == np.abs(table[ids]).max()
+    assert [t.data_type for t in found.model.graph.initializer] == [TensorProto.FLOAT16]
+    (y,) = onnx.session(found.model.SerializeToString()).run(None, {"ids": ids})
+    np.testing.assert_allclose(y, np.maximum(table[ids], 0), rtol=2e-3)
+
+
 def test_weights_beyond_float16_are_refused() -> None:
     with pytest.raises(InvalidModelError, match="up to 65504, got 7e.04 in c0"):
         half.to_float16(chain(("Mul", 7e4)), {"x": X})

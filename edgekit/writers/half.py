@@ -78,8 +78,10 @@ def to_float16(
                 f"{largest:.3g} in {short_name(name)}; export it in float32"
             )
     found = magnitudes(model, feed)
-    where = max((name for name in found if name not in masked), key=lambda name: found[name])
-    if not np.isfinite(found[where]):
+    counted = [name for name in found if name not in masked]
+    where = max(counted, key=lambda name: found[name], default="")
+    largest = found.get(where, 0.0)
+    if not np.isfinite(largest):
         raise InvalidModelError(
             f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
             f"already; pass --calibration with real inputs if random ones are to blame"
@@ -98,7 +100,7 @@ def to_float16(
     if kept:
         _join(half, {name for node in model.graph.node for name in node.output})
     onnx.store_once(half)
-    return Half(half, kept, found[where], where)
+    return Half(half, kept, largest, where)
 
 
 def _with_masks(model: Any) -> tuple[Any, frozenset[str]]:
@@ -153,7 +155,7 @@ def check(model: Any, found: Half) -> None:
 
 
 def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
-    """Largest magnitude of every float tensor of a float32 model, inputs among them.
+    """Largest magnitude of every float tensor of a float32 model, float inputs among them.
 
     Args:
         model: Float ``onnx.ModelProto``; stays as it is.
@@ -179,7 +181,11 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     for node in model.graph.node:
         if not endless.isdisjoint(node.input):
             endless.update(node.output)
-    found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
+    found = {
+        name: float(np.abs(values).max(initial=0))
+        for name, values in feed.items()
+        if values.dtype.kind == "f"  # indices stay integers
+    }
     for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
         for name, values in zip(names, onnx.run(session, names, each), strict=True):
             if values.dtype == np.float32:
