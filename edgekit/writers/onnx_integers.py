@@ -26,6 +26,8 @@ _REAL = (
 )  # fmt: skip
 #: Those of which TFLite has the same constants, in float.
 _NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
+#: Inputs that are places or truth values, whatever the other inputs are.
+_NO_REALS = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "Where": 0}
 #: How far a float bias may lie from whole steps, in steps.
 _HALF = 0.501
 
@@ -274,7 +276,11 @@ def _put_constants(
     whole = _canonical_output(writer.model, {n for each in readers.values() for n in each}, {})
     stored = {tensor.name for tensor in writer.graph.initializer}
     for node in writer.graph.node:
-        computed = [name for name in node.input if name not in stored]
+        computed = [
+            name
+            for place, name in enumerate(node.input)
+            if name not in stored and place != _NO_REALS.get(node.op_type)
+        ]
         if node.op_type in _REAL or computed and not any(name in activations for name in computed):
             continue  # it computes in float, whatever numbers of others its constants are
         for place, name in enumerate(node.input):
