@@ -128,6 +128,25 @@ def test_an_index_is_no_activation() -> None:
     np.testing.assert_allclose(y, np.maximum(table[ids], 0), rtol=2e-3)
 
 
+def test_real_numbers_that_become_indices_stay_float32() -> None:
+    """Of 5001 and 5003 float16 makes 5000 and 5004, other rows of a table."""
+    nodes = [
+        helper.make_node("Floor", ["x"], ["low"], name="n0"),
+        helper.make_node("Cast", ["low"], ["ids"], name="n1", to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["y"], name="n2"),
+    ]
+    table = np.random.default_rng(5).normal(0, 1, 6000).astype(np.float32)
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, [1, 2]) for end in ("x", "y")]
+    stored = [numpy_helper.from_array(table, "table")]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = np.array([[5001, 5003]], np.float32)
+    found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": x})
+    assert found.kept == ("n0", "n1")
+    rounding, _ = emulation.emulate(found.model)
+    np.testing.assert_allclose(run(rounding, x), table[[[5001, 5003]]], rtol=2e-3)
+
+
 def test_weights_beyond_float16_are_refused() -> None:
     with pytest.raises(InvalidModelError, match="up to 65504, got 7e.04 in c0"):
         half.to_float16(chain(("Mul", 7e4)), {"x": X})

@@ -26,6 +26,9 @@ LARGEST = masks.LARGEST
 #: An activation is let into float16 up to this part of it: other images may go further.
 ROOM = 0.5
 _FLOAT, _FLOAT16 = 1, 10
+#: float, float16, float64, bfloat16, and truth values, which are 0 or 1.
+_REALS = (_FLOAT, _FLOAT16, 11, 16, 9)
+_ROUNDING = onnx.MOVED | frozenset("Ceil Clip Concat Floor Gather Round Slice Split".split())
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def to_float16(
             f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
             f"already; pass --calibration with real inputs if random ones are to blame"
         )
+    keep = {*keep, *_whole_numbers(model)}
     kept = tuple(
         node.name
         for node in model.graph.node
@@ -124,6 +128,27 @@ def _with_masks(model: Any) -> tuple[Any, frozenset[str]]:
         if tensor.name in large:
             tensor.CopyFrom(package.numpy_helper.from_array(large[tensor.name], tensor.name))
     return changed, masks.masked(graph, large)
+
+
+def _whole_numbers(model: Any) -> frozenset[str]:
+    """Names of the nodes that make integers of real numbers, such as indices, and that only hand
+    these numbers on or round them: float16 does not hold each whole number beyond 2048."""
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in onnx.read_by(node):
+            readers.setdefault(name, []).append(node.name)
+    outputs = {value.name for value in model.graph.output}
+    reals = {name for name, kind in types_of(model).items() if kind == _FLOAT}
+    kept: set[str] = set()
+    for node in reversed(model.graph.node):
+        if node.op_type == "Cast":
+            if node.input[0] in reals and target_of(node) not in _REALS:
+                kept.add(node.name)
+        elif node.op_type in _ROUNDING and outputs.isdisjoint(node.output):
+            read = [name for output in node.output for name in readers.get(output, [])]
+            if read and kept.issuperset(read):
+                kept.add(node.name)
+    return frozenset(kept)
 
 
 def check(model: Any, found: Half) -> None:
