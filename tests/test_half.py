@@ -81,30 +81,6 @@ def test_an_end_beyond_float16_stays_float32(ends: tuple[str, float]) -> None:
     np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
 
 
-def test_integers_become_float32_where_their_reader_stays_float32() -> None:
-    """A cast of the model's own is none of those that the converter puts in and takes out."""
-    nodes = [
-        helper.make_node("Greater", ["x", "c0"], ["over"], name="n0"),
-        helper.make_node("Cast", ["over"], ["share"], name="n1", to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["share", "c1"], ["wide"], name="n2"),
-        helper.make_node("Add", ["share", "x"], ["narrow"], name="n3"),
-        helper.make_node("Mul", ["wide", "c2"], ["small"], name="n4"),
-        helper.make_node("Add", ["small", "narrow"], ["y"], name="n5"),
-    ]
-    constants = [
-        numpy_helper.from_array(np.full(3, value, np.float32), f"c{i}")
-        for i, value in enumerate((0.5, 5e4, 2e-5))
-    ]
-    ends = [
-        helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 3]) for end in ("x", "y")
-    ]
-    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": X})
-    assert found.kept == ("n2", "n4")
-    np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
-
-
 def test_an_index_is_no_activation() -> None:
     """Row 60,000 of a table is beyond half of float16 as a number, and stays a whole number."""
     nodes = [
@@ -145,6 +121,30 @@ def test_real_numbers_that_become_indices_stay_float32() -> None:
     assert found.kept == ("n0", "n1")
     rounding, _ = emulation.emulate(found.model)
     np.testing.assert_allclose(run(rounding, x), table[[[5001, 5003]]], rtol=2e-3)
+
+
+def test_integers_become_float32_where_their_reader_stays_float32() -> None:
+    """A cast of the model's own is none of those that the converter puts in and takes out."""
+    nodes = [
+        helper.make_node("Greater", ["x", "c0"], ["over"], name="n0"),
+        helper.make_node("Cast", ["over"], ["share"], name="n1", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["share", "c1"], ["wide"], name="n2"),
+        helper.make_node("Add", ["share", "x"], ["narrow"], name="n3"),
+        helper.make_node("Mul", ["wide", "c2"], ["small"], name="n4"),
+        helper.make_node("Add", ["small", "narrow"], ["y"], name="n5"),
+    ]
+    constants = [
+        numpy_helper.from_array(np.full(3, value, np.float32), f"c{i}")
+        for i, value in enumerate((0.5, 5e4, 2e-5))
+    ]
+    ends = [
+        helper.make_tensor_value_info(end, TensorProto.FLOAT, ["batch", 3]) for end in ("x", "y")
+    ]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": X})
+    assert found.kept == ("n2", "n4")
+    np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
 
 
 def test_weights_beyond_float16_are_refused() -> None:

@@ -519,3 +519,21 @@ def test_the_table_of_an_embedding_is_int8_in_both_formats(kind: str, tmp_path: 
     assert not [note for note in written[1].manifest.notes if "constants" in note]
     execution = written[1].manifest.execution
     assert execution is not None and not execution.floats
+
+
+def test_what_stays_float_is_not_said_to_be_absent(tmp_path: Path) -> None:
+    """onnxruntime has no integer kernel of a layer normalization; its factors are in the file."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("LayerNormalization", ["h", "gamma", "beta"], ["y"], axis=-1),
+    ]
+    constants = {"w": _drawn(1, 6, 8), "gamma": 1 + _drawn(2, 8, scale=0.1), "beta": _drawn(3, 8)}
+    path = tmp_path / "net.onnx"
+    package.save(_model(nodes, constants, [1, 6], {"y": [1, 8]}), path)
+    np.savez(tmp_path / "set.npz", x=_drawn(4, 60, 6))
+    written = export(
+        path, target="onnx", precision="int8", preprocessing="none",
+        calibration=str(tmp_path / "set.npz"), out=tmp_path / "int8",
+    )  # fmt: skip
+    (said,) = [note for note in written.manifest.notes if "constants of the float graph" in note]
+    assert "are part of other operators or are read in float" in said and "no constants" not in said

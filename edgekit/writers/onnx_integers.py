@@ -530,11 +530,15 @@ def without_missing(
     moved = {name for o in graph.operators if o.kind in moving for name in o.outputs}
     computed = [name for name in tensors if name not in moved]
     said = tuple(
-        f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
-        f"rounded there: {', '.join(map(short_name, names[:3]))}"
-        for what, names in (("tensors", computed), ("constants", constants))
+        f"{len(names)} {what}: {', '.join(map(short_name, names[:3]))}"
+        for what, names in (
+            ("tensors of the float graph are no tensors of the ONNX graph, and are not rounded "
+             "there", computed),
+            ("constants of the float graph are not rounded in the ONNX graph, where they are part "
+             "of other operators or are read in float", constants),
+        )
         if names
-    )
+    )  # fmt: skip
     whole = onnx_file.without_constant_nodes(model)
     makers = {output: node for node in whole.graph.node for output in node.output}
     stored = onnx_file.stored_constants(whole)
