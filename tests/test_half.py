@@ -84,6 +84,48 @@ def test_an_end_beyond_float16_stays_float32(ends: tuple[str, float]) -> None:
     np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
 
 
+def test_an_index_is_no_activation() -> None:
+    """Row 60,000 of a table is beyond half of float16 as a number, and stays a whole number."""
+    nodes = [
+        helper.make_node("Gather", ["table", "ids"], ["row"], name="n0"),
+        helper.make_node("Relu", ["row"], ["y"], name="n1"),
+    ]
+    table = np.random.default_rng(5).normal(0, 1, (60001, 2)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 2])],
+        [numpy_helper.from_array(table, "table")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    ids = np.array([[60000, 7]])
+    found = half.to_float16(package.shape_inference.infer_shapes(model), {"ids": ids})
+    assert found.kept == () and found.largest == np.abs(table[ids]).max()
+    assert [t.data_type for t in found.model.graph.initializer] == [TensorProto.FLOAT16]
+    (y,) = onnx.session(found.model.SerializeToString()).run(None, {"ids": ids})
+    np.testing.assert_allclose(y, np.maximum(table[ids], 0), rtol=2e-3)
+
+
+def test_real_numbers_that_become_indices_stay_float32() -> None:
+    """Of 5001 and 5003 float16 makes 5000 and 5004, other rows of a table."""
+    nodes = [
+        helper.make_node("Floor", ["x"], ["low"], name="n0"),
+        helper.make_node("Cast", ["low"], ["ids"], name="n1", to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["y"], name="n2"),
+    ]
+    table = np.random.default_rng(5).normal(0, 1, 6000).astype(np.float32)
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, [1, 2]) for end in ("x", "y")]
+    stored = [numpy_helper.from_array(table, "table")]
+    graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    x = np.array([[5001, 5003]], np.float32)
+    found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": x})
+    assert found.kept == ("n0", "n1")
+    rounding, _ = emulation.emulate(found.model)
+    np.testing.assert_allclose(run(rounding, x), table[[[5001, 5003]]], rtol=2e-3)
+
+
 def test_integers_become_float32_where_their_reader_stays_float32() -> None:
     """A cast of the model's own is none of those that the converter puts in and takes out."""
     nodes = [

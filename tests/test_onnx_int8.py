@@ -19,6 +19,7 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.records.artifact import Artifact
 from edgekit.sources import onnx_source
 from edgekit.sources.float_model import load
+from edgekit.sources.keras import tf_keras
 
 
 def _drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -518,3 +519,68 @@ def test_a_state_of_zeros_before_the_first_step(target: str, tmp_path: Path) -> 
     written = export(path, target=target, precision="int8", **given)
     exact = x @ constants["u"]
     assert decibels(exact, next(iter(answers(written, {"x": x}).values()))) > 30
+
+
+@pytest.mark.parametrize("kind", ["keras", "onnx"])
+def test_the_table_of_an_embedding_is_int8_in_both_formats(kind: str, tmp_path: Path) -> None:
+    """Rows are looked up by whole numbers, which have no encoding."""
+    drawn, path = np.random.default_rng(6), tmp_path / f"net.{kind}"
+    table, w = drawn.normal(0, 1, (500, 8)), drawn.normal(0, 0.5, (8, 4))
+    if kind == "keras":
+        keras = tf_keras()
+        ids = keras.Input((6,), name="ids", dtype="int32")
+        rows = keras.layers.Embedding(500, 8, weights=[table])(ids)
+        keras.Model(ids, keras.layers.Dense(4, weights=[w, np.zeros(4)])(rows)).save(path)
+    else:
+        value = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [
+                helper.make_node("Gather", ["table", "ids"], ["rows"], "look_up"),
+                helper.make_node("MatMul", ["rows", "w"], ["y"], "dense"),
+            ],
+            "net",
+            [value("ids", TensorProto.INT64, [1, 6])],
+            [value("y", TensorProto.FLOAT, [1, 6, 4])],
+            [
+                numpy_helper.from_array(each.astype(np.float32), name)
+                for name, each in (("table", table), ("w", w))
+            ],
+        )
+        opsets = [helper.make_opsetid("", 18)]
+        package.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    dtype = np.int32 if kind == "keras" else np.int64
+    np.savez(tmp_path / "set.npz", ids=drawn.integers(0, 500, (60, 6)).astype(dtype))
+    written = export_all(
+        path,
+        targets=["tflite", "onnx"],
+        precisions=["int8"],
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path,
+    )
+    same = parity.numbers(*written)
+    assert same.compared > table.size and not same.differences
+    model = onnx.load(written[1].model_path)
+    sizes = {t.data_type: int(np.prod(t.dims)) for t in model.graph.initializer if len(t.dims) > 1}
+    assert TensorProto.FLOAT not in sizes and sizes[TensorProto.UINT8] == table.size
+    assert not [note for note in written[1].manifest.notes if "constants" in note]
+    execution = written[1].manifest.execution
+    assert execution is not None and not execution.floats
+
+
+def test_what_stays_float_is_not_said_to_be_absent(tmp_path: Path) -> None:
+    """onnxruntime has no integer kernel of a layer normalization; its factors are in the file."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("LayerNormalization", ["h", "gamma", "beta"], ["y"], axis=-1),
+    ]
+    constants = {"w": _drawn(1, 6, 8), "gamma": 1 + _drawn(2, 8, scale=0.1), "beta": _drawn(3, 8)}
+    path = tmp_path / "net.onnx"
+    package.save(_model(nodes, constants, [1, 6], {"y": [1, 8]}), path)
+    np.savez(tmp_path / "set.npz", x=_drawn(4, 60, 6))
+    written = export(
+        path, target="onnx", precision="int8", preprocessing="none",
+        calibration=str(tmp_path / "set.npz"), out=tmp_path / "int8",
+    )  # fmt: skip
+    (said,) = [note for note in written.manifest.notes if "constants of the float graph" in note]
+    assert "are part of other operators or are read in float" in said and "no constants" not in said

@@ -370,6 +370,123 @@ def test_what_the_inputs_decide_is_computed_in_both_ways(tmp_path: Path) -> None
         assert np.array_equal(runner(x=x)["y"], exact)
 
 
+def _looping(folder: Path) -> Path:
+    """As tf2onnx writes a recurrent layer: the body of a Loop reads the sequence, which is no input
+    of the Loop, step by step; ``y = sum of tanh(2 x[step])``."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [
+            helper.make_node("Gather", ["steps", "step"], ["row"], "row"),
+            helper.make_node("Mul", ["row", "w"], ["scaled"], "scaled"),
+            helper.make_node("Tanh", ["scaled"], ["bent"], "bent"),
+            helper.make_node("Add", ["state", "bent"], ["next"], "next"),
+            helper.make_node("Identity", ["go"], ["go_on"], "go_on"),
+        ],
+        "body",
+        [
+            value("step", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("state", TensorProto.FLOAT, [1, 4]),
+        ],
+        [value("go_on", TensorProto.BOOL, []), value("next", TensorProto.FLOAT, [1, 4])],
+    )
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], "turn", perm=[1, 0, 2]),
+        helper.make_node("Loop", ["count", "always", "zeros"], ["y"], "loop", body=body),
+    ]
+    weights = {
+        "count": np.array(3),
+        "always": np.array(True),
+        "zeros": np.zeros((1, 4), np.float32),
+        "w": np.full(4, 2, np.float32),
+    }
+    return _save(folder / "net.onnx", nodes, weights, [1, 3, 4], [1, 4])
+
+
+def test_what_the_body_of_a_loop_reads_is_read(tmp_path: Path) -> None:
+    path = _looping(tmp_path)
+    with pytest.raises(InvalidModelError, match="Loop loop has no TFLite form"):
+        float_model.load(path, preprocessing="none").canonical()
+    written = export(
+        path, target="onnx", precision="float16", preprocessing="none", out=tmp_path / "half"
+    )
+    x = np.random.default_rng(2).normal(0, 1, (1, 3, 4)).astype(np.float32)
+    (found,) = onnx.session(written.model_path).run(None, {"x": x})
+    assert np.abs(found - np.tanh(2 * x).sum(axis=1)).max() < 5e-3
+    assert not [t for t in onnx.load(written.model_path).graph.initializer if t.data_type == 1]
+
+
+def test_nan_is_found_in_tflite(tmp_path: Path) -> None:
+    """As torch 2.11 writes attention: what a softmax makes of a row without a number is 0."""
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["share"], axis=-1),
+        helper.make_node("IsNaN", ["share"], ["lost"]),
+        helper.make_node("Where", ["lost", "zero", "share"], ["y"]),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, {"zero": np.zeros(1, np.float32)}, [1, 4], [1, 4])
+    content = float_model.load(path, preprocessing="none").canonical()
+    runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
+    for x in (np.arange(4), np.full(4, -np.inf), np.full(4, np.nan)):
+        x = x.astype(np.float32)[None]
+        exact = onnx.session(path).run(None, {"x": x})[0]
+        np.testing.assert_allclose(runner(x=x)["y"], exact, atol=1e-6)
+    assert not exact.any()
+
+
+LEAST = float(np.finfo(np.float32).min)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("Where", LEAST), ("Where", -np.inf), ("Mul", -1e9)])
+@pytest.mark.parametrize("target", ["tflite", "onnx"])
+def test_a_mask_is_a_number_that_float16_holds(
+    kind: str, number: float, target: str, tmp_path: Path
+) -> None:
+    """Scores of places that a mask leaves out get the largest negative number of float32."""
+    weights = {
+        "w": np.random.default_rng(3).normal(0, 1, (4, 4)).astype(np.float32),
+        "least": np.array([number], np.float32),
+        "zero": np.zeros(1, np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["scores"], "scores"),
+        helper.make_node("Less", ["x", "zero"], ["out"], "out"),
+        helper.make_node("Cast", ["out"], ["ones"], "ones", to=TensorProto.FLOAT),
+        helper.make_node("Where", ["out", "least", "zero"], ["mask"], "mask")
+        if kind == "Where"
+        else helper.make_node("Mul", ["ones", "least"], ["mask"], "mask"),
+        helper.make_node("Add", ["scores", "mask"], ["masked"], "masked"),
+        helper.make_node("Softmax", ["masked"], ["y"], "softmax", axis=-1),
+    ]
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 2, 4], [1, 2, 4])
+    written = export(
+        path, target=target, precision="float16", preprocessing="none", out=tmp_path / target
+    )
+    for rows in ([[1, -1, 2, -2], [-1, -2, 0, -3]], [[1, 2, 3, 4], [9, -9, 0, -1]]):
+        x = np.array([rows], np.float32)
+        exact = onnx.session(path).run(None, {"x": x})[0]
+        np.testing.assert_allclose(answers(written, {"x": x})["y"], exact, atol=3e-3)
+    assert np.isfinite(answers(written, {"x": -np.ones((1, 2, 4), np.float32)})["y"]).all()
+    if target == "onnx":
+        floats = {t.data_type for t in onnx.load(written.model_path).graph.initializer}
+        assert TensorProto.FLOAT not in floats
+        assert any("all in float16" in note for note in written.manifest.notes)
+
+
+def test_a_large_number_that_is_no_mask_is_refused_in_float16(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["x", "least"], ["masked"], "masked"),
+        helper.make_node("Softmax", ["masked"], ["share"], "softmax", axis=-1),
+        helper.make_node("Mul", ["masked", "share"], ["y"], "product"),
+    ]
+    weights = {"least": np.array([LEAST, 0, 0, 0], np.float32)}
+    path = _save(tmp_path / "net.onnx", nodes, weights, [1, 4], [1, 4])
+    for target in ("tflite", "onnx"):
+        with pytest.raises(InvalidModelError, match=r"up to 65504, got 3.4e\+38 in least"):
+            export(
+                path, target=target, precision="float16", preprocessing="none", out=tmp_path / "no"
+            )
+
+
 def test_layers_in_branches_stay_float_in_onnx(tmp_path: Path) -> None:
     """The ONNX file keeps its If; the layers in it are no difference of the two int8 files."""
     out = [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]

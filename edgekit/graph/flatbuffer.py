@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -714,8 +715,11 @@ class Graph:
         self._order = [self._order[index] for index in kept]
         self._tensors = {name: self._tensors[name] for name in self._order}
 
-    def halve(self) -> None:
+    def halve(self, smaller: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({})) -> None:
         """Store float32 constants as float16, with a DEQUANTIZE each, in place; as fold() undoes.
+
+        Args:
+            smaller: Constants by name in place of those that float16 does not hold.
 
         Raises:
             InvalidModelError: If a constant does not fit in float16.
@@ -725,8 +729,9 @@ class Graph:
         for name in [n for n in self._order if n in used and self.dtype(n) == np.float32]:
             if not self.is_constant(name):
                 continue
-            values = self.constant(name)
-            if np.abs(values).max(initial=0) > float(np.finfo(np.float16).max):
+            values = smaller.get(name, self.constant(name))
+            finite = values[~np.isinf(values)]  # float16 has infinities
+            if np.abs(finite).max(initial=0) > float(np.finfo(np.float16).max):
                 raise InvalidModelError(f"{short_name(name)} does not fit in float16")
             half = self._add_constant(values.astype(np.float16))
             self._tensors[name].buffer = 0

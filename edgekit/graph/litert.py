@@ -12,7 +12,7 @@ import numpy as np
 from edgekit.base import words
 from edgekit.base.errors import ExecutionError, InvalidModelError, MissingDependencyError, reason
 from edgekit.base.quiet import quiet
-from edgekit.graph import safe
+from edgekit.graph import masks, safe
 from edgekit.graph.flatbuffer import Graph
 from edgekit.records.signature import Signature, TensorSpec, batched
 
@@ -210,13 +210,14 @@ def kernels(model: bytes) -> dict[str, int]:
 
 
 def largest_weight(model: bytes) -> tuple[str, float]:
-    """(name, magnitude) of the largest float constant, infinities aside, which every float type
-    has; (``""``, 0.0) without any."""
-    opened = interpreter(model)
+    """(name, magnitude) of the largest float constant; (``""``, 0.0) without any. Infinities, which
+    every float type has, and masks that float16 has others for are left out."""
+    opened, others = interpreter(model), masks.of_tflite(Graph(model))
     computed = {activation.index for activation in activations(opened)}
     found = ("", 0.0)
     for detail in opened.get_tensor_details():
-        if detail["dtype"] is np.float32 and detail["index"] not in computed and detail["name"]:
+        known = detail["index"] in computed or detail["name"] in others
+        if detail["dtype"] is np.float32 and not known and detail["name"]:
             try:
                 values = opened.get_tensor(detail["index"])
             except ValueError:  # a delegate's own scratch tensor has no data

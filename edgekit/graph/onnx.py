@@ -178,7 +178,7 @@ def _without_data(path: Path) -> Any:
 def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
     locations = {
         entry.value
-        for tensor in _tensors(model.graph)
+        for tensor in tensors(model.graph)
         for entry in tensor.external_data
         if entry.key == _LOCATION.decode()
     }
@@ -203,14 +203,14 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
     return found
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def tensors(graph: Any) -> Iterator[Any]:
     """All constants of a graph and of the graphs in it."""
     yield from graph.initializer
     for node in graph.node:
         for found in node.attribute:
             yield from (found.t, *found.tensors)
         for body in bodies(node):
-            yield from _tensors(body)
+            yield from tensors(body)
 
 
 def parse(content: bytes) -> Any:
@@ -429,10 +429,42 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
 
 
 def sort(model: Any) -> None:
-    """Put nodes in order of execution; onnxruntime's writers append theirs at the end."""
-    from onnxruntime.quantization.onnx_model import ONNXModel
+    """Put nodes in order of execution; onnxruntime's writers append theirs at the end.
 
-    ONNXModel(model).topological_sort()
+    Raises:
+        InvalidModelError: If a node reads what no node before it can write.
+    """
+    nodes = list(model.graph.node)
+    waiting: dict[str, list[int]] = {}
+    missing: list[int] = []
+    for place, node in enumerate(nodes):
+        names = [name for name in (*node.input, *captured(node)) if name]
+        missing.append(len(names))
+        for name in names:
+            waiting.setdefault(name, []).append(place)
+    ready = [place for place, count in enumerate(missing) if not count]
+
+    def write(name: str) -> None:
+        for place in waiting.get(name, []):
+            missing[place] -= 1
+            if not missing[place]:
+                ready.append(place)
+
+    stored = [value.name for value in (*model.graph.initializer, *model.graph.input)]
+    for name in sorted(set(stored)):
+        write(name)
+    for place in ready:  # grows on the way
+        for name in nodes[place].output:
+            write(name)
+    if len(ready) != len(nodes):
+        late = next(node for node, count in zip(nodes, missing, strict=True) if count)
+        raise InvalidModelError(
+            f"{late.op_type} {late.name or late.output[0]} reads what no node before it writes; "
+            f"export the model again"
+        )
+    ordered = [nodes[place] for place in ready]
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
 
 
 def copied(model: Any) -> Any:
@@ -478,6 +510,18 @@ def read_by(node: Any) -> Iterator[str]:
     for body in bodies(node):
         yield from read(body)
         yield from (value.name for value in body.output)
+
+
+def captured(node: Any) -> tuple[str, ...]:
+    """Tensors of the graph around a node that the graphs in it read: beside its own inputs."""
+    found: dict[str, None] = {}
+    for body in bodies(node):
+        own = {value.name for value in (*body.input, *body.initializer)}
+        own.update(name for inner in body.node for name in inner.output)
+        read_here = [name for inner in body.node for name in (*inner.input, *captured(inner))]
+        read_here += [value.name for value in body.output]
+        found.update(dict.fromkeys(name for name in read_here if name and name not in own))
+    return tuple(found)
 
 
 def bodies(node: Any) -> Iterator[Any]:
@@ -569,7 +613,7 @@ def other_float(model: Any) -> str | None:
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type in _OTHER_FLOATS:
             return _OTHER_FLOATS[value.type.tensor_type.elem_type]
-    for tensor in _tensors(model.graph):
+    for tensor in tensors(model.graph):
         if tensor.data_type in _OTHER_FLOATS and len(tensor.dims) > 1:
             return _OTHER_FLOATS[tensor.data_type]
     return None

@@ -27,7 +27,7 @@ from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
-from edgekit.graph import litert, onnx, onnx_forms
+from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline import proof
 from edgekit.pipeline.calibration import (
@@ -553,7 +553,7 @@ class _Pipeline:
             content = self.merged
             if precision == "float16":
                 graph = Graph(content)
-                graph.halve()
+                graph.halve(masks.of_tflite(graph))
                 content = graph.serialize()
             return _Written(content, litert.signature(content), self.canonical)
         model, signature = self.float_onnx, onnx.signature(self.float_onnx)

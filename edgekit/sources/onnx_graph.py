@@ -39,6 +39,7 @@ class Node:
         outputs: Names of values.
         attributes: Plain values by name.
         opset: The operator set that it is of.
+        captured: Names of values that the graphs in it read, beside the inputs.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Node:
     outputs: tuple[str, ...]
     attributes: Mapping[str, Any]
     opset: int
+    captured: tuple[str, ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute."""
@@ -409,7 +411,7 @@ class _Converter:
     def _is_static(self, node: Node) -> bool:
         if node.kind in ("Shape", "Size"):
             return True
-        if any(name and name not in self.static for name in node.inputs):
+        if any(name and name not in self.static for name in (*node.inputs, *node.captured)):
             return node.kind == "Mul" and self._is_nothing(node)
         return bool(node.inputs) or node.kind in ("Constant", "Range")
 
@@ -534,6 +536,7 @@ _FORMS = {
     "GREATER_EQUAL": "GreaterEqualOptions",
     "LESS": "LessOptions",
     "LESS_EQUAL": "LessEqualOptions",
+    "NOT_EQUAL": "NotEqualOptions",
     "LOGICAL_AND": "LogicalAndOptions",
     "LOGICAL_OR": "LogicalOrOptions",
     "SQUARED_DIFFERENCE": "SquaredDifferenceOptions",
@@ -968,6 +971,22 @@ def _cast(c: _Converter, n: Node) -> None:
 def _code(dtype: np.dtype[Any]) -> int:
     names = {np.dtype(kind): name for name, kind in plain_tflite.DTYPES.items()}
     return int(getattr(plain_tflite.schema().TensorType, names[_narrow(dtype)]))
+
+
+@_handles("IsNaN")
+def _is_nan(c: _Converter, n: Node) -> None:
+    """NaN is the one number that is other than itself; torch asks for it behind a softmax."""
+    order = c.shared(n)
+    given = c.operand(n, 0, order)
+    tensor = c.add(
+        "NOT_EQUAL",
+        [given, given],
+        n.outputs[0],
+        c.out_shape(n, order),
+        dtype=c.out_dtype(n),
+        form=_FORMS["NOT_EQUAL"],
+    )
+    c.set(n, tensor, order)
 
 
 @_handles("Where")

@@ -148,7 +148,7 @@ class _Reader:
         self._stored: dict[str, _Stored] = {}
         self._static = set(self._constants)
         for node in self._model.graph.node:
-            read = [name for name in node.input if name]
+            read = [name for name in (*node.input, *onnx.captured(node)) if name]
             if node.op_type in _SIZES or (read and self._static.issuperset(read)):
                 self._static.update(node.output)
 

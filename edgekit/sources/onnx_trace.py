@@ -48,7 +48,8 @@ def trace(model: Any, feed: Mapping[str, Array]) -> Traced:
             )
         attributes = {each.name: _plain(each) for each in raw.attribute}
         inputs, outputs = tuple(raw.input), tuple(raw.output)
-        nodes.append(Node(raw.op_type, name, inputs, outputs, attributes, int(opset)))
+        around = onnx.captured(raw)
+        nodes.append(Node(raw.op_type, name, inputs, outputs, attributes, int(opset), around))
     names = [name for node in nodes for name in node.outputs if name]
     values = dict(zip(names, _run(model, names, feed), strict=True))
     given = [value.name for value in model.graph.input if value.name not in constants]
@@ -75,7 +76,7 @@ def _without_branches(model: Any, feed: Mapping[str, Array]) -> Any:
             if node.input[0] in static:
                 branching.append(place)
         elif node.op_type in ("Shape", "Size", "Constant") or (
-            node.input and static.issuperset(filter(None, node.input))
+            node.input and static.issuperset(filter(None, (*node.input, *onnx.captured(node))))
         ):
             static.update(node.output)
     if not branching:

@@ -1,9 +1,9 @@
 """ONNX in float16: no activation may overflow; those that would stay float32.
 
 The largest number of float16 is 65,504. Weights beyond it are refused, since onnxruntime's
-converter would cut them off without a word. Activations are measured on images. Operators that read
-or write one beyond half of the limit keep float32 on both sides. The converter leaves operators
-without a float16 form as they are.
+converter would cut them off without a word; masks that only a softmax reads are smaller instead.
+Activations are measured on images. Operators that read or write one beyond half of the limit keep
+float32 on both sides. The converter leaves operators without a float16 form as they are.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ import numpy.typing as npt
 from edgekit.base.errors import InvalidModelError, MissingDependencyError, reason
 from edgekit.base.quiet import quiet
 from edgekit.data import feeds
-from edgekit.graph import onnx, onnx_forms
-from edgekit.graph.flatbuffer import short_name
+from edgekit.graph import masks, onnx, onnx_forms
+from edgekit.graph.flatbuffer import Operator, short_name
 from edgekit.runtimes.emulation import target_of, types_of
 
-#: Largest number of float16.
-LARGEST = float(np.finfo(np.float16).max)
+LARGEST = masks.LARGEST
 #: An activation is let into float16 up to this part of it: other images may go further.
 ROOM = 0.5
 _FLOAT, _FLOAT16 = 1, 10
+#: float, float16, float64, bfloat16, and truth values, which are 0 or 1.
+_REALS = (_FLOAT, _FLOAT16, 11, 16, 9)
+_ROUNDING = onnx.MOVED | frozenset("Ceil Clip Concat Floor Gather Round Slice Split".split())
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,11 @@ def to_float16(
     Raises:
         InvalidModelError: If a weight is beyond float16, or an activation is not finite.
     """
-    for tensor in model.graph.initializer:
-        name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
-        if values.dtype != np.float32:
+    model, masked = _with_masks(model)
+    for tensor in onnx.tensors(model.graph):
+        if tensor.data_type != _FLOAT:
             continue
+        name, values = tensor.name, onnx.package().numpy_helper.to_array(tensor)
         largest = np.abs(values[~np.isinf(values)]).max(initial=0)  # float16 has infinities
         if not largest <= LARGEST:
             raise InvalidModelError(
@@ -78,23 +81,74 @@ def to_float16(
                 f"{largest:.3g} in {short_name(name)}; export it in float32"
             )
     found = magnitudes(model, feed)
-    where = max(found, key=lambda name: found[name])
-    if not np.isfinite(found[where]):
+    counted = [name for name in found if name not in masked]
+    where = max(counted, key=lambda name: found[name], default="")
+    largest = found.get(where, 0.0)
+    if not np.isfinite(largest):
         raise InvalidModelError(
             f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
             f"already; pass --calibration with real inputs if random ones are to blame"
         )
+    keep = {*keep, *_whole_numbers(model)}
     kept = tuple(
         node.name
         for node in model.graph.node
         if node.name in keep
-        or any(found.get(name, 0.0) > ROOM * LARGEST for name in (*node.input, *node.output))
+        or any(
+            found.get(name, 0.0) > ROOM * LARGEST
+            for name in (*node.input, *node.output)
+            if name not in masked
+        )
     )
     half = converted(model, keep=kept)
     if kept:
         _join(half, {name for node in model.graph.node for name in node.output})
     onnx.store_once(half)
-    return Half(half, kept, found[where], where)
+    return Half(half, kept, largest, where)
+
+
+def _with_masks(model: Any) -> tuple[Any, frozenset[str]]:
+    """The model with masks that float16 holds, and the tensors that have them; itself where it has
+    no mask beyond float16."""
+    package, nodes = onnx.package(), model.graph.node
+    graph = [Operator(node.op_type, tuple(node.input), tuple(node.output)) for node in nodes]
+    outputs = {value.name for value in model.graph.output}
+    outputs.update(name for node in nodes for name in onnx.captured(node))
+    read = masks.read_by_softmax(graph, outputs)
+    large = {
+        tensor.name: masks.in_float16(values)
+        for tensor in model.graph.initializer
+        if tensor.name in read and tensor.data_type == _FLOAT
+        if masks.beyond(values := package.numpy_helper.to_array(tensor))
+    }
+    if not large:
+        return model, frozenset()
+    changed = onnx.copied(model)
+    for tensor in changed.graph.initializer:
+        if tensor.name in large:
+            tensor.CopyFrom(package.numpy_helper.from_array(large[tensor.name], tensor.name))
+    return changed, masks.masked(graph, large)
+
+
+def _whole_numbers(model: Any) -> frozenset[str]:
+    """Names of the nodes that make integers of real numbers, such as indices, and that only hand
+    these numbers on or round them: float16 does not hold each whole number beyond 2048."""
+    readers: dict[str, list[str]] = {}
+    for node in model.graph.node:
+        for name in onnx.read_by(node):
+            readers.setdefault(name, []).append(node.name)
+    outputs = {value.name for value in model.graph.output}
+    reals = {name for name, kind in types_of(model).items() if kind == _FLOAT}
+    kept: set[str] = set()
+    for node in reversed(model.graph.node):
+        if node.op_type == "Cast":
+            if node.input[0] in reals and target_of(node) not in _REALS:
+                kept.add(node.name)
+        elif node.op_type in _ROUNDING and outputs.isdisjoint(node.output):
+            read = [name for output in node.output for name in readers.get(output, [])]
+            if read and kept.issuperset(read):
+                kept.add(node.name)
+    return frozenset(kept)
 
 
 def check(model: Any, found: Half) -> None:
@@ -126,7 +180,7 @@ def check(model: Any, found: Half) -> None:
 
 
 def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[str, float]:
-    """Largest magnitude of every float tensor of a float32 model, inputs among them.
+    """Largest magnitude of every float tensor of a float32 model, float inputs among them.
 
     Args:
         model: Float ``onnx.ModelProto``; stays as it is.
@@ -152,7 +206,11 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     for node in model.graph.node:
         if not endless.isdisjoint(node.input):
             endless.update(node.output)
-    found = {name: float(np.abs(values).max(initial=0)) for name, values in feed.items()}
+    found = {
+        name: float(np.abs(values).max(initial=0))
+        for name, values in feed.items()
+        if values.dtype.kind == "f"  # indices stay integers
+    }
     for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
         for name, values in zip(names, onnx.run(session, names, each), strict=True):
             if values.dtype == np.float32:
@@ -195,7 +253,7 @@ def _join(half: Any, own: Collection[str]) -> None:
             del node.attribute[:]
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-    used = {name for node in half.graph.node for name in node.input} | ends
+    used = {*onnx.read(half.graph), *ends}
     for node in [n for n in half.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
         half.graph.node.remove(node)
     onnx.package().checker.check_model(half)

@@ -26,6 +26,8 @@ _REAL = (
 )  # fmt: skip
 #: Those of which TFLite has the same constants, in float.
 _NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
+#: Inputs that are places or truth values, whatever the other inputs are.
+_NO_REALS = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "Where": 0}
 #: How far a float bias may lie from whole steps, in steps.
 _HALF = 0.501
 
@@ -279,7 +281,11 @@ def _put_constants(
     whole = _canonical_output(writer.model, {n for each in readers.values() for n in each}, {})
     stored = {tensor.name for tensor in writer.graph.initializer}
     for node in writer.graph.node:
-        computed = [name for name in node.input if name not in stored]
+        computed = [
+            name
+            for place, name in enumerate(node.input)
+            if name not in stored and place != _NO_REALS.get(node.op_type)
+        ]
         if node.op_type in _REAL or computed and not any(name in activations for name in computed):
             continue  # it computes in float, whatever numbers of others its constants are
         for place, name in enumerate(node.input):
@@ -546,11 +552,15 @@ def without_missing(
     moved = {name for o in graph.operators if o.kind in moving for name in o.outputs}
     computed = [name for name in tensors if name not in moved]
     said = tuple(
-        f"{len(names)} {what} of the float graph are no {what} of the ONNX graph, and are not "
-        f"rounded there: {', '.join(map(short_name, names[:3]))}"
-        for what, names in (("tensors", computed), ("constants", constants))
+        f"{len(names)} {what}: {', '.join(map(short_name, names[:3]))}"
+        for what, names in (
+            ("tensors of the float graph are no tensors of the ONNX graph, and are not rounded "
+             "there", computed),
+            ("constants of the float graph are not rounded in the ONNX graph, where they are part "
+             "of other operators or are read in float", constants),
+        )
         if names
-    )
+    )  # fmt: skip
     whole = onnx_file.without_constant_nodes(model)
     makers = {output: node for node in whole.graph.node for output in node.output}
     stored = onnx_file.stored_constants(whole)
