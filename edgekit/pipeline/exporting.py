@@ -184,7 +184,9 @@ def export_all(
         progress: Hears how far it is.
 
     Raises:
-        EdgekitError: As :func:`export`; nothing is written unless all files are good.
+        FidelityError: If int8 files are dead or poor; the other files are good, and are written.
+            ``written`` of the error names their folders.
+        EdgekitError: As :func:`export`; nothing is written then. A full disk leaves nothing too.
     """
     files = [(target, precision) for target in targets for precision in precisions]
     if not files or len(set(files)) < len(files):
@@ -197,8 +199,24 @@ def export_all(
     places = {each: folder / "-".join((name, *each)) for each in files}
     for place in places.values():
         outputs.check_free(place, force=force)
-    proved = {each: pipeline.proved(*each) for each in files}
-    return tuple(proved[each].write(places[each], force=force) for each in files)
+    proved, refused = {}, []
+    for each in files:
+        try:
+            file = pipeline.proved(*each)
+        except FidelityError as exc:
+            refused.append(exc)
+        else:
+            proved[places[each]] = (file.files, dict(file.manifest))
+    written = artifact.write_all(proved, force=force)
+    if refused:
+        older = [str(place) for place in places.values() if place not in proved and place.exists()]
+        raise FidelityError(
+            "; ".join(error.what for error in refused)
+            + (f"; what {', '.join(older)} holds is of an earlier run" if older else ""),
+            "; ".join(dict.fromkeys(error.fix for error in refused)),
+            [each.path for each in written],
+        )
+    return written
 
 
 def _opened(
@@ -791,8 +809,9 @@ def _verdict(
         sentence = f"dead in the int8 {target} file, constant where the float model varies: {where}"
         if not dead:
             raise FidelityError(
-                f"{sentence}; give them outputs of their own, {rescues}; --allow-dead writes it as "
-                f"it is"
+                sentence,
+                f"give them outputs of their own, {rescues}; `python -m edgekit.export "
+                f"--allow-dead` writes it as it is",
             )
         notes.append(sentence)
     low = [each for each in judged if each.level == "poor"]
@@ -804,9 +823,10 @@ def _verdict(
         )
         if not poor:
             raise FidelityError(
-                f"{sentence}; {rescues}; "
-                f"--allow-poor writes it for `python -m edgekit.compare MODEL OUT --layers`, which "
-                f"names the layer that needs another form"
+                sentence,
+                f"{rescues}; `python -m edgekit.export --allow-poor` writes it for `python -m "
+                f"edgekit.compare MODEL OUT --layers`, which names the layer that needs another "
+                f"form",
             )
         notes.append(sentence)
     return notes
