@@ -106,7 +106,9 @@ def test_what_is_good_is_written_where_an_int8_file_is_not(
     assert said.endswith(f"the good ones were written: {good[0]}, {good[1]}")
     assert said.count("leave out --correction none") == 1
     (tmp_path / "out" / "net-onnx-int8").mkdir()
-    with pytest.raises(FidelityError, match=f"net-onnx-int8 holds is of an earlier run; .*{good[0]}"):
+    with pytest.raises(
+        FidelityError, match=f"net-onnx-int8 holds is of an earlier run; .*{good[0]}"
+    ):
         export_all(place / "net.keras", **whole, force=True)
 
 
