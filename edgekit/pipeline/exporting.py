@@ -20,6 +20,7 @@ from edgekit.base.errors import (
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
+    MissingDependencyError,
 )
 from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
@@ -55,7 +56,7 @@ from edgekit.records import artifact, encodings, fidelity
 from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.signature import Signature, TensorSpec
-from edgekit.sources import float_model, keras
+from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
@@ -470,7 +471,7 @@ class _Pipeline:
             return judged, _verdict(
                 judged,
                 target,
-                rescues=_rescues(source, options, apart=apart),
+                rescues=_rescues(source, options, written.canonical, apart=apart),
                 apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
@@ -763,18 +764,34 @@ def _some(
     return feeds.feed(images, signature.inputs, source.preprocessing, chosen)
 
 
-def _rescues(source: FloatModel, options: Options, *, apart: bool) -> str:
+def _rescues(source: FloatModel, options: Options, canonical: bytes, *, apart: bool) -> str:
     """Advice for a better int8 file, or for a file of another precision."""
     advice = []
     if not apart:
         advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         advice.append("leave out --correction none")
-    if source.kind == "keras" and keras.is_keras_2(source.model):
-        advice.append("fine-tune with `python -m edgekit.qat`")
+    if _can_be_trained(source, options, canonical):
+        how = f" --preprocessing {options.preprocessing}" if options.preprocessing else ""
+        advice.append(
+            f"fine-tune with `python -m edgekit.qat MODEL{how} --data IMAGES --out FOLDER`"
+        )
     if options.strict:
         advice.append("leave out --strict, then tensors may stay float")
     return ", ".join([*advice, "or export in float16" if advice else "export in float16"])
+
+
+def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> bool:
+    """Whether `qat` takes a model, whose outputs are known to be classes."""
+    if source.kind != "keras" or source.judged(canonical, options.task)["task"] != "classification":
+        return False
+    from edgekit.pipeline import qat  # with TensorFlow, which has read the model
+
+    try:
+        qat.trainable(source, source.source.path)
+    except (InvalidModelError, MissingDependencyError):
+        return False
+    return True
 
 
 def _verdict(
