@@ -154,7 +154,7 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
     from edgekit.graph import onnx
 
     package = onnx.package()
-    model = package.load(str(path), load_external_data=False)
+    model = onnx.without_constant_nodes(package.load(str(path), load_external_data=False))
     helper = package.helper
     rounded = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     integers = (package.TensorProto.INT8, package.TensorProto.UINT8)
