@@ -23,6 +23,7 @@ from edgekit.base.errors import (
     MissingDependencyError,
 )
 from edgekit.base.progress import SILENT, Progress
+from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
@@ -806,7 +807,7 @@ def _verdict(
     notes = [
         f"{each.output} on {samples}: {each.level}, "
         f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
-        + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
+        + (f", {percent(each.error_share)} % of its range" if each.error_share else "")
         + _weakest(each)
         for each in judged
     ]
