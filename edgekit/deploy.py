@@ -9,7 +9,8 @@ and judges the report by bounds and a baseline. Everything is in one folder:
 ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
 ``layout`` and ``out``. The command line overrides them. Bounds and the baseline come from
 ``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that a deployable is dead or
-poor, or misses a bound.
+poor, or misses a bound. If an int8 file is not worth writing, the good files are written, the error
+names them, and nothing is compared.
 """
 
 from __future__ import annotations

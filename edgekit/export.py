@@ -18,8 +18,9 @@ Several targets and precisions, separated by commas, give one artifact for each 
 model is then loaded, converted, calibrated and quantized once.
 
 An int8 file is judged on calibration samples that no method was chosen by. If an output or a
-channel is dead, or an output has less than 10 dB, the exit status is 1 and nothing is written,
-unless ``--allow-dead`` or ``--allow-poor`` is given.
+channel is dead, or an output has less than 10 dB, the exit status is 1 and the file is not written,
+unless ``--allow-dead`` or ``--allow-poor`` is given. The other files of the same command are
+written, and the error names them. After any other error nothing is written.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rich.table import Table
 
 from edgekit import data
 from edgekit.base import cli
+from edgekit.base.errors import FidelityError
 from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
 from edgekit.graph.flatbuffer import short_name
@@ -167,7 +169,12 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         written = export(options.model, how, target=targets[0], precision=precisions[0], **where)
         _print(written)
         return 0, _document(written)
-    artifacts = export_all(options.model, how, targets=targets, precisions=precisions, **where)
+    try:
+        artifacts = export_all(options.model, how, targets=targets, precisions=precisions, **where)
+    except FidelityError as exc:
+        for path in exc.written:
+            _print(Artifact.load(path))
+        raise
     for written in artifacts:
         _print(written)
     return 0, {"artifacts": [_document(written) for written in artifacts]}

@@ -11,7 +11,7 @@ from conftest import mostly_right
 from exported import answers, export, export_all
 
 from edgekit import deploy
-from edgekit.base.errors import FidelityError, InvalidOptionError
+from edgekit.base.errors import FidelityError, InvalidDataError, InvalidOptionError
 from edgekit.export import main as export_main
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Report
@@ -77,14 +77,62 @@ def test_each_is_what_a_single_export_writes(place: Path, written: dict[str, Art
         np.testing.assert_array_equal(one, other)
 
 
-def test_nothing_is_written_unless_all_are_good(place: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def dark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Black pictures, on which hardly a step of int8 is used."""
     flat = np.zeros((40, 8, 8, 3), np.uint8)
     flat[::2] += 1
-    np.savez(tmp_path / "dark.npz", x=flat)
-    with pytest.raises(FidelityError):  # on black pictures hardly a step of int8 is used
+    path = tmp_path_factory.mktemp("dark") / "dark.npz"
+    np.savez(path, x=flat)
+    return path
+
+
+def test_what_is_good_is_written_where_an_int8_file_is_not(
+    place: Path, dark: Path, tmp_path: Path
+) -> None:
+    whole = {
+        "targets": TARGETS, "precisions": ("float32", "int8"), "calibration": str(dark),
+        "correction": "none", "out": tmp_path / "out", **UNIT,
+    }  # fmt: skip
+    with pytest.raises(FidelityError) as caught:
+        export_all(place / "net.keras", **whole)
+    good = [tmp_path / "out" / f"net-{target}-float32" for target in TARGETS]
+    assert sorted((tmp_path / "out").iterdir()) == sorted(good)
+    assert caught.value.written == tuple(good)
+    for path in good:
+        assert Artifact.load(path).manifest.precision == "float32"
+    said = str(caught.value)
+    assert "int8 tflite file" in said and "int8 onnx file" in said
+    assert said.endswith(f"the good ones were written: {good[0]}, {good[1]}")
+    assert said.count("leave out --correction none") == 1
+    (tmp_path / "out" / "net-onnx-int8").mkdir()
+    with pytest.raises(
+        FidelityError, match=f"net-onnx-int8 holds is of an earlier run; .*{good[0]}"
+    ):
+        export_all(place / "net.keras", **whole, force=True)
+
+
+def test_the_command_says_what_was_written(
+    place: Path, dark: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    words = [
+        str(place / "net.keras"), "--preprocessing", "unit", "--calibration", str(dark),
+        "--correction", "none", "--target", "tflite", "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    assert export_main([*words, "--precision", "int8,float16"]) == 1
+    stdout, said = capfd.readouterr()
+    path = tmp_path / "out" / "net-tflite-float16"
+    assert not stdout and Artifact.load(path)
+    assert f"{path}/model.tflite  " in said
+    assert said.splitlines()[-1].endswith(f"; the good ones were written: {path}")
+
+
+def test_another_error_leaves_none_of_several(place: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", x=np.zeros((4, 8, 8, 1), np.uint8))
+    with pytest.raises(InvalidDataError):
         export_all(
             place / "net.keras", targets=TARGETS, precisions=("float32", "int8"), **UNIT,
-            calibration=str(tmp_path / "dark.npz"), correction="none", out=tmp_path / "out",
+            calibration=str(tmp_path / "few.npz"), out=tmp_path / "out",
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nets
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 from edgekit.compare import Options, compare, main
+from edgekit.data.__main__ import check
 from edgekit.evaluation import verdicts
 from edgekit.gate import gate
 from edgekit.records.results import Report
 from edgekit.report import report as page
+from edgekit.reporting import tables
 
 COUNT = 60
 #: Of every comparison here.
@@ -271,8 +276,11 @@ def test_files_say_what_they_need(classifier: Path, tmp_path: Path) -> None:
     file, data = classifier / "int8.onnx", str(classifier / "set.npz")
     with pytest.raises(InvalidOptionError, match="pass --reference MODEL"):
         compare([file], Options(dataset=data, **QUICK))
-    with pytest.raises(InvalidOptionError, match="does not say how its input is made; pass --pre"):
-        compare([file], Options(reference=classifier / "float.onnx", dataset=data))
+    report = compare(
+        [file], Options(reference=classifier / "float.onnx", dataset=data, rounds=1, processes=1)
+    )
+    said = "int8.onnx: no input is a picture: samples go in as they are (preprocessing none)"
+    assert said in report.warnings
     with pytest.raises(InvalidOptionError, match="expected --data IMAGES for your own model"):
         compare([file], Options(reference=classifier / "float.onnx", **QUICK))
     other = nets.linear(tmp_path / "other.onnx", np.ones((8, 4)))
@@ -339,3 +347,73 @@ def test_outputs_of_other_sizes_are_no_twins(tmp_path: Path) -> None:
     other = nets.write(tmp_path / "other.onnx", product, held, {"z": [3]}, inputs=4)
     with pytest.raises(InvalidModelError, match=r"expected 6 numbers per sample.*got shape \[3\]"):
         run(wanted, other, samples(tmp_path / "x.npz", 4))
+
+
+def test_a_file_of_pictures_says_which_preprocessings_there_are(tmp_path: Path) -> None:
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 72])]
+    nodes = [helper.make_node("Flatten", ["x"], ["y"])]
+    graph = helper.make_graph(nodes, "net", inputs, outputs)
+    opset = [helper.make_opsetid("", 17)]
+    file = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), file)
+    last, first = np.zeros((20, 4, 6, 3), "f4"), np.zeros((20, 3, 4, 6), "f4")
+    last[:] = np.random.default_rng(0).uniform(size=last.shape)
+    first[:] = last.transpose(0, 3, 1, 2)
+    for name, x in (("last", last), ("first", first), ("other", first[:, :, :2])):
+        np.savez(tmp_path / f"{name}.npz", x=x)
+    data = str(tmp_path / "last.npz")
+    with pytest.raises(InvalidOptionError, match="of the pixels of a picture; pass --prepro.*unit"):
+        compare([file], Options(reference=file, dataset=data))
+    for name in ("last", "first"):
+        report = run(file, file, tmp_path / f"{name}.npz")
+        assert verdict(report) == "exact"
+        assert not any("no input is a picture" in each for each in report.warnings)
+    sizes = r"expected images \[4, 6, 3\] or \[3, 4, 6\] .*, got \[3, 2, 6\]"
+    with pytest.raises(InvalidDataError, match=sizes):
+        run(file, file, tmp_path / "other.npz")
+
+
+def test_close_numbers_of_other_classes_are_warned_of(tmp_path: Path) -> None:
+    """Two scores that nearly tie: what tells them apart is 26 dB below what varies."""
+    random = np.random.default_rng(5)
+    common, own = random.normal(size=(8, 1)), 0.05 * random.normal(size=(2, 8, 2))
+    exact = nets.linear(tmp_path / "float.onnx", common + own[0])
+    other = nets.linear(tmp_path / "other.onnx", common + own[0] + own[1])
+    data = samples(tmp_path / "set.npz", 8, 200)
+    report = run(exact, other, data, task="classification")
+    agreement = report.artifacts[0].metrics["agreement"].value
+    assert verdict(report) == "close" and agreement < 95
+    (warning,) = [each for each in report.warnings if "--min agreement=95" in each]
+    assert warning.startswith("other.onnx: ") and f"{agreement:.1f} % of samples" in warning
+    same = run(exact, exact, data, task="classification")
+    assert not any("--min agreement" in each for each in same.warnings)
+
+
+def test_the_largest_error_is_that_of_one_output(
+    regressor: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run(regressor / "float.onnx", regressor / "fine.onnx", regressor / "set.npz")
+    (result,) = report.artifacts
+    (output,) = result.fidelity
+    large = replace(output, output="far", low=0, high=1000, max_error=9)
+    small = replace(output, output="a_name_that_is_long", low=0, high=2, max_error=0.5)
+    shares = {
+        "max_error": replace(result.metrics["max_error"], value=9.0),
+        "max_error_share": replace(result.metrics["max_error_share"], value=25.0),
+    }
+    result = replace(result, fidelity=(large, small), metrics=result.metrics | shares)
+    tables.show(replace(report, artifacts=(result,)))
+    shown = capsys.readouterr().err
+    assert "0.5 (25 % of a_name…is_long)" in shown and "9 (" not in shown
+    assert "the largest 25 % of the range of a_name_that_is_long" in page(
+        replace(report, artifacts=(result,))
+    )
+
+
+def test_data_check_takes_rows_as_they_are(classifier: Path) -> None:
+    for prepare in ("none", None):
+        found = check(
+            classifier / "float.onnx", dataset=str(classifier / "right.npz"), prepare=prepare
+        )
+        assert found.fit.accuracy == 100

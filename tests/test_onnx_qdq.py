@@ -18,6 +18,7 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.shape_inference import quant_pre_process
 from test_torch_files import CALIBRATION, FILES
 
 from edgekit.base.errors import EdgekitError, InvalidModelError, InvalidOptionError
@@ -635,6 +636,46 @@ def test_what_tflite_cannot_hold_is_refused_by_name(name: str, tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def _with_constant_nodes(path: Path) -> Path:
+    """The file with its initializers in nodes, as Paddle writes them."""
+    model = package.load(path)
+    nodes = [node("Constant", [], [each.name], value=each) for each in model.graph.initializer]
+    nodes += model.graph.node
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    package.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"extra_options": {"WeightSymmetric": True}},
+        {"activations": "QUInt8", "per_channel": True},
+    ],
+)
+def test_weights_of_constant_nodes_are_advised_to_become_initializers(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """quantize_static takes them for activations, whatever the options of weights say."""
+    path = _with_constant_nodes(_classifier(tmp_path / "net.onnx"))
+    with pytest.raises(InvalidModelError, match="has w1 in a Constant .* quant_pre_process") as e:
+        _exported(_quantized(path, **options), tmp_path / "out")
+    assert "WeightSymmetric" not in str(e.value)
+    prepared = tmp_path / "prepared.onnx"
+    quant_pre_process(str(path), str(prepared))
+    written = _exported(_quantized(prepared, **options), tmp_path / "out")
+    assert _numbers(written, tmp_path / "prepared_int8.onnx").differences == ()
+
+
+def test_symmetric_integers_of_constant_nodes_are_taken(tmp_path: Path) -> None:
+    path = _with_constant_nodes(_classifier(tmp_path / "net.onnx"))
+    path = _quantized(path, extra_options={"ActivationSymmetric": True})
+    found = _numbers(_exported(path, tmp_path / "out"), path)
+    assert found.differences == ()
+    assert any("keeps 3 biases in float" in each for each in found.expected)
+
+
 def test_a_constant_that_is_float_is_exact_or_computes_in_float(tmp_path: Path) -> None:
     for name, factor, floats in (
         ("one", np.float32(0.3), 0),
@@ -653,7 +694,7 @@ def test_other_targets_and_verbs_are_refused(tmp_path: Path) -> None:
     path = _dense(tmp_path / "net.onnx")
     for target, precision, said in (
         ("onnx", "int8", "it is int8 ONNX already; pass the file itself"),
-        ("tflite", "float32", "it has no float form; export the float model"),
+        ("tflite", "float32", "it has no float form; export its float source"),
         ("onnx", "float16", "it has no float form"),
     ):
         with pytest.raises(InvalidOptionError, match=said):

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import nets
+import numpy as np
 import pytest
 
 from edgekit.base import outputs
@@ -123,6 +125,36 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert "error" in done.stderr
     assert not out.exists()
     assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
+def test_a_full_disk_leaves_none_of_several_artifacts(tmp_path: Path) -> None:
+    """The first file is small enough for the limit, the second is not."""
+    source = nets.linear(tmp_path / "net.onnx", np.eye(400))
+    program = LIMITED.format(verb="export").replace("(1000, 1000)", "(500_000, 500_000)")
+    arguments = [source, "--target", "tflite", "--precision", "float16,float32", "--out"]
+    for force in ([], ["--force"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *map(str, arguments), str(tmp_path / "out"), *force],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1].endswith("File too large; nothing was written")
+        assert [path.name for path in (tmp_path / "out").rglob("*")] == []
+
+
+def test_several_folders_are_replaced_together_or_not_at_all(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text("old")
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(OSError), outputs.new_folders(paths, force=True) as (first, second):
+        (first / "new").write_text("new")
+        second.rmdir()  # so that it cannot take its place
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a", "a/old", "b", "b/old",
+    ]  # fmt: skip
 
 
 def test_a_kill_while_a_file_is_replaced_keeps_it_whole(tmp_path: Path) -> None:

@@ -463,7 +463,7 @@ BAD: dict[str, tuple[str, str]] = {
     "missing onnx": ("none.onnx", "none.onnx not found"),
     "no tflite": ("text.tflite", "text.tflite is not a TFLite model"),
     "truncated tflite": ("short.tflite", "short.tflite cannot be read (cut short?)"),
-    "int8 tflite": ("int8.tflite", "is quantized already"),
+    "int8 tflite": ("int8.tflite", "is quantized already: its tensor "),
     "tflite with a state": ("counter.tflite", "keeps a state of its own from run to run"),
     "text onnx": ("words.onnx", "keep text outside of it"),
     "free size tflite": ("free.tflite", "expected fixed sizes of input"),

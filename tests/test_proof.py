@@ -157,3 +157,20 @@ def _halved(source: FloatModel, target: str) -> bytes:
     return bytes(
         half.to_float16(model, {name: np.ones((1, 8, 8, 3), np.float32)}).model.SerializeToString()
     )
+
+
+def test_an_output_of_no_range_has_no_share_of_it(tmp_path: Path) -> None:
+    keras_2 = keras.tf_keras()
+    keras_2.utils.set_random_seed(2)
+    row = keras_2.Input((16,), name="row")
+    bias = keras_2.initializers.Constant(-19)
+    never = keras_2.layers.Dense(1, "sigmoid", bias_initializer=bias, name="never")(0.01 * row)
+    keras_2.Model(row, [keras_2.layers.Dense(3, name="scores")(row), never]).save(
+        tmp_path / "net.keras"
+    )
+    written = export(
+        tmp_path / "net.keras", target="onnx", precision="float16", out=tmp_path / "out"
+    )
+    (note,) = [each for each in written.manifest.notes if each.startswith("outputs for 4 random")]
+    assert "% of the range of scores; never by " in note
+    assert note.endswith("at most, where all values are equal but for rounding")

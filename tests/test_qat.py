@@ -10,17 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import ROOT, Done
 from exported import export
 
-from edgekit.base.errors import InvalidModelError, InvalidOptionError
+from edgekit.base.errors import FidelityError, InvalidModelError, InvalidOptionError
 from edgekit.diagnosis.diff import diff
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph
-from edgekit.pipeline.qat import QatRecipe, predictor
+from edgekit.pipeline.qat import QatRecipe, predictor, trainable
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import trained as trained_integers
 from edgekit.records.artifact import Artifact
@@ -374,3 +375,73 @@ def test_a_model_of_free_height_and_width_is_trained_at_the_sizes_given(
     assert written.manifest.signature.inputs[0].shape == (-1, 16, 16, 3)
     made = export(written.path, target="tflite", precision="int8", out=tmp_path / "lite")
     assert made.manifest.signature.inputs[0].shape == (1, 16, 16, 3)
+
+
+def _of_pictures(head: Callable[[Any, Any], Any]) -> Any:
+    keras = keras_format.tf_keras()
+    keras.utils.set_random_seed(6)
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.DepthwiseConv2D(3)(keras.layers.Conv2D(6, 3, activation="relu")(image))
+    return keras.Model(image, head(keras.layers, x))
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (lambda layers, x: x, r"expected scores .*, got \[-1, 4, 4, 6\]"),
+        (lambda layers, x: layers.Dense(1)(layers.Flatten()(x)), r"scores .*, got \[-1, 1\]"),
+        (
+            lambda layers, x: layers.Dense(2, activation="sigmoid")(layers.Flatten()(x)),
+            "Dense with activation sigmoid",
+        ),
+        (None, r"expected one input \[H, W, C\] to train on, got \[16\]"),
+    ],
+)
+def test_what_fine_tuning_cannot_train_is_refused_before_it_starts(
+    head: Any, message: str, tmp_path: Path
+) -> None:
+    if head is None:
+        keras = keras_format.tf_keras()
+        row = keras.Input((16,))
+        model = keras.Model(row, keras.layers.Dense(4)(row))
+    else:
+        model = _of_pictures(head)
+    model.save(tmp_path / "net.keras")
+    source = float_model.load(tmp_path / "net.keras", preprocessing="none")
+    with pytest.raises(InvalidModelError, match=message):
+        trainable(source, "net.keras")
+
+
+def test_a_map_of_numbers_is_no_choice_of_classes_to_fine_tune(
+    tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    _of_pictures(lambda layers, x: x).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "set.npz", x=np.zeros((100, 8, 8, 3), np.uint8))
+    done = edgekit(
+        *("qat", tmp_path / "net.keras", *UNIT, "--data", tmp_path / "set.npz", "--distill", "1"),
+        *("--batch", "32", "--epochs", "1", "--out", tmp_path / "out"),
+    )
+    assert done.status == 2
+    assert "expected scores of two classes or more" in done.error
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_poor_export_advises_fine_tuning_where_it_can_be_done(
+    activation: str, tmp_path: Path
+) -> None:
+    model = _of_pictures(
+        lambda layers, x: layers.Dense(4, activation=activation)(layers.Flatten()(x))
+    )
+    model.save(tmp_path / "net.keras")
+    dark = np.zeros((40, 8, 8, 3), np.uint8)
+    dark[::2] += 1  # hardly a step of int8 is used
+    np.savez(tmp_path / "set.npz", x=dark)
+    with pytest.raises(FidelityError) as caught:
+        export(
+            tmp_path / "net.keras", target="tflite", precision="int8", preprocessing="unit",
+            calibration=str(tmp_path / "set.npz"), correction="none", task="classification",
+            out=tmp_path / "out",
+        )  # fmt: skip
+    advice = "`python -m edgekit.qat MODEL --preprocessing unit --data IMAGES --out FOLDER`"
+    assert (advice in str(caught.value)) == (activation == "softmax")
+    assert ("edgekit.qat" in str(caught.value)) == (activation == "softmax")

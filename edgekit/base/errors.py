@@ -26,6 +26,8 @@ Messages are one sentence in one line: expected, got, and the fix.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -131,9 +133,20 @@ class WriterError(ExecutionError):
 
 
 class FidelityError(EdgekitError):
-    """A model file that was made is dead or poor beside the float model; it is not written."""
+    """A model file that was made is dead or poor beside the float model; it is not written.
+
+    Args:
+        what: Which file it is, and how bad.
+        fix: What to do.
+        written: Folders of the artifacts of the same call that are good, and were written.
+    """
 
     status: ClassVar[int] = 1
+
+    def __init__(self, what: str, fix: str = "", written: Sequence[Path] = ()) -> None:
+        good = f"the good ones were written: {', '.join(map(str, written))}" if written else ""
+        super().__init__("; ".join(filter(None, (what, fix, good))))
+        self.what, self.fix, self.written = what, fix, tuple(written)
 
 
 class MissingDependencyError(EdgekitError, ImportError):

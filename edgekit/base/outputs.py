@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,28 +94,50 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         OutputExistsError: If ``path`` exists and ``force`` is false.
     """
-    check_free(path, force=force)
-    if path.is_file():
-        raise InvalidOptionError(f"{path} is a file; expected a folder path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part(path)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    old = part.with_suffix(".old")
-    try:
+    with new_folders([path], force=force) as (part,):
         yield part
-        for file in part.rglob("*"):
+
+
+@contextmanager
+def new_folders(paths: Sequence[Path], *, force: bool) -> Iterator[tuple[Path, ...]]:
+    """Give a temporary folder for each of ``paths``; as :func:`new_folder`, all of them or none.
+
+    Raises:
+        OutputExistsError: If one of ``paths`` exists and ``force`` is false.
+    """
+    for path in paths:
+        check_free(path, force=force)
+        if path.is_file():
+            raise InvalidOptionError(f"{path} is a file; expected a folder path")
+    parts = tuple(_part(path) for path in paths)
+    old = [part.with_suffix(".old") for part in parts]
+    try:
+        for part in parts:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+        yield parts
+        for file in [file for part in parts for file in part.rglob("*")]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-        if path.exists():
-            path.replace(old)
-        part.replace(path)
+        replaced: list[Path] = []
+        try:
+            for path, part, aside in zip(paths, parts, old, strict=True):
+                if path.exists():
+                    path.replace(aside)
+                part.replace(path)
+                replaced.append(path)
+        except BaseException:
+            for path in replaced:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        for path, part, aside in zip(paths, parts, old, strict=True):
+            shutil.rmtree(part, ignore_errors=True)
+            if aside.exists() and not path.exists():
+                aside.replace(path)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _part(path: Path) -> Path:

@@ -21,6 +21,11 @@ def decimals(value: float, form: str) -> str:
     return f"{value:.2g}" if form == ".2f" and 0 < abs(value) < 0.1 else f"{value:{form}}"
 
 
+def percent(value: float) -> str:
+    """A share in % with two digits, from 100 on without decimals."""
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}"
+
+
 def shortened(text: str, width: int) -> str:
     """Text of at most ``width`` characters, with an ellipsis in the middle of what is longer: names
     of layers begin with the model's and end with the operator's."""

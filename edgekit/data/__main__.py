@@ -30,7 +30,7 @@ from edgekit.data import task as tasks
 from edgekit.evaluation import mistakes
 from edgekit.records.artifact import Artifact, Manifest
 from edgekit.records.results import LabelFit
-from edgekit.records.signature import PREPROCESSING_NAMES, Shapes, preprocessing
+from edgekit.records.signature import Shapes, preprocessing, unprepared
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import float_model, saved_model
 
@@ -69,9 +69,9 @@ def check(
     """Look for classic mistakes between a model and images.
 
     Args:
-        model: An artifact, or another file or SavedModel folder with ``prepare``.
+        model: An artifact, or another file or SavedModel folder.
         dataset: What :func:`edgekit.data.open_word` takes, with labels.
-        prepare: Preprocessing of what is no artifact.
+        prepare: Preprocessing of what is no artifact; default ``none`` where no input is a picture.
         limit: The first images only.
         shapes: Sizes of a file's input with free axes, by name; under ``""`` of the only one.
         progress: Hears what loading the images says.
@@ -82,6 +82,8 @@ def check(
     opened = data.open_word(dataset, "test", progress=progress)
     job, manifest = _job(model, prepare, shapes or {})
     with Worker(job) as worker:
+        if manifest is None and prepare is None:
+            unprepared(model, worker.loaded.signature.inputs)
         shape = worker.loaded.input_shape
         found = worker.loaded.signature.outputs
         classes = tasks.scores(found)
@@ -144,13 +146,8 @@ def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, Manifes
         return Job.of(artifact, threads=1), artifact.manifest
     if not model.exists():
         raise InvalidOptionError(f"{words.not_found(model)}; expected an artifact or a float model")
-    if prepare is None:
-        raise InvalidOptionError(
-            f"{model} does not say how its input is made; pass --preprocessing "
-            f"{'|'.join(PREPROCESSING_NAMES)}|FILE.json"
-        )
-    kind = float_model.kind_of(model)
-    return Job(model.stem, model, kind, preprocessing(prepare), 1, {}, shapes=shapes), None
+    kind, named = float_model.kind_of(model), preprocessing(prepare or "none")
+    return Job(model.stem, model, kind, named, 1, {}, shapes=shapes), None
 
 
 def parser() -> cli.Parser:

@@ -134,7 +134,7 @@ def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:
         if not spec.fits(tuple(found.shape[1:])):
             what = "images" if isinstance(samples, ImageSet) else f"{spec.name} as"
             raise InvalidDataError(
-                f"{samples.name}: expected {what} {list(spec.picture)} as the model's input, "
+                f"{samples.name}: expected {what} {spec.expected} as the model's input, "
                 f"got {list(found.shape[1:])}"
             )
         wanted = np.dtype(spec.dtype)

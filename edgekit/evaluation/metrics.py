@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgekit import data
 from edgekit.base.blocks import blocks
 from edgekit.data import feeds, task
-from edgekit.evaluation import changes, conditions
+from edgekit.evaluation import changes, conditions, verdicts
 from edgekit.evaluation.options import SAMPLES, Options
 from edgekit.evaluation.recording import Facts
 from edgekit.evaluation.samples import Samples
@@ -36,6 +36,10 @@ from edgekit.records.results import (
     pack_bits,
 )
 from edgekit.runtimes.worker import Worker
+
+#: Percent of predictions that are those of the float model, below which close outputs are warned
+#: of. A round number.
+FEW_AGREE = 95.0
 
 
 @dataclass
@@ -130,7 +134,7 @@ def report(
             result = replace(result, changes=changed)
         results.append(result)
     few = _too_few(results[1:], options, feeds.unit(images.images))
-    return Report(
+    compared = Report(
         model_id=model_id,
         data=data_of(images),
         environment=machine,
@@ -152,6 +156,21 @@ def report(
         conditions=watched,
         fit=samples.fit,
     )
+    other = _other_classes(compared)
+    return replace(compared, warnings=(*compared.warnings, *other)) if other else compared
+
+
+def _other_classes(report: Report) -> list[str]:
+    """A sentence for each deployable whose numbers are close, and whose classes often differ."""
+    return [
+        f"{result.name}: its outputs are close in dB, but its class is that of the float model for "
+        f"{agreement.value:.1f} % of {report.data.unit} only: scores lie near each other; "
+        f"`python -m edgekit.gate REPORT --min agreement={FEW_AGREE:.0f}` fails such a file"
+        for result in report.artifacts
+        if (agreement := result.metrics.get("agreement")) is not None
+        and agreement.value < FEW_AGREE
+        and verdicts.of(result, report).verdict == "close"
+    ]
 
 
 def _settings(options: Options, of: str | None, resumed: int) -> dict[str, Any]:

@@ -286,7 +286,8 @@ def in_one_order(
         if isinstance(artifact, ModelFile):
             own, sentence = paired(outputs, artifact.manifest.signature.outputs, artifact.name)
             own = own if several else ()
-            assumed += [sentence] if sentence else []
+            notes = [f"{artifact.name}: {note}" for note in artifact.manifest.notes]
+            assumed += [*([sentence] if sentence else []), *notes]
         ordered.append(subject.with_outputs(own))
     return ordered, assumed
 

@@ -1019,8 +1019,9 @@ def canonical(content: bytes, name: str, *, key: str, states: bool = False) -> b
         scales = None if tensor.quantization is None else tensor.quantization.scale
         if scales is not None and len(scales):
             raise InvalidModelError(
-                f"{name} is quantized already ({tensor.name.decode(errors='replace')}); "
-                f"expected a float32 or float16 model"
+                f"{name} is quantized already: its tensor "
+                f"{tensor.name.decode(errors='replace')} has a scale; expected a float32 or "
+                f"float16 model"
             )
     variable = schema.BuiltinOperator.VAR_HANDLE
     for operator in subgraph.operators:

@@ -21,9 +21,11 @@ from edgekit.base.errors import (
     InvalidDataError,
     InvalidModelError,
     InvalidOptionError,
+    MissingDependencyError,
     NoTfliteFormError,
 )
 from edgekit.base.progress import SILENT, Progress
+from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
@@ -58,7 +60,7 @@ from edgekit.records import artifact, encodings, fidelity
 from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.signature import Signature, TensorSpec
-from edgekit.sources import float_model, keras
+from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
@@ -187,7 +189,9 @@ def export_all(
         progress: Hears how far it is.
 
     Raises:
-        EdgekitError: As :func:`export`; nothing is written unless all files are good.
+        FidelityError: If int8 files are dead or poor; the other files are good, and are written.
+            ``written`` of the error names their folders.
+        EdgekitError: As :func:`export`; nothing is written then. A full disk leaves nothing too.
     """
     files = [(target, precision) for target in targets for precision in precisions]
     if not files or len(set(files)) < len(files):
@@ -200,8 +204,24 @@ def export_all(
     places = {each: folder / "-".join((name, *each)) for each in files}
     for place in places.values():
         outputs.check_free(place, force=force)
-    proved = {each: pipeline.proved(*each) for each in files}
-    return tuple(proved[each].write(places[each], force=force) for each in files)
+    proved, refused = {}, []
+    for each in files:
+        try:
+            file = pipeline.proved(*each)
+        except FidelityError as exc:
+            refused.append(exc)
+        else:
+            proved[places[each]] = (file.files, dict(file.manifest))
+    written = artifact.write_all(proved, force=force)
+    if refused:
+        older = [str(place) for place in places.values() if place not in proved and place.exists()]
+        raise FidelityError(
+            "; ".join(error.what for error in refused)
+            + (f"; what {', '.join(older)} holds is of an earlier run" if older else ""),
+            "; ".join(dict.fromkeys(error.fix for error in refused)),
+            [each.path for each in written],
+        )
+    return written
 
 
 def _opened(
@@ -500,7 +520,7 @@ class _Pipeline:
             return judged, _verdict(
                 judged,
                 target,
-                rescues=_rescues(source, options, apart=apart),
+                rescues=_rescues(source, options, written.canonical, apart=apart),
                 apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
@@ -803,18 +823,34 @@ def _some(
     return feeds.feed(images, signature.inputs, source.preprocessing, chosen)
 
 
-def _rescues(source: FloatModel, options: Options, *, apart: bool) -> str:
+def _rescues(source: FloatModel, options: Options, canonical: bytes, *, apart: bool) -> str:
     """Advice for a better int8 file, or for a file of another precision."""
     advice = []
     if not apart:
         advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         advice.append("leave out --correction none")
-    if source.kind == "keras" and keras.is_keras_2(source.model):
-        advice.append("fine-tune with `python -m edgekit.qat`")
+    if _can_be_trained(source, options, canonical):
+        how = f" --preprocessing {options.preprocessing}" if options.preprocessing else ""
+        advice.append(
+            f"fine-tune with `python -m edgekit.qat MODEL{how} --data IMAGES --out FOLDER`"
+        )
     if options.strict:
         advice.append("leave out --strict, then tensors may stay float")
     return ", ".join([*advice, "or export in float16" if advice else "export in float16"])
+
+
+def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> bool:
+    """Whether `qat` takes a model, whose outputs are known to be classes."""
+    if source.kind != "keras" or source.judged(canonical, options.task)["task"] != "classification":
+        return False
+    from edgekit.pipeline import qat  # with TensorFlow, which has read the model
+
+    try:
+        qat.trainable(source, source.source.path)
+    except (InvalidModelError, MissingDependencyError):
+        return False
+    return True
 
 
 def _verdict(
@@ -829,7 +865,7 @@ def _verdict(
     notes = [
         f"{each.output} on {samples}: {each.level}, "
         f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
-        + (f", {each.error_share:.2g} % of its range" if each.error_share else "")
+        + (f", {percent(each.error_share)} % of its range" if each.error_share else "")
         + _weakest(each)
         for each in judged
     ]
@@ -849,8 +885,9 @@ def _verdict(
         sentence = f"dead in the int8 {target} file, constant where the float model varies: {where}"
         if not dead:
             raise FidelityError(
-                f"{sentence}; give them outputs of their own, {rescues}; --allow-dead writes it as "
-                f"it is"
+                sentence,
+                f"give them outputs of their own, {rescues}; `python -m edgekit.export "
+                f"--allow-dead` writes it as it is",
             )
         notes.append(sentence)
     low = [each for each in judged if each.level == "poor"]
@@ -862,9 +899,10 @@ def _verdict(
         )
         if not poor:
             raise FidelityError(
-                f"{sentence}; {rescues}; "
-                f"--allow-poor writes it for `python -m edgekit.compare MODEL OUT --layers`, which "
-                f"names the layer that needs another form"
+                sentence,
+                f"{rescues}; `python -m edgekit.export --allow-poor` writes it for `python -m "
+                f"edgekit.compare MODEL OUT --layers`, which names the layer that needs another "
+                f"form",
             )
         notes.append(sentence)
     return notes

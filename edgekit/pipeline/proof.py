@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import ExecutionError, InvalidDataError, WriterError
+from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed
 from edgekit.diagnosis import measure
@@ -164,7 +165,7 @@ def check_outputs(
     )
     if source.integers is not None:
         return _beside(found, run, expected, f"{feeds.count(values)} {kind}")
-    largest, beyond, where, odd = -1.0, "", "", []
+    largest, beyond, where, odd, flat = -1.0, "", "", [], []
     for spec in found.outputs:
         outputs, exact = spec.dequantize(run[spec.name]), expected[spec.name]
         whole = np.isfinite(exact)
@@ -194,14 +195,20 @@ def check_outputs(
         if difference > allowed and not beyond:
             beyond = f"by {difference:.3g} in {spec.name}, expected {allowed:.3g} at most"
         span = float(np.ptp(exact)) if exact.size else 0.0
+        if span <= _ROUNDING and difference <= _ROUNDING:  # a share of that range tells nothing
+            flat.append((spec.name, difference))
+            continue
         share = 100 * difference / (span or size or 1.0)
         if share > largest:
             largest = share
-            where = f"by {difference:.2g} at most, {share:.2g} % of the range of {spec.name}"
+            where = f"by {difference:.2g} at most, {percent(share)} % of the range of {spec.name}"
     if not beyond:
-        return f"outputs for {feeds.count(values)} {kind} differ from float32 {where}" + (
-            f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else ""
-        )
+        constant = ", ".join(f"{name} by {difference:.2g} at most" for name, difference in flat)
+        parts = [where, f"{constant}, where all values are equal but for rounding" if flat else ""]
+        return (
+            f"outputs for {feeds.count(values)} {kind} differ from float32 "
+            f"{'; '.join(filter(None, parts))}"
+        ) + (f"; infinities of the float model's own in {', '.join(odd)} left out" if odd else "")
     sentence = f"the {target} {precision} model of {source.model_id} differs from the float model"
     if base is None or target == "tflite":
         fault, why = _judge(content, canonical, target, values)

@@ -18,6 +18,7 @@ from edgekit import data
 from edgekit.base import outputs
 from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError, WriterError
 from edgekit.base.progress import SILENT, Progress
+from edgekit.data import task as tasks
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline.calibration import cached
@@ -211,7 +212,7 @@ def qat(
         training) by form.
 
     Raises:
-        EdgekitError: On a bad option, model, data, or an output that exists.
+        EdgekitError: On a bad option, model (:func:`trainable`), data, or an output that exists.
     """
     recipe = recipe or QatRecipe()
     outputs.check_free(out, force=force)
@@ -224,28 +225,15 @@ def qat(
     opened = data.open_word(dataset, "train" if needs_labels else "calibration", progress=progress)
     towers = towers or environment.cores()
     configure_threads(towers)
-    from edgekit.quantization import fake as fake_quant
-
     source = float_model.load(model, preprocessing=preprocessing, shapes=shapes)
-    if source.kind != "keras" or not keras_format.is_keras_2(source.model):
-        raise InvalidModelError(
-            f"{model}: fine-tuning needs a Keras 2 model, as tfmot does; build it with tf_keras"
-        )
-    if source.encodings is not None:
-        raise InvalidModelError(
-            f"{model} was trained with fake quantization already; pass the float model"
-        )
-    if source.source.shapes:
-        size = source.inputs[0].sample
-        if len(source.inputs) != 1 or len(size) != 3:
-            raise InvalidModelError(f"{model}: expected one input [H, W, C], got {list(size)}")
-        source = replace(source, model=resized(source.model, (size[0], size[1], size[2])))
-    fake_quant.check(source.model, leave_float)
+    source = trainable(source, model, leave_float)
     images = source.images(opened, limit)
     training, held = _split(images)
     _check_data(training, source, recipe)
     canonical = convert.from_keras(source.model)
     table = _table(canonical, calibration, training, source, dataset, progress)
+    from edgekit.quantization import fake as fake_quant
+
     fake = fake_quant.FakeQuantized(
         source.model,
         canonical,
@@ -313,6 +301,54 @@ def qat(
     written = artifact.write(out, files, manifest | {"training": training_record}, force=force)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return written, scores
+
+
+def trainable(
+    source: float_model.FloatModel, name: object, leave_float: Sequence[str] = ()
+) -> float_model.FloatModel:
+    """Refuse a model that cannot be fine-tuned, before any images are read.
+
+    Args:
+        source: The float model.
+        name: What errors call it.
+        leave_float: Layers to train in float.
+
+    Returns:
+        The same, with an input of the sizes that were given.
+
+    Raises:
+        InvalidModelError: If it is no Keras 2 model, was trained for int8 already, does not make
+            the scores of two classes or more of one picture, or has a layer that cannot be
+            fake-quantized.
+        InvalidOptionError: If ``leave_float`` names no layer.
+        MissingDependencyError: If tensorflow-model-optimization is not installed.
+    """
+    if source.kind != "keras" or not keras_format.is_keras_2(source.model):
+        raise InvalidModelError(
+            f"{name}: fine-tuning needs a Keras 2 model, as tfmot does; build it with tf_keras"
+        )
+    if source.encodings is not None:
+        raise InvalidModelError(
+            f"{name} was trained with fake quantization already; pass the float model"
+        )
+    from edgekit.quantization import fake as fake_quant
+
+    fake_quant.check(source.model, leave_float)
+    size, scores = source.inputs[0].sample, tasks.scores(source.outputs)
+    if len(size) != 3:
+        raise InvalidModelError(
+            f"{name}: expected one input [H, W, C] to train on, got {list(size)}"
+        )
+    if scores < 2 or source.task == "regression":
+        shape = list(source.outputs[0].shape)
+        raise InvalidModelError(
+            f"{name}: expected scores of two classes or more, [N, classes], to train on, got "
+            f"{'numbers that are no classes, ' if scores > 1 else ''}{shape}; fine-tuning follows "
+            f"classes"
+        )
+    if not source.source.shapes:
+        return source
+    return replace(source, model=resized(source.model, (size[0], size[1], size[2])))
 
 
 def _split(images: data.ImageSet) -> tuple[data.ImageSet, data.ImageSet]:

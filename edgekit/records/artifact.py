@@ -291,16 +291,35 @@ def write(
     Raises:
         OutputExistsError: If ``path`` exists and ``force`` is false.
     """
-    with outputs.new_folder(path, force=force) as folder:
-        for name, content in files.items():
-            if isinstance(content, Path):
-                shutil.copyfile(content, folder / name)
-            else:
-                (folder / name).write_bytes(content)
-        hashes = {name: outputs.sha256_file(folder / name) for name in files}
-        record = Manifest(**{"versions": package_versions(), **manifest, "files": hashes})
-        (folder / MANIFEST).write_text(schema.dumps(record) + "\n", encoding="utf-8")
-    return Artifact(path, record)
+    (written,) = write_all({path: (files, manifest)}, force=force)
+    return written
+
+
+def write_all(
+    contents: Mapping[Path, tuple[Mapping[str, bytes | Path], dict[str, Any]]], *, force: bool
+) -> tuple[Artifact, ...]:
+    """Write several artifact folders, all or none.
+
+    Args:
+        contents: ``files`` and ``manifest`` of each, as :func:`write` takes them, by its folder.
+        force: Replace folders that are there.
+
+    Raises:
+        OutputExistsError: If one of the folders exists and ``force`` is false.
+    """
+    written = []
+    with outputs.new_folders(list(contents), force=force) as folders:
+        for folder, (path, (files, manifest)) in zip(folders, contents.items(), strict=True):
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    shutil.copyfile(content, folder / name)
+                else:
+                    (folder / name).write_bytes(content)
+            hashes = {name: outputs.sha256_file(folder / name) for name in files}
+            record = Manifest(**{"versions": package_versions(), **manifest, "files": hashes})
+            (folder / MANIFEST).write_text(schema.dumps(record) + "\n", encoding="utf-8")
+            written.append(Artifact(path, record))
+    return tuple(written)
 
 
 def package_versions() -> dict[str, str]:

@@ -97,7 +97,17 @@ class TensorSpec:
 
     def fits(self, sizes: tuple[int, ...]) -> bool:
         """Whether samples of these sizes can be fed, as they are or by :meth:`arrange`."""
-        return any(_same(sizes, own) for own in (self.sample, self.picture, self._channels_first))
+        return any(_same(sizes, own) for own in self._forms)
+
+    @property
+    def _forms(self) -> tuple[tuple[int, ...], ...]:
+        """The sizes of one sample that are taken, that of data first, each once."""
+        return tuple(dict.fromkeys((self.picture, self.sample, self._channels_first)))
+
+    @property
+    def expected(self) -> str:
+        """The sizes of one sample that are taken, in words."""
+        return " or ".join(str(list(sizes)) for sizes in self._forms)
 
     def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Samples ``[N, ...]`` as the model takes them: pictures get their channels first or last
@@ -355,6 +365,25 @@ _NAMED = {
 }
 PREPROCESSING_NAMES = tuple(_NAMED)
 IMAGENET_NAMES = tuple(name for name in _NAMED if name.startswith("imagenet"))
+
+
+def unprepared(path: object, inputs: Sequence[TensorSpec]) -> str:
+    """What to say where nobody named the preprocessing of a model, which is ``none`` then.
+
+    Args:
+        path: Of the model.
+        inputs: Of the model.
+
+    Raises:
+        InvalidOptionError: If an input is a picture, whose preprocessing has to be known.
+    """
+    if any(spec.is_picture for spec in inputs):
+        raise InvalidOptionError(
+            f"{path} does not say how its input is made of the pixels of a picture; pass "
+            f"--preprocessing unit (0 to 1), symmetric (-1 to 1), none (0 to 255), "
+            f"{', '.join(IMAGENET_NAMES)} or FILE.json"
+        )
+    return "no input is a picture: samples go in as they are (preprocessing none)"
 
 
 def preprocessing(spec: str) -> Preprocessing:

@@ -87,9 +87,10 @@ _MEANINGS = {
     "sqnr_centred": "SQNR of the values that vary between the samples: their mean is subtracted "
     "before. With several outputs, the lowest",
     "mse": "Mean squared difference from the float model's numbers, in their own unit",
-    "max_error": "Largest difference of a number from the float model's, in its own unit",
+    "max_error": "Largest difference of a number from the float model's, in its own unit. With "
+    "several outputs, that of the output with the largest",
     "max_error_share": "Largest difference of a number from the float model's, in % of the range "
-    "of its output",
+    "of its output. With several outputs, that of the output with the largest",
     "size": "Bytes of the model file",
     "peak_memory": "Highest memory of the process that ran the model",
     "load_time": "Time from opening the file until it is ready for the first image",
@@ -543,7 +544,9 @@ def _numbers_words(result: ArtifactResult, base: str, judged: Judged) -> str:
     most = result.metrics.get("max_error_share")
     if most is not None and math.isfinite(most.value):
         largest = f"{most.value:,.0f}" if most.value >= 100 else f"{most.value:.2g}"
-        text += f", the largest {largest} % of the range"
+        worst = max(result.fidelity, key=lambda each: each.error_share, default=None)
+        of = f" of {worst.output}" if worst is not None and len(result.fidelity) > 1 else ""
+        text += f", the largest {largest} % of the range{of}"
     return text
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from edgekit.base import cli
-from edgekit.base.text import decimals
+from edgekit.base.text import decimals, percent, shortened
 from edgekit.evaluation import verdicts
 from edgekit.evaluation.verdicts import Judged
 from edgekit.records import fidelity, stats
@@ -49,10 +49,18 @@ def _decibels(result: ArtifactResult) -> str:
     return f"{result.metrics['sqnr_centred'].value:.1f}"
 
 
+#: Width of an output's name in the table.
+_OUTPUT = 14
+
+
 def _error(result: ArtifactResult) -> str:
-    share = result.metrics["max_error_share"].value
-    percent = f"{share:.2g}" if share < 100 else f"{share:.0f}"
-    return f"{result.metrics['max_error'].value:.2g} ({percent} %)"
+    """Of one output: that with the largest error in % of its range; its name, if there are more."""
+    error, share = (result.metrics[name].value for name in ("max_error", "max_error_share"))
+    if len(result.fidelity) < 2:
+        return f"{error:.2g} ({percent(share)} %)"
+    worst = max(result.fidelity, key=lambda each: each.error_share)
+    name = cli.plain(shortened(worst.output, _OUTPUT))
+    return f"{worst.max_error:.2g} ({percent(worst.error_share)} % of {name})"
 
 
 _COLUMNS = (
@@ -67,9 +75,7 @@ _COLUMNS = (
     _Column(
         "dB", "sqnr_centred", _decibels, "SQNR of the outputs, of what varies between the samples"
     ),
-    _Column(
-        "largest error", "max_error", _error, "of a number, and in % of the range of its output"
-    ),
+    _Column("largest error", "max_error", _error, "of a number, and in % of its output's range"),
     _Column("MB", "size", _number("size", ".2f", 1e-6)),
     _Column("ms", "latency_p50", _number("latency_p50", ".3f"), "p50 at batch 1", always=True),
     _Column(

@@ -6,13 +6,13 @@ come from options. Sizes, types and scales come from the file, as its runtime re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekit.base.errors import ArtifactError, InvalidModelError, InvalidOptionError, reason
+from edgekit.base.errors import ArtifactError, InvalidModelError, reason
 from edgekit.records import signature
 from edgekit.records.artifact import (
     MANIFEST,
@@ -53,7 +53,8 @@ def load(path: Path, prepare: Preprocessing | None = None) -> Artifact:
 
     Args:
         path: Folder or file.
-        prepare: How the inputs of a file are made; an artifact brings its own.
+        prepare: How the inputs of a file are made; an artifact brings its own. Default ``none``
+            where no input is a picture, which the manifest's notes say.
 
     Raises:
         EdgekitError: If it is neither, cannot be loaded, or the preprocessing is missing.
@@ -66,12 +67,11 @@ def load(path: Path, prepare: Preprocessing | None = None) -> Artifact:
         raise ArtifactError(
             f"expected an artifact folder or a file {', '.join(FORMATS)}, got {path}"
         )
-    if prepare is None:
-        raise InvalidOptionError(
-            f"{path} does not say how its input is made; pass --preprocessing "
-            f"{'|'.join(signature.PREPROCESSING_NAMES)}|FILE.json"
-        )
-    return _described(path, prepare)
+    described = _described(path, prepare or signature.preprocessing("none"))
+    if prepare is not None:
+        return described
+    said = signature.unprepared(path, described.manifest.signature.inputs)
+    return replace(described, manifest=replace(described.manifest, notes=(said,)))
 
 
 def is_file(path: Path) -> bool:
@@ -154,7 +154,7 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
     from edgekit.graph import onnx
 
     package = onnx.package()
-    model = package.load(str(path), load_external_data=False)
+    model = onnx.without_constant_nodes(package.load(str(path), load_external_data=False))
     helper = package.helper
     rounded = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     integers = (package.TensorProto.INT8, package.TensorProto.UINT8)

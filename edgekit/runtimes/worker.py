@@ -129,14 +129,14 @@ class Loaded:
         inputs = self.signature.inputs
         if images.dtype.names is None:
             fit = inputs[0].fits(images.shape[1:])
-            expected: Any = list(inputs[0].picture)
+            expected: Any = inputs[0].expected
             got: Any = list(images.shape[1:])
         else:
             sizes = {each: images.dtype[each].shape for each in images.dtype.names}
             known = {spec.name: spec for spec in inputs}
             fit = set(sizes) == set(known) and all(known[n].fits(v) for n, v in sizes.items())
-            expected = {name: list(spec.picture) for name, spec in known.items()}
-            got = {name: list(found) for name, found in sizes.items()}
+            expected = ", ".join(f"{name} {spec.expected}" for name, spec in known.items())
+            got = ", ".join(f"{name} {list(found)}" for name, found in sizes.items())
         return "" if fit else f"expected images {expected} as {name} takes, got {got}"
 
 

@@ -402,15 +402,8 @@ def load(
         notes=opened.notes,
         integers=onnx_qdq.from_qdq(opened.model, path) if kind == "onnx" else None,
     )
-    pictures = [spec.name for spec in loaded.inputs if spec.is_picture]
-    if preprocessing is None and pictures:
-        raise InvalidOptionError(
-            f"{path} does not say how its input is made of the pixels of a picture; pass "
-            f"--preprocessing unit (0 to 1), symmetric (-1 to 1), none (0 to 255), "
-            f"{', '.join(signature.IMAGENET_NAMES)} or FILE.json"
-        )
     if preprocessing is None:
-        said = "no input is a picture: samples go in as they are (preprocessing none)"
+        said = signature.unprepared(path, loaded.inputs)
         return replace(loaded, notes=(*loaded.notes, said))
     return loaded
 

@@ -38,6 +38,11 @@ _SYMMETRIC = (
     "quantize weights as int8 without one, with onnxruntime by weight_type=QuantType.QInt8, "
     "extra_options={'WeightSymmetric': True}"
 )
+#: Where weights are no initializers, which onnxruntime's quantizer takes for activations.
+_INITIALIZERS = (
+    "make it one with onnxruntime's quant_pre_process(FILE, PREPARED) "
+    "(onnxruntime.quantization.shape_inference), and quantize PREPARED"
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,9 @@ class _Reader:
 
     def __init__(self, model: Any, path: Path | str) -> None:
         self._path = path
+        self._nodes_of_constants = {
+            node.output[0] for node in model.graph.node if node.op_type == "Constant"
+        }
         self._model = onnx.without_constant_nodes(model)
         self._constants = onnx.stored_constants(self._model)
         self._makers = {name: node for node in self._model.graph.node for name in node.output}
@@ -367,6 +375,18 @@ class _Reader:
                     "leave it out of quantization, with onnxruntime by nodes_to_exclude",
                 )
 
+    def _mend(self, name: str, fix: str) -> str:
+        """How integers of weights or of a bias become what TFLite can hold."""
+        value = name
+        while value in self._makers:
+            value = self._makers[value].input[0]
+        if value not in self._nodes_of_constants:
+            return fix
+        return (
+            f"the float file has {value} in a Constant node and not as an initializer, so that it "
+            f"was quantized as an activation; {_INITIALIZERS}"
+        )
+
     def _layer(self, node: Any) -> bool:
         """Check a layer's integer weights and bias; whether it has some."""
         named = _named(node)
@@ -385,7 +405,7 @@ class _Reader:
             raise self._refused(
                 f"weights of {named} in int8 with zero_point 0, or uint8 with 128, as TFLite's "
                 f"have none, got {weights.values.dtype.name} with {got} in {node.input[1]}",
-                _SYMMETRIC,
+                self._mend(node.input[1], _SYMMETRIC),
             )
         steps = weights.values.astype(np.int16) - wanted
         low = int((steps < _LEAST_WEIGHT).sum())
@@ -393,7 +413,7 @@ class _Reader:
             raise self._refused(
                 f"weights of {named} from -127 to 127, as TFLite's specification has them, got "
                 f"-128 in {low} of {node.input[1]}",
-                "quantize weights to the symmetric range",
+                self._mend(node.input[1], "quantize weights to the symmetric range"),
             )
         axis = weights.values.ndim - 1
         if node.op_type == "Conv" or (node.op_type == "Gemm" and onnx.attribute(node, "transB", 0)):
@@ -410,7 +430,7 @@ class _Reader:
             raise self._refused(
                 f"the bias of {named} in int32 with zero_point 0, got {bias.values.dtype.name} "
                 f"with {int(bias.zero_point.ravel()[0])}",
-                "quantize it so, or leave it float",
+                self._mend(node.input[2], "quantize it so, or leave it float"),
             )
         return True
 

@@ -571,7 +571,7 @@ def without_missing(
             f"integers in the ONNX file stand for",
         )
     left = decided.without({*tensors, *handed}, merged, constants)
-    float_ones = _float_biases(left, read, model, layers, outer_names)
+    float_ones = _float_biases(left, read, whole, layers, outer_names)
     if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
         named = ", ".join(map(short_name, sorted(float_ones)[:3]))
         said += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
