@@ -185,16 +185,18 @@ def random(
     *,
     seed: int,
     extremes: bool = False,
+    largest: float = 1.0,
 ) -> Feed:
-    """Random samples: preprocessed uint8 pixels, 0 or 1 for integer inputs, and numbers from 0 to 1
-    where an input is no picture and nothing is done to it: such numbers may become indices.
+    """Random samples: preprocessed uint8 pixels, 0 or 1 for integer inputs, and numbers from 0 to
+    ``largest`` where an input is no picture and has no preprocessing. Those may become indices.
 
     Args:
         specs: The model's inputs.
         prepare: Preprocessing of float inputs.
         samples: How many.
         seed: Seed of the numbers.
-        extremes: Let the first sample be all 0 and the second all 255.
+        extremes: Let the first sample be all 0 and the second all 255, or ``largest``.
+        largest: Of numbers that are no pixels.
     """
     drawn = np.random.default_rng(seed)
     found: Feed = {}
@@ -205,9 +207,9 @@ def random(
             continue
         sizes = spec.picture
         if not spec.is_picture and (set(prepare.scale), set(prepare.offset)) == ({1.0}, {0.0}):
-            real = drawn.random((samples, *spec.sample), dtype=np.float32)
+            real = drawn.uniform(0, largest, (samples, *spec.sample)).astype(np.float32)
             if extremes:
-                real[0], real[1] = 0, 1
+                real[0], real[1] = 0, largest
             found[spec.name] = real
             continue
         if len(prepare.scale) not in (1, sizes[-1] if sizes else 1):

@@ -579,10 +579,8 @@ class _Pipeline:
         model, signature = self.float_onnx, onnx.signature(self.float_onnx)
         notes: tuple[str, ...] = ()
         if precision == "float16":
-            feed = _to_watch(self._with_images, self.source, signature.inputs)
-            converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
-            half.check(model, converted)
-            model, notes = converted.model, (converted.note(feeds.count(feed)),)
+            model, note = _halved(model, self._with_images, self.source, signature.inputs)
+            notes = (note,)
         return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
 
 
@@ -617,12 +615,8 @@ def _of_onnx_source(
     _check_outputs(signature)
     if precision == "float32":
         return _Written(original, signature, original)
-    model = source.prepared()
-    feed = _to_watch(calibration, source, signature.inputs)
-    converted = half.to_float16(model, feed, keep=onnx_forms.relative(model))
-    half.check(model, converted)
-    note = converted.note(feeds.count(feed))
-    return _Written(converted.model.SerializeToString(), signature, original, notes=(note,))
+    model, note = _halved(source.prepared(), calibration, source, signature.inputs)
+    return _Written(model.SerializeToString(), signature, original, notes=(note,))
 
 
 def _other_than_in_onnx(source: Signature, tflite: Signature, record: Source) -> list[str]:
@@ -671,16 +665,36 @@ def _check_outputs(signature: Signature) -> None:
             )
 
 
-def _to_watch(
-    calibration: _Calibration | None, source: FloatModel, specs: Sequence[TensorSpec]
-) -> Feed:
-    """Preprocessed samples by which tensors that would overflow in float16 are found."""
-    if calibration is None:
-        return feeds.random(specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True)
-    assert calibration.images is not None  # export() has refused a table
-    feeds.check(calibration.images, specs)
-    chosen = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
-    return feeds.feed(calibration.images, specs, source.preprocessing, chosen)
+def _halved(
+    model: Any,
+    calibration: _Calibration | None,
+    source: FloatModel,
+    specs: Sequence[TensorSpec],
+) -> tuple[Any, str]:
+    """An ONNX model in float16, and what to say about it.
+
+    What would overflow is found by calibration samples; without them by random ones, as large as
+    bytes are where the model runs on such numbers, which is not so if they become indices.
+    """
+    keep = onnx_forms.relative(model)
+    if calibration is not None:
+        assert calibration.images is not None  # export() has refused a table
+        feeds.check(calibration.images, specs)
+        chosen = np.unique(np.linspace(0, len(calibration.images) - 1, _WATCHED_IMAGES).astype(int))
+        feed = feeds.feed(calibration.images, specs, source.preprocessing, chosen)
+        converted = half.to_float16(model, feed, keep=keep)
+    else:
+        random = functools.partial(
+            feeds.random, specs, source.preprocessing, _WATCHED_IMAGES, seed=0, extremes=True
+        )
+        try:
+            feed = random(largest=255.0)
+            converted = half.to_float16(model, feed, keep=keep)
+        except ExecutionError:
+            feed = random()
+            converted = half.to_float16(model, feed, keep=keep)
+    half.check(model, converted)
+    return converted.model, converted.note(feeds.count(feed))
 
 
 def _tables(
