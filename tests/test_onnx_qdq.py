@@ -694,7 +694,7 @@ def test_other_targets_and_verbs_are_refused(tmp_path: Path) -> None:
     path = _dense(tmp_path / "net.onnx")
     for target, precision, said in (
         ("onnx", "int8", "it is int8 ONNX already; pass the file itself"),
-        ("tflite", "float32", "it has no float form; export its float source"),
+        ("tflite", "float32", "it has no float form; export the float model"),
         ("onnx", "float16", "it has no float form"),
     ):
         with pytest.raises(InvalidOptionError, match=said):
