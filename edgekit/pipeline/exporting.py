@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -520,7 +520,7 @@ class _Pipeline:
             return judged, _verdict(
                 judged,
                 target,
-                rescues=_rescues(source, options, written.canonical, apart=apart),
+                rescues=lambda: _rescues(source, options, written.canonical, apart=apart),
                 apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
@@ -868,7 +868,13 @@ def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> b
 
 
 def _verdict(
-    judged: Sequence[Fidelity], target: str, *, rescues: str, apart: bool, dead: bool, poor: bool
+    judged: Sequence[Fidelity],
+    target: str,
+    *,
+    rescues: Callable[[], str],
+    apart: bool,
+    dead: bool,
+    poor: bool,
 ) -> list[str]:
     """Say in words how near the outputs are.
 
@@ -900,7 +906,7 @@ def _verdict(
         if not dead:
             raise FidelityError(
                 sentence,
-                f"give them outputs of their own, {rescues}; `python -m edgekit.export "
+                f"give them outputs of their own, {rescues()}; `python -m edgekit.export "
                 f"--allow-dead` writes it as it is",
             )
         notes.append(sentence)
@@ -914,7 +920,7 @@ def _verdict(
         if not poor:
             raise FidelityError(
                 sentence,
-                f"{rescues}; `python -m edgekit.export --allow-poor` writes it for `python -m "
+                f"{rescues()}; `python -m edgekit.export --allow-poor` writes it for `python -m "
                 f"edgekit.compare MODEL OUT --layers`, which names the layer that needs another "
                 f"form",
             )
