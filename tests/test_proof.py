@@ -124,13 +124,14 @@ def test_files_of_other_exporters_are_judged_by_their_own_names(
 
 
 def test_a_tensor_that_float16_makes_infinite_is_named(tmp_path: Path) -> None:
-    """Of what float16 takes for 0, the logarithm is minus infinity."""
+    """Of what float16 takes for 0, the logarithm is minus infinity. Where a logarithm alone reads a
+    tensor, that stays float32."""
     made = keras.tf_keras()
     tensorflow = keras.tensorflow()
     made.utils.set_random_seed(4)
     given = made.Input((8,), name="given")
-    power = tensorflow.square(made.layers.Dense(4, name="small")(given) * 1e-5)
-    level = tensorflow.nn.relu(tensorflow.math.log(power + 1e-12) + 30.0)
+    power = tensorflow.square(made.layers.Dense(4, name="small")(given) * 1e-5) + 1e-12
+    level = tensorflow.nn.relu(tensorflow.math.log(power) + 30.0) + power
     model = made.Model(given, made.layers.Dense(3, name="answer")(level))
     model.save(tmp_path / "level.keras")
     with pytest.raises(ExecutionError, match=r"log is to blame, it gives NaN or inf") as caught:
