@@ -114,7 +114,16 @@ def of_edgekit(
     limit: int,
 ) -> tuple[int, str, Any]:
     """Run ``python -m edgekit.export``; its error is its last line."""
-    command = [sys.executable, "-m", "edgekit.export", str(path), "--out", str(folder), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "edgekit.export",
+        str(path),
+        "--out",
+        str(folder),
+        "--force",
+        *options,
+    ]
     for name, sizes in shapes.items():
         command += ["--shape", f"{name}={','.join(map(str, sizes))}"]
     status, said, seconds = run_command(command, limit)
