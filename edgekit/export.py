@@ -188,6 +188,9 @@ def _print(written: Artifact) -> None:
     if manifest.precision == "int8" and execution is not None:
         kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
         cli.say(f"ran on {execution.provider}: {kernels}")
+        if execution.own_kernels:
+            own = ", ".join(f"{count} {kind}" for kind, count in execution.own_kernels.items())
+            cli.say(f"not on {execution.provider}, which did not take them: {own}")
         for name in execution.floats:
             cli.say(f"computes in float: {name}")
         if execution.floats:

@@ -594,6 +594,8 @@ def test_strict_takes_an_integer_model(small: Path, tmp_path: Path) -> None:
         assert execution.floats == ()
         assert execution.isa == environment.describe().isa
         assert execution.provider == ("XNNPACK" if target == "tflite" else "CPUExecutionProvider")
+        left = {kind.split()[0] for kind in execution.own_kernels}
+        assert left == ({"SOFTMAX"} if target == "tflite" else set())  # XNNPACK has float ones only
 
 
 def test_a_table_without_its_images_corrects_biases_and_says_so(

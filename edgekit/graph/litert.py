@@ -199,6 +199,40 @@ def activations(opened: Any) -> tuple[Activation, ...]:
     )
 
 
+def undelegated(opened: Any) -> tuple[bool, dict[str, int]]:
+    """Whether a delegate took a part of a graph, and how many operators of each kind it left to
+    LiteRT's own kernels, with the dtype of what they write.
+
+    Args:
+        opened: An interpreter whose tensors are allocated.
+    """
+    operators = opened._get_ops_details()
+    makers = {
+        int(index): operator
+        for operator in operators
+        if operator["op_name"] != "DELEGATE"
+        for index in operator["outputs"]
+    }
+    taken: set[int] = set()
+    delegates = [operator for operator in operators if operator["op_name"] == "DELEGATE"]
+    for operator in delegates:
+        read = set(map(int, operator["inputs"]))
+        waiting = [int(index) for index in operator["outputs"]]
+        while waiting:
+            maker = makers.get(waiting.pop())
+            if maker is not None and maker["index"] not in taken:
+                taken.add(maker["index"])
+                waiting += [index for index in map(int, maker["inputs"]) if index not in read]
+    dtypes = {each["index"]: np.dtype(each["dtype"]).name for each in opened.get_tensor_details()}
+    found: dict[str, int] = {}
+    for operator in operators:
+        if operator["op_name"] == "DELEGATE" or operator["index"] in taken:
+            continue
+        kind = f"{operator['op_name']} {dtypes.get(int(operator['outputs'][0]), '')}".rstrip()
+        found[kind] = found.get(kind, 0) + 1
+    return bool(delegates), found
+
+
 def kernels(model: bytes) -> dict[str, int]:
     """How many operators of each kind a file has, with the dtype of what they write."""
     graph = Graph(model)

@@ -109,7 +109,10 @@ def execution(
     isa = environment.describe().isa
     if target == "tflite":
         in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
-        return Execution("XNNPACK", isa, litert.kernels(content), in_float, numbers)
+        delegated, left = litert.undelegated(litert.interpreter(content))
+        provider = "XNNPACK" if delegated else "builtin kernels"
+        own = left if delegated else {}
+        return Execution(provider, isa, litert.kernels(content), in_float, numbers, own_kernels=own)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)

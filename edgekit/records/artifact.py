@@ -141,6 +141,8 @@ class Execution:
         numbers: Number of scales, zero points, weights and biases that were read back from the
             file; all are equal to the encodings. 0 for float models.
         note: The reason why the file could not run on this machine, if it could not.
+        own_kernels: Those of ``kernels`` that the delegate did not take, so that kernels of the
+            runtime's own ran.
     """
 
     provider: str
@@ -149,6 +151,7 @@ class Execution:
     floats: tuple[str, ...] = ()
     numbers: int = 0
     note: str = ""
+    own_kernels: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
