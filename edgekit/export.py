@@ -190,7 +190,7 @@ def _print(written: Artifact) -> None:
         cli.say(f"ran on {execution.provider}: {kernels}")
         if execution.own_kernels:
             own = ", ".join(f"{count} {kind}" for kind, count in execution.own_kernels.items())
-            cli.say(f"not on {execution.provider}, which did not take them: {own}")
+            cli.say(f"on LiteRT's own kernels, as {execution.provider} takes none of them: {own}")
         for name in execution.floats:
             cli.say(f"computes in float: {name}")
         if execution.floats:

@@ -676,7 +676,7 @@ def _halved(
     What would overflow is found by calibration samples; without them by random ones, as large as
     bytes are where the model runs on such numbers, which is not so if they become indices.
     """
-    keep = onnx_forms.relative(model)
+    keep, said = onnx_forms.relative(model), ""
     if calibration is not None:
         assert calibration.images is not None  # export() has refused a table
         feeds.check(calibration.images, specs)
@@ -691,10 +691,11 @@ def _halved(
             feed = random(largest=255.0)
             converted = half.to_float16(model, feed, keep=keep)
         except ExecutionError:
+            said = "; random inputs are numbers from 0 to 1, since it does not run on larger ones"
             feed = random()
             converted = half.to_float16(model, feed, keep=keep)
     half.check(model, converted)
-    return converted.model, converted.note(feeds.count(feed))
+    return converted.model, converted.note(feeds.count(feed)) + said
 
 
 def _tables(
