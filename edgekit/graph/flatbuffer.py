@@ -10,7 +10,7 @@ import copy
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError, MissingDependencyError, reason
-from edgekit.graph.plain import ACTIVATIONS
+from edgekit.graph.plain import ACTIVATIONS, free_name
 
 
 class Weights(NamedTuple):
@@ -168,7 +168,7 @@ class Graph:
         for tensor in self._subgraph.tensors:
             name = tensor.name.decode(errors="replace")
             if distinct and name in self._tensors:
-                name = _free(f"{name}__{len(self._tensors)}", self._tensors)
+                name = free_name(f"{name}__{len(self._tensors)}", self._tensors)
                 tensor.name = name.encode()
             if name in self._tensors:
                 raise InvalidModelError(f"expected tensors of different names, got {name!r} twice")
@@ -201,7 +201,7 @@ class Graph:
                     copied = copy.copy(self._tensors[name])
                     if flat:
                         copied.shape = np.array([int(np.prod(self.shape(name)))], np.int32)
-                    fresh = _free(f"{name}__{position}", self._tensors)
+                    fresh = free_name(f"{name}__{position}", self._tensors)
                     copied.name = fresh.encode()
                     inputs[place] = len(self._order)
                     self._subgraph.tensors.append(copied)
@@ -748,7 +748,7 @@ class Graph:
         taken = {*self._order, *names.values()}
         for name in sorted({*names.values()} - {*names}):
             if name in self._tensors:
-                names = {**names, name: _free(f"{name}__{self._order.index(name)}", taken)}
+                names = {**names, name: free_name(f"{name}__{self._order.index(name)}", taken)}
                 taken.add(names[name])
         self._order = [names.get(name, name) for name in self._order]
         self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
@@ -770,7 +770,7 @@ class Graph:
             if settled == name or name in (*self.inputs, *self.outputs):
                 continue
             if settled in taken:
-                settled = _free(f"{settled}_{place}", taken)
+                settled = free_name(f"{settled}_{place}", taken)
             taken.add(settled)
             names[name] = settled
         self.rename(names)
@@ -1239,15 +1239,6 @@ def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> n
         turned.append(axis)
         turned += [len(shape) + i for i, blocked in enumerate(blocks) if blocked == axis]
     return np.ascontiguousarray(whole.transpose(turned)).reshape(shape)
-
-
-def _free(name: str, taken: Container[str]) -> str:
-    """The name, or with a number behind it where that is taken."""
-    number, free = 1, name
-    while free in taken:
-        number += 1
-        free = f"{name}_{number}"
-    return free
 
 
 def short_name(name: str) -> str:

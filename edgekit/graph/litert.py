@@ -199,9 +199,14 @@ def activations(opened: Any) -> tuple[Activation, ...]:
     )
 
 
-def undelegated(opened: Any) -> tuple[bool, dict[str, int]]:
-    """Whether a delegate took a part of a graph, and how many operators of each kind it left to
-    LiteRT's own kernels, with the dtype of what they write.
+def delegated(opened: Any) -> bool:
+    """Whether a delegate took a part of the graph of an interpreter whose tensors are allocated."""
+    return any(operator["op_name"] == "DELEGATE" for operator in opened._get_ops_details())
+
+
+def undelegated(opened: Any) -> dict[str, int]:
+    """How many operators of each kind no delegate took, so that kernels of LiteRT's own run, with
+    the dtype of what they write.
 
     Args:
         opened: An interpreter whose tensors are allocated.
@@ -214,8 +219,9 @@ def undelegated(opened: Any) -> tuple[bool, dict[str, int]]:
         for index in operator["outputs"]
     }
     taken: set[int] = set()
-    delegates = [operator for operator in operators if operator["op_name"] == "DELEGATE"]
-    for operator in delegates:
+    for operator in operators:
+        if operator["op_name"] != "DELEGATE":
+            continue
         read = set(map(int, operator["inputs"]))
         waiting = [int(index) for index in operator["outputs"]]
         while waiting:
@@ -230,7 +236,7 @@ def undelegated(opened: Any) -> tuple[bool, dict[str, int]]:
             continue
         kind = f"{operator['op_name']} {dtypes.get(int(operator['outputs'][0]), '')}".rstrip()
         found[kind] = found.get(kind, 0) + 1
-    return bool(delegates), found
+    return found
 
 
 def kernels(model: bytes) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from edgekit.graph import kernels
+from edgekit.graph import kernels, plain
 from edgekit.graph.flatbuffer import Graph, Operator
 from edgekit.graph.plain import Array
 
@@ -34,10 +34,7 @@ def read_by_softmax(graph: Sequence[Operator], outputs: Collection[str]) -> froz
         graph: In order of execution.
         outputs: Tensors that others read too.
     """
-    readers: dict[str, list[Operator]] = {}
-    for operator in graph:
-        for name in operator.inputs:
-            readers.setdefault(name, []).append(operator)
+    readers = plain.readers(graph)
     found: set[str] = set()
 
     def look_at(names: Collection[str]) -> None:

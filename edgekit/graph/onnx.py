@@ -6,7 +6,7 @@ import contextlib
 import json
 import mmap
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -522,6 +522,15 @@ def captured(node: Any) -> tuple[str, ...]:
         read_here += [value.name for value in body.output]
         found.update(dict.fromkeys(name for name in read_here if name and name not in own))
     return tuple(found)
+
+
+def readers(nodes: Iterable[Any]) -> dict[str, list[Any]]:
+    """Nodes by the name of each tensor that they read, in their order, without those in bodies."""
+    found: dict[str, list[Any]] = {}
+    for node in nodes:
+        for name in dict.fromkeys(node.input):
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def bodies(node: Any) -> Iterator[Any]:

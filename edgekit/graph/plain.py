@@ -7,10 +7,10 @@ the same tensor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,36 @@ class Operator:
 ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
 
 
+class _Reads(Protocol):
+    """An operator of any kind of graph."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+
+Reader = TypeVar("Reader", bound=_Reads)
+
+
+def readers(operators: Iterable[Reader]) -> dict[str, list[Reader]]:
+    """Operators by the name of each tensor that they read, in order of execution."""
+    found: dict[str, list[Reader]] = {}
+    for operator in operators:
+        for name in dict.fromkeys(operator.inputs):
+            if name:
+                found.setdefault(name, []).append(operator)
+    return found
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """``name``, or what is made from it where that is taken or empty."""
+    if name and name not in taken:
+        return name
+    number = 1
+    while f"{name}__{number}" in taken:
+        number += 1
+    return f"{name}__{number}"
+
+
 class Graph:
     """Tensors, and operators in order of execution.
 
@@ -131,12 +161,7 @@ class Graph:
 
     def readers(self) -> dict[str, list[Operator]]:
         """Operators by the name of each tensor that they read, in order of execution."""
-        found: dict[str, list[Operator]] = {}
-        for operator in self.operators:
-            for name in dict.fromkeys(operator.inputs):
-                if name:
-                    found.setdefault(name, []).append(operator)
-        return found
+        return readers(self.operators)
 
     def put(self, tensor: Tensor) -> str:
         """Add a tensor, or replace the one of its name; returns the name."""
@@ -162,12 +187,7 @@ class Graph:
 
     def free_name(self, name: str) -> str:
         """``name``, or what is made from it where that is taken."""
-        if name and name not in self.tensors:
-            return name
-        number = 1
-        while f"{name}__{number}" in self.tensors:
-            number += 1
-        return f"{name}__{number}"
+        return free_name(name, self.tensors)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other names; one that has such a name already gets another."""

@@ -109,9 +109,10 @@ def execution(
     isa = environment.describe().isa
     if target == "tflite":
         in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
-        delegated, left = litert.undelegated(litert.interpreter(content))
-        provider = "XNNPACK" if delegated else "builtin kernels"
-        own = left if delegated else {}
+        opened = litert.interpreter(content)
+        provider, own = "builtin kernels", dict[str, int]()
+        if litert.delegated(opened):
+            provider, own = "XNNPACK", litert.undelegated(opened)
         return Execution(provider, isa, litert.kernels(content), in_float, numbers, own_kernels=own)
     if profile.provider != "CPUExecutionProvider":
         note = f"not run: {profile.provider} is not on this machine"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidDataError, InvalidModelError
-from edgekit.graph import kernels
+from edgekit.graph import kernels, plain
 from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.table import Range
@@ -129,9 +129,10 @@ def activations(
         whole = Range(min(each.min for each in ends), max(each.max for each in ends))
         shared.update(dict.fromkeys(together, whole))
     encodings = {}
-    zeros = _always_zero(graph)
+    nothing = Range(0.0, 0.0)
+    zeros = _always_zero(graph) if nothing in shared.values() else set()
     for name, root in roots.items():
-        if name in zeros and shared[root] == Range(0.0, 0.0):
+        if name in zeros and shared[root] == nothing:
             scale, zero_point = _ANY_SCALE, 0
         elif root in found.fixed and not profile.symmetric:
             scale, zero_point = found.fixed[root]
@@ -251,10 +252,7 @@ def _steps_of_activations(graph: Graph) -> set[str]:
         if graph.shape(operator.outputs[0]) == graph.shape(root):
             roots[operator.outputs[0]] = root
             members.setdefault(root, []).append(operator)
-    readers: dict[str, list[Operator]] = {}
-    for operator in graph.operators:
-        for name in set(operator.inputs):
-            readers.setdefault(name, []).append(operator)
+    readers = plain.readers(graph.operators)
     found: set[str] = set()
     for operators in members.values():
         inner = {

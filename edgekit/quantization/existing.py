@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError
-from edgekit.graph import kernels
+from edgekit.graph import kernels, plain
 from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
 from edgekit.graph.kernels import Number
 from edgekit.quantization import encode, reconstruct
@@ -283,10 +283,8 @@ def _near(number: Number, fixed: Number) -> bool:
 def _handed_on(graph: Graph, numbers: Mapping[str, Number]) -> dict[str, Number]:
     """Encodings of the tensors too whose values are those of an encoded one."""
     found = dict(numbers)
-    readers: dict[str, list[Operator]] = {}
+    readers = plain.readers(graph.operators)
     for operator in graph.operators:
-        for name in operator.inputs:
-            readers.setdefault(name, []).append(operator)
         if operator.kind in kernels.PICKING and operator.inputs[0] in found:
             for name in kernels.reals(graph, operator.outputs):
                 found.setdefault(name, found[operator.inputs[0]])

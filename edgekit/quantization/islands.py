@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.graph import kernels, walk
+from edgekit.graph import kernels, plain, walk
 from edgekit.graph import relative as small
 from edgekit.graph.flatbuffer import Graph, Operator, short_name
 from edgekit.quantization import encode
@@ -332,10 +332,7 @@ def closed(graph: Graph, floats: Mapping[str, str]) -> Floats:
     What is only given another shape has the same numbers on both sides, and is one tensor here.
     """
     found = dict(floats)
-    readers: dict[str, list[Operator]] = {}
-    for operator in graph.operators:
-        for name in dict.fromkeys(operator.inputs):
-            readers.setdefault(name, []).append(operator)
+    readers = plain.readers(graph.operators)
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
     changed = True
     while changed:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Event
 from typing import Literal
 
 import numpy as np
@@ -168,41 +169,26 @@ class _StoppedError(Exception):
     """What was begun is not needed any more."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Begun:
     """Numbers that another thread is finding.
 
     Attributes:
-        method: How.
-        floats: Tensors that stay float.
         made: The numbers.
+        stopped: Set when nobody needs them any more; the thread ends at its next operator.
     """
 
-    method: _Method
-    floats: frozenset[str]
-    made: Future[_Made] | None = None
-    _stopped: bool = False
-
-    def finds(self, method: _Method, floats: Collection[str]) -> bool:
-        """Whether these are the numbers of a method, and it goes on."""
-        same = method == self.method and self.floats == frozenset(floats)
-        return same and not self._stopped
+    made: Future[_Made]
+    stopped: Event
 
     def stop(self) -> None:
         """Go on no more."""
-        self._stopped = True
-        if self.made is not None:
-            self.made.cancel()
+        self.stopped.set()
+        self.made.cancel()
 
-    def going_on(self, advance: Callable[[str], None]) -> Callable[[str], None]:
-        """A function to be called with the name of each operator, which ends what was stopped."""
 
-        def next_one(name: str) -> None:
-            if self._stopped:
-                raise _StoppedError
-            advance(name)
-
-        return next_one
+#: A method and the tensors that stay float, by which numbers are known.
+_Key = tuple[_Method, frozenset[str]]
 
 
 class _Maker:
@@ -241,14 +227,14 @@ class _Maker:
         self._searches: dict[bool, islands.Search] = {}
         self._nearest: dict[bool, dict[str, reconstruct.Steps]] = {False: {}, True: {}}
         self._pool = ThreadPoolExecutor(1)
-        self._begun: list[_Begun] = []
+        self._begun: dict[_Key, _Begun] = {}
 
     def __enter__(self) -> _Maker:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for begun in self._begun:
-            begun.stop()
+        for key in list(self._begun):
+            self._begun.pop(key).stop()
         self._pool.shutdown()
 
     def equalizes(self) -> bool:
@@ -257,29 +243,32 @@ class _Maker:
 
     def begin(self, method: _Method, floats: Collection[str]) -> None:
         """Let another thread find the numbers that :meth:`make` may be asked for."""
-        for begun in self._begun:
-            if begun.finds(method, floats):
-                return
-            if begun.floats == frozenset(floats):
-                begun.stop()
+        asked = method, frozenset(floats)
+        if asked in self._begun:
+            return
+        for key in [key for key in self._begun if key[1] == asked[1]]:
+            self._begun.pop(key).stop()
         if method.equalized:
             self._even()
-        begun = _Begun(method, frozenset(floats))
-        begun.made = self._pool.submit(self._make, method, floats, begun.going_on(self._advance))
-        self._begun.append(begun)
+        stopped = Event()
+
+        def advance(name: str) -> None:
+            if stopped.is_set():
+                raise _StoppedError
+            self._advance(name)
+
+        made = self._pool.submit(self._make, method, floats, advance)
+        self._begun[asked] = _Begun(made, stopped)
 
     def expect(self, method: _Method, floats: Collection[str]) -> None:
         """Stop what was begun of any other numbers than these."""
-        for begun in self._begun:
-            if not begun.finds(method, floats):
-                begun.stop()
+        for key in [key for key in self._begun if key != (method, frozenset(floats))]:
+            self._begun.pop(key).stop()
 
     def make(self, method: _Method, floats: Collection[str]) -> _Made:
         """Find all numbers, but those of the tensors that stay float and of their layers."""
-        for begun in self._begun:
-            if begun.finds(method, floats) and begun.made is not None:
-                return begun.made.result()
-        return self._make(method, floats, self._advance)
+        begun = self._begun.get((method, frozenset(floats)))
+        return self._make(method, floats, self._advance) if begun is None else begun.made.result()
 
     def _make(
         self, method: _Method, floats: Collection[str], advance: Callable[[str], None]
@@ -429,7 +418,7 @@ class _Search:
         self._maker, self._judge, self._beside = maker, judge, beside
         self.trials: list[Trial] = []
         self._broken: dict[str, list[str]] = {}
-        self._scores: dict[tuple[_Method, frozenset[str]], Score] = {}
+        self._scores: dict[_Key, Score] = {}
 
     @property
     def notes(self) -> list[str]:

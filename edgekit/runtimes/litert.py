@@ -70,7 +70,7 @@ class LiteRtRunner(Runner):
 
     def describe(self) -> Runtime:
         """XNNPACK takes what it can when the interpreter is made; LiteRT names the rest its own."""
-        delegated = any(op["op_name"] == "DELEGATE" for op in self._interpreter._get_ops_details())
+        delegated = litert.delegated(self._interpreter)
         plain = "reference" if self._options.get("kernels") == "reference" else "builtin"
         provider = "XNNPACK" if delegated else f"{plain} kernels"
         return Runtime("litert", provider, self._threads, self._options)

@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgekit.base.errors import ExecutionError, InvalidModelError, NoTfliteFormError
 from edgekit.graph import flatbuffer, litert, onnx, plain_tflite
 from edgekit.records import signature
-from edgekit.records.signature import Layout, Signature, TensorSpec
-from edgekit.sources import onnx_graph, onnx_source, onnx_trace
+from edgekit.records.signature import Layout, Signature
+from edgekit.sources import onnx_graph, onnx_source, onnx_trace, tflite_same
 
-#: How far an output may lie from the file's, as a part of its largest value.
-_SAME = 1e-4
 #: Difference that rounding explains whatever the size, as of a sigmoid that is nearly 0.
 _ROUNDING = 1e-6
 #: Share of whole numbers that may differ: places of the largest of nearly equal values.
@@ -104,23 +101,8 @@ def _check(model: Any, content: bytes, found: Signature, name: str, last: Collec
         other = wrong[spec.name]
         if spec.name in last:
             other = np.moveaxis(other, -1, 1)
-        said = _difference(spec, right[spec.name], other)
+        said = tflite_same.difference_of(
+            spec.name, right[spec.name], other, rounding=_ROUNDING, others=_OTHERS
+        )
         if said:
             raise NoTfliteFormError(name, said)
-
-
-def _difference(spec: TensorSpec, right: npt.NDArray[Any], wrong: npt.NDArray[Any]) -> str:
-    """How an output differs, in words; empty where it is the same."""
-    if right.shape != wrong.shape:
-        return f"{spec.name} has the sizes {list(wrong.shape)}, in the file {list(right.shape)}"
-    if right.dtype.kind != "f":
-        share = float(np.mean(right != wrong)) if right.size else 0.0
-        return f"{100 * share:.3g} % of {spec.name} differ" if share > _OTHERS else ""
-    finite = np.isfinite(right)
-    if not np.array_equal(right[~finite], wrong[~finite], equal_nan=True):
-        return f"{spec.name} is NaN or infinite in other places than in the file"
-    largest = float(np.abs(right[finite]).max(initial=0))
-    error = float(np.abs(wrong[finite].astype(np.float64) - right[finite]).max(initial=0))
-    if error <= max(_SAME * largest, _ROUNDING):
-        return ""
-    return f"{spec.name} differs by {error:.3g} from the file's, of {largest:.3g} at most"

@@ -147,10 +147,7 @@ class _Reader:
         self._model = onnx.without_constant_nodes(model)
         self._constants = onnx.stored_constants(self._model)
         self._makers = {name: node for node in self._model.graph.node for name in node.output}
-        self._readers: dict[str, list[Any]] = {}
-        for node in self._model.graph.node:
-            for name in dict.fromkeys(node.input):
-                self._readers.setdefault(name, []).append(node)
+        self._readers = onnx.readers(self._model.graph.node)
         self._outputs = {value.name for value in self._model.graph.output}
         self._numbers: dict[str, Number] = {}
         self._stored: dict[str, _Stored] = {}

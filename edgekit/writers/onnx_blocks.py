@@ -62,10 +62,7 @@ def write(model: Any) -> None:
     graph, onnx = model.graph, onnx_file.package()
     constants = onnx_file.stored_constants(model)
     makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = onnx_file.readers(graph.node)
     ends = {value.name for value in graph.output}
 
     def store(name: str, values: npt.NDArray[Any]) -> str:
@@ -172,10 +169,7 @@ def _cut(node: Any, shape: tuple[int, ...]) -> list[int] | None:
 def found(model: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """(convolution whose output channels are laid out as blocks, tensors that hold the blocks), in
     whatever file; the second tensor, if there is one, has borders cut off."""
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = onnx_file.readers(model.graph.node)
 
     def behind(name: str, *kinds: str) -> str:
         """What the one reader of a tensor writes; empty where it is of another kind."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from edgekit.base.errors import InvalidModelError, WriterError
-from edgekit.graph import kernels, onnx_forms
+from edgekit.graph import kernels, onnx_forms, plain
 from edgekit.graph import onnx as onnx_file
-from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
+from edgekit.graph.flatbuffer import Graph, Layer, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 from edgekit.writers import onnx_blocks, onnx_tensors, tflite_integers
 
@@ -106,10 +106,7 @@ class _Writer:
         self._stored: dict[tuple[Any, ...], str] = {}
         self._count = 0
         self._inputs = {value.name for value in self.graph.input}
-        self._readers: dict[str, list[Any]] = {}
-        for node in self.graph.node:
-            for name in dict.fromkeys(node.input):
-                self._readers.setdefault(name, []).append(node)
+        self._readers = onnx_file.readers(self.graph.node)
         self._makers = {name: node for node in self.graph.node for name in node.output}
 
     def store(self, values: Any, name: str = "") -> str:
@@ -607,10 +604,7 @@ def _float_biases(
 def _handed_on(decided: Stored, read: Stored, graph: Graph) -> set[str]:
     """Tensors that the ONNX file does not round since each of their values is one of a tensor that
     it rounds so before, or all of their readers only hand it on to one that it rounds so behind."""
-    own, readers = decided.activations, dict[str, list[Operator]]()
-    for operator in graph.operators:
-        for name in operator.inputs:
-            readers.setdefault(name, []).append(operator)
+    own, readers = decided.activations, plain.readers(graph.operators)
     found: set[str] = set()
 
     def same(name: str, other: str) -> bool:
@@ -872,10 +866,7 @@ def _canonical_output(
 ) -> Callable[[str], tuple[str, bool] | None]:
     """Tells which of some canonical tensors a tensor of the file becomes, by activations and moves
     alone, and whether an activation lies between."""
-    readers: dict[str, list[Any]] = {}
-    for node in model.graph.node:
-        for name in dict.fromkeys(node.input):
-            readers.setdefault(name, []).append(node)
+    readers = onnx_file.readers(model.graph.node)
 
     def whole(name: str, activated: bool = False) -> tuple[str, bool] | None:
         if outer_names.get(name, name) in names:
