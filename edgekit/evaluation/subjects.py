@@ -346,6 +346,6 @@ def subject_of(artifact: Artifact, threads: int) -> Subject:
 
 
 def cannot_saturate(artifact: Artifact) -> bool:
-    """Whether the weights of an artifact keep sums of products within 16 bits."""
+    """Whether an artifact was made for a device whose numbers are exact on every CPU."""
     profile = PROFILES.get(artifact.manifest.device)
-    return profile is not None and profile.pair_bound
+    return profile is not None and profile.cannot_saturate

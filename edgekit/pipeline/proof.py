@@ -274,7 +274,7 @@ def judge(
         run = _as_source(_of_tflite(content, feed), found, source)
     else:
         options = dict(profile.runtime_options.get(target, {}))
-        if not profile.pair_bound and environment.saturates(environment.describe()):
+        if not profile.cannot_saturate and environment.saturates(environment.describe()):
             options[environment.PRECISE] = "1"
         run = _of_onnx(content, feed, found, options)
     real = {

@@ -42,6 +42,13 @@ class DeviceProfile:
     provider: str = "CPUExecutionProvider"
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
+    @property
+    def cannot_saturate(self) -> bool:
+        """Whether onnxruntime computes the exact sums on x86 without VNNI too: pairs of products
+        are kept within int16, or activations stay int8 there, whose kernels add in 32 bits."""
+        stays = self.runtime_options.get("onnx", {}).get("session.qdqisint8allowed") == "1"
+        return self.pair_bound or (self.onnx_activations == "int8" and stays)
+
 
 _ALL = ("float32", "float16", "int8")
 _CPU = {"tflite": _ALL, "onnx": _ALL}
