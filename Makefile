@@ -21,9 +21,11 @@ test: $(VENV)/installed  ## the test suite
 slow: $(VENV)/installed  ## the tests that take minutes each
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
-test-avx2: $(VENV)/installed  ## the tests that depend on the CPU, as on one without AVX-512
+test-avx2: $(VENV)/installed  ## the suite, and slow tests of one CPU's numbers, as without AVX-512
+	$(BIN)/python benchmarks/as_avx2.py $(abspath $(BIN))/python -m pytest -n 2 --dist loadfile \
+		--no-loadscope-reorder
 	$(BIN)/python benchmarks/as_avx2.py $(abspath $(BIN))/python -m pytest tests/test_arrange.py \
-		tests/test_train.py -m "slow or not slow" -k "form or alike"
+		tests/test_train.py -m slow -k "form or alike"
 
 check: $(VENV)/installed docs  ## lint, format, types, which room imports which, the site
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ latency ratios are close to it. Linux on x86-64, with cc and objdump.
 The copies lie in build/as-avx2, share what is not changed with the originals, and are made again
 when a library changes (two minutes for TensorFlow's). With --only, the others are neither copied
 nor found: the command cannot import them. EDGEKIT_HIDDEN_ISA names the hidden flags, so
-that every result made this way says so. `make test-avx2` runs the tests that depend on the CPU.
+that every result made this way says so. `make test-avx2` runs the tests so.
 """
 
 from __future__ import annotations

@@ -660,6 +660,7 @@ def test_weights_of_the_default_device_cannot_saturate(
             assert predict(layer, stored.layers[layer.output]).pairs == 0
 
 
+@pytest.mark.slow
 def test_export_for_avx2_names_the_layers_that_would_saturate(
     place: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

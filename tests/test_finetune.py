@@ -244,6 +244,7 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_grey_model_learns_colours_from_pictures_in_colour(
     grey: Path, hues: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

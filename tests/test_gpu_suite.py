@@ -25,6 +25,7 @@ def tried(
     return done, out
 
 
+@pytest.mark.slow
 def test_a_record_of_the_cpu_says_so(tried: tuple[Done, Path]) -> None:
     done, out = tried
     found = Record.load(out)
@@ -36,6 +37,7 @@ def test_a_record_of_the_cpu_says_so(tried: tuple[Done, Path]) -> None:
     assert found.left_out[0].startswith("NHWC: ")
 
 
+@pytest.mark.slow
 def test_cases_samples_and_ratios(tried: tuple[Done, Path]) -> None:
     done, out = tried
     found = Record.load(out)
@@ -54,6 +56,7 @@ def test_cases_samples_and_ratios(tried: tuple[Done, Path]) -> None:
     assert done.document == json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_a_cpu_is_never_shown_as_a_gpu(tried: tuple[Done, Path], tmp_path: Path) -> None:
     document = json.loads(tried[1].read_text())
     document["device"]["kind"] = "gpu"
@@ -63,6 +66,7 @@ def test_a_cpu_is_never_shown_as_a_gpu(tried: tuple[Done, Path], tmp_path: Path)
         Record.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -86,6 +90,7 @@ def test_what_cuda_is_asked_for() -> None:
     assert _asked("cpu", "float32", "NCHW") == {}
 
 
+@pytest.mark.slow
 def test_ratios_of_both_layouts(tried: tuple[Done, Path]) -> None:
     """As they would be with a GPU: the cases of one batch, and the same again as NHWC."""
     from dataclasses import replace
@@ -126,6 +131,7 @@ def test_bad_options(arguments: list[str], message: str, edgekit: Callable[..., 
     assert message in done.error
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten(
     tried: tuple[Done, Path], small: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -358,6 +358,7 @@ def _planted(models: Models, out: Path) -> tuple[Path, str]:
     return path, layer.short.split("/")[0]
 
 
+@pytest.mark.slow
 def test_the_command_names_the_layer_and_writes_its_files(
     models: Models, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -131,6 +131,7 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_verb(shifted: Path, edgekit: Callable[..., Done]) -> None:
     from edgekit.sources.float_model import SHIPPED
 
@@ -141,6 +142,7 @@ def test_the_verb(shifted: Path, edgekit: Callable[..., Done]) -> None:
     assert finding["said"] in found.stderr.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_compare_warns(shifted: Path, artifacts: dict[str, Path]) -> None:
     from edgekit.compare import Options, compare
 

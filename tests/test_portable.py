@@ -22,6 +22,7 @@ sys.modules.update(fcntl=None, resource=None)
 """
 
 
+@pytest.mark.slow
 def test_export_compare_and_gate_without_modules_of_posix(
     small: Path, tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_writes_an_artifact(
     stripes: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

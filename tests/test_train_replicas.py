@@ -73,6 +73,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     return folder, [ended(process) for process in pair(folder)]
 
 
+@pytest.mark.slow
 def test_two_workers_hold_the_same_weights_and_only_the_chief_writes(
     together: tuple[Path, list[dict[str, Any]]],
 ) -> None:
@@ -84,6 +85,7 @@ def test_two_workers_hold_the_same_weights_and_only_the_chief_writes(
     assert names == {"checkpoint", "ckpt-3", "ckpt-4", "log", "run"}
 
 
+@pytest.mark.slow
 def test_two_workers_lose_as_one_with_the_whole_batch(
     alone: dict[str, Any], together: tuple[Path, list[dict[str, Any]]]
 ) -> None:
