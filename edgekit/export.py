@@ -105,7 +105,8 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     add(
         "--method",
         choices=METHODS,
-        help="how a tensor's range is taken from its values (default: minmax, or the table's)",
+        help="how a tensor's range is taken from its values (default: minmax, narrowed where what "
+        "reads the tensor then loses less; or the table's)",
     )
     add(
         "--device",

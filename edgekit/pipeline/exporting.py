@@ -399,6 +399,7 @@ class _Pipeline:
             self.source,
             self.profile,
             self.options.correction,
+            narrow=self.options.method is None and self.table.method == DEFAULT_METHOD,
             strict=self.options.strict,
         )
 
@@ -740,6 +741,7 @@ def _decide(
     profile: DeviceProfile,
     correction: Correction,
     *,
+    narrow: bool,
     strict: bool,
 ) -> Quantized:
     """Quantize the model; integers that were cached by an earlier run are used again."""
@@ -750,6 +752,7 @@ def _decide(
         profile,
         images=images is not None,
         correction=correction,
+        narrow=narrow,
         integers_only=strict,
         versions=artifact.package_versions(),
     )
@@ -770,6 +773,7 @@ def _decide(
             profile=profile,
             samples=samples,
             correction=correction,
+            narrow=narrow,
             integers_only=strict,
             advance=lambda _: task.advance(),
         )

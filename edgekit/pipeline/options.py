@@ -19,10 +19,12 @@ class Options:
             ``python -m edgekit.calibrate``. Default for the shipped model: ``fashion_mnist``.
             For ONNX in float16: images whose activations must not overflow; default random ones.
         dataset: The images of a calibration table, where they are not where the table says.
-        method: How a range is taken from the values; default ``minmax``, or the table's.
+        method: How a range is taken from the values; default ``minmax``, narrowed where what reads
+            the tensor then loses less, or the table's.
         device: A device profile, or ``auto`` for that of this machine's CPU.
-        correction: For int8: ``auto`` tries equalization, bias correction and fitted layers and
-            takes what is best on held-out calibration images; ``none`` rounds to nearest.
+        correction: For int8: ``auto`` tries equalization, narrowed ranges, bias correction and
+            fitted layers and takes what is best on held-out calibration images; ``none`` rounds to
+            nearest.
         strict: Refuse an int8 model in which an operator stays float; no tensor stays float for the
             sake of accuracy.
         allow_dead: Write an int8 file of which an output or a channel is constant where the float

@@ -49,12 +49,13 @@ def key(
     *,
     images: bool,
     correction: str,
+    narrow: bool,
     integers_only: bool,
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
     numbers = (profile.symmetric, profile.pair_bound, profile.name)
-    options = (images, correction, integers_only)
+    options = (images, correction, narrow, integers_only)
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
 

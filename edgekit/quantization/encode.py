@@ -44,6 +44,21 @@ class Sharing:
     direct: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Group:
+    """Activations that have one encoding.
+
+    Attributes:
+        names: Theirs, in order of execution.
+        range: Of all together.
+        fixed: (scale, zero_point) if the specification sets it.
+    """
+
+    names: tuple[str, ...]
+    range: Range
+    fixed: tuple[float, int] | None = None
+
+
 def sharing(graph: Graph, floats: Collection[str] = ()) -> Sharing:
     """Find the operators that must share a scale, and those whose scale is fixed.
 
@@ -83,6 +98,47 @@ def sharing(graph: Graph, floats: Collection[str] = ()) -> Sharing:
     )
 
 
+def groups(
+    graph: Graph, ranges: Mapping[str, Range], floats: Collection[str] = ()
+) -> dict[str, Group]:
+    """What has one encoding with which range, by each of its activations in order of execution.
+
+    Args:
+        graph: Float.
+        ranges: By tensor name, of every float tensor that is computed.
+        floats: Tensors that stay float, and so are in no group.
+
+    Raises:
+        InvalidDataError: If a tensor has no range.
+    """
+    return _groups(graph, ranges, sharing(graph, floats))
+
+
+def _groups(graph: Graph, ranges: Mapping[str, Range], found: Sharing) -> dict[str, Group]:
+    shared: dict[str, Range] = {}
+    names: dict[str, list[str]] = {}
+    for name, root in found.roots.items():
+        if name not in ranges:
+            raise InvalidDataError(
+                f"{short_name(name)} has no range in the calibration table; calibrate this model"
+            )
+        shared[root] = around([shared.get(root, ranges[name]), ranges[name]])
+        names.setdefault(root, []).append(name)
+    for together in _of_one_kernel(graph, shared, found):
+        shared.update(dict.fromkeys(together, around([shared[root] for root in together])))
+        names.update(dict.fromkeys(together, [name for root in together for name in names[root]]))
+    by_root = {
+        root: Group(tuple(names[root]), each, found.fixed.get(root))
+        for root, each in shared.items()
+    }
+    return {name: by_root[root] for name, root in found.roots.items()}
+
+
+def around(ranges: Collection[Range]) -> Range:
+    """The range that holds several."""
+    return Range(min(each.min for each in ranges), max(each.max for each in ranges))
+
+
 def activations(
     graph: Graph,
     ranges: Mapping[str, Range],
@@ -114,32 +170,19 @@ def activations(
                     f"dtype='int32') before an Embedding"
                 )
     found = sharing(graph, floats)
-    shared: dict[str, Range] = {}
-    roots = {name: root for name, root in found.roots.items() if name not in floats}
-    for name, root in roots.items():
-        if name not in ranges:
-            raise InvalidDataError(
-                f"{short_name(name)} has no range in the calibration table; calibrate this model"
-            )
-        own = ranges[name]
-        before = shared.get(root, own)
-        shared[root] = Range(min(before.min, own.min), max(before.max, own.max))
-    for together in _of_one_kernel(graph, shared, found):
-        ends = [shared[root] for root in together]
-        whole = Range(min(each.min for each in ends), max(each.max for each in ends))
-        shared.update(dict.fromkeys(together, whole))
     encodings = {}
     nothing = Range(0.0, 0.0)
-    zeros = _always_zero(graph) if nothing in shared.values() else set()
-    for name, root in roots.items():
-        if name in zeros and shared[root] == nothing:
+    of = _groups(graph, ranges, found)
+    zeros = _always_zero(graph) if nothing in [group.range for group in of.values()] else set()
+    for name, group in of.items():
+        if name in zeros and group.range == nothing:
             scale, zero_point = _ANY_SCALE, 0
-        elif root in found.fixed and not profile.symmetric:
-            scale, zero_point = found.fixed[root]
+        elif group.fixed is not None and not profile.symmetric:
+            scale, zero_point = group.fixed
             if name not in found.direct:
                 _check_fixed(name, scale, zero_point, ranges[name])
         else:
-            scale, zero_point = _place(name, shared[root], profile)
+            scale, zero_point = place(name, group.range, profile)
         encodings[name] = Encoding("int8", (stored(scale),), zero_point)
     if not profile.symmetric:
         for inner, outer in _clipped(graph, found, floats).items():
@@ -209,7 +252,7 @@ def constants(
             elif profile.symmetric or operator.kind in kernels.SYMMETRIC:
                 scale, zero_point = max(-low, high) / 127, 0
             else:
-                scale, zero_point = _place(name, Range(low, high), profile)
+                scale, zero_point = place(name, Range(low, high), profile)
             found[name] = Encoding("int8", (stored(max(scale, _LEAST)),), zero_point)
     return found
 
@@ -367,7 +410,17 @@ def _check_fixed(name: str, scale: float, zero_point: int, found: Range) -> None
         )
 
 
-def _place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:
+def place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:
+    """scale and zero_point of a range.
+
+    Args:
+        name: Of the activation, for messages.
+        found: Its range; 0.0 is made a part of it.
+        profile: Says whether zero_point has to be 0.
+
+    Raises:
+        InvalidDataError: If the range has width 0.
+    """
     low, high = min(found.min, 0.0), max(found.max, 0.0)  # 0.0 lies on a step
     if high - low <= 0 or not np.float32((high - low) / 255) > 0:
         raise InvalidDataError(

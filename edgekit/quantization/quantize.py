@@ -1,10 +1,11 @@
 """Quantize a canonical float graph: encodings and integers, the same for all formats.
 
-Several methods are tried: nearest rounding of the graph as it is, nearest rounding of the equalized
-graph, corrected biases, and fitted layers. They are compared on calibration samples that none of
-them used. The method whose outputs are nearest to the float model's is chosen, and the results of
-the others are said. Tensors whose values 8 bits cannot hold stay float
-(edgekit.quantization.islands). If the outputs are poor nevertheless, more tensors stay float.
+What activations lose is decided first, with exact weights: whether channels are equalized
+(edgekit.quantization.equalize), and whether ranges are narrowed (edgekit.quantization.clipping).
+Then weights are rounded to nearest, with corrected biases, and by fitted layers. All are compared
+on calibration samples that none of them used. The method whose outputs are nearest to the float
+model's is chosen, and the results of the others are said. Tensors whose values 8 bits cannot hold
+stay float (edgekit.quantization.islands). If the outputs are poor nevertheless, more stay float.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from threading import Event
 from typing import Literal
@@ -25,6 +26,7 @@ from edgekit.base.errors import InvalidModelError
 from edgekit.graph import walk
 from edgekit.graph.flatbuffer import Graph, Layer, short_name
 from edgekit.quantization import (
+    clipping,
     encode,
     equalize,
     islands,
@@ -34,7 +36,7 @@ from edgekit.quantization import (
 from edgekit.quantization.judge import Judge, Score
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.reconstruct import Layers
-from edgekit.quantization.table import CalibrationTable
+from edgekit.quantization.table import CalibrationTable, Range
 from edgekit.records import environment, fidelity
 from edgekit.records.artifact import WeightMethod
 from edgekit.records.encodings import Encoding, Encodings, LayerIntegers, Stored
@@ -53,7 +55,9 @@ _LARGEST_HELD_OUT = 256
 _FEW = 4
 
 NEAREST = "nearest rounding"
+EXACT = "exact weights"
 EQUALIZED = "equalized channels"
+NARROWED = "narrowed ranges"
 CORRECTED = "corrected biases"
 FITTED = "fitted layers"
 TRAINED = "trained with fake quantization"
@@ -69,10 +73,12 @@ class Trial:
         way: What was done.
         sqnr: SQNR of the worst output, before a softmax, mean removed, on held-out calibration
             images, in dB; minus infinity where a value became NaN.
+        exact: Whether only activations were rounded, to see what becomes of them.
     """
 
     way: str
     sqnr: float
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,16 +147,25 @@ class CalibrationSamples:
 
 @dataclass(frozen=True)
 class _Method:
-    """How integers are found."""
+    """How integers are found.
+
+    Attributes:
+        weights: How they are rounded.
+        equalized: Whether channels are.
+        narrowed: Whether ranges of activations are.
+    """
 
     weights: WeightMethod = "nearest"
     equalized: bool = False
+    narrowed: bool = False
 
-    def named(self, floats: Collection[str]) -> str:
-        """What it is called where some tensors stay float."""
+    def named(self, floats: Collection[str], *, exact: bool = False) -> str:
+        """What it is called where some tensors stay float, and where only activations are
+        rounded."""
         names = [EQUALIZED] if self.equalized else []
+        names += [NARROWED] if self.narrowed else []
         names += {"corrected": [CORRECTED], "fitted": [FITTED]}.get(self.weights, [])
-        names = names or [NEAREST]
+        names = [EXACT, *names] if exact else names or [NEAREST]
         count = f"{len(floats)} tensor{'s' if len(floats) > 1 else ''} in float"
         return ", ".join([*names, count] if floats else names)
 
@@ -189,6 +204,8 @@ class _Begun:
 
 #: A method and the tensors that stay float, by which numbers are known.
 _Key = tuple[_Method, frozenset[str]]
+#: How far ranges are narrowed, of the graph with equalized channels or not, where some stay float.
+_Narrowed = dict[tuple[bool, frozenset[str]], clipping.Parts]
 
 
 class _Maker:
@@ -203,6 +220,7 @@ class _Maker:
         profile: The device.
         threads: Of a fit.
         advance: Called with the name of each operator that is walked.
+        parts: How far ranges are narrowed, where it is known; what is found is added.
     """
 
     def __init__(
@@ -215,11 +233,13 @@ class _Maker:
         profile: DeviceProfile,
         threads: int,
         advance: Callable[[str], None],
+        parts: _Narrowed | None = None,
     ) -> None:
         self._canonical, self._graph = canonical, Graph(canonical)
         self._table, self._samples = table, samples
         self._fitting, self._profile, self._advance = fitting, profile, advance
         self._threads = threads
+        self._parts: _Narrowed = {} if parts is None else parts
         self._feed: walk.Values | None = None
         if samples is not None:
             self._feed = samples.fit if fitting else samples.all()
@@ -270,11 +290,41 @@ class _Maker:
         begun = self._begun.get((method, frozenset(floats)))
         return self._make(method, floats, self._advance) if begun is None else begun.made.result()
 
+    def activations(
+        self, method: _Method, floats: Collection[str]
+    ) -> tuple[Graph, dict[str, Encoding]]:
+        """The graph of a method, and the encodings of its activations."""
+        graph, _, table = self._of(method)
+        ranges: Mapping[str, Range] = table.ranges
+        if method.narrowed:
+            ranges = clipping.narrowed(ranges, self._narrow(method.equalized, frozenset(floats)))
+        return graph, encode.activations(graph, ranges, self._profile, floats)
+
+    def _narrow(self, equalized: bool, floats: frozenset[str]) -> clipping.Parts:
+        """How far ranges are narrowed; what is known from the samples that do not judge is kept."""
+        if (equalized, floats) not in self._parts:
+            assert self._feed is not None
+            graph, _, table = self._of(_Method(equalized=equalized))
+            self._parts[equalized, floats] = clipping.find(
+                graph,
+                table.ranges,
+                self._profile,
+                self._feed,
+                floats,
+                threads=self._threads,
+                advance=self._advance,
+            )
+        return self._parts[equalized, floats]
+
+    def _of(self, method: _Method) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
+        """The graph of a method, its factors and its calibration table."""
+        return self._even() if method.equalized else (self._graph, {}, self._table)
+
     def _make(
         self, method: _Method, floats: Collection[str], advance: Callable[[str], None]
     ) -> _Made:
-        graph, factors, table = self._even() if method.equalized else (self._graph, {}, self._table)
-        encodings = encode.activations(graph, table.ranges, self._profile, floats)
+        _, factors, table = self._of(method)
+        graph, encodings = self.activations(method, floats)
         if method.weights == "fitted":
             assert self._feed is not None
             layers = reconstruct.fitted(
@@ -305,7 +355,7 @@ class _Maker:
         no int8 file, whatever it is called.
         """
         assert self._feed is not None
-        graph, _, table = self._even() if equalized else (self._graph, {}, self._table)
+        graph, _, table = self._of(_Method(equalized=equalized))
         left = dict.fromkeys(encode.left_float(graph), "")
         if equalized not in self._searches:
             self._searches[equalized] = islands.Search(
@@ -342,6 +392,7 @@ def quantize(
     profile: DeviceProfile,
     samples: CalibrationSamples | None,
     correction: Correction = "auto",
+    narrow: bool = True,
     integers_only: bool = False,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Quantized:
@@ -357,6 +408,7 @@ def quantize(
         samples: Calibration samples; None when only their table is at hand, then biases are
             corrected from its channel means, unjudged.
         correction: ``auto``, or ``none`` for nearest rounding.
+        narrow: Whether ranges may become narrower than the table's.
         integers_only: Let no tensor stay float.
         advance: Called with the name of each operator that is walked.
 
@@ -369,8 +421,13 @@ def quantize(
     judged = samples is not None and samples.judged
     # the fit of the method that is taken runs beside the trials
     beside = judged and correction == "auto" and cores > 1
+    parts: _Narrowed = {}
     maker = partial(
-        _Maker, profile=profile, threads=cores // 2 if beside else cores, advance=advance
+        _Maker,
+        profile=profile,
+        parts=parts,
+        threads=cores // 2 if beside else cores,
+        advance=advance,
     )
     floats: islands.Floats = {}
     if not integers_only:
@@ -383,7 +440,9 @@ def quantize(
             fitting = samples.observe(canonical, True)
             judge = Judge(canonical, floats, samples.held, profile, threads=cores)
             with maker(canonical, fitting, samples, fitting=True) as part:
-                search = _Search(part, judge, beside=[part, whole] if beside else [])
+                search = _Search(
+                    part, judge, narrows=narrow, beside=[part, whole] if beside else []
+                )
                 method, floats = search.run(floats, correction, integers_only=integers_only)
             way, trials, notes = method.named(floats), search.trials, search.notes
         elif correction == "auto":
@@ -411,14 +470,18 @@ class _Search:
     Args:
         maker: Finds integers from the samples that do not judge.
         judge: Holds the others.
+        narrows: Whether ranges may be narrowed.
         beside: What fits layers, which takes longest, while other methods are tried.
     """
 
-    def __init__(self, maker: _Maker, judge: Judge, *, beside: Collection[_Maker] = ()) -> None:
+    def __init__(
+        self, maker: _Maker, judge: Judge, *, narrows: bool, beside: Collection[_Maker] = ()
+    ) -> None:
         self._maker, self._judge, self._beside = maker, judge, beside
+        self._narrows = narrows
         self.trials: list[Trial] = []
         self._broken: dict[str, list[str]] = {}
-        self._scores: dict[_Key, Score] = {}
+        self._scores: dict[tuple[str, frozenset[str]], Score] = {}
 
     @property
     def notes(self) -> list[str]:
@@ -460,40 +523,56 @@ class _Search:
     def _methods(self, floats: islands.Floats, correction: Correction) -> tuple[_Method, Score]:
         """The best method where these tensors stay float."""
         method = _Method()
-        if correction != "none":
-            self._begin(_Method("fitted"), floats)
         best = self._try(method, floats)
         if correction == "none":
             return method, best
-        if self._maker.equalizes():
-            score = self._try(_Method(equalized=True), floats)
-            if score.sqnr > best.sqnr + MARGIN:
-                method, best = _Method(equalized=True), score
-        self._begin(_Method("fitted", method.equalized), floats)
+        activations = self._activations(floats)
+        self._begin(replace(activations, weights="fitted"), floats)
         ways: tuple[WeightMethod, ...] = ("corrected", "fitted")
-        for tried in [_Method(weights, method.equalized) for weights in ways]:
+        for weights in ways:
+            tried = replace(activations, weights=weights)
             score = self._try(tried, floats)
             if score.sqnr > best.sqnr + MARGIN:
                 method, best = tried, score
         return method, best
 
+    def _activations(self, floats: islands.Floats) -> _Method:
+        """What is done to activations, by the scores of exact weights: a fit makes up for what
+        weights lose, and for nothing else."""
+        method = _Method()
+        if self._maker.equalizes():
+            method = self._better(method, replace(method, equalized=True), floats)
+        if self._narrows:
+            method = self._better(method, replace(method, narrowed=True), floats)
+        return method
+
+    def _better(self, simple: _Method, other: _Method, floats: islands.Floats) -> _Method:
+        """The method whose activations lose less."""
+        scores = [self._try(each, floats, exact=True).sqnr for each in (simple, other)]
+        return other if scores[1] > scores[0] + MARGIN else simple
+
     def _begin(self, method: _Method, floats: islands.Floats) -> None:
         for maker in self._beside:
             maker.begin(method, floats)
 
-    def _try(self, method: _Method, floats: islands.Floats) -> Score:
-        """Score a method; one that gives no numbers loses."""
-        key, name = (method, frozenset(floats)), method.named(floats)
+    def _try(self, method: _Method, floats: islands.Floats, *, exact: bool = False) -> Score:
+        """Score a method, or its activations alone; one that gives no numbers loses."""
+        name = method.named(floats, exact=exact)
+        key = name, frozenset(floats)
         if key in self._scores:
             return self._scores[key]
         try:
-            made = self._maker.make(method, floats)
-            score = self._judge.score(made.graph, made.layers, made.encodings)
+            if exact:
+                graph, encodings = self._maker.activations(method, floats)
+                score = self._judge.score(graph, {}, encodings)
+            else:
+                made = self._maker.make(method, floats)
+                score = self._judge.score(made.graph, made.layers, made.encodings)
         except reconstruct.NotFiniteError as exc:
             score = Score(-np.inf, "dead", exc.tensor)
         if score.broken:
             self._broken.setdefault(score.broken, []).append(name)
-        self.trials.append(Trial(name, score.sqnr))
+        self.trials.append(Trial(name, score.sqnr, exact))
         self._scores[key] = score
         return score
 

@@ -84,7 +84,14 @@ class Places:
                 taken[inside, number] = values[image[inside], down[inside], across[inside]]
 
 
-def draw(graph: Graph, layer: Layer, samples: int, rng: np.random.Generator) -> Places:
+def draw(
+    graph: Graph,
+    layer: Layer,
+    samples: int,
+    rng: np.random.Generator,
+    *,
+    most: int = _MOST_ROWS,
+) -> Places:
     """Choose places of a layer.
 
     Args:
@@ -92,6 +99,7 @@ def draw(graph: Graph, layer: Layer, samples: int, rng: np.random.Generator) -> 
         layer: Of the graph.
         samples: How many there are.
         rng: Chooses.
+        most: Places at the most, of any but a dense layer.
     """
     shape, weights = graph.shape(layer.input), graph.shape(layer.weights)
     none = np.zeros(0, np.int64)
@@ -100,6 +108,7 @@ def draw(graph: Graph, layer: Layer, samples: int, rng: np.random.Generator) -> 
     height, width = weights[1:3]
     length = height * width * (1 if layer.kind == "depthwise" else weights[3])
     wanted = _ROWS if layer.kind == "depthwise" else min(_MOST_ROWS, max(_ROWS, 8 * length))
+    wanted = min(wanted, most)
     images, (rows, columns, channels) = samples * shape[0], shape[1:]
     transposed = layer.kind == "transposed"
     # of a transposed convolution, the convolution that it is the gradient of reads its output
