@@ -93,6 +93,13 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help=f"measure latency in N rounds of {SAMPLES} samples (default: %(default)s)",
     )
     add(
+        "--no-latency",
+        action="store_const",
+        dest="rounds",
+        const=0,
+        help="measure no latency and no energy, which takes less time",
+    )
+    add(
         "--reference",
         metavar="MODEL|RUNNER|RECORDING",
         help=f"the float model (default: where the manifests say; needed for files), a runner of "

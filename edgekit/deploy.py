@@ -163,6 +163,13 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         default=10,
         help="rounds in which latency is measured (default: %(default)s)",
     )
+    add(
+        "--no-latency",
+        action="store_const",
+        dest="rounds",
+        const=0,
+        help="measure no latency and no energy, which takes less time",
+    )
     add("--parity", action="store_true", help="also compare the numbers of the two int8 files")
     grammar.add_bounds(result)
     add("--out", type=Path, metavar="FOLDER", help="folder for all files that are written")

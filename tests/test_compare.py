@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT, Done
 
 from edgekit import data
-from edgekit.base.errors import ExecutionError, InvalidModelError
+from edgekit.base.errors import ExecutionError, InvalidModelError, InvalidOptionError
 from edgekit.compare import Options, compare
 from edgekit.evaluation import conditions
 from edgekit.records import stats
@@ -114,6 +114,28 @@ def test_the_command(
     before = out.read_bytes()
     assert "exists already" in edgekit("compare", *arguments, "--out", out).error
     assert out.read_bytes() == before
+
+
+def test_without_latency(
+    artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    out, html = tmp_path / "r.json", tmp_path / "r.html"
+    both = [artifacts["onnx-float32"], artifacts["onnx-int8"]]
+    done = edgekit(
+        "compare", *both, "--data", npz(tmp_path / "d.npz"), "--no-latency", "--out", out
+    )
+    assert done.status == 0, done.stderr
+    found = Report.load(out)
+    assert found.conditions is None
+    for result in (found.reference, *found.artifacts):
+        assert not result.latency_ms and not {"latency_p50", "latency_ratio"} & set(result.metrics)
+    assert found.artifacts[1].metrics["agreement"].value > 90
+    assert edgekit("report", out, "--out", html).status == 0
+    assert "no latency was measured" in html.read_text()
+    judged = edgekit("gate", out, "--max", "onnx-int8:latency_ratio=1")
+    assert judged.status == 1 and "latency_ratio" in judged.stdout + judged.stderr
+    with pytest.raises(InvalidOptionError, match="rounds >= 0, got -1"):
+        Options(rounds=-1)
 
 
 @pytest.mark.parametrize(

@@ -191,8 +191,8 @@ def _settings(options: Options, of: str | None, resumed: int) -> dict[str, Any]:
 
 
 def timed_here(each: Measured) -> bool:
-    """Whether its times can be compared with those of other models on this CPU."""
-    return each.worker is not None and each.runtime.device == "cpu"
+    """Whether it has times that can be compared with those of other models on this CPU."""
+    return each.worker is not None and each.runtime.device == "cpu" and bool(each.latency)
 
 
 def _slow(each: Measured) -> int:

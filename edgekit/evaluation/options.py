@@ -30,7 +30,8 @@ class Options:
             integers as classes, floats ``[N, M]`` as the numbers of a regression.
         limit: Use the first samples only.
         threads: Number of threads inside an operator.
-        rounds: Latency rounds; each takes :data:`SAMPLES` samples of every model.
+        rounds: Latency rounds; each takes :data:`SAMPLES` samples of every model. With 0 no latency
+            and no energy is measured.
         reference: The float model, an artifact or a file or folder that ``export`` takes; default
             where the manifests say or the shipped one. Or a runner of it, e.g.
             ``ort:cuda:float16``; or a recording.
@@ -86,6 +87,8 @@ class Options:
     command: str = ""
 
     def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise InvalidOptionError(f"expected a number of rounds >= 0, got {self.rounds}")
         if self.pictures < 0:
             raise InvalidOptionError(f"expected a number of pictures >= 0, got {self.pictures}")
         if self.cluster and self.parity:

@@ -28,7 +28,7 @@ def take_latency(
         What the machine did meanwhile; None if there was nothing to be timed.
     """
     timed = [(each.worker, each.latency) for each in measured if each.worker is not None]
-    if not timed:
+    if not timed or not rounds:
         return None
     processes = [worker.process for worker, _ in timed]
     with progress.task("timing", rounds, unit="rounds") as task:
