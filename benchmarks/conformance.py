@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,7 @@ from edgekit.sources import float_model
 SCHEMA_VERSION = 1
 #: Every so many pictures one is for calibration.
 PART = 4
-_NAMED = ("edgekit", "ai-edge-litert", "onnxruntime")
+_NAMED = re.compile("edgekit|ai-edge-litert|onnxruntime.*")
 #: How EfficientNet-Lite takes its pictures.
 _LITE = {
     "name": "lite",
@@ -252,7 +253,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         "By `python benchmarks/conformance.py --data FOLDER`, "
         f"{document['date']}, {document['cpu']},",
-        ", ".join(f"{each} {document['versions'][each]}" for each in _NAMED)
+        ", ".join(f"{each} {of}" for each, of in document["versions"].items() if _NAMED.match(each))
         + ". Device `generic`,",
         "so that nothing saturates without VNNI. Samples that were not calibrated with. Both",
         "formats have the same integers.",
