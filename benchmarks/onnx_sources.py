@@ -11,9 +11,9 @@ table is of the int8 files that edgekit makes of each file.
 
 Latency is the CPU time of runs at batch 1 on one thread, which is the time by the clock where
 nothing else runs, in rounds that go through all candidates in turn; each runtime is a process of
-its own. The last line of stdout is the JSON document that is written
-beside ``--out`` too, there with the raw samples. ``--only NAME`` runs some files; ``--merge
-FILE.json`` takes the others from an earlier run.
+its own. The last line of stdout is the JSON document that is written beside ``--out`` too, there
+with the raw samples. ``--only NAME`` runs some files. ``--merge FILE.json ...`` measures nothing:
+it prints the table of the rows of these documents, of rows of the same name the last one.
 """
 
 from __future__ import annotations
@@ -799,6 +799,53 @@ def row_of(file: OnnxFile, path: Path | str, options: argparse.Namespace) -> dic
         return float_row(found, folder, options.program, options.rounds, options.seconds)
 
 
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The document of a run.
+
+    Raises:
+        InvalidInputError: If no environment can be made for the peer.
+    """
+    machine = environment.describe()
+    versions = dict(machine.versions)
+    if not options.int8:
+        options.program, versions[ONNX2TF] = peer(options.onnx2tf)
+    rows = []
+    for file, path in cases(options.only, options.data):
+        try:
+            rows.append(row_of(file, path, options))
+        except (EdgekitError, OSError) as exc:
+            rows.append({"name": file.name, "skipped": reason(exc)})
+        row = {key: value for key, value in rows[-1].items() if key != "samples_ms"}
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine.machine_class,
+        "threads": 1,
+        "versions": versions,
+        "rows": rows,
+    }
+
+
+def merged(paths: Sequence[Path]) -> dict[str, Any]:
+    """One document of the rows of several.
+
+    Raises:
+        InvalidInputError: If they are of several machines or versions, which one table cannot say.
+    """
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    first = documents[0]
+    for path, document in zip(paths, documents, strict=True):
+        for key in ("machine", "threads", "versions"):
+            if document[key] != first[key]:
+                raise InvalidInputError(
+                    f"{path}: expected {key} of {paths[0]}, {first[key]}, got {document[key]}; "
+                    f"measure all files in one run"
+                )
+    dates = sorted({document["date"] for document in documents})
+    rows = [row for document in documents for row in document["rows"]]
+    return {**first, "date": " to ".join(sorted({dates[0], dates[-1]})), "rows": rows}
+
+
 def main() -> int:
     names = [file.name for file in onnx_files.files()]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -809,33 +856,15 @@ def main() -> int:
     add("--only", nargs="*", choices=names, default=names, metavar="NAME")
     add("--rounds", type=words.positive_int, default=20, help=f"of up to {SAMPLES} runs each")
     add("--seconds", type=words.positive_int, default=600, help="limit of a conversion")
-    add("--merge", type=Path, nargs="+", default=[], help="JSON documents of earlier runs")
+    add("--merge", type=Path, nargs="+", help="only print the rows of these JSON documents")
     add("--out", type=Path, help="Markdown page (default: build/onnx-sources.md)")
     options = parser.parse_args()
-    machine = environment.describe()
-    versions = dict(machine.versions)
-    if not options.int8:
-        try:
-            options.program, versions[ONNX2TF] = peer(options.onnx2tf)
-        except EdgekitError as exc:
-            parser.error(str(exc))
-    known: dict[str, Any] = {}
-    for path in options.merge:
-        known |= {row["name"]: row for row in json.loads(path.read_text())["rows"]}
-    for file, path in cases(options.only, options.data):
-        try:
-            known[file.name] = row_of(file, path, options)
-        except (EdgekitError, OSError) as exc:
-            known[file.name] = {"name": file.name, "skipped": reason(exc)}
-        row = {key: value for key, value in known[file.name].items() if key != "samples_ms"}
-        print(json.dumps(row), file=sys.stderr, flush=True)
-    document = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine.machine_class,
-        "threads": 1,
-        "versions": versions,
-        "rows": [known[name] for name in names if name in known],
-    }
+    try:
+        document = merged(options.merge) if options.merge else measured(options)
+    except EdgekitError as exc:
+        parser.error(str(exc))
+    by_name = {row["name"]: row for row in document["rows"]}
+    document["rows"] = [by_name[name] for name in names if name in by_name]
     out = options.out or Path("build") / ("onnx-int8.md" if options.int8 else "onnx-sources.md")
     if options.int8:
         page = int8_table(

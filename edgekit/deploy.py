@@ -9,13 +9,14 @@ and judges the report by bounds and a baseline. Everything is in one folder:
 ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
 ``layout`` and ``out``. The command line overrides them. Bounds and the baseline come from
 ``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that a deployable is dead or
-poor, or misses a bound. If an int8 file is not worth writing, the good files are written, the error
-names them, and nothing is compared.
+poor, or misses a bound. An int8 file that is not worth writing is named and left out: the others
+are written, compared and judged, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +25,7 @@ from typing import Any
 
 from edgekit import data
 from edgekit.base import cli, outputs, words
-from edgekit.base.errors import InvalidInputError, InvalidOptionError
+from edgekit.base.errors import FidelityError, InvalidInputError, InvalidOptionError
 from edgekit.evaluation import verdicts
 from edgekit.evaluation.comparison import compare
 from edgekit.evaluation.options import Options as CompareOptions
@@ -35,6 +36,7 @@ from edgekit.pipeline.exporting import TARGETS, export_all
 from edgekit.pipeline.options import Options as ExportOptions
 from edgekit.quantization import profiles
 from edgekit.records import artifact
+from edgekit.records.artifact import Artifact
 from edgekit.records.results import Report
 from edgekit.records.signature import Layout
 from edgekit.reporting import gate_table, tables
@@ -213,22 +215,37 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         trust=options.trust,
         command=cli.command_line(),
     )
-    artifacts = export_all(
-        model,
-        written,
-        targets=targets,
-        precisions=precisions,
-        out=out,
-        force=options.force,
-        progress=cli.reporter,
-    )
+    refused: FidelityError | None = None
+    try:
+        artifacts = export_all(
+            model,
+            written,
+            targets=targets,
+            precisions=precisions,
+            out=out,
+            force=options.force,
+            progress=cli.reporter,
+        )
+    except FidelityError as exc:
+        if not exc.written:
+            raise
+        refused, artifacts = exc, tuple(map(Artifact.load, exc.written))
+        cli.say(f"not written: {exc.what}; {exc.fix}")
+    name = artifacts[0].manifest.model_id
+    asked_for = ["-".join((name, *each)) for each in itertools.product(targets, precisions)]
+    good = {each.path.name for each in artifacts}
+    missing = [each for each in asked_for if each not in good]
+    pair = [each for each in artifacts if each.manifest.precision == "int8"]
+    parity = options.parity and not (missing and len(pair) < 2)
+    if options.parity and not parity:
+        cli.say("--parity is left out, since it takes both int8 files")
     for each in artifacts:
         cli.say(f"{each.model_path}  {each.size:,} bytes")
     compared = CompareOptions(
         dataset=test,
         limit=options.limit,
         rounds=options.rounds,
-        parity=options.parity,
+        parity=parity,
         reference=model if model is not None and model.exists() else None,
         trust=options.trust,
         command=cli.command_line(),
@@ -240,6 +257,11 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     broken = {result.name: verdicts.of(result, report).broken for result in report.artifacts}
     failed = {name: how for name, how in broken.items() if how}
     checks: tuple[Check, ...] = ()
+    bounds = tuple(
+        bound
+        for bound in bounds
+        if bound.artifact not in missing and f"{name}-{bound.artifact}" not in missing
+    )
     if bounds or baseline is not None:
         accepted = None if baseline is None else Report.load(baseline)
         checks = gate(report, baseline=accepted, bounds=bounds, allow_dead=judged.allow_dead)
@@ -247,13 +269,16 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         gate_table.show(checks, asked, report)
     for file in files.values():
         cli.say(str(file))
-    passed = not failed and all(check.verdict != "FAIL" for check in checks)
+    if missing:
+        cli.say(f"not written, as said above: {', '.join(missing)}")
+    passed = not failed and not missing and all(check.verdict != "FAIL" for check in checks)
     return (0 if passed else 1), {
         "passed": passed,
         "artifacts": [str(each.path) for each in artifacts],
         "report": str(files["report.json"]),
         "page": str(files["report.html"]),
         "failed": failed,
+        "refused": {} if refused is None else {"artifacts": missing, "why": refused.what},
         "checks": checks,
     }
 

@@ -185,6 +185,30 @@ def test_one_command_from_the_model_to_the_verdict(
     assert not document["passed"] and not document["failed"]
 
 
+def test_the_good_files_are_compared_where_an_int8_file_is_not_written(
+    place: Path, dark: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    words = _deploy(place, out, "--target", "tflite", "--parity", "--min", "top1=1")
+    words[words.index("--calibration") + 1] = str(dark)
+    assert deploy.main([*words, "--min", "tflite-int8:agreement=99"]) == 1
+    stdout, said = capfd.readouterr()
+    document = json.loads(stdout)
+    assert not document["passed"] and not document["failed"]
+    assert document["refused"]["artifacts"] == ["net-tflite-int8"]
+    assert "int8 tflite file" in document["refused"]["why"]
+    assert all(check["verdict"] == "PASS" for check in document["checks"])
+    assert "not written: " in said and "--parity is left out" in said
+    report = Report.load(out / "report.json")
+    assert [result.name for result in report.artifacts] == ["net-tflite-float32"]
+    assert "net-tflite-float32" in (out / "report.html").read_text()
+    words = _deploy(place, tmp_path / "none", "--precision", "int8", "--target", "tflite")
+    words[words.index("--calibration") + 1] = str(dark)
+    assert deploy.main(words) == 1  # no file is good: there is nothing to compare
+    assert "int8 tflite file" in capfd.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_is_always_the_same_stands_in_a_table(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nets
 import numpy as np
 import pytest
 from exported import answers, decibels, export
@@ -18,12 +19,13 @@ from edgekit.base.errors import FidelityError
 from edgekit.data.feeds import Inputs, make, take
 from edgekit.graph.flatbuffer import Graph, Operator
 from edgekit.pipeline.calibration import observe
-from edgekit.quantization import islands, quantize
+from edgekit.quantization import islands, judge, quantize
 from edgekit.quantization.profiles import PROFILES
 from edgekit.quantization.table import CalibrationTable
 from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Encoding
 from edgekit.records.signature import preprocessing
-from edgekit.sources import convert
+from edgekit.sources import convert, float_model
 from edgekit.sources.keras import tensorflow, tf_keras
 
 NONE = preprocessing("none")
@@ -421,3 +423,26 @@ def test_most_of_a_net_does_not_become_float(layers: int, floats: bool) -> None:
     )
     found, _ = maker.leave({}, 1e9)  # more than any operator keeps
     assert bool(found) == floats
+
+
+def test_large_numbers_whose_sum_overflows_are_not_what_broke_a_model(tmp_path: Path) -> None:
+    path = nets.write(
+        tmp_path / "net.onnx",
+        [
+            ("Mul", ["x", "large"], "big"),
+            ("Tanh", ["big"], "sign"),
+            ("Abs", ["x"], "size"),
+            ("Div", ["size", "size"], "share"),
+            ("Add", ["sign", "share"], "y_float"),
+        ],
+        {"large": np.float32(3e38)},
+        {"y": [16]},
+        inputs=16,
+    )
+    source = float_model.load(path, preprocessing="none")
+    content = source.converted().content
+    x = np.resize(np.float32([1, -1]), (2, 16)) * np.float32([[1], [0.9]])
+    found = judge.Judge(content, (), {"x": x}, GENERIC, threads=1).score(
+        Graph(content), {}, {"size": Encoding("int8", (1.0,), 127)}
+    )
+    assert found.level == "dead" and found.broken == "share"  # 0 / 0, since 1 is cut off to 0

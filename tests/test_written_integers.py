@@ -22,7 +22,7 @@ from edgekit.records.artifact import Artifact
 from edgekit.records.signature import preprocessing
 from edgekit.sources import convert
 from edgekit.sources import keras as keras_format
-from edgekit.writers import onnx_convert, onnx_integers, tflite_integers
+from edgekit.writers import onnx_convert, onnx_integers, onnx_repairs, tflite_integers
 
 COUNT = 32
 keras = keras_format.tf_keras()
@@ -464,11 +464,11 @@ def test_a_name_that_two_branches_could_have_is_refused() -> None:
     reader = next(node for node in model.graph.node if relu.output[0] in node.input)
     lost = relu.output[0]
     relu.output[0] = reader.input[list(reader.input).index(lost)] = "renamed"
-    onnx_convert._name_by_values(model, canonical)
+    onnx_repairs.name_by_values(model, Graph(canonical))
     assert relu.output[0] == lost
     relu.output[0] = reader.input[list(reader.input).index(lost)] = "renamed"
     twin = model.graph.node.add()
     twin.CopyFrom(relu)
     twin.name = twin.output[0] = "twin"
     with pytest.raises(InvalidModelError, match="got renamed and twin of another branch"):
-        onnx_convert._name_by_values(model, canonical)
+        onnx_repairs.name_by_values(model, Graph(canonical))

@@ -498,6 +498,68 @@ def without_constant_nodes(model: Any) -> Any:
     return found
 
 
+def plain_integers(model: Any) -> Any:
+    """A model whose Constant nodes are stored tensors, as are the numbers of its QuantizeLinear and
+    DequantizeLinear, and where nothing lies between the two; itself where it is so.
+
+    PyTorch's older exporter hands on a zero_point by Identity, makes one of zeros by
+    ConstantOfShape and Cast, and puts a Cast to the same integers between each two.
+    """
+    model = without_constant_nodes(model)
+    kinds = ("QuantizeLinear", "DequantizeLinear")
+    makers = {name: node for node in model.graph.node for name in node.output}
+    given = {name for node in model.graph.node if node.op_type in kinds for name in node.input}
+    if not any(name in makers and makers[name].op_type in _HANDING for name in given):
+        return model
+    model = copied(model)
+    makers = {name: node for node in model.graph.node for name in node.output}
+    constants = stored_constants(model)
+    for node in model.graph.node:
+        for i, name in enumerate(node.input) if node.op_type in kinds else ():
+            maker = makers.get(name)
+            if maker is None or maker.op_type not in _HANDING:
+                continue
+            array = _handed(name, makers, constants)
+            before = makers.get(maker.input[0])
+            if array is not None:
+                node.input[i] = f"{name}__stored"
+                if node.input[i] not in constants:
+                    constants[node.input[i]] = array
+                    tensor = package().numpy_helper.from_array(array, node.input[i])
+                    model.graph.initializer.append(tensor)
+            elif before is not None and before.op_type == "QuantizeLinear":
+                zero_point = _handed(before.input[2], makers, constants)
+                code = package().helper.np_dtype_to_tensor_dtype(zero_point.dtype)
+                if maker.op_type == "Identity" or attribute(maker, "to", 0) == code:
+                    node.input[i] = maker.input[0]
+    outputs = {value.name for value in model.graph.output}
+    for node in reversed([each for each in model.graph.node if each.op_type in _HANDING]):
+        if outputs.union(read(model.graph)).isdisjoint(node.output):
+            model.graph.node.remove(node)
+    return model
+
+
+#: Operators that hand on integers as they are, or make zeros.
+_HANDING = ("Cast", "Identity", "ConstantOfShape")
+
+
+def _handed(name: str, makers: Mapping[str, Any], constants: Mapping[str, Any]) -> Any:
+    """The array that a value is, by operators of :data:`_HANDING` alone; None of any other."""
+    if name in constants:
+        return constants[name]
+    node = makers.get(name)
+    array = None if node is None else _handed(node.input[0], makers, constants)
+    if array is None or node is None or node.op_type not in _HANDING:
+        return None
+    if node.op_type == "Cast":
+        return array.astype(package().helper.tensor_dtype_to_np_dtype(attribute(node, "to", 0)))
+    if node.op_type == "ConstantOfShape":
+        value = attribute(node, "value", None)
+        one = np.zeros(1, np.float32) if value is None else package().numpy_helper.to_array(value)
+        return np.full(array, one.reshape(()), one.dtype)
+    return array
+
+
 def read(graph: Any) -> Iterator[str]:
     """What the nodes of a graph read, and those of the graphs in it: bodies of If and Loop."""
     for node in graph.node:

@@ -151,7 +151,7 @@ class _Taker:
             raise self._refused(
                 f"the {which} of {layer.short} in int8, since its weights are, and TFLite's "
                 f"integer kernels need both, got a float one",
-                f"quantize it too, or {_EXCLUDE}",
+                f"quantize it too, with PyTorch by XNNPACKQuantizer, or {_EXCLUDE}",
             )
         rows, bias = reconstruct.rows_of(self._graph, layer)
         scale = np.broadcast_to(given.weight_scale, len(rows)).astype(np.float32)

@@ -90,7 +90,7 @@ class Judge:
 
         def stored(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
             encoding = encodings.get(name)
-            if not broken and values.dtype == np.float32 and np.isnan(values.sum()):
+            if not broken and values.dtype == np.float32 and np.isnan(values).any():
                 broken.append(name)
             if encoding is None:
                 return values

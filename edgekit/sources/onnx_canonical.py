@@ -45,7 +45,7 @@ class Converted:
 
 
 def from_onnx(
-    model: Any, name: str, *, layout: Layout = "", kept: Collection[str] = ()
+    model: Any, name: str, *, layout: Layout = "", kept: Mapping[str, Any] | None = None
 ) -> Converted:
     """The canonical graph of a model that :func:`edgekit.sources.onnx_source.read` has read.
 
@@ -53,7 +53,7 @@ def from_onnx(
         model: ``onnx.ModelProto``; stays as it is.
         name: Name of the file, for messages.
         layout: Where the channels of inputs and outputs lie.
-        kept: Values that no operator may be merged over.
+        kept: Encodings of values that no operator may be merged over.
 
     Raises:
         NoTfliteFormError: If an operator has no TFLite form, which is named with its node; if the

@@ -82,14 +82,14 @@ class Traced:
 
 
 def convert(
-    traced: Traced, *, channels_last: Collection[str] = (), kept: Collection[str] = ()
+    traced: Traced, *, channels_last: Collection[str] = (), kept: Mapping[str, Any] | None = None
 ) -> tuple[Graph, dict[str, Order], dict[str, tuple[str, ...]]]:
     """Convert a graph.
 
     Args:
         traced: With the values of a run on one sample.
         channels_last: Inputs and outputs whose channels lie last in the canonical graph.
-        kept: Values that no operator may be merged over.
+        kept: Encodings of values that no operator may be merged over.
 
     Returns:
         The graph; the order in which each tensor that is a value of the file has the axes of
@@ -98,7 +98,8 @@ def convert(
     Raises:
         InvalidModelError: If an operator has no TFLite form; names it and its node.
     """
-    converter = _Converter(traced, frozenset(channels_last), frozenset(kept))
+    kept = kept or {}
+    converter = _Converter(traced, frozenset(channels_last), kept)
     for name in traced.inputs:
         converter.input(name)
     for node in traced.nodes:
@@ -168,7 +169,7 @@ class _Value:
 
 class _Converter:
     def __init__(
-        self, traced: Traced, channels_last: frozenset[str], kept: frozenset[str] = frozenset()
+        self, traced: Traced, channels_last: frozenset[str], kept: Mapping[str, Any]
     ) -> None:
         self.traced, self.channels_last, self.kept = traced, channels_last, kept
         self.graph = Graph({}, [], {}, {})
@@ -497,6 +498,9 @@ def _unary(c: _Converter, n: Node) -> None:
     if kind == "NEG":  # LiteRT's int8 kernel ignores the scales
         _times(c, n, c.operand(n, 0, order), -1.0, order)
         return
+    if kind in BOUNDS and c.out_dtype(n) == _FLOAT:
+        _bound(c, n, kind, c.operand(n, 0, order), order)
+        return
     tensor = c.add(
         kind,
         [c.operand(n, 0, order)],
@@ -508,9 +512,30 @@ def _unary(c: _Converter, n: Node) -> None:
     c.set(n, tensor, order)
 
 
+def _bound(c: _Converter, n: Node, kind: str, tensor: str, order: Order) -> None:
+    """An activation that a layer can have. That of a layer of one spatial axis, which is a picture
+    of one row, stands before what takes the axis of the row away again."""
+    name, before = n.outputs[0], n.inputs[0]
+    makers = {output: o for o in c.graph.operators for output in o.outputs}
+    row = makers.get(tensor)
+    layer = makers.get(row.inputs[0]) if row is not None and row.kind == "RESHAPE" else None
+    alone = len(c.readers[before]) == 1 and before not in (*c.kept, *c.traced.outputs)
+    if row is None or layer is None or layer.kind not in WEIGHTS or not alone:
+        c.set(n, c.add(kind, [tensor], name, c.out_shape(n, order)), order)
+        return
+    c.graph.operators.remove(row)
+    picture = c.add(kind, [layer.outputs[0]], name, c.graph.shape(layer.outputs[0]))
+    c.computed[name] = _Value({order: c.reshape(picture, f"{name}__row", c.out_shape(n, order))})
+
+
 @_handles("Identity", "Dropout")
 def _identity(c: _Converter, n: Node) -> None:
-    c.computed[n.outputs[0]] = _Value(dict(c.computed[n.inputs[0]].tensors))
+    source, name = n.inputs[0], n.outputs[0]
+    if name in c.kept and c.kept.get(source) != c.kept[name]:  # rounded, and read as it was too
+        order = c.shared(n)
+        c.set(n, c.reshape(c.get(source, order), name, c.out_shape(n, order)), order)
+    else:
+        c.computed[name] = _Value(dict(c.computed[source].tensors))
 
 
 def _with_scalar(
@@ -780,7 +805,7 @@ def _clip(c: _Converter, n: Node) -> None:
         (0.0, None): "RELU",
     }
     if dtype == _FLOAT and (low, high) in known:
-        c.set(n, c.add(known[low, high], [given], name, shape), order)
+        _bound(c, n, known[low, high], given, order)
         return
     if low is None and high is None:
         c.computed[name] = _Value(dict(c.computed[n.inputs[0]].tensors))
@@ -1037,7 +1062,7 @@ def _without_pad(
     operator = next((o for o in c.graph.operators if tensor in o.outputs), None)
     if operator is None or operator.kind != "PAD":
         return tensor, sizes, pads
-    if any(tensor in c.computed[n].tensors.values() for n in c.kept & c.computed.keys()):
+    if any(tensor in c.computed[n].tensors.values() for n in c.kept.keys() & c.computed.keys()):
         return tensor, sizes, pads
     amounts = c.graph.constant(operator.inputs[1])
     if amounts[0].any() or amounts[-1].any() or any(min(pair) < 0 for pair in pads):

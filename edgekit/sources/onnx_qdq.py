@@ -25,6 +25,8 @@ _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 #: Operators whose constants TFLite has no int8 form for.
 _REAL = ("LSTM", "GRU", "RNN")
+#: Operators that TFLite's layers compute too, behind their own.
+_ACTIVATIONS = ("Relu", "Clip")
 #: Operators that read sizes alone.
 _SIZES = ("Shape", "Size")
 _QDQ = (
@@ -37,6 +39,10 @@ _LEAST_WEIGHT = -127
 _SYMMETRIC = (
     "quantize weights as int8 without one, with onnxruntime by weight_type=QuantType.QInt8, "
     "extra_options={'WeightSymmetric': True}"
+)
+_FROM_127 = (
+    "quantize weights to the symmetric range, with PyTorch by XNNPACKQuantizer or "
+    "per_channel_weight_observer_range_neg_127_to_127"
 )
 #: Where weights are no initializers, which onnxruntime's quantizer takes for activations.
 _INITIALIZERS = (
@@ -53,7 +59,8 @@ class Dequantized:
         model: Float ``onnx.ModelProto`` with an Identity for each pair of QuantizeLinear and
             DequantizeLinear.
         activations: (scale, int8 zero_point) of each value that the file rounds, by its names
-            before and behind the rounding.
+            before and behind the rounding. A value that is read as it was too, or that was rounded
+            to another scale before, has none or the other: its Identity is a tensor of its own.
         layers: What each layer with integer weights writes, by the layer's operator and name.
     """
 
@@ -144,12 +151,13 @@ class _Reader:
         self._nodes_of_constants = {
             node.output[0] for node in model.graph.node if node.op_type == "Constant"
         }
-        self._model = onnx.without_constant_nodes(model)
+        self._model = onnx.plain_integers(model)
         self._constants = onnx.stored_constants(self._model)
         self._makers = {name: node for node in self._model.graph.node for name in node.output}
         self._readers = onnx.readers(self._model.graph.node)
         self._outputs = {value.name for value in self._model.graph.output}
         self._numbers: dict[str, Number] = {}
+        self._apart: dict[str, str] = {}  # what a value is called behind a rounding of its own
         self._stored: dict[str, _Stored] = {}
         self._static = set(self._constants)
         for node in self._model.graph.node:
@@ -265,19 +273,38 @@ class _Reader:
         if self._computed_once(source):
             return
         number = self._number(named, scale, zero_point)
-        self._note(source, number, named)
+        before = self._makers.get(source)
+        if before is not None and before.op_type == _DEQUANTIZE:
+            if self._number(_named(before), *self._scale(before)[:2]) != number:
+                self._apart[made] = ""
+            return
         raw = [
             each
             for each in self._readers.get(source, [])
             if each.op_type not in (_QUANTIZE, *_SIZES)
         ]
-        if raw or source in self._outputs:
+        if not raw and source not in self._outputs:
+            self._note(source, number, named)
+            return
+        if self._of_layer(before):
             reader = _named(raw[0]) if raw else "the model's output"
             raise self._refused(
-                f"what {named} rounds to be read rounded only, since TFLite has {source} once, "
-                f"got {reader}, which reads it as it was",
+                f"what {named} rounds to be read rounded only, since TFLite's integer kernels give "
+                f"{source} in int8, got {reader}, which reads it as it was",
                 f"let it read what is behind the DequantizeLinear of {source}",
             )
+        self._apart[made] = ""
+
+    def _of_layer(self, node: Any) -> bool:
+        """Whether a node is a layer with integer weights, or the activation behind one."""
+        while node is not None and node.op_type in _ACTIVATIONS:
+            node = self._makers.get(node.input[0])
+        weights = None if node is None or node.op_type not in onnx.WEIGHTED else node.input[1]
+        while weights in self._makers:
+            if self._makers[weights].op_type == _DEQUANTIZE:
+                return True
+            weights = self._makers[weights].input[0]
+        return False
 
     def _check_sizes(
         self,
@@ -350,9 +377,11 @@ class _Reader:
                 "quantize it again",
             )
         self._note(made, number, named)
-        return onnx.package().helper.make_node(
-            "Identity", [before.input[0]], [made], name=node.name
-        )
+        value = before.input[0]
+        if source in self._apart:  # rounded once, for all of its readers
+            value = self._apart[source] or value
+            self._apart[source] = made
+        return onnx.package().helper.make_node("Identity", [value], [made], name=node.name)
 
     def _turn(self, node: Any) -> None:
         """Note what a Transpose makes of a constant's integers."""
@@ -377,7 +406,7 @@ class _Reader:
         value = name
         while value in self._makers:
             value = self._makers[value].input[0]
-        if value not in self._nodes_of_constants:
+        if value not in self._nodes_of_constants or self._constants[value].dtype.kind != "f":
             return fix
         return (
             f"the float file has {value} in a Constant node and not as an initializer, so that it "
@@ -410,7 +439,7 @@ class _Reader:
             raise self._refused(
                 f"weights of {named} from -127 to 127, as TFLite's specification has them, got "
                 f"-128 in {low} of {node.input[1]}",
-                self._mend(node.input[1], "quantize weights to the symmetric range"),
+                self._mend(node.input[1], _FROM_127),
             )
         axis = weights.values.ndim - 1
         if node.op_type == "Conv" or (node.op_type == "Gemm" and onnx.attribute(node, "transB", 0)):

@@ -319,7 +319,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         InvalidModelError: If weights or a bias have a zero_point, or scales of other channels than
             those of the output; names their layer.
     """
-    model = onnx_file.without_constant_nodes(model)
+    model = onnx_file.plain_integers(model)
     constants = onnx_file.stored_constants(model)
     outer_names = {
         **dict(zip((value.name for value in model.graph.input), graph.inputs, strict=True)),
@@ -341,19 +341,30 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             own = before.op_type == "QuantizeLinear"
             behind[before.input[0] if own else node.input[0]] = canonical(node.output[0])
 
+    apart: dict[str, str] = {}  # tensor by the integers that it is apart from what they round
+
     def origin(name: str) -> str:
         """The tensor behind a pair of QuantizeLinear and DequantizeLinear."""
         while name in makers and makers[name].op_type in ("QuantizeLinear", "DequantizeLinear"):
+            if name in apart:
+                return apart[name]
             name = makers[name].input[0]
         return canonical(name) if canonical(name) in names else behind.get(name, canonical(name))
 
+    for node in model.graph.node:
+        before = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if before is not None and before.op_type == "QuantizeLinear":
+            rounded = canonical(node.output[0])
+            if rounded in names and origin(before.input[0]) in names - {rounded}:
+                apart[before.output[0]] = rounded
     found: dict[str, tuple[float, int]] = {}
     for node in model.graph.node:
         of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
         rounds = node.op_type == "QuantizeLinear" and node.input[0] not in constants
         behind_integers = of_integers and not set(makers[node.input[0]].input[:1]) & set(constants)
         if rounds or behind_integers:
-            found[origin(node.input[0])] = _number(node, constants, makers)
+            integers = node.output[0] if rounds else node.input[0]
+            found[origin(integers)] = _number(node, constants, makers)
     # what is only moved may be rounded before or behind it
     for node in [*model.graph.node, *reversed(model.graph.node)]:
         if node.op_type in onnx_file.MOVED:
@@ -526,6 +537,7 @@ def without_missing(
         model: int8 ``onnx.ModelProto``.
         graph: Canonical, or of the int8 TFLite file.
     """
+    model = onnx_file.plain_integers(model)
     there = {name for node in model.graph.node for name in node.output}
     handed = _handed_on(decided, read, graph)
     tensors = [
@@ -558,17 +570,16 @@ def without_missing(
         )
         if names
     )  # fmt: skip
-    whole = onnx_file.without_constant_nodes(model)
-    makers = {output: node for node in whole.graph.node for output in node.output}
-    stored = onnx_file.stored_constants(whole)
-    norms = [n for n in whole.graph.node if n.op_type in _NORMS and _reals_of(n, makers, stored)]
+    makers = {output: node for node in model.graph.node for output in node.output}
+    stored = onnx_file.stored_constants(model)
+    norms = [n for n in model.graph.node if n.op_type in _NORMS and _reals_of(n, makers, stored)]
     if norms:
         said += (
             f"{len(norms)} normalizations compute in float in TFLite, with the numbers that their "
             f"integers in the ONNX file stand for",
         )
     left = decided.without({*tensors, *handed}, merged, constants)
-    float_ones = _float_biases(left, read, whole, layers, outer_names)
+    float_ones = _float_biases(left, read, model, layers, outer_names)
     if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
         named = ", ".join(map(short_name, sorted(float_ones)[:3]))
         said += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
@@ -584,7 +595,7 @@ def _float_biases(
 ) -> set[str]:
     """Layers whose bias the file has in float, and the nearest steps of it were decided; and those
     that have none, and zeros were."""
-    constants = onnx_file.stored_constants(model)
+    constants, sums = onnx_file.stored_constants(model), _sums(model)
     found = set()
     for node, place, _ in layer_nodes(model, layers, outer_names):
         layer, own = decided.layers.get(place), read.layers.get(place)
@@ -593,8 +604,9 @@ def _float_biases(
         if own is None or own.bias is not None:
             continue
         real = np.zeros(1)
-        if len(node.input) > 2 and node.input[2]:
-            real = constants.get(node.input[2], np.full(1, np.inf)).astype(np.float64)
+        bias = node.input[2] if len(node.input) > 2 else sums.get(node.output[0], ("", ""))[1]
+        if bias:
+            real = constants.get(bias, np.full(1, np.inf)).astype(np.float64)
         off = np.abs(real.reshape(-1) / layer.bias_scale - layer.bias)
         if off.max(initial=0) < _HALF:
             found.add(place)
@@ -720,6 +732,7 @@ def absent(model: Any, graph: Graph) -> tuple[str, ...]:
 
 def unknown(model: Any, graph: Graph, names: Collection[str]) -> tuple[str, ...]:
     """Which of the nodes, by what they write, are no layers of the canonical graph."""
+    model = onnx_file.plain_integers(model)
     layers = {layer.output for layer in graph.layers}
     nodes = {
         node.output[0]
@@ -852,13 +865,43 @@ def layer_nodes(
     """
     whole = _canonical_output(model, layers, outer_names)
     laid_out = {node.output[0]: names for node, names in onnx_blocks.found(model)}
+    sums = _sums(model)
     for node in model.graph.node:
         if node.op_type not in onnx_file.WEIGHTED:
             continue
         written = (node.output[0], *laid_out.get(node.output[0], ()))
+        if node.output[0] in sums:
+            written = (*written, sums[node.output[0]][0])
         found = next(filter(None, map(whole, written)), None)
         if found is not None:
             yield node, *found
+
+
+def _sums(model: Any) -> dict[str, tuple[str, str]]:
+    """(sum, stored summand) behind each product with integer weights, by the product: the bias of a
+    dense layer that takes more axes than a Gemm, as PyTorch's exporter writes it."""
+    readers = onnx_file.readers(model.graph.node)
+    outputs = {value.name for value in model.graph.output}
+    behind = {}
+    for node in model.graph.node:
+        users = readers.get(node.output[0], [])
+        if node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
+            if node.output[0] not in outputs:
+                behind[node.output[0]] = users[0]
+    if not behind:
+        return {}
+    whole = onnx_file.without_constant_nodes(model)
+    constants = onnx_file.stored_constants(whole)
+    makers = {name: node for node in whole.graph.node for name in node.output}
+    found = {}
+    for product, add in behind.items():
+        weights = _dequantized(makers[product], 1, makers, constants)
+        summand = next((name for name in add.input if name != product), "")
+        if weights is None or summand not in constants:
+            continue
+        if constants[summand].shape[-1:] == (constants[summand].size,) == weights[0].shape[-1:]:
+            found[product] = add.output[0], summand
+    return found
 
 
 def _canonical_output(
