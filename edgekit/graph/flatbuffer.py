@@ -264,11 +264,18 @@ class Graph:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Operators with constant weights, in order of execution."""
+        """Operators with constant weights, in order of execution.
+
+        Weights are those too that a DEQUANTIZE makes of int8 ones.
+        """
         found = []
+        stored = self._dequantized()
         for raw in self._subgraph.operators:
             operator = self._operator(raw)
-            if operator.kind not in WEIGHTS or not self.is_constant(operator.inputs[1]):
+            if operator.kind not in WEIGHTS:
+                continue
+            weights = stored.get(operator.inputs[1], operator.inputs[1])
+            if not self.is_constant(weights):
                 continue
             kind, place, behind = WEIGHTS[operator.kind]
             bias = operator.inputs[behind] if len(operator.inputs) > behind else ""
@@ -281,7 +288,7 @@ class Graph:
                 Layer(
                     kind=kind,
                     input=operator.inputs[place],
-                    weights=operator.inputs[1],
+                    weights=weights,
                     bias=bias or None,
                     output=operator.outputs[0],
                     activation=_ACTIVATIONS[options.fusedActivationFunction].lower(),
@@ -293,6 +300,16 @@ class Graph:
                 )
             )
         return tuple(found)
+
+    def _dequantized(self) -> dict[str, str]:
+        """int8 constant by the real tensor that a DEQUANTIZE makes of it."""
+        return {
+            operator.outputs[0]: operator.inputs[0]
+            for operator in self.operators
+            if operator.kind == "DEQUANTIZE"
+            and self.is_constant(operator.inputs[0])
+            and self.dtype(operator.inputs[0]) == np.int8
+        }
 
     def kernel(self, layer: Layer) -> bytes:
         """Kind, size and numbers of a layer's weights: the same of layers that share them."""
@@ -392,7 +409,7 @@ class Graph:
         tensor.quantization = self._schema.QuantizationParametersT()
         self.set_quantization(name, found)
 
-    def add_conversion(self, kind: str, source: str, name: str) -> str:
+    def add_conversion(self, kind: str, source: str, name: str, *, version: int = 2) -> str:
         """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made
         integer.
 
@@ -400,6 +417,7 @@ class Graph:
             kind: The operator.
             source: What it reads.
             name: Name of the new tensor; if it is taken, a number is added.
+            version: Of the operator; 5 reads a scale for each channel.
         """
         while name in self._tensors:
             name = f"{name}_"
@@ -410,7 +428,7 @@ class Graph:
         self._tensors[name] = tensor
         self._order.append(name)
         operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._code(kind, 2)
+        operator.opcodeIndex = self._code(kind, version)
         operator.inputs, operator.outputs = [self._order.index(source)], [len(self._order) - 1]
         self._subgraph.operators.append(operator)
         return name

@@ -13,6 +13,7 @@ from typing import Literal
 from edgekit.base import words
 from edgekit.records import environment
 from edgekit.records.results import Environment
+from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,13 @@ class DeviceProfile:
         stays = self.runtime_options.get("onnx", {}).get("session.qdqisint8allowed") == "1"
         return self.pair_bound or (self.onnx_activations == "int8" and stays)
 
+    def options(self, target: str, precision: str) -> dict[str, str]:
+        """Options that the runtime of a target needs for a file of a precision on the device."""
+        own = SCHEMES[precision].runtime_options.get(target, {})
+        return {**own, **self.runtime_options.get(target, {})}
 
-_ALL = ("float32", "float16", "int8")
-_CPU = {"tflite": _ALL, "onnx": _ALL}
+
+_CPU = {"tflite": PRECISIONS, "onnx": PRECISIONS}
 
 PROFILES: dict[str, DeviceProfile] = {
     profile.name: profile
@@ -90,7 +95,7 @@ PROFILES: dict[str, DeviceProfile] = {
         DeviceProfile(
             "tensorrt",
             "NVIDIA through TensorRT: int8 with zero_point 0 only, biases in float",
-            {"onnx": _ALL},
+            {"onnx": USUAL},
             symmetric=True,
             onnx_activations="int8",
             onnx_bias=False,

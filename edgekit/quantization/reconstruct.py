@@ -87,7 +87,7 @@ class Seen:
 
 def nearest(
     graph: Graph,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
     *,
     pair_bound: bool,
     statistics: Mapping[str, TensorStatistics] | None = None,
@@ -100,7 +100,8 @@ def nearest(
     Args:
         graph: Float.
         encodings: Encodings of activations; a layer that has none of its input or output stays
-            float.
+            float. None where all activations stay float: then every layer is rounded, and its bias
+            is not.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
@@ -132,8 +133,11 @@ def nearest(
     return found
 
 
-def integer_layers(graph: Graph, encodings: Mapping[str, Encoding]) -> tuple[Layer, ...]:
-    """Layers whose input and output are integers; the others stay float."""
+def integer_layers(graph: Graph, encodings: Mapping[str, Encoding] | None) -> tuple[Layer, ...]:
+    """Layers whose weights become integers: those whose input and output are integers, and all
+    where no activation is one."""
+    if encodings is None:
+        return graph.layers
     return tuple(
         layer for layer in graph.layers if layer.input in encodings and layer.output in encodings
     )
@@ -510,7 +514,7 @@ def finish(
     steps: Floats,
     scale: Floats,
     bias: Floats,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
 ) -> Rounded:
     """Integers of a layer, and the numbers that they stand for.
 
@@ -520,18 +524,21 @@ def finish(
         steps: Whole steps ``[O, K]`` in the order of the dot product.
         scale: ``[O]``.
         bias: Real ``[O]``.
-        encodings: Encodings of activations; the input's gives the bias its scale.
+        encodings: Encodings of activations; the input's gives the bias its scale. Without any the
+            bias stays real.
 
     Raises:
         InvalidModelError: If the bias fits in int32 at no weight scale.
     """
-    entry = np.float32(encodings[layer.input].scale[0])
     weight_scale = scale.astype(np.float32)
     raised = False
     bias_scale: npt.NDArray[np.float32] | None = None
     stored_bias: npt.NDArray[np.int32] | None = None
     real_bias: npt.NDArray[np.float32] | None = None
-    if layer.bias is not None:
+    if layer.bias is not None and encodings is None:
+        real_bias = bias.astype(np.float32)
+    elif layer.bias is not None and encodings is not None:
+        entry = np.float32(encodings[layer.input].scale[0])
         steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
         bias_scale = (entry * weight_scale).astype(np.float32)
         stored_bias = np.rint(bias / bias_scale).astype(np.int32)

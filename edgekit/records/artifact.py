@@ -19,19 +19,18 @@ from edgekit.base import outputs, schema, words
 from edgekit.base.errors import ArtifactError, EdgekitError
 from edgekit.base.version import __version__
 from edgekit.records.fidelity import Fidelity
+from edgekit.records.schemes import Precision
 from edgekit.records.signature import Layout, Preprocessing, Signature, turned
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 Format = Literal["keras", "tflite", "onnx"]
-Precision = Literal["float32", "float16", "int8"]
-#: How the weights of an int8 file were rounded: to the nearest step; the same with biases corrected
+#: How int8 weights were rounded: to the nearest step; the same with biases corrected
 #: for the shift that rounding causes; each layer fitted to its float outputs; trained with fake
 #: quantization; or as a source that is int8 already has them.
 WeightMethod = Literal["nearest", "corrected", "fitted", "trained", "source"]
 FORMATS: tuple[str, ...] = ("keras", "tflite", "onnx")
-PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8")
 
 #: Packages whose version can change a result; those installed are recorded.
 _RECORDED_PACKAGES = (
@@ -92,7 +91,7 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class QuantizationRecord:
-    """How the integers of an int8 artifact were chosen.
+    """How the integers of an artifact with int8 weights were chosen.
 
     Attributes:
         way: The method by which the weights were rounded, in words.

@@ -19,13 +19,14 @@ from edgekit.records.artifact import (
     Artifact,
     Format,
     Manifest,
-    Precision,
 )
+from edgekit.records.schemes import Precision
 from edgekit.records.signature import Preprocessing, Signature
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import float_model, saved_model
 
 FORMATS: dict[str, Format] = {".tflite": "tflite", ".onnx": "onnx"}
+_INTEGERS = ("int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def signature_of(
 
 
 def precision_of(path: Path) -> Precision:
-    """What most of the bytes of a file's constants are; int8 of an ONNX file that rounds values and
-    has integer weights.
+    """What most of the bytes of a file's constants are. Of integers: ``int8`` if the file rounds
+    activations too, else ``int8-weights``.
 
     Raises:
         InvalidModelError: If the file cannot be read.
@@ -128,11 +129,13 @@ def precision_of(path: Path) -> Precision:
             f"{path} cannot be read (cut short?): {reason(exc)}; write it again"
         ) from None
     kinds: dict[str, Precision] = {"int8": "int8", "uint8": "int8", "float16": "float16"}
+    kinds["weights"] = "int8-weights"
     most = max(counts, key=lambda kind: counts[kind], default="float32")
     return kinds.get(most, "float32")
 
 
 def _tflite_bytes(path: Path) -> dict[str, int]:
+    """Bytes of constants by dtype, ``weights`` of integers that a DEQUANTIZE makes real."""
     from ai_edge_litert import schema_py_generated as schema
 
     content = path.read_bytes()
@@ -141,16 +144,27 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
     model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
     kinds = {value: name for name, value in vars(schema.TensorType).items() if name.isupper()}
     found: dict[str, int] = {}
+    dequantize = schema.BuiltinOperator.DEQUANTIZE
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
     for graph in model.subgraphs:
-        for tensor in graph.tensors:
+        real = {
+            int(each.inputs[0])
+            for each in graph.operators or ()
+            if codes[each.opcodeIndex] == dequantize
+        }
+        for index, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
             if data is not None:
                 kind = kinds[tensor.type].lower()
+                if kind in _INTEGERS and index in real:
+                    kind = "weights"
                 found[kind] = found.get(kind, 0) + len(data)
     return found
 
 
 def _onnx_bytes(path: Path) -> dict[str, int]:
+    """Bytes of constants by dtype, ``weights`` of integers that a DequantizeLinear makes real where
+    nothing is rounded."""
     from edgekit.graph import onnx
 
     package = onnx.package()
@@ -163,10 +177,13 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
         for tensor in model.graph.initializer
     ):
         return {"int8": 1}
+    real = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     found: dict[str, int] = {}
     for tensor in model.graph.initializer:
-        kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        found[kind.name] = found.get(kind.name, 0) + kind.itemsize * int(np.prod(tensor.dims))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        whole = dtype.name in _INTEGERS and tensor.name in real
+        kind = "weights" if whole else dtype.name
+        found[kind] = found.get(kind, 0) + dtype.itemsize * int(np.prod(tensor.dims))
     return found
 
 

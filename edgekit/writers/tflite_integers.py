@@ -4,6 +4,8 @@ A tensor that has an encoding is int8. An operator computes on int8 if TFLite ha
 (:mod:`edgekit.graph.kernels`) and all its tensors have encodings. Other operators compute in float,
 between a DEQUANTIZE and a QUANTIZE. If an operator takes tensors of one scale only, a QUANTIZE is
 put in front of those that have another.
+
+A layer that computes in float and whose weights are integers reads them through a DEQUANTIZE.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 
 #: What the float copy of an int8 tensor is called, and the float tensor that becomes int8.
 _REAL, _RAW = "__real", "__raw"
+#: Version of DEQUANTIZE that reads a scale for each channel.
+_PER_CHANNEL = 5
 
 
 def write(canonical: bytes, stored: Stored) -> bytes:
@@ -51,6 +55,7 @@ class _Writer:
         self._layers = {layer.output: layer for layer in graph.layers}
         self._order: list[int] = []
         self._copies: dict[str, str] = {}  # float copy by int8 tensor
+        self._real_weights: dict[tuple[bytes, ...], str] = {}
         self._brought: dict[tuple[str, Number], str] = {}
         self._kept: dict[str, Number] = {}  # encodings of what a QUANTIZE writes
         self._empty: dict[str, Number] = {}
@@ -97,6 +102,8 @@ class _Writer:
     def _in_float(self, position: int, operator: Operator) -> None:
         graph, numbers = self._graph, self._stored.activations
         inputs = [self._real(name) if name in numbers else name for name in operator.inputs]
+        if operator.kind in kernels.WEIGHTED and operator.outputs[0] in self._stored.layers:
+            inputs[1] = self._weights_of(operator.outputs[0])
         graph.set_inputs(position, inputs)
         self._order.append(position)
         outputs = list(operator.outputs)
@@ -112,6 +119,19 @@ class _Writer:
             self._copies[name] = self._graph.add_conversion("DEQUANTIZE", name, f"{name}{_REAL}")
             self._order.append(len(self._graph.operators) - 1)
         return self._copies[name]
+
+    def _weights_of(self, output: str) -> str:
+        """Real weights of a layer that computes in float; layers with the same share them."""
+        layer, given = self._layers[output], self._stored.layers[output]
+        parts = given.weights, given.weight_scale, np.array(given.weights.shape)
+        key = tuple(part.tobytes() for part in parts)
+        if key not in self._real_weights:
+            self._put_layer(output)
+            self._real_weights[key] = self._graph.add_conversion(
+                "DEQUANTIZE", layer.weights, f"{layer.weights}{_REAL}", version=_PER_CHANNEL
+            )
+            self._order.append(len(self._graph.operators) - 1)
+        return self._real_weights[key]
 
     def _bring(self, name: str, wanted: Number) -> str:
         """An int8 tensor at another scale."""

@@ -1,0 +1,289 @@
+"""Files whose weights are integers and whose activations are not, or not in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx as package
+import pytest
+from conftest import Done
+from exported import answers, decibels, export, export_all
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit.base.errors import EdgekitError, FidelityError
+from edgekit.compare import Options, compare
+from edgekit.evaluation import parity
+from edgekit.graph import onnx
+from edgekit.graph.flatbuffer import Graph
+from edgekit.records.artifact import Artifact
+from edgekit.records.schemes import SCHEMES
+from edgekit.runtimes import model_file
+from edgekit.sources import keras
+
+TARGETS = ("tflite", "onnx")
+WEIGHTS = ("int8-weights",)
+#: dB of the float outputs that int8 weights leave at least: a scale that is wrong leaves none.
+LEFT = 30.0
+
+
+@pytest.fixture(scope="module")
+def written(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """small.keras by ``TARGET-PRECISION``."""
+    precisions = ("float32", "int8", *WEIGHTS)
+    files = export_all(
+        small / "small.keras",
+        targets=TARGETS,
+        precisions=precisions,
+        preprocessing="unit",
+        calibration=str(small / "set.npz"),
+        out=tmp_path_factory.mktemp("precisions"),
+    )
+    names = [f"{target}-{precision}" for target in TARGETS for precision in precisions]
+    return dict(zip(names, files, strict=True))
+
+
+@pytest.fixture(scope="module")
+def values(small: Path) -> np.ndarray:
+    pixels = np.load(small / "set.npz")["x"]
+    return np.asarray(pixels / np.float32(255), np.float32)
+
+
+def _drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, scale, shape).astype(np.float32)
+
+
+def _foreign(path: Path) -> Path:
+    """A net of another exporter: channels first, a convolution for each group, a dense layer."""
+    constants = {
+        "w": _drawn(1, 8, 3, 3, 3, scale=0.3),
+        "b": _drawn(2, 8),
+        "d": _drawn(3, 8, 1, 3, 3, scale=0.3),
+        "p": _drawn(4, 12, 8, 1, 1, scale=0.3),
+        "v": _drawn(5, 12, 5),
+        "u": _drawn(6, 5),
+    }
+    group = {"group": 8, "pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["c"], "first", strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "d"], ["e"], "depthwise", **group),
+        helper.make_node("Conv", ["e", "p"], ["f"], "pointwise"),
+        helper.make_node("GlobalAveragePool", ["f"], ["g"], "pool"),
+        helper.make_node("Flatten", ["g"], ["h"], "flat"),
+        helper.make_node("Gemm", ["h", "v", "u"], ["y"], "dense"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 13, 13])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    package.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("precision", WEIGHTS)
+def test_both_formats_hold_the_same_integers(written: dict[str, Artifact], precision: str) -> None:
+    compared = parity.numbers(*(written[f"{target}-{precision}"] for target in TARGETS))
+    assert compared.differences == ()
+    graph = Graph(written["tflite-float32"].model_path.read_bytes())
+    sizes = [graph.constant(layer.weights).size for layer in graph.layers]
+    channels = [graph.shape(layer.weights)[layer.axis] for layer in graph.layers]
+    assert compared.compared == sum(sizes) + sum(channels)  # every layer, a scale for each channel
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", WEIGHTS)
+def test_predictions_are_near_the_float_models(
+    written: dict[str, Artifact], small: Path, values: np.ndarray, target: str, precision: str
+) -> None:
+    exact = np.asarray(keras.call(keras.load(small / "small.keras"), [values])[0])
+    ((name, found),) = answers(written[f"{target}-{precision}"], {"image": values}).items()
+    assert decibels(exact, found) > LEFT, name
+    (judged,) = written[f"{target}-{precision}"].manifest.quantization.judged
+    assert judged.level in ("exact", "close") and judged.count == 8
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_int8_weights_are_real_numbers_for_their_layers(
+    written: dict[str, Artifact], target: str
+) -> None:
+    manifest = written[f"{target}-int8-weights"].manifest
+    assert {spec.dtype for spec in (*manifest.signature.inputs, *manifest.signature.outputs)} == {
+        "float32"
+    }
+    assert manifest.calibration is None and manifest.execution.floats == ()
+    assert manifest.execution.numbers > 0
+    kinds = manifest.execution.kernels
+    if target == "tflite":
+        layers = ("CONV_2D float32", "DEPTHWISE_CONV_2D float32", "FULLY_CONNECTED float32")
+        assert kinds["DEQUANTIZE float32"] == sum(kinds[layer] for layer in layers)
+        assert manifest.execution.provider == "XNNPACK" and not manifest.execution.own_kernels
+    else:  # real numbers are made once, at the start
+        assert "DequantizeLinear" not in kinds
+        assert manifest.runtime_options == {"session.disable_quant_qdq": "1"}
+        assert any("session.disable_quant_qdq=1" in note for note in manifest.notes)
+
+
+def test_a_file_is_about_a_quarter(tmp_path: Path) -> None:
+    """No calibration samples are needed, and none judge it then."""
+    files = export_all(
+        _wide(tmp_path / "wide.keras"),
+        targets=TARGETS,
+        precisions=("float32", *WEIGHTS),
+        preprocessing="none",
+        out=tmp_path,
+    )
+    whole = {each.manifest.format: each.size for each in files if "float32" in each.name}
+    for each in files:
+        if SCHEMES[each.manifest.precision].integers:
+            assert each.size < 0.3 * whole[each.manifest.format]
+            assert any("nothing could be judged" in note for note in each.manifest.notes)
+            assert each.manifest.quantization.judged == ()
+
+
+def _wide(path: Path) -> Path:
+    tf_keras = keras.tf_keras()
+    tf_keras.utils.set_random_seed(4)
+    image = tf_keras.Input((8, 8, 3), name="image")
+    x = tf_keras.layers.Conv2D(64, 3, activation="relu")(image)
+    x = tf_keras.layers.Conv2D(128, 3, activation="relu")(x)
+    x = tf_keras.layers.Dense(64)(tf_keras.layers.Flatten()(x))
+    tf_keras.Model(image, x).save(path)
+    return path
+
+
+@pytest.mark.parametrize("precision", WEIGHTS)
+def test_a_file_of_onnx_keeps_its_graph(tmp_path: Path, precision: str) -> None:
+    path = _foreign(tmp_path / "net.onnx")
+    files = export_all(
+        path,
+        targets=TARGETS,
+        precisions=(precision,),
+        preprocessing="none",
+        out=tmp_path / "out",
+    )
+    assert parity.numbers(*files).differences == ()
+    own, (ours, theirs) = onnx.load(path), files
+    assert [v.name for v in onnx.load(theirs.model_path).graph.input] == ["x"]
+    if precision == "int8-weights":
+        nodes = [node.op_type for node in onnx.load(theirs.model_path).graph.node]
+        kinds = [node.op_type for node in own.graph.node]
+        assert [kind for kind in nodes if kind != "DequantizeLinear"] == kinds
+        assert nodes.count("DequantizeLinear") == 4
+    x = _drawn(7, 16, 3, 13, 13)
+    (exact,) = onnx.session(path).run(None, {"x": x})
+    assert decibels(exact, answers(theirs, {"x": x})["y"]) > LEFT
+    turned = {"x": np.moveaxis(x, 1, -1)}
+    assert decibels(exact, answers(ours, turned)["y"]) > LEFT
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ({"method": "mse"}, "--method is for int8"),
+        ({"strict": True}, "--strict is for int8"),
+        ({"correction": "none"}, "--correction is for int8"),
+        ({"calibration": "table.json"}, "images judge a file with int8 weights"),
+        ({"device": "cuda"}, "int8-weights was not tried there"),
+        ({"device": "tensorrt"}, "int8-weights was not tried there"),
+    ],
+)
+def test_what_has_no_ranges_takes_no_options_of_them(
+    small: Path, tmp_path: Path, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(EdgekitError, match=reason):
+        export(
+            small / "small.keras",
+            target="onnx",
+            precision="int8-weights",
+            preprocessing="unit",
+            out=tmp_path / "out",
+            **options,
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_poor_file_is_not_written(tmp_path: Path) -> None:
+    """Outputs that are differences of large numbers: rounded weights leave nothing of them."""
+    weights = np.repeat(_drawn(1, 64, 1), 4, axis=1)
+    weights[0] += np.arange(4, dtype=np.float32) * 1e-4
+    constants = {"w": 100 * weights, "v": np.array([[-1, 1, 0, 0], [0, -1, 1, 0]], np.float32).T}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], "wide"),
+        helper.make_node("MatMul", ["a", "v"], ["y"], "difference"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    package.save(model, tmp_path / "net.onnx")
+    np.savez(tmp_path / "set.npz", x=_drawn(3, 40, 64))
+    given: dict[str, Any] = {
+        "target": "onnx",
+        "precision": "int8-weights",
+        "preprocessing": "none",
+        "calibration": str(tmp_path / "set.npz"),
+        "out": tmp_path / "out",
+    }
+    with pytest.raises(FidelityError, match="int8-weights onnx file.*export in float16"):
+        export(tmp_path / "net.onnx", **given)
+    assert not (tmp_path / "out").exists()
+    poor = export(tmp_path / "net.onnx", allow_poor=True, allow_dead=True, **given)
+    assert any("int8-weights onnx file" in note for note in poor.manifest.notes)
+
+
+def test_compare_report_and_gate_take_them(
+    written: dict[str, Artifact], small: Path, tmp_path: Path, edgekit: Callable[..., Done]
+) -> None:
+    folders = [each.path for each in written.values()]
+    found = compare(folders, Options(dataset=str(small / "set.npz"), rounds=1))
+    dB = {each.name: each.metrics["sqnr"].value for each in found.artifacts}
+    for name, value in dB.items():
+        assert value > LEFT or name.endswith("-int8"), dB
+    report = tmp_path / "report.json"
+    report.write_text(found.dumps())
+    done = edgekit("report", report, "--out", tmp_path / "page.html")
+    assert done.status == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert all(f'class="{each}"' in page for each in WEIGHTS)
+    done = edgekit("gate", report, "--min", "sqnr=10")
+    assert done.status == 0, done.stdout
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("precision", ["float32", "int8", *WEIGHTS])
+def test_a_file_alone_tells_its_precision(
+    written: dict[str, Artifact], target: str, precision: str
+) -> None:
+    assert model_file.precision_of(written[f"{target}-{precision}"].model_path) == precision
+
+
+@pytest.mark.parametrize("precision", WEIGHTS)
+def test_verbs_that_cannot_judge_them_say_so(
+    written: dict[str, Artifact], small: Path, precision: str, edgekit: Callable[..., Done]
+) -> None:
+    artifact = written[f"tflite-{precision}"].path
+    done = edgekit(
+        "compare", small / "small.keras", artifact, "--layers", "--data", small / "set.npz"
+    )
+    assert done.status == 2 and f"in {precision}" in done.error
+    done = edgekit("parity", artifact, written["onnx-int8"].path)
+    assert done.status == 2 and "of one precision" in done.error
+
+
+def test_benchmark_takes_them(written: dict[str, Artifact], edgekit: Callable[..., Done]) -> None:
+    for precision in WEIGHTS:
+        for target in TARGETS:
+            done = edgekit("benchmark", written[f"{target}-{precision}"].path, "--seconds", "0.2")
+            assert done.status == 0, done.stderr
+            assert done.document["float_islands"] is None
