@@ -16,15 +16,17 @@ from onnx import TensorProto, helper, numpy_helper
 from edgekit.base.errors import EdgekitError, FidelityError
 from edgekit.compare import Options, compare
 from edgekit.evaluation import parity
-from edgekit.graph import onnx
+from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph
+from edgekit.quantization import saturation
 from edgekit.records.artifact import Artifact
 from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes import model_file
 from edgekit.sources import keras
+from edgekit.writers import onnx_integers
 
 TARGETS = ("tflite", "onnx")
-WEIGHTS = ("int8-weights",)
+WEIGHTS = ("int8-weights", "int8-dynamic")
 #: dB of the float outputs that int8 weights leave at least: a scale that is wrong leaves none.
 LEFT = 30.0
 
@@ -287,3 +289,127 @@ def test_benchmark_takes_them(written: dict[str, Artifact], edgekit: Callable[..
             done = edgekit("benchmark", written[f"{target}-{precision}"].path, "--seconds", "0.2")
             assert done.status == 0, done.stderr
             assert done.document["float_islands"] is None
+
+
+def test_layers_of_tflite_round_what_they_read_when_they_run(
+    written: dict[str, Artifact], values: np.ndarray
+) -> None:
+    """Convolutions and dense layers do; a depthwise one has no fast kernel, and is named."""
+    artifact = written["tflite-int8-dynamic"]
+    graph, execution = Graph(artifact.model_path.read_bytes()), artifact.manifest.execution
+    for operator in graph.operators:
+        if operator.kind in ("CONV_2D", "FULLY_CONNECTED"):
+            assert graph.dtype(operator.inputs[0]) == np.float32
+            assert graph.dtype(operator.inputs[1]) == np.int8
+    assert execution.provider == "XNNPACK" and not execution.own_kernels
+    (name,) = execution.floats
+    assert name.startswith("DEPTHWISE_CONV_2D ")
+    assert any(name in note for note in artifact.manifest.notes)
+    plain = answers(written["tflite-int8-weights"], {"image": values})
+    found = answers(artifact, {"image": values})
+    assert decibels(*(next(iter(each.values())) for each in (plain, found))) < 100
+
+
+def test_kernels_of_litert_itself_take_them(
+    written: dict[str, Artifact], values: np.ndarray
+) -> None:
+    content = written["tflite-int8-dynamic"].model_path.read_bytes()
+    opened = litert.interpreter(content, exact=True)
+    assert not litert.delegated(opened)
+    runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
+    found = np.concatenate([next(iter(runner(image=x[None]).values())) for x in values])
+    exact = next(iter(answers(written["tflite-float32"], {"image": values}).values()))
+    assert decibels(exact, found) > LEFT
+
+
+def test_dense_layers_of_onnx_round_what_they_read_when_they_run(
+    written: dict[str, Artifact],
+) -> None:
+    artifact = written["onnx-int8-dynamic"]
+    manifest = artifact.manifest
+    assert manifest.execution.kernels["DynamicQuantizeMatMul"] == 1
+    kinds = [node.op_type for node in onnx.load(artifact.model_path).graph.node]
+    convolutions = [each for each in manifest.execution.floats if each.startswith("Conv ")]
+    assert len(convolutions) == kinds.count("Conv") == len(manifest.execution.floats)
+    assert any("ConvInteger" in note for note in manifest.notes)
+    assert "DequantizeLinear" not in manifest.execution.kernels
+
+
+def _dense(path: Path) -> Path:
+    """Layers that read one tensor, one without a bias, and products of more than two axes."""
+    constants = {
+        "q": _drawn(1, 32, 32),
+        "k": _drawn(2, 32, 32),
+        "b": _drawn(3, 32),
+        "o": _drawn(4, 16, 32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "q"], ["q_out"], "q"),
+        helper.make_node("MatMul", ["x", "k"], ["k_product"], "k"),
+        helper.make_node("Add", ["k_product", "b"], ["k_out"], "k_bias"),
+        helper.make_node("Mul", ["q_out", "k_out"], ["m"], "mul"),
+        helper.make_node("Flatten", ["m"], ["f"], "flat", axis=1),
+        helper.make_node("Reshape", ["f", "shape"], ["r"], "rows"),
+        helper.make_node("Gemm", ["r", "o"], ["y"], "out", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 7, 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [7, 16])],
+        [
+            *(numpy_helper.from_array(value, name) for name, value in constants.items()),
+            numpy_helper.from_array(np.array([7, 32]), "shape"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    package.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("device, bound", [("generic", True), ("x86-vnni", False)])
+def test_products_of_integers_cannot_saturate_where_the_device_could(
+    tmp_path: Path, device: str, bound: bool
+) -> None:
+    path = _dense(tmp_path / "net.onnx")
+    files = export_all(
+        path,
+        targets=TARGETS,
+        precisions=("int8-dynamic",),
+        preprocessing="none",
+        device=device,
+        out=tmp_path / "out",
+    )
+    assert parity.numbers(*files).differences == ()
+    model = onnx.load(files[1].model_path)
+    found = list(onnx_integers.products(model))
+    assert len(found) == 3
+    largest = max(saturation.predict(each.name, each.rows).largest for each in found)
+    assert (largest <= saturation.LIMIT) == bound
+    assert (files[1].manifest.quantization.saturating == {}) is False
+    assert files[1].manifest.execution.floats == ()
+    x = _drawn(7, 1, 7, 32)
+    (exact,) = onnx.session(path).run(None, {"x": x})
+    for each in files:
+        assert decibels(exact, answers(each, {"x": x})["y"]) > LEFT
+
+
+def test_a_device_whose_kernels_were_not_tried_is_refused(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match="int8-dynamic was not tried there"):
+        export(
+            small / "small.keras",
+            target="onnx",
+            precision="int8-dynamic",
+            preprocessing="unit",
+            device="arm64",
+            out=tmp_path / "out",
+        )
+
+
+def test_a_file_of_onnxruntimes_own_quantizer_is_told(tmp_path: Path) -> None:
+    path = _dense(tmp_path / "net.onnx")
+    own = tmp_path / "own.onnx"
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(path, own, weight_type=QuantType.QInt8, per_channel=True)
+    assert model_file.precision_of(own) == "int8-dynamic"

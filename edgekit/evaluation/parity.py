@@ -24,6 +24,7 @@ from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes.model_file import ModelFile
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.writers import onnx_integers, tflite_integers
+from edgekit.writers.onnx_dynamic import joined
 
 #: Differences of two outputs are counted up to this many steps.
 _LSB_BINS = 16
@@ -146,7 +147,7 @@ def _read(
 ) -> tuple[Stored, Stored, tuple[str, ...]]:
     """Both, and what is not in ONNX; with ``own``, the ONNX file has the graph of its source, in
     which some layers are none: gates of an LSTM, those in the branches of an If."""
-    ours, graph = tflite_integers.read_file(content), Graph(content)
+    ours, graph, model = tflite_integers.read_file(content), Graph(content), joined(model)
     theirs = onnx_integers.read_stored(model, graph)
     ours, missing = onnx_integers.without_missing(ours, theirs, model, graph)
     absent = set(onnx_integers.absent(model, graph)) & (ours.layers.keys() if own else set())

@@ -37,6 +37,8 @@ WEIGHTS = {
     "FULLY_CONNECTED": Weights("dense", 0, 2),
     "TRANSPOSE_CONV": Weights("transposed", 2, 3),
 }
+#: Versions of operators that take float inputs and int8 weights with a scale for each channel.
+HYBRID = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
 #: The least and the largest number that an activation lets through.
 BOUNDS = {
     "RELU": (0.0, math.inf),
@@ -408,6 +410,19 @@ class Graph:
             tensor.type = self._schema.TensorType.INT8
         tensor.quantization = self._schema.QuantizationParametersT()
         self.set_quantization(name, found)
+
+    def make_hybrid(self, position: int) -> None:
+        """Let an operator take float inputs and int8 weights with a scale for each channel.
+
+        Args:
+            position: Place of a CONV_2D or FULLY_CONNECTED in :attr:`operators`.
+        """
+        raw = self._subgraph.operators[position]
+        kind = self._operator(raw).kind
+        raw.opcodeIndex = self._code(kind, HYBRID[kind])
+        if kind == "FULLY_CONNECTED":
+            raw.builtinOptions = copy.copy(raw.builtinOptions)
+            raw.builtinOptions.asymmetricQuantizeInputs = True
 
     def add_conversion(self, kind: str, source: str, name: str, *, version: int = 2) -> str:
         """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made

@@ -67,6 +67,10 @@ ELEMENTWISE = frozenset(
 ).union(RECTIFYING, CHOOSING, _COMPARING)
 #: XNNPACK takes constants without a zero_point only.
 SYMMETRIC = frozenset(("BATCH_MATMUL",))
+#: Kinds of layers that have a kernel, by target, which rounds float inputs to int8 when it runs and
+#: multiplies integers, faster than in float. LiteRT has none of transposed convolutions, and a slow
+#: one of depthwise ones; onnxruntime's convolution of int8 weights, ConvInteger, is slow too.
+DYNAMIC = {"tflite": frozenset(("conv", "dense")), "onnx": frozenset(("dense",))}
 #: Only sizes are read.
 SIZES = frozenset(("SHAPE", "RANK"))
 INTEGER = WEIGHTED | SAME | JOINED | frozenset(FIXED) | OWN | TELLING

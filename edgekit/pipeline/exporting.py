@@ -29,7 +29,7 @@ from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
-from edgekit.graph import litert, masks, onnx, onnx_forms
+from edgekit.graph import kernels, litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline import proof
 from edgekit.pipeline.calibration import (
@@ -64,7 +64,7 @@ from edgekit.records.signature import Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
-from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
+from edgekit.writers import half, onnx_convert, onnx_dynamic, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -76,6 +76,11 @@ _UNJUDGED = (
     "nothing could be judged, since no calibration samples are at hand; "
     "`python -m edgekit.compare` judges the file"
 )
+#: Why layers of int8-dynamic compute in float.
+_SLOW = {
+    "tflite": "LiteRT has no kernel, or no fast one, that rounds what they read",
+    "onnx": "onnxruntime's ConvInteger of int8 weights is slower than its convolution in float",
+}
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -357,7 +362,7 @@ class _Pipeline:
     profile: DeviceProfile
     calibration: _Calibration | None
     options: Options
-    _of_weights: dict[bool, Quantized] = field(default_factory=dict)
+    _of_weights: dict[str, Quantized] = field(default_factory=dict)
 
     @property
     def _with_images(self) -> _Calibration | None:
@@ -419,11 +424,12 @@ class _Pipeline:
         scheme = SCHEMES[precision]
         if scheme.ranges:
             return self.quantized
-        if scheme.multiplies_integers not in self._of_weights:
-            self._of_weights[scheme.multiplies_integers] = weights.decide(
-                self.canonical, profile=self.profile, multiplied=scheme.multiplies_integers
+        if precision not in self._of_weights:
+            multiplied = kernels.DYNAMIC["onnx"] if scheme.dynamic else ()
+            self._of_weights[precision] = weights.decide(
+                self.canonical, profile=self.profile, multiplied=multiplied
             )
-        return self._of_weights[scheme.multiplies_integers]
+        return self._of_weights[precision]
 
     @functools.cached_property
     def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
@@ -470,6 +476,11 @@ class _Pipeline:
             )
         judged, sentences = self._judged(written, target, precision)
         computed = f"operators that compute in float: {', '.join(execution.floats)}"
+        if SCHEMES[precision].dynamic:
+            computed = (
+                f"layers that compute in float with int8 weights, as in int8-weights, since "
+                f"{_SLOW[target]}: {', '.join(execution.floats)}"
+            )
         files: dict[str, bytes | Path] = {f"model.{target}": written.content}
         if quantized is not None:
             files[encodings.FILE] = quantized.encodings.dumps().encode()
@@ -1014,7 +1025,7 @@ def _make_int8(
         )
     notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
     if target == "tflite":
-        content = tflite_integers.write(quantized.graph, quantized.stored)
+        content = tflite_integers.write(quantized.graph, quantized.stored, dynamic=scheme.dynamic)
         proof.check_stored(
             f"{target} {precision}", tflite_integers.read_file(content), quantized.stored
         )
@@ -1052,11 +1063,13 @@ def _make_int8(
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
         blocks=profile.provider == onnx.CPU and scheme.ranges,
+        dynamic=scheme.dynamic,
     )
     if source.kind != "onnx":
         onnx_convert.use_signature_names(model, Graph(canonical))
-    read = onnx_integers.read_stored(model, graph)
-    decided, missing = onnx_integers.without_missing(stored, read, model, graph)
+    layers = onnx_dynamic.joined(model)
+    read = onnx_integers.read_stored(layers, graph)
+    decided, missing = onnx_integers.without_missing(stored, read, layers, graph)
     notes += missing
     proof.check_stored(f"{target} {precision}", read, decided, biases=profile.onnx_bias)
     if scheme.multiplies_integers:

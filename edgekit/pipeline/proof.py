@@ -33,7 +33,7 @@ from edgekit.records.fidelity import Fidelity
 from edgekit.records.schemes import SCHEMES
 from edgekit.records.signature import Signature
 from edgekit.sources.float_model import FloatModel
-from edgekit.writers import onnx_integers, onnx_tensors, tflite_integers
+from edgekit.writers import onnx_dynamic, onnx_integers, onnx_tensors, tflite_integers
 
 #: Largest difference from the float outputs, as a part of their largest value.
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
@@ -113,9 +113,13 @@ def execution(
         source: Its float model.
         numbers: Number of weights and biases that were read back from it.
     """
-    isa, ranges = environment.describe().isa, SCHEMES[precision].ranges
+    isa, scheme = environment.describe().isa, SCHEMES[precision]
     if target == "tflite":
-        in_float = tflite_integers.floats(Graph(content)) if ranges else ()
+        graph, in_float = Graph(content), tuple[str, ...]()
+        if scheme.ranges:
+            in_float = tflite_integers.floats(graph)
+        elif scheme.dynamic:
+            in_float = tflite_integers.real_weights(graph)
         opened = litert.interpreter(content)
         provider, own = "builtin kernels", dict[str, int]()
         if litert.delegated(opened):
@@ -133,8 +137,12 @@ def execution(
     kernels: dict[str, int] = {}
     for node in nodes:
         kernels[node.kind] = kernels.get(node.kind, 0) + 1
-    floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
-    return Execution("CPUExecutionProvider", isa, kernels, floats if ranges else (), numbers)
+    floats: tuple[str, ...] = ()
+    if scheme.ranges:
+        floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
+    elif scheme.dynamic:
+        floats = onnx_dynamic.in_float(onnx.parse(content))
+    return Execution("CPUExecutionProvider", isa, kernels, floats, numbers)
 
 
 def check_outputs(

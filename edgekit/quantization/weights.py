@@ -7,23 +7,26 @@ since nothing has a range. Biases and all other constants stay float.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 
 from edgekit.base.errors import InvalidModelError
 from edgekit.graph.flatbuffer import Graph
-from edgekit.quantization import encode, reconstruct, saturation
+from edgekit.quantization import encode, reconstruct
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import NEAREST, Quantized, predictions
 from edgekit.records.encodings import Encoding, Encodings, Stored
 
 
-def decide(canonical: bytes, *, profile: DeviceProfile, multiplied: bool) -> Quantized:
+def decide(
+    canonical: bytes, *, profile: DeviceProfile, multiplied: Collection[str] = ()
+) -> Quantized:
     """Round the weights of every layer.
 
     Args:
         canonical: Float flatbuffer.
         profile: The device.
-        multiplied: Whether integers are multiplied with the weights, so that the device's bound on
-            pairs of products holds for them.
+        multiplied: Kinds of layers whose weights onnxruntime multiplies with integers, so that the
+            device's bound on pairs of products holds for them.
 
     Raises:
         InvalidModelError: If the model has no layer, or a weight is NaN or infinite.
@@ -34,12 +37,12 @@ def decide(canonical: bytes, *, profile: DeviceProfile, multiplied: bool) -> Qua
             "expected a model with weights of layers to store in int8, got one without any "
             "convolution or dense layer; export it in float32 or float16"
         )
-    bound = multiplied and profile.pair_bound
-    layers = reconstruct.nearest(graph, None, pair_bound=bound)
-    saturating: tuple[saturation.Prediction, ...] = ()
-    if multiplied:
-        plain = reconstruct.nearest(graph, None, pair_bound=False) if bound else layers
-        saturating = tuple(each for each in predictions(graph, plain) if each.pairs)
+    paired = [layer.output for layer in graph.layers if layer.kind in multiplied]
+    layers = reconstruct.nearest(graph, None, pair_bound=False)
+    plain = {output: layers[output] for output in paired}
+    saturating = tuple(each for each in predictions(graph, plain) if each.pairs)
+    if profile.pair_bound:
+        layers |= reconstruct.nearest(graph, None, pair_bound=True, only=paired)
     changed, tensors = Graph(canonical), dict[str, Encoding]()
     for layer in graph.layers:
         reconstruct.put(changed, layer, layers[layer.output])

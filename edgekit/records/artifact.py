@@ -136,7 +136,8 @@ class Execution:
         provider: Execution provider or delegate.
         isa: Instruction sets of the CPU it ran on.
         kernels: Number of operators that ran, by kind and dtype.
-        floats: Operators of an int8 model that computed in float, as ``KIND NAME``.
+        floats: Operators of an int8 model that computed in float, as ``KIND NAME``; of int8-dynamic
+            the layers that did.
         numbers: Number of scales, zero points, weights and biases that were read back from the
             file; all are equal to the encodings. 0 for float models.
         note: The reason why the file could not run on this machine, if it could not.

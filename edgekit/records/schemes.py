@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Precision = Literal["float32", "float16", "int8", "int8-weights"]
+Precision = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 #: What is written where nobody names a precision, and what every runtime is known to take.
 USUAL: tuple[str, ...] = ("float32", "float16", "int8")
@@ -24,12 +24,14 @@ class Scheme:
         about: Weights and activations, in words.
         weights: dtype of the weights of layers; int8 of them has a scale for each output channel.
         activations: dtype of the values between layers, as the file has them.
+        dynamic: Whether layers round what they read when they run, and multiply integers.
         runtime_options: Options that the runtime needs for it, by target.
     """
 
     about: str
     weights: Literal["float32", "float16", "int8"]
     activations: Literal["float32", "float16", "int8"]
+    dynamic: bool = False
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
@@ -46,7 +48,7 @@ class Scheme:
     @property
     def multiplies_integers(self) -> bool:
         """Whether layers multiply integers, so that sums of products can saturate."""
-        return self.ranges
+        return self.ranges or self.dynamic
 
 
 #: Lets onnxruntime make the weights real once, when it loads the file. By default it does so at
@@ -57,5 +59,14 @@ SCHEMES: Mapping[str, Scheme] = {
     "float32": Scheme("all in float32", "float32", "float32"),
     "float16": Scheme("all in float16", "float16", "float16"),
     "int8": Scheme("weights and activations in int8", "int8", "int8"),
-    "int8-weights": Scheme("weights in int8, activations in float32", "int8", "float32", REAL_ONCE),
+    "int8-weights": Scheme(
+        "weights in int8, activations in float32", "int8", "float32", runtime_options=REAL_ONCE
+    ),
+    "int8-dynamic": Scheme(
+        "weights in int8, activations in float32 that layers round to int8 when they run",
+        "int8",
+        "float32",
+        dynamic=True,
+        runtime_options=REAL_ONCE,
+    ),
 }

@@ -5,7 +5,8 @@ A tensor that has an encoding is int8. An operator computes on int8 if TFLite ha
 between a DEQUANTIZE and a QUANTIZE. If an operator takes tensors of one scale only, a QUANTIZE is
 put in front of those that have another.
 
-A layer that computes in float and whose weights are integers reads them through a DEQUANTIZE.
+A layer whose input is float and whose weights are integers reads them through a DEQUANTIZE. Where
+its kernel is to round the input when it runs, it reads the integers themselves.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ _REAL, _RAW = "__real", "__raw"
 _PER_CHANNEL = 5
 
 
-def write(canonical: bytes, stored: Stored) -> bytes:
+def write(canonical: bytes, stored: Stored, *, dynamic: bool = False) -> bytes:
     """The int8 twin of a float graph, int8 in and out where inputs and outputs have encodings.
 
     Args:
         canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
         stored: Numbers of activations, layers and constants.
+        dynamic: Let layers round their float inputs when they run, of the kinds that have such a
+            kernel (:data:`edgekit.graph.kernels.DYNAMIC`).
 
     Raises:
         WriterError: If an operator computes on integers and a number of it is missing.
     """
     graph = Graph(canonical)
-    writer = _Writer(graph, stored)
+    writer = _Writer(graph, stored, kernels.DYNAMIC["tflite"] if dynamic else frozenset())
     for position, operator in enumerate(graph.operators):
         writer.take(position, operator)
     writer.finish()
@@ -50,8 +53,8 @@ def write(canonical: bytes, stored: Stored) -> bytes:
 class _Writer:
     """One graph on its way to integers; operators are taken in order of execution."""
 
-    def __init__(self, graph: Graph, stored: Stored) -> None:
-        self._graph, self._stored = graph, stored
+    def __init__(self, graph: Graph, stored: Stored, dynamic: frozenset[str]) -> None:
+        self._graph, self._stored, self._dynamic = graph, stored, dynamic
         self._layers = {layer.output: layer for layer in graph.layers}
         self._order: list[int] = []
         self._copies: dict[str, str] = {}  # float copy by int8 tensor
@@ -103,7 +106,12 @@ class _Writer:
         graph, numbers = self._graph, self._stored.activations
         inputs = [self._real(name) if name in numbers else name for name in operator.inputs]
         if operator.kind in kernels.WEIGHTED and operator.outputs[0] in self._stored.layers:
-            inputs[1] = self._weights_of(operator.outputs[0])
+            layer = self._layers[operator.outputs[0]]
+            if layer.kind in self._dynamic:
+                self._put_layer(layer.output)
+                graph.make_hybrid(position)
+            else:
+                inputs[1] = self._weights_of(layer.output)
         graph.set_inputs(position, inputs)
         self._order.append(position)
         outputs = list(operator.outputs)
@@ -220,6 +228,17 @@ def floats(graph: Graph) -> tuple[str, ...]:
         f"{operator.kind} {name}"
         for operator, name in zip(graph.operators, names(graph), strict=True)
         if computes_in_float(graph, operator)
+    )
+
+
+def real_weights(graph: Graph) -> tuple[str, ...]:
+    """Layers whose int8 weights a DEQUANTIZE makes real, so that they compute in float, as kind and
+    name."""
+    made = {o.outputs[0] for o in graph.operators if o.kind == "DEQUANTIZE"}
+    return tuple(
+        f"{operator.kind} {name}"
+        for operator, name in zip(graph.operators, names(graph), strict=True)
+        if operator.kind in kernels.WEIGHTED and operator.inputs[1] in made
     )
 
 
