@@ -19,11 +19,13 @@ from edgekit.evaluation import parity
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.quantization import saturation
+from edgekit.records import encodings
 from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Encodings
 from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes import model_file
 from edgekit.sources import keras
-from edgekit.writers import onnx_integers
+from edgekit.writers import onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
 WEIGHTS = ("int8-weights", "int8-dynamic")
@@ -45,6 +47,19 @@ def written(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     )
     names = [f"{target}-{precision}" for target in TARGETS for precision in precisions]
     return dict(zip(names, files, strict=True))
+
+
+@pytest.fixture(scope="module")
+def wide(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """small.keras in int16x8, which is TFLite only."""
+    return export(
+        small / "small.keras",
+        target="tflite",
+        precision="int16x8",
+        preprocessing="unit",
+        calibration=str(small / "set.npz"),
+        out=tmp_path_factory.mktemp("wide") / "tflite-int16x8",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +260,13 @@ def test_a_poor_file_is_not_written(tmp_path: Path) -> None:
 
 
 def test_compare_report_and_gate_take_them(
-    written: dict[str, Artifact], small: Path, tmp_path: Path, edgekit: Callable[..., Done]
+    written: dict[str, Artifact],
+    wide: Artifact,
+    small: Path,
+    tmp_path: Path,
+    edgekit: Callable[..., Done],
 ) -> None:
-    folders = [each.path for each in written.values()]
+    folders = [each.path for each in (*written.values(), wide)]
     found = compare(folders, Options(dataset=str(small / "set.npz"), rounds=1))
     dB = {each.name: each.metrics["sqnr"].value for each in found.artifacts}
     for name, value in dB.items():
@@ -257,7 +276,7 @@ def test_compare_report_and_gate_take_them(
     done = edgekit("report", report, "--out", tmp_path / "page.html")
     assert done.status == 0, done.stderr
     page = (tmp_path / "page.html").read_text()
-    assert all(f'class="{each}"' in page for each in WEIGHTS)
+    assert all(f'class="{each}"' in page for each in (*WEIGHTS, "int16x8"))
     done = edgekit("gate", report, "--min", "sqnr=10")
     assert done.status == 0, done.stdout
 
@@ -413,3 +432,98 @@ def test_a_file_of_onnxruntimes_own_quantizer_is_told(tmp_path: Path) -> None:
 
     quantize_dynamic(path, own, weight_type=QuantType.QInt8, per_channel=True)
     assert model_file.precision_of(own) == "int8-dynamic"
+
+
+def test_activations_of_16_bits_lose_next_to_nothing(
+    written: dict[str, Artifact], wide: Artifact, values: np.ndarray
+) -> None:
+    exact = next(iter(answers(written["tflite-float32"], {"image": values}).values()))
+    left = {
+        each.name: decibels(exact, next(iter(answers(each, {"image": values}).values())))
+        for each in (written["tflite-int8"], wide)
+    }
+    assert left[wide.name] > LEFT
+    assert left[wide.name] > left[written["tflite-int8"].name]
+
+
+def test_integers_of_16_bits_are_those_that_were_decided(wide: Artifact) -> None:
+    graph = Graph(wide.model_path.read_bytes())
+    stored = tflite_integers.read(graph)
+    decided = Encodings.load(wide.path / encodings.FILE)
+    assert stored.dtype == "int16"
+    for name, (scale, zero_point) in stored.activations.items():
+        assert (graph.dtype(name), zero_point) == (np.int16, 0)
+        found = decided.tensors[name]
+        assert (found.dtype, np.float32(found.scale[0])) == ("int16", np.float32(scale))
+    assert {layer.weights.dtype for layer in stored.layers.values()} == {np.dtype(np.int8)}
+    biases = [layer.bias for layer in stored.layers.values() if layer.bias is not None]
+    assert biases and {bias.dtype for bias in biases} == {np.dtype(np.int64)}
+    fixed = [name for o in graph.operators if o.kind == "SOFTMAX" for name in o.outputs]
+    assert [stored.activations[name][0] for name in fixed] == [1 / 32768]
+    spec = wide.manifest.signature.single_input()
+    assert (spec.dtype, spec.zero_point) == ("int16", 0)
+    assert wide.manifest.execution.floats == () and wide.manifest.execution.numbers > 0
+    assert wide.manifest.calibration.count == 40
+    assert model_file.precision_of(wide.model_path) == "int16x8"
+
+
+def test_an_operator_without_a_16_bit_kernel_computes_in_float(tmp_path: Path) -> None:
+    tf_keras = keras.tf_keras()
+    tf_keras.utils.set_random_seed(4)
+    image = tf_keras.Input((6, 6, 3), name="image")
+    x = tf_keras.layers.Conv2D(4, 3)(image)
+    x = tf_keras.layers.Conv2D(4, 3)(tf_keras.layers.Activation("elu")(x))
+    cropped = tf_keras.layers.Cropping2D(2)(tf_keras.layers.Conv2D(4, 1)(image))
+    x = tf_keras.layers.Add()([x, cropped])
+    tf_keras.Model(image, x).save(tmp_path / "net.keras")
+    np.savez(tmp_path / "set.npz", x=_drawn(1, 40, 6, 6, 3))
+    given: dict[str, Any] = {
+        "target": "tflite",
+        "precision": "int16x8",
+        "preprocessing": "none",
+        "calibration": str(tmp_path / "set.npz"),
+    }
+    found = export(tmp_path / "net.keras", out=tmp_path / "out", **given)
+    assert [each.split()[0] for each in found.manifest.execution.floats] == ["ELU"]
+    (judged,) = found.manifest.quantization.judged
+    assert judged.sqnr_centred > LEFT
+    with pytest.raises(EdgekitError, match="--strict: 1 operators of the tflite int16x8 model"):
+        export(tmp_path / "net.keras", out=tmp_path / "strict", strict=True, **given)
+
+
+def test_16_bits_of_a_file_of_onnx(tmp_path: Path) -> None:
+    path = _foreign(tmp_path / "net.onnx")
+    x = _drawn(7, 40, 3, 13, 13)
+    np.savez(tmp_path / "set.npz", x=x)
+    found = export(
+        path,
+        target="tflite",
+        precision="int16x8",
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path / "out",
+    )
+    (exact,) = onnx.session(path).run(None, {"x": x})
+    assert decibels(exact, answers(found, {"x": np.moveaxis(x, 1, -1)})["y"]) > LEFT
+
+
+@pytest.mark.parametrize(
+    "target, options, reason",
+    [
+        ("onnx", {}, "no integer kernels of 16-bit activations"),
+        ("tflite", {"device": "cuda"}, "device cuda takes onnx"),
+        ("tflite", {}, "--calibration"),
+    ],
+)
+def test_16_bits_are_refused(
+    small: Path, tmp_path: Path, target: str, options: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(EdgekitError, match=reason):
+        export(
+            small / "small.keras",
+            target=target,
+            precision="int16x8",
+            preprocessing="unit",
+            out=tmp_path / "out",
+            **options,
+        )

@@ -86,6 +86,7 @@ _ALIASES = {
     **dict.fromkeys(("i8", "uint8", "w8a8", "quantized"), "int8"),
     **dict.fromkeys(("w8", "w8a32", "weights", "weight-only", "int8-weight"), "int8-weights"),
     **dict.fromkeys(("dynamic", "dynamic-range", "drq", "hybrid", "w8a8-dynamic"), "int8-dynamic"),
+    **dict.fromkeys(("int16", "w8a16", "a16w8", "16x8"), "int16x8"),
     **dict.fromkeys(("lite", "litert", "tf-lite"), "tflite"),
     **dict.fromkeys(("ort", "onnxruntime"), "onnx"),
     **dict.fromkeys(("accuracy", "acc"), "top1"),

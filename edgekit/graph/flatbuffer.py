@@ -39,6 +39,12 @@ WEIGHTS = {
 }
 #: Versions of operators that take float inputs and int8 weights with a scale for each channel.
 HYBRID = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+#: Versions of operators that take int16 activations, where they are not those of int8.
+WIDE = {
+    "ADD": 3, "AVERAGE_POOL_2D": 3, "CONCATENATION": 3, "CONV_2D": 4, "DEPTHWISE_CONV_2D": 5,
+    "FULLY_CONNECTED": 7, "LEAKY_RELU": 2, "LOGISTIC": 3, "MAX_POOL_2D": 3, "MEAN": 3, "MUL": 4,
+    "PAD": 3, "RELU": 3, "RELU6": 3, "SOFTMAX": 3, "SUB": 5, "TANH": 3, "TRANSPOSE_CONV": 4,
+}  # fmt: skip
 #: The least and the largest number that an activation lets through.
 BOUNDS = {
     "RELU": (0.0, math.inf),
@@ -400,14 +406,20 @@ class Graph:
         parameters.quantizedDimension = found.axis
 
     def make_integer(
-        self, name: str, found: Quantization, values: npt.NDArray[Any] | None = None
+        self,
+        name: str,
+        found: Quantization,
+        values: npt.NDArray[Any] | None = None,
+        *,
+        dtype: str = "int8",
     ) -> None:
-        """Turn a float tensor into an integer one: int8, or what a constant's numbers are."""
+        """Turn a float tensor into an integer one, of this dtype or of that of a constant's
+        numbers."""
         tensor = self._tensors[name]
         if values is not None:
             self.store(name, values)
         else:
-            tensor.type = self._schema.TensorType.INT8
+            tensor.type = getattr(self._schema.TensorType, dtype.upper())
         tensor.quantization = self._schema.QuantizationParametersT()
         self.set_quantization(name, found)
 
@@ -423,6 +435,20 @@ class Graph:
         if kind == "FULLY_CONNECTED":
             raw.builtinOptions = copy.copy(raw.builtinOptions)
             raw.builtinOptions.asymmetricQuantizeInputs = True
+
+    def make_wide(self, position: int) -> None:
+        """Let an operator take int16 activations, of any scale.
+
+        Args:
+            position: Place in :attr:`operators`.
+        """
+        raw = self._subgraph.operators[position]
+        kind = self._operator(raw).kind
+        if kind in WIDE:
+            raw.opcodeIndex = self._code(kind, WIDE[kind])
+        if kind in ("ADD", "SUB"):  # by default a scale is taken for a power of two
+            raw.builtinOptions = copy.copy(raw.builtinOptions)
+            raw.builtinOptions.potScaleInt16 = False
 
     def add_conversion(self, kind: str, source: str, name: str, *, version: int = 2) -> str:
         """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made

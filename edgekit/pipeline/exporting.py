@@ -257,6 +257,12 @@ def _opened(
         samples = _read_calibration(word, options, progress)
     if samples is not None:
         samples = samples.fitted(source)
+    for _, precision in files if source.encodings is not None else ():
+        if SCHEMES[precision].integers and SCHEMES[precision].activations != "int8":
+            raise InvalidOptionError(
+                f"{model} was trained for int8; expected --precision int8 of it, or a float one, "
+                f"got {precision}"
+            )
     if source.encodings is not None and ranges:
         for option, given in options.for_int8():
             if given is not None and option in _DECIDED:
@@ -300,6 +306,11 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     for target, precision in files:
         words.one_of("target", target, TARGETS)
         words.one_of("precision", precision, PRECISIONS)
+        why = SCHEMES[precision].refused.get(target)
+        if why is not None:
+            raise InvalidOptionError(
+                f"expected another --target for {precision}, got {target}: {why}"
+            )
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
@@ -362,7 +373,7 @@ class _Pipeline:
     profile: DeviceProfile
     calibration: _Calibration | None
     options: Options
-    _of_weights: dict[str, Quantized] = field(default_factory=dict)
+    _decided: dict[str, Quantized] = field(default_factory=dict)
 
     @property
     def _with_images(self) -> _Calibration | None:
@@ -400,20 +411,19 @@ class _Pipeline:
         """Statistics and ranges of :attr:`canonical`."""
         return self.tables[0]
 
-    @functools.cached_property
-    def quantized(self) -> Quantized:
-        """Encodings and integers of int8, the same for every format."""
+    def _quantized(self, profile: DeviceProfile) -> Quantized:
+        """Encodings and integers of a precision with ranges."""
         if self.source.integers is not None:
-            return _existing(self.source, self.converted, self.profile)
+            return _existing(self.source, self.converted, profile)
         if self.source.encodings is not None:
-            return trained(self.canonical, self.source.encodings, profile=self.profile)
+            return trained(self.canonical, self.source.encodings, profile=profile)
         assert self.calibration is not None  # _opened() has seen to it
         return _decide(
             self.canonical,
             *self.tables,
             self.calibration,
             self.source,
-            self.profile,
+            profile,
             self.options.correction,
             narrow=self.options.method is None and self.table.method == DEFAULT_METHOD,
             strict=self.options.strict,
@@ -422,14 +432,14 @@ class _Pipeline:
     def integers(self, precision: str) -> Quantized:
         """Encodings and integers of a precision, the same for every format."""
         scheme = SCHEMES[precision]
-        if scheme.ranges:
-            return self.quantized
-        if precision not in self._of_weights:
+        if precision not in self._decided and scheme.ranges:
+            self._decided[precision] = self._quantized(self.profile.deciding(precision))
+        elif precision not in self._decided:
             multiplied = kernels.DYNAMIC["onnx"] if scheme.dynamic else ()
-            self._of_weights[precision] = weights.decide(
+            self._decided[precision] = weights.decide(
                 self.canonical, profile=self.profile, multiplied=multiplied
             )
-        return self._of_weights[precision]
+        return self._decided[precision]
 
     @functools.cached_property
     def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
@@ -470,9 +480,9 @@ class _Pipeline:
         )
         if options.strict and SCHEMES[precision].ranges and execution.floats:
             raise ExecutionError(
-                f"--strict: {len(execution.floats)} operators of the {target} int8 model compute "
-                f"in float: {', '.join(execution.floats)}; replace them in the model, or export "
-                f"without --strict"
+                f"--strict: {len(execution.floats)} operators of the {target} {precision} model "
+                f"compute in float: {', '.join(execution.floats)}; replace them in the model, or "
+                f"export without --strict"
             )
         judged, sentences = self._judged(written, target, precision)
         computed = f"operators that compute in float: {', '.join(execution.floats)}"

@@ -7,7 +7,7 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgekit.base import words
@@ -25,6 +25,7 @@ class DeviceProfile:
         about: One line for people.
         precisions: What can be exported for it, by target.
         symmetric: Activations have zero_point 0.
+        activations: dtype that integers of activations are decided for.
         onnx_activations: ``uint8`` or ``int8``, the dtype in ONNX; TFLite has int8 always.
         onnx_bias: Whether ONNX gets int32 biases; else they stay float.
         pair_bound: Whether weights have to keep pairs of products within int16, since a kernel of
@@ -37,6 +38,7 @@ class DeviceProfile:
     about: str
     precisions: Mapping[str, tuple[str, ...]]
     symmetric: bool = False
+    activations: Literal["int8", "int16"] = "int8"
     onnx_activations: Literal["uint8", "int8"] = "uint8"
     onnx_bias: bool = True
     pair_bound: bool = False
@@ -50,13 +52,23 @@ class DeviceProfile:
         stays = self.runtime_options.get("onnx", {}).get("session.qdqisint8allowed") == "1"
         return self.pair_bound or (self.onnx_activations == "int8" and stays)
 
+    def deciding(self, precision: str) -> DeviceProfile:
+        """What the integers of a precision are decided by: int16 has zero_point 0 and no bound,
+        since only TFLite has it, whose kernels do not saturate."""
+        if SCHEMES[precision].activations != "int16":
+            return self
+        return replace(self, symmetric=True, activations="int16", pair_bound=False)
+
     def options(self, target: str, precision: str) -> dict[str, str]:
         """Options that the runtime of a target needs for a file of a precision on the device."""
         own = SCHEMES[precision].runtime_options.get(target, {})
         return {**own, **self.runtime_options.get(target, {})}
 
 
-_CPU = {"tflite": PRECISIONS, "onnx": PRECISIONS}
+_CPU = {
+    target: tuple(each for each in PRECISIONS if target not in SCHEMES[each].refused)
+    for target in ("tflite", "onnx")
+}
 
 PROFILES: dict[str, DeviceProfile] = {
     profile.name: profile
@@ -82,7 +94,7 @@ PROFILES: dict[str, DeviceProfile] = {
             "arm64",
             "64-bit ARM: int8 activations in ONNX too, as its kernels prefer",
             # onnxruntime rounds to uint8 when it runs, whose kernels were not tried on ARM
-            _CPU | {"onnx": tuple(each for each in PRECISIONS if not SCHEMES[each].dynamic)},
+            _CPU | {"onnx": tuple(each for each in _CPU["onnx"] if not SCHEMES[each].dynamic)},
             onnx_activations="int8",
             # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
             runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},

@@ -430,8 +430,10 @@ def quantize(
         advance=advance,
     )
     floats: islands.Floats = {}
+    wide = profile.activations == "int16"  # which holds what 8 bits do not
     if not integers_only:
-        floats = {**islands.joins(graph, table.ranges), **islands.relative(graph)}
+        joins = {} if wide else islands.joins(graph, table.ranges)
+        floats = {**joins, **islands.relative(graph)}
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
@@ -441,14 +443,17 @@ def quantize(
             judge = Judge(canonical, floats, samples.held, profile, threads=cores)
             with maker(canonical, fitting, samples, fitting=True) as part:
                 search = _Search(
-                    part, judge, narrows=narrow, beside=[part, whole] if beside else []
+                    part,
+                    judge,
+                    narrows=narrow and not wide,
+                    beside=[part, whole] if beside else [],
                 )
-                method, floats = search.run(floats, correction, integers_only=integers_only)
+                method, floats = search.run(floats, correction, integers_only=integers_only or wide)
             way, trials, notes = method.named(floats), search.trials, search.notes
         elif correction == "auto":
             method = _Method("corrected")
             way = f"{CORRECTED} (from channel means, without images to judge by)"
-            if samples is not None and not integers_only:
+            if samples is not None and not integers_only and not wide:
                 floats, _ = whole.leave(floats, fidelity.CLOSE)
         whole.expect(method, floats)
         made = whole.make(method, floats)
@@ -456,8 +461,8 @@ def quantize(
     if profile.pair_bound or method != _Method():
         encodings = encode.activations(graph, table.ranges, profile, floats)
         plain = reconstruct.nearest(graph, encodings, pair_bound=False)
-    saturating = tuple(p for p in predictions(graph, plain) if p.pairs)
-    notes += islands.swallowed(graph, table.ranges, floats)
+    saturating = () if wide else tuple(p for p in predictions(graph, plain) if p.pairs)
+    notes += [] if wide else islands.swallowed(graph, table.ranges, floats)
     return _result(
         canonical, made, profile, way, method.weights, trials=trials, saturating=saturating,
         notes=notes, floats=floats,

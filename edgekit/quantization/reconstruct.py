@@ -7,7 +7,7 @@ rounded so that its output changes least, and not its weights (edgekit.quantizat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -64,17 +64,30 @@ Layers = dict[str, Rounded]
 Steps = tuple[Floats, Floats]
 
 
+class _AsTheyAre:
+    """Stands for the encoding of numbers that are real already."""
+
+    def real(
+        self, values: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The numbers."""
+        if out is None:
+            return values.copy()
+        out[...] = values
+        return out
+
+
 @dataclass(frozen=True)
 class Seen:
     """What dot products read on the device.
 
     Attributes:
-        steps: As they are stored, int8.
+        steps: As they are stored, int8; or real numbers.
         encoding: What the steps stand for.
     """
 
-    steps: npt.NDArray[np.int8]
-    encoding: Encoding
+    steps: npt.NDArray[Any]
+    encoding: Encoding | _AsTheyAre
 
     def real(self) -> npt.NDArray[np.float32]:
         """The numbers."""
@@ -170,11 +183,18 @@ def fitted(
     """
     layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     shared = shared_weights(graph)
-    numbers = {name: (each.scale[0], each.zero_point) for name, each in encodings.items()}
+    stored = {name: each for name, each in encodings.items() if each.dtype == "int8"}
+    numbers = {name: (each.scale[0], each.zero_point) for name, each in stored.items()}
+
+    def rounded_real(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Real values of what is stored in 16 bits, which no operator reads here."""
+        wide = name in encodings and name not in stored
+        return encodings[name].fake_quantize(values) if wide else values
+
     rng, count = np.random.default_rng(seed), walk.samples(graph, feed)
     places = {name: sampling.draw(graph, layer, count, rng) for name, layer in layers.items()}
     device: dict[str, npt.NDArray[Any]] = {
-        name: encodings[name].steps(values) if name in numbers else values
+        name: encodings[name].steps(values) if name in numbers else rounded_real(name, values)
         for name, values in feed.items()
     }
     changed = Graph(graph.serialize())
@@ -191,7 +211,7 @@ def fitted(
                         graph,
                         layer,
                         plain.pop(layer.output),
-                        _seen(graph, places[layer.output], device, encodings[layer.input], count),
+                        _seen(graph, places[layer.output], device, stored, count),
                         encodings,
                         pair_bound=pair_bound and saturation.pairs_products(graph, layer),
                         shared=layer.output in shared,
@@ -201,7 +221,7 @@ def fitted(
                     put(changed, layer, rounded)
                 step = walk.Step(changed, position, threads=threads, numbers=numbers)
                 for name, values in zip(operator.outputs, step.run(device), strict=True):
-                    device[name] = values
+                    device[name] = rounded_real(name, values)
                     if values.dtype == np.float32 and not _finite(values):
                         raise NotFiniteError(name)
                 if step.doubtful:
@@ -216,10 +236,15 @@ def _seen(
     graph: Graph,
     places: sampling.Places,
     device: Mapping[str, npt.NDArray[Any]],
-    encoding: Encoding,
+    stored: Mapping[str, Encoding],
     count: int,
 ) -> Seen:
     """What a layer reads on the device."""
+    encoding = stored.get(places.layer.input)
+    if encoding is None:
+        values = np.empty(places.shape(graph, count), np.float32)
+        places.read(device[places.layer.input], into=values)
+        return Seen(values, _AsTheyAre())
     steps = np.empty(places.shape(graph, count), np.int8)
     places.read(device[places.layer.input], into=steps, fill=encoding.zero_point)
     return Seen(steps, encoding)
@@ -272,7 +297,7 @@ def constants(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Cons
     found = {}
     for name, encoding in encodings.items():
         steps = np.rint(graph.constant(name) / np.float32(encoding.scale[0])) + encoding.zero_point
-        values = np.clip(steps, -128, 127).astype(np.int8)
+        values = np.clip(steps, *encoding.limits).astype(encoding.dtype)
         found[name] = ConstantIntegers(values, encoding.scale[0], encoding.zero_point)
     return found
 
@@ -293,7 +318,13 @@ def stored(
         {name: (found.scale[0], found.zero_point) for name, found in encodings.items()},
         {name: rounded.integers for name, rounded in layers.items()},
         constants or {},
+        dtype=dtype_of(encodings.values()),
     )
+
+
+def dtype_of(encodings: Iterable[Encoding]) -> str:
+    """dtype of activations, by the encodings of some."""
+    return next((each.dtype for each in encodings if each.axis is None), "int8")
 
 
 def images_that_fit(graph: Graph, count: int) -> int:
@@ -391,7 +422,10 @@ def _solve(
 
 
 def _part(
-    rows: Floats, encoding: Encoding, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.int8]
+    rows: Floats,
+    encoding: Encoding | _AsTheyAre,
+    exact: npt.NDArray[np.float32],
+    seen: npt.NDArray[Any],
 ) -> rounding.Part:
     """What some of the dot products say, as :func:`_solve` takes them, ``[N, K]``."""
     count, length = seen.shape
@@ -406,7 +440,10 @@ def _part(
 
 
 def _part_of_each(
-    rows: Floats, encoding: Encoding, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.int8]
+    rows: Floats,
+    encoding: Encoding | _AsTheyAre,
+    exact: npt.NDArray[np.float32],
+    seen: npt.NDArray[Any],
 ) -> rounding.Part:
     """The same of rows with inputs of their own, ``[N, K, O]``; some rows at a time, which stay in
     the cache."""
@@ -533,15 +570,17 @@ def finish(
     weight_scale = scale.astype(np.float32)
     raised = False
     bias_scale: npt.NDArray[np.float32] | None = None
-    stored_bias: npt.NDArray[np.int32] | None = None
+    stored_bias: npt.NDArray[Any] | None = None
     real_bias: npt.NDArray[np.float32] | None = None
     if layer.bias is not None and encodings is None:
         real_bias = bias.astype(np.float32)
     elif layer.bias is not None and encodings is not None:
         entry = np.float32(encodings[layer.input].scale[0])
-        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
+        wide = encodings[layer.input].dtype == "int16"  # whose biases have 64 bits
+        if not wide:
+            steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
         bias_scale = (entry * weight_scale).astype(np.float32)
-        stored_bias = np.rint(bias / bias_scale).astype(np.int32)
+        stored_bias = np.rint(bias / bias_scale).astype(np.int64 if wide else np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
     shape = graph.shape(layer.weights)
     whole = steps.astype(np.int8)

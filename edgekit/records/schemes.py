@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Precision = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic"]
+Precision = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic", "int16x8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 #: What is written where nobody names a precision, and what every runtime is known to take.
 USUAL: tuple[str, ...] = ("float32", "float16", "int8")
@@ -26,13 +26,15 @@ class Scheme:
         activations: dtype of the values between layers, as the file has them.
         dynamic: Whether layers round what they read when they run, and multiply integers.
         runtime_options: Options that the runtime needs for it, by target.
+        refused: Why there is no such file, by target.
     """
 
     about: str
     weights: Literal["float32", "float16", "int8"]
-    activations: Literal["float32", "float16", "int8"]
+    activations: Literal["float32", "float16", "int8", "int16"]
     dynamic: bool = False
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def integers(self) -> bool:
@@ -43,7 +45,7 @@ class Scheme:
     @property
     def ranges(self) -> bool:
         """Whether activations are integers in the file, so that their ranges have to be known."""
-        return self.activations == "int8"
+        return self.activations in ("int8", "int16")
 
     @property
     def multiplies_integers(self) -> bool:
@@ -68,5 +70,11 @@ SCHEMES: Mapping[str, Scheme] = {
         "float32",
         dynamic=True,
         runtime_options=REAL_ONCE,
+    ),
+    "int16x8": Scheme(
+        "weights in int8, activations in int16; TFLite only",
+        "int8",
+        "int16",
+        refused={"onnx": "onnxruntime has no integer kernels of 16-bit activations"},
     ),
 }

@@ -116,9 +116,9 @@ def signature_of(
 
 
 def precision_of(path: Path) -> Precision:
-    """What most of the bytes of a file's constants are. Integers are those of int8 if the file
-    rounds activations, of int8-dynamic if a layer rounds what it reads when it runs, else of
-    int8-weights.
+    """What most of the bytes of a file's constants are. Integers are those of int8, or int16x8, if
+    the file rounds activations, of int8-dynamic if a layer rounds what it reads when it runs, else
+    of int8-weights.
 
     Raises:
         InvalidModelError: If the file cannot be read.
@@ -161,12 +161,18 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
                 entry = graph.tensors[each.inputs[WEIGHTS[kind].input]]
                 if kinds[entry.type] == "FLOAT32":
                     uses[int(each.inputs[1])] = "int8-dynamic"
+        wide = any(
+            kinds[tensor.type] == "INT16"
+            and tensor.quantization is not None
+            and tensor.quantization.scale is not None
+            for tensor in graph.tensors
+        )
         for index, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
             if data is not None:
                 dtype = kinds[tensor.type].lower()
                 if dtype in _INTEGERS:
-                    dtype = uses.get(index, "int8")
+                    dtype = uses.get(index, "int16x8" if wide else "int8")
                 found[dtype] = found.get(dtype, 0) + len(data)
     return found
 

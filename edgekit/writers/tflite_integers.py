@@ -1,6 +1,6 @@
-"""int8 in TFLite: write a float graph with given integers, and read what a file stores.
+"""Integers in TFLite: write a float graph with given integers, and read what a file stores.
 
-A tensor that has an encoding is int8. An operator computes on int8 if TFLite has a kernel for it
+A tensor that has an encoding is int8, or int16. An operator computes on it if TFLite has a kernel
 (:mod:`edgekit.graph.kernels`) and all its tensors have encodings. Other operators compute in float,
 between a DEQUANTIZE and a QUANTIZE. If an operator takes tensors of one scale only, a QUANTIZE is
 put in front of those that have another.
@@ -23,6 +23,8 @@ from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 
 #: What the float copy of an int8 tensor is called, and the float tensor that becomes int8.
 _REAL, _RAW = "__real", "__raw"
+#: Of activations.
+_DTYPES = (np.int8, np.int16)
 #: Version of DEQUANTIZE that reads a scale for each channel.
 _PER_CHANNEL = 5
 
@@ -67,7 +69,7 @@ class _Writer:
         graph, numbers = self._graph, self._stored.activations
         if operator.outputs[0] in self._stored.in_float:
             self._in_float(position, operator)
-        elif kernels.on_integers(graph, operator, numbers):
+        elif kernels.on_integers(graph, operator, numbers, self._stored.dtype):
             self._on_integers(position, operator)
         elif operator.kind in kernels.SIZES:
             self._order.append(position)
@@ -79,7 +81,7 @@ class _Writer:
         there = set(graph.tensors)
         every = {n: each for n, each in numbers.items() if n in there}
         for name, number in {**every, **self._kept, **self._empty}.items():
-            graph.make_integer(name, _quantization(number))
+            graph.make_integer(name, _quantization(number), dtype=self._stored.dtype)
         graph.reorder(self._order)
 
     def _on_integers(self, position: int, operator: Operator) -> None:
@@ -100,6 +102,8 @@ class _Writer:
             if graph.dtype(name) == np.float32 and name not in numbers:  # nothing, of a dtype
                 self._empty[name] = numbers[written[0]]
         graph.set_inputs(position, inputs)
+        if self._stored.dtype == "int16":
+            graph.make_wide(position)
         self._order.append(position)
 
     def _in_float(self, position: int, operator: Operator) -> None:
@@ -178,26 +182,27 @@ def _quantization(number: Number) -> Quantization:
 
 
 def brought(graph: Graph) -> frozenset[str]:
-    """Tensors of an int8 graph that hold another's values at another scale."""
+    """Tensors of a graph of integers that hold another's values at another scale."""
     return frozenset(
         operator.outputs[0]
         for operator in graph.operators
-        if operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8
+        if operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) in _DTYPES
     )
 
 
 def read(graph: Graph) -> Stored:
-    """The integers and scales of an int8 graph, in the canonical graph's words."""
+    """The integers and scales of a graph of integers, in the canonical graph's words."""
     activations: dict[str, Number] = {}
     constants: dict[str, ConstantIntegers] = {}
-    extra = brought(graph)
+    extra, wide = brought(graph), False
     weights = {name for layer in graph.layers for name in (layer.weights, layer.bias) if name}
     for name in graph.used:
         found = graph.quantization(name)
-        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
+        if found is None or graph.dtype(name) not in _DTYPES or 0 in graph.shape(name):
             continue
         number = float(found.scale[0]), int(found.zero_point[0])
         if not graph.is_constant(name):
+            wide |= graph.dtype(name) == np.int16
             if name not in extra:
                 activations[name] = number
         elif name not in weights:
@@ -214,7 +219,7 @@ def read(graph: Graph) -> Stored:
             bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
             bias_scale=None if bias is None else bias.scale,
         )
-    return Stored(activations, layers, constants)
+    return Stored(activations, layers, constants, dtype="int16" if wide else "int8")
 
 
 def read_file(content: bytes) -> Stored:
@@ -269,7 +274,7 @@ def copies(graph: Graph) -> Mapping[str, str]:
     found = {}
     for operator in graph.operators:
         one, other = (operator.inputs or ("",))[0], operator.outputs[0]
-        if operator.kind == "DEQUANTIZE" and graph.dtype(one) == np.int8:
+        if operator.kind == "DEQUANTIZE" and graph.dtype(one) in _DTYPES:
             found[other] = one
         elif operator.kind == "QUANTIZE" and graph.dtype(one) == np.float32:
             found[one] = other
