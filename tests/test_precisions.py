@@ -134,7 +134,7 @@ def test_int8_weights_are_real_numbers_for_their_layers(
     assert {spec.dtype for spec in (*manifest.signature.inputs, *manifest.signature.outputs)} == {
         "float32"
     }
-    assert manifest.calibration is None and manifest.execution.floats == ()
+    assert manifest.calibration.count == 40 and manifest.execution.floats == ()
     assert manifest.execution.numbers > 0
     kinds = manifest.execution.kernels
     if target == "tflite":
@@ -206,7 +206,7 @@ def test_a_file_of_onnx_keeps_its_graph(tmp_path: Path, precision: str) -> None:
         ({"method": "mse"}, "--method is for int8"),
         ({"strict": True}, "--strict is for int8"),
         ({"correction": "none"}, "--correction is for int8"),
-        ({"calibration": "table.json"}, "images judge a file with int8 weights"),
+        ({"calibration": "table.json"}, "layers are fitted to images"),
         ({"device": "cuda"}, "int8-weights was not tried there"),
         ({"device": "tensorrt"}, "int8-weights was not tried there"),
     ],
@@ -527,3 +527,25 @@ def test_16_bits_are_refused(
             out=tmp_path / "out",
             **options,
         )
+
+
+def test_samples_fit_what_is_rounded_to_the_nearest_without_them(
+    written: dict[str, Artifact], small: Path, tmp_path: Path, values: np.ndarray
+) -> None:
+    record = written["tflite-int8-weights"].manifest.quantization
+    assert list(record.tried) == ["nearest rounding", "corrected biases", "fitted layers"]
+    assert record.tried["fitted layers"] > record.tried["nearest rounding"] + 3
+    assert record.weights == "fitted"
+    plain = export(
+        small / "small.keras",
+        target="tflite",
+        precision="int8-weights",
+        preprocessing="unit",
+        out=tmp_path / "plain",
+    )
+    assert (plain.manifest.quantization.weights, plain.manifest.calibration) == ("nearest", None)
+    exact, rounded, fitted = (
+        next(iter(answers(each, {"image": values}).values()))
+        for each in (written["tflite-float32"], plain, written["tflite-int8-weights"])
+    )
+    assert decibels(exact, fitted) > decibels(exact, rounded) + 1

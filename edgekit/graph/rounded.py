@@ -106,13 +106,13 @@ def emulated(
 
     Args:
         graph: Float; it is changed.
-        numbers: Of the tensors that are rounded, by name; one at least.
+        numbers: Of the tensors that are rounded, by name.
         outputs: Tensors to give, rounded where they have numbers.
         limits: The least and the largest integer.
 
     Returns:
-        A flatbuffer with one output more, ``[1, N]``: NaN where a tensor may hold NaN before it is
-        rounded, which rounding does not keep.
+        A flatbuffer with one output more if a tensor is rounded, ``[1, N]``: NaN where one may hold
+        NaN before it is rounded, which rounding does not keep.
     """
     rounding = _Rounding(graph, limits)
 

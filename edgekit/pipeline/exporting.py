@@ -29,7 +29,7 @@ from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
-from edgekit.graph import kernels, litert, masks, onnx, onnx_forms
+from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline import proof
 from edgekit.pipeline.calibration import (
@@ -335,14 +335,21 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     for option, given in options.for_int8():
         if given is None or ranges or (option in _JUDGING and judged):
             continue
+        if option == "--correction" and judged and options.calibration is not None:
+            continue
         if option == "--calibration" and watched:
             continue
+        if option == "--correction" and judged:
+            raise InvalidOptionError(
+                "--correction is for int8, or together with --calibration; without samples weights "
+                "are rounded to the nearest"
+            )
         raise InvalidOptionError(f"{option} is for int8; {files[0][1]} has no ranges")
     calibration = options.calibration
     if calibration is not None and calibration.endswith(".json") and not ranges:
         use = "float16 needs images to see what overflows"
         if judged:
-            use = "without ranges, images judge a file with int8 weights"
+            use = "without ranges, layers are fitted to images"
         raise InvalidOptionError(
             f"{use}, got the table {calibration}; pass fashion_mnist or FILE.npz"
         )
@@ -431,15 +438,19 @@ class _Pipeline:
 
     def integers(self, precision: str) -> Quantized:
         """Encodings and integers of a precision, the same for every format."""
-        scheme = SCHEMES[precision]
-        if precision not in self._decided and scheme.ranges:
-            self._decided[precision] = self._quantized(self.profile.deciding(precision))
-        elif precision not in self._decided:
-            multiplied = kernels.DYNAMIC["onnx"] if scheme.dynamic else ()
-            self._decided[precision] = weights.decide(
-                self.canonical, profile=self.profile, multiplied=multiplied
+        if precision not in self._decided:
+            profile = self.profile.deciding(precision)
+            self._decided[precision] = (
+                self._quantized(profile)
+                if self._by_samples(precision)
+                else weights.decide(self.canonical, profile=profile)
             )
         return self._decided[precision]
+
+    def _by_samples(self, precision: str) -> bool:
+        """Whether integers are decided with calibration samples: those that have no ranges are
+        rounded to the nearest without any."""
+        return SCHEMES[precision].ranges or self._with_images is not None
 
     @functools.cached_property
     def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
@@ -558,7 +569,7 @@ class _Pipeline:
         source, options, scheme = self.source, self.options, SCHEMES[precision]
         images = None if self.calibration is None else self.calibration.images
         if scheme.integers and images is not None:
-            apart = len(images) >= FEWEST_IMAGES or not scheme.ranges
+            apart = len(images) >= FEWEST_IMAGES
             judged = proof.judge(
                 written.content,
                 written.signature,
@@ -571,10 +582,8 @@ class _Pipeline:
             return judged, _verdict(
                 judged,
                 f"{precision} {target}",
-                rescues=lambda: (
-                    _rescues(source, options, written.canonical, apart=apart)
-                    if scheme.ranges
-                    else "export in float16"
+                rescues=lambda: _rescues(
+                    source, options, written.canonical, apart=apart, ranges=scheme.ranges
                 ),
                 apart=apart,
                 dead=options.allow_dead,
@@ -613,7 +622,7 @@ class _Pipeline:
         """Write a file of :attr:`canonical`."""
         if SCHEMES[precision].integers:
             has_encodings = self.source.encodings is not None or self.source.integers is not None
-            known = has_encodings or not SCHEMES[precision].ranges
+            known = has_encodings or not self._by_samples(precision)
             table = None if known else self.table
             return _make_int8(
                 self.source,
@@ -909,14 +918,16 @@ def _some(
     return feeds.feed(images, signature.inputs, source.preprocessing, chosen)
 
 
-def _rescues(source: FloatModel, options: Options, canonical: bytes, *, apart: bool) -> str:
-    """Advice for a better int8 file, or for a file of another precision."""
+def _rescues(
+    source: FloatModel, options: Options, canonical: bytes, *, apart: bool, ranges: bool
+) -> str:
+    """Advice for a better file of a precision, with or without ranges, or for another one."""
     advice = []
     if not apart:
         advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         advice.append("leave out --correction none")
-    if _can_be_trained(source, options, canonical):
+    if ranges and _can_be_trained(source, options, canonical):
         how = f" --preprocessing {options.preprocessing}" if options.preprocessing else ""
         advice.append(
             f"fine-tune with `python -m edgekit.qat MODEL{how} --data IMAGES --out FOLDER`"

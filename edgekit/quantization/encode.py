@@ -146,7 +146,8 @@ def activations(
     profile: DeviceProfile,
     floats: Collection[str] = (),
 ) -> dict[str, Encoding]:
-    """The encoding of every activation but those that :func:`left_float` names.
+    """The encoding of every activation but those that :func:`left_float` names; of none where the
+    profile has float32 activations.
 
     Args:
         graph: Float.
@@ -160,6 +161,8 @@ def activations(
             are made from real numbers.
     """
     dtype = profile.activations
+    if dtype == "float32":
+        return {}
     floats = left_float(graph, floats, dtype)
     for operator in graph.operators:
         source = operator.inputs[0] if operator.kind == "CAST" else ""

@@ -83,7 +83,7 @@ class Judge:
             self._rounded(graph, layers, encodings),
             numbers,
             self._names,
-            limits=limits(self._profile.activations),
+            limits=limits(reconstruct.dtype_of(encodings.values())),
         )
         found = walk.run(content, graph, self._held, threads=self._threads)
         if not any(np.isnan(watched).any() for watched in found[len(self._names) :]):

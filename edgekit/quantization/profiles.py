@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgekit.base import words
+from edgekit.graph import kernels
 from edgekit.records import environment
 from edgekit.records.results import Environment
 from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
@@ -25,9 +26,11 @@ class DeviceProfile:
         about: One line for people.
         precisions: What can be exported for it, by target.
         symmetric: Activations have zero_point 0.
-        activations: dtype that integers of activations are decided for.
+        activations: dtype that activations are decided for; with float32 weights alone become
+            integers.
         onnx_activations: ``uint8`` or ``int8``, the dtype in ONNX; TFLite has int8 always.
         onnx_bias: Whether ONNX gets int32 biases; else they stay float.
+        paired: Kinds of layers whose products with integers onnxruntime adds; default all.
         pair_bound: Whether weights have to keep pairs of products within int16, since a kernel of
             the device adds them there with saturation (edgekit.quantization.saturation).
         provider: The execution provider of onnxruntime that serves it.
@@ -38,9 +41,10 @@ class DeviceProfile:
     about: str
     precisions: Mapping[str, tuple[str, ...]]
     symmetric: bool = False
-    activations: Literal["int8", "int16"] = "int8"
+    activations: Literal["int8", "int16", "float32"] = "int8"
     onnx_activations: Literal["uint8", "int8"] = "uint8"
     onnx_bias: bool = True
+    paired: frozenset[str] | None = None
     pair_bound: bool = False
     provider: str = "CPUExecutionProvider"
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -54,10 +58,17 @@ class DeviceProfile:
 
     def deciding(self, precision: str) -> DeviceProfile:
         """What the integers of a precision are decided by: int16 has zero_point 0 and no bound,
-        since only TFLite has it, whose kernels do not saturate."""
-        if SCHEMES[precision].activations != "int16":
+        since only TFLite has it, whose kernels do not saturate; nor has what multiplies real
+        numbers."""
+        scheme = SCHEMES[precision]
+        if scheme.activations == "int16":
+            none = replace(self, paired=frozenset(), pair_bound=False)
+            return replace(none, symmetric=True, activations="int16")
+        if scheme.ranges:
             return self
-        return replace(self, symmetric=True, activations="int16", pair_bound=False)
+        paired = kernels.DYNAMIC["onnx"] if scheme.dynamic else frozenset[str]()
+        bound = self.pair_bound and scheme.dynamic
+        return replace(self, activations="float32", paired=paired, pair_bound=bound)
 
     def options(self, target: str, precision: str) -> dict[str, str]:
         """Options that the runtime of a target needs for a file of a precision on the device."""

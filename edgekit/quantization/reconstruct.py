@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError
-from edgekit.graph import walk
+from edgekit.graph import kernels, walk
 from edgekit.graph.flatbuffer import Graph, Layer
 from edgekit.quantization import rounding, sampling, saturation
 from edgekit.quantization.rounding import Floats
@@ -132,7 +132,7 @@ def nearest(
         rows, bias = rows_of(graph, layer)
         if layer.output not in known:
             scale = rounding.scales(rows, bits=bits)
-            bound = pair_bound and saturation.pairs_products(graph, layer)
+            bound = pair_bound and _pairs(graph, layer, encodings)
             if bound:
                 scale = rounding.pair_scales(rows, scale)
             known[layer.output] = rounding.nearest(rows, scale, pair_bound=bound), scale
@@ -144,6 +144,13 @@ def nearest(
             )
         found[layer.output] = finish(graph, layer, steps, scale, bias, encodings)
     return found
+
+
+def _pairs(graph: Graph, layer: Layer, encodings: Mapping[str, Encoding] | None) -> bool:
+    """Whether a kernel of onnxruntime's multiplies a layer's integers in pairs."""
+    if encodings is None and layer.kind not in kernels.DYNAMIC["onnx"]:
+        return False
+    return saturation.pairs_products(graph, layer)
 
 
 def integer_layers(graph: Graph, encodings: Mapping[str, Encoding] | None) -> tuple[Layer, ...]:
@@ -158,7 +165,7 @@ def integer_layers(graph: Graph, encodings: Mapping[str, Encoding] | None) -> tu
 
 def fitted(
     graph: Graph,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
     feed: walk.Values,
     *,
     pair_bound: bool,
@@ -171,7 +178,7 @@ def fitted(
     Args:
         graph: Float.
         encodings: Encodings of activations; a layer that has none of its input or output stays
-            float.
+            float. None as :func:`nearest` takes it.
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
         threads: Number of threads of the float operators, and of the fit.
@@ -183,18 +190,19 @@ def fitted(
     """
     layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     shared = shared_weights(graph)
-    stored = {name: each for name, each in encodings.items() if each.dtype == "int8"}
+    known = encodings or {}
+    stored = {name: each for name, each in known.items() if each.dtype == "int8"}
     numbers = {name: (each.scale[0], each.zero_point) for name, each in stored.items()}
 
     def rounded_real(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Real values of what is stored in 16 bits, which no operator reads here."""
-        wide = name in encodings and name not in stored
-        return encodings[name].fake_quantize(values) if wide else values
+        wide = name in known and name not in stored
+        return known[name].fake_quantize(values) if wide else values
 
     rng, count = np.random.default_rng(seed), walk.samples(graph, feed)
     places = {name: sampling.draw(graph, layer, count, rng) for name, layer in layers.items()}
     device: dict[str, npt.NDArray[Any]] = {
-        name: encodings[name].steps(values) if name in numbers else rounded_real(name, values)
+        name: stored[name].steps(values) if name in stored else rounded_real(name, values)
         for name, values in feed.items()
     }
     changed = Graph(graph.serialize())
@@ -213,7 +221,7 @@ def fitted(
                         plain.pop(layer.output),
                         _seen(graph, places[layer.output], device, stored, count),
                         encodings,
-                        pair_bound=pair_bound and saturation.pairs_products(graph, layer),
+                        pair_bound=pair_bound and _pairs(graph, layer, encodings),
                         shared=layer.output in shared,
                         each=pool.map,
                     )
@@ -225,7 +233,7 @@ def fitted(
                     if values.dtype == np.float32 and not _finite(values):
                         raise NotFiniteError(name)
                 if step.doubtful:
-                    _check_finite(changed, position, device, encodings, threads)
+                    _check_finite(changed, position, device, stored, threads)
                 for name in [n for n in device if ends.get(n, position + 1) <= position]:
                     del device[name]
                 advance(operator.outputs[0])
@@ -345,7 +353,7 @@ def _fit(
     layer: Layer,
     exact: npt.NDArray[np.float32],
     seen: Seen,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
     *,
     pair_bound: bool,
     shared: bool,

@@ -1,13 +1,13 @@
 """Integers of weights alone: activations stay float in the file.
 
 Every layer is rounded to the nearest step of its output channels' scales. No samples are needed,
-since nothing has a range. Biases and all other constants stay float.
+since nothing has a range; with samples, :func:`edgekit.quantization.quantize.quantize` corrects
+biases and fits layers. Biases and all other constants stay float.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 
 from edgekit.base.errors import InvalidModelError
 from edgekit.graph.flatbuffer import Graph
@@ -17,16 +17,12 @@ from edgekit.quantization.quantize import NEAREST, Quantized, predictions
 from edgekit.records.encodings import Encoding, Encodings, Stored
 
 
-def decide(
-    canonical: bytes, *, profile: DeviceProfile, multiplied: Collection[str] = ()
-) -> Quantized:
+def decide(canonical: bytes, *, profile: DeviceProfile) -> Quantized:
     """Round the weights of every layer.
 
     Args:
         canonical: Float flatbuffer.
         profile: The device.
-        multiplied: Kinds of layers whose weights onnxruntime multiplies with integers, so that the
-            device's bound on pairs of products holds for them.
 
     Raises:
         InvalidModelError: If the model has no layer, or a weight is NaN or infinite.
@@ -37,12 +33,10 @@ def decide(
             "expected a model with weights of layers to store in int8, got one without any "
             "convolution or dense layer; export it in float32 or float16"
         )
-    paired = [layer.output for layer in graph.layers if layer.kind in multiplied]
-    layers = reconstruct.nearest(graph, None, pair_bound=False)
-    plain = {output: layers[output] for output in paired}
-    saturating = tuple(each for each in predictions(graph, plain) if each.pairs)
+    layers = plain = reconstruct.nearest(graph, None, pair_bound=False)
     if profile.pair_bound:
-        layers |= reconstruct.nearest(graph, None, pair_bound=True, only=paired)
+        layers = reconstruct.nearest(graph, None, pair_bound=True)
+    saturating = tuple(each for each in predictions(graph, plain, profile.paired) if each.pairs)
     changed, tensors = Graph(canonical), dict[str, Encoding]()
     for layer in graph.layers:
         reconstruct.put(changed, layer, layers[layer.output])

@@ -74,7 +74,7 @@ class Source:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How the ranges of an int8 artifact were calibrated.
+    """The samples by which the integers of an artifact with int8 weights were decided.
 
     Attributes:
         data: Name of the calibration set.
@@ -167,7 +167,7 @@ class Manifest(schema.Document):
         signature: Inputs and outputs of the model file.
         preprocessing: How a picture becomes the float input.
         source: The float model; None for a model that edgekit trained.
-        calibration: Where the ranges of an int8 file come from.
+        calibration: The samples by which integers were decided; None without any.
         device: Device profile that the file was exported for.
         quantization: How the integers of an int8 file were chosen.
         execution: What ran when the file was loaded after it was written.
