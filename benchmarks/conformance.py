@@ -33,8 +33,9 @@ from edgekit.base import outputs
 from edgekit.base.errors import EdgekitError
 from edgekit.export import TARGETS, Options, export
 from edgekit.records import environment
-from edgekit.records.artifact import PRECISIONS, Artifact
+from edgekit.records.artifact import Artifact
 from edgekit.records.results import ArtifactResult
+from edgekit.records.schemes import PRECISIONS, SCHEMES
 from edgekit.sources import float_model
 
 SCHEMA_VERSION = 1
@@ -184,7 +185,6 @@ def measured(net: Net, work: Path) -> Result:
     folder = work / net.name.replace(" ", "-").replace("/", "-")
     plain = Options(preprocessing=net.preprocessing)
     options = replace(plain, calibration=net.calibration)
-    with_ranges = {"int8"}
     made: dict[str, Artifact] = {}
     refused: dict[str, str] = {}
     for precision in PRECISIONS:
@@ -193,7 +193,7 @@ def measured(net: Net, work: Path) -> Result:
             try:
                 made[name] = export(
                     net.model,
-                    options if precision in with_ranges else plain,
+                    options if SCHEMES[precision].integers else plain,
                     target=target,
                     precision=precision,
                     out=folder / name.replace(" ", "-"),

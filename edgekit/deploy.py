@@ -35,9 +35,9 @@ from edgekit.gating.gate import check_answerable, gate
 from edgekit.pipeline.exporting import TARGETS, export_all
 from edgekit.pipeline.options import Options as ExportOptions
 from edgekit.quantization import profiles
-from edgekit.records import artifact
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Report
+from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
 from edgekit.records.signature import Layout
 from edgekit.reporting import gate_table, tables
 from edgekit.reporting.page import report as page_of
@@ -149,9 +149,10 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
     )
     add(
         "--precision",
-        type=cli.several(artifact.PRECISIONS),
+        type=cli.several(PRECISIONS),
         metavar="PRECISION[,PRECISION]",
-        help="precisions of the numbers (default: all that the device takes)",
+        help=f"precisions of the numbers, of {', '.join(PRECISIONS)} (default: those of "
+        f"{', '.join(USUAL)} that the device takes)",
     )
     add(
         "--device",
@@ -192,9 +193,10 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     if precisions is None:
         precisions = [
             each
-            for each in artifact.PRECISIONS
+            for each in USUAL
             if all(each in profile.precisions.get(target, ()) for target in targets)
         ]
+    judged_ones = any(each in SCHEMES and SCHEMES[each].integers for each in precisions)
     bounds = (*judged.bounds, *grammar.once(options.bounds))
     baseline = options.baseline or judged.baseline
     if named or baseline is None or not baseline.exists():
@@ -207,7 +209,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     layout = options.layout or (None if named else table.layout) or ""
     test = float_model.data_word(options.data or table.data, model)
     written = ExportOptions(
-        calibration=(options.calibration or table.calibration) if "int8" in precisions else None,
+        calibration=(options.calibration or table.calibration) if judged_ones else None,
         device=profile.name,
         preprocessing=options.preprocessing or (None if named else table.preprocessing),
         shapes=float_model.shapes_of(options.shape),

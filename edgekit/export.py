@@ -43,8 +43,8 @@ from edgekit.pipeline.options import Options
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import CORRECTIONS
 from edgekit.quantization.table import METHODS
-from edgekit.records import artifact
 from edgekit.records.artifact import Artifact, QuantizationRecord
+from edgekit.records.schemes import PRECISIONS, SCHEMES
 from edgekit.sources import float_model
 
 __all__ = ["Options", "export", "export_all", "main", "parser"]
@@ -86,10 +86,10 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     add(
         "--precision",
         required=True,
-        type=cli.several(artifact.PRECISIONS),
+        type=cli.several(PRECISIONS),
         metavar="PRECISION[,PRECISION]",
         help=f"precision of the numbers in the file, or several: "
-        f"{', '.join(artifact.PRECISIONS)}; int8 also computes in integers",
+        f"{'; '.join(f'{name} ({each.about})' for name, each in SCHEMES.items())}",
     )
     add(
         "--calibration",
@@ -186,7 +186,7 @@ def _print(written: Artifact) -> None:
     record, execution = manifest.quantization, manifest.execution
     if record is not None and manifest.device == "x86-avx2":
         _print_saturating(record)
-    if manifest.precision == "int8" and execution is not None:
+    if SCHEMES[manifest.precision].integers and execution is not None:
         kernels = ", ".join(f"{count} {kind}" for kind, count in execution.kernels.items())
         cli.say(f"ran on {execution.provider}: {kernels}")
         if execution.own_kernels:
@@ -194,7 +194,7 @@ def _print(written: Artifact) -> None:
             cli.say(f"on LiteRT's own kernels, as {execution.provider} takes none of them: {own}")
         for name in execution.floats:
             cli.say(f"computes in float: {name}")
-        if execution.floats:
+        if execution.floats and SCHEMES[manifest.precision].ranges:
             cli.say(f"its share of the time: python -m edgekit.benchmark {written.path}")
     for note in manifest.notes:
         cli.say(f"note: {note}")

@@ -132,7 +132,7 @@ def test_the_command_says_what_differs(
     assert "stem/Conv2D1" in bad.stderr
     for arguments, message in (
         ((ours.path, ours.path), "expected a TFLite and an ONNX artifact"),
-        ((ours.path, artifacts["onnx-float32"]), "expected int8 artifacts"),
+        ((ours.path, artifacts["onnx-float32"]), "expected artifacts with int8 weights"),
         ((ours.path, tmp_path / "none"), "not found"),
     ):
         failed = edgekit("parity", *arguments)
@@ -237,5 +237,5 @@ def test_files_beside_artifacts(artifacts: dict[str, Path], tmp_path: Path) -> N
     assert model_file.load(inside).manifest == pair[1].manifest  # the artifact's
     weights = np.random.default_rng(0).normal(size=(784, 10))
     other = model_file.load(nets.linear(tmp_path / "other.onnx", weights, step=0.1), as_is)
-    with pytest.raises(InvalidModelError, match="is float32; expected int8"):
+    with pytest.raises(InvalidModelError, match="is float32; expected artifacts with int8"):
         numbers(pair[0], other)

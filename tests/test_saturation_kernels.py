@@ -26,7 +26,8 @@ x, w = given["x"], given["w"]
 def run(nodes, feeds, constants, output):
     graph = h.make_graph(
         nodes, "g",
-        [h.make_tensor_value_info(k, T.UINT8, v.shape) for k, v in feeds.items()],
+        [h.make_tensor_value_info(k, h.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+         for k, v in feeds.items()],
         [h.make_tensor_value_info("y", output, None)],
         [n.from_array(np.asarray(v), k) for k, v in constants.items()],
     )
@@ -38,6 +39,14 @@ def run(nodes, feeds, constants, output):
 
 matmul = run([h.make_node("MatMulInteger", ["x", "w"], ["y"])], {"x": x},
              {"w": np.ascontiguousarray(w.T)}, T.INT32)
+# from 0 to 255, so that numbers are their own steps
+dynamic = run(
+    [h.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+     h.make_node("MatMulInteger", ["q", "w", "z"], ["i"]),
+     h.make_node("Cast", ["i"], ["f"], to=T.FLOAT),
+     h.make_node("Mul", ["s", "ones"], ["m"]), h.make_node("Mul", ["f", "m"], ["y"])],
+    {"x": x.astype(np.float32)},
+    {"w": np.ascontiguousarray(w.T), "ones": np.ones(len(w), np.float32)}, T.FLOAT)
 one, zero = np.float32(1), np.uint8(0)
 scale = np.float32(given["scale"])
 names = ["x", "one", "zero", "w", "ones", "zeros", "scale", "middle"]
@@ -53,7 +62,8 @@ depthwise = run(
     {"w": deep[:, None], "one": one, "zero": zero, "ones": np.ones(len(deep), np.float32),
      "zeros": np.zeros(len(deep), np.int8), "scale": np.float32(given["deep_scale"]),
      "middle": np.uint8(128)}, T.UINT8)
-np.savez(sys.argv[2], matmul=matmul, convolution=convolution[0, :, 0].T, depthwise=depthwise[0])
+np.savez(sys.argv[2], matmul=matmul, dynamic=dynamic, convolution=convolution[0, :, 0].T,
+         depthwise=depthwise[0])
 """
 
 
@@ -74,6 +84,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     folder = tmp_path_factory.mktemp("kernels")
     rng = np.random.default_rng(0)
     x = rng.integers(128, 256, (16, 64), dtype=np.uint8)
+    x[0, 0] = 255
     weights = rng.integers(-127, 128, (32, 64))
     weights[:16] = saturation.shrink(weights[:16].astype(float), weights[:16].astype(float))
     deep = rng.integers(-127, 128, (16, 3, 3)).astype(np.int8)
@@ -105,6 +116,10 @@ def test_matrix_products_saturate_as_the_model_says(ran: dict[str, np.ndarray]) 
     exact = ran["x"].astype(np.int32) @ ran["w"].astype(np.int32).T
     assert (predicted != exact).any()
     np.testing.assert_array_equal(ran["matmul"], predicted)
+
+
+def test_products_that_are_rounded_when_they_run_saturate_too(ran: dict[str, np.ndarray]) -> None:
+    np.testing.assert_array_equal(ran["dynamic"], saturation.dot(ran["x"], ran["w"]))
 
 
 def test_convolutions_saturate_as_the_model_says(ran: dict[str, np.ndarray]) -> None:

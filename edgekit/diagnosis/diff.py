@@ -101,6 +101,10 @@ class LayerDiff:
         )
 
 
+#: Precisions of which it is known how much a sound layer errs.
+_JUDGED = ("float32", "float16", "int8")
+
+
 @dataclass(frozen=True)
 class _Side:
     """One of the two models, as the command line names it."""
@@ -165,6 +169,12 @@ def diff(
     """
     one, other = _side(reference), _suspect(suspect, preprocessing)
     assert other.artifact is not None
+    for side in (one, other):
+        if side.precision not in _JUDGED:
+            raise InvalidOptionError(
+                f"--layers takes {', '.join(_JUDGED)}, got {side.path} in {side.precision}, whose "
+                f"rounding it has no measure for; leave --layers out"
+            )
     unknown = isinstance(other.artifact, ModelFile)
     if one.source != other.source and not unknown:
         raise InvalidModelError(

@@ -14,6 +14,7 @@ from edgekit.evaluation import conditions, operators
 from edgekit.records import environment
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Conditions, Environment, Measurement, Runtime
+from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes import RUNTIMES
 from edgekit.runtimes.worker import Job, Worker
 
@@ -214,7 +215,7 @@ def _operators(
         Operator(kind, ms, 100 * ms / everything, counts[kind])
         for kind, ms in sorted(total.items(), key=lambda item: -item[1])
     )
-    if manifest.precision != "int8":
+    if not SCHEMES[manifest.precision].ranges:
         return kinds, None, notes
     in_float = tuple(
         FloatIsland(each.name, each.kinds, each.ms, 100 * each.ms / everything)

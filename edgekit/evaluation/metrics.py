@@ -35,6 +35,7 @@ from edgekit.records.results import (
     Unit,
     pack_bits,
 )
+from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes.worker import Worker
 
 #: Percent of predictions that are those of the float model, below which close outputs are warned
@@ -393,12 +394,14 @@ def _warnings(
     )
     for result in results:
         ratio = result.metrics.get("latency_ratio")
-        if result.precision == "int8" and ratio is not None and ratio.value > 1:
+        scheme = SCHEMES.get(result.precision, SCHEMES["float32"])
+        if scheme.integers and ratio is not None and ratio.value > 1:
             sentences.append(
-                f"{result.name}: int8 takes {ratio.value:.2f}x the time of float32 on this CPU"
+                f"{result.name}: {result.precision} takes {ratio.value:.2f}x the time of float32 "
+                f"on this CPU"
             )
         if (
-            result.precision == "int8"
+            scheme.multiplies_integers
             and result.format == "onnx"
             and any(environment.saturates(place) for place in result.places or (machine,))
             and result.name not in safe

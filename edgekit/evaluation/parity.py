@@ -20,9 +20,11 @@ from edgekit.records import encodings, environment, stats
 from edgekit.records.artifact import Artifact
 from edgekit.records.encodings import Difference, Encodings, Stored
 from edgekit.records.results import Environment, Measurement, Parity, ParityPair
+from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes.model_file import ModelFile
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.writers import onnx_integers, tflite_integers
+from edgekit.writers.onnx_dynamic import joined
 
 #: Differences of two outputs are counted up to this many steps.
 _LSB_BINS = 16
@@ -44,11 +46,11 @@ class Numbers:
 
 
 def numbers(left: Artifact, right: Artifact) -> Numbers:
-    """Compare what a TFLite and an ONNX int8 artifact store.
+    """Compare the integers that a TFLite and an ONNX artifact of one precision store.
 
     Raises:
-        InvalidModelError: If they are not one of each, come from different float models, or have
-            no tensor of one name.
+        InvalidModelError: If they are not one of each, have other precisions or no integers, come
+            from different float models, or have no tensor of one name.
     """
     formats = {left.manifest.format: left, right.manifest.format: right}
     if set(formats) != {"tflite", "onnx"}:
@@ -57,10 +59,16 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
             f"{right.manifest.format}"
         )
     for artifact in (left, right):
-        if artifact.manifest.precision != "int8":
+        if not SCHEMES[artifact.manifest.precision].integers:
             raise InvalidModelError(
-                f"{artifact.path} is {artifact.manifest.precision}; expected int8 artifacts"
+                f"{artifact.path} is {artifact.manifest.precision}; expected artifacts with int8 "
+                f"weights"
             )
+    if left.manifest.precision != right.manifest.precision:
+        raise InvalidModelError(
+            f"{left.path} is {left.manifest.precision} and {right.path} is "
+            f"{right.manifest.precision}; expected artifacts of one precision"
+        )
     files = [artifact for artifact in (left, right) if isinstance(artifact, ModelFile)]
     graphs = {
         Encodings.load(artifact.path / encodings.FILE).graph_sha256
@@ -86,8 +94,9 @@ def numbers(left: Artifact, right: Artifact) -> Numbers:
             f"matched by name"
         )
     if not any(layer.bias is not None for layer in theirs.layers.values()):
+        if any(layer.bias is not None for layer in ours.layers.values()):
+            expected.append(f"{formats['onnx'].name} keeps its biases in float")
         ours = ours.without_biases()
-        expected.append(f"{formats['onnx'].name} keeps its biases in float")
     devices = {kind: artifact.manifest.device for kind, artifact in formats.items()}
     if not files and devices["tflite"] != devices["onnx"]:
         expected.append(
@@ -138,7 +147,7 @@ def _read(
 ) -> tuple[Stored, Stored, tuple[str, ...]]:
     """Both, and what is not in ONNX; with ``own``, the ONNX file has the graph of its source, in
     which some layers are none: gates of an LSTM, those in the branches of an If."""
-    ours, graph = tflite_integers.read_file(content), Graph(content)
+    ours, graph, model = tflite_integers.read_file(content), Graph(content), joined(model)
     theirs = onnx_integers.read_stored(model, graph)
     ours, missing = onnx_integers.without_missing(ours, theirs, model, graph)
     absent = set(onnx_integers.absent(model, graph)) & (ours.layers.keys() if own else set())

@@ -37,6 +37,14 @@ WEIGHTS = {
     "FULLY_CONNECTED": Weights("dense", 0, 2),
     "TRANSPOSE_CONV": Weights("transposed", 2, 3),
 }
+#: Versions of operators that take float inputs and int8 weights with a scale for each channel.
+HYBRID = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+#: Versions of operators that take int16 activations, where they are not those of int8.
+WIDE = {
+    "ADD": 3, "AVERAGE_POOL_2D": 3, "CONCATENATION": 3, "CONV_2D": 4, "DEPTHWISE_CONV_2D": 5,
+    "FULLY_CONNECTED": 7, "LEAKY_RELU": 2, "LOGISTIC": 3, "MAX_POOL_2D": 3, "MEAN": 3, "MUL": 4,
+    "PAD": 3, "RELU": 3, "RELU6": 3, "SOFTMAX": 3, "SUB": 5, "TANH": 3, "TRANSPOSE_CONV": 4,
+}  # fmt: skip
 #: The least and the largest number that an activation lets through.
 BOUNDS = {
     "RELU": (0.0, math.inf),
@@ -264,11 +272,18 @@ class Graph:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Operators with constant weights, in order of execution."""
+        """Operators with constant weights, in order of execution.
+
+        Weights are those too that a DEQUANTIZE makes of int8 ones.
+        """
         found = []
+        stored = self._dequantized()
         for raw in self._subgraph.operators:
             operator = self._operator(raw)
-            if operator.kind not in WEIGHTS or not self.is_constant(operator.inputs[1]):
+            if operator.kind not in WEIGHTS:
+                continue
+            weights = stored.get(operator.inputs[1], operator.inputs[1])
+            if not self.is_constant(weights):
                 continue
             kind, place, behind = WEIGHTS[operator.kind]
             bias = operator.inputs[behind] if len(operator.inputs) > behind else ""
@@ -281,7 +296,7 @@ class Graph:
                 Layer(
                     kind=kind,
                     input=operator.inputs[place],
-                    weights=operator.inputs[1],
+                    weights=weights,
                     bias=bias or None,
                     output=operator.outputs[0],
                     activation=_ACTIVATIONS[options.fusedActivationFunction].lower(),
@@ -293,6 +308,16 @@ class Graph:
                 )
             )
         return tuple(found)
+
+    def _dequantized(self) -> dict[str, str]:
+        """int8 constant by the real tensor that a DEQUANTIZE makes of it."""
+        return {
+            operator.outputs[0]: operator.inputs[0]
+            for operator in self.operators
+            if operator.kind == "DEQUANTIZE"
+            and self.is_constant(operator.inputs[0])
+            and self.dtype(operator.inputs[0]) == np.int8
+        }
 
     def kernel(self, layer: Layer) -> bytes:
         """Kind, size and numbers of a layer's weights: the same of layers that share them."""
@@ -381,18 +406,51 @@ class Graph:
         parameters.quantizedDimension = found.axis
 
     def make_integer(
-        self, name: str, found: Quantization, values: npt.NDArray[Any] | None = None
+        self,
+        name: str,
+        found: Quantization,
+        values: npt.NDArray[Any] | None = None,
+        *,
+        dtype: str = "int8",
     ) -> None:
-        """Turn a float tensor into an integer one: int8, or what a constant's numbers are."""
+        """Turn a float tensor into an integer one, of this dtype or of that of a constant's
+        numbers."""
         tensor = self._tensors[name]
         if values is not None:
             self.store(name, values)
         else:
-            tensor.type = self._schema.TensorType.INT8
+            tensor.type = getattr(self._schema.TensorType, dtype.upper())
         tensor.quantization = self._schema.QuantizationParametersT()
         self.set_quantization(name, found)
 
-    def add_conversion(self, kind: str, source: str, name: str) -> str:
+    def make_hybrid(self, position: int) -> None:
+        """Let an operator take float inputs and int8 weights with a scale for each channel.
+
+        Args:
+            position: Place of a CONV_2D or FULLY_CONNECTED in :attr:`operators`.
+        """
+        raw = self._subgraph.operators[position]
+        kind = self._operator(raw).kind
+        raw.opcodeIndex = self._code(kind, HYBRID[kind])
+        if kind == "FULLY_CONNECTED":
+            raw.builtinOptions = copy.copy(raw.builtinOptions)
+            raw.builtinOptions.asymmetricQuantizeInputs = True
+
+    def make_wide(self, position: int) -> None:
+        """Let an operator take int16 activations, of any scale.
+
+        Args:
+            position: Place in :attr:`operators`.
+        """
+        raw = self._subgraph.operators[position]
+        kind = self._operator(raw).kind
+        if kind in WIDE:
+            raw.opcodeIndex = self._code(kind, WIDE[kind])
+        if kind in ("ADD", "SUB"):  # by default a scale is taken for a power of two
+            raw.builtinOptions = copy.copy(raw.builtinOptions)
+            raw.builtinOptions.potScaleInt16 = False
+
+    def add_conversion(self, kind: str, source: str, name: str, *, version: int = 2) -> str:
         """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made
         integer.
 
@@ -400,6 +458,7 @@ class Graph:
             kind: The operator.
             source: What it reads.
             name: Name of the new tensor; if it is taken, a number is added.
+            version: Of the operator; 5 reads a scale for each channel.
         """
         while name in self._tensors:
             name = f"{name}_"
@@ -410,7 +469,7 @@ class Graph:
         self._tensors[name] = tensor
         self._order.append(name)
         operator = self._schema.OperatorT()
-        operator.opcodeIndex = self._code(kind, 2)
+        operator.opcodeIndex = self._code(kind, version)
         operator.inputs, operator.outputs = [self._order.index(source)], [len(self._order) - 1]
         self._subgraph.operators.append(operator)
         return name

@@ -67,9 +67,44 @@ ELEMENTWISE = frozenset(
 ).union(RECTIFYING, CHOOSING, _COMPARING)
 #: XNNPACK takes constants without a zero_point only.
 SYMMETRIC = frozenset(("BATCH_MATMUL",))
+#: Kinds of layers that have a kernel, by target, which rounds float inputs to int8 when it runs and
+#: multiplies integers, faster than in float. LiteRT has none of transposed convolutions, and a slow
+#: one of depthwise ones; onnxruntime's convolution of int8 weights, ConvInteger, is slow too.
+DYNAMIC = {"tflite": frozenset(("conv", "dense")), "onnx": frozenset(("dense",))}
 #: Only sizes are read.
 SIZES = frozenset(("SHAPE", "RANK"))
 INTEGER = WEIGHTED | SAME | JOINED | frozenset(FIXED) | OWN | TELLING
+#: The same of int16 activations: outputs whose scale is fixed, and operators that have a kernel.
+FIXED_16: dict[str, Number] = {
+    "SOFTMAX": (1 / 32768, 0),
+    "LOGISTIC": (1 / 32768, 0),
+    "TANH": (1 / 32768, 0),
+}
+#: Some kernels refuse int16 (seen in LiteRT 2.3: ARG_MAX, ELU, L2_NORMALIZATION, LOG_SOFTMAX,
+#: SQUARED_DIFFERENCE, those that lay blocks out), some take no notice of the scales (comparisons,
+#: PRELU), and some were not tried.
+INTEGER_16 = (
+    INTEGER
+    - TELLING
+    - frozenset(
+        "DEPTH_TO_SPACE ELU HARD_SWISH L2_NORMALIZATION LOG LOG_SOFTMAX PRELU RELU_N1_TO_1 RSQRT "
+        "SPACE_TO_DEPTH SQUARED_DIFFERENCE".split()
+    )
+)
+
+
+def fixed(dtype: str) -> Mapping[str, Number]:
+    """Outputs of operators whose (scale, zero_point) is fixed, by operator.
+
+    Args:
+        dtype: Of activations, ``int8`` or ``int16``.
+    """
+    return FIXED_16 if dtype == "int16" else FIXED
+
+
+def integer(dtype: str) -> frozenset[str]:
+    """Operators that have a kernel of this dtype, ``int8`` or ``int16``."""
+    return INTEGER_16 if dtype == "int16" else INTEGER
 
 
 def reals(graph: Graph, names: tuple[str, ...]) -> list[str]:
@@ -90,9 +125,9 @@ def constants(graph: Graph, operator: Operator) -> list[str]:
     return [] if operator.kind in WEIGHTED else floats
 
 
-def has_kernel(graph: Graph, operator: Operator) -> bool:
-    """Whether TFLite can compute an operator on int8, whatever its scales."""
-    if operator.kind not in INTEGER:
+def has_kernel(graph: Graph, operator: Operator, dtype: str = "int8") -> bool:
+    """Whether TFLite can compute an operator on int8, or int16, whatever its scales."""
+    if operator.kind not in integer(dtype):
         return False
     if operator.kind in WEIGHTED:  # a layer: weights and bias are constants
         bias = operator.inputs[WEIGHTS[operator.kind].bias :]
@@ -112,8 +147,11 @@ def blocks(strides: Sequence[int], inputs: int) -> bool:
     return len(strides) == 2 and strides[0] == strides[1] > 1 and inputs % 2 == 0
 
 
-def on_integers(graph: Graph, operator: Operator, encodings: Mapping[str, Number]) -> bool:
-    """Whether TFLite computes an operator of the canonical graph on int8 with these encodings."""
+def on_integers(
+    graph: Graph, operator: Operator, encodings: Mapping[str, Number], dtype: str = "int8"
+) -> bool:
+    """Whether TFLite computes an operator of the canonical graph on int8, or int16, with these
+    encodings."""
     tensors = reals(graph, (*operator.inputs, *operator.outputs))
     if not tensors or not all(name in encodings for name in tensors):
         return False
@@ -122,4 +160,4 @@ def on_integers(graph: Graph, operator: Operator, encodings: Mapping[str, Number
             return False
         if any(np.ptp([0, *graph.constant(n).flat]) >= 127 for n in constants(graph, operator)):
             return False
-    return has_kernel(graph, operator)
+    return has_kernel(graph, operator, dtype)

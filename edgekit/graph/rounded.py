@@ -15,7 +15,9 @@ from edgekit.graph.flatbuffer import Graph, Quantization
 
 #: Axes of a tensor at the most that all operators here take.
 AXES = 6
-#: (scale, int8 zero_point)
+#: The least and the largest int8.
+INT8 = (-128, 127)
+#: (scale, zero_point)
 Number = tuple[float, int]
 
 
@@ -24,10 +26,11 @@ class _Rounding:
 
     Args:
         graph: Float; it is changed.
+        limits: The least and the largest integer.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, limits: tuple[int, int]) -> None:
+        self.graph, self.limits = graph, limits
         self.operators = self.graph.operators
         self._next = len(self.operators)
         self._order: list[int] = []
@@ -60,8 +63,8 @@ class _Rounding:
         found = self.added(graph.add_reshape(name, (-1, int(np.prod(shape))))) if flat else name
         found = self.added(graph.add_scaled("DIV", found, scale))
         found = self.added(graph.add_round(found))
-        found = self.added(graph.add_scaled("MAXIMUM", found, -128 - zero_point))
-        found = self.added(graph.add_scaled("MINIMUM", found, 127 - zero_point))
+        found = self.added(graph.add_scaled("MAXIMUM", found, self.limits[0] - zero_point))
+        found = self.added(graph.add_scaled("MINIMUM", found, self.limits[1] - zero_point))
         if real:
             found = self.added(graph.add_scaled("MUL", found, scale))
         if flat:
@@ -92,19 +95,26 @@ class _Rounding:
         return graph.with_outputs(ends)
 
 
-def emulated(graph: Graph, numbers: Mapping[str, Number], outputs: Sequence[str]) -> bytes:
-    """The graph as a device computes it that stores tensors as int8, in float.
+def emulated(
+    graph: Graph,
+    numbers: Mapping[str, Number],
+    outputs: Sequence[str],
+    *,
+    limits: tuple[int, int] = INT8,
+) -> bytes:
+    """The graph as a device computes it that stores tensors as integers, in float.
 
     Args:
         graph: Float; it is changed.
-        numbers: Of the tensors that are rounded, by name; one at least.
+        numbers: Of the tensors that are rounded, by name.
         outputs: Tensors to give, rounded where they have numbers.
+        limits: The least and the largest integer.
 
     Returns:
-        A flatbuffer with one output more, ``[1, N]``: NaN where a tensor may hold NaN before it is
-        rounded, which rounding does not keep.
+        A flatbuffer with one output more if a tensor is rounded, ``[1, N]``: NaN where one may hold
+        NaN before it is rounded, which rounding does not keep.
     """
-    rounding = _Rounding(graph)
+    rounding = _Rounding(graph, limits)
 
     def put(name: str) -> None:
         if name in numbers:
@@ -134,7 +144,7 @@ def on_integers(content: bytes, numbers: Mapping[str, Number]) -> bytes:
         :func:`emulated` says.
     """
     graph = Graph(content)
-    rounding, outputs = _Rounding(graph), graph.outputs
+    rounding, outputs = _Rounding(graph, INT8), graph.outputs
     for name in graph.inputs:
         if name in numbers:
             real = rounding.added(graph.add_conversion("DEQUANTIZE", name, f"{name}__real"))

@@ -486,5 +486,6 @@ TFLITE_CUSTOM = frozenset("AudioSpectrogram Mfcc TFLite_Detection_PostProcess".s
 #: Session entries and provider options of onnxruntime that a manifest may set. Others of them load
 #: libraries and write files.
 RUNTIME_OPTIONS = frozenset(
-    "session.x64quantprecision session.qdqisint8allowed prefer_nhwc use_tf32".split()
+    "session.x64quantprecision session.qdqisint8allowed session.disable_quant_qdq prefer_nhwc "
+    "use_tf32".split()
 )

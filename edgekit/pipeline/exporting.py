@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from edgekit.pipeline.calibration import (
     observe,
 )
 from edgekit.pipeline.options import Options
-from edgekit.quantization import decisions, existing, profiles
+from edgekit.quantization import decisions, existing, profiles, weights
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
     CORRECTIONS,
@@ -59,11 +59,12 @@ from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
 from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
+from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
 from edgekit.records.signature import Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
-from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
+from edgekit.writers import half, onnx_convert, onnx_dynamic, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
 #: What is exported when no model is named.
@@ -75,6 +76,11 @@ _UNJUDGED = (
     "nothing could be judged, since no calibration samples are at hand; "
     "`python -m edgekit.compare` judges the file"
 )
+#: Why layers of int8-dynamic compute in float.
+_SLOW = {
+    "tflite": "LiteRT has no kernel, or no fast one, that rounds what they read",
+    "onnx": "onnxruntime's ConvInteger of int8 weights is slower than its convolution in float",
+}
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -149,13 +155,13 @@ def export(
         model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
         options: How it is written; default :class:`Options` as it is.
         target: ``tflite`` or ``onnx``.
-        precision: ``float32``, ``float16`` or ``int8``.
+        precision: One of :data:`edgekit.records.schemes.PRECISIONS`.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
         progress: Hears how far it is.
 
     Raises:
-        FidelityError: If the int8 file is dead or poor; nothing is written then.
+        FidelityError: If a file with int8 weights is dead or poor; nothing is written then.
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
     if out is not None:
@@ -182,15 +188,15 @@ def export_all(
         model: As :func:`export` takes it.
         options: How they are written; what is for int8 only is used for the int8 files.
         targets: One or more of ``tflite`` and ``onnx``.
-        precisions: One or more of ``float32``, ``float16`` and ``int8``.
+        precisions: One or more of :data:`edgekit.records.schemes.PRECISIONS`.
         out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``;
             default ``exports``.
         force: Replace the artifacts that are there.
         progress: Hears how far it is.
 
     Raises:
-        FidelityError: If int8 files are dead or poor; the other files are good, and are written.
-            ``written`` of the error names their folders.
+        FidelityError: If files with int8 weights are dead or poor; the other files are good, and
+            are written. ``written`` of the error names their folders.
         EdgekitError: As :func:`export`; nothing is written then. A full disk leaves nothing too.
     """
     files = [(target, precision) for target in targets for precision in precisions]
@@ -245,13 +251,19 @@ def _opened(
     if source.integers is not None:
         _check_existing(model, files, options)
     check_task(options.task, source.outputs)
-    int8 = any(precision == "int8" for _, precision in files)
-    if int8 and samples is None and source.encodings is None and source.integers is None:
+    ranges = any(SCHEMES[precision].ranges for _, precision in files)
+    if ranges and samples is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
         samples = _read_calibration(word, options, progress)
     if samples is not None:
         samples = samples.fitted(source)
-    if source.encodings is not None and int8:
+    for _, precision in files if source.encodings is not None else ():
+        if SCHEMES[precision].integers and SCHEMES[precision].activations != "int8":
+            raise InvalidOptionError(
+                f"{model} was trained for int8; expected --precision int8 of it, or a float one, "
+                f"got {precision}"
+            )
+    if source.encodings is not None and ranges:
         for option, given in options.for_int8():
             if given is not None and option in _DECIDED:
                 raise InvalidOptionError(
@@ -285,13 +297,20 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
 
 #: Options of int8 that say how integers are found.
 _DECIDED = ("--calibration", "--data", "--method", "--correction")
+#: Those that a file with int8 weights has a use for even if it has no ranges.
+_JUDGING = ("--calibration", "--allow-dead", "--allow-poor")
 
 
 def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfile:
     """Check that all options are known and fit the files; return the device's profile."""
     for target, precision in files:
         words.one_of("target", target, TARGETS)
-        words.one_of("precision", precision, artifact.PRECISIONS)
+        words.one_of("precision", precision, PRECISIONS)
+        why = SCHEMES[precision].refused.get(target)
+        if why is not None:
+            raise InvalidOptionError(
+                f"expected another --target for {precision}, got {target}: {why}"
+            )
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
@@ -304,20 +323,35 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     for target, precision in files:
         if precision not in profile.precisions.get(target, ()):
             can = "; ".join(f"{key} in {', '.join(n)}" for key, n in profile.precisions.items())
+            why = profile.about
+            if precision not in USUAL and target in profile.precisions:
+                why += f"; {precision} was not tried there"
             raise InvalidOptionError(
-                f"device {profile.name} takes {can}, got {target} in {precision} ({profile.about})"
+                f"device {profile.name} takes {can}, got {target} in {precision} ({why})"
             )
-    int8 = any(precision == "int8" for _, precision in files)
+    ranges = any(SCHEMES[precision].ranges for _, precision in files)
+    judged = any(SCHEMES[precision].integers for _, precision in files)
     watched = ("onnx", "float16") in files
     for option, given in options.for_int8():
-        if given is None or int8 or (option == "--calibration" and watched):
+        if given is None or ranges or (option in _JUDGING and judged):
             continue
+        if option == "--correction" and judged and options.calibration is not None:
+            continue
+        if option == "--calibration" and watched:
+            continue
+        if option == "--correction" and judged:
+            raise InvalidOptionError(
+                "--correction is for int8, or together with --calibration; without samples weights "
+                "are rounded to the nearest"
+            )
         raise InvalidOptionError(f"{option} is for int8; {files[0][1]} has no ranges")
     calibration = options.calibration
-    if watched and calibration is not None and calibration.endswith(".json") and not int8:
+    if calibration is not None and calibration.endswith(".json") and not ranges:
+        use = "float16 needs images to see what overflows"
+        if judged:
+            use = "without ranges, layers are fitted to images"
         raise InvalidOptionError(
-            f"float16 needs images to see what overflows, got the table {calibration}; pass "
-            f"fashion_mnist or FILE.npz"
+            f"{use}, got the table {calibration}; pass fashion_mnist or FILE.npz"
         )
     return profile
 
@@ -346,6 +380,7 @@ class _Pipeline:
     profile: DeviceProfile
     calibration: _Calibration | None
     options: Options
+    _decided: dict[str, Quantized] = field(default_factory=dict)
 
     @property
     def _with_images(self) -> _Calibration | None:
@@ -369,8 +404,7 @@ class _Pipeline:
     @functools.cached_property
     def merged(self) -> bytes:
         """The same as float files have it: what is spelled out for int8 kernels is one operator."""
-        graph = Graph(self.canonical)
-        return graph.serialize() if graph.merge_hard_swishes() else self.canonical
+        return _merged(self.canonical)
 
     @functools.cached_property
     def tables(self) -> tuple[CalibrationTable, CalibrationTable | None]:
@@ -384,28 +418,44 @@ class _Pipeline:
         """Statistics and ranges of :attr:`canonical`."""
         return self.tables[0]
 
-    @functools.cached_property
-    def quantized(self) -> Quantized:
-        """Encodings and integers, the same for every format."""
+    def _quantized(self, profile: DeviceProfile) -> Quantized:
+        """Encodings and integers of a precision with ranges."""
         if self.source.integers is not None:
-            return _existing(self.source, self.converted, self.profile)
+            return _existing(self.source, self.converted, profile)
         if self.source.encodings is not None:
-            return trained(self.canonical, self.source.encodings, profile=self.profile)
+            return trained(self.canonical, self.source.encodings, profile=profile)
         assert self.calibration is not None  # _opened() has seen to it
         return _decide(
             self.canonical,
             *self.tables,
             self.calibration,
             self.source,
-            self.profile,
+            profile,
             self.options.correction,
             narrow=self.options.method is None and self.table.method == DEFAULT_METHOD,
             strict=self.options.strict,
         )
 
+    def integers(self, precision: str) -> Quantized:
+        """Encodings and integers of a precision, the same for every format."""
+        if precision not in self._decided:
+            profile = self.profile.deciding(precision)
+            self._decided[precision] = (
+                self._quantized(profile)
+                if self._by_samples(precision)
+                else weights.decide(self.canonical, profile=profile)
+            )
+        return self._decided[precision]
+
+    def _by_samples(self, precision: str) -> bool:
+        """Whether integers are decided with calibration samples: those that have no ranges are
+        rounded to the nearest without any."""
+        return SCHEMES[precision].ranges or self._with_images is not None
+
     @functools.cached_property
     def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
-        """Calibration samples to judge int8 files with, and the outputs of the float model."""
+        """Calibration samples that judge files with int8 weights, and the outputs of the float
+        model."""
         assert self.calibration is not None and self.calibration.images is not None  # _judged()
         images = self.calibration.images
         judging = np.arange(len(images))
@@ -425,7 +475,7 @@ class _Pipeline:
         """One file, read back, run and judged.
 
         Raises:
-            FidelityError: If an int8 file is dead or poor.
+            FidelityError: If a file with int8 weights is dead or poor.
             ExecutionError: If the file does not hold or do what it should.
             InvalidModelError: If the model has no form in the target; names what can be exported.
         """
@@ -439,14 +489,19 @@ class _Pipeline:
         execution = proof.execution(
             written.content, written.signature, source, target, precision, profile, numbers
         )
-        if options.strict and precision == "int8" and execution.floats:
+        if options.strict and SCHEMES[precision].ranges and execution.floats:
             raise ExecutionError(
-                f"--strict: {len(execution.floats)} operators of the {target} int8 model compute "
-                f"in float: {', '.join(execution.floats)}; replace them in the model, or export "
-                f"without --strict"
+                f"--strict: {len(execution.floats)} operators of the {target} {precision} model "
+                f"compute in float: {', '.join(execution.floats)}; replace them in the model, or "
+                f"export without --strict"
             )
         judged, sentences = self._judged(written, target, precision)
         computed = f"operators that compute in float: {', '.join(execution.floats)}"
+        if SCHEMES[precision].dynamic:
+            computed = (
+                f"layers that compute in float with int8 weights, as in int8-weights, since "
+                f"{_SLOW[target]}: {', '.join(execution.floats)}"
+            )
         files: dict[str, bytes | Path] = {f"model.{target}": written.content}
         if quantized is not None:
             files[encodings.FILE] = quantized.encodings.dumps().encode()
@@ -476,7 +531,7 @@ class _Pipeline:
                     quantized.weights,
                 ),
                 "execution": execution,
-                "runtime_options": dict(profile.runtime_options.get(target, {})),
+                "runtime_options": profile.options(target, precision),
                 "command": options.command,
                 "notes": (
                     *source.notes,
@@ -510,18 +565,26 @@ class _Pipeline:
     def _judged(
         self, written: _Written, target: str, precision: str
     ) -> tuple[tuple[Fidelity, ...], list[str]]:
-        """Judge the outputs of a file: fidelity of an int8 file, and notes."""
-        source, options = self.source, self.options
+        """Judge the outputs of a file: fidelity of one with int8 weights, and notes."""
+        source, options, scheme = self.source, self.options, SCHEMES[precision]
         images = None if self.calibration is None else self.calibration.images
-        if precision == "int8" and images is not None:
+        if scheme.integers and images is not None:
             apart = len(images) >= FEWEST_IMAGES
             judged = proof.judge(
-                written.content, written.signature, source, target, self.profile, *self.held
+                written.content,
+                written.signature,
+                source,
+                target,
+                precision,
+                self.profile,
+                *self.held,
             )
             return judged, _verdict(
                 judged,
-                target,
-                rescues=lambda: _rescues(source, options, written.canonical, apart=apart),
+                f"{precision} {target}",
+                rescues=lambda: _rescues(
+                    source, options, written.canonical, apart=apart, ranges=scheme.ranges
+                ),
                 apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
@@ -541,11 +604,11 @@ class _Pipeline:
                 few,
             )
         ]
-        return (), [*notes, *([_UNJUDGED] if precision == "int8" else [])]
+        return (), [*notes, *([_UNJUDGED] if scheme.integers else [])]
 
     def _written(self, target: str, precision: str) -> _Written:
         same_format = self.source.kind == "onnx" and target == "onnx"
-        if same_format and precision != "int8":
+        if same_format and not SCHEMES[precision].integers:
             return _of_onnx_source(self.source, precision, self._with_images)
         written = self._of_canonical(target, precision)
         if self.source.kind == "onnx" and not same_format:
@@ -557,11 +620,18 @@ class _Pipeline:
 
     def _of_canonical(self, target: str, precision: str) -> _Written:
         """Write a file of :attr:`canonical`."""
-        if precision == "int8":
+        if SCHEMES[precision].integers:
             has_encodings = self.source.encodings is not None or self.source.integers is not None
-            table = None if has_encodings else self.table
+            known = has_encodings or not self._by_samples(precision)
+            table = None if known else self.table
             return _make_int8(
-                self.source, target, self.canonical, table, self.quantized, self.profile
+                self.source,
+                target,
+                precision,
+                self.canonical,
+                table,
+                self.integers(precision),
+                self.profile,
             )
         if precision == "float16":
             name, size = litert.largest_weight(self.canonical)
@@ -583,6 +653,12 @@ class _Pipeline:
             model, note = _halved(model, self._with_images, self.source, signature.inputs)
             notes = (note,)
         return _Written(model.SerializeToString(), signature, self.canonical, notes=notes)
+
+
+def _merged(content: bytes) -> bytes:
+    """A float graph in which what is spelled out for int8 kernels is one operator."""
+    graph = Graph(content)
+    return graph.serialize() if graph.merge_hard_swishes() else content
 
 
 def _read_calibration(word: str, options: Options, progress: Progress) -> _Calibration:
@@ -842,14 +918,16 @@ def _some(
     return feeds.feed(images, signature.inputs, source.preprocessing, chosen)
 
 
-def _rescues(source: FloatModel, options: Options, canonical: bytes, *, apart: bool) -> str:
-    """Advice for a better int8 file, or for a file of another precision."""
+def _rescues(
+    source: FloatModel, options: Options, canonical: bytes, *, apart: bool, ranges: bool
+) -> str:
+    """Advice for a better file of a precision, with or without ranges, or for another one."""
     advice = []
     if not apart:
         advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         advice.append("leave out --correction none")
-    if _can_be_trained(source, options, canonical):
+    if ranges and _can_be_trained(source, options, canonical):
         how = f" --preprocessing {options.preprocessing}" if options.preprocessing else ""
         advice.append(
             f"fine-tune with `python -m edgekit.qat MODEL{how} --data IMAGES --out FOLDER`"
@@ -874,7 +952,7 @@ def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> b
 
 def _verdict(
     judged: Sequence[Fidelity],
-    target: str,
+    file: str,
     *,
     rescues: Callable[[], str],
     apart: bool,
@@ -907,7 +985,7 @@ def _verdict(
     killed = [each for each in judged if each.level == "dead"]
     if killed:
         where = "; ".join(fidelity.named(each) for each in killed)
-        sentence = f"dead in the int8 {target} file, constant where the float model varies: {where}"
+        sentence = f"dead in the {file} file, constant where the float model varies: {where}"
         if not dead:
             raise FidelityError(
                 sentence,
@@ -919,7 +997,7 @@ def _verdict(
     if low:
         where = ", ".join(f"{each.output} {each.sqnr_centred:.1f} dB" for each in low)
         sentence = (
-            f"the int8 {target} file is poor: of what varies over {samples} there is left {where}, "
+            f"the {file} file is poor: of what varies over {samples} there is left {where}, "
             f"expected {fidelity.POOR:.0f} dB at least"
         )
         if not poor:
@@ -946,11 +1024,14 @@ def _weakest(judged: Fidelity) -> str:
 def _make_int8(
     source: FloatModel,
     target: str,
+    precision: str,
     canonical: bytes,
     table: CalibrationTable | None,
     quantized: Quantized,
     profile: DeviceProfile,
 ) -> _Written:
+    """Write a file with the integers that were decided, and read it back."""
+    scheme = SCHEMES[precision]
     notes = [*_methods_tried(quantized)]
     existing_ones = source.integers is not None
     if existing_ones and quantized.saturating:
@@ -965,8 +1046,10 @@ def _make_int8(
         )
     notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
     if target == "tflite":
-        content = tflite_integers.write(quantized.graph, quantized.stored)
-        proof.check_stored(target, tflite_integers.read_file(content), quantized.stored)
+        content = tflite_integers.write(quantized.graph, quantized.stored, dynamic=scheme.dynamic)
+        proof.check_stored(
+            f"{target} {precision}", tflite_integers.read_file(content), quantized.stored
+        )
         if existing_ones:
             notes += _same_as_source(content, source)
         return _Written(
@@ -991,23 +1074,34 @@ def _make_int8(
                 f"float there: {', '.join(map(short_name, sorted(absent)[:3]))}"
             )
     else:
-        model = onnx_convert.from_tflite(quantized.graph)
+        model = onnx_convert.from_tflite(
+            quantized.graph if scheme.ranges else _merged(quantized.graph)
+        )
     model = onnx_integers.quantize(
         model,
         stored,
         constants,
         activation_dtype=profile.onnx_activations,
         quantize_bias=profile.onnx_bias,
-        blocks=profile.provider == onnx.CPU,
+        blocks=profile.provider == onnx.CPU and scheme.ranges,
+        dynamic=scheme.dynamic,
     )
     if source.kind != "onnx":
         onnx_convert.use_signature_names(model, Graph(canonical))
-    read = onnx_integers.read_stored(model, graph)
-    decided, missing = onnx_integers.without_missing(stored, read, model, graph)
+    layers = onnx_dynamic.joined(model)
+    read = onnx_integers.read_stored(layers, graph)
+    decided, missing = onnx_integers.without_missing(stored, read, layers, graph)
     notes += missing
-    proof.check_stored(target, read, decided, biases=profile.onnx_bias)
-    proof.check_products(model, profile)
-    if not profile.pair_bound and profile.onnx_activations == "uint8":
+    proof.check_stored(f"{target} {precision}", read, decided, biases=profile.onnx_bias)
+    if scheme.multiplies_integers:
+        proof.check_products(model, profile)
+    for option, value in SCHEMES[precision].runtime_options.get(target, {}).items():
+        notes.append(
+            f"set {option}={value} in the session, as compare and benchmark do: by default "
+            f"onnxruntime makes the weights real at each run, which takes long"
+        )
+    saturates = not profile.pair_bound and profile.onnx_activations == "uint8"
+    if saturates and scheme.multiplies_integers:
         notes.append(
             f"made for {profile.name}: on x86 without VNNI onnxruntime's kernels saturate with "
             f"these weights; export --device generic, or set session.x64quantprecision=1 there"
@@ -1041,7 +1135,7 @@ def _same_as_source(content: bytes, source: FloatModel) -> list[str]:
     ours, missing = onnx_integers.without_missing(
         tflite_integers.read(graph), theirs, source.model, graph
     )
-    proof.check_stored("tflite", ours, theirs)
+    proof.check_stored("tflite int8", ours, theirs)
     return list(missing)
 
 

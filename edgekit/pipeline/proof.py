@@ -2,8 +2,8 @@
 
 Every stored number has to be the one that the quantizer chose. The file has to load and run. Its
 outputs have to be those of the float graph, as far as the precision allows: in float16, an error
-that rounding does not explain is a fault, and the layer at fault is named. An int8 file is judged
-by its outputs on held-out samples, computed by the kernels of its runtime.
+that rounding does not explain is a fault, and the layer at fault is named. A file with int8 weights
+is judged by its outputs on held-out samples, computed by the kernels of its runtime.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from edgekit.records import environment
 from edgekit.records.artifact import Execution
 from edgekit.records.encodings import Stored, differences
 from edgekit.records.fidelity import Fidelity
+from edgekit.records.schemes import SCHEMES
 from edgekit.records.signature import Signature
 from edgekit.sources.float_model import FloatModel
-from edgekit.writers import onnx_integers, onnx_tensors, tflite_integers
+from edgekit.writers import onnx_dynamic, onnx_integers, onnx_tensors, tflite_integers
 
 #: Largest difference from the float outputs, as a part of their largest value.
 _TOLERANCE = {"float32": 1e-3, "float16": 5e-2}
@@ -43,8 +44,14 @@ SAMPLES = 4
 _OFF = 30.0
 
 
-def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
+def check_stored(file: str, read: Stored, decided: Stored, *, biases: bool = True) -> None:
     """Check that the file holds the chosen numbers, every one.
+
+    Args:
+        file: Format and precision, for the message.
+        read: Numbers that were read from it.
+        decided: Numbers that the quantizer chose.
+        biases: Whether its biases are integers.
 
     Raises:
         WriterError: If it does not.
@@ -57,7 +64,7 @@ def check_stored(target: str, read: Stored, decided: Stored, *, biases: bool = T
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise WriterError(
-            f"the {target} int8 file holds other numbers than the quantizer chose: {named}{more}; "
+            f"the {file} file holds other numbers than the quantizer chose: {named}{more}; "
             f"float32 and float16 of it can be exported"
         )
 
@@ -106,9 +113,13 @@ def execution(
         source: Its float model.
         numbers: Number of weights and biases that were read back from it.
     """
-    isa = environment.describe().isa
+    isa, scheme = environment.describe().isa, SCHEMES[precision]
     if target == "tflite":
-        in_float = tflite_integers.floats(Graph(content)) if precision == "int8" else ()
+        graph, in_float = Graph(content), tuple[str, ...]()
+        if scheme.ranges:
+            in_float = tflite_integers.floats(graph)
+        elif scheme.dynamic:
+            in_float = tflite_integers.real_weights(graph)
         opened = litert.interpreter(content)
         provider, own = "builtin kernels", dict[str, int]()
         if litert.delegated(opened):
@@ -121,15 +132,17 @@ def execution(
         feeds.random(found.inputs, source.preprocessing, 1, seed=0), found.inputs
     )
     feed = next(feeds.one_by_one(feed, found.inputs))
-    options = dict(profile.runtime_options.get(target, {}))
+    options = profile.options(target, precision)
     nodes = onnx.executed(content, feed, options=options)
     kernels: dict[str, int] = {}
     for node in nodes:
         kernels[node.kind] = kernels.get(node.kind, 0) + 1
-    floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
-    return Execution(
-        "CPUExecutionProvider", isa, kernels, floats if precision == "int8" else (), numbers
-    )
+    floats: tuple[str, ...] = ()
+    if scheme.ranges:
+        floats = tuple(sorted({f"{n.kind} {n.name}" for n in nodes if n.computes_in_float}))
+    elif scheme.dynamic:
+        floats = onnx_dynamic.in_float(onnx.parse(content))
+    return Execution("CPUExecutionProvider", isa, kernels, floats, numbers)
 
 
 def check_outputs(
@@ -173,7 +186,7 @@ def check_outputs(
     for spec in found.outputs:
         outputs, exact = spec.dequantize(run[spec.name]), expected[spec.name]
         whole = np.isfinite(exact)
-        if precision != "int8" and not whole.any():
+        if not SCHEMES[precision].ranges and not whole.any():
             raise ExecutionError(
                 f"{source.model_id} gives NaN or infinity in {spec.name} for each of "
                 f"{feeds.count(values)} {kind}, in float32 already; check its weights, and whether "
@@ -184,11 +197,9 @@ def check_outputs(
         # integers without a sign would wrap, and truth values have no difference
         outputs, exact = outputs[whole].astype(np.float64), exact[whole].astype(np.float64)
         if not np.isfinite(outputs).all():
-            fix = (
-                "give it real samples with --calibration"
-                if precision == "int8"
-                else ("export it in float32" if precision == "float16" else "export it to TFLite")
-            )
+            fix = "export it to TFLite" if precision == "float32" else "export it in float32"
+            if SCHEMES[precision].ranges:
+                fix = "give it real samples with --calibration"
             raise ExecutionError(
                 f"the {target} {precision} model of {source.model_id} gives NaN or infinity in "
                 f"{spec.name} where the float model does not; {fix}"
@@ -250,17 +261,19 @@ def judge(
     found: Signature,
     source: FloatModel,
     target: str,
+    precision: str,
     profile: DeviceProfile,
     samples: Feed,
     expected: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[Fidelity, ...]:
-    """Judge the outputs of an int8 file, computed by the kernels that its user has.
+    """Judge the outputs of a file with int8 weights, computed by the kernels that its user has.
 
     Args:
         content: The model file.
         found: Its signature.
         source: What it was made from.
         target: ``tflite`` or ``onnx``.
+        precision: Its precision.
         profile: The device. Weights that are free to saturate on this CPU, and not there, are
             computed with precise kernels.
         samples: Preprocessed calibration samples by input name.
@@ -273,8 +286,9 @@ def judge(
     if target == "tflite":
         run = _as_source(_of_tflite(content, feed), found, source)
     else:
-        options = dict(profile.runtime_options.get(target, {}))
-        if not profile.cannot_saturate and environment.saturates(environment.describe()):
+        options = profile.options(target, precision)
+        free = SCHEMES[precision].multiplies_integers and not profile.cannot_saturate
+        if free and environment.saturates(environment.describe()):
             options[environment.PRECISE] = "1"
         run = _of_onnx(content, feed, found, options)
     real = {
@@ -284,7 +298,7 @@ def judge(
     try:
         return judging.of({name: expected[name] for name in real}, real, feeds.count(samples))
     except InvalidDataError as exc:
-        raise ExecutionError(f"the {target} int8 file of {source.model_id}: {exc}") from None
+        raise ExecutionError(f"the {target} {precision} file of {source.model_id}: {exc}") from None
 
 
 @dataclass(frozen=True)

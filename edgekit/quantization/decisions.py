@@ -54,7 +54,7 @@ def key(
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
-    numbers = (profile.symmetric, profile.pair_bound, profile.name)
+    numbers = (profile.symmetric, profile.activations, profile.pair_bound, profile.name)
     options = (images, correction, narrow, integers_only)
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
@@ -97,7 +97,14 @@ def load(path: Path) -> Quantized | None:
     return Quantized(
         graph,
         document.encodings,
-        Stored(computed, layers, constants),
+        Stored(
+            computed,
+            layers,
+            constants,
+            dtype=reconstruct.dtype_of(
+                each for each in document.encodings.tensors.values() if each.axis is None
+            ),
+        ),
         document.way,
         document.weights,
         document.trials,

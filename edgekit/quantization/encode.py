@@ -17,7 +17,7 @@ from edgekit.graph import kernels, plain
 from edgekit.graph.flatbuffer import Graph, Layer, Operator, short_name
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.table import Range
-from edgekit.records.encodings import Encoding, LayerIntegers
+from edgekit.records.encodings import Encoding, LayerIntegers, limits
 
 #: Elementwise operators whose output has no range that 256 steps could stand for on the way to
 #: another number.
@@ -59,17 +59,18 @@ class Group:
     fixed: tuple[float, int] | None = None
 
 
-def sharing(graph: Graph, floats: Collection[str] = ()) -> Sharing:
+def sharing(graph: Graph, floats: Collection[str] = (), dtype: str = "int8") -> Sharing:
     """Find the operators that must share a scale, and those whose scale is fixed.
 
     Args:
         graph: Float.
         floats: Tensors that stay float. An operator that reads or writes one computes in float,
             and asks nothing of the scales of its other tensors.
+        dtype: Of activations, ``int8`` or ``int16``.
     """
     groups = _Groups()
     fixed: dict[str, tuple[float, int]] = {}
-    floats = left_float(graph, floats)
+    floats, fixing = left_float(graph, floats, dtype), kernels.fixed(dtype)
     for operator in graph.operators:
         if operator.touches(floats):
             continue
@@ -88,9 +89,9 @@ def sharing(graph: Graph, floats: Collection[str] = ()) -> Sharing:
                 fed = [name for name in fed if groups.root(name) not in set_by]
             for name in (*fed, *written[1:]):
                 groups.join(written[0], name)
-        elif operator.kind in kernels.FIXED:
+        elif operator.kind in fixing:
             for name in written:
-                fixed[name] = kernels.FIXED[operator.kind]
+                fixed[name] = fixing[operator.kind]
     return Sharing(
         {name: groups.root(name) for name in computed(graph) if name not in floats},
         {groups.root(name): value for name, value in fixed.items()},
@@ -145,12 +146,13 @@ def activations(
     profile: DeviceProfile,
     floats: Collection[str] = (),
 ) -> dict[str, Encoding]:
-    """The encoding of every activation but those that :func:`left_float` names.
+    """The encoding of every activation but those that :func:`left_float` names; of none where the
+    profile has float32 activations.
 
     Args:
         graph: Float.
         ranges: By tensor name, of every float tensor that is computed.
-        profile: Says whether zero_point has to be 0.
+        profile: Says whether zero_point has to be 0, and the dtype.
         floats: Tensors that stay float, and so get none.
 
     Raises:
@@ -158,7 +160,10 @@ def activations(
         InvalidModelError: If a fixed scale is joined with values that do not fit it, or indices
             are made from real numbers.
     """
-    floats = left_float(graph, floats)
+    dtype = profile.activations
+    if dtype == "float32":
+        return {}
+    floats = left_float(graph, floats, dtype)
     for operator in graph.operators:
         source = operator.inputs[0] if operator.kind == "CAST" else ""
         if source and graph.dtype(source) == np.float32 and source not in floats:
@@ -169,7 +174,7 @@ def activations(
                     f"of 256 steps; give the input the dtype int32, e.g. Input(shape, "
                     f"dtype='int32') before an Embedding"
                 )
-    found = sharing(graph, floats)
+    found = sharing(graph, floats, dtype)
     encodings = {}
     nothing = Range(0.0, 0.0)
     of = _groups(graph, ranges, found)
@@ -177,13 +182,13 @@ def activations(
     for name, group in of.items():
         if name in zeros and group.range == nothing:
             scale, zero_point = _ANY_SCALE, 0
-        elif group.fixed is not None and not profile.symmetric:
+        elif group.fixed is not None and (dtype == "int16" or not profile.symmetric):
             scale, zero_point = group.fixed
             if name not in found.direct:
-                _check_fixed(name, scale, zero_point, ranges[name])
+                _check_fixed(name, scale, zero_point, ranges[name], dtype)
         else:
             scale, zero_point = place(name, group.range, profile)
-        encodings[name] = Encoding("int8", (stored(scale),), zero_point)
+        encodings[name] = Encoding(dtype, (stored(scale),), zero_point)
     if not profile.symmetric:
         for inner, outer in _clipped(graph, found, floats).items():
             if inner in encodings and outer in encodings:
@@ -212,7 +217,8 @@ def of_layer(layer: Layer, integers: LayerIntegers) -> dict[str, Encoding]:
     """The encodings of a layer's weights, and of its bias where that is rounded."""
     found = {layer.weights: Encoding("int8", scales(integers.weight_scale), 0, layer.axis)}
     if layer.bias is not None and integers.bias_scale is not None:
-        found[layer.bias] = Encoding("int32", scales(integers.bias_scale), 0, 0)
+        assert integers.bias is not None
+        found[layer.bias] = Encoding(str(integers.bias.dtype), scales(integers.bias_scale), 0, 0)
     return found
 
 
@@ -234,7 +240,7 @@ def constants(
     numbers = {name: (found.scale[0], found.zero_point) for name, found in encodings.items()}
     found = {}
     for operator in graph.operators:
-        if not kernels.on_integers(graph, operator, numbers):
+        if not kernels.on_integers(graph, operator, numbers, profile.activations):
             continue
         for name in kernels.constants(graph, operator):
             if operator.kind in kernels.SAME | kernels.JOINED:
@@ -250,14 +256,15 @@ def constants(
             if high <= low:
                 scale, zero_point = _ANY_SCALE, 0
             elif profile.symmetric or operator.kind in kernels.SYMMETRIC:
-                scale, zero_point = max(-low, high) / 127, 0
+                scale, zero_point = max(-low, high) / limits(profile.activations)[1], 0
             else:
                 scale, zero_point = place(name, Range(low, high), profile)
-            found[name] = Encoding("int8", (stored(max(scale, _LEAST)),), zero_point)
+            number = (stored(max(scale, _LEAST)),)
+            found[name] = Encoding(profile.activations, number, zero_point)
     return found
 
 
-def left_float(graph: Graph, floats: Collection[str] = ()) -> frozenset[str]:
+def left_float(graph: Graph, floats: Collection[str] = (), dtype: str = "int8") -> frozenset[str]:
     """Float tensors that no integer stands for: those that are given, and what follows from the
     graph.
 
@@ -266,14 +273,14 @@ def left_float(graph: Graph, floats: Collection[str] = ()) -> frozenset[str]:
     Numbers that places are computed with are exact. And what no integer kernel reads or writes is
     float between its neighbours.
     """
-    floats = {*floats, *_steps_of_activations(graph), *_counts(graph)}
+    floats = {*floats, *_steps_of_activations(graph, dtype), *_counts(graph)}
     names = set(computed(graph)) - set(graph.inputs) - set(graph.outputs)
     while True:
         touched = {
             name
             for operator in graph.operators
             for name in kernels.reals(graph, (*operator.inputs, *operator.outputs))
-            if kernels.has_kernel(graph, operator)
+            if kernels.has_kernel(graph, operator, dtype)
             and floats.isdisjoint((*operator.inputs, *operator.outputs))
         }
         more = names - touched - floats
@@ -282,7 +289,7 @@ def left_float(graph: Graph, floats: Collection[str] = ()) -> frozenset[str]:
         floats |= more
 
 
-def _steps_of_activations(graph: Graph) -> set[str]:
+def _steps_of_activations(graph: Graph, dtype: str) -> set[str]:
     """Tensors inside of what computes each number of a tensor from the same number of another."""
     roots: dict[str, str] = {}
     members: dict[str, list[Operator]] = {}
@@ -312,7 +319,7 @@ def _steps_of_activations(graph: Graph) -> set[str]:
         steep = {
             parts.root(name)
             for operator in operators
-            if operator.kind in _STEEP or _lacks_kernel(graph, operator)
+            if operator.kind in _STEEP or _lacks_kernel(graph, operator, dtype)
             for name in (*operator.inputs, *operator.outputs)
             if name in inner
         }
@@ -320,9 +327,9 @@ def _steps_of_activations(graph: Graph) -> set[str]:
     return {name for name in found if graph.dtype(name) == np.float32}
 
 
-def _lacks_kernel(graph: Graph, operator: Operator) -> bool:
+def _lacks_kernel(graph: Graph, operator: Operator, dtype: str) -> bool:
     """Whether an operator on float tensors alone has no integer kernel."""
-    if operator.kind in kernels.INTEGER or not kernels.reals(graph, operator.inputs):
+    if operator.kind in kernels.integer(dtype) or not kernels.reals(graph, operator.inputs):
         return False
     return bool(kernels.reals(graph, operator.outputs))
 
@@ -400,11 +407,12 @@ def stored(scale: float) -> float:
     return float(str(np.float32(scale)))
 
 
-def _check_fixed(name: str, scale: float, zero_point: int, found: Range) -> None:
-    low, high = (-129 - zero_point) * scale, (128 - zero_point) * scale  # a step of grace
+def _check_fixed(name: str, scale: float, zero_point: int, found: Range, dtype: str) -> None:
+    least, largest = limits(dtype)
+    low, high = (least - 1 - zero_point) * scale, (largest + 1 - zero_point) * scale  # of grace
     if found.min < low or found.max > high:
         raise InvalidModelError(
-            f"{short_name(name)} shares its scale with a softmax, sigmoid or tanh, whose int8 "
+            f"{short_name(name)} shares its scale with a softmax, sigmoid or tanh, whose {dtype} "
             f"scale is fixed, but its values from {found.min:.3g} to {found.max:.3g} do not fit "
             f"it; join them by another operator than {', '.join(sorted(kernels.JOINED))}"
         )
@@ -428,7 +436,7 @@ def place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:
             f"scale; calibrate with images that use it, or take the dead branch out of the model"
         )
     if profile.symmetric:
-        return max(-low, high) / 127, 0
+        return max(-low, high) / limits(profile.activations)[1], 0
     scale = float(np.float32((high - low) / 255))
     return scale, int(np.clip(np.rint(-128 - low / scale), -128, 127))
 

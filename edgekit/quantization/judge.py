@@ -20,7 +20,7 @@ from edgekit.quantization import encode, islands, reconstruct
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.reconstruct import Layers
 from edgekit.records import fidelity
-from edgekit.records.encodings import Encoding
+from edgekit.records.encodings import Encoding, limits
 from edgekit.records.fidelity import Fidelity
 
 
@@ -79,7 +79,12 @@ class Judge:
             encodings: Encodings of activations; others stay float.
         """
         numbers = {name: (each.scale[0], each.zero_point) for name, each in encodings.items()}
-        content = rounded.emulated(self._rounded(graph, layers, encodings), numbers, self._names)
+        content = rounded.emulated(
+            self._rounded(graph, layers, encodings),
+            numbers,
+            self._names,
+            limits=limits(reconstruct.dtype_of(encodings.values())),
+        )
         found = walk.run(content, graph, self._held, threads=self._threads)
         if not any(np.isnan(watched).any() for watched in found[len(self._names) :]):
             try:

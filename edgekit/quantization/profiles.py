@@ -7,12 +7,14 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgekit.base import words
+from edgekit.graph import kernels
 from edgekit.records import environment
 from edgekit.records.results import Environment
+from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,11 @@ class DeviceProfile:
         about: One line for people.
         precisions: What can be exported for it, by target.
         symmetric: Activations have zero_point 0.
+        activations: dtype that activations are decided for; with float32 weights alone become
+            integers.
         onnx_activations: ``uint8`` or ``int8``, the dtype in ONNX; TFLite has int8 always.
         onnx_bias: Whether ONNX gets int32 biases; else they stay float.
+        paired: Kinds of layers whose products with integers onnxruntime adds; default all.
         pair_bound: Whether weights have to keep pairs of products within int16, since a kernel of
             the device adds them there with saturation (edgekit.quantization.saturation).
         provider: The execution provider of onnxruntime that serves it.
@@ -36,8 +41,10 @@ class DeviceProfile:
     about: str
     precisions: Mapping[str, tuple[str, ...]]
     symmetric: bool = False
+    activations: Literal["int8", "int16", "float32"] = "int8"
     onnx_activations: Literal["uint8", "int8"] = "uint8"
     onnx_bias: bool = True
+    paired: frozenset[str] | None = None
     pair_bound: bool = False
     provider: str = "CPUExecutionProvider"
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -49,9 +56,30 @@ class DeviceProfile:
         stays = self.runtime_options.get("onnx", {}).get("session.qdqisint8allowed") == "1"
         return self.pair_bound or (self.onnx_activations == "int8" and stays)
 
+    def deciding(self, precision: str) -> DeviceProfile:
+        """What the integers of a precision are decided by: int16 has zero_point 0 and no bound,
+        since only TFLite has it, whose kernels do not saturate; nor has what multiplies real
+        numbers."""
+        scheme = SCHEMES[precision]
+        if scheme.activations == "int16":
+            none = replace(self, paired=frozenset(), pair_bound=False)
+            return replace(none, symmetric=True, activations="int16")
+        if scheme.ranges:
+            return self
+        paired = kernels.DYNAMIC["onnx"] if scheme.dynamic else frozenset[str]()
+        bound = self.pair_bound and scheme.dynamic
+        return replace(self, activations="float32", paired=paired, pair_bound=bound)
 
-_ALL = ("float32", "float16", "int8")
-_CPU = {"tflite": _ALL, "onnx": _ALL}
+    def options(self, target: str, precision: str) -> dict[str, str]:
+        """Options that the runtime of a target needs for a file of a precision on the device."""
+        own = SCHEMES[precision].runtime_options.get(target, {})
+        return {**own, **self.runtime_options.get(target, {})}
+
+
+_CPU = {
+    target: tuple(each for each in PRECISIONS if target not in SCHEMES[each].refused)
+    for target in ("tflite", "onnx")
+}
 
 PROFILES: dict[str, DeviceProfile] = {
     profile.name: profile
@@ -76,7 +104,8 @@ PROFILES: dict[str, DeviceProfile] = {
         DeviceProfile(
             "arm64",
             "64-bit ARM: int8 activations in ONNX too, as its kernels prefer",
-            _CPU,
+            # onnxruntime rounds to uint8 when it runs, whose kernels were not tried on ARM
+            _CPU | {"onnx": tuple(each for each in _CPU["onnx"] if not SCHEMES[each].dynamic)},
             onnx_activations="int8",
             # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
             runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},
@@ -90,7 +119,7 @@ PROFILES: dict[str, DeviceProfile] = {
         DeviceProfile(
             "tensorrt",
             "NVIDIA through TensorRT: int8 with zero_point 0 only, biases in float",
-            {"onnx": _ALL},
+            {"onnx": USUAL},
             symmetric=True,
             onnx_activations="int8",
             onnx_bias=False,

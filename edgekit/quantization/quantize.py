@@ -257,6 +257,11 @@ class _Maker:
             self._begun.pop(key).stop()
         self._pool.shutdown()
 
+    @property
+    def rounds(self) -> bool:
+        """Whether activations are rounded."""
+        return self._profile.activations != "float32"
+
     def equalizes(self) -> bool:
         """Whether equalization changes anything."""
         return bool(self._even()[1])
@@ -325,11 +330,12 @@ class _Maker:
     ) -> _Made:
         _, factors, table = self._of(method)
         graph, encodings = self.activations(method, floats)
+        rounded = encodings if self.rounds else None
         if method.weights == "fitted":
             assert self._feed is not None
             layers = reconstruct.fitted(
                 graph,
-                encodings,
+                rounded,
                 self._feed,
                 pair_bound=self._profile.pair_bound,
                 threads=self._threads,
@@ -338,7 +344,7 @@ class _Maker:
         else:
             layers = reconstruct.nearest(
                 graph,
-                encodings,
+                rounded,
                 pair_bound=self._profile.pair_bound,
                 statistics=table.statistics if method.weights == "corrected" else None,
                 known=self._nearest[method.equalized],
@@ -430,8 +436,10 @@ def quantize(
         advance=advance,
     )
     floats: islands.Floats = {}
-    if not integers_only:
-        floats = {**islands.joins(graph, table.ranges), **islands.relative(graph)}
+    eight = profile.activations == "int8"  # other dtypes hold what 8 bits do not
+    if not integers_only and profile.activations != "float32":
+        joins = islands.joins(graph, table.ranges) if eight else {}
+        floats = {**joins, **islands.relative(graph)}
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
@@ -441,23 +449,29 @@ def quantize(
             judge = Judge(canonical, floats, samples.held, profile, threads=cores)
             with maker(canonical, fitting, samples, fitting=True) as part:
                 search = _Search(
-                    part, judge, narrows=narrow, beside=[part, whole] if beside else []
+                    part,
+                    judge,
+                    narrows=narrow and eight,
+                    beside=[part, whole] if beside else [],
                 )
-                method, floats = search.run(floats, correction, integers_only=integers_only)
+                method, floats = search.run(
+                    floats, correction, integers_only=integers_only or not eight
+                )
             way, trials, notes = method.named(floats), search.trials, search.notes
         elif correction == "auto":
             method = _Method("corrected")
             way = f"{CORRECTED} (from channel means, without images to judge by)"
-            if samples is not None and not integers_only:
+            if samples is not None and not integers_only and eight:
                 floats, _ = whole.leave(floats, fidelity.CLOSE)
         whole.expect(method, floats)
         made = whole.make(method, floats)
     plain = made.layers
     if profile.pair_bound or method != _Method():
         encodings = encode.activations(graph, table.ranges, profile, floats)
-        plain = reconstruct.nearest(graph, encodings, pair_bound=False)
-    saturating = tuple(p for p in predictions(graph, plain) if p.pairs)
-    notes += islands.swallowed(graph, table.ranges, floats)
+        rounded = None if profile.activations == "float32" else encodings
+        plain = reconstruct.nearest(graph, rounded, pair_bound=False)
+    saturating = tuple(p for p in predictions(graph, plain, profile.paired) if p.pairs)
+    notes += islands.swallowed(graph, table.ranges, floats) if eight else []
     return _result(
         canonical, made, profile, way, method.weights, trials=trials, saturating=saturating,
         notes=notes, floats=floats,
@@ -540,6 +554,8 @@ class _Search:
         """What is done to activations, by the scores of exact weights: a fit makes up for what
         weights lose, and for nothing else."""
         method = _Method()
+        if not self._maker.rounds:
+            return method
         if self._maker.equalizes():
             method = self._better(method, replace(method, equalized=True), floats)
         if self._narrows:
@@ -577,12 +593,16 @@ class _Search:
         return score
 
 
-def predictions(graph: Graph, layers: Layers) -> list[saturation.Prediction]:
-    """What can saturate, layer by layer; depthwise kernels of onnxruntime cannot."""
+def predictions(
+    graph: Graph, layers: Layers, kinds: Collection[str] | None = None
+) -> list[saturation.Prediction]:
+    """What can saturate, layer by layer, of some kinds; depthwise kernels of onnxruntime cannot."""
     return [
         predict(layer, layers[layer.output].integers)
         for layer in graph.layers
-        if layer.output in layers and saturation.pairs_products(graph, layer)
+        if layer.output in layers
+        and (kinds is None or layer.kind in kinds)
+        and saturation.pairs_products(graph, layer)
     ]
 
 

@@ -7,7 +7,7 @@ rounded so that its output changes least, and not its weights (edgekit.quantizat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError
-from edgekit.graph import walk
+from edgekit.graph import kernels, walk
 from edgekit.graph.flatbuffer import Graph, Layer
 from edgekit.quantization import rounding, sampling, saturation
 from edgekit.quantization.rounding import Floats
@@ -64,17 +64,30 @@ Layers = dict[str, Rounded]
 Steps = tuple[Floats, Floats]
 
 
+class _AsTheyAre:
+    """Stands for the encoding of numbers that are real already."""
+
+    def real(
+        self, values: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The numbers."""
+        if out is None:
+            return values.copy()
+        out[...] = values
+        return out
+
+
 @dataclass(frozen=True)
 class Seen:
     """What dot products read on the device.
 
     Attributes:
-        steps: As they are stored, int8.
+        steps: As they are stored, int8; or real numbers.
         encoding: What the steps stand for.
     """
 
-    steps: npt.NDArray[np.int8]
-    encoding: Encoding
+    steps: npt.NDArray[Any]
+    encoding: Encoding | _AsTheyAre
 
     def real(self) -> npt.NDArray[np.float32]:
         """The numbers."""
@@ -87,7 +100,7 @@ class Seen:
 
 def nearest(
     graph: Graph,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
     *,
     pair_bound: bool,
     statistics: Mapping[str, TensorStatistics] | None = None,
@@ -100,7 +113,8 @@ def nearest(
     Args:
         graph: Float.
         encodings: Encodings of activations; a layer that has none of its input or output stays
-            float.
+            float. None where all activations stay float: then every layer is rounded, and its bias
+            is not.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
@@ -118,7 +132,7 @@ def nearest(
         rows, bias = rows_of(graph, layer)
         if layer.output not in known:
             scale = rounding.scales(rows, bits=bits)
-            bound = pair_bound and saturation.pairs_products(graph, layer)
+            bound = pair_bound and _pairs(graph, layer, encodings)
             if bound:
                 scale = rounding.pair_scales(rows, scale)
             known[layer.output] = rounding.nearest(rows, scale, pair_bound=bound), scale
@@ -132,8 +146,18 @@ def nearest(
     return found
 
 
-def integer_layers(graph: Graph, encodings: Mapping[str, Encoding]) -> tuple[Layer, ...]:
-    """Layers whose input and output are integers; the others stay float."""
+def _pairs(graph: Graph, layer: Layer, encodings: Mapping[str, Encoding] | None) -> bool:
+    """Whether a kernel of onnxruntime's multiplies a layer's integers in pairs."""
+    if encodings is None and layer.kind not in kernels.DYNAMIC["onnx"]:
+        return False
+    return saturation.pairs_products(graph, layer)
+
+
+def integer_layers(graph: Graph, encodings: Mapping[str, Encoding] | None) -> tuple[Layer, ...]:
+    """Layers whose weights become integers: those whose input and output are integers, and all
+    where no activation is one."""
+    if encodings is None:
+        return graph.layers
     return tuple(
         layer for layer in graph.layers if layer.input in encodings and layer.output in encodings
     )
@@ -141,7 +165,7 @@ def integer_layers(graph: Graph, encodings: Mapping[str, Encoding]) -> tuple[Lay
 
 def fitted(
     graph: Graph,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
     feed: walk.Values,
     *,
     pair_bound: bool,
@@ -154,7 +178,7 @@ def fitted(
     Args:
         graph: Float.
         encodings: Encodings of activations; a layer that has none of its input or output stays
-            float.
+            float. None as :func:`nearest` takes it.
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
         threads: Number of threads of the float operators, and of the fit.
@@ -166,11 +190,19 @@ def fitted(
     """
     layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     shared = shared_weights(graph)
-    numbers = {name: (each.scale[0], each.zero_point) for name, each in encodings.items()}
+    known = encodings or {}
+    stored = {name: each for name, each in known.items() if each.dtype == "int8"}
+    numbers = {name: (each.scale[0], each.zero_point) for name, each in stored.items()}
+
+    def rounded_real(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Real values of what is stored in 16 bits, which no operator reads here."""
+        wide = name in known and name not in stored
+        return known[name].fake_quantize(values) if wide else values
+
     rng, count = np.random.default_rng(seed), walk.samples(graph, feed)
     places = {name: sampling.draw(graph, layer, count, rng) for name, layer in layers.items()}
     device: dict[str, npt.NDArray[Any]] = {
-        name: encodings[name].steps(values) if name in numbers else values
+        name: stored[name].steps(values) if name in stored else rounded_real(name, values)
         for name, values in feed.items()
     }
     changed = Graph(graph.serialize())
@@ -187,9 +219,9 @@ def fitted(
                         graph,
                         layer,
                         plain.pop(layer.output),
-                        _seen(graph, places[layer.output], device, encodings[layer.input], count),
+                        _seen(graph, places[layer.output], device, stored, count),
                         encodings,
-                        pair_bound=pair_bound and saturation.pairs_products(graph, layer),
+                        pair_bound=pair_bound and _pairs(graph, layer, encodings),
                         shared=layer.output in shared,
                         each=pool.map,
                     )
@@ -197,11 +229,11 @@ def fitted(
                     put(changed, layer, rounded)
                 step = walk.Step(changed, position, threads=threads, numbers=numbers)
                 for name, values in zip(operator.outputs, step.run(device), strict=True):
-                    device[name] = values
+                    device[name] = rounded_real(name, values)
                     if values.dtype == np.float32 and not _finite(values):
                         raise NotFiniteError(name)
                 if step.doubtful:
-                    _check_finite(changed, position, device, encodings, threads)
+                    _check_finite(changed, position, device, stored, threads)
                 for name in [n for n in device if ends.get(n, position + 1) <= position]:
                     del device[name]
                 advance(operator.outputs[0])
@@ -212,10 +244,15 @@ def _seen(
     graph: Graph,
     places: sampling.Places,
     device: Mapping[str, npt.NDArray[Any]],
-    encoding: Encoding,
+    stored: Mapping[str, Encoding],
     count: int,
 ) -> Seen:
     """What a layer reads on the device."""
+    encoding = stored.get(places.layer.input)
+    if encoding is None:
+        values = np.empty(places.shape(graph, count), np.float32)
+        places.read(device[places.layer.input], into=values)
+        return Seen(values, _AsTheyAre())
     steps = np.empty(places.shape(graph, count), np.int8)
     places.read(device[places.layer.input], into=steps, fill=encoding.zero_point)
     return Seen(steps, encoding)
@@ -268,7 +305,7 @@ def constants(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Cons
     found = {}
     for name, encoding in encodings.items():
         steps = np.rint(graph.constant(name) / np.float32(encoding.scale[0])) + encoding.zero_point
-        values = np.clip(steps, -128, 127).astype(np.int8)
+        values = np.clip(steps, *encoding.limits).astype(encoding.dtype)
         found[name] = ConstantIntegers(values, encoding.scale[0], encoding.zero_point)
     return found
 
@@ -289,7 +326,13 @@ def stored(
         {name: (found.scale[0], found.zero_point) for name, found in encodings.items()},
         {name: rounded.integers for name, rounded in layers.items()},
         constants or {},
+        dtype=dtype_of(encodings.values()),
     )
+
+
+def dtype_of(encodings: Iterable[Encoding]) -> str:
+    """dtype of activations, by the encodings of some."""
+    return next((each.dtype for each in encodings if each.axis is None), "int8")
 
 
 def images_that_fit(graph: Graph, count: int) -> int:
@@ -310,7 +353,7 @@ def _fit(
     layer: Layer,
     exact: npt.NDArray[np.float32],
     seen: Seen,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
     *,
     pair_bound: bool,
     shared: bool,
@@ -387,7 +430,10 @@ def _solve(
 
 
 def _part(
-    rows: Floats, encoding: Encoding, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.int8]
+    rows: Floats,
+    encoding: Encoding | _AsTheyAre,
+    exact: npt.NDArray[np.float32],
+    seen: npt.NDArray[Any],
 ) -> rounding.Part:
     """What some of the dot products say, as :func:`_solve` takes them, ``[N, K]``."""
     count, length = seen.shape
@@ -402,7 +448,10 @@ def _part(
 
 
 def _part_of_each(
-    rows: Floats, encoding: Encoding, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.int8]
+    rows: Floats,
+    encoding: Encoding | _AsTheyAre,
+    exact: npt.NDArray[np.float32],
+    seen: npt.NDArray[Any],
 ) -> rounding.Part:
     """The same of rows with inputs of their own, ``[N, K, O]``; some rows at a time, which stay in
     the cache."""
@@ -510,7 +559,7 @@ def finish(
     steps: Floats,
     scale: Floats,
     bias: Floats,
-    encodings: Mapping[str, Encoding],
+    encodings: Mapping[str, Encoding] | None,
 ) -> Rounded:
     """Integers of a layer, and the numbers that they stand for.
 
@@ -520,21 +569,26 @@ def finish(
         steps: Whole steps ``[O, K]`` in the order of the dot product.
         scale: ``[O]``.
         bias: Real ``[O]``.
-        encodings: Encodings of activations; the input's gives the bias its scale.
+        encodings: Encodings of activations; the input's gives the bias its scale. Without any the
+            bias stays real.
 
     Raises:
         InvalidModelError: If the bias fits in int32 at no weight scale.
     """
-    entry = np.float32(encodings[layer.input].scale[0])
     weight_scale = scale.astype(np.float32)
     raised = False
     bias_scale: npt.NDArray[np.float32] | None = None
-    stored_bias: npt.NDArray[np.int32] | None = None
+    stored_bias: npt.NDArray[Any] | None = None
     real_bias: npt.NDArray[np.float32] | None = None
-    if layer.bias is not None:
-        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
+    if layer.bias is not None and encodings is None:
+        real_bias = bias.astype(np.float32)
+    elif layer.bias is not None and encodings is not None:
+        entry = np.float32(encodings[layer.input].scale[0])
+        wide = encodings[layer.input].dtype == "int16"  # whose biases have 64 bits
+        if not wide:
+            steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
         bias_scale = (entry * weight_scale).astype(np.float32)
-        stored_bias = np.rint(bias / bias_scale).astype(np.int32)
+        stored_bias = np.rint(bias / bias_scale).astype(np.int64 if wide else np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
     shape = graph.shape(layer.weights)
     whole = steps.astype(np.int8)

@@ -19,19 +19,18 @@ from edgekit.base import outputs, schema, words
 from edgekit.base.errors import ArtifactError, EdgekitError
 from edgekit.base.version import __version__
 from edgekit.records.fidelity import Fidelity
+from edgekit.records.schemes import Precision
 from edgekit.records.signature import Layout, Preprocessing, Signature, turned
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
 Format = Literal["keras", "tflite", "onnx"]
-Precision = Literal["float32", "float16", "int8"]
-#: How the weights of an int8 file were rounded: to the nearest step; the same with biases corrected
+#: How int8 weights were rounded: to the nearest step; the same with biases corrected
 #: for the shift that rounding causes; each layer fitted to its float outputs; trained with fake
 #: quantization; or as a source that is int8 already has them.
 WeightMethod = Literal["nearest", "corrected", "fitted", "trained", "source"]
 FORMATS: tuple[str, ...] = ("keras", "tflite", "onnx")
-PRECISIONS: tuple[str, ...] = ("float32", "float16", "int8")
 
 #: Packages whose version can change a result; those installed are recorded.
 _RECORDED_PACKAGES = (
@@ -75,7 +74,7 @@ class Source:
 
 @dataclass(frozen=True)
 class CalibrationRecord:
-    """How the ranges of an int8 artifact were calibrated.
+    """The samples by which the integers of an artifact with int8 weights were decided.
 
     Attributes:
         data: Name of the calibration set.
@@ -92,7 +91,7 @@ class CalibrationRecord:
 
 @dataclass(frozen=True)
 class QuantizationRecord:
-    """How the integers of an int8 artifact were chosen.
+    """How the integers of an artifact with int8 weights were chosen.
 
     Attributes:
         way: The method by which the weights were rounded, in words.
@@ -137,7 +136,8 @@ class Execution:
         provider: Execution provider or delegate.
         isa: Instruction sets of the CPU it ran on.
         kernels: Number of operators that ran, by kind and dtype.
-        floats: Operators of an int8 model that computed in float, as ``KIND NAME``.
+        floats: Operators of an int8 model that computed in float, as ``KIND NAME``; of int8-dynamic
+            the layers that did.
         numbers: Number of scales, zero points, weights and biases that were read back from the
             file; all are equal to the encodings. 0 for float models.
         note: The reason why the file could not run on this machine, if it could not.
@@ -167,7 +167,7 @@ class Manifest(schema.Document):
         signature: Inputs and outputs of the model file.
         preprocessing: How a picture becomes the float input.
         source: The float model; None for a model that edgekit trained.
-        calibration: Where the ranges of an int8 file come from.
+        calibration: The samples by which integers were decided; None without any.
         device: Device profile that the file was exported for.
         quantization: How the integers of an int8 file were chosen.
         execution: What ran when the file was loaded after it was written.

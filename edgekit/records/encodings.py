@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,18 @@ FAKE_QUANT_FILE = "fake_quant.json"
 _BLOCK = 1 << 15
 
 
+def limits(dtype: str) -> tuple[int, int]:
+    """The least and the largest integer of a dtype."""
+    found = np.iinfo(dtype)
+    return int(found.min), int(found.max)
+
+
 @dataclass(frozen=True)
 class Encoding:
     """``q = round(x / scale) + zero_point``.
 
     Attributes:
-        dtype: ``int8``, or ``int32`` of a bias.
+        dtype: ``int8`` or ``int16``; ``int32`` of a bias, ``int64`` of one beside int16.
         scale: Real value of a step; one value, or one per channel.
         zero_point: Integer that stands for 0.0; 0 where there is a channel axis.
         axis: The channel axis, or None when one scale serves the tensor.
@@ -40,12 +46,21 @@ class Encoding:
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("int8", "int32"):
-            raise InvalidModelError(f"expected an encoding as int8 or int32, got {self.dtype!r}")
+        if self.dtype not in ("int8", "int16", "int32", "int64"):
+            raise InvalidModelError(
+                f"expected an encoding as int8, int16, int32 or int64, got {self.dtype!r}"
+            )
         if not self.scale or not all(np.isfinite(s) and s > 0 for s in self.scale):
             raise InvalidModelError(f"expected finite scales > 0, got {self.scale[:3]}")
         if self.dtype == "int8" and not -128 <= self.zero_point <= 127:
             raise InvalidModelError(f"expected an int8 zero_point, got {self.zero_point}")
+        if self.dtype == "int16" and self.zero_point:
+            raise InvalidModelError(f"expected zero_point 0 of int16, got {self.zero_point}")
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest integer."""
+        return limits(self.dtype)
 
     def fake_quantize(
         self, values: npt.NDArray[np.float32], *, inplace: bool = False
@@ -57,42 +72,44 @@ class Encoding:
             inplace: Write into ``values``, which are contiguous.
         """
         scale, zero_point = np.float32(self.scale[0]), np.float32(self.zero_point)
+        low, high = self.limits
         flat = values.reshape(-1)
         found = flat if inplace else np.empty(flat.shape, np.float32)
         for start in range(0, flat.size, _BLOCK):
             steps = flat[start : start + _BLOCK] / scale
             np.rint(steps, out=steps)
             steps += zero_point
-            np.clip(steps, -128, 127, out=steps)
+            np.clip(steps, low, high, out=steps)
             steps -= zero_point
             np.multiply(steps, scale, out=found[start : start + _BLOCK], casting="same_kind")
         return found.reshape(values.shape)
 
-    def steps(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
-        """How real values are stored, int8 of the same shape; one scale only."""
+    def steps(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """How real values are stored, integers of the same shape; one scale only."""
         scale, zero_point = np.float32(self.scale[0]), np.float32(self.zero_point)
+        low, high = self.limits
         flat = values.reshape(-1)
-        found = np.empty(flat.shape, np.int8)
+        found = np.empty(flat.shape, self.dtype)
         for start in range(0, flat.size, _BLOCK):
             steps = flat[start : start + _BLOCK] / scale
             np.rint(steps, out=steps)
             steps += zero_point
-            np.clip(steps, -128, 127, out=steps)
+            np.clip(steps, low, high, out=steps)
             found[start : start + _BLOCK] = steps
         return found.reshape(values.shape)
 
     def real(
-        self, steps: npt.NDArray[np.int8], out: npt.NDArray[np.float32] | None = None
+        self, steps: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
         """The real values that are stored, float32 of the same shape; one scale only.
 
         Args:
-            steps: int8, of any shape.
+            steps: Integers, of any shape.
             out: Where they go; default a new array.
         """
         found = np.subtract(steps, np.float32(self.zero_point), out=out, dtype=np.float32)
         found *= np.float32(self.scale[0])
-        return found
+        return np.asarray(found, np.float32)
 
 
 @dataclass(frozen=True)
@@ -162,13 +179,13 @@ class LayerIntegers:
     Attributes:
         weights: int8 in the canonical layout, ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
         weight_scale: float32 ``[O]``.
-        bias: int32 ``[O]``, or None without a bias.
+        bias: int32 ``[O]``, int64 beside int16, or None without a bias.
         bias_scale: float32 ``[O]``, or None without a bias.
     """
 
     weights: npt.NDArray[np.int8]
     weight_scale: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.int32] | None
+    bias: npt.NDArray[Any] | None
     bias_scale: npt.NDArray[np.float32] | None
 
 
@@ -177,12 +194,12 @@ class ConstantIntegers:
     """What is stored of a constant that is no weight of a layer, e.g. a summand.
 
     Attributes:
-        values: int8 in the canonical layout.
+        values: Integers of the activations' dtype in the canonical layout.
         scale: float32.
-        zero_point: int8.
+        zero_point: Integer that stands for 0.0.
     """
 
-    values: npt.NDArray[np.int8]
+    values: npt.NDArray[np.int8] | npt.NDArray[np.int16]
     scale: float
     zero_point: int
 
@@ -197,17 +214,19 @@ class Stored:
     """All integers and scales of an int8 model file, in the canonical graph's words.
 
     Attributes:
-        activations: (float32 scale, int8 zero_point) by tensor name.
+        activations: (float32 scale, zero_point) by tensor name.
         layers: By name of the tensor that a layer writes.
         constants: By tensor name.
         in_float: Outputs of operators that compute in float though all their tensors have
             encodings, since their integer kernels need other ones.
+        dtype: Of activations and constants, ``int8`` or ``int16``.
     """
 
     activations: Mapping[str, tuple[float, int]]
     layers: Mapping[str, LayerIntegers]
     constants: Mapping[str, ConstantIntegers] = field(default_factory=dict)
     in_float: frozenset[str] = frozenset()
+    dtype: str = "int8"
 
     def numbers(self) -> int:
         """How many scales, zero points, weights and biases there are."""

@@ -33,6 +33,7 @@ from edgekit.records.results import (
     Parity,
     Report,
 )
+from edgekit.records.schemes import PRECISIONS, USUAL
 from edgekit.records.stats import discordant
 from edgekit.reporting import charts
 
@@ -126,7 +127,6 @@ _IN_VERDICTS_OF_NUMBERS = (
 )
 _ONE = {"images": "an image", "samples": "a sample"}
 _FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
-_PRECISIONS = ("float32", "float16", "int8")
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
 _PICTURES, _RAW = 900_000, 400_000
 #: A matrix of changes has at most so many classes; beyond it, the most frequent changes are listed.
@@ -264,6 +264,11 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         verdicts=sorted(lines, key=lambda line: verdicts.URGENCY.index(line.verdict)),
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
         layers=_layers(layers, markupsafe.Markup) if layers else None,
+        precisions=[
+            each
+            for each in PRECISIONS
+            if each in USUAL or each in {result.precision for result in source.artifacts}
+        ],
         changes=_changes(source),
         shown=shown,
         head=lambda name: _head(name, meanings),
@@ -788,7 +793,7 @@ def _marked(
     words += f", {decimals(x, form)} {unit}"
     if x_range := _range_words(x, x_ends, form):
         words += f" ({x_range})"
-    group = result.precision if result.precision in _PRECISIONS else "other"
+    group = result.precision if result.precision in PRECISIONS else "other"
     return charts.Mark(name, words, x, height.value, x_ends, y_ends, group, result.format)
 
 

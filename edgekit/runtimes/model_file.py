@@ -8,24 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from edgekit.base.errors import ArtifactError, InvalidModelError, reason
+from edgekit.graph.flatbuffer import WEIGHTS
 from edgekit.records import signature
 from edgekit.records.artifact import (
     MANIFEST,
     Artifact,
     Format,
     Manifest,
-    Precision,
 )
+from edgekit.records.schemes import SCHEMES, Precision
 from edgekit.records.signature import Preprocessing, Signature
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import float_model, saved_model
 
 FORMATS: dict[str, Format] = {".tflite": "tflite", ".onnx": "onnx"}
+_INTEGERS = ("int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,9 @@ def signature_of(
 
 
 def precision_of(path: Path) -> Precision:
-    """What most of the bytes of a file's constants are; int8 of an ONNX file that rounds values and
-    has integer weights.
+    """What most of the bytes of a file's constants are. Integers are those of int8, or int16x8, if
+    the file rounds activations, of int8-dynamic if a layer rounds what it reads when it runs, else
+    of int8-weights.
 
     Raises:
         InvalidModelError: If the file cannot be read.
@@ -127,12 +130,14 @@ def precision_of(path: Path) -> Precision:
         raise InvalidModelError(
             f"{path} cannot be read (cut short?): {reason(exc)}; write it again"
         ) from None
-    kinds: dict[str, Precision] = {"int8": "int8", "uint8": "int8", "float16": "float16"}
+    if "int8-dynamic" in counts:  # other layers of it may have no such kernel
+        counts["int8-dynamic"] += counts.pop("int8-weights", 0)
     most = max(counts, key=lambda kind: counts[kind], default="float32")
-    return kinds.get(most, "float32")
+    return cast(Precision, most) if most in SCHEMES else "float32"
 
 
 def _tflite_bytes(path: Path) -> dict[str, int]:
+    """Bytes of constants, of numbers by dtype and of 8-bit integers by their precision."""
     from ai_edge_litert import schema_py_generated as schema
 
     content = path.read_bytes()
@@ -140,17 +145,40 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
         raise ValueError("it has no flatbuffer id TFL3")
     model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
     kinds = {value: name for name, value in vars(schema.TensorType).items() if name.isupper()}
+    numbers = {value: name for name, value in vars(schema.BuiltinOperator).items()}
+    codes = [
+        numbers.get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
+        for code in model.operatorCodes
+    ]
     found: dict[str, int] = {}
     for graph in model.subgraphs:
-        for tensor in graph.tensors:
+        uses: dict[int, str] = {}
+        for each in graph.operators or ():
+            kind = codes[each.opcodeIndex]
+            if kind == "DEQUANTIZE":
+                uses[int(each.inputs[0])] = "int8-weights"
+            elif kind in WEIGHTS:
+                entry = graph.tensors[each.inputs[WEIGHTS[kind].input]]
+                if kinds[entry.type] == "FLOAT32":
+                    uses[int(each.inputs[1])] = "int8-dynamic"
+        wide = any(
+            kinds[tensor.type] == "INT16"
+            and tensor.quantization is not None
+            and tensor.quantization.scale is not None
+            for tensor in graph.tensors
+        )
+        for index, tensor in enumerate(graph.tensors):
             data = model.buffers[tensor.buffer].data
             if data is not None:
-                kind = kinds[tensor.type].lower()
-                found[kind] = found.get(kind, 0) + len(data)
+                dtype = kinds[tensor.type].lower()
+                if dtype in _INTEGERS:
+                    dtype = uses.get(index, "int16x8" if wide else "int8")
+                found[dtype] = found.get(dtype, 0) + len(data)
     return found
 
 
 def _onnx_bytes(path: Path) -> dict[str, int]:
+    """Bytes of constants, of numbers by dtype and of 8-bit integers by their precision."""
     from edgekit.graph import onnx
 
     package = onnx.package()
@@ -163,10 +191,15 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
         for tensor in model.graph.initializer
     ):
         return {"int8": 1}
+    dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
+    real = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     found: dict[str, int] = {}
     for tensor in model.graph.initializer:
-        kind = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
-        found[kind.name] = found.get(kind.name, 0) + kind.itemsize * int(np.prod(tensor.dims))
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+        kind = dtype.name
+        if kind in _INTEGERS:
+            kind = "int8-weights" if tensor.name in real else "int8-dynamic" if dynamic else "int8"
+        found[kind] = found.get(kind, 0) + dtype.itemsize * int(np.prod(tensor.dims))
     return found
 
 

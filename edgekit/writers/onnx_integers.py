@@ -14,7 +14,7 @@ from edgekit.graph import kernels, onnx_forms, plain
 from edgekit.graph import onnx as onnx_file
 from edgekit.graph.flatbuffer import Graph, Layer, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
-from edgekit.writers import onnx_blocks, onnx_tensors, tflite_integers
+from edgekit.writers import onnx_blocks, onnx_dynamic, onnx_tensors, tflite_integers
 
 _CLIPPING = ("Clip", "Relu", "Min", "Max")
 #: What may stand between a layer's node and the tensor that the canonical graph calls its output.
@@ -40,6 +40,7 @@ def quantize(
     activation_dtype: str = "uint8",
     quantize_bias: bool = True,
     blocks: bool = True,
+    dynamic: bool = False,
 ) -> Any:
     """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
 
@@ -56,6 +57,8 @@ def quantize(
         quantize_bias: Write int32 biases; else they stay float, as TensorRT asks for.
         blocks: Write transposed convolutions in the form that onnxruntime has integer kernels for
             (:mod:`edgekit.writers.onnx_blocks`).
+        dynamic: Let dense layers round their float inputs when they run
+            (:mod:`edgekit.writers.onnx_dynamic`).
 
     Returns:
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
@@ -88,6 +91,8 @@ def quantize(
     onnx_forms.pad_integers(copied)
     if blocks:
         onnx_blocks.write(copied)
+    if dynamic:
+        onnx_dynamic.write(copied)
     onnx_file.drop_unused(copied)
     del copied.graph.value_info[:]
     onnx_file.sort(copied)
@@ -230,11 +235,15 @@ class Products:
 
 
 def products(model: Any) -> Iterator[Products]:
-    """Every convolution and product of a QDQ model with constant int8 weights."""
+    """Every convolution and product of integers of a model with constant int8 weights, which is QDQ
+    or rounds when it runs."""
     constants = onnx_file.stored_constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
+    rounds = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.op_type == "MatMulInteger" and node.input[1] in constants:
+            yield Products(node.output[0], 1, 2, constants[node.input[1]].T)
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or not rounds:
             continue
         for place in (0, 1):
             source = makers.get(node.input[place])

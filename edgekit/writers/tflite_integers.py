@@ -1,9 +1,12 @@
-"""int8 in TFLite: write a float graph with given integers, and read what a file stores.
+"""Integers in TFLite: write a float graph with given integers, and read what a file stores.
 
-A tensor that has an encoding is int8. An operator computes on int8 if TFLite has a kernel for it
+A tensor that has an encoding is int8, or int16. An operator computes on it if TFLite has a kernel
 (:mod:`edgekit.graph.kernels`) and all its tensors have encodings. Other operators compute in float,
 between a DEQUANTIZE and a QUANTIZE. If an operator takes tensors of one scale only, a QUANTIZE is
 put in front of those that have another.
+
+A layer whose input is float and whose weights are integers reads them through a DEQUANTIZE. Where
+its kernel is to round the input when it runs, it reads the integers themselves.
 """
 
 from __future__ import annotations
@@ -20,20 +23,26 @@ from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 
 #: What the float copy of an int8 tensor is called, and the float tensor that becomes int8.
 _REAL, _RAW = "__real", "__raw"
+#: Of activations.
+_DTYPES = (np.int8, np.int16)
+#: Version of DEQUANTIZE that reads a scale for each channel.
+_PER_CHANNEL = 5
 
 
-def write(canonical: bytes, stored: Stored) -> bytes:
+def write(canonical: bytes, stored: Stored, *, dynamic: bool = False) -> bytes:
     """The int8 twin of a float graph, int8 in and out where inputs and outputs have encodings.
 
     Args:
         canonical: Float flatbuffer, with the float constants that ``stored`` stands for.
         stored: Numbers of activations, layers and constants.
+        dynamic: Let layers round their float inputs when they run, of the kinds that have such a
+            kernel (:data:`edgekit.graph.kernels.DYNAMIC`).
 
     Raises:
         WriterError: If an operator computes on integers and a number of it is missing.
     """
     graph = Graph(canonical)
-    writer = _Writer(graph, stored)
+    writer = _Writer(graph, stored, kernels.DYNAMIC["tflite"] if dynamic else frozenset())
     for position, operator in enumerate(graph.operators):
         writer.take(position, operator)
     writer.finish()
@@ -46,11 +55,12 @@ def write(canonical: bytes, stored: Stored) -> bytes:
 class _Writer:
     """One graph on its way to integers; operators are taken in order of execution."""
 
-    def __init__(self, graph: Graph, stored: Stored) -> None:
-        self._graph, self._stored = graph, stored
+    def __init__(self, graph: Graph, stored: Stored, dynamic: frozenset[str]) -> None:
+        self._graph, self._stored, self._dynamic = graph, stored, dynamic
         self._layers = {layer.output: layer for layer in graph.layers}
         self._order: list[int] = []
         self._copies: dict[str, str] = {}  # float copy by int8 tensor
+        self._real_weights: dict[tuple[bytes, ...], str] = {}
         self._brought: dict[tuple[str, Number], str] = {}
         self._kept: dict[str, Number] = {}  # encodings of what a QUANTIZE writes
         self._empty: dict[str, Number] = {}
@@ -59,7 +69,7 @@ class _Writer:
         graph, numbers = self._graph, self._stored.activations
         if operator.outputs[0] in self._stored.in_float:
             self._in_float(position, operator)
-        elif kernels.on_integers(graph, operator, numbers):
+        elif kernels.on_integers(graph, operator, numbers, self._stored.dtype):
             self._on_integers(position, operator)
         elif operator.kind in kernels.SIZES:
             self._order.append(position)
@@ -71,7 +81,7 @@ class _Writer:
         there = set(graph.tensors)
         every = {n: each for n, each in numbers.items() if n in there}
         for name, number in {**every, **self._kept, **self._empty}.items():
-            graph.make_integer(name, _quantization(number))
+            graph.make_integer(name, _quantization(number), dtype=self._stored.dtype)
         graph.reorder(self._order)
 
     def _on_integers(self, position: int, operator: Operator) -> None:
@@ -92,11 +102,20 @@ class _Writer:
             if graph.dtype(name) == np.float32 and name not in numbers:  # nothing, of a dtype
                 self._empty[name] = numbers[written[0]]
         graph.set_inputs(position, inputs)
+        if self._stored.dtype == "int16":
+            graph.make_wide(position)
         self._order.append(position)
 
     def _in_float(self, position: int, operator: Operator) -> None:
         graph, numbers = self._graph, self._stored.activations
         inputs = [self._real(name) if name in numbers else name for name in operator.inputs]
+        if operator.kind in kernels.WEIGHTED and operator.outputs[0] in self._stored.layers:
+            layer = self._layers[operator.outputs[0]]
+            if layer.kind in self._dynamic:
+                self._put_layer(layer.output)
+                graph.make_hybrid(position)
+            else:
+                inputs[1] = self._weights_of(layer.output)
         graph.set_inputs(position, inputs)
         self._order.append(position)
         outputs = list(operator.outputs)
@@ -112,6 +131,19 @@ class _Writer:
             self._copies[name] = self._graph.add_conversion("DEQUANTIZE", name, f"{name}{_REAL}")
             self._order.append(len(self._graph.operators) - 1)
         return self._copies[name]
+
+    def _weights_of(self, output: str) -> str:
+        """Real weights of a layer that computes in float; layers with the same share them."""
+        layer, given = self._layers[output], self._stored.layers[output]
+        parts = given.weights, given.weight_scale, np.array(given.weights.shape)
+        key = tuple(part.tobytes() for part in parts)
+        if key not in self._real_weights:
+            self._put_layer(output)
+            self._real_weights[key] = self._graph.add_conversion(
+                "DEQUANTIZE", layer.weights, f"{layer.weights}{_REAL}", version=_PER_CHANNEL
+            )
+            self._order.append(len(self._graph.operators) - 1)
+        return self._real_weights[key]
 
     def _bring(self, name: str, wanted: Number) -> str:
         """An int8 tensor at another scale."""
@@ -150,26 +182,27 @@ def _quantization(number: Number) -> Quantization:
 
 
 def brought(graph: Graph) -> frozenset[str]:
-    """Tensors of an int8 graph that hold another's values at another scale."""
+    """Tensors of a graph of integers that hold another's values at another scale."""
     return frozenset(
         operator.outputs[0]
         for operator in graph.operators
-        if operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) == np.int8
+        if operator.kind == "QUANTIZE" and graph.dtype(operator.inputs[0]) in _DTYPES
     )
 
 
 def read(graph: Graph) -> Stored:
-    """The integers and scales of an int8 graph, in the canonical graph's words."""
+    """The integers and scales of a graph of integers, in the canonical graph's words."""
     activations: dict[str, Number] = {}
     constants: dict[str, ConstantIntegers] = {}
-    extra = brought(graph)
+    extra, wide = brought(graph), False
     weights = {name for layer in graph.layers for name in (layer.weights, layer.bias) if name}
     for name in graph.used:
         found = graph.quantization(name)
-        if found is None or graph.dtype(name) != np.int8 or 0 in graph.shape(name):
+        if found is None or graph.dtype(name) not in _DTYPES or 0 in graph.shape(name):
             continue
         number = float(found.scale[0]), int(found.zero_point[0])
         if not graph.is_constant(name):
+            wide |= graph.dtype(name) == np.int16
             if name not in extra:
                 activations[name] = number
         elif name not in weights:
@@ -186,7 +219,7 @@ def read(graph: Graph) -> Stored:
             bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
             bias_scale=None if bias is None else bias.scale,
         )
-    return Stored(activations, layers, constants)
+    return Stored(activations, layers, constants, dtype="int16" if wide else "int8")
 
 
 def read_file(content: bytes) -> Stored:
@@ -200,6 +233,17 @@ def floats(graph: Graph) -> tuple[str, ...]:
         f"{operator.kind} {name}"
         for operator, name in zip(graph.operators, names(graph), strict=True)
         if computes_in_float(graph, operator)
+    )
+
+
+def real_weights(graph: Graph) -> tuple[str, ...]:
+    """Layers whose int8 weights a DEQUANTIZE makes real, so that they compute in float, as kind and
+    name."""
+    made = {o.outputs[0] for o in graph.operators if o.kind == "DEQUANTIZE"}
+    return tuple(
+        f"{operator.kind} {name}"
+        for operator, name in zip(graph.operators, names(graph), strict=True)
+        if operator.kind in kernels.WEIGHTED and operator.inputs[1] in made
     )
 
 
@@ -230,7 +274,7 @@ def copies(graph: Graph) -> Mapping[str, str]:
     found = {}
     for operator in graph.operators:
         one, other = (operator.inputs or ("",))[0], operator.outputs[0]
-        if operator.kind == "DEQUANTIZE" and graph.dtype(one) == np.int8:
+        if operator.kind == "DEQUANTIZE" and graph.dtype(one) in _DTYPES:
             found[other] = one
         elif operator.kind == "QUANTIZE" and graph.dtype(one) == np.float32:
             found[one] = other
