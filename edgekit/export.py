@@ -63,6 +63,8 @@ python -m edgekit.export --target tflite,onnx \\
     --precision float32,float16,int8 --out build/all
 python -m edgekit.export --target onnx --precision int8 --device auto \\
     --strict --out build/here
+python -m edgekit.export --target tflite,onnx --precision int8 \\
+    --leave-float block1_project --leave-float 'block2_*' --out build/mixed
 python -m edgekit.export mine.keras --preprocessing symmetric \\
     --target tflite --precision int8 --calibration images.npz \\
     --out build/mine
@@ -126,6 +128,15 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         action="store_true",
         help="for int8: refuse a model in which an operator computes in float",
     )
+    add(
+        "--leave-float",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="for int8: let the output of a layer stay float, so that the layer and what reads it "
+        "compute in float; a name that `compare --layers` prints, or a pattern such as 'block1_*'; "
+        "repeatable",
+    )
     add("--allow-dead", action="store_true", help="for int8: write a file with dead outputs")
     add("--allow-poor", action="store_true", help="for int8: write a file below 10 dB")
     add("--task", choices=TASKS, help=TASK_HELP)
@@ -151,6 +162,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         device=profile.name,
         correction=options.correction,
         strict=options.strict,
+        leave_float=tuple(options.leave_float),
         allow_dead=options.allow_dead,
         allow_poor=options.allow_poor,
         preprocessing=options.preprocessing,

@@ -29,6 +29,7 @@ from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
+from edgekit.diagnosis import names, tensors
 from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline import proof
@@ -75,6 +76,8 @@ _UNJUDGED = (
     "nothing could be judged, since no calibration samples are at hand; "
     "`python -m edgekit.compare` judges the file"
 )
+#: Why a tensor stays float that the user names.
+ASKED = "asked for by --leave-float"
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -284,7 +287,7 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
 
 
 #: Options of int8 that say how integers are found.
-_DECIDED = ("--calibration", "--data", "--method", "--correction")
+_DECIDED = ("--calibration", "--data", "--method", "--leave-float", "--correction")
 
 
 def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfile:
@@ -295,6 +298,11 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
+    if options.strict and options.leave_float:
+        raise InvalidOptionError(
+            f"--strict lets no operator compute in float, and --leave-float "
+            f"{options.leave_float[0]} asks for some; leave one of them out"
+        )
     if options.layout and all(target != "tflite" for target, _ in files):
         raise InvalidOptionError(
             f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
@@ -385,6 +393,22 @@ class _Pipeline:
         return self.tables[0]
 
     @functools.cached_property
+    def left(self) -> dict[str, str]:
+        """The tensors that the user lets stay float, and why.
+
+        Raises:
+            InvalidOptionError: If a name is of no layer, or of several.
+        """
+        if not self.options.leave_float:
+            return {}
+        graph = Graph(self.canonical)
+        graph.fold()
+        named = names.tensors(
+            graph, tensors.activations(graph), self.options.leave_float, option="--leave-float"
+        )
+        return dict.fromkeys(named, ASKED)
+
+    @functools.cached_property
     def quantized(self) -> Quantized:
         """Encodings and integers, the same for every format."""
         if self.source.integers is not None:
@@ -392,6 +416,7 @@ class _Pipeline:
         if self.source.encodings is not None:
             return trained(self.canonical, self.source.encodings, profile=self.profile)
         assert self.calibration is not None  # _opened() has seen to it
+        left = self.left  # what is wrong with it is said before anything runs
         return _decide(
             self.canonical,
             *self.tables,
@@ -401,6 +426,7 @@ class _Pipeline:
             self.options.correction,
             narrow=self.options.method is None and self.table.method == DEFAULT_METHOD,
             strict=self.options.strict,
+            left=left,
         )
 
     @functools.cached_property
@@ -743,6 +769,7 @@ def _decide(
     *,
     narrow: bool,
     strict: bool,
+    left: Mapping[str, str],
 ) -> Quantized:
     """Quantize the model; integers that were cached by an earlier run are used again."""
     images = calibration.images
@@ -754,6 +781,7 @@ def _decide(
         correction=correction,
         narrow=narrow,
         integers_only=strict,
+        left=left,
         versions=artifact.package_versions(),
     )
     path = cache_folder() / f"{key}.npz"
@@ -775,6 +803,7 @@ def _decide(
             correction=correction,
             narrow=narrow,
             integers_only=strict,
+            left=left,
             advance=lambda _: task.advance(),
         )
     try:

@@ -394,6 +394,7 @@ def quantize(
     correction: Correction = "auto",
     narrow: bool = True,
     integers_only: bool = False,
+    left: Mapping[str, str] | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Quantized:
     """Decide every number of the int8 model.
@@ -410,6 +411,7 @@ def quantize(
         correction: ``auto``, or ``none`` for nearest rounding.
         narrow: Whether ranges may become narrower than the table's.
         integers_only: Let no tensor stay float.
+        left: Tensors that stay float whatever it costs, and why.
         advance: Called with the name of each operator that is walked.
 
     Raises:
@@ -432,6 +434,8 @@ def quantize(
     floats: islands.Floats = {}
     if not integers_only:
         floats = {**islands.joins(graph, table.ranges), **islands.relative(graph)}
+    if left:
+        floats = islands.closed(graph, {**floats, **left})
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
