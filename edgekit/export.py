@@ -17,6 +17,11 @@ number has to be the one that the quantizer chose, and the manifest says which k
 Several targets and precisions, separated by commas, give one artifact for each combination. The
 model is then loaded, converted, calibrated and quantized once.
 
+``--max-drop`` and ``--min`` give int8 files a budget: the cheapest mixture of int8 and float
+tensors that holds it is searched for on one half of the ``--validation`` samples, and proved on the
+other (:mod:`edgekit.evaluation.budget`). A budget that is not held has exit status 1, and nothing
+is written.
+
 An int8 file is judged on calibration samples that no method was chosen by. If an output or a
 channel is dead, or an output has less than 10 dB, the exit status is 1 and the file is not written,
 unless ``--allow-dead`` or ``--allow-poor`` is given. The other files of the same command are
@@ -34,9 +39,10 @@ from rich.table import Table
 
 from edgekit import data
 from edgekit.base import cli
-from edgekit.base.errors import FidelityError
+from edgekit.base.errors import FidelityError, InvalidOptionError
 from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
+from edgekit.evaluation.budget import Budget, Kind, Mixture
 from edgekit.graph.flatbuffer import short_name
 from edgekit.pipeline.exporting import TARGETS, export, export_all
 from edgekit.pipeline.options import Options
@@ -48,6 +54,14 @@ from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.sources import float_model
 
 __all__ = ["Options", "export", "export_all", "main", "parser"]
+
+
+_BUDGETS: dict[Kind, str] = {
+    "max-drop": "for int8: points that may be lost against the float model: top1=0.5 of right "
+    "predictions, agreement=1 of predictions that are its own; as many tensors stay float as that "
+    "takes",
+    "min": "the same with the least value: agreement=99, top1=70, or sqnr=25 in dB",
+}
 
 
 def parser() -> cli.Parser:
@@ -68,6 +82,9 @@ python -m edgekit.export --target tflite,onnx --precision int8 \\
 python -m edgekit.export mine.keras --preprocessing symmetric \\
     --target tflite --precision int8 --calibration images.npz \\
     --out build/mine
+python -m edgekit.export mine.keras --preprocessing symmetric \\
+    --target tflite,onnx --precision int8 --calibration folder:train \\
+    --max-drop top1=0.5 --validation folder:valid --out build/held
 python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     --preprocessing unit --target onnx --precision int8 \\
     --calibration images.npz --out build/detector
@@ -137,6 +154,20 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         "compute in float; a name that `compare --layers` prints, or a pattern such as 'block1_*'; "
         "repeatable",
     )
+    for kind, text in _BUDGETS.items():
+        add(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="METRIC=VALUE",
+            help=text,
+        )
+    add(
+        "--validation",
+        metavar="IMAGES",
+        help="with --max-drop or --min: images or samples, with labels for top1, that are no "
+        "calibration samples; one half of them searches, the other proves",
+    )
     add("--allow-dead", action="store_true", help="for int8: write a file with dead outputs")
     add("--allow-poor", action="store_true", help="for int8: write a file below 10 dB")
     add("--task", choices=TASKS, help=TASK_HELP)
@@ -175,6 +206,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     where: dict[str, Any] = {
         "out": options.out,
         "force": options.force,
+        "mix": _mixture(options),
         "progress": cli.reporter,
     }
     targets, precisions = options.target, options.precision
@@ -191,6 +223,32 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     for written in artifacts:
         _print(written)
     return 0, {"artifacts": [_document(written) for written in artifacts]}
+
+
+def _mixture(options: argparse.Namespace) -> Mixture | None:
+    """What holds the budget that the command line gives.
+
+    Raises:
+        InvalidOptionError: If it gives several, or validation samples without one.
+    """
+    budgets = [
+        Budget.parse(kind, text)
+        for kind in _BUDGETS
+        for text in getattr(options, kind.replace("-", "_"))
+    ]
+    if not budgets:
+        if options.validation is not None:
+            raise InvalidOptionError(
+                f"--validation {options.validation} is for a budget; add --max-drop or --min, or "
+                f"leave it out"
+            )
+        return None
+    if len(budgets) > 1:
+        raise InvalidOptionError(
+            f"expected one budget, got {' and '.join(map(str, budgets))}; leave out all but one"
+        )
+    word = float_model.data_word(options.validation, options.model, option="--validation")
+    return Mixture(budgets[0], word, progress=cli.reporter)
 
 
 def _print(written: Artifact) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ from edgekit.pipeline.calibration import (
     observe,
 )
 from edgekit.pipeline.options import Options
-from edgekit.quantization import decisions, existing, profiles
+from edgekit.quantization import decisions, existing, mixture, profiles
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
     CORRECTIONS,
@@ -67,6 +68,8 @@ from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
+#: Target and precision.
+File = tuple[str, str]
 #: What is exported when no model is named.
 DEFAULT_MODEL = float_model.SHIPPED
 #: Held-out images that a written file is judged on, at the most.
@@ -144,6 +147,7 @@ def export(
     precision: str,
     out: Path | None = None,
     force: bool = False,
+    mix: Mixing | None = None,
     progress: Progress = SILENT,
 ) -> Artifact:
     """Write one deployable of a float model.
@@ -155,10 +159,12 @@ def export(
         precision: ``float32``, ``float16`` or ``int8``.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
+        mix: For int8: chooses which tensors stay float, and proves the file.
         progress: Hears how far it is.
 
     Raises:
-        FidelityError: If the int8 file is dead or poor; nothing is written then.
+        FidelityError: If the int8 file is dead or poor, or ``mix`` refuses it; nothing is written
+            then.
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
     if out is not None:
@@ -166,7 +172,13 @@ def export(
     pipeline = _opened(model, [(target, precision)], options or Options(), progress)
     place = out or Path("exports") / f"{pipeline.source.model_id}-{target}-{precision}"
     outputs.check_free(place, force=force)
-    return pipeline.proved(target, precision).write(place, force=force)
+    file = target, precision
+    if mix is not None:
+        pipeline = mix.choose(pipeline, [file])
+    proved = {file: pipeline.proved(target, precision)}
+    if mix is not None:
+        proved = mix.prove(proved)
+    return proved[file].write(place, force=force)
 
 
 def export_all(
@@ -177,6 +189,7 @@ def export_all(
     precisions: Sequence[str],
     out: Path | None = None,
     force: bool = False,
+    mix: Mixing | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Artifact, ...]:
     """Write several deployables of a float model, which is loaded, converted and quantized once.
@@ -189,11 +202,12 @@ def export_all(
         out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``;
             default ``exports``.
         force: Replace the artifacts that are there.
+        mix: For int8: chooses which tensors stay float, the same for all files, and proves them.
         progress: Hears how far it is.
 
     Raises:
         FidelityError: If int8 files are dead or poor; the other files are good, and are written.
-            ``written`` of the error names their folders.
+            ``written`` of the error names their folders. If ``mix`` refuses a file, none is.
         EdgekitError: As :func:`export`; nothing is written then. A full disk leaves nothing too.
     """
     files = [(target, precision) for target in targets for precision in precisions]
@@ -207,17 +221,24 @@ def export_all(
     places = {each: folder / "-".join((name, *each)) for each in files}
     for place in places.values():
         outputs.check_free(place, force=force)
-    proved, refused = {}, []
+    if mix is not None:
+        pipeline = mix.choose(pipeline, files)
+    proved, refused = dict[File, Proved](), []
     for each in files:
         try:
-            file = pipeline.proved(*each)
+            proved[each] = pipeline.proved(*each)
         except FidelityError as exc:
             refused.append(exc)
-        else:
-            proved[places[each]] = (file.files, dict(file.manifest))
-    written = artifact.write_all(proved, force=force)
+    if mix is not None:
+        proved = mix.prove(proved)
+    written = artifact.write_all(
+        {places[each]: (file.files, dict(file.manifest)) for each, file in proved.items()},
+        force=force,
+    )
     if refused:
-        older = [str(place) for place in places.values() if place not in proved and place.exists()]
+        older = [
+            str(place) for each, place in places.items() if each not in proved and place.exists()
+        ]
         raise FidelityError(
             "; ".join(error.what for error in refused)
             + (f"; what {', '.join(older)} holds is of an earlier run" if older else ""),
@@ -232,7 +253,7 @@ def _opened(
     files: Sequence[tuple[str, str]],
     options: Options,
     progress: Progress,
-) -> _Pipeline:
+) -> Pipeline:
     """Check the options, then open the model and its calibration samples."""
     profile = _checked(files, options)
     samples = None
@@ -260,7 +281,7 @@ def _opened(
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} was trained with encodings of its own"
                 )
-    return _Pipeline(source, profile, samples, options)
+    return Pipeline(source, profile, samples, options)
 
 
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
@@ -331,7 +352,7 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
 
 
 @dataclass(frozen=True)
-class _Proved:
+class Proved:
     """A file that was read back, run and judged, with its manifest."""
 
     files: Mapping[str, bytes | Path]
@@ -342,8 +363,30 @@ class _Proved:
         return artifact.write(out, dict(self.files), dict(self.manifest), force=force)
 
 
+class Mixing(Protocol):
+    """Chooses which tensors of int8 files stay float, and proves that it chose well."""
+
+    def choose(self, pipeline: Pipeline, files: Sequence[File]) -> Pipeline:
+        """The pipeline with its choice in it (:meth:`Pipeline.leaving`).
+
+        Args:
+            pipeline: Ready to quantize.
+            files: What will be written.
+
+        Raises:
+            FidelityError: If no choice is good enough.
+        """
+
+    def prove(self, files: Mapping[File, Proved]) -> dict[File, Proved]:
+        """The files that were made of the choice, with what their manifests say of it.
+
+        Raises:
+            FidelityError: If one of them is not good enough.
+        """
+
+
 @dataclass
-class _Pipeline:
+class Pipeline:
     """All steps from a float model to its deployables.
 
     Each step that several files share runs once: the float graph, the calibration table, the
@@ -429,6 +472,38 @@ class _Pipeline:
             left=left,
         )
 
+    def leaving(self, floats: Mapping[str, str], *, trial: bool = False) -> Pipeline:
+        """The same with more tensors in float; the integers of all others stay as they are.
+
+        Args:
+            floats: Tensors of :attr:`canonical`, and why each stays float.
+            trial: Let a file be dead or poor.
+        """
+        found = copy.copy(self)
+        found.quantized = mixture.leave(self.quantized, self.canonical, floats)
+        if self.calibration is not None and self.calibration.images is not None:
+            found.held = self.held  # of all mixtures, so that the float model runs once
+        if trial:
+            found.options = replace(self.options, allow_dead=True, allow_poor=True)
+        return found
+
+    def deciding(self, floats: Mapping[str, str]) -> Pipeline:
+        """The same with more tensors in float, and all integers decided anew for that, as
+        ``--leave-float`` does.
+
+        Args:
+            floats: As :meth:`leaving` takes it.
+        """
+        found = copy.copy(self)
+        found.left = {**floats, **self.left}
+        found.__dict__.pop("quantized", None)
+        return found
+
+    def feed(self, samples: Samples, chosen: npt.NDArray[np.int64]) -> Feed:
+        """Some samples, preprocessed, by tensor of :attr:`canonical`."""
+        specs = litert.signature(self.canonical).inputs
+        return _by_tensor(self.source, Graph(self.canonical), specs, samples, chosen)
+
     @functools.cached_property
     def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
         """Calibration samples to judge int8 files with, and the outputs of the float model."""
@@ -447,7 +522,7 @@ class _Pipeline:
         onnx_convert.use_signature_names(model, Graph(self.canonical))
         return model
 
-    def proved(self, target: str, precision: str) -> _Proved:
+    def proved(self, target: str, precision: str) -> Proved:
         """One file, read back, run and judged.
 
         Raises:
@@ -476,7 +551,7 @@ class _Pipeline:
         files: dict[str, bytes | Path] = {f"model.{target}": written.content}
         if quantized is not None:
             files[encodings.FILE] = quantized.encodings.dumps().encode()
-        return _Proved(
+        return Proved(
             files,
             {
                 "model_id": source.model_id,
@@ -832,13 +907,7 @@ def _samples(
     apart = feeds.take(images, fitting)
 
     def feed(chosen: npt.NDArray[np.int64]) -> Feed:
-        values = feeds.feed(images, specs, source.preprocessing, chosen)
-        return {
-            graph.named_inputs[spec.name]: values[spec.name].reshape(
-                values[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
-            )
-            for spec in specs
-        }
+        return _by_tensor(source, graph, specs, images, chosen)
 
     def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
         if fitting_only and content == canonical and known is not None:
@@ -854,6 +923,23 @@ def _samples(
         )
 
     return CalibrationSamples(feed(_spread(fitting, most - len(judging))), feed(judging), observed)
+
+
+def _by_tensor(
+    source: FloatModel,
+    graph: Graph,
+    specs: Sequence[TensorSpec],
+    samples: Samples,
+    chosen: npt.NDArray[np.int64],
+) -> Feed:
+    """Some samples, preprocessed, by tensor of the canonical graph."""
+    values = feeds.feed(samples, specs, source.preprocessing, chosen)
+    return {
+        graph.named_inputs[spec.name]: values[spec.name].reshape(
+            values[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
+        )
+        for spec in specs
+    }
 
 
 def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
