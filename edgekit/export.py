@@ -53,7 +53,7 @@ from edgekit.records import artifact
 from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.sources import float_model
 
-__all__ = ["Options", "export", "export_all", "main", "parser"]
+__all__ = ["Budget", "Mixture", "Options", "export", "export_all", "main", "parser"]
 
 
 _BUDGETS: dict[Kind, str] = {

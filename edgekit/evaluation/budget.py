@@ -6,9 +6,12 @@ the float model. If plain int8 holds the budget, nothing more stays float. Else 
 the noise that rounding a tensor adds to what is computed from it, over the time that its operators
 take longer in float, with the conversions between int8 and float. The shortest part of the ranking
 that holds is found by doubling and bisection, and tensors that turn out to be needless become int8
-again. Each candidate is written as a file and run by its runtime; its integers are those of plain
-int8. Those of the mixture that is taken are decided anew, as ``--leave-float`` does, unless the
-budget is not held then. Its files are measured on the second half, which had no part in the choice.
+again. A candidate holds if it has a standard error to spare: else chance would often let it miss
+the budget on other samples.
+
+Each candidate is written as a file and run by its runtime; its integers are those of plain int8.
+Those of the mixture that is taken are decided anew, as ``--leave-float`` does, unless the budget is
+not held then. Its files are measured on the second half, which had no part in the choice.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -68,8 +72,10 @@ _AT_ONCE = 64
 _TRIES = 8
 #: One tensor of so many stays float in a file whose conversions are timed.
 _CONVERTED = 4
+#: Standard errors on each side of a 95 % interval.
+_TWO_SIDED = NormalDist().inv_cdf(0.975)
 #: Seconds in which the operators of a file are timed, about.
-_SECONDS = 4.0
+_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,15 @@ class Budget:
             return stats.proportion(int((after == labels).sum()), len(after))
         return stats.paired_change(before == labels, after == labels)
 
+    def error(self, found: Measurement) -> float:
+        """Standard error of what :meth:`of` measured; 0 of decibels, which chance moves little."""
+        if self.bounded == "top1_change":
+            assert found.low is not None and found.high is not None
+            return (found.high - found.low) / (2 * _TWO_SIDED)
+        if self.metric == "sqnr":
+            return 0.0
+        return math.sqrt(found.value * (100 - found.value) / found.count)
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -260,8 +275,8 @@ class Mixture(Mixing):
         if missed:
             raise FidelityError(
                 f"the budget is not held: {'; '.join(missed)}",
-                "give --validation more samples, so that the search overrates no mixture, or "
-                "search with a smaller loss than you can bear",
+                "give --validation more samples, so that chance decides less, or allow less, so "
+                "that the search leaves more in float",
             )
         return {
             file: self._recorded(each, measured[file], said[file]) if file in measured else each
@@ -417,16 +432,16 @@ class _Search:
             FidelityError: If the budget cannot be held.
         """
         budget = self._budget
-        value, float_ms = self._measured(float32)
-        if value < budget.least:
+        alone, float_ms = self._measured(float32)
+        if alone.value < budget.least:
             raise FidelityError(
                 f"{budget}: expected {budget.bounded} {budget.least:.2f} at least, the float32 "
-                f"{self._target} file has {value:.2f} already on {len(self._images)} validation "
-                f"samples",
+                f"{self._target} file has {alone.value:.2f} already on {len(self._images)} "
+                f"validation samples",
                 "allow more",
             )
         held = self._holds(())
-        progress.say(f"float32: {value:.2f} at {float_ms:.3g} ms; {self._last('int8')}")
+        progress.say(f"float32: {alone.value:.2f} at {float_ms:.3g} ms; {self._last('int8')}")
         if held:
             progress.say("plain int8 holds the budget; nothing more stays float")
             return self._pipeline, self.candidates[0], float_ms
@@ -465,16 +480,21 @@ class _Search:
         if real not in self._known:
             self._good(trial)
             self._known[real] = self.candidates[-1]
-        return self._known[real].value >= self._budget.least
+        return self._enough(self._known[real])
 
     def _good(self, trial: Pipeline) -> bool:
         """Whether the budget is held by a file, which becomes a candidate."""
         name = f"int8-{len(self.candidates)}"
-        value, ms = self._measured(self._write(trial.proved(self._target, "int8"), name))
-        self.candidates.append(Candidate(len(trial.quantized.floats), ms, value))
+        found, ms = self._measured(self._write(trial.proved(self._target, "int8"), name))
+        count, error = len(trial.quantized.floats), self._budget.error(found)
+        self.candidates.append(Candidate(count, ms, found.value, error))
         self._task.advance()
-        self._task.note(self._last(f"{len(trial.quantized.floats)} tensors in float"))
-        return value >= self._budget.least
+        self._task.note(self._last(f"{count} tensors in float"))
+        return self._enough(self.candidates[-1])
+
+    def _enough(self, candidate: Candidate) -> bool:
+        """Whether it holds the budget, and chance on other samples would seldom change that."""
+        return candidate.value - candidate.error >= self._budget.least
 
     def _floats(self, units: Sequence[tuple[str, ...]]) -> dict[str, str]:
         why = f"chosen to hold {self._budget}"
@@ -484,13 +504,13 @@ class _Search:
         last = self.candidates[-1]
         return f"{name}: {last.value:.2f} at {last.ms:.3g} ms"
 
-    def _measured(self, written: Artifact) -> tuple[float, float]:
+    def _measured(self, written: Artifact) -> tuple[Measurement, float]:
         """What the budget bounds on the samples of the search, and ms of a run."""
         with Worker(Job.of(written, threads=1)) as worker:
             outputs = _outputs(worker, self._images)
             worker.latencies(self._images[:1], WARM_UP)
             ms = min(worker.latencies(self._images[:1], 2 * RUNS))
-        return self._budget.of(self._exact, outputs, self._labels).value, ms
+        return self._budget.of(self._exact, outputs, self._labels), ms
 
     def _ranked(self, float32: Artifact, progress: Progress) -> list[tuple[str, ...]]:
         """Tensors that stay float together, those first that gain most for their time."""

@@ -169,7 +169,7 @@ def export(
     """
     if out is not None:
         outputs.check_free(out, force=force)
-    pipeline = _opened(model, [(target, precision)], options or Options(), progress)
+    pipeline = opened(model, [(target, precision)], options or Options(), progress)
     place = out or Path("exports") / f"{pipeline.source.model_id}-{target}-{precision}"
     outputs.check_free(place, force=force)
     file = target, precision
@@ -216,7 +216,7 @@ def export_all(
             f"expected each target and precision once, got {', '.join(targets) or 'no target'} in "
             f"{', '.join(precisions) or 'no precision'}"
         )
-    pipeline = _opened(model, files, options or Options(), progress)
+    pipeline = opened(model, files, options or Options(), progress)
     folder, name = out or Path("exports"), pipeline.source.model_id
     places = {each: folder / "-".join((name, *each)) for each in files}
     for place in places.values():
@@ -248,7 +248,7 @@ def export_all(
     return written
 
 
-def _opened(
+def opened(
     model: Path | None,
     files: Sequence[tuple[str, str]],
     options: Options,
@@ -427,7 +427,7 @@ class Pipeline:
     def tables(self) -> tuple[CalibrationTable, CalibrationTable | None]:
         """Statistics and ranges of :attr:`canonical`: of all calibration samples, and of those
         that do not judge where the same pass found them."""
-        assert self.calibration is not None  # _opened() has seen to it
+        assert self.calibration is not None  # opened() has seen to it
         return _tables(self.calibration, self.canonical, self.source)
 
     @property
@@ -458,7 +458,7 @@ class Pipeline:
             return _existing(self.source, self.converted, self.profile)
         if self.source.encodings is not None:
             return trained(self.canonical, self.source.encodings, profile=self.profile)
-        assert self.calibration is not None  # _opened() has seen to it
+        assert self.calibration is not None  # opened() has seen to it
         left = self.left  # what is wrong with it is said before anything runs
         return _decide(
             self.canonical,

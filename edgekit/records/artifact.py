@@ -99,11 +99,13 @@ class Candidate:
         floats: Number of tensors that stay float.
         ms: Of the fastest of its runs, at batch 1 with one thread.
         value: What the budget bounds, on the samples of the search.
+        error: Its standard error; the search asks for so much more than the budget.
     """
 
     floats: int
     ms: float
     value: float
+    error: float
 
 
 @dataclass(frozen=True)
