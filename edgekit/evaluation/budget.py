@@ -10,8 +10,9 @@ again. A candidate holds if it has a standard error to spare: else chance would 
 the budget on other samples.
 
 Each candidate is written as a file and run by its runtime; its integers are those of plain int8.
-Those of the mixture that is taken are decided anew, as ``--leave-float`` does, unless the budget is
-not held then. Its files are measured on the second half, which had no part in the choice.
+Then integers are decided anew for what was found, as ``--leave-float`` does; as they are better,
+fewer tensors may do, which a few more candidates show. The files of the mixture that is taken are
+measured on the second half, which had no part in the choice.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ _SEARCHING, _PROVING = slice(0, None, 2), slice(1, None, 2)
 _AT_ONCE = 64
 #: Tensors that are tried as int8 again, at the most.
 _TRIES = 8
+#: The same, and tries of a bisection, where all integers are decided anew each time.
+_DECISIONS = 4
+_MANY = 1 << 20
 #: One tensor of so many stays float in a file whose conversions are timed.
 _CONVERTED = 4
 #: Standard errors on each side of a 95 % interval.
@@ -422,7 +426,7 @@ class _Search:
         self._images = samples.images.images[_SEARCHING]
         self._labels = _labels(samples, _SEARCHING)
         self._exact = exact[_SEARCHING]
-        self._known: dict[frozenset[str], Candidate] = {}
+        self._known: dict[tuple[bool, frozenset[str]], Candidate] = {}
         self.candidates: list[Candidate] = []
 
     def run(self, float32: Artifact, progress: Progress) -> tuple[Pipeline, Candidate, float]:
@@ -449,56 +453,77 @@ class _Search:
         low, high = 0, 1  # too few; to be tried
         while high < len(units) and not self._holds(units[:high]):
             low, high = high, min(2 * high, len(units))  # all of them are the float32 file
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._holds(units[:middle]):
-                high = middle
-            else:
-                low = middle
+        high = self._shortest(units, low, high)
+        anew = self._holds(units[:high], anew=True)
+        if anew:
+            high = self._shortest(units, 0, high, anew=True, tries=_DECISIONS)
         left = list(units[:high])
         # the last one was needed; of the others the first ones gain most
-        for unit in reversed(left[:-1][-_TRIES:]):
+        for unit in reversed(left[:-1][-(_DECISIONS if anew else _TRIES) :]):
             fewer = [other for other in left if other != unit]
-            if self._holds(fewer):
+            if self._holds(fewer, anew=anew):
                 left = fewer
-        floats = self._floats(left)
-        found = self._pipeline.leaving(floats).quantized
-        if not found.stored.layers:
+        chosen = self._mixed(left, anew)
+        if not chosen.quantized.stored.layers:
             raise FidelityError(
                 f"{budget} is held only with every layer in float, which is no int8 file",
                 "allow more, or export in float16",
             )
-        chosen = self._pipeline.deciding(floats)
-        if self._good(chosen.leaving({}, trial=True)):
-            return chosen, self.candidates[-1], float_ms
-        return self._pipeline.leaving(floats), self._known[frozenset(found.floats)], float_ms
+        return chosen, self._known[self._key(left, anew)], float_ms
 
-    def _holds(self, units: Sequence[tuple[str, ...]]) -> bool:
-        """Whether the budget is held with these tensors in float."""
-        trial = self._pipeline.leaving(self._floats(units), trial=True)
-        real = frozenset(trial.quantized.floats)
-        if real not in self._known:
-            self._good(trial)
-            self._known[real] = self.candidates[-1]
-        return self._enough(self._known[real])
+    def _shortest(
+        self,
+        units: Sequence[tuple[str, ...]],
+        low: int,
+        high: int,
+        *,
+        anew: bool = False,
+        tries: int = _MANY,
+    ) -> int:
+        """How many of the first units hold the budget: fewer than ``high``, which do, and more than
+        ``low``, which do not."""
+        while high - low > 1 and tries:
+            middle = (low + high) // 2
+            if self._holds(units[:middle], anew=anew):
+                high = middle
+            else:
+                low = middle
+            tries -= 1
+        return high
 
-    def _good(self, trial: Pipeline) -> bool:
-        """Whether the budget is held by a file, which becomes a candidate."""
-        name = f"int8-{len(self.candidates)}"
+    def _holds(self, units: Sequence[tuple[str, ...]], *, anew: bool = False) -> bool:
+        """Whether the budget is held with these tensors in float.
+
+        Args:
+            units: The tensors.
+            anew: Decide all integers for them, instead of taking those of plain int8.
+        """
+        key = self._key(units, anew)
+        if key not in self._known:
+            self._try(self._mixed(units, anew))
+            self._known[key] = self.candidates[-1]
+        return self._enough(self._known[key])
+
+    def _mixed(self, units: Sequence[tuple[str, ...]], anew: bool) -> Pipeline:
+        why = f"chosen to hold {self._budget}"
+        floats = {name: why for unit in units for name in unit}
+        return self._pipeline.deciding(floats) if anew else self._pipeline.leaving(floats)
+
+    def _key(self, units: Sequence[tuple[str, ...]], anew: bool) -> tuple[bool, frozenset[str]]:
+        return anew, frozenset(self._mixed(units, False).quantized.floats)
+
+    def _try(self, mixed: Pipeline) -> None:
+        """Write and run a file, which becomes a candidate."""
+        name, trial = f"int8-{len(self.candidates)}", mixed.leaving({}, trial=True)
         found, ms = self._measured(self._write(trial.proved(self._target, "int8"), name))
         count, error = len(trial.quantized.floats), self._budget.error(found)
         self.candidates.append(Candidate(count, ms, found.value, error))
         self._task.advance()
         self._task.note(self._last(f"{count} tensors in float"))
-        return self._enough(self.candidates[-1])
 
     def _enough(self, candidate: Candidate) -> bool:
         """Whether it holds the budget, and chance on other samples would seldom change that."""
         return candidate.value - candidate.error >= self._budget.least
-
-    def _floats(self, units: Sequence[tuple[str, ...]]) -> dict[str, str]:
-        why = f"chosen to hold {self._budget}"
-        return {name: why for unit in units for name in unit}
 
     def _last(self, name: str) -> str:
         last = self.candidates[-1]
