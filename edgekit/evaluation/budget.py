@@ -17,6 +17,7 @@ measured on the second half, which had no part in the choice.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import tempfile
@@ -78,6 +79,8 @@ _MANY = 1 << 20
 _CONVERTED = 4
 #: Standard errors on each side of a 95 % interval.
 _TWO_SIDED = NormalDist().inv_cdf(0.975)
+#: Rounds in which files are timed in turn.
+_ROUNDS = 10
 #: Seconds in which the operators of a file are timed, about.
 _SECONDS = 2.0
 
@@ -200,7 +203,7 @@ class _Found:
         target: The format of the candidates.
         candidates: In the order in which they were written.
         taken: One of them.
-        float32_ms: Of the float32 file.
+        latency_ms: As :class:`edgekit.records.artifact.BudgetRecord` has it.
     """
 
     samples: Samples
@@ -208,7 +211,7 @@ class _Found:
     target: str
     candidates: tuple[Candidate, ...]
     taken: Candidate
-    float32_ms: float
+    latency_ms: dict[str, float]
 
 
 class Mixture(Mixing):
@@ -314,18 +317,18 @@ class Mixture(Mixing):
             target=found.target,
             candidates=found.candidates,
             taken=found.taken,
-            float32_ms=found.float32_ms,
+            latency_ms=found.latency_ms,
             proof=proof,
         )
         manifest = dict(proved.manifest)
         manifest["quantization"] = replace(manifest["quantization"], budget=record)
-        plain, taken, float_ms = found.candidates[0], found.taken, found.float32_ms
+        taken, ms = found.taken, found.latency_ms
         cost = (
             f"{taken.floats} tensors stay float, {len(found.candidates)} files were tried: "
-            f"{taken.ms:.3g} ms in {found.target} here, plain int8 {plain.ms:.3g} ms, float32 "
-            f"{float_ms:.3g} ms"
+            f"{ms['taken']:.3g} ms in {found.target} here, plain int8 {ms['int8']:.3g} ms, float32 "
+            f"{ms['float32']:.3g} ms"
         )
-        if taken.ms >= float_ms:
+        if ms["taken"] >= ms["float32"]:
             cost += "; the float32 file is no slower"
         manifest["notes"] = (*manifest["notes"], cost, said)
         return Proved(proved.files, manifest)
@@ -429,8 +432,10 @@ class _Search:
         self._known: dict[tuple[bool, frozenset[str]], Candidate] = {}
         self.candidates: list[Candidate] = []
 
-    def run(self, float32: Artifact, progress: Progress) -> tuple[Pipeline, Candidate, float]:
-        """The pipeline of the mixture that is taken, its candidate, and ms of the float32 file.
+    def run(
+        self, float32: Artifact, progress: Progress
+    ) -> tuple[Pipeline, Candidate, dict[str, float]]:
+        """The pipeline of the mixture that is taken, its candidate, and the latency of the files.
 
         Raises:
             FidelityError: If the budget cannot be held.
@@ -448,7 +453,7 @@ class _Search:
         progress.say(f"float32: {alone.value:.2f} at {float_ms:.3g} ms; {self._last('int8')}")
         if held:
             progress.say("plain int8 holds the budget; nothing more stays float")
-            return self._pipeline, self.candidates[0], float_ms
+            return self._pipeline, self.candidates[0], self._in_turn(float32, self.candidates[0])
         units = self._ranked(float32, progress)
         low, high = 0, 1  # too few; to be tried
         while high < len(units) and not self._holds(units[:high]):
@@ -469,7 +474,30 @@ class _Search:
                 f"{budget} is held only with every layer in float, which is no int8 file",
                 "allow more, or export in float16",
             )
-        return chosen, self._known[self._key(left, anew)], float_ms
+        taken = self._known[self._key(left, anew)]
+        return chosen, taken, self._in_turn(float32, taken)
+
+    def _in_turn(self, float32: Artifact, taken: Candidate) -> dict[str, float]:
+        """Median ms of files, which run in turn, so that a change of the machine's speed affects
+        all of them."""
+        plain, chosen = (
+            Artifact.load(self._folder / f"int8-{self.candidates.index(each)}")
+            for each in (self.candidates[0], taken)
+        )
+        files = {"float32": float32, "int8": plain, "taken": chosen}
+        spent: dict[str, list[float]] = {name: [] for name in files}
+        image = self._images[:1]
+        with contextlib.ExitStack() as stack:
+            workers = {
+                name: stack.enter_context(Worker(Job.of(written, threads=1)))
+                for name, written in files.items()
+            }
+            for worker in workers.values():
+                worker.latencies(image, WARM_UP)
+            for _ in range(_ROUNDS):
+                for name, worker in workers.items():
+                    spent[name] += worker.latencies(image, RUNS)
+        return {name: float(np.median(each)) for name, each in spent.items()}
 
     def _shortest(
         self,
