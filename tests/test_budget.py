@@ -94,7 +94,8 @@ def test_the_budget_is_held_with_fewer_float_tensors_than_all(
         record, budget = _records(each)
         assert (budget.metric, budget.least, budget.searched) == ("agreement", 98.0, 300)
         assert budget.candidates[0].floats == 0
-        assert budget.candidates[0].value < 98.0 <= budget.taken.value - budget.taken.error
+        assert budget.candidates[0].value < 98.0 <= budget.taken.value
+        assert 98.0 <= budget.taken.expected - budget.taken.error
         assert budget.taken in budget.candidates
         assert 0 < len(record.floats) == budget.taken.floats < every
         assert "chosen to hold --max-drop agreement=2" in record.floats.values()
@@ -210,7 +211,7 @@ def test_lost_points_of_top1_are_held(net: Net, tmp_path: Path) -> None:
 
 def test_a_budget_that_float_does_not_hold_is_refused_before_the_search(net: Net) -> None:
     mix = Mixture(Budget("min", "top1", 99.0), net.validation("right", np.arange(60)))
-    refusal = "the float32 tflite file has .* already on 30 validation samples"
+    refusal = "the float32 tflite file has .* on 30 validation samples already; allow more"
     with pytest.raises(FidelityError, match=refusal):
         mix.choose(net.pipeline(), BOTH[:1])
 
@@ -301,6 +302,34 @@ def test_a_budget_that_nothing_can_be_chosen_for_is_refused(
 
 
 # The parts
+
+
+def test_what_is_expected_of_others_is_what_they_show() -> None:
+    """Scores of four classes with normal errors of a known size."""
+    random = np.random.default_rng(0)
+    every = random.normal(size=(40_000, 4)).astype(np.float32)
+    errors = 0.1 * random.normal(size=every.shape).astype(np.float32)
+    labels = np.where(random.random(len(every)) < 0.7, every.argmax(axis=1), 0)
+    for budget in (
+        Budget("max-drop", "agreement", 1.0),
+        Budget("max-drop", "top1", 1.0),
+        Budget("min", "top1", 50.0),
+    ):
+        whole = budget.of(every, every + errors, labels).value
+        parts = [slice(start, start + 400) for start in range(0, len(every), 400)]
+        counted, expected, said = zip(
+            *(
+                (budget.of(*part).value, *budget.expected(*part))
+                for where in parts
+                for part in [(every[where], every[where] + errors[where], labels[where])]
+            ),
+            strict=True,
+        )
+        assert abs(np.mean(expected) - whole) < 0.5
+        assert np.mean(said) == pytest.approx(np.std(counted), rel=0.25)
+        assert np.std(expected) <= np.std(counted)
+        exact = budget.expected(every[:400], every[:400], labels[:400])
+        assert exact[0] == pytest.approx(budget.of(every[:400], every[:400], labels[:400]).value)
 
 
 def test_tensors_that_are_left_float_lose_their_integers_and_no_others_do(net: Net) -> None:

@@ -6,8 +6,9 @@ the float model. If plain int8 holds the budget, nothing more stays float. Else 
 the noise that rounding a tensor adds to what is computed from it, over the time that its operators
 take longer in float, with the conversions between int8 and float. The shortest part of the ranking
 that holds is found by doubling and bisection, and tensors that turn out to be needless become int8
-again. A candidate holds if it has a standard error to spare: else chance would often let it miss
-the budget on other samples.
+again. A candidate holds if it does so on the samples of the search, and if what is expected of
+other samples (:meth:`Budget.expected`) holds with a standard error to spare: else chance would
+choose among candidates, and let every second one miss the budget on the other half.
 
 Each candidate is written as a file and run by its runtime; its integers are those of plain int8.
 Then integers are decided anew for what was found, as ``--leave-float`` does; as they are better,
@@ -74,11 +75,11 @@ _AT_ONCE = 64
 _TRIES = 8
 #: The same, and tries of a bisection, where all integers are decided anew each time.
 _DECISIONS = 4
-_MANY = 1 << 20
 #: One tensor of so many stays float in a file whose conversions are timed.
 _CONVERTED = 4
-#: Standard errors on each side of a 95 % interval.
-_TWO_SIDED = NormalDist().inv_cdf(0.975)
+#: Samples by which the size of errors is told, at the least.
+_NEAREST = 10
+_NORMAL = NormalDist()
 #: Rounds in which files are timed in turn.
 _ROUNDS = 10
 #: Seconds in which the operators of a file are timed, about.
@@ -183,14 +184,42 @@ class Budget:
             return stats.proportion(int((after == labels).sum()), len(after))
         return stats.paired_change(before == labels, after == labels)
 
-    def error(self, found: Measurement) -> float:
-        """Standard error of what :meth:`of` measured; 0 of decibels, which chance moves little."""
-        if self.bounded == "top1_change":
-            assert found.low is not None and found.high is not None
-            return (found.high - found.low) / (2 * _TWO_SIDED)
+    def expected(
+        self,
+        exact: npt.NDArray[np.float32],
+        found: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64] | None,
+    ) -> tuple[float, float]:
+        """What :meth:`of` would measure on other samples like these, and its standard error there.
+
+        Few predictions change, so that their number is mostly chance. More is known: by how much
+        the score of the right class, or of the float model's, leads the best other one, and how
+        much rounding moves that lead where it is small. With normal errors of that size, the share
+        of leads that stay leads is expected.
+
+        Args:
+            exact: As :meth:`of` takes it.
+            found: The same.
+            labels: The same.
+        """
         if self.metric == "sqnr":
-            return 0.0
-        return math.sqrt(found.value * (100 - found.value) / found.count)
+            return stats.sqnr(exact, found).value, 0.0
+        before, after = (tasks.by_class(outputs).astype(np.float64) for outputs in (exact, found))
+        rows = np.arange(len(before))
+        own = stats.ranking(tasks.by_class(exact))[:, 0] if self.metric == "agreement" else labels
+        others = before.copy()
+        others[rows, own] = -np.inf
+        rival = others.argmax(axis=1)
+        lead = before[rows, own] - before[rows, rival]
+        moved = after[rows, own] - after[rows, rival] - lead
+        near = np.argsort(np.abs(lead), kind="stable")[: max(_NEAREST, len(lead) // 4)]
+        size = float(np.sqrt(np.square(moved[near]).mean()))
+        leads = np.asarray(lead > 0, np.float64)
+        kept = leads if size == 0 else np.array([_NORMAL.cdf(each) for each in lead / size])
+        share, changed = float(kept.mean()), float(np.abs(kept - leads).mean())
+        if self.bounded == "top1_change":
+            return 100 * (share - float(leads.mean())), 100 * math.sqrt(changed / len(lead))
+        return 100 * share, 100 * math.sqrt(share * (1 - share) / len(lead))
 
 
 @dataclass(frozen=True)
@@ -254,9 +283,10 @@ class Mixture(Mixing):
                 Path(folder) / "float32", force=False
             )
             samples, exact = self._reference(float32, pipeline)
-            with self._progress.task("searching", unit="files") as task:
-                search = _Search(budget, pipeline, targets[0], samples, exact, folder, task)
-                chosen, taken, ms = search.run(float32, self._progress)
+            search = _Search(
+                budget, pipeline, targets[0], samples, exact, Path(folder), self._progress
+            )
+            chosen, taken, ms = search.run(float32)
         found = tuple(search.candidates)
         self._found = _Found(samples, exact, targets[0], found, taken, ms)
         return chosen
@@ -324,7 +354,7 @@ class Mixture(Mixing):
         manifest["quantization"] = replace(manifest["quantization"], budget=record)
         taken, ms = found.taken, found.latency_ms
         cost = (
-            f"{taken.floats} tensors stay float, {len(found.candidates)} files were tried: "
+            f"tensors that stay float: {taken.floats}, found with {len(found.candidates)} files; "
             f"{ms['taken']:.3g} ms in {found.target} here, plain int8 {ms['int8']:.3g} ms, float32 "
             f"{ms['float32']:.3g} ms"
         )
@@ -408,7 +438,7 @@ class _Search:
         samples: All; every other one is used.
         exact: Outputs of the float model ``[N, M]``.
         folder: For the files.
-        task: Is told of each file.
+        progress: Hears of each file.
 
     Attributes:
         candidates: What was written and run, in that order.
@@ -421,40 +451,37 @@ class _Search:
         target: str,
         samples: Samples,
         exact: npt.NDArray[np.float32],
-        folder: str,
-        task: Task,
+        folder: Path,
+        progress: Progress,
     ) -> None:
         self._budget, self._pipeline, self._target = budget, pipeline, target
-        self._samples, self._task, self._folder = samples, task, Path(folder)
+        self._samples, self._folder, self._progress = samples, folder, progress
         self._images = samples.images.images[_SEARCHING]
         self._labels = _labels(samples, _SEARCHING)
         self._exact = exact[_SEARCHING]
         self._known: dict[tuple[bool, frozenset[str]], Candidate] = {}
         self.candidates: list[Candidate] = []
 
-    def run(
-        self, float32: Artifact, progress: Progress
-    ) -> tuple[Pipeline, Candidate, dict[str, float]]:
+    def run(self, float32: Artifact) -> tuple[Pipeline, Candidate, dict[str, float]]:
         """The pipeline of the mixture that is taken, its candidate, and the latency of the files.
 
         Raises:
             FidelityError: If the budget cannot be held.
         """
         budget = self._budget
-        alone, float_ms = self._measured(float32)
-        if alone.value < budget.least:
+        alone, metric_unit = self._measured(float32)
+        if not self._enough(alone):
             raise FidelityError(
-                f"{budget}: expected {budget.bounded} {budget.least:.2f} at least, the float32 "
-                f"{self._target} file has {alone.value:.2f} already on {len(self._images)} "
-                f"validation samples",
-                "allow more",
+                f"{budget}: expected {budget.bounded} {budget.least:.2f} with a standard error to "
+                f"spare, the float32 {self._target} file has {alone.value:.2f}, with a standard "
+                f"error of {alone.error:.2f}, on {len(self._images)} validation samples already",
+                "allow more, or give more samples",
             )
-        held = self._holds(())
-        progress.say(f"float32: {alone.value:.2f} at {float_ms:.3g} ms; {self._last('int8')}")
-        if held:
-            progress.say("plain int8 holds the budget; nothing more stays float")
+        self._progress.say(f"float32: {alone.value:.2f} {metric_unit} at {alone.ms:.3g} ms")
+        if self._holds(()):
+            self._progress.say("plain int8 holds the budget; nothing more stays float")
             return self._pipeline, self.candidates[0], self._in_turn(float32, self.candidates[0])
-        units = self._ranked(float32, progress)
+        units = self._ranked(float32)
         low, high = 0, 1  # too few; to be tried
         while high < len(units) and not self._holds(units[:high]):
             low, high = high, min(2 * high, len(units))  # all of them are the float32 file
@@ -506,11 +533,11 @@ class _Search:
         high: int,
         *,
         anew: bool = False,
-        tries: int = _MANY,
+        tries: float = math.inf,
     ) -> int:
         """How many of the first units hold the budget: fewer than ``high``, which do, and more than
         ``low``, which do not."""
-        while high - low > 1 and tries:
+        while high - low > 1 and tries > 0:
             middle = (low + high) // 2
             if self._holds(units[:middle], anew=anew):
                 high = middle
@@ -543,29 +570,30 @@ class _Search:
     def _try(self, mixed: Pipeline) -> None:
         """Write and run a file, which becomes a candidate."""
         name, trial = f"int8-{len(self.candidates)}", mixed.leaving({}, trial=True)
-        found, ms = self._measured(self._write(trial.proved(self._target, "int8"), name))
-        count, error = len(trial.quantized.floats), self._budget.error(found)
-        self.candidates.append(Candidate(count, ms, found.value, error))
-        self._task.advance()
-        self._task.note(self._last(f"{count} tensors in float"))
+        written = self._write(trial.proved(self._target, "int8"), name)
+        found, unit = self._measured(written, len(trial.quantized.floats))
+        self.candidates.append(found)
+        self._progress.say(
+            f"int8, tensors in float: {found.floats}; {found.value:.2f} {unit}, expected "
+            f"{found.expected:.2f} of others, at {found.ms:.3g} ms"
+        )
 
     def _enough(self, candidate: Candidate) -> bool:
         """Whether it holds the budget, and chance on other samples would seldom change that."""
-        return candidate.value - candidate.error >= self._budget.least
+        sure = min(candidate.value, candidate.expected - candidate.error)
+        return sure >= self._budget.least
 
-    def _last(self, name: str) -> str:
-        last = self.candidates[-1]
-        return f"{name}: {last.value:.2f} at {last.ms:.3g} ms"
-
-    def _measured(self, written: Artifact) -> tuple[Measurement, float]:
-        """What the budget bounds on the samples of the search, and ms of a run."""
+    def _measured(self, written: Artifact, floats: int = 0) -> tuple[Candidate, str]:
+        """A file on the samples of the search, and the unit of its metric."""
         with Worker(Job.of(written, threads=1)) as worker:
             outputs = _outputs(worker, self._images)
             worker.latencies(self._images[:1], WARM_UP)
             ms = min(worker.latencies(self._images[:1], 2 * RUNS))
-        return self._budget.of(self._exact, outputs, self._labels), ms
+        compared = self._exact, outputs, self._labels
+        found = self._budget.of(*compared)
+        return Candidate(floats, ms, found.value, *self._budget.expected(*compared)), found.unit
 
-    def _ranked(self, float32: Artifact, progress: Progress) -> list[tuple[str, ...]]:
+    def _ranked(self, float32: Artifact) -> list[tuple[str, ...]]:
         """Tensors that stay float together, those first that gain most for their time."""
         pipeline = self._pipeline
         quantized, canonical = pipeline.quantized, pipeline.canonical
@@ -583,9 +611,9 @@ class _Search:
             for name, (scale, zero_point) in quantized.stored.activations.items()
         }
         noise = walked.noise(encodings, quantized.floats)
-        return mixture.ranking(quantized, canonical, noise, self._costs(float32, progress))
+        return mixture.ranking(quantized, canonical, noise, self._costs(float32))
 
-    def _costs(self, float32: Artifact, progress: Progress) -> Costs:
+    def _costs(self, float32: Artifact) -> Costs:
         """What it costs to compute in float: by LiteRT, which runs each operator of a file alone,
         for ONNX files too."""
         names = sorted(self._pipeline.quantized.stored.activations)
@@ -598,7 +626,7 @@ class _Search:
         try:
             real, whole, both = ([*_timed(file)] for file in files)
         except (ExecutionError, InvalidModelError) as exc:
-            progress.say(f"note: all operators count the same, without a time: {exc}")
+            self._progress.say(f"note: all operators count the same, without a time: {exc}")
             return Costs({})
         in_float = {each.outputs[0]: each.ms for each in real}
         longer = {

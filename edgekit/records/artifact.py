@@ -99,12 +99,16 @@ class Candidate:
         floats: Number of tensors that stay float.
         ms: Of the fastest of its runs, at batch 1 with one thread.
         value: What the budget bounds, on the samples of the search.
-        error: Its standard error; the search asks for so much more than the budget.
+        expected: The same, expected of other samples like these, from how near predictions are to
+            another class, beside how much scores moved; of ``sqnr`` the same number.
+        error: Standard error of that on as many other samples. The search asks for so much more
+            than the budget.
     """
 
     floats: int
     ms: float
     value: float
+    expected: float
     error: float
 
 
