@@ -204,14 +204,16 @@ class Budget:
         """
         if self.metric == "sqnr":
             return stats.sqnr(exact, found).value, 0.0
-        before, after = (tasks.by_class(outputs).astype(np.float64) for outputs in (exact, found))
+        before, after = (tasks.by_class(outputs) for outputs in (exact, found))
         rows = np.arange(len(before))
-        own = stats.ranking(tasks.by_class(exact))[:, 0] if self.metric == "agreement" else labels
+        own = stats.ranking(before)[:, 0] if self.metric == "agreement" else labels
         others = before.copy()
         others[rows, own] = -np.inf
         rival = others.argmax(axis=1)
-        lead = before[rows, own] - before[rows, rival]
-        moved = after[rows, own] - after[rows, rival] - lead
+        lead, moved = (
+            scores[rows, own].astype(np.float64) - scores[rows, rival] for scores in (before, after)
+        )
+        moved -= lead
         near = np.argsort(np.abs(lead), kind="stable")[: max(_NEAREST, len(lead) // 4)]
         size = float(np.sqrt(np.square(moved[near]).mean()))
         leads = np.asarray(lead > 0, np.float64)
