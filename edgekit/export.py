@@ -17,6 +17,11 @@ number has to be the one that the quantizer chose, and the manifest says which k
 Several targets and precisions, separated by commas, give one artifact for each combination. The
 model is then loaded, converted, calibrated and quantized once.
 
+``--max-drop`` and ``--min`` give int8 files a budget: the cheapest mixture of int8 and float
+tensors that holds it is searched for on one half of the ``--validation`` samples, and proved on the
+other (:mod:`edgekit.evaluation.budget`). A budget that is not held has exit status 1, and nothing
+is written.
+
 An int8 file is judged on calibration samples that no method was chosen by. If an output or a
 channel is dead, or an output has less than 10 dB, the exit status is 1 and the file is not written,
 unless ``--allow-dead`` or ``--allow-poor`` is given. The other files of the same command are
@@ -34,9 +39,10 @@ from rich.table import Table
 
 from edgekit import data
 from edgekit.base import cli
-from edgekit.base.errors import FidelityError
+from edgekit.base.errors import FidelityError, InvalidOptionError
 from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
+from edgekit.evaluation.budget import Budget, Kind, Mixture
 from edgekit.graph.flatbuffer import short_name
 from edgekit.pipeline.exporting import TARGETS, export, export_all
 from edgekit.pipeline.options import Options
@@ -47,7 +53,15 @@ from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.records.schemes import PRECISIONS, SCHEMES
 from edgekit.sources import float_model
 
-__all__ = ["Options", "export", "export_all", "main", "parser"]
+__all__ = ["Budget", "Mixture", "Options", "export", "export_all", "main", "parser"]
+
+
+_BUDGETS: dict[Kind, str] = {
+    "max-drop": "for int8: points that may be lost against the float model: top1=0.5 of right "
+    "predictions, agreement=1 of predictions that are its own; as many tensors stay float as that "
+    "takes",
+    "min": "the same with the least value: agreement=99, top1=70, or sqnr=25 in dB",
+}
 
 
 def parser() -> cli.Parser:
@@ -63,9 +77,14 @@ python -m edgekit.export --target tflite,onnx \\
     --precision float32,float16,int8 --out build/all
 python -m edgekit.export --target onnx --precision int8 --device auto \\
     --strict --out build/here
+python -m edgekit.export --target tflite,onnx --precision int8 \\
+    --leave-float block1_project --leave-float 'block2_*' --out build/mixed
 python -m edgekit.export mine.keras --preprocessing symmetric \\
     --target tflite --precision int8 --calibration images.npz \\
     --out build/mine
+python -m edgekit.export mine.keras --preprocessing symmetric \\
+    --target tflite,onnx --precision int8 --calibration folder:train \\
+    --max-drop top1=0.5 --validation folder:valid --out build/held
 python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     --preprocessing unit --target onnx --precision int8 \\
     --calibration images.npz --out build/detector
@@ -126,6 +145,29 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         action="store_true",
         help="for int8: refuse a model in which an operator computes in float",
     )
+    add(
+        "--leave-float",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="for int8: let the output of a layer stay float, so that the layer and what reads it "
+        "compute in float; a name that `compare --layers` prints, or a pattern such as 'block1_*'; "
+        "repeatable",
+    )
+    for kind, text in _BUDGETS.items():
+        add(
+            f"--{kind}",
+            action="append",
+            default=[],
+            metavar="METRIC=VALUE",
+            help=text,
+        )
+    add(
+        "--validation",
+        metavar="IMAGES",
+        help="with --max-drop or --min: images or samples, with labels for top1, that are no "
+        "calibration samples; one half of them searches, the other proves",
+    )
     add("--allow-dead", action="store_true", help="for int8: write a file with dead outputs")
     add("--allow-poor", action="store_true", help="for int8: write a file below 10 dB")
     add("--task", choices=TASKS, help=TASK_HELP)
@@ -151,6 +193,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         device=profile.name,
         correction=options.correction,
         strict=options.strict,
+        leave_float=tuple(options.leave_float),
         allow_dead=options.allow_dead,
         allow_poor=options.allow_poor,
         preprocessing=options.preprocessing,
@@ -163,6 +206,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     where: dict[str, Any] = {
         "out": options.out,
         "force": options.force,
+        "mix": _mixture(options),
         "progress": cli.reporter,
     }
     targets, precisions = options.target, options.precision
@@ -179,6 +223,32 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     for written in artifacts:
         _print(written)
     return 0, {"artifacts": [_document(written) for written in artifacts]}
+
+
+def _mixture(options: argparse.Namespace) -> Mixture | None:
+    """What holds the budget that the command line gives.
+
+    Raises:
+        InvalidOptionError: If it gives several, or validation samples without one.
+    """
+    budgets = [
+        Budget.parse(kind, text)
+        for kind in _BUDGETS
+        for text in getattr(options, kind.replace("-", "_"))
+    ]
+    if not budgets:
+        if options.validation is not None:
+            raise InvalidOptionError(
+                f"--validation {options.validation} is for a budget; add --max-drop or --min, or "
+                f"leave it out"
+            )
+        return None
+    if len(budgets) > 1:
+        raise InvalidOptionError(
+            f"expected one budget, got {' and '.join(map(str, budgets))}; leave out all but one"
+        )
+    word = float_model.data_word(options.validation, options.model, option="--validation")
+    return Mixture(budgets[0], word, progress=cli.reporter)
 
 
 def _print(written: Artifact) -> None:

@@ -955,6 +955,7 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(
         "correction": "auto",
         "narrow": True,
         "integers_only": False,
+        "left": {},
         "versions": {"numpy": "2"},
     }
     changes: list[dict[str, Any]] = [
@@ -968,6 +969,8 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(
         {"correction": "none"},
         {"narrow": False},
         {"integers_only": True},
+        {"left": {"dense": "asked for"}},
+        {"left": {"conv2d": "asked for"}},
         {"versions": {"numpy": "3"}},
     ]
     keys = [decisions.key(**{**given, **change}) for change in changes]

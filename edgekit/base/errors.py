@@ -17,7 +17,7 @@
     ├── ExecutionError           a runtime did not run what it was asked to run
     │   ├── ProcessDiedError     the process that ran it is gone
     │   └── WriterError          a file does not hold the chosen numbers: a fault of edgekit
-    ├── FidelityError            exit status 1: an int8 file is dead or poor
+    ├── FidelityError            exit status 1: an int8 file is dead, poor or over its budget
     └── MissingDependencyError   a package of an extra is not installed
 
 Messages are one sentence in one line: expected, got, and the fix.
@@ -133,7 +133,8 @@ class WriterError(ExecutionError):
 
 
 class FidelityError(EdgekitError):
-    """A model file that was made is dead or poor beside the float model; it is not written.
+    """A model file that was made is dead, poor or over its budget beside the float model; it is not
+    written.
 
     Args:
         what: Which file it is, and how bad.

@@ -36,9 +36,10 @@ import numpy.typing as npt
 from edgekit.base.errors import InvalidModelError
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed
+from edgekit.diagnosis.names import labels
 from edgekit.diagnosis.tensors import Tensors, TfLiteTensors, Values, activations
 from edgekit.graph import kernels
-from edgekit.graph.flatbuffer import Graph, Layer, path_of
+from edgekit.graph.flatbuffer import Graph, Layer
 from edgekit.quantization import encode, equalize, reconstruct, rounding
 from edgekit.quantization.profiles import DEFAULT, PROFILES, DeviceProfile
 from edgekit.quantization.table import Range
@@ -264,7 +265,7 @@ class Sound:
         for found in self.graph.operators:
             kinds.update(dict.fromkeys(found.outputs, found.kind))
         self.kinds = {name: kinds[name] for name in activations(self.graph)}
-        self.labels = _labels(self.graph, self.kinds)
+        self.labels = labels(self.graph, self.kinds)
         self._scales: dict[str, npt.NDArray[np.float64]] = {}
 
     def scales(self, layer: Layer) -> npt.NDArray[np.float64]:
@@ -520,35 +521,6 @@ def _weight_noise(sound: Sound, layer: Layer, entry: Seen) -> npt.NDArray[np.flo
     else:
         taps = np.full(len(scale), length * float(power.mean()))
     return np.asarray(scale**2 / 12 * taps)
-
-
-def _labels(graph: Graph, kinds: Mapping[str, str]) -> dict[str, str]:
-    """Names for people: the Keras layer's where it is of one tensor only, else a longer one.
-
-    Several inputs have the names of the signature, and so have several outputs.
-    """
-    entries = {tensor: name for name, tensor in graph.named_inputs.items()}
-    ends = {tensor: name for name, tensor in graph.named_outputs.items()}
-    if len(entries) == 1:
-        entries = dict.fromkeys(entries, "input")
-    if len(ends) == 1:
-        ends = dict.fromkeys(ends, "output")
-    # the converter's name of what the model's function returns
-    ends = {name: end for name, end in ends.items() if "PartitionedCall" in name}
-    found = {name: label for name, label in (ends | entries).items() if name in kinds}
-    for make in _NAMES:
-        labels = {name: make(path_of(name)) for name in kinds if name not in found}
-        count = Counter([*found.values(), *labels.values()])
-        found |= {name: label for name, label in labels.items() if count[label] == 1}
-    return {name: found.get(name, name) for name in kinds}
-
-
-#: From a path of model, layer, …, operator: the layer, where in it, all of it.
-_NAMES: tuple[Callable[[list[str]], str], ...] = (
-    lambda path: path[1] if len(path) > 2 else path[0],
-    lambda path: "/".join(path[1:] if len(path) > 2 else path),
-    "/".join,
-)
 
 
 def _scaled(values: Values, factors: Factors, own: Factors) -> Values:

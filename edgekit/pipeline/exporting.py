@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
+from edgekit.diagnosis import names, tensors
 from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline import proof
@@ -41,7 +43,7 @@ from edgekit.pipeline.calibration import (
     observe,
 )
 from edgekit.pipeline.options import Options
-from edgekit.quantization import decisions, existing, profiles, weights
+from edgekit.quantization import decisions, existing, mixture, profiles, weights
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.quantize import (
     CORRECTIONS,
@@ -67,6 +69,8 @@ from edgekit.sources.onnx_canonical import Converted
 from edgekit.writers import half, onnx_convert, onnx_dynamic, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")
+#: Target and precision.
+File = tuple[str, str]
 #: What is exported when no model is named.
 DEFAULT_MODEL = float_model.SHIPPED
 #: Held-out images that a written file is judged on, at the most.
@@ -81,6 +85,8 @@ _SLOW = {
     "tflite": "LiteRT has no kernel, or no fast one, that rounds what they read",
     "onnx": "onnxruntime's ConvInteger of int8 weights is slower than its convolution in float",
 }
+#: Why a tensor stays float that the user names.
+ASKED = "asked for by --leave-float"
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -147,6 +153,7 @@ def export(
     precision: str,
     out: Path | None = None,
     force: bool = False,
+    mix: Mixing | None = None,
     progress: Progress = SILENT,
 ) -> Artifact:
     """Write one deployable of a float model.
@@ -158,18 +165,26 @@ def export(
         precision: One of :data:`edgekit.records.schemes.PRECISIONS`.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
+        mix: For int8: chooses which tensors stay float, and proves the file.
         progress: Hears how far it is.
 
     Raises:
-        FidelityError: If a file with int8 weights is dead or poor; nothing is written then.
+        FidelityError: If a file with int8 weights is dead or poor, or ``mix`` refuses it; nothing
+            is written then.
         EdgekitError: On a bad option, model or calibration set; nothing is written then.
     """
     if out is not None:
         outputs.check_free(out, force=force)
-    pipeline = _opened(model, [(target, precision)], options or Options(), progress)
+    pipeline = opened(model, [(target, precision)], options or Options(), progress)
     place = out or Path("exports") / f"{pipeline.source.model_id}-{target}-{precision}"
     outputs.check_free(place, force=force)
-    return pipeline.proved(target, precision).write(place, force=force)
+    file = target, precision
+    if mix is not None:
+        pipeline = mix.choose(pipeline, [file])
+    proved = {file: pipeline.proved(target, precision)}
+    if mix is not None:
+        proved = mix.prove(proved)
+    return proved[file].write(place, force=force)
 
 
 def export_all(
@@ -180,6 +195,7 @@ def export_all(
     precisions: Sequence[str],
     out: Path | None = None,
     force: bool = False,
+    mix: Mixing | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Artifact, ...]:
     """Write several deployables of a float model, which is loaded, converted and quantized once.
@@ -192,11 +208,13 @@ def export_all(
         out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``;
             default ``exports``.
         force: Replace the artifacts that are there.
+        mix: For int8: chooses which tensors stay float, the same for all files, and proves them.
         progress: Hears how far it is.
 
     Raises:
         FidelityError: If files with int8 weights are dead or poor; the other files are good, and
-            are written. ``written`` of the error names their folders.
+            are written. ``written`` of the error names their folders. If ``mix`` refuses a file,
+            none is.
         EdgekitError: As :func:`export`; nothing is written then. A full disk leaves nothing too.
     """
     files = [(target, precision) for target in targets for precision in precisions]
@@ -205,22 +223,29 @@ def export_all(
             f"expected each target and precision once, got {', '.join(targets) or 'no target'} in "
             f"{', '.join(precisions) or 'no precision'}"
         )
-    pipeline = _opened(model, files, options or Options(), progress)
+    pipeline = opened(model, files, options or Options(), progress)
     folder, name = out or Path("exports"), pipeline.source.model_id
     places = {each: folder / "-".join((name, *each)) for each in files}
     for place in places.values():
         outputs.check_free(place, force=force)
-    proved, refused = {}, []
+    if mix is not None:
+        pipeline = mix.choose(pipeline, files)
+    proved, refused = dict[File, Proved](), []
     for each in files:
         try:
-            file = pipeline.proved(*each)
+            proved[each] = pipeline.proved(*each)
         except FidelityError as exc:
             refused.append(exc)
-        else:
-            proved[places[each]] = (file.files, dict(file.manifest))
-    written = artifact.write_all(proved, force=force)
+    if mix is not None:
+        proved = mix.prove(proved)
+    written = artifact.write_all(
+        {places[each]: (file.files, dict(file.manifest)) for each, file in proved.items()},
+        force=force,
+    )
     if refused:
-        older = [str(place) for place in places.values() if place not in proved and place.exists()]
+        older = [
+            str(place) for each, place in places.items() if each not in proved and place.exists()
+        ]
         raise FidelityError(
             "; ".join(error.what for error in refused)
             + (f"; what {', '.join(older)} holds is of an earlier run" if older else ""),
@@ -230,12 +255,12 @@ def export_all(
     return written
 
 
-def _opened(
+def opened(
     model: Path | None,
     files: Sequence[tuple[str, str]],
     options: Options,
     progress: Progress,
-) -> _Pipeline:
+) -> Pipeline:
     """Check the options, then open the model and its calibration samples."""
     profile = _checked(files, options)
     samples = None
@@ -269,7 +294,7 @@ def _opened(
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} was trained with encodings of its own"
                 )
-    return _Pipeline(source, profile, samples, options)
+    return Pipeline(source, profile, samples, options)
 
 
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
@@ -296,7 +321,7 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
 
 
 #: Options of int8 that say how integers are found.
-_DECIDED = ("--calibration", "--data", "--method", "--correction")
+_DECIDED = ("--calibration", "--data", "--method", "--leave-float", "--correction")
 #: Those that a file with int8 weights has a use for even if it has no ranges.
 _JUDGING = ("--calibration", "--allow-dead", "--allow-poor")
 
@@ -314,6 +339,11 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
+    if options.strict and options.leave_float:
+        raise InvalidOptionError(
+            f"--strict lets no operator compute in float, and --leave-float "
+            f"{options.leave_float[0]} asks for some; leave one of them out"
+        )
     if options.layout and all(target != "tflite" for target, _ in files):
         raise InvalidOptionError(
             f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
@@ -357,7 +387,7 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
 
 
 @dataclass(frozen=True)
-class _Proved:
+class Proved:
     """A file that was read back, run and judged, with its manifest."""
 
     files: Mapping[str, bytes | Path]
@@ -368,8 +398,30 @@ class _Proved:
         return artifact.write(out, dict(self.files), dict(self.manifest), force=force)
 
 
+class Mixing(Protocol):
+    """Chooses which tensors of int8 files stay float, and proves that it chose well."""
+
+    def choose(self, pipeline: Pipeline, files: Sequence[File]) -> Pipeline:
+        """The pipeline with its choice in it (:meth:`Pipeline.leaving`).
+
+        Args:
+            pipeline: Ready to quantize.
+            files: What will be written.
+
+        Raises:
+            FidelityError: If no choice is good enough.
+        """
+
+    def prove(self, files: Mapping[File, Proved]) -> dict[File, Proved]:
+        """The files that were made of the choice, with what their manifests say of it.
+
+        Raises:
+            FidelityError: If one of them is not good enough.
+        """
+
+
 @dataclass
-class _Pipeline:
+class Pipeline:
     """All steps from a float model to its deployables.
 
     Each step that several files share runs once: the float graph, the calibration table, the
@@ -410,7 +462,7 @@ class _Pipeline:
     def tables(self) -> tuple[CalibrationTable, CalibrationTable | None]:
         """Statistics and ranges of :attr:`canonical`: of all calibration samples, and of those
         that do not judge where the same pass found them."""
-        assert self.calibration is not None  # _opened() has seen to it
+        assert self.calibration is not None  # opened() has seen to it
         return _tables(self.calibration, self.canonical, self.source)
 
     @property
@@ -418,13 +470,29 @@ class _Pipeline:
         """Statistics and ranges of :attr:`canonical`."""
         return self.tables[0]
 
-    def _quantized(self, profile: DeviceProfile) -> Quantized:
-        """Encodings and integers of a precision with ranges."""
+    @functools.cached_property
+    def left(self) -> dict[str, str]:
+        """The tensors that the user lets stay float, and why.
+
+        Raises:
+            InvalidOptionError: If a name is of no layer, or of several.
+        """
+        if not self.options.leave_float:
+            return {}
+        graph = Graph(self.canonical)
+        graph.fold()
+        named = names.tensors(
+            graph, tensors.activations(graph), self.options.leave_float, option="--leave-float"
+        )
+        return dict.fromkeys(named, ASKED)
+
+    def _quantized(self, profile: DeviceProfile, left: Mapping[str, str]) -> Quantized:
+        """Encodings and integers by calibration samples, or those that the source has."""
         if self.source.integers is not None:
             return _existing(self.source, self.converted, profile)
         if self.source.encodings is not None:
             return trained(self.canonical, self.source.encodings, profile=profile)
-        assert self.calibration is not None  # _opened() has seen to it
+        assert self.calibration is not None  # opened() has seen to it
         return _decide(
             self.canonical,
             *self.tables,
@@ -434,6 +502,7 @@ class _Pipeline:
             self.options.correction,
             narrow=self.options.method is None and self.table.method == DEFAULT_METHOD,
             strict=self.options.strict,
+            left=left,
         )
 
     def integers(self, precision: str) -> Quantized:
@@ -441,7 +510,8 @@ class _Pipeline:
         if precision not in self._decided:
             profile = self.profile.deciding(precision)
             self._decided[precision] = (
-                self._quantized(profile)
+                # what is wrong with the names of layers is said before anything runs
+                self._quantized(profile, self.left if SCHEMES[precision].ranges else {})
                 if self._by_samples(precision)
                 else weights.decide(self.canonical, profile=profile)
             )
@@ -451,6 +521,44 @@ class _Pipeline:
         """Whether integers are decided with calibration samples: those that have no ranges are
         rounded to the nearest without any."""
         return SCHEMES[precision].ranges or self._with_images is not None
+
+    @property
+    def quantized(self) -> Quantized:
+        """Encodings and integers of int8."""
+        return self.integers("int8")
+
+    def leaving(self, floats: Mapping[str, str], *, trial: bool = False) -> Pipeline:
+        """The same with more tensors in float; the integers of all others stay as they are.
+
+        Args:
+            floats: Tensors of :attr:`canonical`, and why each stays float.
+            trial: Let a file be dead or poor.
+        """
+        found = copy.copy(self)
+        mixed = mixture.leave(self.quantized, self.canonical, floats)
+        found._decided = {**self._decided, "int8": mixed}
+        if self.calibration is not None and self.calibration.images is not None:
+            found.held = self.held  # of all mixtures, so that the float model runs once
+        if trial:
+            found.options = replace(self.options, allow_dead=True, allow_poor=True)
+        return found
+
+    def deciding(self, floats: Mapping[str, str]) -> Pipeline:
+        """The same with more tensors in float, and all integers decided anew for that, as
+        ``--leave-float`` does.
+
+        Args:
+            floats: As :meth:`leaving` takes it.
+        """
+        found = copy.copy(self)
+        found.left = {**floats, **self.left}
+        found._decided = {}
+        return found
+
+    def feed(self, samples: Samples, chosen: npt.NDArray[np.int64]) -> Feed:
+        """Some samples, preprocessed, by tensor of :attr:`canonical`."""
+        specs = litert.signature(self.canonical).inputs
+        return _by_tensor(self.source, Graph(self.canonical), specs, samples, chosen)
 
     @functools.cached_property
     def held(self) -> tuple[Feed, Mapping[str, npt.NDArray[Any]]]:
@@ -471,7 +579,7 @@ class _Pipeline:
         onnx_convert.use_signature_names(model, Graph(self.canonical))
         return model
 
-    def proved(self, target: str, precision: str) -> _Proved:
+    def proved(self, target: str, precision: str) -> Proved:
         """One file, read back, run and judged.
 
         Raises:
@@ -505,7 +613,7 @@ class _Pipeline:
         files: dict[str, bytes | Path] = {f"model.{target}": written.content}
         if quantized is not None:
             files[encodings.FILE] = quantized.encodings.dumps().encode()
-        return _Proved(
+        return Proved(
             files,
             {
                 "model_id": source.model_id,
@@ -819,6 +927,7 @@ def _decide(
     *,
     narrow: bool,
     strict: bool,
+    left: Mapping[str, str],
 ) -> Quantized:
     """Quantize the model; integers that were cached by an earlier run are used again."""
     images = calibration.images
@@ -830,6 +939,7 @@ def _decide(
         correction=correction,
         narrow=narrow,
         integers_only=strict,
+        left=left,
         versions=artifact.package_versions(),
     )
     path = cache_folder() / f"{key}.npz"
@@ -851,6 +961,7 @@ def _decide(
             correction=correction,
             narrow=narrow,
             integers_only=strict,
+            left=left,
             advance=lambda _: task.advance(),
         )
     try:
@@ -879,13 +990,7 @@ def _samples(
     apart = feeds.take(images, fitting)
 
     def feed(chosen: npt.NDArray[np.int64]) -> Feed:
-        values = feeds.feed(images, specs, source.preprocessing, chosen)
-        return {
-            graph.named_inputs[spec.name]: values[spec.name].reshape(
-                values[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
-            )
-            for spec in specs
-        }
+        return _by_tensor(source, graph, specs, images, chosen)
 
     def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
         if fitting_only and content == canonical and known is not None:
@@ -901,6 +1006,23 @@ def _samples(
         )
 
     return CalibrationSamples(feed(_spread(fitting, most - len(judging))), feed(judging), observed)
+
+
+def _by_tensor(
+    source: FloatModel,
+    graph: Graph,
+    specs: Sequence[TensorSpec],
+    samples: Samples,
+    chosen: npt.NDArray[np.int64],
+) -> Feed:
+    """Some samples, preprocessed, by tensor of the canonical graph."""
+    values = feeds.feed(samples, specs, source.preprocessing, chosen)
+    return {
+        graph.named_inputs[spec.name]: values[spec.name].reshape(
+            values[spec.name].shape if spec.batched else (-1, *spec.shape[1:])
+        )
+        for spec in specs
+    }
 
 
 def _spread(places: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:

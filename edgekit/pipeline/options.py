@@ -27,6 +27,9 @@ class Options:
             nearest.
         strict: Refuse an int8 model in which an operator stays float; no tensor stays float for the
             sake of accuracy.
+        leave_float: For int8: layers whose outputs stay float, as
+            :func:`edgekit.diagnosis.names.tensors` takes them. What writes or reads such an output
+            computes in float.
         allow_dead: Write an int8 file of which an output or a channel is constant where the float
             model's varies.
         allow_poor: Write an int8 file of which less than 10 dB of an output are left.
@@ -46,6 +49,7 @@ class Options:
     device: str = profiles.DEFAULT
     correction: Correction = "auto"
     strict: bool = False
+    leave_float: tuple[str, ...] = ()
     allow_dead: bool = False
     allow_poor: bool = False
     preprocessing: str | None = None
@@ -62,6 +66,7 @@ class Options:
             ("--data", self.dataset),
             ("--method", self.method),
             ("--strict", self.strict or None),
+            ("--leave-float", self.leave_float or None),
             ("--correction", self.correction if self.correction != "auto" else None),
             ("--allow-dead", self.allow_dead or None),
             ("--allow-poor", self.allow_poor or None),

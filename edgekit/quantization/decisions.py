@@ -11,6 +11,7 @@ import hashlib
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,12 @@ def key(
     correction: str,
     narrow: bool,
     integers_only: bool,
+    left: Mapping[str, str],
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
     numbers = (profile.symmetric, profile.activations, profile.pair_bound, profile.name)
-    options = (images, correction, narrow, integers_only)
+    options = (images, correction, narrow, integers_only, sorted(left.items()))
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
 

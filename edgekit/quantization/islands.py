@@ -15,7 +15,7 @@ Errors of two operators never mix in that walk, so that it names causes and not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,6 +207,37 @@ class Search:
             found = closed(self._graph, {**more, **found})
         return found, least
 
+    def noise(
+        self, encodings: Mapping[str, Encoding], floats: Collection[str] = ()
+    ) -> dict[str, float]:
+        """What rounding each tensor alone adds to what is computed from it, over what varies there.
+
+        Args:
+            encodings: Of activations.
+            floats: Tensors that stay float.
+
+        Returns:
+            By tensor name, the sum over its readers; of an output of the graph also its own.
+        """
+        graph, cases = self._graph, self._cases(encodings, floats)
+        reading = {
+            position: case
+            for position, case in cases.items()
+            if self._operators[position].kind not in kernels.PLACED
+        }
+        self._walk(reading, (), cases, encodings, floats, np.inf)
+        found = dict.fromkeys(encodings, 0.0)
+        for case in reading.values():
+            for name, left in self._judged[case].alone.items():
+                if name in found:
+                    found[name] += _ratio(left)
+        exact = walk.run(graph.serialize(), graph, self._feed, threads=self._threads)
+        for name, values in zip(graph.outputs, exact, strict=True):
+            if name in encodings:
+                own = encodings[name].fake_quantize(values)
+                found[name] += _ratio(_left(graph, (name,), [values], [own], self._count))
+        return found
+
     def _round(
         self, encodings: Mapping[str, Encoding], floats: Collection[str], kept: float
     ) -> tuple[Floats, float]:
@@ -302,13 +333,13 @@ class Search:
             if position in noisy:
                 seen = step.run({name: rounded(name) for name in step.fed})
             if position in unknown:
-                left = _left(graph, operator, values, seen, self._count)
+                left = _left(graph, operator.outputs, values, seen, self._count)
                 alone: dict[str, float] = {}
                 if left < kept:
                     for name in step.fed:
                         if graph.dtype(name) == np.float32:
                             own = step.run({**exact, name: rounded(name)})
-                            alone[name] = _left(graph, operator, values, own, self._count)
+                            alone[name] = _left(graph, operator.outputs, values, own, self._count)
                 self._judged[cases[position]] = _Judged(left, alone)
             for name, array, other in zip(operator.outputs, values, seen, strict=True):
                 exact[name] = array
@@ -373,16 +404,21 @@ def _rounded_before(
             seen.update(inputs)
 
 
+def _ratio(decibels: float) -> float:
+    """Noise over signal."""
+    return float(10 ** (-max(decibels, -300.0) / 10))
+
+
 def _left(
     graph: Graph,
-    operator: Operator,
+    names: Sequence[str],
     exact: list[npt.NDArray[np.float32]],
     seen: list[npt.NDArray[np.float32]],
     count: int,
 ) -> float:
-    """SQNR in dB, mean over samples removed, of the outputs of an operator together."""
+    """SQNR in dB, mean over samples removed, of the tensor that keeps least."""
     least = np.inf
-    for name, one, other in zip(operator.outputs, exact, seen, strict=True):
+    for name, one, other in zip(names, exact, seen, strict=True):
         if graph.dtype(name) != np.float32 or not one.size:
             continue
         right, wrong = one.reshape(count, -1), other.reshape(count, -1)

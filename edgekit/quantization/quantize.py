@@ -400,6 +400,7 @@ def quantize(
     correction: Correction = "auto",
     narrow: bool = True,
     integers_only: bool = False,
+    left: Mapping[str, str] | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> Quantized:
     """Decide every number of the int8 model.
@@ -416,6 +417,7 @@ def quantize(
         correction: ``auto``, or ``none`` for nearest rounding.
         narrow: Whether ranges may become narrower than the table's.
         integers_only: Let no tensor stay float.
+        left: Tensors that stay float whatever it costs, and why.
         advance: Called with the name of each operator that is walked.
 
     Raises:
@@ -440,6 +442,8 @@ def quantize(
     if not integers_only and profile.activations != "float32":
         joins = islands.joins(graph, table.ranges) if eight else {}
         floats = {**joins, **islands.relative(graph)}
+    if left:
+        floats = islands.closed(graph, {**floats, **left})
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
