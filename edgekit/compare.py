@@ -211,27 +211,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         outputs.check_free(options.record, force=options.force)
         if options.record.absolute() == options.out.absolute():
             raise InvalidOptionError(f"--record and --out are one file, {options.out}; name two")
-    asked = Options(
+    asked = cli.gathered(
+        Options,
+        options,
         dataset=options.data,
-        limit=options.limit,
-        threads=options.threads,
-        rounds=options.rounds,
-        reference=options.reference,
-        record=options.record,
-        force=options.force,
-        parity=options.parity,
         power=DEFAULT_POWER if options.power is None else options.power,
         bound=verdicts.BOUND if options.bound is None else _points(options.bound),
-        pictures=options.pictures,
-        work=options.work,
-        shard=options.shard,
-        processes=options.processes,
-        cluster=options.cluster,
         resources=fleet.assigned(options.resources),
-        trust=options.trust,
-        preprocessing=options.preprocessing,
-        task=options.task,
-        allow_chance=options.allow_chance,
         command=cli.command_line(),
     )
     report = compare(options.artifacts, asked, progress=cli.reporter)

@@ -186,21 +186,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     profile = profiles.profile(options.device)
     if options.device == "auto":
         cli.console.print(f"device: {profile.name}, {profile.about}")
-    how = Options(
-        calibration=options.calibration,
+    how = cli.gathered(
+        Options,
+        options,
         dataset=options.data,
-        method=options.method,
         device=profile.name,
-        correction=options.correction,
-        strict=options.strict,
         leave_float=tuple(options.leave_float),
-        allow_dead=options.allow_dead,
-        allow_poor=options.allow_poor,
-        preprocessing=options.preprocessing,
         shapes=float_model.shapes_of(options.shape),
-        layout=options.layout,
-        trust=options.trust,
-        task=options.task,
         command=cli.command_line(),
     )
     where: dict[str, Any] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import importlib
 import itertools
@@ -23,7 +24,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
@@ -43,6 +44,11 @@ from edgekit.base.errors import EdgekitError, reason
 from edgekit.base.progress import Progress, Task
 from edgekit.base.text import visible, visible_lines
 from edgekit.base.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Options = TypeVar("_Options", bound="DataclassInstance")
 
 #: What each verb does; also the order in which ``python -m edgekit`` lists them.
 VERBS: dict[str, str] = {
@@ -401,6 +407,18 @@ def several(known: Sequence[str]) -> Callable[[str], list[str]]:
         return found
 
     return read
+
+
+def gathered(kind: type[_Options], parsed: argparse.Namespace, **own: object) -> _Options:
+    """The options of a function, from what was typed.
+
+    Args:
+        kind: A dataclass; each field takes what the option of its name got.
+        parsed: What was typed.
+        own: Fields of other names, or other values than what was typed.
+    """
+    taken = [each.name for each in dataclasses.fields(kind) if each.name not in own]
+    return kind(**{name: getattr(parsed, name) for name in taken}, **own)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
