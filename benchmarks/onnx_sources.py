@@ -456,7 +456,7 @@ def case(file: OnnxFile, path: Path, data: Path | None, folder: Path) -> Case:
     if isinstance(arrays, str):
         return Case(file, path, drawn, [], {}, prepare, arrays)
     samples = feeds.make(file.name, arrays)
-    rest = slice(file.calibration, file.calibration + onnx_files.TEST)
+    rest = slice(file.calibration, file.calibration + file.test)
     real = feeds.feed(samples, specs, signature.preprocessing(prepare), rest)
     return Case(file, path, drawn, [*feeds.one_by_one(real, specs)], arrays, prepare, "")
 
@@ -579,7 +579,8 @@ def float_table(document: Mapping[str, Any]) -> str:
         f"{document['machine']}, one thread. Where a cell has two values the first is edgekit's, "
         f"the second onnx2tf's. Differences are from onnxruntime on the file, the largest of all "
         f"outputs as a part of that output's largest value (of {SMALL} at least), on {RANDOM} "
-        f"random and up to {onnx_files.TEST} real samples. Latency is CPU time, a ratio of medians "
+        f"random and up to {onnx_files.TEST} real samples ({onnx_files.UNSURE} of text "
+        f"directions). Latency is CPU time, a ratio of medians "
         f"of {_rounds(document)} rounds with a bootstrap 95 % interval. Seconds are those of the "
         f"whole command on all cores; onnx2tf writes float16 too, edgekit runs the result against "
         f"the file.",
@@ -717,7 +718,8 @@ def int8_table(document: Mapping[str, Any], command: str) -> str:
         "",
         f"By `{command}`: files of others, with up to {onnx_files.CALIBRATION} real samples to "
         f"calibrate with and {onnx_files.TEST} others to test (24 and 12 for `torch ...`, the "
-        f"files of `tests/data/torch`, which are not trained). {document['date']}, "
+        f"files of `tests/data/torch`, which are not trained; {onnx_files.UNSURE} to test the text "
+        f"direction, of two classes). {document['date']}, "
         f"{document['machine']}, two shared cores; edgekit {versions['edgekit']}, "
         f"ai-edge-litert {versions['ai-edge-litert']}, onnxruntime "
         f"{next(v for k, v in versions.items() if k.startswith('onnxruntime'))}.",
