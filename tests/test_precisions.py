@@ -549,3 +549,39 @@ def test_samples_fit_what_is_rounded_to_the_nearest_without_them(
         for each in (written["tflite-float32"], plain, written["tflite-int8-weights"])
     )
     assert decibels(exact, fitted) > decibels(exact, rounded) + 1
+
+
+def test_16_bits_of_weights_far_smaller_than_their_bias(tmp_path: Path) -> None:
+    """A batch normalisation with a gamma of nearly nothing leaves a channel its bias alone: a step
+    of the weights' own scale would be taken for 0 by the kernel."""
+    weights = _drawn(1, 9, 3, 3, 3, scale=0.3)
+    weights[::3] *= np.float32(1e-10)
+    bias = _drawn(2, 9, scale=0.3)
+    bias[::3] = 1.5
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], "tiny"),
+        helper.make_node("Conv", ["a", "v"], ["y"], "next"),
+    ]
+    constants = {"w": weights, "b": bias, "v": _drawn(3, 4, 9, 1, 1)}
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4, 6, 6])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    package.save(model, tmp_path / "net.onnx")
+    x = _drawn(7, 40, 3, 8, 8)
+    np.savez(tmp_path / "set.npz", x=x)
+    found = export(
+        tmp_path / "net.onnx",
+        target="tflite",
+        precision="int16x8",
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path / "out",
+    )
+    (exact,) = onnx.session(tmp_path / "net.onnx").run(None, {"x": x})
+    got = answers(found, {"x": np.moveaxis(x, 1, -1)})["y"]
+    assert got.shape == exact.shape and decibels(exact, got) > LEFT

@@ -32,6 +32,7 @@ from edgekit.quantization.profiles import DEFAULT, PROFILES
 from edgekit.records import encodings, signature
 from edgekit.records.artifact import Artifact, Manifest
 from edgekit.records.encodings import Encodings
+from edgekit.records.schemes import SCHEMES
 from edgekit.records.signature import Preprocessing, TensorSpec
 from edgekit.runtimes import model_file
 from edgekit.runtimes.model_file import ModelFile
@@ -101,10 +102,6 @@ class LayerDiff:
         )
 
 
-#: Precisions of which it is known how much a sound layer errs.
-_JUDGED = ("float32", "float16", "int8")
-
-
 @dataclass(frozen=True)
 class _Side:
     """One of the two models, as the command line names it."""
@@ -170,10 +167,11 @@ def diff(
     one, other = _side(reference), _suspect(suspect, preprocessing)
     assert other.artifact is not None
     for side in (one, other):
-        if side.precision not in _JUDGED:
+        if not SCHEMES[side.precision].layered:
+            known = ", ".join(name for name, each in SCHEMES.items() if each.layered)
             raise InvalidOptionError(
-                f"--layers takes {', '.join(_JUDGED)}, got {side.path} in {side.precision}, whose "
-                f"rounding it has no measure for; leave --layers out"
+                f"--layers takes {known}, got {side.path} in {side.precision}, whose rounding it "
+                f"has no measure for; leave --layers out"
             )
     unknown = isinstance(other.artifact, ModelFile)
     if one.source != other.source and not unknown:

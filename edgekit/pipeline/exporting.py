@@ -690,6 +690,7 @@ class Pipeline:
             return judged, _verdict(
                 judged,
                 f"{precision} {target}",
+                layered=scheme.layered,
                 rescues=lambda: _rescues(
                     source, options, written.canonical, apart=apart, ranges=scheme.ranges
                 ),
@@ -1076,6 +1077,7 @@ def _verdict(
     judged: Sequence[Fidelity],
     file: str,
     *,
+    layered: bool,
     rescues: Callable[[], str],
     apart: bool,
     dead: bool,
@@ -1123,11 +1125,14 @@ def _verdict(
             f"expected {fidelity.POOR:.0f} dB at least"
         )
         if not poor:
+            use = "as it is"
+            if layered:
+                use = (
+                    "for `python -m edgekit.compare MODEL OUT --layers`, which names the layer "
+                    "that needs another form"
+                )
             raise FidelityError(
-                sentence,
-                f"{rescues()}; `python -m edgekit.export --allow-poor` writes it for `python -m "
-                f"edgekit.compare MODEL OUT --layers`, which names the layer that needs another "
-                f"form",
+                sentence, f"{rescues()}; `python -m edgekit.export --allow-poor` writes it {use}"
             )
         notes.append(sentence)
     return notes

@@ -691,8 +691,8 @@ def _result(
     if larger:
         more = f" and {len(larger) - 3} more" if len(larger) > 3 else ""
         said.append(
-            f"{', '.join(larger[:3])}{more}: weight scales were raised so that the bias fits in "
-            f"int32"
+            f"{', '.join(larger[:3])}{more}: weight scales were raised so that the bias has 31 "
+            f"bits at most"
         )
     of_constants = encode.constants(made.graph, made.encodings, profile)
     constants = reconstruct.constants(made.graph, of_constants)

@@ -584,9 +584,9 @@ def finish(
         real_bias = bias.astype(np.float32)
     elif layer.bias is not None and encodings is not None:
         entry = np.float32(encodings[layer.input].scale[0])
-        wide = encodings[layer.input].dtype == "int16"  # whose biases have 64 bits
-        if not wide:
-            steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
+        # the same for biases of 64 bits: a kernel takes a product of scales below 2^-31 for 0
+        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
+        wide = encodings[layer.input].dtype == "int16"
         bias_scale = (entry * weight_scale).astype(np.float32)
         stored_bias = np.rint(bias / bias_scale).astype(np.int64 if wide else np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)

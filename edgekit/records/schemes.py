@@ -48,6 +48,11 @@ class Scheme:
         return self.activations in ("int8", "int16")
 
     @property
+    def layered(self) -> bool:
+        """Whether it is known how much a sound layer errs, by which `compare --layers` judges."""
+        return self.weights == self.activations
+
+    @property
     def multiplies_integers(self) -> bool:
         """Whether layers multiply integers, so that sums of products can saturate."""
         return self.ranges or self.dynamic
