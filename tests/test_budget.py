@@ -355,6 +355,15 @@ def test_tensors_that_are_left_float_lose_their_integers_and_no_others_do(net: N
     assert not none.encodings.tensors
 
 
+def test_a_mixture_of_int8_changes_no_other_precision(net: Net) -> None:
+    pipeline = net.pipeline()
+    floats = {Graph(pipeline.canonical).layers[1].output: "a test"}
+    for mixed in (pipeline.leaving(floats), pipeline.deciding(floats)):
+        assert mixed.quantized.floats == floats
+        assert mixed.integers("int16x8").floats == pipeline.integers("int16x8").floats == {}
+    assert pipeline.quantized.floats == {}
+
+
 def test_what_is_rounded_most_coarsely_and_costs_least_comes_first(net: Net) -> None:
     pipeline = net.pipeline()
     plain, canonical = pipeline.quantized, pipeline.canonical

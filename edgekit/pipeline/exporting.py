@@ -528,7 +528,7 @@ class Pipeline:
         return self.integers("int8")
 
     def leaving(self, floats: Mapping[str, str], *, trial: bool = False) -> Pipeline:
-        """The same with more tensors in float; the integers of all others stay as they are.
+        """The same with more tensors of int8 in float; the integers of others stay as they are.
 
         Args:
             floats: Tensors of :attr:`canonical`, and why each stays float.
@@ -544,15 +544,15 @@ class Pipeline:
         return found
 
     def deciding(self, floats: Mapping[str, str]) -> Pipeline:
-        """The same with more tensors in float, and all integers decided anew for that, as
+        """The same with more tensors of int8 in float, and its integers decided anew for that, as
         ``--leave-float`` does.
 
         Args:
             floats: As :meth:`leaving` takes it.
         """
         found = copy.copy(self)
-        found.left = {**floats, **self.left}
-        found._decided = {}
+        anew = self._quantized(self.profile.deciding("int8"), {**floats, **self.left})
+        found._decided = {**self._decided, "int8": anew}
         return found
 
     def feed(self, samples: Samples, chosen: npt.NDArray[np.int64]) -> Feed:
