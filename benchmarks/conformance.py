@@ -39,6 +39,8 @@ from edgekit.records.schemes import PRECISIONS, SCHEMES
 from edgekit.sources import float_model
 
 SCHEMA_VERSION = 1
+#: Samples that are compared, at the most: LiteRT computes int16x8 by kernels that take long.
+LIMIT = 2000
 #: Every so many pictures one is for calibration.
 PART = 4
 _NAMED = re.compile("edgekit|ai-edge-litert|onnxruntime.*")
@@ -207,6 +209,7 @@ def measured(net: Net, work: Path) -> Result:
         list(paths.values()),
         compare.Options(
             dataset=net.held,
+            limit=LIMIT,
             rounds=0,
             reference=net.model,
             preprocessing=net.preprocessing if net.vendor is not None else None,

@@ -955,6 +955,7 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(
         "correction": "auto",
         "narrow": True,
         "integers_only": False,
+        "kept": (),
         "left": {},
         "versions": {"numpy": "2"},
     }
@@ -969,6 +970,7 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(
         {"correction": "none"},
         {"narrow": False},
         {"integers_only": True},
+        {"kept": ("y",)},
         {"left": {"dense": "asked for"}},
         {"left": {"conv2d": "asked for"}},
         {"versions": {"numpy": "3"}},

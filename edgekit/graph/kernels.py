@@ -49,6 +49,8 @@ FIXED: dict[str, Number] = {
     "L2_NORMALIZATION": (1 / 128, 0),
     "LOG_SOFTMAX": (16 / 256, 127),
 }
+#: Scores become shares of 1.
+SOFTMAX = frozenset(("SOFTMAX", "LOG_SOFTMAX"))
 #: Every tensor has a scale of its own.
 OWN = frozenset(
     "ABS ADD BATCH_MATMUL ELU EXP GELU HARD_SWISH LEAKY_RELU LOG MEAN MUL PRELU RELU RELU6 "

@@ -932,6 +932,7 @@ def _decide(
 ) -> Quantized:
     """Quantize the model; integers that were cached by an earlier run are used again."""
     images = calibration.images
+    kept = _kept(source, canonical)
     key = decisions.key(
         canonical,
         table,
@@ -941,6 +942,7 @@ def _decide(
         narrow=narrow,
         integers_only=strict,
         left=left,
+        kept=kept,
         versions=artifact.package_versions(),
     )
     path = cache_folder() / f"{key}.npz"
@@ -963,6 +965,7 @@ def _decide(
             narrow=narrow,
             integers_only=strict,
             left=left,
+            kept=kept,
             advance=lambda _: task.advance(),
         )
     try:
@@ -970,6 +973,16 @@ def _decide(
     except OSError as exc:
         calibration.progress.say(f"warning: encodings and integers were not cached: {exc}")
     return quantized
+
+
+def _kept(source: FloatModel, canonical: bytes) -> frozenset[str]:
+    """Layers that the ONNX file of an ONNX source has with their own weights, whatever is decided
+    for them: a factor that one of its neighbours is multiplied with would stay in the outputs."""
+    if source.kind != "onnx":
+        return frozenset()
+    model, graph = source.prepared(integers=True), Graph(canonical)
+    onnx_integers.name_outputs(model, graph)
+    return onnx_integers.put_floats(model, graph, graph)
 
 
 def _samples(

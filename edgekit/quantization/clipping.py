@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.graph import walk
+from edgekit.graph import kernels, walk
 from edgekit.graph.flatbuffer import Graph, Layer
-from edgekit.quantization import encode, reconstruct, sampling
+from edgekit.quantization import encode, islands, reconstruct, sampling
 from edgekit.quantization.encode import Group
 from edgekit.quantization.profiles import DeviceProfile
 from edgekit.quantization.table import Range
@@ -108,6 +108,8 @@ class _Search:
         rng: np.random.Generator,
     ) -> None:
         self._graph, self._rng = graph, rng
+        #: What methods are judged by is read as it is, and by no softmax behind it.
+        self._judged = frozenset((*graph.outputs, *islands.judged(graph, floats)))
         self._of = encode.groups(graph, ranges, floats)
         self._candidates: dict[Group, list[tuple[float, float]]] = {}
         self._encodings: dict[Group, list[Encoding]] = {}
@@ -130,8 +132,8 @@ class _Search:
             self._noise[group] = np.zeros(len(candidates))
 
     def write(self, name: str, values: npt.NDArray[Any]) -> None:
-        """A tensor is computed; what is an output of the graph is read as it is."""
-        if name in self._graph.outputs and self._of.get(name) in self._noise:
+        """A tensor is computed."""
+        if name in self._judged and self._of.get(name) in self._noise:
             self._add(
                 self._of[name], values, lambda rounded: [rounded], [values], _varies([values])
             )
@@ -141,8 +143,11 @@ class _Search:
     ) -> None:
         """An operator reads tensors."""
         graph, varies = self._graph, None
+        softmax = step.operator.kind in kernels.SOFTMAX
         for name in step.fed:
             group = self._of.get(name)
+            if softmax and name in self._judged:
+                continue
             if group not in self._noise or not set(group.names).isdisjoint(step.operator.outputs):
                 continue  # what is handed on is for its readers to say
             varies = _varies(outputs) if varies is None else varies

@@ -11,7 +11,7 @@ import hashlib
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,12 @@ def key(
     narrow: bool,
     integers_only: bool,
     left: Mapping[str, str],
+    kept: Collection[str],
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
     numbers = (profile.symmetric, profile.activations, profile.pair_bound, profile.name)
-    options = (images, correction, narrow, integers_only, sorted(left.items()))
+    options = (images, correction, narrow, integers_only, sorted(left.items()), sorted(kept))
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
 

@@ -10,7 +10,7 @@ from the same calibration set would clip it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,14 @@ _CLIP = 6.0
 
 
 def equalize(
-    canonical: bytes, statistics: Mapping[str, TensorStatistics]
+    canonical: bytes, statistics: Mapping[str, TensorStatistics], kept: Collection[str] = ()
 ) -> tuple[bytes, dict[str, tuple[float, ...]]]:
     """Equalize every tensor that one layer writes and one other layer alone reads.
 
     Args:
         canonical: Float flatbuffer.
         statistics: By tensor name.
+        kept: Layers, by what they write, that keep their weights.
 
     Returns:
         The changed flatbuffer, and the factors of each changed tensor's channels.
@@ -48,6 +49,8 @@ def equalize(
     for layer in graph.layers:
         behind = by_input.get(layer.output)
         if behind is None or readers[layer.output] != 1 or layer.output in graph.outputs:
+            continue
+        if layer.output in kept or behind.output in kept:
             continue
         found = _factors(layer.activation, statistics[layer.output])
         if found is None or graph.shape(behind.weights)[-1] != len(found):

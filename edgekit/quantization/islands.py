@@ -104,7 +104,7 @@ def judged(graph: Graph, floats: Collection[str]) -> tuple[str, ...]:
 
     def before(name: str) -> Iterator[str]:
         maker = makers.get(name)
-        if maker is not None and maker.kind in ("SOFTMAX", "LOG_SOFTMAX"):
+        if maker is not None and maker.kind in kernels.SOFTMAX:
             yield maker.inputs[0]
             return
         source = name

@@ -220,6 +220,7 @@ class _Maker:
         profile: The device.
         threads: Of a fit.
         advance: Called with the name of each operator that is walked.
+        kept: Layers, by what they write, whose channels are not equalized.
         parts: How far ranges are narrowed, where it is known; what is found is added.
     """
 
@@ -233,12 +234,14 @@ class _Maker:
         profile: DeviceProfile,
         threads: int,
         advance: Callable[[str], None],
+        kept: Collection[str] = (),
         parts: _Narrowed | None = None,
     ) -> None:
         self._canonical, self._graph = canonical, Graph(canonical)
         self._table, self._samples = table, samples
         self._fitting, self._profile, self._advance = fitting, profile, advance
         self._threads = threads
+        self._kept = kept
         self._parts: _Narrowed = {} if parts is None else parts
         self._feed: walk.Values | None = None
         if samples is not None:
@@ -381,7 +384,9 @@ class _Maker:
     def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
         """The equalized graph, its factors and its table."""
         if self._equalized is None:
-            changed, factors = equalize.equalize(self._canonical, self._table.statistics)
+            changed, factors = equalize.equalize(
+                self._canonical, self._table.statistics, self._kept
+            )
             table = self._table
             if factors:
                 assert self._samples is not None
@@ -401,6 +406,7 @@ def quantize(
     narrow: bool = True,
     integers_only: bool = False,
     left: Mapping[str, str] | None = None,
+    kept: Collection[str] = (),
     advance: Callable[[str], None] = lambda name: None,
 ) -> Quantized:
     """Decide every number of the int8 model.
@@ -418,6 +424,8 @@ def quantize(
         narrow: Whether ranges may become narrower than the table's.
         integers_only: Let no tensor stay float.
         left: Tensors that stay float whatever it costs, and why.
+        kept: Layers, by what they write, that a file has with their own weights: channels between
+            them and others are not equalized.
         advance: Called with the name of each operator that is walked.
 
     Raises:
@@ -433,6 +441,7 @@ def quantize(
     maker = partial(
         _Maker,
         profile=profile,
+        kept=kept,
         parts=parts,
         threads=cores // 2 if beside else cores,
         advance=advance,
