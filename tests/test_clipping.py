@@ -10,6 +10,7 @@ from edgekit.graph import walk
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline.calibration import observe
 from edgekit.quantization import clipping, quantize
+from edgekit.quantization.judge import Score
 from edgekit.quantization.profiles import PROFILES
 from edgekit.quantization.quantize import Quantized
 from edgekit.quantization.table import CalibrationTable
@@ -112,15 +113,23 @@ def test_both_ends_keep_the_same_part_where_the_device_has_no_zero_point(zoo: Ne
     assert symmetric and all(low == high for low, high in symmetric.values())
 
 
-def test_the_search_narrows_where_outputs_gain(unheard: Net) -> None:
-    wide = unheard.quantize(narrow=False)
-    narrow = unheard.quantize()
-    assert quantize.NARROWED in narrow.way and quantize.NARROWED not in wide.way
-    name = unheard.named("wide")
-    scales = [found.encodings.tensors[name].scale[0] for found in (narrow, wide)]
+def test_the_search_narrows_where_outputs_gain() -> None:
+    """A sigmoid is the same for all that is large, and no factor can be moved over it."""
+    keras = tf_keras()
+    keras.utils.set_random_seed(0)
+    image = keras.Input((4, 4, 1), name="image")
+    wide = keras.layers.Dense(256, name="wide")
+    x = keras.layers.Activation("sigmoid")(wide(keras.layers.Flatten()(image)))
+    model = keras.Model(image, keras.layers.Dense(256, name="last")(x))
+    wide.set_weights([np.random.default_rng(0).normal(0, 2, (16, 256)), np.zeros(256)])
+    deaf = Net(convert.from_keras(model))
+    whole, narrow = deaf.quantize(narrow=False), deaf.quantize()
+    assert quantize.NARROWED in narrow.way and quantize.NARROWED not in whole.way
+    name = deaf.named("wide")
+    scales = [found.encodings.tensors[name].scale[0] for found in (narrow, whole)]
     # the part is of the range of all samples, though it was found without those that judge
     assert scales[0] == pytest.approx(scales[1] * min(clipping._PARTS), rel=1e-5)
-    best = [max(t.sqnr for t in each.trials if not t.exact) for each in (narrow, wide)]
+    best = [max(t.sqnr for t in each.trials if not t.exact) for each in (narrow, whole)]
     assert best[0] > best[1] + quantize.MARGIN
 
 
@@ -128,3 +137,22 @@ def test_samples_that_are_not_finite_narrow_nothing(unheard: Net) -> None:
     broken: walk.Values = {n: np.full_like(v, np.nan) for n, v in unheard.feed.items()}
     found = clipping.find(unheard.graph, unheard.table.ranges, GENERIC, broken, threads=1)
     assert found == {}
+
+
+def test_one_sample_does_not_decide_for_all() -> None:
+    """The sum of the noise goes from 11 to 4.3, and nearly all samples lose more."""
+    before, few, all_of_them = (
+        Score(decibels, "far", noise=noise)
+        for decibels, noise in (
+            (10.0, (8.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)),
+            (15.0, (0.6, 0.7, 0.6, 0.4, 0.7, 0.6, 0.7)),
+            (11.0, (6.0, 0.4, 0.4, 0.3, 0.4, 0.4, 0.3)),
+        )
+    )
+    assert few.sqnr > before.sqnr and not few.surely_beats(before)
+    assert all_of_them.surely_beats(before) and not before.surely_beats(before)
+
+
+def test_without_noise_by_sample_the_sums_decide() -> None:
+    better, worse = Score(20.0, "close"), Score(10.0, "far", noise=(0.1, 0.2))
+    assert better.surely_beats(worse) and not worse.surely_beats(better)

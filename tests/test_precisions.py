@@ -446,6 +446,14 @@ def test_activations_of_16_bits_lose_next_to_nothing(
     assert left[wide.name] > left[written["tflite-int8"].name]
 
 
+def test_16_bits_hold_values_larger_than_those_of_calibration(
+    written: dict[str, Artifact], wide: Artifact, values: np.ndarray
+) -> None:
+    brighter = {"image": values * np.float32(1.8)}
+    exact = next(iter(answers(written["tflite-float32"], brighter).values()))
+    assert decibels(exact, next(iter(answers(wide, brighter).values()))) > LEFT
+
+
 def test_integers_of_16_bits_are_those_that_were_decided(wide: Artifact) -> None:
     graph = Graph(wide.model_path.read_bytes())
     stored = tflite_integers.read(graph)

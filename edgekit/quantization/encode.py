@@ -26,6 +26,9 @@ _STEEP = frozenset(("DIV", "EXP", "LOG", "POW"))
 _LEAST = 1e-30
 #: Scale of what is always 0, which every scale holds.
 _ANY_SCALE = 1 / 256
+#: How much larger the range of int16 is than what calibration showed. Steps that are twice as wide
+#: cost next to nothing beside int8 weights; a value beyond the range costs all that it exceeds.
+_HEADROOM = 2
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def activations(
                 _check_fixed(name, scale, zero_point, ranges[name], dtype)
         else:
             scale, zero_point = place(name, group.range, profile)
+            scale *= _HEADROOM if dtype == "int16" else 1
         encodings[name] = Encoding(dtype, (stored(scale),), zero_point)
     if not profile.symmetric:
         for inner, outer in _clipped(graph, found, floats).items():

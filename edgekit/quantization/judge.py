@@ -23,6 +23,11 @@ from edgekit.records import fidelity
 from edgekit.records.encodings import Encoding, limits
 from edgekit.records.fidelity import Fidelity
 
+#: Standard errors by which samples have to agree.
+SURE = 2.0
+#: Noise of a sample that nothing was lost of.
+_LEAST = 1e-30
+
 
 @dataclass(frozen=True)
 class Score:
@@ -33,11 +38,28 @@ class Score:
             mean removed, in dB; minus infinity where a value is not finite.
         level: The verdict on the outputs as they are, ``dead`` where a value is not finite.
         broken: The first tensor that became NaN or infinite where the float model's is finite.
+        noise: Mean square error of each sample in that worst output; empty where it has whole
+            numbers, or a value is not finite.
     """
 
     sqnr: float
     level: fidelity.Level
     broken: str = ""
+    noise: tuple[float, ...] = ()
+
+    def surely_beats(self, other: Score) -> bool:
+        """Whether samples agree that they lose less: by the dB that each gains, which on average
+        have to be :data:`SURE` standard errors above 0.
+
+        A sum over few samples says what one of them does. Without the noise of each of at least
+        two samples, the sums decide.
+        """
+        if min(len(self.noise), len(other.noise)) < 2:
+            return self.sqnr > other.sqnr
+        before, after = (np.maximum(each.noise, _LEAST) for each in (other, self))
+        gains = np.log(before / after)
+        error = float(gains.std(ddof=1)) / np.sqrt(len(gains))
+        return bool(gains.mean() > SURE * error)
 
 
 class Judge:
@@ -126,7 +148,17 @@ class Judge:
         """
         before = self._judge(found, self._before)
         outputs = self._judge(found, self._outputs)
-        return Score(min(each.sqnr_centred for each in before), fidelity.worst(outputs))
+        worst = min(before, key=lambda each: each.sqnr_centred)
+        return Score(
+            worst.sqnr_centred, fidelity.worst(outputs), noise=self._noise(found, worst.output)
+        )
+
+    def _noise(self, found: walk.Values, name: str) -> tuple[float, ...]:
+        exact = self._expected[name]
+        if exact.dtype.kind != "f":
+            return ()
+        errors = (exact - found[name]).reshape(self._count, -1).astype(np.float64)
+        return tuple(float(each) for each in np.mean(errors**2, axis=1))
 
     def _judge(self, found: walk.Values, names: Sequence[str]) -> tuple[Fidelity, ...]:
         return of(

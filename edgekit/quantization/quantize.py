@@ -572,13 +572,17 @@ class _Search:
         if self._maker.equalizes():
             method = self._better(method, replace(method, equalized=True), floats)
         if self._narrows:
-            method = self._better(method, replace(method, narrowed=True), floats)
+            method = self._better(method, replace(method, narrowed=True), floats, surely=True)
         return method
 
-    def _better(self, simple: _Method, other: _Method, floats: islands.Floats) -> _Method:
-        """The method whose activations lose less."""
-        scores = [self._try(each, floats, exact=True).sqnr for each in (simple, other)]
-        return other if scores[1] > scores[0] + MARGIN else simple
+    def _better(
+        self, simple: _Method, other: _Method, floats: islands.Floats, *, surely: bool = False
+    ) -> _Method:
+        """The method whose activations lose less; ``surely`` asks for samples that agree, as one
+        sample with values that are cut off can lose or win more than all others."""
+        before, after = (self._try(each, floats, exact=True) for each in (simple, other))
+        better = after.sqnr > before.sqnr + MARGIN
+        return other if better and (not surely or after.surely_beats(before)) else simple
 
     def _begin(self, method: _Method, floats: islands.Floats) -> None:
         for maker in self._beside:
