@@ -76,6 +76,8 @@ def quantize(
     _drop_clips(copied, {name: each for name, each in of_clips.items() if name not in real})
     activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *onnx_file.MOVED))
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
+    if not stored.activations and not dynamic:
+        _turn_matrices(copied)
     writer = _Writer(copied)
     _put_integers(writer, stored, quantize_bias=quantize_bias)
     _put_constants(writer, stored.constants, graph, activations, dtype, shift)
@@ -208,6 +210,28 @@ def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> No
             assert layer.bias_scale is not None
             none = np.zeros(len(layer.bias_scale), np.int32)
             node.input[2] = writer.real(layer.bias, layer.bias_scale, none, 0, f"{name}/bias")
+
+
+def _turn_matrices(model: Any) -> None:
+    """Store the weights of each Gemm with their output channels first, in place.
+
+    With inputs first, onnxruntime by default makes a MatMulNBits of a Gemm with int8 weights, which
+    rounds what it reads to 8 bits.
+    """
+    constants = onnx_file.stored_constants(model)
+    for node in model.graph.node:
+        if node.op_type != "Gemm" or onnx_file.attribute(node, "transB", 0):
+            continue
+        weights = constants.get(node.input[1])
+        if weights is None:
+            continue
+        package, name = onnx_file.package(), f"{node.output[0]}__matrix"
+        turned = np.ascontiguousarray(weights.T)
+        model.graph.initializer.append(package.numpy_helper.from_array(turned, name))
+        node.input[1] = name
+        for old in [each for each in node.attribute if each.name == "transB"]:
+            node.attribute.remove(old)
+        node.attribute.append(package.helper.make_attribute("transB", 1))
 
 
 def _axis(node: Any) -> int:
