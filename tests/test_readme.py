@@ -97,8 +97,8 @@ def test_the_readme_shows_the_results_of_the_pages() -> None:
     assert table in SHIPPED
     assert "(0 of 415,844 stored numbers differ)" in SHIPPED
     assert "Of 415,844 numbers" in README
-    assert "│ XNNPACK : onnxruntime   │   99.87 │" in SHIPPED
-    assert "same class for 99.87 % of the images" in README
+    (agree,) = re.findall(r"│ XNNPACK : onnxruntime +│ +([0-9.]+) │", SHIPPED)
+    assert f"same class for {agree} % of the images" in README
     rows = re.findall(r"^\| ([a-z, 0-9]+) \| ([\d.*]+) \| (.*) \| (.*) \|$", README, re.MULTILINE)
     assert len(rows) == 4
     for _, *cells in rows:

@@ -26,7 +26,7 @@ CALIBRATION = 24
 #: By file: its inputs, least SQNR in dB in int8, operators that have no integer kernel.
 CASES: dict[str, tuple[list[str], float, set[str]]] = {
     "mobile": (["image"], 32, set()),
-    "attention": (["image"], 35, {"Concat", "Gelu", "LayerNormalization"}),
+    "attention": (["image"], 35, {"Add", "Concat", "Gelu", "Gemm", "LayerNormalization"}),
     "segments": (["image"], 35, {"Relu", "Resize"}),
     "unfolded": (["image"], 28, set()),
     "both": (["image", "facts"], 32, set()),
