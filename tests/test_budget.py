@@ -132,6 +132,7 @@ def test_what_is_decided_anew_is_what_leave_float_decides(
     assert anew == named.model_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_budget_that_the_other_half_misses_is_exit_status_1_and_nothing_is_written(
     net: Net, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +158,7 @@ def test_a_budget_that_the_other_half_misses_is_exit_status_1_and_nothing_is_wri
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_plain_int8_that_holds_stays_as_it_is(net: Net, tmp_path: Path) -> None:
     written = {}
     for name, mix in (
@@ -177,6 +179,7 @@ def test_plain_int8_that_holds_stays_as_it_is(net: Net, tmp_path: Path) -> None:
     assert budget.proof.unit == "dB" and budget.proof.value >= 20
 
 
+@pytest.mark.slow
 def test_a_budget_in_decibels_needs_no_labels_and_no_classes(net: Net, tmp_path: Path) -> None:
     plain = net.pipeline().quantized
     written = verb.export(
@@ -195,6 +198,7 @@ def test_a_budget_in_decibels_needs_no_labels_and_no_classes(net: Net, tmp_path:
     assert budget.target == "onnx"
 
 
+@pytest.mark.slow
 def test_lost_points_of_top1_are_held(net: Net, tmp_path: Path) -> None:
     written = verb.export(
         net.model,

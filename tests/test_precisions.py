@@ -318,6 +318,7 @@ def test_verbs_that_cannot_judge_them_say_so(
     assert done.status == 2 and "of one precision" in done.error
 
 
+@pytest.mark.slow
 def test_benchmark_takes_them(written: dict[str, Artifact], edgekit: Callable[..., Done]) -> None:
     for precision in WEIGHTS:
         for target in TARGETS:
