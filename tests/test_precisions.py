@@ -19,7 +19,7 @@ from edgekit.evaluation import parity
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.quantization import saturation
-from edgekit.records import encodings
+from edgekit.records import encodings, environment
 from edgekit.records.artifact import Artifact
 from edgekit.records.encodings import Encodings
 from edgekit.records.schemes import SCHEMES
@@ -426,7 +426,9 @@ def test_products_of_integers_cannot_saturate_where_the_device_could(
     assert files[1].manifest.execution.floats == ()
     x = _drawn(7, 1, 7, 32)
     (exact,) = onnx.session(path).run(None, {"x": x})
-    for each in files:
+    # a file for VNNI may saturate where there is none
+    here = bound or not environment.saturates(environment.describe())
+    for each in files if here else files[:1]:
         assert decibels(exact, answers(each, {"x": x})["y"]) > LEFT
 
 
