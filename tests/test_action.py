@@ -117,6 +117,7 @@ def test_the_action_judges(folder: Path) -> None:
     assert run_action(folder, report="none.json", baseline="base.json").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_action_runs_nothing_that_is_in_its_inputs(folder: Path) -> None:
     for text in (
         "$(touch hit)",

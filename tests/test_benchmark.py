@@ -151,6 +151,7 @@ def test_bad_options(
     assert message in done.error
 
 
+@pytest.mark.slow
 def test_a_file_of_any_maker(
     artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -220,6 +220,7 @@ def test_a_budget_that_float_does_not_hold_is_refused_before_the_search(net: Net
         mix.choose(net.pipeline(), BOTH[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "count", "labels", "refusal"),
     [
@@ -242,6 +243,7 @@ def test_samples_that_cannot_prove_are_refused(
         mix.choose(net.pipeline(), BOTH[:1])
 
 
+@pytest.mark.slow
 def test_labels_that_are_no_better_than_chance_are_refused(net: Net) -> None:
     path = net.folder / "chance.npz"
     labels = np.random.default_rng(1).integers(0, 5, 120)

@@ -110,6 +110,7 @@ def test_the_verb_writes_a_table_and_keeps_what_is_there(
     assert "examples:" in edgekit("calibrate", "--help").stdout
 
 
+@pytest.mark.slow
 def test_images_run_once_for_all_methods(
     small: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_command(
     assert out.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_without_latency(
     artifacts: dict[str, Path], tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:
@@ -138,6 +139,7 @@ def test_without_latency(
         Options(rounds=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -73,6 +73,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "runtime"),
     [("saved", "tflite", "tensorflow"), ("plain.tflite", "tflite", "litert"),

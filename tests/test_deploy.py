@@ -185,6 +185,7 @@ def test_one_command_from_the_model_to_the_verdict(
     assert not document["passed"] and not document["failed"]
 
 
+@pytest.mark.slow
 def test_the_good_files_are_compared_where_an_int8_file_is_not_written(
     place: Path, dark: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -209,6 +210,7 @@ def test_the_good_files_are_compared_where_an_int8_file_is_not_written(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_what_is_always_the_same_stands_in_a_table(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:

@@ -30,7 +30,7 @@ PAGES = (
     "how-to/your-data",
 )
 #: Those of which the commands take longest.
-_LONG = PAGES[:2] + ("how-to/deploy",)
+_LONG = PAGES[:2] + ("how-to/deploy", "how-to/your-data", "how-to/github-actions")
 DOCS = ROOT / "docs"
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 #: What a board has not got.

@@ -185,6 +185,7 @@ def test_both_int8_files_hold_the_same_integers(
         assert stored[quantize.input[2]] == zero_point + 128
 
 
+@pytest.mark.slow
 def test_a_table_replaces_images_and_fits_one_graph_only(
     place: Path, exported: dict[tuple[str, str], Artifact], edgekit: Callable[..., Done]
 ) -> None:

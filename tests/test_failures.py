@@ -272,6 +272,7 @@ def test_verbs_say_how_far_they_are(
     assert any(line.startswith("calibrating: ") and "/20,000 images" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_training_says_how_far_it_is(tmp_path: Path) -> None:
     code = (
         "import runpy, sys; from edgekit.base import cli; cli.LOG_SECONDS = 0.01; "

@@ -146,6 +146,7 @@ def test_rates_of_both_phases() -> None:
     assert recipe.rate(59, 10) < 0.002
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input", ["memory", "stream"])
 def test_an_interrupted_run_ends_as_one_that_was_not(
     input: Mode, small: Path, photos: Path, tmp_path: Path

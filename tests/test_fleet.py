@@ -173,6 +173,7 @@ def test_artifacts_go_where_their_resource_is(
             found.evaluate(wrong, jobs, images[:, :8], advance=told.append)
 
 
+@pytest.mark.slow
 def test_another_reference_stays_here(
     scheduler: str, worker: Start, tiny: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def test_another_reference_stays_here(
         )
 
 
+@pytest.mark.slow
 def test_without_a_worker_left_the_rest_waits(
     scheduler: str,
     worker: Start,

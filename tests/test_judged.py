@@ -159,6 +159,7 @@ def test_a_vector_of_numbers_is_no_choice_of_classes(regressor: Path) -> None:
     assert "no labels are known" in text and "top-1" not in text
 
 
+@pytest.mark.slow
 def test_right_numbers_are_compared_in_pairs(regressor: Path) -> None:
     report = run(regressor / "float.onnx", regressor / "fine.onnx", regressor / "right.npz")
     before, now = report.reference.metrics, report.artifacts[0].metrics
@@ -228,6 +229,7 @@ def test_integer_labels_make_classes_of_scores(classifier: Path, reference: str)
     assert bool(hints) == (reference == "logits.onnx")
 
 
+@pytest.mark.slow
 def test_labels_in_another_order_are_an_error_unless_allowed(classifier: Path) -> None:
     pair = classifier / "float.onnx", classifier / "int8.onnx"
     with pytest.raises(InvalidDataError, match=r"right on \d.* by chance \(p = .*--allow-chance"):
@@ -272,6 +274,7 @@ def test_one_score_is_a_choice_of_two(tmp_path: Path) -> None:
         run(exact, other, tmp_path / "ages.npz")  # integers that are no classes are numbers
 
 
+@pytest.mark.slow
 def test_files_say_what_they_need(classifier: Path, tmp_path: Path) -> None:
     file, data = classifier / "int8.onnx", str(classifier / "set.npz")
     with pytest.raises(InvalidOptionError, match="pass --reference MODEL"):
@@ -313,6 +316,7 @@ def test_outputs_of_other_names_are_paired_by_size_and_order(tmp_path: Path) -> 
     assert "Output by output" in page(report)
 
 
+@pytest.mark.slow
 def test_folders_of_classes_for_a_model_of_numbers(tmp_path: Path) -> None:
     """Pictures that lie in folders, and a model of no known task: what to pass is said."""
     from PIL import Image
@@ -349,6 +353,7 @@ def test_outputs_of_other_sizes_are_no_twins(tmp_path: Path) -> None:
         run(wanted, other, samples(tmp_path / "x.npz", 4))
 
 
+@pytest.mark.slow
 def test_a_file_of_pictures_says_which_preprocessings_there_are(tmp_path: Path) -> None:
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 6])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 72])]
@@ -374,6 +379,7 @@ def test_a_file_of_pictures_says_which_preprocessings_there_are(tmp_path: Path) 
         run(file, file, tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 def test_close_numbers_of_other_classes_are_warned_of(tmp_path: Path) -> None:
     """Two scores that nearly tie: what tells them apart is 26 dB below what varies."""
     random = np.random.default_rng(5)

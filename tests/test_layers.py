@@ -173,6 +173,7 @@ def test_tensors_are_aligned_by_name(models: Models) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_float16_file_has_the_names_of_the_float_graph(models: Models, tmp_path: Path) -> None:
     half = export(target="tflite", precision="float16", out=tmp_path / "half")
     found = diff(models.paths["tflite-float32"], half.path, images=4)
@@ -398,6 +399,7 @@ def test_the_command_names_the_layer_and_writes_its_files(
     assert "exists already" in again.error
 
 
+@pytest.mark.slow
 def test_wrong_preprocessing_in_a_manifest_is_named(
     models: Models, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

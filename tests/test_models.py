@@ -9,7 +9,13 @@ from edgekit.models.mobilenet_v2 import make_divisible, mobilenet_v2
 from edgekit.sources.keras import tf_keras
 
 
-@pytest.mark.parametrize(("width", "resolution"), PUBLISHED)
+@pytest.mark.parametrize(
+    ("width", "resolution"),
+    [
+        pytest.param(*each, marks=() if number % 5 == 0 else pytest.mark.slow)
+        for number, each in enumerate(PUBLISHED)
+    ],
+)
 def test_parameters_and_multiply_adds_equal_the_published(width: float, resolution: int) -> None:
     parameters, multiply_adds = PUBLISHED[width, resolution]
     found = count(mobilenet_v2(width=width, input_shape=(resolution, resolution, 3)))
@@ -45,6 +51,7 @@ def test_lowered_strides_keep_resolution(lowered: int, size: int) -> None:
     assert model.get_layer("head").output_shape[1:3] == (size, size)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights() -> None:
     shape = (32, 32, 1)
     first, second, other = (

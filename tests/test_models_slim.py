@@ -124,6 +124,7 @@ def logits(model: Any, pixels: Any) -> Any:
     return ends(pixels).numpy()
 
 
+@pytest.mark.slow
 def test_logits_are_those_of_the_graph_that_wrote_it(checkpoint: Path) -> None:
     known = np.load(f"{checkpoint}.npz")
     arrays = slim.read(checkpoint)

@@ -321,6 +321,7 @@ def test_axes_of_one_name_have_one_size(tmp_path: Path) -> None:
         load(path, preprocessing="none", shapes={"": (1, 4)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["keras", "saved_model", "tflite"])
 def test_sizes_of_free_axes_of_other_files(kind: str, tmp_path: Path) -> None:
     from edgekit.compare import Options, compare

@@ -11,7 +11,7 @@ import onnx as package
 import pytest
 from exported import answers, decibels, export, export_all
 from onnx import TensorProto, helper, numpy_helper
-from test_torch_files import CALIBRATION, CASES, FILES, _noise
+from test_torch_files import CALIBRATION, CASES, FILES, NAMES, _noise
 
 from edgekit.base.errors import InvalidModelError
 from edgekit.calibrate import main as calibrate_main
@@ -70,7 +70,7 @@ def _save(
     return path
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_tflite_answers_as_the_onnx_file_does(
     name: str, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:

@@ -203,6 +203,7 @@ def test_what_overflows_in_float32_too_is_left_out(tmp_path: Path) -> None:
         export(tmp_path / "net.keras", out=tmp_path / "none", **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["tflite", "onnx"])
 def test_recurrent_layers_on_each_other_compute_in_float(target: str, tmp_path: Path) -> None:
     """One loop reads what another wrote, and both start from the same zeros."""

@@ -101,6 +101,7 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
         outputs.check_free(tmp_path / "f" / "out", force=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["export", "compare", "report", "calibrate"])
 def test_a_full_disk_is_one_line_and_leaves_nothing(
     verb: str, artifacts: dict[str, Path], tmp_path: Path

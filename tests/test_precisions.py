@@ -275,6 +275,7 @@ def test_a_poor_file_is_not_written(tmp_path: Path) -> None:
     assert any("int8-weights onnx file" in note for note in poor.manifest.notes)
 
 
+@pytest.mark.slow
 def test_compare_report_and_gate_take_them(
     written: dict[str, Artifact],
     wide: Artifact,

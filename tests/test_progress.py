@@ -41,6 +41,7 @@ class _Line(Task):
         self._notebook.done[self._name] = self._notebook.done.get(self._name, 0) + count
 
 
+@pytest.mark.slow
 def test_a_library_call_is_silent_and_tells_whoever_asks(
     tiny: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

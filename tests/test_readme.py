@@ -37,6 +37,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_a_script(tmp_path: Path, artifacts: dict[str, Path]) -> None:
     """As a file: every process that it starts imports it.
 

@@ -98,6 +98,7 @@ def ran(request: pytest.FixtureRequest, nets: list[Path]) -> tuple[str, dict[str
     return request.param, json.loads(document), executed
 
 
+@pytest.mark.slow
 def test_a_model_is_traced_while_it_is_loaded_and_never_again(
     ran: tuple[str, dict[str, Any], list[str]],
 ) -> None:

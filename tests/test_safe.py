@@ -84,6 +84,7 @@ def test_they_are_hostile_indeed(case: Case, tmp_path: Path) -> None:
     assert written(mark)
 
 
+@pytest.mark.slow
 def test_every_verb_that_loads_a_model_refuses(
     tiny: tuple[Path, Path],
     tmp_path: Path,

@@ -206,6 +206,7 @@ def stepped(run: StreamTrainer, steps: int) -> float:
     return run.run_epoch_part(run.order(0)[:steps], rates)[0]
 
 
+@pytest.mark.slow
 def test_a_restored_trainer_goes_on_as_the_one_that_was_not_stopped(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -275,6 +276,7 @@ def test_a_file_that_is_gone_is_named(photos: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_broken_records_are_left_out_and_counted_where_that_is_asked_for(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

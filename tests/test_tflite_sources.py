@@ -100,7 +100,13 @@ def exact(samples: np.ndarray) -> np.ndarray:
     return np.asarray(_net()(samples))
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "float16",
+        *(pytest.param(each, marks=pytest.mark.slow) for each in FILES if each != "float16"),
+    ],
+)
 def test_files_of_other_converters_have_the_same_integers_in_both_formats(
     name: str, samples: np.ndarray, exact: np.ndarray, tmp_path: Path
 ) -> None:

@@ -33,6 +33,11 @@ CASES: dict[str, tuple[list[str], float, set[str]]] = {
     "words": (["tokens"], 32, {"GRU"}),
     "sound": (["tone"], 40, set()),
 }
+#: Unrolled loops take as long as all others.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("words", "attention") else name
+    for name in CASES
+]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,7 @@ def _export(path: Path, precision: str, arrays: dict[str, np.ndarray], out: Path
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_of_torch_answers_as_torch_does(
     name: str, arrays: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
