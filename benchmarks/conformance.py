@@ -6,9 +6,9 @@ Each network is exported in each format and precision, calibrated with a part of
 compared with its float model on the others by the kernels of LiteRT and onnxruntime on this machine
 (``edgekit.compare``). A vendor's own int8 file of the same network stands beside edgekit's where
 there is one. FOLDER holds the networks and pictures that are no part of edgekit (the page names
-them); without it only the shipped model and the hard case are measured. The results go to --out,
-and the page beside it, ``docs/accuracy.md``, is written from them. Last line of stdout: the
-document.
+them); without it only the shipped model, its hard case and two small networks that are trained
+first (benchmarks/trained.py) are measured. The results go to --out, and the page beside it,
+``docs/accuracy.md``, is written from them. Last line of stdout: the document.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ import math
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import hard_case
+import numpy as np
+import trained
 
 from edgekit import compare
 from edgekit.base import outputs
 from edgekit.base.errors import EdgekitError
+from edgekit.data import fashion_mnist
 from edgekit.export import TARGETS, Options, export
 from edgekit.records import environment
 from edgekit.records.artifact import Artifact
@@ -66,6 +69,7 @@ class Net:
         preprocessing: Of its pictures, by name or as JSON file; None where the file says it.
         vendor: Its maker's int8 file.
         note: What a reader should know.
+        build: Makes the Keras model that is saved as ``model`` first.
     """
 
     name: str
@@ -75,6 +79,7 @@ class Net:
     preprocessing: str | None = None
     vendor: Path | None = None
     note: str = ""
+    build: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,27 @@ class Result:
 def nets(folder: Path | None, work: Path) -> Iterator[Net]:
     """The networks that are at hand; what is written for them goes to ``work``."""
     yield Net("shipped MobileNetV2 0.35", None, "fashion_mnist", "fashion_mnist")
-    yield Net("hard case of it", work / "hard.keras", "fashion_mnist", "fashion_mnist", "unit")
+    yield Net(
+        "hard case of it",
+        work / "hard.keras",
+        "fashion_mnist",
+        "fashion_mnist",
+        "unit",
+        build=lambda: hard_case.build(float_model.load(None).model),
+    )
+    pictures, judged = fashion_mnist.load("test"), work / "judged.npz"
+    part = slice(trained.TRAINED, None)
+    np.savez(judged, x=pictures.images[part], y=pictures.labels[part])
+    for name, word in (("vision transformer", "vit"), ("LSTM over the rows", "lstm")):
+        yield Net(
+            f"{name} of Fashion-MNIST",
+            work / f"{word}.keras",
+            "fashion_mnist",
+            str(judged),
+            "unit",
+            note="trained by benchmarks/trained.py",
+            build=trained.NETWORKS[word],
+        )
     if folder is None:
         return
     calibration, held = _divided(folder / "imagenet500" / "labels.csv", work)
@@ -313,9 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for net in nets(chosen.data, work):
             if chosen.only and chosen.only not in net.name:
                 continue
-            if net.model is not None and net.model.parent == work:
-                source = float_model.load(None).model
-                hard_case.build(source).save(net.model)
+            if net.build is not None:
+                net.build().save(net.model)
             print(f"{net.name} ...", file=sys.stderr, flush=True)
             result = measured(net, work)
             results.append(asdict(result))
