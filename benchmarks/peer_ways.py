@@ -1,8 +1,8 @@
 """The ways to a model file that benchmarks/peers.py compares; each runs in a fresh process.
 
-A way starts from a folder with float.keras, preprocessing.json and calibration.npz, is used as its
-documentation recommends, and returns (seconds, model file). The clock starts after the imports,
-before the float model is loaded, and stops when the file is written.
+A way starts from a folder with float.keras or float.onnx, preprocessing.json and calibration.npz,
+is used as its documentation recommends, and returns (seconds, model file). The clock starts after
+the imports, before the float model is loaded, and stops when the file is written.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy.typing as npt
 from edgekit import data
 from edgekit.base import schema
 from edgekit.base.errors import EdgekitError, reason
+from edgekit.graph import onnx as onnx_file
 from edgekit.records import signature
 from edgekit.sources import float_model, keras
 
@@ -55,12 +57,16 @@ def prepare(folder: Path) -> Made:
     path = Path(settings["model"]) if settings["model"] else None
     started = time.perf_counter()
     source = float_model.load(path, preprocessing=settings["preprocessing"])
-    model, out = source.model, folder / "float.keras"
-    if settings["hard_case"]:
-        from hard_case import build
+    if path is not None and path.suffix == ".onnx":
+        out = folder / "float.onnx"
+        shutil.copyfile(path, out)  # some tools change their input
+    else:
+        model, out = source.model, folder / "float.keras"
+        if settings["hard_case"]:
+            from hard_case import build
 
-        model = build(model)
-    model.save(out)
+            model = build(model)
+        model.save(out)
     (folder / "preprocessing.json").write_text(schema.dumps(source.preprocessing))
     return time.perf_counter() - started, out
 
@@ -68,6 +74,8 @@ def prepare(folder: Path) -> Made:
 def tflite_converter(folder: Path) -> Made:
     """TensorFlow's guide "Post-training integer quantization", integer only."""
     tf = keras.tensorflow()
+    if not (folder / "float.keras").is_file():
+        raise EdgekitError("TFLiteConverter takes models of TensorFlow only, got an ONNX file")
     started = time.perf_counter()
     images, out = calibration(folder), folder / "converter.tflite"
     writer = tf.lite.TFLiteConverter.from_keras_model(keras.load(folder / "float.keras"))
@@ -80,15 +88,20 @@ def tflite_converter(folder: Path) -> Made:
 
 
 def ai_edge_quantizer(folder: Path) -> Made:
-    """Its README: a float flatbuffer, a recipe, calibrate, quantize."""
+    """Its README: a float flatbuffer, a recipe, calibrate, quantize. Of an ONNX file, for which it
+    names no converter, the flatbuffer is edgekit's, whose making is not in the time."""
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import quantizer, recipe
 
     tf = keras.tensorflow()
-    started = time.perf_counter()
-    plain, out = folder / "aeq-float.tflite", folder / "aeq.tflite"
-    model = keras.load(folder / "float.keras")
-    plain.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    out = folder / "aeq.tflite"
+    if (folder / "float.keras").is_file():
+        started, plain = time.perf_counter(), folder / "aeq-float.tflite"
+        model = keras.load(folder / "float.keras")
+        plain.write_bytes(tf.lite.TFLiteConverter.from_keras_model(model).convert())
+    else:
+        _, plain = edgekit(folder, target="tflite", precision="float32")
+        started = time.perf_counter()
     writer = quantizer.Quantizer(str(plain), recipe.static_wi8_ai8())
     ((key, ends),) = Interpreter(str(plain)).get_signature_list().items()
     feeds = [{ends["inputs"][0]: image[None]} for image in calibration(folder)]
@@ -104,17 +117,20 @@ def onnxruntime(folder: Path, *, reduce_range: bool = False) -> Made:
 
     tf = keras.tensorflow()
     started = time.perf_counter()
-    plain, prepared = folder / "ort-float.onnx", folder / "ort-prepared.onnx"
+    plain, prepared = folder / "float.onnx", folder / "ort-prepared.onnx"
     out = folder / ("ort-7-bit.onnx" if reduce_range else "ort.onnx")
-    model = keras.load(folder / "float.keras")
-    spec = tf.TensorSpec(model.inputs[0].shape, tf.float32, name="image")
-    tf2onnx.convert.from_keras(model, input_signature=[spec], output_path=str(plain))
+    if (folder / "float.keras").is_file():
+        plain, model = folder / "ort-float.onnx", keras.load(folder / "float.keras")
+        spec = tf.TensorSpec(model.inputs[0].shape, tf.float32, name="image")
+        tf2onnx.convert.from_keras(model, input_signature=[spec], output_path=str(plain))
     quant_pre_process(str(plain), str(prepared))
+    (first,) = onnx_file.session(prepared).get_inputs()
+    images = arranged(calibration(folder), first.shape)
     arm = platform.machine().lower() in ("aarch64", "arm64")
     quantize_static(
         str(prepared),
         str(out),
-        _Reader({"image": image[None]} for image in calibration(folder)),
+        _Reader({first.name: image[None]} for image in images),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=reduce_range,
@@ -142,9 +158,13 @@ def openvino(folder: Path) -> Made:
     tf = keras.tensorflow()
     started = time.perf_counter()
     saved, out = folder / "saved-model", folder / "openvino.xml"
-    model, images = keras.load(folder / "float.keras"), calibration(folder)
-    tf.saved_model.save(model, str(saved))
-    plain = ov.convert_model(str(saved), input=[1, *model.input_shape[1:]])
+    if (folder / "float.keras").is_file():
+        model = keras.load(folder / "float.keras")
+        tf.saved_model.save(model, str(saved))
+        plain = ov.convert_model(str(saved), input=[1, *model.input_shape[1:]])
+    else:
+        plain = ov.convert_model(str(folder / "float.onnx"))
+    images = arranged(calibration(folder), list(plain.input().shape))
     dataset = nncf.Dataset(images, lambda image: image[None])
     ov.save_model(nncf.quantize(plain, dataset, subset_size=len(images)), str(out))
     return time.perf_counter() - started, out
@@ -165,8 +185,9 @@ def edgekit(folder: Path, *, target: str, precision: str) -> Made:
         if device is not None:
             options = replace(options, device=device)
     started = time.perf_counter()
+    keras_file = folder / "float.keras"
     made = export(
-        folder / "float.keras",
+        keras_file if keras_file.is_file() else folder / "float.onnx",
         options,
         target=target,
         precision=precision,
@@ -175,8 +196,14 @@ def edgekit(folder: Path, *, target: str, precision: str) -> Made:
     return time.perf_counter() - started, made.model_path
 
 
+def arranged(images: npt.NDArray[np.float32], shape: Sequence[Any]) -> npt.NDArray[np.float32]:
+    """Images ``[N, H, W, C]`` with their channels where an input of this shape has them."""
+    last = images.shape[-1]
+    return np.moveaxis(images, -1, 1) if shape[1] == last != shape[-1] else images
+
+
 def calibration(folder: Path) -> npt.NDArray[np.float32]:
-    """The calibration images, preprocessed."""
+    """The calibration images ``[N, H, W, C]``, preprocessed."""
     images = data.load(str(folder / "calibration.npz"), "calibration").images
     return signature.preprocessing(str(folder / "preprocessing.json")).apply(images)
 

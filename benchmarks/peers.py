@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from peer_ways import NO_TELEMETRY, make
+from peer_ways import NO_TELEMETRY, arranged, make
 from rich.markup import escape
 from rich.table import Table
 
@@ -115,7 +115,7 @@ def load(candidate: Candidate) -> Loaded:
         entry, end = request.get_input_tensor(), request.get_output_tensor()
 
         def infer(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-            entry.data[:] = image
+            entry.data[:] = arranged(image, list(entry.shape))
             request.infer()
             return np.array(end.data)
 
@@ -127,7 +127,7 @@ def load(candidate: Candidate) -> Loaded:
     )
     first, last = runner.signature.inputs[0], runner.signature.outputs[0]
     return Loaded(
-        lambda image: {first.name: first.quantize(image)},
+        lambda image: {first.name: first.quantize(first.arrange(image))},
         runner.run,
         lambda answer: last.dequantize(answer[last.name]),
     )
@@ -291,8 +291,19 @@ def show(found: dict[str, Any]) -> None:
     )
 
 
-def images(word: str) -> tuple[npt.NDArray[Any], data.ImageSet]:
+def images(options: argparse.Namespace) -> tuple[npt.NDArray[Any], data.ImageSet]:
     """Calibration images, and a test set that does not hold them."""
+    word = options.data
+    if options.calibration is not None:
+        source = float_model.load(options.model, preprocessing=options.preprocessing)
+        calibration, test = (
+            source.images(data.open_word(each, split))
+            for each, split in ((options.calibration, "calibration"), (word, "test"))
+        )
+        if test.labels is None:
+            raise InvalidDataError(f"{word}: expected images with labels, got none")
+        labels = test.labels + source.preprocessing.class_offset
+        return calibration.images, data.images.make(test.name, test.images, labels)
     test = data.load(word, "test")
     if word == "fashion_mnist":
         return data.load(word, "calibration").images, test
@@ -306,7 +317,7 @@ def images(word: str) -> tuple[npt.NDArray[Any], data.ImageSet]:
 def act(options: argparse.Namespace) -> cli.Outcome:
     """Prepare, measure, print, write."""
     machine = environment.describe()
-    calibration, test = images(options.data)
+    calibration, test = images(options)
     test = test.head(options.limit)
     name = (options.model or float_model.SHIPPED).name.removesuffix(".keras")
     name += "-hard" if options.hard_case else ""
@@ -356,6 +367,8 @@ def parser() -> cli.Parser:
 python benchmarks/peers.py                  # the shipped model
 python benchmarks/peers.py --hard-case
 python benchmarks/peers.py mine.keras --preprocessing symmetric --data images.npz
+python benchmarks/peers.py mine.onnx --preprocessing lite.json \\
+    --calibration csv:some.csv --data csv:others.csv
 """,
     )
     result.prog = "benchmarks/peers.py"
@@ -365,8 +378,9 @@ python benchmarks/peers.py mine.keras --preprocessing symmetric --data images.np
         "--data",
         default="fashion_mnist",
         help="fashion_mnist, or FILE.npz with x and y: the first 1,000 images (half, if fewer "
-        "than 2,000) calibrate, the others are tested",
+        "than 2,000) calibrate, the others are tested; with --calibration what compare takes",
     )
+    add("--calibration", help="images to calibrate with, as export takes them")
     add("--hard-case", action="store_true", help="make a hard case of the model first")
     add("--device", help="device profile of edgekit's int8 exports")
     add("--limit", type=words.positive_int, help="test the first N images only")
