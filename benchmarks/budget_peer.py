@@ -66,20 +66,22 @@ def nncf(folder: Path, drop: float) -> None:
     name = model.graph.input[0].name
     validated = 0
 
-    def validate(changed: onnx.ModelProto, images: Iterable[Any]) -> float:
+    def validate(
+        changed: onnx.ModelProto, items: Iterable[tuple[Images, int]]
+    ) -> tuple[float, list[float]]:
         nonlocal validated
         validated += 1
-        opened = onnx_file.session(changed.SerializeToString(), threads=2, options={})
-        chosen = [opened.run(None, image)[0].argmax() for image in images]
-        return float(np.mean(np.array(chosen) == exact))
+        opened = onnx_file.session(changed.SerializeToString(), threads=2)
+        same = [float(opened.run(None, feed(item))[0].argmax() == item[1]) for item in items]
+        return float(np.mean(same)), same
 
-    def feed(image: Images) -> dict[str, Images]:
-        return {name: image[None]}
+    def feed(item: tuple[Images, int]) -> dict[str, Images]:
+        return {name: item[0][None]}
 
     written = nncf.quantize_with_accuracy_control(
         model,
-        nncf.Dataset(calibration, feed),
-        nncf.Dataset(searched, feed),
+        nncf.Dataset([(image, -1) for image in calibration], feed),
+        nncf.Dataset(list(zip(searched, exact, strict=True)), feed),
         validate,
         max_drop=drop / 100,
         drop_type=nncf.DropType.ABSOLUTE,
