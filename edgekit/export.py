@@ -42,7 +42,7 @@ from edgekit.base import cli
 from edgekit.base.errors import FidelityError, InvalidOptionError
 from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
-from edgekit.evaluation.budget import Budget, Kind, Mixture
+from edgekit.evaluation.budget import COSTS, Budget, Kind, Mixture
 from edgekit.graph.flatbuffer import short_name
 from edgekit.pipeline.exporting import TARGETS, export, export_all
 from edgekit.pipeline.options import Options
@@ -163,6 +163,12 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
             help=text,
         )
     add(
+        "--minimize",
+        choices=COSTS,
+        help="with --max-drop or --min: what the mixture of int8 and float costs least of: time of "
+        "a run here, or size of the file (default: time)",
+    )
+    add(
         "--validation",
         metavar="IMAGES",
         help="with --max-drop or --min: images or samples, with labels for top1, that are no "
@@ -229,18 +235,18 @@ def _mixture(options: argparse.Namespace) -> Mixture | None:
         for text in getattr(options, kind.replace("-", "_"))
     ]
     if not budgets:
-        if options.validation is not None:
-            raise InvalidOptionError(
-                f"--validation {options.validation} is for a budget; add --max-drop or --min, or "
-                f"leave it out"
-            )
+        for option in ("validation", "minimize"):
+            if (typed := getattr(options, option)) is not None:
+                raise InvalidOptionError(
+                    f"--{option} {typed} is for a budget; add --max-drop or --min, or leave it out"
+                )
         return None
     if len(budgets) > 1:
         raise InvalidOptionError(
             f"expected one budget, got {' and '.join(map(str, budgets))}; leave out all but one"
         )
     word = float_model.data_word(options.validation, options.model, option="--validation")
-    return Mixture(budgets[0], word, progress=cli.reporter)
+    return Mixture(budgets[0], word, minimize=options.minimize or "time", progress=cli.reporter)
 
 
 def _print(written: Artifact) -> None:

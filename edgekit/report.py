@@ -1,11 +1,12 @@
 """``python -m edgekit.report``: turn a report into one self-contained HTML page.
 
-The page shows the verdict first. Then come accuracy against latency and size, the layers
-(``--layers FILE.csv``: a file that ``compare --layers --csv`` wrote, or one with the columns
-``layer``, ``sqnr`` in dB and, for several series, ``mode``), the images with another prediction,
-all metrics, what ran, the environment, and how to reproduce the report. The page has at most 2 MB.
-It uses no network: its policy forbids every request. It has a light and a dark form, can be
-printed, and works without scripts except for sorting and tooltips.
+The page shows the verdict first. Then come accuracy against latency and size, what was tried to
+hold a budget (``export --max-drop``), the layers (``--layers FILE.csv``: a file that ``compare
+--layers --csv`` wrote, or one with the columns ``layer``, ``sqnr`` in dB and, for several series,
+``mode``), the images with another prediction, all metrics, what ran, the environment, and how to
+reproduce the report. The page has at most 2 MB. It uses no network: its policy forbids every
+request. It has a light and a dark form, can be printed, and works without scripts except for
+sorting and tooltips.
 """
 
 from __future__ import annotations

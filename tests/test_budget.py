@@ -20,8 +20,9 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline import exporting
 from edgekit.pipeline.exporting import Pipeline
 from edgekit.quantization import equalize, islands, mixture
-from edgekit.records.artifact import Artifact, BudgetRecord, QuantizationRecord
+from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.records.encodings import Encoding
+from edgekit.records.results import BudgetRecord
 from edgekit.sources import keras
 
 BOTH = [("tflite", "int8"), ("onnx", "int8")]
@@ -109,6 +110,37 @@ def test_the_budget_is_held_with_fewer_float_tensors_than_all(
         assert budget.proof.value == pytest.approx(100 * same[1::2].mean())
         assert budget.proof.low is not None and budget.proof.low < budget.proof.value
         assert any("98.00 % at least" in note for note in each.manifest.notes)
+
+
+@pytest.fixture(scope="module")
+def small_file(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same budget, by the smallest TFLite file."""
+    budget, validation = Budget("max-drop", "agreement", 2.0), net.validation("all", np.arange(600))
+    return verb.export(
+        net.model,
+        net.options(),
+        target="tflite",
+        precision="int8",
+        out=tmp_path_factory.mktemp("small") / "size",
+        mix=Mixture(budget, validation, minimize="size"),
+    )
+
+
+def test_the_smallest_file_that_holds_is_taken(
+    small_file: Artifact, held: dict[str, Artifact]
+) -> None:
+    _, budget = _records(small_file)
+    holding = [each for each in budget.candidates if each.sure >= budget.least]
+    assert budget.minimized == "size" and budget.float32 is not None
+    assert budget.taken.bytes == min(each.bytes for each in holding) == small_file.size
+    assert budget.candidates[0].bytes < budget.taken.bytes and budget.float32.bytes > 0
+    assert all(each.ms > 0 for each in budget.candidates)
+    _, by_time = _records(held["tflite"])
+    assert by_time.minimized == "time" and by_time.target == "tflite"
+    assert by_time.taken.bytes == held["tflite"].size
+    assert budget.taken.bytes <= by_time.taken.bytes
+    said = next(note for note in small_file.manifest.notes if note.startswith("tensors that stay"))
+    assert f"for the least size; {small_file.size:,} bytes in tflite, plain int8" in said
 
 
 def test_both_files_hold_the_same_integers(held: dict[str, Artifact]) -> None:
@@ -268,6 +300,8 @@ def test_labels_that_are_no_better_than_chance_are_refused(net: Net) -> None:
         (["--min", "latency=3"], "expected metric top1, agreement, sqnr, got 'latency'"),
         (["--max-drop", "top1=1"], "expected --validation IMAGES for your own model"),
         (["--validation", "set.npz"], "--validation set.npz is for a budget"),
+        (["--minimize", "size"], "--minimize size is for a budget; add --max-drop or --min"),
+        (["--min", "top1=9", "--minimize", "bytes"], "expected time, size, got 'bytes'"),
     ],
 )
 def test_what_is_no_budget_is_one_line(
@@ -396,6 +430,25 @@ def test_what_is_rounded_most_coarsely_and_costs_least_comes_first(net: Net) -> 
     usual = place(noise, same)
     assert usual == place(noise, {}) > place(louder, same)
     assert place(noise, same | {layer: 1e3}) > usual
+
+
+def test_what_has_no_weights_comes_first_where_bytes_cost(net: Net) -> None:
+    pipeline = net.pipeline()
+    plain, canonical = pipeline.quantized, pipeline.canonical
+    noise = dict.fromkeys(plain.stored.activations, 1.0)
+    weights = {
+        name: float(each.weights.size) for name, each in plain.stored.layers.items()
+    }  # of other operators none
+    ranked = mixture.ranking(plain, canonical, noise, mixture.Costs(weights, converter=1.0))
+
+    def grows(unit: tuple[str, ...]) -> float:
+        touching = [each.outputs[0] for each in Graph(canonical).operators if each.touches(unit)]
+        return sum(weights.get(name, 0.0) for name in touching)
+
+    prices = [grows(unit) for unit in ranked]
+    assert prices[0] == min(prices) < max(prices)
+    numbers = mixture.Costs({}, conversion=2.0, converter=3.0)
+    assert numbers.converted(10) == 23.0
 
 
 def test_an_island_grows_where_only_conversions_cost(net: Net) -> None:

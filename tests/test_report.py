@@ -19,6 +19,8 @@ from test_gate import artifact, make, write
 from edgekit.base.errors import InvalidDataError
 from edgekit.evaluation.changes import picture
 from edgekit.records.results import (
+    BudgetRecord,
+    Candidate,
     ChangedImage,
     Changes,
     Conditions,
@@ -198,6 +200,89 @@ def test_missing_and_infinite_figures_are_shown_as_such(measured: Report) -> Non
 def test_plots_have_words_for_those_who_do_not_see_them(measured: Report) -> None:
     page = page_of(measured)
     assert "Top-1 against latency: tflite-int8 94.00 % at 0.5 ms; onnx-int8 93.90 %" in page
+
+
+def searched(metric: str = "agreement", **changed: object) -> BudgetRecord:
+    """A search of four files, of which the third is taken."""
+    files = tuple(
+        Candidate(floats, ms, value, value - 0.1, 0.2, size, decided=floats == 2)
+        for floats, ms, value, size in (
+            (0, 1.0, 96.0, 100_000),
+            (4, 1.6, 99.0, 190_000),
+            (2, 1.4, 98.5, 150_000),
+            (1, 1.5, 98.1, 160_000),
+        )
+    )
+    record = BudgetRecord(
+        asked=f"--max-drop {metric}=2", metric=metric, least=98.0, data="set.npz", sha256="",
+        searched=300, target="tflite", candidates=files, taken=files[2],
+        latency_ms={"float32": 2.0, "int8": 1.0, "taken": 1.4},
+        proof=Measurement(98.67, "%", 300, 96.6, 99.5, "wilson 95 %"),
+        float32=Candidate(0, 2.0, 100.0, 100.0, 0.0, 400_000),
+    )  # fmt: skip
+    return dataclasses.replace(record, **changed)
+
+
+def with_budgets(report: Report, *records: BudgetRecord | None) -> Report:
+    artifacts = tuple(
+        dataclasses.replace(result, budget=record)
+        for result, record in zip(report.artifacts, records, strict=True)
+    )
+    return dataclasses.replace(report, artifacts=artifacts)
+
+
+def test_what_a_budget_tried_is_drawn_once_for_all_files_of_it(measured: Report) -> None:
+    record = searched()
+    other = dataclasses.replace(record, proof=Measurement(99.0, "%", 300, 97.1, 99.7))
+    page = page_of(with_budgets(measured, record, other))
+    section = re.search('<section id="budget".*?</section>', page, re.DOTALL)
+    assert section is not None
+    found = section[0]
+    assert found.count('<svg class="chart"') == 2
+    assert (
+        "tflite-int8 has 98.67 % (95 % interval 96.60 to 99.50) on 300 samples; onnx-int8" in found
+    )
+    assert "the shortest run was looked for" in found
+    by_time, by_size = re.findall('<svg class="chart".*?</svg>', found, re.DOTALL)
+    said = "file 3, chosen: 98.50 %, 98.20 % sure, 1.4 ms, tensors in float: 2; no other beats"
+    assert said in by_time
+    assert "150.0 kB" in by_size and ">budget<" in by_time
+    # beaten by the third, which is faster, smaller and more exact
+    assert "file 4: 98.10 %, 97.80 % sure, 1.5 ms, tensors in float: 1&quot;" not in by_time
+    assert re.search(r'file 4: [^"]*"', by_time)[0].endswith('tensors in float: 1"')
+    assert by_time.count('class="mark other"') == 2  # plain int8 and the fourth miss it
+    rows = re.findall("<tr><th scope=.row.>(.*?)</th>(.*?)</tr>", found)
+    assert [name for name, _ in rows] == [
+        "plain int8", "file 2", "file 3, chosen", "file 4", "float32"
+    ]  # fmt: skip
+    assert [cells.count(">yes<") for _, cells in rows] == [0, 1, 1, 0, 1]
+    assert '<li><a href="#budget">' in page
+
+
+def test_only_a_budget_has_its_section(measured: Report) -> None:
+    assert 'id="budget"' not in page_of(measured)
+    assert 'id="budget"' in page_of(with_budgets(measured, searched(), None))
+
+
+def test_searches_of_their_own_are_drawn_each(measured: Report) -> None:
+    page = page_of(with_budgets(measured, searched(), searched(least=98.2, minimized="size")))
+    assert page.count('<svg class="chart"') == 6
+    assert len(set(Parsed(page).ids)) == len(Parsed(page).ids)
+    assert "the smallest file was looked for" in page
+
+
+def test_a_budget_of_an_earlier_version_has_times_alone(measured: Report) -> None:
+    record = searched(float32=None)
+    files = tuple(dataclasses.replace(each, bytes=0) for each in record.candidates)
+    record = dataclasses.replace(record, candidates=files, taken=files[2])
+    assert page_of(with_budgets(measured, record, None)).count('<svg class="chart"') == 3
+
+
+def test_exact_outputs_leave_room_for_the_others(measured: Report) -> None:
+    exact = Candidate(0, 2.0, float("inf"), float("inf"), 0.0, 400_000)
+    record = searched("sqnr", float32=exact, proof=Measurement(98.5, "dB", 300))
+    page = page_of(with_budgets(measured, record, None))
+    assert ">float32: exact<" in page
 
 
 def test_plots_have_no_colours_of_their_own(measured: Report) -> None:

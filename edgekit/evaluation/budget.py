@@ -3,16 +3,18 @@
 The budget bounds a metric of ``compare``. The validation set is divided into two halves, whose
 samples alternate. On the first half the float32 file and the plain int8 file are measured against
 the float model. If plain int8 holds the budget, nothing more stays float. Else tensors are ranked:
-the noise that rounding a tensor adds to what is computed from it, over the time that its operators
-take longer in float, with the conversions between int8 and float. The shortest part of the ranking
-that holds is found by doubling and bisection, and tensors that turn out to be needless become int8
-again. A candidate holds if it does so on the samples of the search, and if what is expected of
-other samples (:meth:`Budget.expected`) holds with a standard error to spare: else chance would
-choose among candidates, and let every second one miss the budget on the other half.
+the noise that rounding a tensor adds to what is computed from it, over what its operators cost more
+in float: the time that they take longer, or the bytes by which their weights grow, with the
+conversions between int8 and float. The shortest part of the ranking that holds is found by doubling
+and bisection, and tensors that turn out to be needless become int8 again. A candidate holds if it
+does so on the samples of the search, and if what is expected of other samples
+(:meth:`Budget.expected`) holds with a standard error to spare: else chance would choose among
+candidates, and let every second one miss the budget on the other half.
 
 Each candidate is written as a file and run by its runtime; its integers are those of plain int8.
 Then integers are decided anew for what was found, as ``--leave-float`` does; as they are better,
-fewer tensors may do, which a few more candidates show. The files of the mixture that is taken are
+fewer tensors may do, which a few more candidates show. If another candidate that holds is clearly
+cheaper than the one that this ends at, it is taken. The files of the mixture that is taken are
 measured on the second half, which had no part in the choice.
 """
 
@@ -48,18 +50,21 @@ from edgekit.evaluation.options import SAMPLES as RUNS
 from edgekit.evaluation.options import Options
 from edgekit.evaluation.samples import Samples
 from edgekit.evaluation.timing import WARM_UP
+from edgekit.graph import kernels
 from edgekit.graph.flatbuffer import Graph
 from edgekit.pipeline.exporting import File, Mixing, Pipeline, Proved
 from edgekit.quantization import equalize, islands, mixture
 from edgekit.quantization.mixture import Costs
 from edgekit.records import environment, stats
-from edgekit.records.artifact import Artifact, BudgetRecord, Candidate
-from edgekit.records.encodings import Encoding
-from edgekit.records.results import Measurement
+from edgekit.records.artifact import Artifact
+from edgekit.records.encodings import Encoding, Stored
+from edgekit.records.results import BudgetRecord, Candidate, Cost, Measurement
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.writers import tflite_integers
 
 Kind = Literal["max-drop", "min"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+COSTS: tuple[Cost, ...] = get_args(Cost)
 #: Metrics that a budget may bound.
 METRICS: dict[Kind, tuple[str, ...]] = {
     "max-drop": ("top1", "agreement"),
@@ -75,8 +80,13 @@ _AT_ONCE = 64
 _TRIES = 8
 #: The same, and tries of a bisection, where all integers are decided anew each time.
 _DECISIONS = 4
-#: One tensor of so many stays float in a file whose conversions are timed.
+#: Part by which another candidate has to cost less than the one that the search ends at: times
+#: vary from run to run.
+_CLEARLY: dict[Cost, float] = {"time": 0.1, "size": 0.0}
+#: One tensor of so many stays float in a file whose conversions are timed, or weighed.
 _CONVERTED = 4
+#: Bytes by which a number grows that becomes float32.
+_REAL = 3.0
 #: Samples by which the size of errors is told, at the least.
 _NEAREST = 10
 _NORMAL = NormalDist()
@@ -234,7 +244,8 @@ class _Found:
         target: The format of the candidates.
         candidates: In the order in which they were written.
         taken: One of them.
-        latency_ms: As :class:`edgekit.records.artifact.BudgetRecord` has it.
+        latency_ms: As :class:`edgekit.records.results.BudgetRecord` has it.
+        float32: The float32 file, measured as they are.
     """
 
     samples: Samples
@@ -243,6 +254,7 @@ class _Found:
     candidates: tuple[Candidate, ...]
     taken: Candidate
     latency_ms: dict[str, float]
+    float32: Candidate
 
 
 class Mixture(Mixing):
@@ -252,11 +264,24 @@ class Mixture(Mixing):
         budget: What may be lost.
         validation: What :func:`edgekit.data.feeds.open_word` takes, with labels for ``top1``; other
             samples than those of the calibration.
+        minimize: What is made small: ``time`` of a run here, or ``size`` of the file.
         progress: Hears how far it is, and what it finds.
+
+    Raises:
+        InvalidOptionError: If ``minimize`` is neither.
     """
 
-    def __init__(self, budget: Budget, validation: str, *, progress: Progress = SILENT) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        validation: str,
+        *,
+        minimize: Cost = "time",
+        progress: Progress = SILENT,
+    ) -> None:
+        words.one_of("minimize", minimize, COSTS)
         self._budget, self._validation, self._progress = budget, validation, progress
+        self._minimize = minimize
         self._found: _Found | None = None
 
     def choose(self, pipeline: Pipeline, files: Sequence[File]) -> Pipeline:
@@ -286,11 +311,19 @@ class Mixture(Mixing):
             )
             samples, exact = self._reference(float32, pipeline)
             search = _Search(
-                budget, pipeline, targets[0], samples, exact, Path(folder), self._progress
+                budget,
+                pipeline,
+                targets[0],
+                samples,
+                exact,
+                Path(folder),
+                self._progress,
+                minimize=self._minimize,
             )
             chosen, taken, ms = search.run(float32)
+            alone = search.alone
         found = tuple(search.candidates)
-        self._found = _Found(samples, exact, targets[0], found, taken, ms)
+        self._found = _Found(samples, exact, targets[0], found, taken, ms, alone)
         return chosen
 
     def prove(self, files: Mapping[File, Proved]) -> dict[File, Proved]:
@@ -351,18 +384,12 @@ class Mixture(Mixing):
             taken=found.taken,
             latency_ms=found.latency_ms,
             proof=proof,
+            minimized=self._minimize,
+            float32=found.float32,
         )
         manifest = dict(proved.manifest)
         manifest["quantization"] = replace(manifest["quantization"], budget=record)
-        taken, ms = found.taken, found.latency_ms
-        cost = (
-            f"tensors that stay float: {taken.floats}, found with {len(found.candidates)} files; "
-            f"{ms['taken']:.3g} ms in {found.target} here, plain int8 {ms['int8']:.3g} ms, float32 "
-            f"{ms['float32']:.3g} ms"
-        )
-        if ms["taken"] >= ms["float32"]:
-            cost += "; the float32 file is no slower"
-        manifest["notes"] = (*manifest["notes"], cost, said)
+        manifest["notes"] = (*manifest["notes"], _paid(record), said)
         return Proved(proved.files, manifest)
 
     def _reference(
@@ -430,6 +457,39 @@ class Mixture(Mixing):
             )
 
 
+def _paid(record: BudgetRecord) -> str:
+    """What the mixture costs, beside plain int8 and float32."""
+    taken, plain, float32, ms = (
+        record.taken,
+        record.candidates[0],
+        record.float32,
+        record.latency_ms,
+    )
+    assert float32 is not None  # it was measured before the search
+    times = (
+        f"{ms['taken']:.3g} ms in {record.target} here, plain int8 {ms['int8']:.3g} ms, float32 "
+        f"{ms['float32']:.3g} ms"
+    )
+    sizes = (
+        f"{taken.bytes:,} bytes in {record.target}, plain int8 {plain.bytes:,}, float32 "
+        f"{float32.bytes:,}"
+    )
+    costs = (sizes, times) if record.minimized == "size" else (times, sizes)
+    said = (
+        f"tensors that stay float: {taken.floats}, found with {len(record.candidates)} files for "
+        f"the least {record.minimized}; {'; '.join(costs)}"
+    )
+    if record.minimized == "time" and ms["taken"] >= ms["float32"]:
+        said += "; the float32 file is no slower"
+    if record.minimized == "size" and 2 * taken.bytes >= float32.bytes:
+        said += "; a float16 file has half the bytes of float32"
+    return said
+
+
+#: Whether all integers are decided for what stays float, and what does.
+_Key = tuple[bool, frozenset[str]]
+
+
 class _Search:
     """Writes and runs candidates.
 
@@ -441,9 +501,11 @@ class _Search:
         exact: Outputs of the float model ``[N, M]``.
         folder: For the files.
         progress: Hears of each file.
+        minimize: What a candidate costs.
 
     Attributes:
         candidates: What was written and run, in that order.
+        alone: The float32 file.
     """
 
     def __init__(
@@ -455,13 +517,17 @@ class _Search:
         exact: npt.NDArray[np.float32],
         folder: Path,
         progress: Progress,
+        *,
+        minimize: Cost,
     ) -> None:
         self._budget, self._pipeline, self._target = budget, pipeline, target
+        self._minimize = minimize
         self._samples, self._folder, self._progress = samples, folder, progress
         self._images = samples.images.images[_SEARCHING]
         self._labels = _labels(samples, _SEARCHING)
         self._exact = exact[_SEARCHING]
-        self._known: dict[tuple[bool, frozenset[str]], Candidate] = {}
+        self._known: dict[_Key, Candidate] = {}
+        self._tried: dict[_Key, tuple[tuple[str, ...], ...]] = {}
         self.candidates: list[Candidate] = []
 
     def run(self, float32: Artifact) -> tuple[Pipeline, Candidate, dict[str, float]]:
@@ -471,7 +537,8 @@ class _Search:
             FidelityError: If the budget cannot be held.
         """
         budget = self._budget
-        alone, metric_unit = self._measured(float32)
+        self.alone, metric_unit = self._measured(float32)
+        alone = self.alone
         if not self._enough(alone):
             raise FidelityError(
                 f"{budget}: expected {budget.bounded} {budget.least:.2f} with a standard error to "
@@ -479,7 +546,7 @@ class _Search:
                 f"error of {alone.error:.2f}, on {len(self._images)} validation samples already",
                 "allow more, or give more samples",
             )
-        self._progress.say(f"float32: {alone.value:.2f} {metric_unit} at {alone.ms:.3g} ms")
+        self._progress.say(f"float32: {alone.value:.2f} {metric_unit} at {self._costing(alone)}")
         if self._holds(()):
             self._progress.say("plain int8 holds the budget; nothing more stays float")
             return self._pipeline, self.candidates[0], self._in_turn(float32, self.candidates[0])
@@ -497,14 +564,34 @@ class _Search:
             fewer = [other for other in left if other != unit]
             if self._holds(fewer, anew=anew):
                 left = fewer
-        chosen = self._mixed(left, anew)
-        if not chosen.quantized.stored.layers:
+        if not self._mixed(left, anew).quantized.stored.layers:
             raise FidelityError(
                 f"{budget} is held only with every layer in float, which is no int8 file",
                 "allow more, or export in float16",
             )
-        taken = self._known[self._key(left, anew)]
-        return chosen, taken, self._in_turn(float32, taken)
+        key = self._cheapest(self._key(left, anew))
+        taken = self._known[key]
+        return self._mixed(self._tried[key], key[0]), taken, self._in_turn(float32, taken)
+
+    def _cheapest(self, key: _Key) -> _Key:
+        """The candidate that the search ends at, or another one that holds and clearly costs
+        less."""
+        holding = [
+            each
+            for each, candidate in self._known.items()
+            if self._enough(candidate)
+            and self._mixed(self._tried[each], each[0]).quantized.stored.layers
+        ]
+        costs = {each: self._cost(self._known[each]) for each in holding}
+        least = min(holding, key=costs.__getitem__)
+        clearly = (1 - _CLEARLY[self._minimize]) * costs[key]
+        return least if costs[least] < clearly else key
+
+    def _cost(self, candidate: Candidate) -> float:
+        return candidate.ms if self._minimize == "time" else candidate.bytes
+
+    def _costing(self, candidate: Candidate) -> str:
+        return f"{candidate.ms:.3g} ms and {candidate.bytes:,} bytes"
 
     def _in_turn(self, float32: Artifact, taken: Candidate) -> dict[str, float]:
         """Median ms of files, which run in turn, so that a change of the machine's speed affects
@@ -557,8 +644,8 @@ class _Search:
         """
         key = self._key(units, anew)
         if key not in self._known:
-            self._try(self._mixed(units, anew))
-            self._known[key] = self.candidates[-1]
+            self._try(self._mixed(units, anew), decided=anew)
+            self._known[key], self._tried[key] = self.candidates[-1], tuple(units)
         return self._enough(self._known[key])
 
     def _mixed(self, units: Sequence[tuple[str, ...]], anew: bool) -> Pipeline:
@@ -566,24 +653,24 @@ class _Search:
         floats = {name: why for unit in units for name in unit}
         return self._pipeline.deciding(floats) if anew else self._pipeline.leaving(floats)
 
-    def _key(self, units: Sequence[tuple[str, ...]], anew: bool) -> tuple[bool, frozenset[str]]:
+    def _key(self, units: Sequence[tuple[str, ...]], anew: bool) -> _Key:
         return anew, frozenset(self._mixed(units, False).quantized.floats)
 
-    def _try(self, mixed: Pipeline) -> None:
+    def _try(self, mixed: Pipeline, *, decided: bool) -> None:
         """Write and run a file, which becomes a candidate."""
         name, trial = f"int8-{len(self.candidates)}", mixed.leaving({}, trial=True)
         written = self._write(trial.proved(self._target, "int8"), name)
-        found, unit = self._measured(written, len(trial.quantized.floats))
+        measured, unit = self._measured(written, len(trial.quantized.floats))
+        found = replace(measured, decided=decided)
         self.candidates.append(found)
         self._progress.say(
             f"int8, tensors in float: {found.floats}; {found.value:.2f} {unit}, expected "
-            f"{found.expected:.2f} of others, at {found.ms:.3g} ms"
+            f"{found.expected:.2f} of others, at {self._costing(found)}"
         )
 
     def _enough(self, candidate: Candidate) -> bool:
         """Whether it holds the budget, and chance on other samples would seldom change that."""
-        sure = min(candidate.value, candidate.expected - candidate.error)
-        return sure >= self._budget.least
+        return candidate.sure >= self._budget.least
 
     def _measured(self, written: Artifact, floats: int = 0) -> tuple[Candidate, str]:
         """A file on the samples of the search, and the unit of its metric."""
@@ -593,10 +680,11 @@ class _Search:
             ms = min(worker.latencies(self._images[:1], 2 * RUNS))
         compared = self._exact, outputs, self._labels
         found = self._budget.of(*compared)
-        return Candidate(floats, ms, found.value, *self._budget.expected(*compared)), found.unit
+        expected = self._budget.expected(*compared)
+        return Candidate(floats, ms, found.value, *expected, bytes=written.size), found.unit
 
     def _ranked(self, float32: Artifact) -> list[tuple[str, ...]]:
-        """Tensors that stay float together, those first that gain most for their time."""
+        """Tensors that stay float together, those first that gain most for their cost."""
         pipeline = self._pipeline
         quantized, canonical = pipeline.quantized, pipeline.canonical
         few = np.linspace(0, len(self._images) - 1, islands.SAMPLES).astype(np.int64)
@@ -613,15 +701,44 @@ class _Search:
             for name, (scale, zero_point) in quantized.stored.activations.items()
         }
         noise = walked.noise(encodings, quantized.floats)
-        return mixture.ranking(quantized, canonical, noise, self._costs(float32))
+        costs = self._bytes() if self._minimize == "size" else self._times(float32)
+        return mixture.ranking(quantized, canonical, noise, costs)
 
-    def _costs(self, float32: Artifact) -> Costs:
+    def _some(self) -> Pipeline:
+        """A mixture with many conversions."""
+        names = sorted(self._pipeline.quantized.stored.activations)
+        return self._pipeline.leaving(dict.fromkeys(names[::_CONVERTED], ""), trial=True)
+
+    def _bytes(self) -> Costs:
+        """What it costs in bytes: a weight, or a number of a constant, takes four in place of one.
+        In TFLite an operator converts; in ONNX every tensor of integers has such operators."""
+        graph, sizes = Graph(self._pipeline.canonical), _sizes(self._pipeline.quantized.stored)
+        longer = {
+            operator.outputs[0]: _REAL
+            * sum(
+                sizes.get(name, 0)
+                for name in (operator.outputs[0], *kernels.constants(graph, operator))
+            )
+            for operator in graph.operators
+        }
+        if self._target != "tflite":
+            return Costs(longer)
+        some = self._some()
+        mixed = self._write(some.proved("tflite", "int8"), "weighed-mixed")
+        plain = Artifact.load(self._folder / "int8-0")
+        grown = sum(_REAL * sizes[name] for name in sizes.keys() - _sizes(some.quantized.stored))
+        before, after = (
+            sum(tflite_integers.converts(file, operator) for operator in file.operators)
+            for file in (Graph(each.model_path.read_bytes()) for each in (plain, mixed))
+        )
+        spent = mixed.size - plain.size - grown
+        return Costs(longer, converter=max(0.0, spent / (after - before) if after > before else 0))
+
+    def _times(self, float32: Artifact) -> Costs:
         """What it costs to compute in float: by LiteRT, which runs each operator of a file alone,
         for ONNX files too."""
-        names = sorted(self._pipeline.quantized.stored.activations)
-        some = dict.fromkeys(names[::_CONVERTED], "")
         integers = self._pipeline.leaving({}, trial=True).proved("tflite", "int8")
-        mixed = self._pipeline.leaving(some, trial=True).proved("tflite", "int8")
+        mixed = self._some().proved("tflite", "int8")
         if self._target != "tflite":
             float32 = self._write(self._pipeline.proved("tflite", "float32"), "timed-float32")
         files = [float32, self._write(integers, "timed-int8"), self._write(mixed, "timed-mixed")]
@@ -644,6 +761,12 @@ class _Search:
 
     def _write(self, proved: Proved, name: str) -> Artifact:
         return proved.write(self._folder / name, force=False)
+
+
+def _sizes(stored: Stored) -> dict[str, int]:
+    """How many weights a layer has, by its output, and numbers a constant."""
+    sizes = {name: layer.weights.size for name, layer in stored.layers.items()}
+    return sizes | {name: each.values.size for name, each in stored.constants.items()}
 
 
 def _timed(written: Artifact) -> tuple[Timed, ...]:

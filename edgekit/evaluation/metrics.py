@@ -340,6 +340,7 @@ def _result(
         latency_warm_up=slow,
         places=each.places,
         recorded="" if subject.recording is None else subject.recording.facts.name,
+        budget=subject.budget,
     )
 
 

@@ -13,6 +13,7 @@ from edgekit.evaluation.recording import Recording
 from edgekit.evaluation.reference import onnx_artifact, profile_of
 from edgekit.quantization.profiles import PROFILES
 from edgekit.records.artifact import Artifact
+from edgekit.records.results import BudgetRecord
 from edgekit.records.signature import Preprocessing, TensorSpec
 from edgekit.runtimes import model_file
 from edgekit.runtimes import spec as runners
@@ -27,6 +28,7 @@ class Subject:
 
     Attributes:
         job: The job that a worker loads; None for a recording, which is not run.
+        budget: How its mixture of int8 and float tensors was found, if it has one.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Subject:
     size: int
     manifest_sha256: str = ""
     recording: Recording | None = None
+    budget: BudgetRecord | None = None
 
     @property
     def runnable(self) -> Job:
@@ -333,6 +336,7 @@ def paired(
 
 def subject_of(artifact: Artifact, threads: int) -> Subject:
     """The subject of an artifact, run as its manifest says."""
+    quantization = artifact.manifest.quantization
     return Subject(
         artifact.name,
         artifact.manifest.format,
@@ -342,6 +346,7 @@ def subject_of(artifact: Artifact, threads: int) -> Subject:
         artifact.sha256,
         artifact.size,
         artifact.manifest_sha256,
+        budget=None if quantization is None else quantization.budget,
     )
 
 

@@ -18,8 +18,8 @@ from edgekit.graph.kernels import Number
 from edgekit.quantization import encode, equalize, islands
 from edgekit.quantization.quantize import Quantized
 
-#: Part of the time of all operators that counts as time of an operator whose float kernel is not
-#: slower, so that there is something to divide by.
+#: Part of the cost of all operators that counts as cost of an operator that costs nothing more in
+#: float, so that there is something to divide by.
 _LEAST = 1e-3
 
 
@@ -80,13 +80,19 @@ class Costs:
     """What it costs to compute in float.
 
     Attributes:
-        operators: ms that an operator takes longer in float, by the name of its first output; where
-            none is known, all operators cost the same.
-        conversion: ms to make a real number of an integer, or an integer of a real number.
+        operators: What an operator costs more in float, in ms or bytes, by the name of its first
+            output; where none is known, all operators cost the same.
+        conversion: To make a real number of an integer, or an integer of a real number.
+        converter: Of the operator that does so for a tensor, whatever the number of its values.
     """
 
     operators: Mapping[str, float]
     conversion: float = 0.0
+    converter: float = 0.0
+
+    def converted(self, numbers: int) -> float:
+        """What it costs to convert a tensor of so many numbers."""
+        return self.conversion * numbers + self.converter
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def ranking(
     """
     exact = equalize.apply(canonical, quantized.encodings.factors)
     operators, numbers = exact.operators, quantized.stored.activations
-    islands_of = _Islands(exact, numbers)
+    islands_of = _Islands(exact, numbers, costs)
     weights = _weight_noise(quantized, exact)
     least = _LEAST * sum(abs(each) for each in costs.operators.values()) or 1.0
 
@@ -127,7 +133,7 @@ def ranking(
         won += sum(weights.get(operators[position].outputs[0], 0.0) for position in new)
         names = [operators[position].outputs[0] for position in new]
         price = sum(max(costs.operators.get(name, 0.0), least) for name in names)
-        price += costs.conversion * islands_of.converted(unit)
+        price += islands_of.converted(unit)
         return won / max(price, least / len(operators))
 
     left, ranked = _units(exact, list(numbers)), []
@@ -145,13 +151,14 @@ class _Islands:
     Args:
         graph: Float.
         numbers: Encodings of the tensors that are integers.
+        costs: Of computing in float.
     """
 
-    def __init__(self, graph: Graph, numbers: Mapping[str, Number]) -> None:
+    def __init__(self, graph: Graph, numbers: Mapping[str, Number], costs: Costs) -> None:
         self._readers: dict[str, set[int]] = {name: set() for name in numbers}
         self._makers: dict[str, int] = {}
         self._touched: dict[int, list[str]] = {}
-        self._sizes = {name: int(np.prod(graph.shape(name))) for name in numbers}
+        self._prices = {name: costs.converted(int(np.prod(graph.shape(name)))) for name in numbers}
         self._real: set[str] = set()
         self.operators: set[int] = set()
         for position, operator in enumerate(graph.operators):
@@ -166,13 +173,13 @@ class _Islands:
                 self._readers[name].add(position)
             self._makers.update(dict.fromkeys(writes, position))
 
-    def converted(self, unit: _Unit) -> int:
-        """How many more numbers are converted once a unit stays float; below 0 if fewer are."""
+    def converted(self, unit: _Unit) -> float:
+        """What more conversions cost once a unit stays float; below 0 if there are fewer."""
         near = {name for position in unit.operators for name in self._touched[position]}
         after = self.operators | unit.operators
         real = self._real.union(unit.tensors)
         return sum(
-            self._sizes[name] * (self._at(name, after, real) - self._at(name, self.operators))
+            self._prices[name] * (self._at(name, after, real) - self._at(name, self.operators))
             for name in near
         )
 

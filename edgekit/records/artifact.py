@@ -19,7 +19,7 @@ from edgekit.base import outputs, schema, words
 from edgekit.base.errors import ArtifactError, EdgekitError
 from edgekit.base.version import __version__
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.results import Measurement
+from edgekit.records.results import BudgetRecord
 from edgekit.records.schemes import Precision
 from edgekit.records.signature import Layout, Preprocessing, Signature, turned
 
@@ -88,60 +88,6 @@ class CalibrationRecord:
     sha256: str
     count: int
     method: str
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A mixture of int8 and float tensors that was written as a file and run.
-
-    Attributes:
-        floats: Number of tensors that stay float.
-        ms: Of the fastest of its runs, at batch 1 with one thread.
-        value: What the budget bounds, on the samples of the search.
-        expected: The same, expected of other samples like these, from how near predictions are to
-            another class, beside how much scores moved; of ``sqnr`` the same number.
-        error: Standard error of that on as many other samples. The search asks for so much more
-            than the budget.
-    """
-
-    floats: int
-    ms: float
-    value: float
-    expected: float
-    error: float
-
-
-@dataclass(frozen=True)
-class BudgetRecord:
-    """What an int8 artifact may lose, and how its mixture of int8 and float tensors was found.
-
-    Attributes:
-        asked: The option, such as ``--max-drop top1=0.5``.
-        metric: The metric of ``compare`` that it bounds.
-        least: The least value of the metric.
-        data: Name of the validation set.
-        sha256: SHA-256 of its samples, before preprocessing.
-        searched: Number of its samples that candidates were measured on.
-        target: The format in which candidates were written.
-        candidates: All that were written, in that order; the first one has no more tensors in float
-            than int8 needs.
-        taken: The one that was taken.
-        latency_ms: Median time of a run at batch 1 with one thread, in rounds that ran all files in
-            turn: of ``float32``, of ``int8``, which is the first candidate, and of ``taken``.
-        proof: The metric of this file, on the samples that the search did not see.
-    """
-
-    asked: str
-    metric: str
-    least: float
-    data: str
-    sha256: str
-    searched: int
-    target: str
-    candidates: tuple[Candidate, ...]
-    taken: Candidate
-    latency_ms: dict[str, float]
-    proof: Measurement
 
 
 @dataclass(frozen=True)

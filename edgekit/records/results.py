@@ -21,6 +21,8 @@ from edgekit.records.fidelity import Fidelity
 SCHEMA_VERSION = 2
 #: Pictures, or any other inputs.
 Unit = Literal["images", "samples"]
+#: What a search for a mixture makes small: the time of a run, or the bytes of the file.
+Cost = Literal["time", "size"]
 #: Start of the name of the SQNR of one of several outputs: of all values, and of what varies.
 OF_OUTPUT, CENTRED_OF_OUTPUT = "sqnr:", "sqnr_centred:"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -255,6 +257,76 @@ class Changes:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A mixture of int8 and float tensors that was written as a file and run.
+
+    Attributes:
+        floats: Number of tensors that stay float.
+        ms: Of the fastest of its runs, at batch 1 with one thread.
+        value: What the budget bounds, on the samples of the search.
+        expected: The same, expected of other samples like these, from how near predictions are to
+            another class, beside how much scores moved; of ``sqnr`` the same number.
+        error: Standard error of that on as many other samples. The search asks for so much more
+            than the budget.
+        bytes: Of the model file; 0 in manifests of earlier versions.
+        decided: Whether all integers were decided for these float tensors; else they are those of
+            plain int8.
+    """
+
+    floats: int
+    ms: float
+    value: float
+    expected: float
+    error: float
+    bytes: int = 0
+    decided: bool = False
+
+    @property
+    def sure(self) -> float:
+        """What the budget asks about: the worse of what was measured, and of what is expected of
+        other samples less a standard error."""
+        return min(self.value, self.expected - self.error)
+
+
+@dataclass(frozen=True)
+class BudgetRecord:
+    """What an int8 artifact may lose, and how its mixture of int8 and float tensors was found.
+
+    Attributes:
+        asked: The option, such as ``--max-drop top1=0.5``.
+        metric: The metric of ``compare`` that it bounds.
+        least: The least value of the metric.
+        data: Name of the validation set.
+        sha256: SHA-256 of its samples, before preprocessing.
+        searched: Number of its samples that candidates were measured on.
+        target: The format in which candidates were written.
+        candidates: All that were written, in that order; the first one has no more tensors in float
+            than int8 needs.
+        taken: The one that was taken.
+        latency_ms: Median time of a run at batch 1 with one thread, in rounds that ran all files in
+            turn: of ``float32``, of ``int8``, which is the first candidate, and of ``taken``.
+        proof: The metric of this file, on the samples that the search did not see.
+        minimized: What the search made small: ``time`` of a run, or ``size`` of the file.
+        float32: The float32 file, measured as candidates are; None in manifests of earlier
+            versions.
+    """
+
+    asked: str
+    metric: str
+    least: float
+    data: str
+    sha256: str
+    searched: int
+    target: str
+    candidates: tuple[Candidate, ...]
+    taken: Candidate
+    latency_ms: dict[str, float]
+    proof: Measurement
+    minimized: Cost = "time"
+    float32: Candidate | None = None
+
+
+@dataclass(frozen=True)
 class ArtifactResult:
     """All measurements of one artifact.
 
@@ -282,6 +354,7 @@ class ArtifactResult:
         fidelity: Each output, compared with the output of the reference; empty in older reports.
         unstable: Whether the medians of the latency rounds are too far apart to be trusted.
         recorded: Name of the runner that a recording was made with; empty if nothing was recorded.
+        budget: How its mixture of int8 and float tensors was found; None where no budget was given.
     """
 
     name: str
@@ -301,6 +374,7 @@ class ArtifactResult:
     fidelity: tuple[Fidelity, ...] = ()
     unstable: bool = False
     recorded: str = ""
+    budget: BudgetRecord | None = None
 
     @property
     def timed_here(self) -> bool:

@@ -20,7 +20,13 @@ Box = tuple[float, float, float, float]
 _FONT = 13.0
 #: Of the widest usual interface font, so that no label is wider than it was thought.
 _LETTER = 0.57 * _FONT
-_SHAPES = {"tflite": "circle", "onnx": "square", "keras": "diamond"}
+_SHAPES = {
+    "tflite": "circle",
+    "onnx": "square",
+    "keras": "diamond",
+    "chosen": "diamond",
+    "tried": "dot",
+}
 
 
 @dataclass(frozen=True)
@@ -28,14 +34,15 @@ class Mark:
     """A point of a chart.
 
     Attributes:
-        name: Its label.
+        name: Its label; empty where it has none.
         words: What the tooltip and a screen reader say.
         x: Position, in the axis's unit.
         y: Position, in the axis's unit.
         x_ends: Ends of the interval of ``x``; twice ``x`` where there is none.
         y_ends: The same of ``y``.
         group: CSS class that gives the colour.
-        format: ``tflite``, ``onnx`` or ``keras``, which decide the shape; else a triangle.
+        format: ``tflite``, ``onnx`` or ``keras``, or ``tried`` or ``chosen`` of a search, which
+            decide the shape; else a triangle.
     """
 
     name: str
@@ -130,7 +137,7 @@ def scatter(
         parts.append(_text(right - 4, y - 5, level_name, "end", "soft"))
         obstacles += [
             (left, y - 1, right, y + 1),
-            (right - 4 - 11 * _LETTER, y - _FONT - 5, right, y),
+            (right - 4 - len(level_name) * _LETTER, y - _FONT - 5, right, y),
         ]
     best = front(marks)
     corners = []
@@ -154,10 +161,11 @@ def scatter(
         if x1 > x0:
             ends += f"M{x0:.1f} {y:.1f}H{x1:.1f}M{x0:.1f} {y - 4:.1f}v8M{x1:.1f} {y - 4:.1f}v8"
         parts.append(f'<path class="interval {mark.group}" d="{ends}"/>')
+    named = [(mark, point) for mark, point in zip(marks, points, strict=True) if mark.name]
     parts += _labels(
-        [mark.name if len(mark.name) <= 28 else f"{mark.name[:27]}…" for mark in marks],
-        [mark.group for mark in marks],
-        points,
+        [mark.name if len(mark.name) <= 28 else f"{mark.name[:27]}…" for mark, _ in named],
+        [mark.group for mark, _ in named],
+        [point for _, point in named],
         obstacles,
         (left, top, right, bottom),
     )

@@ -35,7 +35,7 @@ from edgekit.records.results import (
 )
 from edgekit.records.schemes import PRECISIONS, USUAL
 from edgekit.records.stats import discordant
-from edgekit.reporting import charts
+from edgekit.reporting import charts, mixtures
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -263,6 +263,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         lines=lines,
         verdicts=sorted(lines, key=lambda line: verdicts.URGENCY.index(line.verdict)),
         plots=[{**plot, "svg": markupsafe.Markup(plot["svg"])} for plot in _plots(source)],
+        searches=mixtures.drawn(source, lambda result: _short(result, source), markupsafe.Markup),
         layers=_layers(layers, markupsafe.Markup) if layers else None,
         precisions=[
             each
