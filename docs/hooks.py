@@ -19,10 +19,15 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from edgekit.base import schema
 from edgekit.base.cli import VERBS, Parser
+from edgekit.pipeline.recipe import Recipe
 from edgekit.records.artifact import Manifest
 from edgekit.records.results import Report
 
-DOCUMENTS: dict[str, type[schema.Document]] = {"manifest": Manifest, "report": Report}
+DOCUMENTS: dict[str, type[schema.Document]] = {
+    "manifest": Manifest,
+    "report": Report,
+    "recipe": Recipe,
+}
 #: Files of the site that are in no folder, by the document they describe.
 SCHEMAS = {name: f"reference/{name}.schema.json" for name in DOCUMENTS}
 _MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)

@@ -22,6 +22,12 @@ tensors that holds it is searched for on one half of the ``--validation`` sample
 other (:mod:`edgekit.evaluation.budget`). A budget that is not held has exit status 1, and nothing
 is written.
 
+``--leave-float`` and ``--precision-of`` say which layers of int8 files stay float. ``--recipe``
+takes that, the device, the methods and the budget from a TOML file
+(:mod:`edgekit.pipeline.recipe`); options of the command line win over it, which the notes say.
+``--write-recipe`` writes the recipe of the int8 files, with the layers that a budget's search found
+in place of the budget: it gives the same files again.
+
 An int8 file is judged on calibration samples that no method was chosen by. If an output or a
 channel is dead, or an output has less than 10 dB, the exit status is 1 and the file is not written,
 unless ``--allow-dead`` or ``--allow-poor`` is given. The other files of the same command are
@@ -32,20 +38,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from edgekit import data
-from edgekit.base import cli
+from edgekit.base import cli, outputs
 from edgekit.base.errors import FidelityError, InvalidOptionError
 from edgekit.data.task import HELP as TASK_HELP
 from edgekit.data.task import TASKS
 from edgekit.evaluation.budget import COSTS, Budget, Kind, Mixture
 from edgekit.graph.flatbuffer import short_name
+from edgekit.pipeline import layers
+from edgekit.pipeline import recipe as recipes
 from edgekit.pipeline.exporting import TARGETS, export, export_all
 from edgekit.pipeline.options import Options
+from edgekit.pipeline.recipe import RecipeFile
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import CORRECTIONS
 from edgekit.quantization.table import METHODS
@@ -79,6 +89,8 @@ python -m edgekit.export --target onnx --precision int8 --device auto \\
     --strict --out build/here
 python -m edgekit.export --target tflite,onnx --precision int8 \\
     --leave-float block1_project --leave-float 'block2_*' --out build/mixed
+python -m edgekit.export --target tflite,onnx --precision int8 \\
+    --recipe mixed.toml --out build/mixed
 python -m edgekit.export mine.keras --preprocessing symmetric \\
     --target tflite --precision int8 --calibration images.npz \\
     --out build/mine
@@ -129,16 +141,15 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     )
     add(
         "--device",
-        default=profiles.DEFAULT,
         choices=profiles.NAMES,
-        help="device that the file will run on; auto: this machine's CPU (default: %(default)s)",
+        help=f"device that the file will run on; auto: this machine's CPU (default: "
+        f"{profiles.DEFAULT})",
     )
     add(
         "--correction",
-        default="auto",
         choices=CORRECTIONS,
         help="for int8: auto tries several methods and keeps the one that is best on calibration "
-        "images that were held out; none rounds to the nearest (default: %(default)s)",
+        "images that were held out; none rounds to the nearest (default: auto)",
     )
     add(
         "--strict",
@@ -153,6 +164,28 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         help="for int8: let the output of a layer stay float, so that the layer and what reads it "
         "compute in float; a name that `compare --layers` prints, or a pattern such as 'block1_*'; "
         "repeatable",
+    )
+    add(
+        "--precision-of",
+        action="append",
+        default=[],
+        metavar="LAYER=PRECISION",
+        help="for int8: precision of the output of a layer: float32, as --leave-float; "
+        "float32-after, where all others keep the integers that they have without it; or int8, "
+        "against a pattern before it; of several that name a layer the last one counts",
+    )
+    add(
+        "--recipe",
+        type=Path,
+        metavar="FILE.toml",
+        help="device, method, correction, budget and precisions of layers from a file; what is "
+        "typed wins over it",
+    )
+    add(
+        "--write-recipe",
+        type=Path,
+        metavar="FILE.toml",
+        help="write the recipe that gives the int8 files again, also those of a budget",
     )
     for kind, text in _BUDGETS.items():
         add(
@@ -184,34 +217,32 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
         help="artifact folder to write (default: exports/MODEL_ID-TARGET-PRECISION); with several "
         "targets or precisions, the folder in which each artifact gets that name",
     )
-    add("--force", action="store_true", help="replace FOLDER if it exists")
+    add("--force", action="store_true", help="replace FOLDER, and FILE.toml, if it exists")
     return result
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
-    profile = profiles.profile(options.device)
-    if options.device == "auto":
-        cli.console.print(f"device: {profile.name}, {profile.about}")
-    how = cli.gathered(
-        Options,
-        options,
-        dataset=options.data,
-        device=profile.name,
-        leave_float=tuple(options.leave_float),
-        shapes=float_model.shapes_of(options.shape),
-        command=cli.command_line(),
-    )
+    recipe = None if options.recipe is None else recipes.load(options.recipe)
+    how = _options(options, recipe)
+    if options.write_recipe is not None:
+        if not any(SCHEMES[each].ranges for each in options.precision):
+            raise InvalidOptionError(
+                f"--write-recipe is for int8; {options.precision[0]} has no ranges"
+            )
+        outputs.check_free(options.write_recipe, force=options.force)
+    mix, sentences = _mixture(options, recipe)
+    how = replace(how, overruled=(*how.overruled, *sentences))
     where: dict[str, Any] = {
         "out": options.out,
         "force": options.force,
-        "mix": _mixture(options),
+        "mix": mix,
         "progress": cli.reporter,
     }
     targets, precisions = options.target, options.precision
     if len(targets) == len(precisions) == 1:
         written = export(options.model, how, target=targets[0], precision=precisions[0], **where)
         _print(written)
-        return 0, _document(written)
+        return 0, {**_document(written), **_keep([written], how, options)}
     try:
         artifacts = export_all(options.model, how, targets=targets, precisions=precisions, **where)
     except FidelityError as exc:
@@ -220,33 +251,94 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         raise
     for written in artifacts:
         _print(written)
-    return 0, {"artifacts": [_document(written) for written in artifacts]}
+    documents = [_document(written) for written in artifacts]
+    return 0, {"artifacts": documents, **_keep(artifacts, how, options)}
 
 
-def _mixture(options: argparse.Namespace) -> Mixture | None:
-    """What holds the budget that the command line gives.
+def _options(options: argparse.Namespace, recipe: RecipeFile | None) -> Options:
+    """What was typed, and what the recipe says of the rest."""
+    how = cli.gathered(
+        Options,
+        options,
+        dataset=options.data,
+        device=options.device or profiles.DEFAULT,
+        correction=options.correction or "auto",
+        leave_float=tuple(options.leave_float),
+        precision_of=tuple(map(layers.parse, options.precision_of)),
+        recipe=None,
+        overruled=(),
+        shapes=float_model.shapes_of(options.shape),
+        command=cli.command_line(),
+    )
+    if recipe is not None:
+        names = ("device", "method", "correction", "strict")
+        how = recipe.applied(how, typed=[name for name in names if getattr(options, name)])
+    profile = profiles.profile(how.device)
+    if how.device == "auto":
+        cli.console.print(f"device: {profile.name}, {profile.about}")
+    return replace(how, device=profile.name)
+
+
+def _keep(
+    artifacts: Sequence[Artifact], how: Options, options: argparse.Namespace
+) -> dict[str, str]:
+    """Write the recipe that was asked for."""
+    if options.write_recipe is None:
+        return {}
+    ranged = [each for each in artifacts if SCHEMES[each.manifest.precision].ranges]
+    chosen = min(ranged, key=lambda each: each.manifest.precision != "int8")
+    text = recipes.written(chosen, how)
+    outputs.write_text(options.write_recipe, text, force=options.force)
+    cli.say(f"recipe: {options.write_recipe}")
+    return {"recipe": str(options.write_recipe)}
+
+
+def _mixture(
+    options: argparse.Namespace, recipe: RecipeFile | None
+) -> tuple[Mixture | None, tuple[str, ...]]:
+    """What holds the budget of the command line, or else of the recipe; and what the command line
+    took the place of in the recipe, in sentences.
 
     Raises:
         InvalidOptionError: If it gives several, or validation samples without one.
     """
+    of_recipe = None if recipe is None else recipe.recipe.budget
     budgets = [
         Budget.parse(kind, text)
         for kind in _BUDGETS
         for text in getattr(options, kind.replace("-", "_"))
     ]
+    sentences = []
+    minimize = options.minimize
+    if of_recipe is not None:
+        assert recipe is not None
+        try:
+            kept = Budget(of_recipe.kind, of_recipe.metric, of_recipe.value)
+        except InvalidOptionError as exc:
+            raise InvalidOptionError(f"{recipe.option}, budget: {exc}") from None
+        if minimize is not None and minimize != of_recipe.minimize:
+            sentences.append(
+                f"--minimize {minimize} takes the place of the recipe's {of_recipe.minimize}"
+            )
+        if not budgets:
+            budgets, minimize = [kept], minimize or of_recipe.minimize
+        elif budgets[0] != kept:
+            sentences.append(f"{budgets[0]} takes the place of the recipe's {kept}")
+            minimize = minimize or of_recipe.minimize
     if not budgets:
         for option in ("validation", "minimize"):
             if (typed := getattr(options, option)) is not None:
                 raise InvalidOptionError(
                     f"--{option} {typed} is for a budget; add --max-drop or --min, or leave it out"
                 )
-        return None
+        return None, ()
     if len(budgets) > 1:
         raise InvalidOptionError(
             f"expected one budget, got {' and '.join(map(str, budgets))}; leave out all but one"
         )
     word = float_model.data_word(options.validation, options.model, option="--validation")
-    return Mixture(budgets[0], word, minimize=options.minimize or "time", progress=cli.reporter)
+    mixture = Mixture(budgets[0], word, minimize=minimize or "time", progress=cli.reporter)
+    return mixture, tuple(sentences)
 
 
 def _print(written: Artifact) -> None:

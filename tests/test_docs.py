@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+
+from edgekit.pipeline import recipe
 
 #: Pages whose commands run.
 PAGES = (
@@ -239,6 +242,26 @@ def test_the_schemas_take_what_edgekit_reads_and_nothing_else(hooks: ModuleType)
                 {key: value for key, value in good.items() if key != "model_id"},
             ):
                 assert _fault(schema, bad, schema) != ""
+
+
+def test_the_schema_of_a_recipe_takes_what_export_takes(hooks: ModuleType, tmp_path: Path) -> None:
+    schema = hooks.json_schema(recipe.Recipe)
+    blocks = _BLOCK.findall((DOCS / "how-to" / "recipe.md").read_text(encoding="utf-8"))
+    examples = [text for kind, text in blocks if kind == "toml"]
+    assert len(examples) == 2
+    for text in examples:
+        path = tmp_path / "recipe.toml"
+        path.write_text(text, encoding="utf-8")
+        assert recipe.load(path).recipe.layers
+        good = tomllib.loads(text)
+        assert _fault(schema, good, schema) == ""
+        for bad in (
+            {**good, "unknown": 1},
+            {**good, "layers": {"x": "float"}},
+            {**good, "budget": {"kind": "max-drop"}},
+            {key: value for key, value in good.items() if key != "schema_version"},
+        ):
+            assert _fault(schema, bad, schema) != ""
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from edgekit.diagnosis.bisection import Bound
 from edgekit.diagnosis.diff import diff
 from edgekit.diagnosis.tensors import activations
 from edgekit.graph.flatbuffer import Graph, short_name
-from edgekit.pipeline.exporting import ASKED
 from edgekit.records.artifact import Artifact
 from edgekit.sources import convert, keras
 
 OPTION = "--leave-float"
+ASKED = "asked for by --leave-float"
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,28 @@ def test_names_that_a_bisection_prints_are_taken_as_they_are(
                 < 2
             ):
                 assert names.tensors(graph, every, [word], option=OPTION) == (name,)
+
+
+def test_the_options_that_a_bisection_prints_can_be_pasted(
+    edgekit: Callable[..., Done], small: Path, plain: dict[str, Artifact], tmp_path: Path
+) -> None:
+    done = edgekit(
+        "compare", small / "small.keras", plain["tflite"].path, "--layers", "--data",
+        small / "set.npz", "--images", 8, "--bisect", "60dB",
+    )  # fmt: skip
+    (printed,) = (line for line in done.stderr.splitlines() if "options of export" in line)
+    options = shlex.split(printed.partition(": ")[2])
+    layers = done.document["bisection"]["layers"]
+    assert options == [word for layer in layers for word in ("--leave-float", layer)]
+    assert len(layers) > 1
+    written = edgekit(
+        "export", small / "small.keras", "--preprocessing", "unit", "--target", "tflite",
+        "--precision", "int8", "--calibration", small / "set.npz", *options, "--out",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert written.status == 0
+    record = Artifact.load(tmp_path / "out").manifest.quantization
+    assert record is not None and record.layers == dict.fromkeys(layers, "float32")
 
 
 def test_a_pattern_stands_for_all_that_it_fits(graph: Graph, labels: dict[str, str]) -> None:

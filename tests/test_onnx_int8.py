@@ -17,9 +17,10 @@ from edgekit.evaluation import parity
 from edgekit.graph import onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph
 from edgekit.records.artifact import Artifact
-from edgekit.sources import onnx_source
+from edgekit.sources import convert, keras, onnx_source
 from edgekit.sources.float_model import load
 from edgekit.sources.keras import tf_keras
+from edgekit.writers import onnx_convert
 
 
 def _drawn(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -584,3 +585,15 @@ def test_what_stays_float_is_not_said_to_be_absent(tmp_path: Path) -> None:
     )  # fmt: skip
     (said,) = [note for note in written.manifest.notes if "constants of the float graph" in note]
     assert "are part of other operators or are read in float" in said and "no constants" not in said
+
+
+def test_the_same_model_gives_the_same_file(small: Path) -> None:
+    """tf2onnx numbers its names on from one conversion to the next, and goes through sets."""
+    graph = convert.from_keras(keras.load(small / "small.keras"))
+    written = {onnx_convert.from_tflite(graph).SerializeToString() for _ in range(4)}
+    assert len(written) == 1
+    model = onnx_convert.from_tflite(graph)
+    names = [each.name for each in model.graph.initializer]
+    assert len(set(names)) == len(names)
+    read = [name for node in model.graph.node for name in node.input]
+    assert names == sorted(names, key=read.index)

@@ -30,10 +30,9 @@ from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.data.task import check as check_task
-from edgekit.diagnosis import names, tensors
 from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
-from edgekit.pipeline import proof
+from edgekit.pipeline import layers, proof
 from edgekit.pipeline.calibration import (
     DEFAULT_METHOD,
     cache_folder,
@@ -59,7 +58,14 @@ from edgekit.quantization.quantize import (
 from edgekit.quantization.reconstruct import images_that_fit
 from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
-from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
+from edgekit.records.artifact import (
+    Artifact,
+    CalibrationRecord,
+    LayerPrecision,
+    QuantizationRecord,
+    RecipeRecord,
+    Source,
+)
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
 from edgekit.records.signature import Signature, TensorSpec
@@ -85,8 +91,6 @@ _SLOW = {
     "tflite": "LiteRT has no kernel, or no fast one, that rounds what they read",
     "onnx": "onnxruntime's ConvInteger of int8 weights is slower than its convolution in float",
 }
-#: Why a tensor stays float that the user names.
-ASKED = "asked for by --leave-float"
 #: Tensors that stay float that are named in a note.
 _NAMED = 6
 #: Images on which activations are measured before they become float16.
@@ -290,7 +294,7 @@ def opened(
             )
     if source.encodings is not None and ranges:
         for option, given in options.for_int8():
-            if given is not None and option in _DECIDED:
+            if given is not None and _decides(option):
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} was trained with encodings of its own"
                 )
@@ -300,7 +304,7 @@ def opened(
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
     """Refuse options and files that an int8 ONNX source cannot have."""
     for option, given in options.for_int8():
-        if given is not None and option in _DECIDED:
+        if given is not None and _decides(option):
             raise InvalidOptionError(
                 f"{option} is for float models; {model} is int8 already, and its integers are "
                 f"taken over; leave it out"
@@ -321,9 +325,21 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
 
 
 #: Options of int8 that say how integers are found.
-_DECIDED = ("--calibration", "--data", "--method", "--leave-float", "--correction")
+_DECIDED = (
+    "--calibration",
+    "--data",
+    "--method",
+    "--leave-float",
+    "--precision-of",
+    "--recipe",
+    "--correction",
+)
 #: Those that a file with int8 weights has a use for even if it has no ranges.
 _JUDGING = ("--calibration", "--allow-dead", "--allow-poor")
+
+
+def _decides(option: str) -> bool:
+    return option.split()[0] in _DECIDED
 
 
 def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfile:
@@ -339,10 +355,11 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     words.one_of("correction", options.correction, CORRECTIONS)
     if options.method is not None:
         words.one_of("method", options.method, METHODS)
-    if options.strict and options.leave_float:
+    floats = [line for line in options.lines() if line.precision != "int8"]
+    if options.strict and floats:
         raise InvalidOptionError(
-            f"--strict lets no operator compute in float, and --leave-float "
-            f"{options.leave_float[0]} asks for some; leave one of them out"
+            f"--strict lets no operator compute in float, and {floats[0].option} "
+            f"{floats[0].pattern} asks for some; leave one of them out"
         )
     if options.layout and all(target != "tflite" for target, _ in files):
         raise InvalidOptionError(
@@ -433,6 +450,7 @@ class Pipeline:
     calibration: _Calibration | None
     options: Options
     _decided: dict[str, Quantized] = field(default_factory=dict)
+    _mixed: Mapping[str, LayerPrecision] = field(default_factory=dict)
 
     @property
     def _with_images(self) -> _Calibration | None:
@@ -471,22 +489,31 @@ class Pipeline:
         return self.tables[0]
 
     @functools.cached_property
-    def left(self) -> dict[str, str]:
+    def asked(self) -> layers.Choice:
         """The tensors that the user lets stay float, and why.
 
         Raises:
             InvalidOptionError: If a name is of no layer, or of several.
         """
-        if not self.options.leave_float:
-            return {}
-        graph = Graph(self.canonical)
-        graph.fold()
-        named = names.tensors(
-            graph, tensors.activations(graph), self.options.leave_float, option="--leave-float"
+        recipe = self.options.recipe
+        return layers.resolve(
+            self.canonical, self.options.lines(), "" if recipe is None else recipe.option
         )
-        return dict.fromkeys(named, ASKED)
 
-    def _quantized(self, profile: DeviceProfile, left: Mapping[str, str]) -> Quantized:
+    def _quantized(self, precision: str, floats: Mapping[str, str]) -> Quantized:
+        """Encodings and integers of a precision with ranges, with more tensors in float than the
+        user asked for."""
+        asked = self.asked
+        if asked.after and SCHEMES[precision].activations != "int8":
+            option = next(iter(asked.after.values())).removeprefix(layers.ASKED_BY)
+            raise InvalidOptionError(
+                f"{option}: float32-after is for int8, got --precision {precision}; take float32"
+            )
+        profile = self.profile.deciding(precision)
+        quantized = self._by_integers(profile, {**floats, **asked.decided})
+        return mixture.leave(quantized, self.canonical, asked.after) if asked.after else quantized
+
+    def _by_integers(self, profile: DeviceProfile, left: Mapping[str, str]) -> Quantized:
         """Encodings and integers by calibration samples, or those that the source has."""
         if self.source.integers is not None:
             return _existing(self.source, self.converted, profile)
@@ -509,12 +536,12 @@ class Pipeline:
         """Encodings and integers of a precision, the same for every format."""
         if precision not in self._decided:
             profile = self.profile.deciding(precision)
-            self._decided[precision] = (
-                # what is wrong with the names of layers is said before anything runs
-                self._quantized(profile, self.left if SCHEMES[precision].ranges else {})
-                if self._by_samples(precision)
-                else weights.decide(self.canonical, profile=profile)
-            )
+            if SCHEMES[precision].ranges:
+                self._decided[precision] = self._quantized(precision, {})
+            elif self._by_samples(precision):
+                self._decided[precision] = self._by_integers(profile, {})
+            else:
+                self._decided[precision] = weights.decide(self.canonical, profile=profile)
         return self._decided[precision]
 
     def _by_samples(self, precision: str) -> bool:
@@ -537,6 +564,8 @@ class Pipeline:
         found = copy.copy(self)
         mixed = mixture.leave(self.quantized, self.canonical, floats)
         found._decided = {**self._decided, "int8": mixed}
+        after: dict[str, LayerPrecision] = dict.fromkeys(floats, "float32-after")
+        found._mixed = {**self._mixed, **after}
         if self.calibration is not None and self.calibration.images is not None:
             found.held = self.held  # of all mixtures, so that the float model runs once
         if trial:
@@ -551,9 +580,16 @@ class Pipeline:
             floats: As :meth:`leaving` takes it.
         """
         found = copy.copy(self)
-        anew = self._quantized(self.profile.deciding("int8"), {**floats, **self.left})
-        found._decided = {**self._decided, "int8": anew}
+        found._decided = {**self._decided, "int8": self._quantized("int8", floats)}
+        found._mixed = dict.fromkeys(floats, "float32")
         return found
+
+    def _layers(self, precision: str) -> dict[str, LayerPrecision]:
+        """The precision of layers that the user or a mixture chose, by name."""
+        if not SCHEMES[precision].ranges:
+            return {}
+        mixed = self._mixed if precision == "int8" else {}
+        return layers.named(self.canonical, {**mixed, **self.asked.precisions()})
 
     def feed(self, samples: Samples, chosen: npt.NDArray[np.int64]) -> Feed:
         """Some samples, preprocessed, by tensor of :attr:`canonical`."""
@@ -604,6 +640,9 @@ class Pipeline:
                 f"export without --strict"
             )
         judged, sentences = self._judged(written, target, precision)
+        overruled = options.overruled
+        if SCHEMES[precision].ranges:
+            overruled += self.asked.overruled
         computed = f"operators that compute in float: {', '.join(execution.floats)}"
         if SCHEMES[precision].dynamic:
             computed = (
@@ -637,12 +676,17 @@ class Pipeline:
                     dict(quantized.floats),
                     judged,
                     quantized.weights,
+                    layers=self._layers(precision),
                 ),
+                "recipe": None
+                if options.recipe is None
+                else RecipeRecord(options.recipe.path, options.recipe.sha256, overruled),
                 "execution": execution,
                 "runtime_options": profile.options(target, precision),
                 "command": options.command,
                 "notes": (
                     *source.notes,
+                    *overruled,
                     *written.notes,
                     *([computed] if execution.floats else []),
                     *sentences,

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekit.data.task import Task
+from edgekit.pipeline import layers
+from edgekit.pipeline.layers import Line
+from edgekit.pipeline.recipe import RecipeFile
 from edgekit.quantization import profiles
 from edgekit.quantization.quantize import Correction
+from edgekit.records.artifact import LayerPrecision
 from edgekit.records.signature import Layout, Shapes
 
 
@@ -29,7 +33,14 @@ class Options:
             sake of accuracy.
         leave_float: For int8: layers whose outputs stay float, as
             :func:`edgekit.diagnosis.names.tensors` takes them. What writes or reads such an output
-            computes in float.
+            computes in float. The same as ``float32`` in ``precision_of``.
+        precision_of: For int8: (layer, precision), one of
+            :data:`edgekit.pipeline.layers.LAYER_PRECISIONS`. They count after the layers of
+            ``leave_float``, and those after the recipe's; of several that name a layer the last
+            one counts.
+        recipe: What :func:`edgekit.pipeline.recipe.load` read; its layers count, and the manifest
+            names it. Its other keys count once :meth:`RecipeFile.applied` has taken them over.
+        overruled: What the command line took the place of in it, a sentence each.
         allow_dead: Write an int8 file of which an output or a channel is constant where the float
             model's varies.
         allow_poor: Write an int8 file of which less than 10 dB of an output are left.
@@ -50,6 +61,9 @@ class Options:
     correction: Correction = "auto"
     strict: bool = False
     leave_float: tuple[str, ...] = ()
+    precision_of: tuple[tuple[str, LayerPrecision], ...] = ()
+    recipe: RecipeFile | None = None
+    overruled: tuple[str, ...] = ()
     allow_dead: bool = False
     allow_poor: bool = False
     preprocessing: str | None = None
@@ -59,6 +73,20 @@ class Options:
     task: Task | None = None
     command: str = ""
 
+    def lines(self) -> list[Line]:
+        """The precision of layers, the recipe's first.
+
+        Raises:
+            InvalidOptionError: If a precision is none of a layer.
+        """
+        for name, precision in self.precision_of:
+            layers.precision_of(precision, f"--precision-of {name}")
+        return [
+            *(self.recipe.lines() if self.recipe is not None else ()),
+            *(Line(name, "float32", "--leave-float") for name in self.leave_float),
+            *(Line(name, each, "--precision-of") for name, each in self.precision_of),
+        ]
+
     def for_int8(self) -> tuple[tuple[str, object], ...]:
         """(option, value) of what only int8 has a use for; None where it was not given."""
         return (
@@ -66,7 +94,7 @@ class Options:
             ("--data", self.dataset),
             ("--method", self.method),
             ("--strict", self.strict or None),
-            ("--leave-float", self.leave_float or None),
+            *((line.option, line.pattern) for line in self.lines()[:1]),
             ("--correction", self.correction if self.correction != "auto" else None),
             ("--allow-dead", self.allow_dead or None),
             ("--allow-poor", self.allow_poor or None),

@@ -31,6 +31,8 @@ Format = Literal["keras", "tflite", "onnx"]
 #: for the shift that rounding causes; each layer fitted to its float outputs; trained with fake
 #: quantization; or as a source that is int8 already has them.
 WeightMethod = Literal["nearest", "corrected", "fitted", "trained", "source"]
+#: Of a layer of an int8 file (edgekit.pipeline.layers).
+LayerPrecision = Literal["float32", "float32-after", "int8"]
 FORMATS: tuple[str, ...] = ("keras", "tflite", "onnx")
 
 #: Packages whose version can change a result; those installed are recorded.
@@ -91,6 +93,21 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class RecipeRecord:
+    """The recipe of ``export --recipe``.
+
+    Attributes:
+        path: As it was given.
+        sha256: SHA-256 of the file.
+        overruled: What the command line took the place of, a sentence each.
+    """
+
+    path: str
+    sha256: str
+    overruled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class QuantizationRecord:
     """How the integers of an artifact with int8 weights were chosen.
 
@@ -105,6 +122,8 @@ class QuantizationRecord:
         weights: The method by which the weights were rounded. Manifests of earlier versions lack
             it; it is read from ``way`` then.
         budget: How the tensors that stay float were chosen; None where no budget was given.
+        layers: Layers that were given another precision, by the user or by a budget's search: what
+            ``--precision-of`` and a recipe take.
     """
 
     way: str
@@ -114,6 +133,7 @@ class QuantizationRecord:
     judged: tuple[Fidelity, ...] = ()
     weights: WeightMethod | None = None
     budget: BudgetRecord | None = None
+    layers: dict[str, LayerPrecision] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.weights is None:
@@ -182,6 +202,7 @@ class Manifest(schema.Document):
             that they are.
         task: What the outputs are, if the model or the user says it.
         notes: What a reader should know about the export, one sentence each.
+        recipe: The recipe that it was exported by; None without one.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION
@@ -207,6 +228,7 @@ class Manifest(schema.Document):
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     task: Literal["", "classification", "regression"] = ""
+    recipe: RecipeRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 from rich.markup import escape
 from rich.table import Table
@@ -102,6 +103,9 @@ def _print_bisection(bisection: Bisection) -> None:
         f"network; the file itself reaches {bisection.actual:.2f} {unit})",
         soft_wrap=True,
     )
+    if bisection.reached and bisection.layers:
+        options = (word for layer in bisection.layers for word in ("--leave-float", layer))
+        cli.say(f"options of export that leave them in float: {shlex.join(options)}")
 
 
 def _number(value: float | None, digits: int) -> str:

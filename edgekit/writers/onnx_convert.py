@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import os
+import re
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.writers import onnx_repairs
 
 OPSET = 18
+#: Numbers in a name that tf2onnx made, and that of an output at its end.
+_MADE, _PORT = re.compile(r"__[0-9]+(?![0-9A-Za-z])"), re.compile(r":[0-9]+$")
 
 
 def from_tflite(canonical: bytes) -> Any:
@@ -38,6 +44,7 @@ def from_tflite(canonical: bytes) -> Any:
     """
     model = _by_tf2onnx(canonical)
     onnx_repairs.repair(model, Graph(canonical))
+    _number(model, Graph(canonical))
     free = onnx_file.copied(model)
     _free_batch(free)
     model = free if _batches(free, model) else model
@@ -48,6 +55,56 @@ def from_tflite(canonical: bytes) -> Any:
     except Exception as exc:  # the checker's own types
         raise InvalidModelError(f"the graph becomes no valid ONNX: {reason(exc)}") from None
     return model
+
+
+def _number(model: Any, graph: Graph) -> None:
+    """Number what tf2onnx named in the order in which it is read, so that the same model always
+    gives the same file: its own numbers go on from one conversion to the next, and it goes through
+    sets."""
+    nodes = model.graph.node
+    if any(attribute.HasField("g") for node in nodes for attribute in node.attribute):
+        return  # names inside of branches are those outside
+    own = {*graph.tensors, *(each.name for each in (*model.graph.input, *model.graph.output))}
+    stored = {each.name for each in model.graph.initializer}
+    numbered: dict[str, str] = {}
+    counts: dict[tuple[str, str], Iterator[int]] = defaultdict(lambda: itertools.count(1))
+    for group in _alike(graph):
+        left = [name for name in group if name in stored]
+        if len(left) == 1:
+            numbered[left[0]] = group[0]
+
+    def renamed(name: str) -> str:
+        if name in numbered:
+            return numbered[name]
+        if name not in own and _MADE.search(name):
+            stem, port = _MADE.sub("", _PORT.sub("", name)), _PORT.search(name)
+            end = port[0] if port else ""
+            while (made := f"{stem}__{next(counts[stem, end])}{end}") in own:
+                pass
+            numbered[name] = made
+        return numbered.get(name, name)
+
+    for node in nodes:
+        node.name = renamed(node.name)
+        for names in (node.input, node.output):
+            names[:] = [renamed(name) for name in names]
+    places: dict[str, int] = {}
+    for name in (name for node in nodes for name in node.input):
+        places.setdefault(name, len(places))
+    for each in (*model.graph.initializer, *model.graph.value_info):
+        each.name = renamed(each.name)
+    model.graph.initializer.sort(key=lambda each: (places.get(each.name, len(places)), each.name))
+
+
+def _alike(graph: Graph) -> list[list[str]]:
+    """Names of constants that hold the same numbers, of which tf2onnx keeps any one."""
+    groups: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name in graph.tensors:
+        if graph.is_constant(name):
+            values = graph.constant(name)
+            digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
+            groups[values.dtype.str, values.shape, digest].append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _by_tf2onnx(canonical: bytes) -> Any:
