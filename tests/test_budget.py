@@ -13,7 +13,7 @@ from exported import answers
 
 from edgekit import export as verb
 from edgekit import parity
-from edgekit.base.errors import FidelityError, InvalidDataError, InvalidOptionError
+from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT
 from edgekit.evaluation.budget import Budget, Mixture
 from edgekit.graph.flatbuffer import Graph
@@ -248,7 +248,7 @@ def test_lost_points_of_top1_are_held(net: Net, tmp_path: Path) -> None:
 def test_a_budget_that_float_does_not_hold_is_refused_before_the_search(net: Net) -> None:
     mix = Mixture(Budget("min", "top1", 99.0), net.validation("right", np.arange(60)))
     refusal = "the float32 tflite file has .* on 30 validation samples already; allow more"
-    with pytest.raises(FidelityError, match=refusal):
+    with pytest.raises(InvalidOptionError, match=refusal):
         mix.choose(net.pipeline(), BOTH[:1])
 
 
@@ -310,6 +310,42 @@ def test_what_is_no_budget_is_one_line(
     command = [
         net.model, "--preprocessing", "unit", "--target", "tflite", "--precision", "int8",
         "--calibration", net.calibration, "--out", tmp_path / "out", *words,
+    ]  # fmt: skip
+    assert verb.main([str(each) for each in command]) == 2
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("edgekit export: error: ") and said in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "labels", "said"),
+    [
+        (
+            ["--min", "top1=99"],
+            60,
+            True,
+            "--min top1=99: expected top1 99.00 with a standard error to spare, the float32 tflite "
+            "file has ",
+        ),
+        (["--max-drop", "top1=2"], 120, False, "expected validation samples with labels, got "),
+        (["--max-drop", "agreement=1"], 200, True, "expected 202 validation samples or more"),
+        (["--min", "sqnr=30", "--leave-float", "conv2"], 60, True, "the nearest are conv2d"),
+        (["--min", "sqnr=30", "--device", "cuda"], 60, True, "device cuda takes onnx in float32"),
+    ],
+)
+def test_what_a_search_cannot_use_is_one_line(
+    net: Net,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    words: list[str],
+    count: int,
+    labels: bool,
+    said: str,
+) -> None:
+    path = net.validation(f"cannot-{count}-{labels}", np.arange(count), labels=labels)
+    command = [
+        net.model, "--preprocessing", "unit", "--target", "tflite", "--precision", "int8",
+        "--calibration", net.calibration, "--out", tmp_path / "out", "--validation", path, *words,
     ]  # fmt: skip
     assert verb.main([str(each) for each in command]) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]

@@ -288,10 +288,10 @@ class Mixture(Mixing):
         """Search on every other sample.
 
         Raises:
-            InvalidOptionError: If the files or the model leave nothing to choose.
+            InvalidOptionError: If the files or the model leave nothing to choose, or the float32
+                file does not hold the budget.
             InvalidDataError: If there are too few samples, or labels are missing.
-            FidelityError: If the float32 file does not hold the budget, or only a file without
-                integers does.
+            FidelityError: If only a file without integers holds the budget.
         """
         budget, source = self._budget, pipeline.source
         targets = [target for target, precision in files if precision == "int8"]
@@ -534,17 +534,18 @@ class _Search:
         """The pipeline of the mixture that is taken, its candidate, and the latency of the files.
 
         Raises:
-            FidelityError: If the budget cannot be held.
+            InvalidOptionError: If the float32 file does not hold the budget.
+            FidelityError: If only a file without integers does.
         """
         budget = self._budget
         self.alone, metric_unit = self._measured(float32)
         alone = self.alone
         if not self._enough(alone):
-            raise FidelityError(
+            raise InvalidOptionError(
                 f"{budget}: expected {budget.bounded} {budget.least:.2f} with a standard error to "
                 f"spare, the float32 {self._target} file has {alone.value:.2f}, with a standard "
-                f"error of {alone.error:.2f}, on {len(self._images)} validation samples already",
-                "allow more, or give more samples",
+                f"error of {alone.error:.2f}, on {len(self._images)} validation samples already; "
+                f"allow more, or give more samples"
             )
         self._progress.say(f"float32: {alone.value:.2f} {metric_unit} at {self._costing(alone)}")
         if self._holds(()):
