@@ -408,6 +408,21 @@ def test_what_is_expected_of_others_is_what_they_show() -> None:
         assert exact[0] == pytest.approx(budget.of(every[:400], every[:400], labels[:400]).value)
 
 
+def test_the_error_of_an_sqnr_is_how_much_it_differs_from_set_to_set() -> None:
+    """Of samples whose errors differ in size by much, as those of networks do."""
+    random = np.random.default_rng(0)
+    exact = random.normal(size=(40_000, 10)).astype(np.float32)
+    sizes = np.exp(0.5 * random.normal(size=(len(exact), 1)))
+    outputs = (exact + 0.01 * sizes * random.normal(size=exact.shape)).astype(np.float32)
+    budget = Budget("min", "sqnr", 30.0)
+    parts = [slice(start, start + 400) for start in range(0, len(exact), 400)]
+    values, errors = zip(
+        *(budget.expected(exact[part], outputs[part], None) for part in parts), strict=True
+    )
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.25)
+    assert budget.expected(exact, exact, None) == (np.inf, 0.0)
+
+
 def test_tensors_that_are_left_float_lose_their_integers_and_no_others_do(net: Net) -> None:
     pipeline = net.pipeline()
     plain, exact = pipeline.quantized, Graph(pipeline.canonical)

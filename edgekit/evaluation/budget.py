@@ -213,7 +213,7 @@ class Budget:
             labels: The same.
         """
         if self.metric == "sqnr":
-            return stats.sqnr(exact, found).value, 0.0
+            return stats.sqnr(exact, found).value, _error_of_sqnr(exact, found)
         before, after = (tasks.by_class(outputs) for outputs in (exact, found))
         rows = np.arange(len(before))
         own = stats.ranking(before)[:, 0] if self.metric == "agreement" else labels
@@ -762,6 +762,18 @@ class _Search:
 
     def _write(self, proved: Proved, name: str) -> Artifact:
         return proved.write(self._folder / name, force=False)
+
+
+def _error_of_sqnr(exact: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    """Standard error of an SQNR in dB, from how much samples differ (delta method)."""
+    signal, noise = (
+        np.square(values.reshape(len(exact), -1), dtype=np.float64).sum(axis=1)
+        for values in (exact, exact.astype(np.float64) - found)
+    )
+    if not (0 < signal.sum() < np.inf and 0 < noise.sum() < np.inf):
+        return 0.0
+    shares = signal / signal.sum() - noise / noise.sum()
+    return float(10 / math.log(10) * np.sqrt(np.square(shares).sum()))
 
 
 def _sizes(stored: Stored) -> dict[str, int]:

@@ -265,7 +265,7 @@ class Candidate:
         ms: Of the fastest of its runs, at batch 1 with one thread.
         value: What the budget bounds, on the samples of the search.
         expected: The same, expected of other samples like these, from how near predictions are to
-            another class, beside how much scores moved; of ``sqnr`` the same number.
+            another class, beside how much scores moved; of ``sqnr`` the same number as ``value``.
         error: Standard error of that on as many other samples. The search asks for so much more
             than the budget.
         bytes: Of the model file; 0 in manifests of earlier versions.
