@@ -7,9 +7,9 @@ and judges the report by bounds and a baseline. Everything is in one folder:
 
 ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has it keeps the options of a project:
 ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
-``layout`` and ``out``. The command line overrides them. Bounds and the baseline come from
-``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that a deployable is dead or
-poor, or misses a bound. An int8 file that is not worth writing is named and left out: the others
+``layout``, ``recipe`` and ``out``. The command line overrides them. Bounds and the baseline come
+from ``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that a deployable is dead
+or poor, or misses a bound. An int8 file that is not worth writing is named and left out: the others
 are written, compared and judged, and the exit status is 1.
 """
 
@@ -19,7 +19,7 @@ import argparse
 import itertools
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from edgekit.evaluation.options import Options as CompareOptions
 from edgekit.gating import bounds as grammar
 from edgekit.gating.checks import Check
 from edgekit.gating.gate import check_answerable, gate
+from edgekit.pipeline import recipe as recipes
 from edgekit.pipeline.exporting import TARGETS, export_all
 from edgekit.pipeline.options import Options as ExportOptions
+from edgekit.pipeline.recipe import RecipeFile
 from edgekit.quantization import profiles
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Report
@@ -55,6 +57,7 @@ class Settings:
     Attributes:
         model: Its path, from the file's folder.
         out: Likewise.
+        recipe: Likewise.
     """
 
     model: Path | None = None
@@ -66,6 +69,7 @@ class Settings:
     device: str | None = None
     layout: Layout | None = None
     out: Path | None = None
+    recipe: Path | None = None
 
 
 def settings(start: Path | None = None) -> Settings:
@@ -109,10 +113,28 @@ def _read(path: Path, table: Any) -> Settings:
         if not several and not _is_word(value):
             raise InvalidOptionError(f"{path}: expected {key} to be text, got {value!r}")
         read[key] = tuple(given) if several else value
-    for key in ("model", "out"):
+    for key in ("model", "out", "recipe"):
         if key in read:
             read[key] = path.parent / read[key]
     return Settings(**read)
+
+
+def _recipe(path: Path | None) -> RecipeFile | None:
+    """The recipe of a path.
+
+    Raises:
+        InvalidOptionError: If it has a budget.
+    """
+    if path is None:
+        return None
+    found = recipes.load(path)
+    if found.recipe.budget is not None:
+        raise InvalidOptionError(
+            f"--recipe: {path} has a budget, and deploy searches for no mixture; let `python -m "
+            f"edgekit.export --recipe {path} --validation IMAGES --write-recipe FILE.toml` search, "
+            f"and take the recipe that it writes"
+        )
+    return found
 
 
 def _is_word(value: object) -> bool:
@@ -159,6 +181,12 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         choices=profiles.NAMES,
         help="device that the files will run on (default: generic)",
     )
+    add(
+        "--recipe",
+        type=Path,
+        metavar="FILE.toml",
+        help="how integers are chosen, as `edgekit export --recipe` takes it; without a budget",
+    )
     add("--limit", type=words.positive_int, help="compare on the first N images only")
     add(
         "--rounds",
@@ -187,7 +215,12 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         raise InvalidOptionError(f"expected --out FOLDER, or out in [{TABLE}]; got neither")
     named = options.model is not None
     model = options.model or table.model
-    profile = profiles.profile(options.device or table.device or profiles.DEFAULT)
+    recipe = _recipe(options.recipe or (None if named else table.recipe))
+    device = options.device or table.device
+    chosen = ExportOptions(device=device or profiles.DEFAULT)
+    if recipe is not None:
+        chosen = recipe.applied(chosen, typed=["device"] if device else [])
+    profile = profiles.profile(chosen.device)
     targets = options.target or table.target or [t for t in TARGETS if t in profile.precisions]
     precisions = options.precision or table.precision
     if precisions is None:
@@ -208,7 +241,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         outputs.check_free(file, force=options.force)
     layout = options.layout or (None if named else table.layout) or ""
     test = float_model.data_word(options.data or table.data, model)
-    written = ExportOptions(
+    written = replace(
+        chosen,
         calibration=(options.calibration or table.calibration) if judged_ones else None,
         device=profile.name,
         preprocessing=options.preprocessing or (None if named else table.preprocessing),
