@@ -302,43 +302,44 @@ def _mixture(
     Raises:
         InvalidOptionError: If it gives several, or validation samples without one.
     """
-    of_recipe = None if recipe is None else recipe.recipe.budget
-    budgets = [
+    typed = [
         Budget.parse(kind, text)
         for kind in _BUDGETS
         for text in getattr(options, kind.replace("-", "_"))
     ]
-    sentences = []
-    minimize = options.minimize
-    if of_recipe is not None:
-        assert recipe is not None
-        try:
-            kept = Budget(of_recipe.kind, of_recipe.metric, of_recipe.value)
-        except InvalidOptionError as exc:
-            raise InvalidOptionError(f"{recipe.option}, budget: {exc}") from None
-        if minimize is not None and minimize != of_recipe.minimize:
-            sentences.append(
-                f"--minimize {minimize} takes the place of the recipe's {of_recipe.minimize}"
-            )
-        if not budgets:
-            budgets, minimize = [kept], minimize or of_recipe.minimize
-        elif budgets[0] != kept:
-            sentences.append(f"{budgets[0]} takes the place of the recipe's {kept}")
-            minimize = minimize or of_recipe.minimize
-    if not budgets:
+    if len(typed) > 1:
+        raise InvalidOptionError(
+            f"expected one budget, got {' and '.join(map(str, typed))}; leave out all but one"
+        )
+    budget = typed[0] if typed else None
+    minimize, sentences = options.minimize, []
+    if recipe is not None and recipe.recipe.budget is not None:
+        kept, least = _budget_of(recipe), recipe.recipe.budget.minimize
+        if budget not in (None, kept):
+            sentences.append(f"{budget} takes the place of the recipe's {kept}")
+        if minimize not in (None, least):
+            sentences.append(f"--minimize {minimize} takes the place of the recipe's {least}")
+        budget, minimize = budget or kept, minimize or least
+    if budget is None:
         for option in ("validation", "minimize"):
-            if (typed := getattr(options, option)) is not None:
+            if (word := getattr(options, option)) is not None:
                 raise InvalidOptionError(
-                    f"--{option} {typed} is for a budget; add --max-drop or --min, or leave it out"
+                    f"--{option} {word} is for a budget; add --max-drop or --min, or leave it out"
                 )
         return None, ()
-    if len(budgets) > 1:
-        raise InvalidOptionError(
-            f"expected one budget, got {' and '.join(map(str, budgets))}; leave out all but one"
-        )
     word = float_model.data_word(options.validation, options.model, option="--validation")
-    mixture = Mixture(budgets[0], word, minimize=minimize or "time", progress=cli.reporter)
+    mixture = Mixture(budget, word, minimize=minimize or "time", progress=cli.reporter)
     return mixture, tuple(sentences)
+
+
+def _budget_of(recipe: RecipeFile) -> Budget:
+    """The budget of a recipe that has one."""
+    found = recipe.recipe.budget
+    assert found is not None
+    try:
+        return Budget(found.kind, found.metric, found.value)
+    except InvalidOptionError as exc:
+        raise InvalidOptionError(f"{recipe.option}, budget: {exc}") from None
 
 
 def _print(written: Artifact) -> None:

@@ -319,3 +319,26 @@ def test_float_files_take_no_layers(small: Path, tmp_path: Path) -> None:
             precision="float32",
             out=tmp_path / "out",
         )
+
+
+def test_a_typed_budget_wins_over_the_recipes(
+    small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = _file(
+        tmp_path,
+        'schema_version = 1\n[budget]\nkind = "max-drop"\nmetric = "agreement"\nvalue = 2\n',
+    )
+    random = np.random.default_rng(5)
+    np.savez(tmp_path / "x.npz", x=random.integers(0, 256, (60, 12, 12, 3), dtype=np.uint8))
+    more = ["--recipe", path, "--min", "sqnr=20", "--minimize", "size"]
+    out = tmp_path / "out"
+    assert verb.main(_command(small, out, *more, "--validation", tmp_path / "x.npz")) == 0
+    manifest = Artifact.load(out).manifest
+    record = _record(Artifact.load(out)).budget
+    assert record is not None and (record.asked, record.minimized) == ("--min sqnr=20", "size")
+    assert manifest.recipe is not None
+    assert manifest.recipe.overruled == (
+        "--min sqnr=20 takes the place of the recipe's --max-drop agreement=2",
+        "--minimize size takes the place of the recipe's time",
+    )
+    assert set(manifest.recipe.overruled) <= set(manifest.notes)
