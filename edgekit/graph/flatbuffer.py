@@ -51,7 +51,7 @@ BOUNDS = {
     "RELU6": (0.0, 6.0),
     "RELU_N1_TO_1": (-1.0, 1.0),
 }
-#: A part of a tensor's name that is a number of the process that made it.
+#: A part of a tensor's name that is a number of the process that created it.
 _COUNTED = re.compile(r"(^|[/;])\d+(?=$|[/;])")
 #: Ends the name of what a hard swish multiplies its input with.
 GATE = "__gate"
@@ -254,21 +254,21 @@ class Graph:
     @property
     def used(self) -> tuple[str, ...]:
         """Names of the tensors that something reads or writes, constants too."""
-        found = {*self.inputs, *self.outputs}
+        names = {*self.inputs, *self.outputs}
         for operator in self.operators:
-            found.update(operator.inputs, operator.outputs)
-        return tuple(name for name in self._order if name in found)
+            names.update(operator.inputs, operator.outputs)
+        return tuple(name for name in self._order if name in names)
 
     @property
     def operators(self) -> tuple[Operator, ...]:
         """Operators in order of execution."""
-        return tuple(self._operator(found) for found in self._subgraph.operators)
+        return tuple(self._operator(raw) for raw in self._subgraph.operators)
 
     @property
     def loops(self) -> tuple[str, ...]:
         """Layers that run other subgraphs (WHILE, IF), by the path of their names."""
-        found = [o.outputs[0] for o in self.operators if o.kind in ("WHILE", "IF")]
-        return tuple(name.split("/while")[0].removesuffix("/PartitionedCall") for name in found)
+        outputs = [o.outputs[0] for o in self.operators if o.kind in ("WHILE", "IF")]
+        return tuple(name.split("/while")[0].removesuffix("/PartitionedCall") for name in outputs)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -276,7 +276,7 @@ class Graph:
 
         Weights are those too that a DEQUANTIZE makes of int8 ones.
         """
-        found = []
+        layers = []
         stored = self._dequantized()
         for raw in self._subgraph.operators:
             operator = self._operator(raw)
@@ -292,7 +292,7 @@ class Graph:
             options = raw.builtinOptions
             spatial = kind != "dense"
             dilated = kind in ("conv", "depthwise")
-            found.append(
+            layers.append(
                 Layer(
                     kind=kind,
                     input=operator.inputs[place],
@@ -307,7 +307,7 @@ class Graph:
                     same=spatial and options.padding == self._schema.Padding.SAME,
                 )
             )
-        return tuple(found)
+        return tuple(layers)
 
     def _dequantized(self) -> dict[str, str]:
         """int8 constant by the real tensor that a DEQUANTIZE makes of it."""
@@ -326,7 +326,7 @@ class Graph:
 
     def bounds(self) -> dict[str, tuple[float, float]]:
         """Ends that an operator or the activation behind it sets to its values, by tensor name."""
-        found = {
+        bounds = {
             operator.outputs[0]: BOUNDS[operator.kind]
             for operator in self.operators
             if operator.kind in BOUNDS
@@ -335,8 +335,8 @@ class Graph:
             activation = getattr(raw.builtinOptions, "fusedActivationFunction", 0)
             kind = _ACTIVATIONS.get(activation, "NONE")
             if kind in BOUNDS:
-                found[self._order[raw.outputs[0]]] = BOUNDS[kind]
-        return found
+                bounds[self._order[raw.outputs[0]]] = BOUNDS[kind]
+        return bounds
 
     def is_constant(self, name: str) -> bool:
         """Whether a tensor is stored in the file."""
@@ -370,14 +370,14 @@ class Graph:
 
     def quantization(self, name: str) -> Quantization | None:
         """scale and zero_point of a tensor, or None without."""
-        found = self._tensors[name].quantization
-        if found is None or found.scale is None or not len(found.scale):
+        stored = self._tensors[name].quantization
+        if stored is None or stored.scale is None or not len(stored.scale):
             return None
-        zero_point = [0] * len(found.scale) if found.zeroPoint is None else found.zeroPoint
+        zero_point = [0] * len(stored.scale) if stored.zeroPoint is None else stored.zeroPoint
         return Quantization(
-            np.asarray(found.scale, np.float32),
+            np.asarray(stored.scale, np.float32),
             np.asarray(zero_point, np.int64),
-            int(found.quantizedDimension),
+            int(stored.quantizedDimension),
         )
 
     def set_constant(self, name: str, values: npt.NDArray[Any]) -> None:
@@ -398,17 +398,17 @@ class Graph:
         raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         self._model.buffers[tensor.buffer].data = raw
 
-    def set_quantization(self, name: str, found: Quantization) -> None:
+    def set_quantization(self, name: str, quantization: Quantization) -> None:
         """Replace scale and zero_point of a tensor that has them."""
         parameters = self._tensors[name].quantization
-        parameters.scale = np.asarray(found.scale, np.float32)
-        parameters.zeroPoint = np.asarray(found.zero_point, np.int64)
-        parameters.quantizedDimension = found.axis
+        parameters.scale = np.asarray(quantization.scale, np.float32)
+        parameters.zeroPoint = np.asarray(quantization.zero_point, np.int64)
+        parameters.quantizedDimension = quantization.axis
 
     def make_integer(
         self,
         name: str,
-        found: Quantization,
+        quantization: Quantization,
         values: npt.NDArray[Any] | None = None,
         *,
         dtype: str = "int8",
@@ -421,7 +421,7 @@ class Graph:
         else:
             tensor.type = getattr(self._schema.TensorType, dtype.upper())
         tensor.quantization = self._schema.QuantizationParametersT()
-        self.set_quantization(name, found)
+        self.set_quantization(name, quantization)
 
     def make_hybrid(self, position: int) -> None:
         """Let an operator take float inputs and int8 weights with a scale for each channel.
@@ -451,8 +451,8 @@ class Graph:
             raw.builtinOptions.potScaleInt16 = False
 
     def add_conversion(self, kind: str, source: str, name: str, *, version: int = 2) -> str:
-        """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until it is made
-        integer.
+        """Append QUANTIZE or DEQUANTIZE of a tensor; what it writes is float until
+        :meth:`make_integer`.
 
         Args:
             kind: The operator.
@@ -498,8 +498,8 @@ class Graph:
     def set_inputs(self, position: int, names: Sequence[str]) -> None:
         """Let an operator read other tensors."""
         places = {name: place for place, name in enumerate(self._order)}
-        found = [places[name] if name else -1 for name in names]
-        self._subgraph.operators[position].inputs = found
+        indices = [places[name] if name else -1 for name in names]
+        self._subgraph.operators[position].inputs = indices
 
     def spell_products(self) -> bool:
         """Write NEG as a product with -1 and SQUARE as one of two equal factors, in place.
@@ -527,7 +527,7 @@ class Graph:
         Returns:
             Whether there was such a layer.
         """
-        found = False
+        flattened = False
         for position in reversed(range(len(self._subgraph.operators))):
             raw = self._subgraph.operators[position]
             operator = self._operator(raw)
@@ -539,8 +539,8 @@ class Graph:
             flat = self.add_reshape(source, (-1, width))
             self.set_inputs(position, (flat, *operator.inputs[1:]))
             self._subgraph.operators.insert(position, self._subgraph.operators.pop())
-            found = True
-        return found
+            flattened = True
+        return flattened
 
     def spell_hard_tanh(self) -> bool:
         """Write an activation from -1 to 1, fused or not, as a minimum and a maximum, in place.
@@ -569,13 +569,13 @@ class Graph:
             limits = [self._add_constant(np.array(limit, np.float32)) for limit in (1, -1)]
             for kind, limit in zip(("MINIMUM", "MAXIMUM"), limits, strict=True):
                 options = schema.MaximumMinimumOptionsT()
-                given = (source, limit)
-                source = self._add(kind, given, self.shape(name), "MaximumMinimumOptions", options)
+                inputs = (source, limit)
+                source = self._add(kind, inputs, self.shape(name), "MaximumMinimumOptions", options)
                 order.append(len(self._subgraph.operators) - 1)
             self._subgraph.operators[-1].outputs = [self._order.index(name)]
-        found = len(order) != len(operators)
+        spelled = len(order) != len(operators)
         self.reorder(order)
-        return found
+        return spelled
 
     def spell_hard_swishes(self) -> bool:
         """Write HARD_SWISH as x (ReLU6(x + 3) / 6), in place.
@@ -605,11 +605,11 @@ class Graph:
             count = len(self._subgraph.operators)
             order += range(count - 3, count)
             self.rename({added: f"{y}{GATE}__cut", scaled: f"{y}{GATE}"})
-        found = len(order) != len(operators)
+        spelled = len(order) != len(operators)
         self.reorder(order)
-        if found:
+        if spelled:
             self.compact()
-        return found
+        return spelled
 
     def merge_hard_swishes(self, kept: Collection[str] = ()) -> bool:
         """Put HARD_SWISH in place of x ReLU6(x + 3) / 6 that is spelled out, in place.
@@ -627,7 +627,7 @@ class Graph:
         }
         makers = {each.outputs[0]: each for each in operators}
         readers = Counter(name for each in operators for name in dict.fromkeys(each.inputs))
-        ends = {*self.outputs, *kept}
+        fixed = {*self.outputs, *kept}
 
         def activation(operator: Operator) -> str:
             options = raws[operator.outputs[0]].builtinOptions
@@ -639,16 +639,16 @@ class Graph:
             for one, constant in pairs:
                 real = self.is_constant(constant) and self.dtype(constant) == np.float32
                 if real and self.constant(constant).size == 1 and constant not in kept:
-                    found = float(self.constant(constant).reshape(()))
-                    return one if abs(found - number) <= 1e-6 * number else ""
+                    value = float(self.constant(constant).reshape(()))
+                    return one if abs(value - number) <= 1e-6 * number else ""
             return ""
 
         def maker(name: str, kind: str, behind: str = "NONE") -> Operator | None:
             """What writes a tensor that only one operator reads."""
-            found = makers.get(name)
-            if found is None or found.kind != kind or activation(found) != behind:
+            operator = makers.get(name)
+            if operator is None or operator.kind != kind or activation(operator) != behind:
                 return None
-            return found if readers[name] == 1 and name not in ends else None
+            return operator if readers[name] == 1 and name not in fixed else None
 
         def raised(cut: str) -> str:
             """x of ReLU6(x + 3)."""
@@ -667,30 +667,30 @@ class Graph:
                     return source
             return ""
 
-        found = False
+        merged = False
         for operator in operators:
             if operator.kind != "MUL" or activation(operator) != "NONE":
                 continue
             if not (x := swished(operator)):
                 continue
-            raw, found = raws[operator.outputs[0]], True
+            raw, merged = raws[operator.outputs[0]], True
             raw.opcodeIndex = self._code("HARD_SWISH", 1)
             raw.inputs = [self._order.index(x)]
             raw.builtinOptionsType = self._schema.BuiltinOptions.HardSwishOptions
             raw.builtinOptions = self._schema.HardSwishOptionsT()
-        if found:
+        if merged:
             self._drop_unread()
             self.compact()
-        return found
+        return merged
 
     def _drop_unread(self) -> None:
         """Take out operators whose outputs nothing reads, in place."""
-        wanted = {int(index) for index in self._subgraph.outputs}
+        needed = {int(index) for index in self._subgraph.outputs}
         kept = []
         for raw in reversed(self._subgraph.operators):
-            if wanted.intersection(map(int, raw.outputs)):
+            if needed.intersection(map(int, raw.outputs)):
                 kept.append(raw)
-                wanted.update(map(int, () if raw.inputs is None else raw.inputs))
+                needed.update(map(int, () if raw.inputs is None else raw.inputs))
         self._subgraph.operators = kept[::-1]
         self._original = len(kept)
 
@@ -738,11 +738,16 @@ class Graph:
         known: dict[tuple[Any, ...], int] = {}
         for layer in self.layers:
             for name in (layer.weights, layer.bias):
-                found = self.quantization(name) if name else None
-                if not name or found is None:
+                quantization = self.quantization(name) if name else None
+                if not name or quantization is None:
                     continue
                 values = self.constant(name)
-                key = (values.dtype.str, values.shape, values.tobytes(), found.scale.tobytes())
+                key = (
+                    values.dtype.str,
+                    values.shape,
+                    values.tobytes(),
+                    quantization.scale.tobytes(),
+                )
                 known.setdefault(key, places[name])
                 places[name] = known[key]
         for raw in self._subgraph.operators:
@@ -804,13 +809,13 @@ class Graph:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other names, in place; one that has such a name already gets another."""
-        taken = {*self._order, *names.values()}
+        used = {*self._order, *names.values()}
         for name in sorted({*names.values()} - {*names}):
             if name in self._tensors:
-                names = {**names, name: free_name(f"{name}__{self._order.index(name)}", taken)}
-                taken.add(names[name])
+                names = {**names, name: free_name(f"{name}__{self._order.index(name)}", used)}
+                used.add(names[name])
         self._order = [names.get(name, name) for name in self._order]
-        self._tensors = {names.get(name, name): found for name, found in self._tensors.items()}
+        self._tensors = {names.get(name, name): tensor for name, tensor in self._tensors.items()}
         for name, tensor in self._tensors.items():
             tensor.name = name.encode()
 
@@ -823,14 +828,14 @@ class Graph:
             Whether there was one.
         """
         names: dict[str, str] = {}
-        taken = set(self._order)
+        used = set(self._order)
         for place, name in enumerate(self._order):
             settled = _COUNTED.sub(r"\1constant", name)
             if settled == name or name in (*self.inputs, *self.outputs):
                 continue
-            if settled in taken:
-                settled = free_name(f"{settled}_{place}", taken)
-            taken.add(settled)
+            if settled in used:
+                settled = free_name(f"{settled}_{place}", used)
+            used.add(settled)
             names[name] = settled
         self.rename(names)
         return bool(names)
@@ -928,8 +933,8 @@ class Graph:
         """Append DIV, MUL, MINIMUM or MAXIMUM of a float tensor and one number."""
         word = {"DIV": "Div", "MUL": "Mul"}.get(kind, "MaximumMinimum") + "Options"
         options = getattr(self._schema, f"{word}T")()
-        given = (name, self._add_constant(np.array(number, np.float32)))
-        return self._add(kind, given, self.shape(name), word, options)
+        inputs = (name, self._add_constant(np.array(number, np.float32)))
+        return self._add(kind, inputs, self.shape(name), word, options)
 
     def add_round(self, name: str) -> str:
         """Append ROUND, of a half to even."""
@@ -939,11 +944,11 @@ class Graph:
         """Append RESHAPE; a size of -1 takes what is left."""
         options = self._schema.ReshapeOptionsT()
         options.newShape = np.asarray(shape, np.int32)
-        given = self._add_constant(options.newShape)
+        sizes = self._add_constant(options.newShape)
         whole = int(np.prod(self.shape(name)))
         known = int(np.prod([size for size in shape if size != -1]))
         now = tuple(whole // known if size == -1 else size for size in shape)
-        return self._add("RESHAPE", (name, given), now, "ReshapeOptions", options)
+        return self._add("RESHAPE", (name, sizes), now, "ReshapeOptions", options)
 
     def add_stride(self, name: str, stride: int) -> str:
         """Append a depthwise convolution with ones: every ``stride``-th row and column."""
@@ -1027,12 +1032,12 @@ class Graph:
         it would keep that tensor alive until then and read it when it has left the cache.
         """
         model, subgraph = copy.copy(self._model), copy.copy(self._subgraph)
-        made: dict[int, int] = {}
+        place_of: dict[int, int] = {}
         places = []
         for i, operator in enumerate(subgraph.operators):
             added = i >= self._original
-            place = max(made.get(tensor, -1) for tensor in operator.inputs) if added else i
-            made.update(dict.fromkeys(operator.outputs, place))
+            place = max(place_of.get(tensor, -1) for tensor in operator.inputs) if added else i
+            place_of.update(dict.fromkeys(operator.outputs, place))
             places.append(place)
         order = sorted(range(len(places)), key=places.__getitem__)  # stable
         subgraph.operators = [subgraph.operators[i] for i in order]
@@ -1182,8 +1187,8 @@ def unsigned(tensors: Sequence[str]) -> list[str]:
 
 
 def _signature(schema: Any, subgraph: Any) -> Any:
-    found = schema.SignatureDefT()
-    found.subgraphIndex = 0
+    definition = schema.SignatureDefT()
+    definition.subgraphIndex = 0
     for side, indices in (("inputs", subgraph.inputs), ("outputs", subgraph.outputs)):
         tensors = [subgraph.tensors[index].name.decode(errors="replace") for index in indices]
         maps = []
@@ -1191,8 +1196,8 @@ def _signature(schema: Any, subgraph: Any) -> Any:
             each = schema.TensorMapT()
             each.name, each.tensorIndex = name.encode(), int(index)
             maps.append(each)
-        setattr(found, side, maps)
-    return found
+        setattr(definition, side, maps)
+    return definition
 
 
 def _shared(model: Any) -> Any:
@@ -1211,9 +1216,9 @@ def _shared(model: Any) -> Any:
         return places[content]
 
     subgraphs = []
-    for given in model.subgraphs:
-        subgraph, tensors = copy.copy(given), []
-        for tensor in given.tensors:
+    for original in model.subgraphs:
+        subgraph, tensors = copy.copy(original), []
+        for tensor in original.tensors:
             tensor = copy.copy(tensor)
             tensor.buffer = place(tensor.buffer)
             tensors.append(tensor)
@@ -1272,8 +1277,8 @@ def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> n
     for axis, size in zip(blocks, inner, strict=True):
         sizes[axis] //= size
     sizes += inner
-    places: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of each entry, level by level
-    found: list[npt.NDArray[np.int64]] = []
+    places: npt.NDArray[np.int64] = np.zeros(1, np.int64)  # of each value, level by level
+    coordinates: list[npt.NDArray[np.int64]] = []
     for level in levels:
         if level.format == 0:  # dense
             size = int(level.denseSize)
@@ -1288,9 +1293,9 @@ def _dense(values: npt.NDArray[Any], shape: tuple[int, ...], sparsity: Any) -> n
             starts = np.repeat(segments[places] - np.cumsum(counts) + counts, counts)
             places = starts + np.arange(len(parents))
             own = indices[places]
-        found = [each[parents] for each in found] + [own]
+        coordinates = [each[parents] for each in coordinates] + [own]
     whole = np.zeros(sizes, values.dtype)
-    at = dict(zip(order, found, strict=True))
+    at = dict(zip(order, coordinates, strict=True))
     whole[tuple(at[axis] for axis in range(len(sizes)))] = values[places]
     # parts of a blocked axis beside each other
     turned = []

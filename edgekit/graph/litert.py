@@ -62,15 +62,15 @@ def interpreter(
         raise InvalidModelError(f"{name} is not a TFLite model; expected the flatbuffer id TFL3")
     try:
         with quiet():
-            found = Interpreter(model_content=content, num_threads=threads, **options)
+            opened = Interpreter(model_content=content, num_threads=threads, **options)
             for index, shape in (sizes or {}).items():
-                found.resize_tensor_input(index, list(shape))
-            found.allocate_tensors()
+                opened.resize_tensor_input(index, list(shape))
+            opened.allocate_tensors()
     except (ValueError, RuntimeError) as exc:
         raise InvalidModelError(
             f"{name} cannot be read (cut short?): {reason(exc)}; export it again"
         ) from None
-    return found
+    return opened
 
 
 def invoke(opened: Any, **inputs: Any) -> Any:
@@ -150,12 +150,12 @@ def signature_of(opened: Any) -> Signature:
 
     def specs(details: Mapping[str, Any], file: Sequence[Any]) -> tuple[TensorSpec, ...]:
         places = {int(detail["index"]): place for place, detail in enumerate(file)}
-        found = []
+        tensors = []
         for name, detail in sorted(details.items(), key=lambda each: places[each[1]["index"]]):
             dtype = np.dtype(detail["dtype"]).name
             scale, zero_point = detail["quantization"]
             quantized = dtype in ("int8", "uint8", "int16") and scale > 0
-            found.append(
+            tensors.append(
                 TensorSpec(
                     name=name,
                     shape=tuple(int(size) for size in detail["shape"]),
@@ -164,7 +164,7 @@ def signature_of(opened: Any) -> Signature:
                     zero_point=int(zero_point) if quantized else None,
                 )
             )
-        return tuple(found)
+        return tuple(tensors)
 
     return batched(
         specs(runner.get_input_details(), opened.get_input_details()),
@@ -218,7 +218,7 @@ def undelegated(opened: Any) -> dict[str, int]:
         if operator["op_name"] != "DELEGATE"
         for index in operator["outputs"]
     }
-    taken: set[int] = set()
+    delegated: set[int] = set()
     for operator in operators:
         if operator["op_name"] != "DELEGATE":
             continue
@@ -226,27 +226,27 @@ def undelegated(opened: Any) -> dict[str, int]:
         waiting = [int(index) for index in operator["outputs"]]
         while waiting:
             maker = makers.get(waiting.pop())
-            if maker is not None and maker["index"] not in taken:
-                taken.add(maker["index"])
+            if maker is not None and maker["index"] not in delegated:
+                delegated.add(maker["index"])
                 waiting += [index for index in map(int, maker["inputs"]) if index not in read]
     dtypes = {each["index"]: np.dtype(each["dtype"]).name for each in opened.get_tensor_details()}
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for operator in operators:
-        if operator["op_name"] == "DELEGATE" or operator["index"] in taken:
+        if operator["op_name"] == "DELEGATE" or operator["index"] in delegated:
             continue
         kind = f"{operator['op_name']} {dtypes.get(int(operator['outputs'][0]), '')}".rstrip()
-        found[kind] = found.get(kind, 0) + 1
-    return found
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def kernels(model: bytes) -> dict[str, int]:
     """How many operators of each kind a file has, with the dtype of what they write."""
     graph = Graph(model)
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for operator in graph.operators:
         kind = f"{operator.kind} {graph.dtype(operator.outputs[0])}"
-        found[kind] = found.get(kind, 0) + 1
-    return found
+        counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def largest_weight(model: bytes) -> tuple[str, float]:
@@ -254,7 +254,7 @@ def largest_weight(model: bytes) -> tuple[str, float]:
     every float type has, and masks that float16 has others for are left out."""
     opened, others = interpreter(model), masks.of_tflite(Graph(model))
     computed = {activation.index for activation in activations(opened)}
-    found = ("", 0.0)
+    largest = ("", 0.0)
     for detail in opened.get_tensor_details():
         known = detail["index"] in computed or detail["name"] in others
         if detail["dtype"] is np.float32 and not known and detail["name"]:
@@ -263,8 +263,8 @@ def largest_weight(model: bytes) -> tuple[str, float]:
             except ValueError:  # a delegate's own scratch tensor has no data
                 continue
             size = float(np.abs(values[~np.isinf(values)]).max(initial=0))
-            found = max(found, (detail["name"], size), key=_second)
-    return found
+            largest = max(largest, (detail["name"], size), key=_second)
+    return largest
 
 
 def _second(pair: tuple[str, float]) -> float:

@@ -35,23 +35,23 @@ def read_by_softmax(graph: Sequence[Operator], outputs: Collection[str]) -> froz
         outputs: Tensors that others read too.
     """
     readers = plain.readers(graph)
-    found: set[str] = set()
+    tensors: set[str] = set()
 
     def look_at(names: Collection[str]) -> None:
         for name in names:
             if name in readers and name not in outputs:
                 if all(
                     each.kind in _SOFTMAX
-                    or (each.kind in _THROUGH and found.issuperset(each.outputs))
+                    or (each.kind in _THROUGH and tensors.issuperset(each.outputs))
                     for each in readers[name]
                 ):
-                    found.add(name)
+                    tensors.add(name)
 
     for operator in reversed(graph):
         look_at(operator.outputs)
     written = {name for operator in graph for name in operator.outputs}
     look_at(readers.keys() - written)
-    return frozenset(found)
+    return frozenset(tensors)
 
 
 def masked(graph: Sequence[Operator], masks: Collection[str]) -> frozenset[str]:
@@ -61,19 +61,19 @@ def masked(graph: Sequence[Operator], masks: Collection[str]) -> frozenset[str]:
         graph: In order of execution.
         masks: Constants out of :func:`read_by_softmax`.
     """
-    found = set(masks)
+    tensors = set(masks)
     for operator in graph:
-        if operator.kind in _THROUGH and not found.isdisjoint(operator.inputs):
-            found.update(operator.outputs)
-    return frozenset(found)
+        if operator.kind in _THROUGH and not tensors.isdisjoint(operator.inputs):
+            tensors.update(operator.outputs)
+    return frozenset(tensors)
 
 
 def of_tflite(graph: Graph) -> dict[str, Array]:
     """Masks of a float graph that float16 does not hold, as it holds them, by name."""
     read = read_by_softmax(graph.operators, graph.outputs)
     floats = [name for name in read if graph.is_constant(name) and graph.dtype(name) == np.float32]
-    found = {name: graph.constant(name) for name in sorted(floats)}
-    return {name: in_float16(each) for name, each in found.items() if beyond(each)}
+    constants = {name: graph.constant(name) for name in sorted(floats)}
+    return {name: in_float16(each) for name, each in constants.items() if beyond(each)}
 
 
 def beyond(values: Array) -> bool:

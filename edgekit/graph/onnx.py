@@ -188,8 +188,8 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
                 f"{path} keeps weights in {name!r}; expected a file in its own folder: load it and "
                 f"save it again with onnx.save"
             )
-    found = tuple(path.with_name(name) for name in sorted(locations))
-    for file in found:
+    files = tuple(path.with_name(name) for name in sorted(locations))
+    for file in files:
         if file.is_symlink():
             raise InvalidModelError(
                 f"{path} keeps weights in {file.name}, which is a link; put the file itself there, "
@@ -200,15 +200,15 @@ def _data_of(model: Any, path: Path) -> tuple[Path, ...]:
                 f"{path} keeps weights in {file.name}, which is not in its folder; put it there, "
                 f"or export with torch.onnx.export(..., external_data=False)"
             )
-    return found
+    return files
 
 
 def tensors(graph: Any) -> Iterator[Any]:
     """All constants of a graph and of the graphs in it."""
     yield from graph.initializer
     for node in graph.node:
-        for found in node.attribute:
-            yield from (found.t, *found.tensors)
+        for each in node.attribute:
+            yield from (each.t, *each.tensors)
         for body in bodies(node):
             yield from tensors(body)
 
@@ -283,7 +283,7 @@ def session(
         with quiet():  # it prints which libraries are missing
             onnxruntime.preload_dlls()
     try:
-        found = onnxruntime.InferenceSession(
+        opened = onnxruntime.InferenceSession(
             content,
             settings,
             providers=[(provider, dict(provider_options or {}))],
@@ -296,13 +296,13 @@ def session(
             f"{content if isinstance(content, str) else 'the model'} is no usable ONNX: "
             f"{reason(exc)}"
         ) from None
-    got = found.get_providers()
+    got = opened.get_providers()
     if got[0] != provider:
         raise ExecutionError(
             f"expected {provider}, the session got {', '.join(got)} only: no usable NVIDIA GPU, "
             f"or CUDA and cuDNN are missing; pip install 'edgekit[gpu]' brings them"
         )
-    return found
+    return opened
 
 
 def run(opened: Any, names: Sequence[str] | None, feed: Mapping[str, Any]) -> list[Any]:
@@ -380,17 +380,17 @@ def executed(
         for _ in range(runs):
             run(opened, None, feed)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
-        found = ran(events, provider)
+        nodes = ran(events, provider)
         if wired:
             as_run = package().load(Path(folder) / "optimized.onnx", load_external_data=False)
             wires = {node.name: node for node in as_run.graph.node}
-            found = tuple(
+            nodes = tuple(
                 replace(each, inputs=tuple(node.input), outputs=tuple(node.output))
                 if (node := wires.get(each.name)) is not None
                 else each
-                for each in found
+                for each in nodes
             )
-    return found
+    return nodes
 
 
 def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
@@ -404,7 +404,7 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
     Raises:
         ExecutionError: If a node ran elsewhere.
     """
-    found: dict[str, Node] = {}
+    nodes: dict[str, Node] = {}
     elsewhere: dict[str, str] = {}
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
@@ -416,16 +416,16 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
         of_shapes = where == CPU and bool(dtypes) and not dtypes & _FLOAT_NAMES
         if where != provider and not of_shapes:
             elsewhere[name] = f"{kind} {name} on {where or 'none'}"
-        ms = event["dur"] / 1e3 + (found[name].ms if name in found else 0.0)
+        ms = event["dur"] / 1e3 + (nodes[name].ms if name in nodes else 0.0)
         in_float = bool(dtypes & _FLOAT_NAMES)
-        found[name] = Node(kind, name, ms, in_float and kind not in _MOVING, in_float)
+        nodes[name] = Node(kind, name, ms, in_float and kind not in _MOVING, in_float)
     if elsewhere:
         first = next(iter(elsewhere.values()))
         raise ExecutionError(
-            f"expected every node on {provider}, got {len(elsewhere)} of {len(found)} elsewhere, "
+            f"expected every node on {provider}, got {len(elsewhere)} of {len(nodes)} elsewhere, "
             f"first {first}"
         )
-    return tuple(found.values())
+    return tuple(nodes.values())
 
 
 def sort(model: Any) -> None:
@@ -469,9 +469,9 @@ def sort(model: Any) -> None:
 
 def copied(model: Any) -> Any:
     """A copy of an ``onnx.ModelProto``."""
-    found = package().ModelProto()
-    found.CopyFrom(model)
-    return found
+    copy = package().ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def stored_constants(model: Any) -> dict[str, Any]:
@@ -483,19 +483,19 @@ def without_constant_nodes(model: Any) -> Any:
     """A model whose Constant nodes are stored tensors; itself where it has none."""
     if not any(node.op_type == "Constant" for node in model.graph.node):
         return model
-    found = copied(model)
+    plain = copied(model)
     kept = []
-    for node in found.graph.node:
+    for node in plain.graph.node:
         value = attribute(node, "value", None) if node.op_type == "Constant" else None
         if value is None:
             kept.append(node)
             continue
-        tensor = found.graph.initializer.add()
+        tensor = plain.graph.initializer.add()
         tensor.CopyFrom(value)
         tensor.name = node.output[0]
-    del found.graph.node[:]
-    found.graph.node.extend(kept)
-    return found
+    del plain.graph.node[:]
+    plain.graph.node.extend(kept)
+    return plain
 
 
 def plain_integers(model: Any) -> Any:
@@ -508,8 +508,8 @@ def plain_integers(model: Any) -> Any:
     model = without_constant_nodes(model)
     kinds = ("QuantizeLinear", "DequantizeLinear")
     makers = {name: node for node in model.graph.node for name in node.output}
-    given = {name for node in model.graph.node if node.op_type in kinds for name in node.input}
-    if not any(name in makers and makers[name].op_type in _HANDING for name in given):
+    inputs = {name for node in model.graph.node if node.op_type in kinds for name in node.input}
+    if not any(name in makers and makers[name].op_type in _HANDING for name in inputs):
         return model
     model = copied(model)
     makers = {name: node for node in model.graph.node for name in node.output}
@@ -576,31 +576,31 @@ def read_by(node: Any) -> Iterator[str]:
 
 def captured(node: Any) -> tuple[str, ...]:
     """Tensors of the graph around a node that the graphs in it read: beside its own inputs."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for body in bodies(node):
         own = {value.name for value in (*body.input, *body.initializer)}
         own.update(name for inner in body.node for name in inner.output)
         read_here = [name for inner in body.node for name in (*inner.input, *captured(inner))]
         read_here += [value.name for value in body.output]
-        found.update(dict.fromkeys(name for name in read_here if name and name not in own))
-    return tuple(found)
+        names.update(dict.fromkeys(name for name in read_here if name and name not in own))
+    return tuple(names)
 
 
 def readers(nodes: Iterable[Any]) -> dict[str, list[Any]]:
     """Nodes by the name of each tensor that they read, in their order, without those in bodies."""
-    found: dict[str, list[Any]] = {}
+    by_tensor: dict[str, list[Any]] = {}
     for node in nodes:
         for name in dict.fromkeys(node.input):
-            found.setdefault(name, []).append(node)
-    return found
+            by_tensor.setdefault(name, []).append(node)
+    return by_tensor
 
 
 def bodies(node: Any) -> Iterator[Any]:
     """The graphs in a node."""
-    for found in node.attribute:
-        yield from found.graphs
-        if found.HasField("g"):
-            yield found.g
+    for each in node.attribute:
+        yield from each.graphs
+        if each.HasField("g"):
+            yield each.g
 
 
 def drop_unused(model: Any) -> None:
@@ -646,14 +646,14 @@ def unshared(model: Any) -> None:
         for node in model.graph.node
         if node.op_type == "DequantizeLinear" and node.input[0] in stored
     }
-    taken: set[str] = set()
+    used: set[str] = set()
     for node in list(model.graph.node):
         for place, name in enumerate(node.input):
             maker = makers.get(name)
             if maker is None:
                 continue
-            if taken.isdisjoint((*maker.input[:1], *maker.input[2:3])):
-                taken.update((*maker.input[:1], *maker.input[2:3]))
+            if used.isdisjoint((*maker.input[:1], *maker.input[2:3])):
+                used.update((*maker.input[:1], *maker.input[2:3]))
                 continue
             own = model.graph.node.add()
             own.CopyFrom(maker)
@@ -663,9 +663,9 @@ def unshared(model: Any) -> None:
                     copy = model.graph.initializer.add()
                     copy.CopyFrom(stored[own.input[i]])
                     copy.name = own.input[i] = f"{copy.name}__{len(model.graph.node)}"
-    wanted = {*read(model.graph), *(value.name for value in model.graph.output)}
+    needed = {*read(model.graph), *(value.name for value in model.graph.output)}
     for name, maker in makers.items():
-        if name not in wanted:
+        if name not in needed:
             model.graph.node.remove(maker)
     sort(model)
     drop_unused(model)
@@ -700,12 +700,12 @@ def in_training(model: Any) -> str | None:
                 constants[node.output[0]] = package().numpy_helper.to_array(value)
     for node in model.graph.node:
         if node.op_type == "BatchNormalization":
-            found = attribute(node, "training_mode", 0) or len(node.output) > 1
+            training = attribute(node, "training_mode", 0) or len(node.output) > 1
         elif node.op_type == "Dropout" and len(node.input) > 2:
-            found = bool(np.any(constants.get(node.input[2], True)))
+            training = bool(np.any(constants.get(node.input[2], True)))
         else:
             continue
-        if found:
+        if training:
             return f"{node.op_type} {node.name or node.output[0]}"
     return None
 

@@ -54,8 +54,8 @@ class _Graph:
 
     def only_reader(self, name: str) -> Any:
         """The one node that reads a tensor, or None where there are others or it is an output."""
-        found = self.readers(name)
-        return found[0] if len(found) == 1 and name not in self.outputs else None
+        readers = self.readers(name)
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
     def rank(self, name: str) -> int | None:
         kind = self.shapes.get(name)
@@ -78,13 +78,13 @@ class _Graph:
 
     def replace(self, node: Any, added: Sequence[_Step]) -> None:
         """Put nodes (operator, inputs, output, attributes) in place of one."""
-        place, given = list(self.nodes).index(node), node.name
+        place, own_name = list(self.nodes).index(node), node.name
         self.nodes.remove(node)
         for kind, inputs, output, form in reversed(added):
-            name = given if output == added[-1][2] else output
-            made = onnx_file.package().helper.make_node(kind, inputs, [output], name, **form)
-            self.nodes.insert(place, made)
-        self.makers = {name: made for made in self.nodes for name in made.output}
+            name = own_name if output == added[-1][2] else output
+            added_node = onnx_file.package().helper.make_node(kind, inputs, [output], name, **form)
+            self.nodes.insert(place, added_node)
+        self.makers = {name: each for each in self.nodes for name in each.output}
 
 
 def for_integers(model: Any) -> None:
@@ -341,10 +341,10 @@ def _whole(graph: _Graph, node: Any) -> None:
                 for key, value in (("from", i * own), ("to", (i + 1) * own), ("axes", 1))
             ]
             steps.append(("Slice", [node.input[0], *limits], source, {}))
-        given = [source, graph.store(f"{part}__weights", weights[i * own : (i + 1) * own])]
+        operands = [source, graph.store(f"{part}__weights", weights[i * own : (i + 1) * own])]
         if bias is not None:
-            given.append(graph.store(f"{part}__bias", bias.reshape(groups, -1)[i]))
-        steps.append(("ConvTranspose", given, part, form))
+            operands.append(graph.store(f"{part}__bias", bias.reshape(groups, -1)[i]))
+        steps.append(("ConvTranspose", operands, part, form))
     if groups > 1:
         steps.append(("Concat", parts, whole, {"axis": 1}))
     if cut:
@@ -448,20 +448,20 @@ def gemm_instead_of_matmul(model: Any) -> None:
                     summand = store(f"{summand}__of_{users[0].output[0]}", bias.reshape(-1))
                 add, inputs, output = users[0], [*inputs, summand], users[0].output[0]
         make = onnx.helper.make_node
-        made = [make("Gemm", inputs, [output], name=node.name)]
+        nodes = [make("Gemm", inputs, [output], name=node.name)]
         if len(shape) != 2:
             flat = [f"{output}__flat_input", f"{output}__flat"]
             flattened = store(f"{flat[0]}_shape", np.array([-1, width], np.int64))
             leading = shape[:-1] if -1 in shape[:-1] else (-1, *shape[1:-1])
             whole = store(f"{flat[1]}_shape", np.array([*leading, channels], np.int64))
-            made = [
+            nodes = [
                 make("Reshape", [inputs[0], flattened], [flat[0]], name=flat[0]),
                 make("Gemm", [flat[0], *inputs[1:]], [flat[1]], name=node.name),
                 make("Reshape", [flat[1], whole], [output], name=f"{output}__whole"),
             ]
         position = list(model.graph.node).index(node)
         model.graph.node.remove(node)
-        for each in reversed(made):
+        for each in reversed(nodes):
             model.graph.node.insert(position, each)
         if add is not None:
             model.graph.node.remove(add)
@@ -470,18 +470,18 @@ def gemm_instead_of_matmul(model: Any) -> None:
 def sizes(model: Any) -> dict[str, tuple[int, ...]]:
     """Sizes of the tensors that ONNX can tell them of; one free axis is -1."""
     inferred = onnx_file.package().shape_inference.infer_shapes(model).graph
-    found = {}
+    shapes = {}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         axes = value.type.tensor_type.shape.dim
         shape = tuple(axis.dim_value if axis.HasField("dim_value") else -1 for axis in axes)
         if value.type.tensor_type.HasField("shape") and shape.count(-1) < 2:
-            found[value.name] = shape
-    return found
+            shapes[value.name] = shape
+    return shapes
 
 
 def relative(model: Any) -> frozenset[str]:
     """Names of nodes whose numbers neither 8 bits nor float16 hold: variances, spectra, and the
-    factors that are made of them.
+    factors that are computed from them.
 
     That is what only roots, logarithms, powers and divisors read, through whatever lies between,
     and what reads a root or a reciprocal.
@@ -489,18 +489,18 @@ def relative(model: Any) -> frozenset[str]:
     graph = _Graph(model)
     wired = [Operator(n.op_type, tuple(n.input), tuple(n.output)) for n in graph.nodes]
     small = small_numbers.operators(wired, frozenset(graph.outputs), _RELATIVE)
-    found = {graph.nodes[position].name for position in small}
+    names = {graph.nodes[position].name for position in small}
     factors: set[str] = set()
     for node in graph.nodes:
         known = [name in factors or name in graph.constants for name in node.input if name]
         if node.op_type in ("Sqrt", "Reciprocal"):
             factors.update(node.output)
         elif not factors.isdisjoint(node.input):
-            found.add(node.name)
+            names.add(node.name)
             first = node.op_type in _MOVING and node.input[0] in factors
             if first or (all(known) and node.op_type in ("Mul", "Add", "Div", "Reciprocal")):
                 factors.update(node.output)
-    return frozenset(found)
+    return frozenset(names)
 
 
 def _set(node: Any, name: str, value: Any) -> None:
@@ -528,9 +528,9 @@ def pad_integers(model: Any) -> None:
         inputs = [*node.input, "", ""][:4]
         if onnx_file.attribute(node, "mode", b"constant") == b"constant" and inputs[2]:
             value = graph.makers.get(inputs[2])
-            given = graph.constants.get(inputs[2] if value is None else value.input[0])
+            padding = graph.constants.get(inputs[2] if value is None else value.input[0])
             zero = 0.0 if value is None else numbers(value)[1]
-            if given is None or float(given) != zero:
+            if padding is None or float(padding) != zero:
                 continue
         inputs[2] = before.input[2]  # its type has to be that of the numbers, used or not
         del node.input[:]

@@ -88,20 +88,20 @@ Reader = TypeVar("Reader", bound=_Reads)
 
 def readers(operators: Iterable[Reader]) -> dict[str, list[Reader]]:
     """Operators by the name of each tensor that they read, in order of execution."""
-    found: dict[str, list[Reader]] = {}
+    by_tensor: dict[str, list[Reader]] = {}
     for operator in operators:
         for name in dict.fromkeys(operator.inputs):
             if name:
-                found.setdefault(name, []).append(operator)
-    return found
+                by_tensor.setdefault(name, []).append(operator)
+    return by_tensor
 
 
-def free_name(name: str, taken: Container[str]) -> str:
+def free_name(name: str, used: Container[str]) -> str:
     """``name``, or what is made from it where that is taken or empty."""
-    if name and name not in taken:
+    if name and name not in used:
         return name
     number = 1
-    while f"{name}__{number}" in taken:
+    while f"{name}__{number}" in used:
         number += 1
     return f"{name}__{number}"
 
@@ -191,8 +191,8 @@ class Graph:
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give tensors other names; one that has such a name already gets another."""
-        taken = set(names.values()) & set(self.tensors) - set(names)
-        renamed = {**{name: self.free_name(name) for name in taken}, **names}
+        clashing = set(names.values()) & set(self.tensors) - set(names)
+        renamed = {**{name: self.free_name(name) for name in clashing}, **names}
 
         def new(name: str) -> str:
             return renamed.get(name, name)
@@ -207,12 +207,12 @@ class Graph:
 
     def drop_unused(self) -> None:
         """Take out operators whose outputs nothing reads, and tensors that nothing uses."""
-        wanted = set(self.outputs.values())
+        needed = set(self.outputs.values())
         kept: list[Operator] = []
         for operator in reversed(self.operators):
-            if not operator.outputs or wanted.intersection(operator.outputs):
+            if not operator.outputs or needed.intersection(operator.outputs):
                 kept.append(operator)
-                wanted.update(operator.inputs)
+                needed.update(operator.inputs)
         self.operators = kept[::-1]
         used = {*self.inputs.values(), *self.outputs.values()}
         for operator in self.operators:

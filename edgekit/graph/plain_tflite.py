@@ -58,16 +58,16 @@ def write(graph: Graph, *, signature: bool = True) -> bytes:
     model.subgraphs = [_subgraph(graph, model, codes)]
     if signature:
         places = {name: place for place, name in enumerate(graph.tensors)}
-        found = tables.SignatureDefT()
-        found.signatureKey, found.subgraphIndex = litert.SIGNATURE_KEY.encode(), 0
+        definition = tables.SignatureDefT()
+        definition.signatureKey, definition.subgraphIndex = litert.SIGNATURE_KEY.encode(), 0
         for side in ("inputs", "outputs"):
-            entries = []
+            tensor_maps = []
             for key, name in getattr(graph, side).items():
-                entry = tables.TensorMapT()
-                entry.name, entry.tensorIndex = key.encode(), places[name]
-                entries.append(entry)
-            setattr(found, side, entries)
-        model.signatureDefs = [found]
+                tensor_map = tables.TensorMapT()
+                tensor_map.name, tensor_map.tensorIndex = key.encode(), places[name]
+                tensor_maps.append(tensor_map)
+            setattr(definition, side, tensor_maps)
+        model.signatureDefs = [definition]
     return flatbuffer.pack(model)
 
 
@@ -79,14 +79,14 @@ def _subgraph(graph: Graph, model: Any, codes: dict[tuple[str, int], int]) -> An
     subgraph.name = b"main"
     subgraph.tensors, subgraph.operators = [], []
     for tensor in graph.tensors.values():
-        made = tables.TensorT()
-        made.name, made.buffer = tensor.name.encode(), 0
-        made.type = kinds[tensor.dtype]
-        made.shape = np.asarray(tensor.shape, np.int32)
+        raw_tensor = tables.TensorT()
+        raw_tensor.name, raw_tensor.buffer = tensor.name.encode(), 0
+        raw_tensor.type = kinds[tensor.dtype]
+        raw_tensor.shape = np.asarray(tensor.shape, np.int32)
         if tensor.value is not None:
-            made.buffer = len(model.buffers)
+            raw_tensor.buffer = len(model.buffers)
             model.buffers.append(_buffer(tensor.value))
-        subgraph.tensors.append(made)
+        subgraph.tensors.append(raw_tensor)
     for operator in graph.operators:
         raw = tables.OperatorT()
         raw.opcodeIndex = _code(operator, model, codes)
@@ -113,19 +113,19 @@ def _code(operator: Operator, model: Any, codes: dict[tuple[str, int], int]) -> 
     tables = schema()
     key = (operator.kind, operator.version)
     if key not in codes:
-        made = tables.OperatorCodeT()
+        code = tables.OperatorCodeT()
         number = getattr(tables.BuiltinOperator, operator.kind)
-        made.builtinCode, made.version = number, operator.version
-        made.deprecatedBuiltinCode = min(number, 127)
+        code.builtinCode, code.version = number, operator.version
+        code.deprecatedBuiltinCode = min(number, 127)
         codes[key] = len(model.operatorCodes)
-        model.operatorCodes.append(made)
+        model.operatorCodes.append(code)
     return codes[key]
 
 
 def _buffer(value: Array) -> Any:
-    made = schema().BufferT()
-    made.data = np.frombuffer(value.tobytes(), np.uint8)
-    return made
+    buffer = schema().BufferT()
+    buffer.data = np.frombuffer(value.tobytes(), np.uint8)
+    return buffer
 
 
 def fold(graph: Graph) -> None:

@@ -21,11 +21,11 @@ class Place:
 
     Attributes:
         name: The tensor.
-        low: Columns of each channel's smallest value, or None where ``ends`` says it.
+        low: Columns of each channel's smallest value, or None where ``bounds`` says it.
         high: Columns of each channel's largest value.
         samples: Columns of values on grids over the tensor, channels last, one for each size.
         channels: Size of the last axis.
-        ends: What an operator or activation sets as smallest and largest value.
+        bounds: What an operator or activation sets as smallest and largest value.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Place:
     high: slice
     samples: tuple[slice, ...]
     channels: int
-    ends: tuple[float, float]
+    bounds: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def probe(canonical: bytes, *, samples: Sequence[int]) -> Probe:
             or more.
     """
     graph = Graph(canonical)
-    ends = graph.bounds()
+    bounds = graph.bounds()
     order = [*graph.inputs, *(name for each in graph.operators for name in each.outputs)]
     floats = [name for name in dict.fromkeys(order) if graph.dtype(name) == np.float32]
     names = [name for name in floats if 0 not in graph.shape(name)]
@@ -77,7 +77,7 @@ def probe(canonical: bytes, *, samples: Sequence[int]) -> Probe:
 
     for name in names:
         shape = graph.shape(name)
-        found = ends.get(name, (-math.inf, math.inf))
+        limits = bounds.get(name, (-math.inf, math.inf))
         if len(shape) < 2 or shape[0] != 1:
             batches = False
             last = shape[-1] if len(shape) > 1 else int(np.prod(shape))
@@ -92,7 +92,7 @@ def probe(canonical: bytes, *, samples: Sequence[int]) -> Probe:
             grids = [(row, channels)] * len(samples)
         else:
             axes = tuple(range(1, len(shape) - 1))
-            low = "" if found[0] > -math.inf else graph.add_reduce("MIN", row, axes)
+            low = "" if limits[0] > -math.inf else graph.add_reduce("MIN", row, axes)
             high = graph.add_reduce("MAX", row, axes)
             grids = [_grid(graph, row, shape, sample) for sample in samples]
         places.append(
@@ -102,7 +102,7 @@ def probe(canonical: bytes, *, samples: Sequence[int]) -> Probe:
                 put("high", high, channels),
                 tuple(put(f"sample {number}", *grid) for number, grid in enumerate(grids)),
                 channels,
-                found,
+                limits,
             )
         )
     outputs = [

@@ -10,7 +10,7 @@ from edgekit.graph.flatbuffer import Operator
 
 def operators(
     graph: Sequence[Operator],
-    ends: frozenset[str],
+    outputs: frozenset[str],
     places: Mapping[str, Collection[int]],
     through: Callable[[Operator], bool] = lambda operator: True,
 ) -> frozenset[int]:
@@ -19,7 +19,7 @@ def operators(
 
     Args:
         graph: In order of execution.
-        ends: Tensors that others read too.
+        outputs: Tensors that others read too.
         places: By kind of operator, the inputs that need small numbers as exact as large ones.
         through: Whether an operator may be one of them.
     """
@@ -27,12 +27,12 @@ def operators(
     for position, operator in enumerate(graph):
         for place, name in enumerate(operator.inputs):
             readers.setdefault(name, []).append((position, place))
-    found: set[int] = set()
+    positions: set[int] = set()
     for position in reversed(range(len(graph))):
         operator = graph[position]
         read = [each for name in operator.outputs for each in readers.get(name, [])]
-        if not read or not through(operator) or not ends.isdisjoint(operator.outputs):
+        if not read or not through(operator) or not outputs.isdisjoint(operator.outputs):
             continue
-        if all(by in found or place in places.get(graph[by].kind, ()) for by, place in read):
-            found.add(position)
-    return frozenset(found)
+        if all(by in positions or place in places.get(graph[by].kind, ()) for by, place in read):
+            positions.add(position)
+    return frozenset(positions)

@@ -60,17 +60,17 @@ class _Rounding:
         """
         graph, (scale, zero_point), shape = self.graph, number, self.graph.shape(name)
         flat = len(shape) > AXES
-        found = self.added(graph.add_reshape(name, (-1, int(np.prod(shape))))) if flat else name
-        found = self.added(graph.add_scaled("DIV", found, scale))
-        found = self.added(graph.add_round(found))
-        found = self.added(graph.add_scaled("MAXIMUM", found, self.limits[0] - zero_point))
-        found = self.added(graph.add_scaled("MINIMUM", found, self.limits[1] - zero_point))
+        tensor = self.added(graph.add_reshape(name, (-1, int(np.prod(shape))))) if flat else name
+        tensor = self.added(graph.add_scaled("DIV", tensor, scale))
+        tensor = self.added(graph.add_round(tensor))
+        tensor = self.added(graph.add_scaled("MAXIMUM", tensor, self.limits[0] - zero_point))
+        tensor = self.added(graph.add_scaled("MINIMUM", tensor, self.limits[1] - zero_point))
         if real:
-            found = self.added(graph.add_scaled("MUL", found, scale))
+            tensor = self.added(graph.add_scaled("MUL", tensor, scale))
         if flat:
             batch = -1 if shape[0] == 1 else shape[0]
-            found = self.added(graph.add_reshape(found, (batch, *shape[1:])))
-        return found
+            tensor = self.added(graph.add_reshape(tensor, (batch, *shape[1:])))
+        return tensor
 
     def take(self, position: int, inputs: Sequence[str]) -> None:
         """Let one of the graph's own operators run next."""
@@ -89,10 +89,10 @@ class _Rounding:
             flat = not 2 <= len(shape) <= AXES or shape[0] != 1
             row = graph.add_reshape(name, (-1, int(np.prod(shape)))) if flat else name
             sums.append(graph.add_reshape(graph.add_sum(row), (-1, 1)))
-        ends = list(outputs)
+        tensors = list(outputs)
         if sums:
-            ends.append(graph.add_concatenation(sums, len(sums)))
-        return graph.with_outputs(ends)
+            tensors.append(graph.add_concatenation(sums, len(sums)))
+        return graph.with_outputs(tensors)
 
 
 def emulated(
@@ -128,8 +128,8 @@ def emulated(
         for name in operator.outputs:
             put(name)
         written.update(dict.fromkeys(operator.outputs))
-    ends = [rounding.now(name) for name in outputs]
-    return rounding.finish(ends, [name for name in written if name in numbers])
+    rounded = [rounding.now(name) for name in outputs]
+    return rounding.finish(rounded, [name for name in written if name in numbers])
 
 
 def on_integers(content: bytes, numbers: Mapping[str, Number]) -> bytes:
@@ -152,16 +152,16 @@ def on_integers(content: bytes, numbers: Mapping[str, Number]) -> bytes:
             rounding.replace(name, real)
     for position, operator in enumerate(rounding.operators):
         rounding.take(position, operator.inputs)
-    ends = []
+    tensors = []
     for name in outputs:
         if name in numbers:
             steps = rounding.steps(name, numbers[name])
             stored = rounding.added(graph.add_conversion("QUANTIZE", steps, f"{name}__stored"))
             graph.make_integer(stored, _quantization(1.0, numbers[name][1]))
-            ends.append(stored)
+            tensors.append(stored)
         else:
-            ends.append(name)
-    return rounding.finish(ends, [name for name in outputs if name in numbers])
+            tensors.append(name)
+    return rounding.finish(tensors, [name for name in outputs if name in numbers])
 
 
 def _quantization(scale: float, zero_point: int) -> Quantization:

@@ -452,8 +452,8 @@ class _Observer:
         for i, place in enumerate(self._places):
             high = self._high[place.high]
             if place.low is None:
-                low = np.full_like(high, place.ends[0])
-                average_low = place.ends[0]
+                low = np.full_like(high, place.bounds[0])
+                average_low = place.bounds[0]
             else:
                 low, average_low = self._low[place.low], next(average_lows)
             least, most = float(low.min()), float(high.max())

@@ -99,8 +99,8 @@ def arrange(
         name = tensor_name(model.inputs[0])
         inputs = [keras.Input(batch_shape=(batch, channels, height, width), name=name)]
     try:
-        made = keras.models.clone_model(model, input_tensors=inputs, clone_function=again)
-        made.set_weights(model.get_weights())
+        rebuilt = keras.models.clone_model(model, input_tensors=inputs, clone_function=again)
+        rebuilt.set_weights(model.get_weights())
     except InvalidModelError:
         raise
     except Exception as exc:  # whatever a layer raises
@@ -108,7 +108,7 @@ def arrange(
             f"the model cannot be made again in {data_format} {precision}: {reason(exc)}; "
             f"use NHWC float32"
         ) from None
-    return made
+    return rebuilt
 
 
 def _is_pointwise(settings: dict[str, Any]) -> bool:
@@ -126,8 +126,8 @@ def _pointwise() -> Any:
         def convolution_op(self, inputs: Any, kernel: Any) -> Any:
             shape = tf.shape(inputs)
             rows = tf.reshape(inputs, [-1, inputs.shape[-1]])
-            found = tf.matmul(rows, tf.reshape(kernel, kernel.shape[2:]))
-            return tf.reshape(found, [shape[0], shape[1], shape[2], kernel.shape[3]])
+            products = tf.matmul(rows, tf.reshape(kernel, kernel.shape[2:]))
+            return tf.reshape(products, [shape[0], shape[1], shape[2], kernel.shape[3]])
 
     return Pointwise
 
@@ -164,11 +164,11 @@ def require(data_format: str, precision: str, *, device: str, training: bool) ->
         strides = [1, 1, 2, 2] if first else [1, 2, 2, 1]
 
         def forward(x: Any) -> Any:
-            found = tf.nn.conv2d(x, kernels[0], strides, "SAME", data_format=data_format)
-            found = tf.nn.depthwise_conv2d(
-                found, kernels[1], [1] * 4, "SAME", data_format=data_format
+            maps = tf.nn.conv2d(x, kernels[0], strides, "SAME", data_format=data_format)
+            maps = tf.nn.depthwise_conv2d(
+                maps, kernels[1], [1] * 4, "SAME", data_format=data_format
             )
-            return tf.compat.v1.nn.fused_batch_norm(found, scale, scale, data_format=data_format)[0]
+            return tf.compat.v1.nn.fused_batch_norm(maps, scale, scale, data_format=data_format)[0]
 
         def both(x: Any) -> Any:
             with tf.GradientTape() as tape:
@@ -203,8 +203,8 @@ def _cause(error: Exception) -> str:
 def _in_float32(model: Any) -> set[str]:
     """Names of the layers of the outputs, and of one whose output goes into a softmax."""
     keras = tf_keras()
-    found = {tensor_name(tensor) for tensor in model.outputs}
-    for name in tuple(found):
+    names = {tensor_name(tensor) for tensor in model.outputs}
+    for name in tuple(names):
         layer = model.get_layer(name)
         before = layer.inbound_nodes[0].inbound_layers
         softmax = isinstance(layer, keras.layers.Softmax) or (
@@ -212,8 +212,8 @@ def _in_float32(model: Any) -> set[str]:
             and layer.get_config()["activation"] == "softmax"
         )
         if softmax and not isinstance(before, list):
-            found.add(before.name)
-    return found
+            names.add(before.name)
+    return names
 
 
 def _channels_first(layer: Any, settings: dict[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def from_function(
     flatbuffer as ``TFLiteConverter.from_keras_model`` in a fraction of its time.
 
     Args:
-        forward: From a tensor an input to a tensor an output.
+        forward: Takes one tensor for each input, gives one for each output.
         inputs: ``tf.TensorSpec`` with a name; a free first axis is the batch and becomes 1.
         outputs: A name for each output.
         shapes: Sizes of inputs with free axes, by name.
@@ -71,21 +71,21 @@ def from_function(
         convert_variables_to_constants_v2,
     )
 
-    given = shapes or {}
+    sizes = shapes or {}
     specs = [
-        _fixed(tf.TensorSpec(given.get(spec.name, spec.shape), spec.dtype, name=spec.name))
+        _fixed(tf.TensorSpec(sizes.get(spec.name, spec.shape), spec.dtype, name=spec.name))
         for spec in inputs
     ]
 
-    def run(*given: Any) -> list[Any]:
-        return list(forward(*given))
+    def run(*tensors: Any) -> list[Any]:
+        return list(forward(*tensors))
 
     frozen = convert_variables_to_constants_v2(tf.function(run).get_concrete_function(*specs))
     module = tf.Module()
 
     @tf.function(input_signature=specs, autograph=False)  # type: ignore[untyped-decorator]
-    def serve(*given: Any) -> dict[str, Any]:
-        return dict(zip(outputs, frozen(*given), strict=True))
+    def serve(*tensors: Any) -> dict[str, Any]:
+        return dict(zip(outputs, frozen(*tensors), strict=True))
 
     module.serve = serve
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -100,8 +100,8 @@ def from_function(
                 f"the model cannot be converted to TFLite: {_refusal(str(exc)) or reason(exc)}"
             ) from None
     graph = Graph(content)
-    changed = [graph.spell_products(), graph.spell_hard_swishes(), graph.settle_names()]
-    return graph.serialize() if any(changed) else content
+    rewritten = [graph.spell_products(), graph.spell_hard_swishes(), graph.settle_names()]
+    return graph.serialize() if any(rewritten) else content
 
 
 def _fixed(spec: Any) -> Any:
@@ -124,10 +124,10 @@ def _fixed(spec: Any) -> Any:
 
 def _refusal(said: str) -> str | None:
     """Operators, and the layer of the first, in what the converter says of those it lacks."""
-    found = re.search(r"ops: (.*)", said)
-    if found is None:
+    match = re.search(r"ops: (.*)", said)
+    if match is None:
         return None
-    operators = found.group(1).split("\n")[0].strip()
+    operators = match.group(1).split("\n")[0].strip()
     place = re.search(r'callsite\(.*?"([^"@]+)@|loc\("([^"@]+)"', said)
     where = next((name for name in place.groups() if name), None) if place else None
     at = f", first in {where}" if where else ""

@@ -64,7 +64,7 @@ _FROZEN = (
     "--outputs Y:0 --output NAME.onnx`"
 )
 _SKLEARN = "a pickle, which is never loaded; export the model in Python, e.g. with skl2onnx"
-#: What to do with a file of another kind to get one that is taken.
+#: What to do with a file of another kind to get one that edgekit reads.
 _ADVICE = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _TORCH),
     ".jit": _TORCH,
@@ -143,14 +143,14 @@ class FloatModel:
             InvalidOptionError: If the outputs cannot be for the task.
         """
         tasks.check(asked, self.outputs)
-        found = asked or self.task
+        task = asked or self.task
         scores = tasks.scores(self.outputs)
-        if found is None and (self.class_names or (scores and _ends_in_scores(graph))):
-            found = "classification"
+        if task is None and (self.class_names or (scores and _ends_in_scores(graph))):
+            task = "classification"
         names: tuple[str, ...] = ()
-        if found == "classification" and scores > 1:
+        if task == "classification" and scores > 1:
             names = self.class_names or tasks.numbered(scores)
-        return {"task": found or "", "class_names": names}
+        return {"task": task or "", "class_names": names}
 
     def canonical(self) -> bytes:
         """The canonical float graph.
@@ -163,12 +163,12 @@ class FloatModel:
         if self.kind == "tflite":
             return bytes(self.model)
         if self.kind == "keras":
-            found = convert.from_keras(self.model, self.source.shapes)
+            content = convert.from_keras(self.model, self.source.shapes)
         else:
-            found = convert.from_function(
+            content = convert.from_function(
                 self.model, self.model.inputs, self.model.outputs, self.source.shapes
             )
-        return one_sample.single(found, self.source.path)
+        return one_sample.single(content, self.source.path)
 
     def converted(self) -> Converted:
         """The canonical graph of an ONNX file, and how it lays out the file's values.
@@ -220,8 +220,8 @@ class FloatModel:
         if self.kind == "onnx":
             return onnx.signature(self.model).inputs
         keras_model = self.kind == "keras"
-        found = keras.signature(self.model).inputs if keras_model else self.model.specs
-        return signature.sized(found, self.source.shapes, self.source.path)
+        specs = keras.signature(self.model).inputs if keras_model else self.model.specs
+        return signature.sized(specs, self.source.shapes, self.source.path)
 
     def images(self, opened: data.Opened, limit: int | None = None) -> data.ImageSet:
         """The images of a ``--data`` word, for this model.
@@ -271,12 +271,12 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
 def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     name, _, sizes = text.rpartition("=")
     try:
-        found = tuple(int(size) for size in sizes.strip("[]").split(","))
+        shape = tuple(int(size) for size in sizes.strip("[]").split(","))
     except ValueError:
-        found = ()
-    if not found or min(found) < 1:
+        shape = ()
+    if not shape or min(shape) < 1:
         raise argparse.ArgumentTypeError(f"expected NAME=1,3,320,320 or 1,3,320,320, got {text!r}")
-    return name, found
+    return name, shape
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
@@ -291,18 +291,18 @@ def add_layout(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def shapes_of(given: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes:
+def shapes_of(pairs: Sequence[tuple[str, tuple[int, ...]]]) -> Shapes:
     """Sizes by input, as ``--shape`` names them.
 
     Raises:
         InvalidOptionError: If one input is given twice.
     """
-    found = dict(given)
-    if len(found) != len(given):
-        names = [name for name, _ in given]
+    shapes = dict(pairs)
+    if len(shapes) != len(pairs):
+        names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise InvalidOptionError(f"--shape {twice or 'SIZES'}: given twice; expected it once")
-    return found
+    return shapes
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -321,9 +321,9 @@ def is_shipped(path: Path | None) -> bool:
         return True
     if not path.is_dir() or saved_model.is_saved_model(path):
         return False
-    found = Artifact.load(path)
-    source = found.manifest.source
-    sha256 = found.sha256 if source is None else source.sha256
+    artifact = Artifact.load(path)
+    source = artifact.manifest.source
+    sha256 = artifact.sha256 if source is None else source.sha256
     return sha256 == Artifact.load(SHIPPED).sha256
 
 
@@ -331,17 +331,17 @@ def data_word(word: str | None, *models: Path | None, option: str = "--data") ->
     """The ``--data`` word of a verb: the shipped model's images where none is given for it.
 
     Args:
-        word: What was given.
+        word: The word of the user, or None.
         models: What the verb runs.
-        option: What the user would give it with.
+        option: The option that passes it, for messages.
 
     Raises:
-        InvalidOptionError: If none was given for a model of the user's own.
+        InvalidOptionError: If there is none for a model of the user's own.
     """
     if word is not None:
         return word
-    found = [model for model in models if model is not None and model.exists()]
-    own = [model for model in found if not is_shipped(model)]
+    existing = [model for model in models if model is not None and model.exists()]
+    own = [model for model in existing if not is_shipped(model)]
     if own:
         raise InvalidOptionError(
             f"expected {option} IMAGES for your own model, got none for {own[0]}; Fashion-MNIST "
@@ -411,7 +411,7 @@ def load(
 def graph_of(
     place: Path, *, trust: bool = False, shapes: Shapes | None = None, layout: Layout = ""
 ) -> tuple[bytes, Mapping[str, tuple[int, ...]] | None]:
-    """The canonical float graph of a model, whatever its input is made from.
+    """The canonical float graph of a model of any kind.
 
     Args:
         place: Artifact folder, file or SavedModel folder.
@@ -431,8 +431,8 @@ def graph_of(
     loaded = load(place, preprocessing="none", trust=trust, shapes=shapes, layout=layout)
     if loaded.kind == "onnx":
         loaded.refuse_integers("compare layer by layer")
-        found = loaded.converted()
-        return found.content, found.orders
+        converted = loaded.converted()
+        return converted.content, converted.orders
     return loaded.canonical(), None
 
 
@@ -447,19 +447,19 @@ def kind_of(path: Path) -> Kind:
     if path.is_dir():
         return "keras"
     if path.suffix not in _SUFFIXES:
-        taken = f"a Keras artifact, a SavedModel folder or a file {', '.join(_SUFFIXES)}"
+        expected = f"a Keras artifact, a SavedModel folder or a file {', '.join(_SUFFIXES)}"
         if not path.exists():
-            raise InvalidModelError(f"{words.not_found(path)}; expected {taken}")
+            raise InvalidModelError(f"{words.not_found(path)}; expected {expected}")
         advice = _ADVICE.get(path.suffix.lower())
         if advice is not None:
             raise InvalidModelError(f"{path}: {advice}, and pass that")
-        raise InvalidModelError(f"expected {taken}, got {path}")
+        raise InvalidModelError(f"expected {expected}, got {path}")
     return _SUFFIXES[path.suffix]
 
 
 def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
-    found = Artifact.load(path)
-    manifest = found.manifest
+    artifact = Artifact.load(path)
+    manifest = artifact.manifest
     if manifest.format != "keras":
         raise InvalidModelError(
             f"{path} is a {manifest.format} artifact; expected the Keras model it came from"
@@ -469,9 +469,9 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
             f"{path} has its own preprocessing; give --preprocessing only with a file"
         )
     return FloatModel(
-        model=keras.load(found.model_path),
+        model=keras.load(artifact.model_path),
         model_id=manifest.model_id,
-        source=manifest.source or Source(_from_here(path), found.sha256),
+        source=manifest.source or Source(_from_here(path), artifact.sha256),
         preprocessing=manifest.preprocessing,
         class_names=manifest.class_names,
         encodings=Encodings.load(path / FILE) if manifest.precision == "int8" else None,
@@ -485,7 +485,7 @@ class _Opened:
     """What a file or folder holds.
 
     Attributes:
-        shapes: Sizes that were given, by the input's name.
+        shapes: Sizes of ``--shape``, by the input's name.
     """
 
     model: Any
@@ -503,10 +503,10 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
         else:
             model = saved_model.SavedModel(path, trust=trust)
             inputs, outputs = model.specs, model.output_specs
-        found = signature.sized(inputs, shapes, path)
+        specs = signature.sized(inputs, shapes, path)
         if not free:
-            signature.refuse_free(found, path)
-        batch = max((spec.shape[0] for spec in found if spec.shape and spec.batched), default=-1)
+            signature.refuse_free(specs, path)
+        batch = max((spec.shape[0] for spec in specs if spec.shape and spec.batched), default=-1)
         return _Opened(model, outputs, _named(inputs, shapes), _of_batch(batch))
     if kind == "tflite":
         if not path.is_file():
@@ -514,10 +514,10 @@ def _open(path: Path, kind: Kind, *, trust: bool, shapes: Shapes, free: bool) ->
         original = path.read_bytes()
         if not trust and original[4:8] == b"TFL3":
             litert.check_operators(original, str(path))
-        given = tflite_sizes.sized(original, str(path), shapes)
-        content = one_sample.single(given, str(path))
-        notes = _of_batch(one_sample.batch_of(given)) if content != given else ()
-        same = content == given
+        resized = tflite_sizes.sized(original, str(path), shapes)
+        content = one_sample.single(resized, str(path))
+        notes = _of_batch(one_sample.batch_of(resized)) if content != resized else ()
+        same = content == resized
         content = flatbuffer.canonical(content, str(path), key=litert.SIGNATURE_KEY)
         if same:  # else one_sample has compared them
             notes += tflite_same.check(original, content, str(path))
@@ -551,25 +551,25 @@ def _ends_in_scores(graph: bytes) -> bool:
     if graph[4:8] != b"TFL3":
         proto = onnx.parse(graph)
         name = proto.graph.output[0].name
-        made = {each: (n.op_type, n.input) for n in proto.graph.node for each in n.output}
+        makers = {each: (n.op_type, n.input) for n in proto.graph.node for each in n.output}
     else:
-        found = Graph(graph)
-        (name,) = found.outputs
-        made = {each: (op.kind, op.inputs) for op in found.operators for each in op.outputs}
-    while name in made:
-        operator, inputs = made[name]
+        canonical = Graph(graph)
+        (name,) = canonical.outputs
+        makers = {each: (op.kind, op.inputs) for op in canonical.operators for each in op.outputs}
+    while name in makers:
+        operator, inputs = makers[name]
         if operator not in _ARRANGING:
             return operator in _SCORES
         name = inputs[0]
     return False
 
 
-def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str]:
+def find(artifact: Artifact, reference: Path | None = None) -> tuple[Path, Path, str]:
     """The float model that an artifact was made from.
 
     Args:
         artifact: With a source in its manifest.
-        given: Where it is; default where the manifest says, or the shipped model.
+        reference: Where it is; default where the manifest says, or the shipped model.
 
     Returns:
         Artifact folder, file or SavedModel folder; the model in it; its sha256.
@@ -579,24 +579,24 @@ def find(artifact: Artifact, given: Path | None = None) -> tuple[Path, Path, str
     """
     source = artifact.manifest.source
     assert source is not None
-    if given and not given.exists():
+    if reference and not reference.exists():
         raise InvalidModelError(
-            f"{words.not_found(given)}; expected the float model of {artifact.path}, a recording "
-            f"of it, or a runner such as ort:cuda:float16"
+            f"{words.not_found(reference)}; expected the float model of {artifact.path}, a "
+            f"recording of it, or a runner such as ort:cuda:float16"
         )
-    for place in [given] if given else [Path(source.path), SHIPPED]:
+    for place in [reference] if reference else [Path(source.path), SHIPPED]:
         if place.is_dir() and not saved_model.is_saved_model(place):
-            found = Artifact.load(place)
-            model, sha256 = found.model_path, found.sha256
+            original = Artifact.load(place)
+            model, sha256 = original.model_path, original.sha256
         elif place.exists():
             model, sha256 = place, saved_model.sha256_of(place)
         else:
             continue
         if sha256 == source.sha256:
             return place, model, sha256
-        if given:
+        if reference:
             raise InvalidModelError(
-                f"{given} is not the model that {artifact.path} was made from "
+                f"{reference} is not the model that {artifact.path} was made from "
                 f"(sha256 {sha256[:12]}…, expected {source.sha256[:12]}…)"
             )
     raise InvalidModelError(

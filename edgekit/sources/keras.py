@@ -52,8 +52,8 @@ def tensorflow() -> Any:
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Let Python's collector look for garbage neither during a first import nor in what it made:
-    hundreds of thousands of objects that stay."""
+    """Keep Python's collector from looking for garbage during a first import, and later in the
+    hundreds of thousands of objects that it creates, which stay."""
     first, enabled = "tensorflow" not in sys.modules, gc.isenabled()
     if first:
         gc.disable()
@@ -115,28 +115,28 @@ def load(path: Path, *, trust: bool = False) -> Any:
         InvalidModelError: If the file is missing, is no Keras model, or holds what is not known to
             be safe.
     """
-    found = keras_file.read(path)
+    file = keras_file.read(path)
     if not trust:
-        for layer, problem in found.code():
+        for layer, problem in file.code():
             raise InvalidModelError(
                 f"{path}: {layer} holds {problem}; pass --trust to run it here if you know who "
                 f"made the file, or save the model with model.export('NAME'), which needs no Python"
             )
-    keras = keras_3() if found.version >= 3 else tf_keras()
+    keras = keras_3() if file.version >= 3 else tf_keras()
     try:
         with quiet():
             return keras.models.load_model(path, compile=False, safe_mode=not trust)
     except Exception as exc:  # Keras raises many types for a broken or foreign file
         said = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         unknown = re.search(r"(?:Unknown layer: |Could not locate class )'(\w+)'", said)
-        own = found.layer_of(unknown.group(1)) if unknown else None
+        own = file.layer_of(unknown.group(1)) if unknown else None
         if unknown and own:
             raise InvalidModelError(
                 f"{path}: {own} is a {unknown.group(1)}, which is no layer of Keras; save the "
                 f"model as a SavedModel with model.export('NAME'), which needs no Python"
             ) from None
         raise InvalidModelError(
-            f"{path} cannot be read as a model of Keras {found.version}: {said[:200]}; "
+            f"{path} cannot be read as a model of Keras {file.version}: {said[:200]}; "
             f"save it as model.save('NAME.keras'), or as a SavedModel with model.export('NAME')"
         ) from None
 
@@ -167,14 +167,14 @@ def tensors_of(model: Any) -> list[tuple[str, Any]]:
             f"{model.name} is no functional model; build it with tf_keras.Model(inputs, outputs)"
         )
     calls: dict[str, int] = {}
-    found = []
+    tensors = []
     for depth in sorted(model._nodes_by_depth, reverse=True):
         for node in model._nodes_by_depth[depth]:
             name = node.layer.name
             number = calls[name] = calls.get(name, -1) + 1
             if not isinstance(node.outputs, list | tuple | dict):
-                found.append((f"{name}:{number}" if number else name, node.outputs))
-    return found
+                tensors.append((f"{name}:{number}" if number else name, node.outputs))
+    return tensors
 
 
 def by_values(
@@ -191,7 +191,7 @@ def by_values(
         Name of the nearest by canonical name; of several that are as near the last, which is behind
         its activation. What has none is left out.
     """
-    found = {}
+    nearest = {}
     places = {key: place for place, key in enumerate(outputs)}
     for name, values in expected.items():
         size = float(np.abs(values).max(initial=0)) + 1e-6
@@ -204,8 +204,8 @@ def by_values(
         if near > _SAME * size:
             continue
         same = [key for key, distance in off.items() if distance <= 2 * near + 1e-7 * size]
-        found[name] = max(same, key=lambda key: (outputs[key].shape == values.shape, places[key]))
-    return found
+        nearest[name] = max(same, key=lambda key: (outputs[key].shape == values.shape, places[key]))
+    return nearest
 
 
 def input_names(model: Any) -> tuple[str, ...]:
@@ -221,8 +221,8 @@ def output_names(model: Any) -> tuple[str, ...]:
     names = [tensor_name(tensor) for tensor in model.outputs]
     if not is_keras_2(model):  # there a tensor has no name of its layer
         names = [tensor._keras_history.operation.name for tensor in model.outputs]
-    given = input_names(model)
-    return _once([f"{name}_out" if name in given else name for name in names])
+    inputs = input_names(model)
+    return _once([f"{name}_out" if name in inputs else name for name in names])
 
 
 def is_keras_2(model: Any) -> bool:
@@ -251,21 +251,22 @@ def own_names(model: Any, tensors: Iterable[str]) -> dict[str, str]:
         stem, _, number = part.rpartition("_")
         return stem if number.isdigit() and stem in names else part
 
-    found: dict[str, str] = {}
+    new_names: dict[str, str] = {}
     for tensor in tensors:
         own = ";".join("/".join(map(renamed, p.split("/"))) for p in tensor.split(";"))
-        if own != tensor and own not in found.values():  # a layer called twice keeps its numbers
-            found[tensor] = own
-    return found
+        # a layer called twice keeps its numbers
+        if own != tensor and own not in new_names.values():
+            new_names[tensor] = own
+    return new_names
 
 
 def _once(names: list[str]) -> tuple[str, ...]:
     seen: dict[str, int] = {}
-    found = []
+    unique = []
     for name in names:
         number = seen[name] = seen.get(name, -1) + 1
-        found.append(f"{name}_{number}" if number else name)
-    return tuple(found)
+        unique.append(f"{name}_{number}" if number else name)
+    return tuple(unique)
 
 
 def call(model: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -276,8 +277,8 @@ def call(model: Any, inputs: Sequence[Any]) -> list[Any]:
         struct = getattr(model, "_nested_inputs", None)
     if struct is None:
         struct = list(model.inputs) if len(inputs) > 1 else model.inputs[0]
-    given = nest.pack_sequence_as(struct, list(inputs))
-    return list(nest.flatten(model(given, training=False)))
+    packed = nest.pack_sequence_as(struct, list(inputs))
+    return list(nest.flatten(model(packed, training=False)))
 
 
 def signature(model: Any) -> Signature:

@@ -86,14 +86,14 @@ def _read_archive(path: Path) -> KerasFile:
             _check_members(path, archive)
             metadata = json.loads(archive.read("metadata.json"))
             config = json.loads(archive.read("config.json"))
-            found = KerasFile(path, int(str(metadata["keras_version"]).split(".")[0]), dict(config))
+            file = KerasFile(path, int(str(metadata["keras_version"]).split(".")[0]), dict(config))
             if _WEIGHTS in archive.namelist():
                 size = archive.getinfo(_WEIGHTS).file_size
                 with archive.open(_WEIGHTS) as member:
                     # HDF5 goes back and forth, for which an archive is read from its beginning
                     whole = io.BytesIO(member.read()) if size <= _LARGE else member
                     _check_weights(path, whole, size)
-        return found
+        return file
     except InvalidModelError:
         raise
     except Exception as exc:  # zipfile, zlib, json and h5py raise many types for a broken archive
@@ -106,19 +106,19 @@ def _read_archive(path: Path) -> KerasFile:
 def _read_hdf5(path: Path) -> KerasFile:
     try:
         with _h5py().File(path, "r") as file:
-            found = {name: file.attrs[name] for name in file.attrs}
+            attributes = {name: file.attrs[name] for name in file.attrs}
     except Exception as exc:  # h5py raises many types for a broken file
         raise InvalidModelError(
             f"{path} cannot be read as HDF5 (cut short?): {reason(exc)}; save the model again"
         ) from None
-    if "model_config" not in found:
+    if "model_config" not in attributes:
         raise InvalidModelError(
             f"{path} holds weights only, no model; save it whole with model.save('NAME.keras')"
         )
     try:
-        text = found["model_config"]
+        text = attributes["model_config"]
         config = json.loads(text.decode() if isinstance(text, bytes) else text)
-        version = found.get("keras_version", "2")
+        version = attributes.get("keras_version", "2")
         version = version.decode() if isinstance(version, bytes) else str(version)
         result = KerasFile(path, int(version.split(".")[0]), dict(config))
         with path.open("rb") as stream:
@@ -183,62 +183,62 @@ def _check_weights(path: Path, stream: IO[bytes], stored: int) -> None:
                     )
                 if isinstance(link, h5py.SoftLink):
                     continue  # what it leads to is met by itself
-                found = group[name]
-                if isinstance(found, h5py.Dataset):
-                    if found.external or found.is_virtual:
+                member = group[name]
+                if isinstance(member, h5py.Dataset):
+                    if member.external or member.is_virtual:
                         raise InvalidModelError(
                             f"{path}: the numbers of {place} lie in another file; save the model "
                             f"again"
                         )
-                    if found.nbytes > max(_LARGE, _TIMES * stored):
+                    if member.nbytes > max(_LARGE, _TIMES * stored):
                         raise InvalidModelError(
-                            f"{path}: {place} says that it has {found.nbytes:,} bytes, the file "
+                            f"{path}: {place} says that it has {member.nbytes:,} bytes, the file "
                             f"{stored:,}; save the model again"
                         )
-                elif isinstance(found, h5py.Group):
-                    address = h5py.h5o.get_info(found.id).addr
+                elif isinstance(member, h5py.Group):
+                    address = h5py.h5o.get_info(member.id).addr
                     if address not in seen:  # a group may lie within itself
                         seen.add(address)
-                        waiting.append(found)
+                        waiting.append(member)
 
 
 def _code(config: Any) -> Iterator[tuple[str, str]]:
     waiting: list[tuple[Any, str]] = [(config, "the model")]
     while waiting:
-        found, layer = waiting.pop()
-        if isinstance(found, list):
-            waiting += [(each, layer) for each in reversed(found)]
-        if not isinstance(found, dict):
+        part, layer = waiting.pop()
+        if isinstance(part, list):
+            waiting += [(each, layer) for each in reversed(part)]
+        if not isinstance(part, dict):
             continue
-        own = found.get("config")
+        own = part.get("config")
         if isinstance(own, dict) and isinstance(own.get("name"), str):
             layer = own["name"]
-        if "class_name" in found:
-            problem = _problem(found["class_name"], found)
+        if "class_name" in part:
+            problem = _problem(part["class_name"], part)
             if problem is not None:
                 yield layer, problem
                 continue
-        waiting += [(value, layer) for value in reversed(found.values())]
+        waiting += [(value, layer) for value in reversed(part.values())]
 
 
 def _classes(config: Any) -> Iterator[tuple[str, str]]:
     """(name, class) of every object with a name, in order of the file."""
     waiting = [config]
     while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            own = found.get("config")
-            if isinstance(own, dict) and "name" in own and "class_name" in found:
-                yield str(own["name"]), str(found["class_name"])
-        if isinstance(found, dict | list):
-            values = found.values() if isinstance(found, dict) else found
+        part = waiting.pop()
+        if isinstance(part, dict):
+            own = part.get("config")
+            if isinstance(own, dict) and "name" in own and "class_name" in part:
+                yield str(own["name"]), str(part["class_name"])
+        if isinstance(part, dict | list):
+            values = part.values() if isinstance(part, dict) else part
             waiting += reversed(list(values))
 
 
-def _problem(kind: Any, found: dict[str, Any]) -> str | None:
+def _problem(kind: Any, part: dict[str, Any]) -> str | None:
     """What is not known to be safe in an object of a configuration, or None."""
-    config = found.get("config")
-    module, registered = found.get("module"), found.get("registered_name")
+    config = part.get("config")
+    module, registered = part.get("module"), part.get("registered_name")
     if not (isinstance(kind, str) and all(isinstance(e, str | None) for e in (module, registered))):
         return f"an object of the class {kind!r}, whose names are no text"
     if kind in _CODE:

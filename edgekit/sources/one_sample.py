@@ -46,15 +46,15 @@ def single(content: bytes, name: str) -> bytes:
     fix = "save or convert it with a batch of 1, or a free one (None)"
     _write_sizes(graph, batch, said, fix)
     try:
-        changed = _resized(graph)
+        resized = _resized(graph)
     except (InvalidModelError, ExecutionError, RuntimeError, ValueError) as exc:
         raise InvalidModelError(f"{said}, and does not run with 1: {reason(exc)}; {fix}") from None
-    if not _same_outputs(content, changed, batch):
+    if not _same_outputs(content, resized, batch):
         raise InvalidModelError(
             f"{said}, and computes other outputs with 1: the outputs of a sample depend on the "
             f"others of its batch; {fix}"
         )
-    return changed
+    return resized
 
 
 def batch_of(content: bytes) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgekit.graph import onnx
 
-#: Operators whose answer is another each time.
+#: Operators whose outputs differ from run to run.
 _RANDOM = (
     "Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
     "RandomUniformLike",
@@ -27,8 +27,8 @@ def take(model: Any) -> tuple[str, ...]:
         A sentence for each.
     """
     said = []
-    while (found := _decided(model)) is not None:
-        node, chosen = found
+    while (decided := _decided(model)) is not None:
+        node, chosen = decided
         side = "then" if chosen else "else"
         said.append(
             f"{node.name or node.output[0]} is decided by the file's own numbers: it became its "
@@ -80,8 +80,8 @@ def _value(model: Any, nodes: list[Any], name: str) -> bool:
     part.graph.node.extend(nodes)
     kind = package.TensorProto.BOOL
     part.graph.output.append(package.helper.make_tensor_value_info(name, kind, None))
-    (found,) = onnx.run(onnx.session(part.SerializeToString()), [name], {})
-    return bool(found.reshape(-1)[0])
+    (condition,) = onnx.run(onnx.session(part.SerializeToString()), [name], {})
+    return bool(condition.reshape(-1)[0])
 
 
 def _inline(graph: Any, node: Any, side: str) -> None:
@@ -89,12 +89,12 @@ def _inline(graph: Any, node: Any, side: str) -> None:
     place, package = list(graph.node).index(node), onnx.package()
     branch, make = package.GraphProto(), package.helper.make_node
     branch.CopyFrom(onnx.attribute(node, f"{side}_branch", None))
-    ends = [
+    outputs = [
         make("Identity", [own.name], [name], name=name)
         for own, name in zip(branch.output, node.output, strict=True)
         if name
     ]
     graph.node.remove(node)
-    for each in reversed([*branch.node, *ends]):
+    for each in reversed([*branch.node, *outputs]):
         graph.node.insert(place, each)
     graph.initializer.extend(branch.initializer)

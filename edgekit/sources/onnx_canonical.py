@@ -61,43 +61,45 @@ def from_onnx(
     """
     if len(model.functions):
         model = onnx.package().inliner.inline_local_functions(model)
-    found = onnx.signature(model)
+    model_signature = onnx.signature(model)
     try:
-        traced = onnx_trace.trace(model, onnx_source.random_feed(found, seed=0))
+        traced = onnx_trace.trace(model, onnx_source.random_feed(model_signature, seed=0))
         graph, orders, tensors = onnx_graph.convert(
-            traced, channels_last=turned(found, layout), kept=kept
+            traced, channels_last=turned(model_signature, layout), kept=kept
         )
         content = plain_tflite.write(graph)
         content = flatbuffer.canonical(content, name, key=litert.SIGNATURE_KEY, states=True)
         litert.interpreter(content)
     except InvalidModelError as exc:
         raise NoTfliteFormError(name, str(exc)) from None
-    _check(model, content, found, name, signature.turned(found.outputs, layout))
+    _check(model, content, model_signature, name, signature.turned(model_signature.outputs, layout))
     return Converted(content, orders, tensors)
 
 
-def turned(found: Signature, layout: Layout = "") -> tuple[str, ...]:
+def turned(model_signature: Signature, layout: Layout = "") -> tuple[str, ...]:
     """Names of the inputs and outputs whose channels TFLite has last: pictures that have them first
     in the file."""
-    inputs = () if layout == "keep" else found.inputs
+    inputs = () if layout == "keep" else model_signature.inputs
     names = [spec.name for spec in inputs if spec.picture != spec.sample]
-    return (*names, *signature.turned(found.outputs, layout))
+    return (*names, *signature.turned(model_signature.outputs, layout))
 
 
-def _check(model: Any, content: bytes, found: Signature, name: str, last: Collection[str]) -> None:
+def _check(
+    model: Any, content: bytes, model_signature: Signature, name: str, last: Collection[str]
+) -> None:
     """Refuse a graph that computes something else than the file, on random numbers."""
-    feed = onnx_source.random_feed(found, seed=1)
-    names = [spec.name for spec in found.outputs]
+    feed = onnx_source.random_feed(model_signature, seed=1)
+    names = [spec.name for spec in model_signature.outputs]
     opened = onnx.session(model.SerializeToString())
     own = {spec.name: spec for spec in litert.signature(content).inputs}
     try:
         right = dict(zip(names, onnx.run(opened, names, feed), strict=True))
         runner = litert.interpreter(content).get_signature_runner(litert.SIGNATURE_KEY)
-        given = {key: own[key].quantize(own[key].arrange(each)) for key, each in feed.items()}
-        wrong = litert.invoke(runner, **given)
+        arrays = {key: own[key].quantize(own[key].arrange(each)) for key, each in feed.items()}
+        wrong = litert.invoke(runner, **arrays)
     except ExecutionError as exc:
         raise NoTfliteFormError(name, str(exc)) from None
-    for spec in found.outputs:
+    for spec in model_signature.outputs:
         other = wrong[spec.name]
         if spec.name in last:
             other = np.moveaxis(other, -1, 1)

@@ -237,12 +237,13 @@ class _Converter:
         version: int = 1,
         **options: Any,
     ) -> str:
-        """Append an operator with one output, whose name is made from ``output``; returns it."""
-        made = self.put(output, shape, dtype)
+        """Append an operator with one output; returns its name: ``output``, with a number if that
+        is not free."""
+        name = self.put(output, shape, dtype)
         self.graph.operators.append(
-            Operator(kind, tuple(inputs), (made,), MappingProxyType(options), form, version)
+            Operator(kind, tuple(inputs), (name,), MappingProxyType(options), form, version)
         )
-        return made
+        return name
 
     def input(self, name: str) -> None:
         array = self.traced.values[name]
@@ -278,8 +279,8 @@ class _Converter:
             before, tensor = next(iter(there.items()))
             rank = len(self.shape(name))
             axes = before or tuple(range(rank))
-            wanted = order or tuple(range(rank))
-            perm = [axes.index(axis) for axis in wanted]
+            target = order or tuple(range(rank))
+            perm = [axes.index(axis) for axis in target]
             shape = [self.graph.shape(tensor)[axis] for axis in perm]
             label = f"{name}__{'last' if order else 'first'}"
             maker = next((o for o in reversed(self.graph.operators) if tensor in o.outputs), None)
@@ -289,10 +290,10 @@ class _Converter:
             if _only_ones_move(self.graph.shape(tensor), perm):
                 there[order] = self.reshape(tensor, label, shape)
             else:
-                given = [tensor, self.integers(f"{label}_perm", perm)]
+                operands = [tensor, self.integers(f"{label}_perm", perm)]
                 dtype = self.graph[tensor].dtype
                 there[order] = self.add(
-                    "TRANSPOSE", given, label, shape, dtype=dtype, form="TransposeOptions"
+                    "TRANSPOSE", operands, label, shape, dtype=dtype, form="TransposeOptions"
                 )
         return there[order]
 
@@ -328,14 +329,14 @@ class _Converter:
         rank = len(self.shape(node.outputs[0]))
         if rank < 3:
             return ()
-        wanted = last(rank)
+        channels_last = last(rank)
         names = node.inputs if places is None else [node.inputs[i] for i in places]
         computed = [name for name in names if name and name in self.computed]
         whole = [name for name in computed if len(self.shape(name)) == rank]
-        if any(wanted in self.orders(n) for n in whole) and any(
+        if any(channels_last in self.orders(n) for n in whole) and any(
             () not in self.orders(n) for n in whole
         ):
-            return wanted
+            return channels_last
         return ()
 
     def operand(self, node: Node, place: int, order: Order) -> str:
@@ -441,9 +442,9 @@ def _narrow(dtype: np.dtype[Any]) -> np.dtype[Any]:
 def _narrowed(array: Array, name: str) -> Array:
     if array.dtype.kind == "f":
         return array.astype(np.float32)
-    ends = np.iinfo(np.int32)
-    if array.size and (array.min() < ends.min or array.max() > ends.max):
-        inside = np.clip(array, ends.min, ends.max)
+    limits = np.iinfo(np.int32)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        inside = np.clip(array, limits.min, limits.max)
         if not np.isin(array, (np.iinfo(np.int64).max, np.iinfo(np.int64).min, *inside)).all():
             raise InvalidModelError(
                 f"{name} holds whole numbers beyond 32 bits, up to {int(np.abs(array).max())}, "
@@ -591,14 +592,14 @@ def _binary(c: _Converter, n: Node) -> None:
     kind = _BINARY[n.kind]
     if n.kind == "Pow" and c.is_static(n.inputs[1]) and c.constant(n, 1).size == 1:
         power = float(c.constant(n, 1).reshape(()))
-        given = c.operand(n, 0, order)
+        base = c.operand(n, 0, order)
         shape = c.out_shape(n, order)
         if power == 2:
-            tensor = c.add("MUL", [given, given], n.outputs[0], shape, form="MulOptions")
+            tensor = c.add("MUL", [base, base], n.outputs[0], shape, form="MulOptions")
             c.set(n, tensor, order)
             return
         if power == 0.5:
-            c.set(n, c.add("SQRT", [given], n.outputs[0], shape), order)
+            c.set(n, c.add("SQRT", [base], n.outputs[0], shape), order)
             return
     if n.kind == "Div" and c.is_static(n.inputs[1]) and c.out_dtype(n).kind == "f":
         divisor = c.constant(n, 1)
@@ -637,9 +638,9 @@ def _several(c: _Converter, n: Node) -> None:
     tensor = c.operand(n, 0, order)
     shape, dtype = c.out_shape(n, order), c.out_dtype(n)
     for place in range(1, len(n.inputs)):
-        given = [tensor, c.operand(n, place, order)]
+        operands = [tensor, c.operand(n, place, order)]
         label = n.outputs[0] if place == len(n.inputs) - 1 else f"{n.outputs[0]}__{place}"
-        tensor = c.add(kind, given, label, shape, dtype=dtype, form=_FORMS[kind])
+        tensor = c.add(kind, operands, label, shape, dtype=dtype, form=_FORMS[kind])
     if n.kind == "Mean" and len(n.inputs) > 1:
         tensor = _with_scalar(c, "MUL", tensor, 1 / len(n.inputs), f"{n.outputs[0]}__mean")
     if len(n.inputs) == 1:
@@ -663,10 +664,10 @@ def _mod(c: _Converter, n: Node) -> None:
     order = c.shared(n)
     if n.get("fmod", 0) and any((c.value(name) < 0).any() for name in n.inputs):
         raise InvalidModelError(f"{n} keeps the sign of what is divided; TFLite has no such form")
-    given = [c.operand(n, 0, order), c.operand(n, 1, order)]
+    operands = [c.operand(n, 0, order), c.operand(n, 1, order)]
     tensor = c.add(
         "FLOOR_MOD",
-        given,
+        operands,
         n.outputs[0],
         c.out_shape(n, order),
         dtype=c.out_dtype(n),
@@ -692,12 +693,12 @@ def _leaky(c: _Converter, n: Node) -> None:
 @_handles("Elu")
 def _elu(c: _Converter, n: Node) -> None:
     order = c.shared(n)
-    given, shape = c.operand(n, 0, order), c.out_shape(n, order)
+    source, shape = c.operand(n, 0, order), c.out_shape(n, order)
     alpha = float(n.get("alpha", 1.0))
     if alpha == 1.0:
-        c.set(n, c.add("ELU", [given], n.outputs[0], shape), order)
+        c.set(n, c.add("ELU", [source], n.outputs[0], shape), order)
         return
-    c.set(n, _scaled_elu(c, n, given, shape, alpha, 1.0), order)
+    c.set(n, _scaled_elu(c, n, source, shape, alpha, 1.0), order)
 
 
 @_handles("Selu")
@@ -705,33 +706,33 @@ def _selu(c: _Converter, n: Node) -> None:
     order = c.shared(n)
     alpha = float(n.get("alpha", 1.6732632423543772))
     gamma = float(n.get("gamma", 1.0507009873554805))
-    given, shape = c.operand(n, 0, order), c.out_shape(n, order)
-    c.set(n, _scaled_elu(c, n, given, shape, alpha, gamma), order)
+    source, shape = c.operand(n, 0, order), c.out_shape(n, order)
+    c.set(n, _scaled_elu(c, n, source, shape, alpha, gamma), order)
 
 
 @_handles("Celu")
 def _celu(c: _Converter, n: Node) -> None:
     order = c.shared(n)
     alpha = float(n.get("alpha", 1.0))
-    given, shape = c.operand(n, 0, order), c.out_shape(n, order)
+    source, shape = c.operand(n, 0, order), c.out_shape(n, order)
     name = n.outputs[0]
-    small = _with_scalar(c, "MUL", given, 1 / alpha, f"{name}__small")
+    small = _with_scalar(c, "MUL", source, 1 / alpha, f"{name}__small")
     curve = c.add("ELU", [small], f"{name}__curve", shape)
     below = _with_scalar(c, "MUL", curve, alpha, f"{name}__below")
     below = _with_scalar(c, "MINIMUM", below, 0.0, f"{name}__negative")
-    above = c.add("RELU", [given], f"{name}__above", shape)
+    above = c.add("RELU", [source], f"{name}__above", shape)
     c.set(n, c.add("ADD", [above, below], name, shape, form="AddOptions"), order)
 
 
 def _scaled_elu(
-    c: _Converter, n: Node, given: str, shape: Sequence[int], alpha: float, gamma: float
+    c: _Converter, n: Node, source: str, shape: Sequence[int], alpha: float, gamma: float
 ) -> str:
     """gamma (max(x, 0) + alpha min(exp(x) - 1, 0)): ELU has both parts, each takes its factor."""
     name = n.outputs[0]
-    curve = c.add("ELU", [given], f"{name}__curve", shape)
+    curve = c.add("ELU", [source], f"{name}__curve", shape)
     below = _with_scalar(c, "MINIMUM", curve, 0.0, f"{name}__negative")
     below = _with_scalar(c, "MUL", below, alpha * gamma, f"{name}__below")
-    above = c.add("RELU", [given], f"{name}__positive", shape)
+    above = c.add("RELU", [source], f"{name}__positive", shape)
     if gamma != 1.0:
         above = _with_scalar(c, "MUL", above, gamma, f"{name}__above")
     return c.add("ADD", [above, below], name, shape, form="AddOptions")
@@ -757,8 +758,8 @@ def _prelu(c: _Converter, n: Node) -> None:
     whole = np.broadcast_to(whole, (1, *_slope_sizes(whole, c.shape(n.inputs[0]))))
     if order:
         whole = whole.transpose(order)
-    given = [c.get(n.inputs[0], order), c.graph.add_constant(n.inputs[1], whole[0].copy())]
-    c.set(n, c.add("PRELU", given, n.outputs[0], c.out_shape(n, order)), order)
+    operands = [c.get(n.inputs[0], order), c.graph.add_constant(n.inputs[1], whole[0].copy())]
+    c.set(n, c.add("PRELU", operands, n.outputs[0], c.out_shape(n, order)), order)
 
 
 def _slope_sizes(slope: Array, shape: Sequence[int]) -> tuple[int, ...]:
@@ -772,15 +773,15 @@ def _clip_at_computed(c: _Converter, n: Node) -> None:
     order = c.shared(n, [0])
     shape, name, dtype = c.out_shape(n, order), n.outputs[0], c.out_dtype(n)
     tensor = c.operand(n, 0, order)
-    ends = [
+    bounds = [
         (i, kind)
         for i, kind in ((1, "MAXIMUM"), (2, "MINIMUM"))
         if n.has(i) and not (c.is_static(n.inputs[i]) and np.isinf(c.constant(n, i)).all())
     ]
-    for i, kind in ends:
-        label = name if (i, kind) == ends[-1] else f"{name}__above"
-        given = [tensor, c.operand(n, i, order)]
-        tensor = c.add(kind, given, label, shape, dtype=dtype, form=_FORMS[kind])
+    for i, kind in bounds:
+        label = name if (i, kind) == bounds[-1] else f"{name}__above"
+        operands = [tensor, c.operand(n, i, order)]
+        tensor = c.add(kind, operands, label, shape, dtype=dtype, form=_FORMS[kind])
     c.set(n, tensor, order)
 
 
@@ -793,9 +794,9 @@ def _clip(c: _Converter, n: Node) -> None:
     if n.opset < 11:
         low, high = n.get("min"), n.get("max")
     else:
-        ends = [c.constant(n, i) if n.has(i) else None for i in (1, 2)]
-        low, high = (None if end is None else float(end.reshape(())) for end in ends)
-    given, shape, name = c.get(n.inputs[0], order), c.out_shape(n, order), n.outputs[0]
+        bounds = [c.constant(n, i) if n.has(i) else None for i in (1, 2)]
+        low, high = (None if bound is None else float(bound.reshape(())) for bound in bounds)
+    tensor, shape, name = c.get(n.inputs[0], order), c.out_shape(n, order), n.outputs[0]
     dtype = c.out_dtype(n)
     low = None if low is None or low <= -3.4e38 else low
     high = None if high is None or high >= 3.4e38 else high
@@ -805,7 +806,7 @@ def _clip(c: _Converter, n: Node) -> None:
         (0.0, None): "RELU",
     }
     if dtype == _FLOAT and (low, high) in known:
-        _bound(c, n, known[low, high], given, order)
+        _bound(c, n, known[low, high], tensor, order)
         return
     if low is None and high is None:
         c.computed[name] = _Value(dict(c.computed[n.inputs[0]].tensors))
@@ -813,13 +814,13 @@ def _clip(c: _Converter, n: Node) -> None:
     if low is not None:
         if low == 0 and dtype == _FLOAT:
             label = name if high is None else f"{name}__above"
-            given = c.add("RELU", [given], label, shape)
+            tensor = c.add("RELU", [tensor], label, shape)
         else:
             label = name if high is None else f"{name}__above"
-            given = _with_scalar(c, "MAXIMUM", given, low, label)
+            tensor = _with_scalar(c, "MAXIMUM", tensor, low, label)
     if high is not None:
-        given = _with_scalar(c, "MINIMUM", given, high, name)
-    c.set(n, given, order)
+        tensor = _with_scalar(c, "MINIMUM", tensor, high, name)
+    c.set(n, tensor, order)
 
 
 @_handles("HardSigmoid")
@@ -841,48 +842,48 @@ def _softplus(c: _Converter, n: Node) -> None:
     c.set(n, _softplus_of(c, c.operand(n, 0, order), n.outputs[0], c.out_shape(n, order)), order)
 
 
-def _softplus_of(c: _Converter, given: str, name: str, shape: Sequence[int]) -> str:
+def _softplus_of(c: _Converter, source: str, name: str, shape: Sequence[int]) -> str:
     """max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
-    size = c.add("ABS", [given], f"{name}__size", shape, form="AbsOptions")
+    size = c.add("ABS", [source], f"{name}__size", shape, form="AbsOptions")
     below = _with_scalar(c, "MUL", size, -1.0, f"{name}__below")
     curve = c.add("EXP", [below], f"{name}__curve", shape, form="ExpOptions")
     raised = _with_scalar(c, "ADD", curve, 1.0, f"{name}__raised")
     bend = c.add("LOG", [raised], f"{name}__bend", shape)
-    above = c.add("RELU", [given], f"{name}__above", shape)
+    above = c.add("RELU", [source], f"{name}__above", shape)
     return c.add("ADD", [above, bend], name, shape, form="AddOptions")
 
 
 @_handles("Softsign")
 def _softsign(c: _Converter, n: Node) -> None:
     order = c.shared(n)
-    given, shape, name = c.operand(n, 0, order), c.out_shape(n, order), n.outputs[0]
-    size = c.add("ABS", [given], f"{name}__size", shape, form="AbsOptions")
+    source, shape, name = c.operand(n, 0, order), c.out_shape(n, order), n.outputs[0]
+    size = c.add("ABS", [source], f"{name}__size", shape, form="AbsOptions")
     below = _with_scalar(c, "ADD", size, 1.0, f"{name}__below")
-    c.set(n, c.add("DIV", [given, below], name, shape, form="DivOptions"), order)
+    c.set(n, c.add("DIV", [source, below], name, shape, form="DivOptions"), order)
 
 
 @_handles("Mish")
 def _mish(c: _Converter, n: Node) -> None:
     order = c.shared(n)
-    given, shape, name = c.operand(n, 0, order), c.out_shape(n, order), n.outputs[0]
-    soft = _softplus_of(c, given, f"{name}__softplus", shape)
+    source, shape, name = c.operand(n, 0, order), c.out_shape(n, order), n.outputs[0]
+    soft = _softplus_of(c, source, f"{name}__softplus", shape)
     curve = c.add("TANH", [soft], f"{name}__curve", shape)
-    c.set(n, c.add("MUL", [given, curve], name, shape, form="MulOptions"), order)
+    c.set(n, c.add("MUL", [source, curve], name, shape, form="MulOptions"), order)
 
 
 @_handles("Gelu")
 def _gelu(c: _Converter, n: Node) -> None:
     order = c.shared(n)
-    given = [c.operand(n, 0, order)]
-    _gelu_of(c, n, given, order, approximate=n.get("approximate", "none") == "tanh")
+    operands = [c.operand(n, 0, order)]
+    _gelu_of(c, n, operands, order, approximate=n.get("approximate", "none") == "tanh")
 
 
 def _gelu_of(
-    c: _Converter, n: Node, given: Sequence[str], order: Order, *, approximate: bool
+    c: _Converter, n: Node, operands: Sequence[str], order: Order, *, approximate: bool
 ) -> None:
     tensor = c.add(
         "GELU",
-        given,
+        operands,
         n.outputs[0],
         c.out_shape(n, order),
         form="GeluOptions",
@@ -894,12 +895,12 @@ def _gelu_of(
 @_handles("Erf")
 def _erf(c: _Converter, n: Node) -> None:
     """Only as a part of GELU, x (1 + erf(x / sqrt(2))) / 2: TFLite has no erf of its own."""
-    found = _gelu_around(c, n)
-    if found is None:
+    gelu = _gelu_around(c, n)
+    if gelu is None:
         raise InvalidModelError(
             f"{n} is no part of a GELU, x (1 + erf(x / sqrt(2))) / 2, and TFLite has no other erf"
         )
-    source, final, passed = found
+    source, final, passed = gelu
     order = c.shared(Node("Gelu", n.name, (source,), final.outputs, {}, n.opset))
     c.done.update(passed)
     tensor = c.add(
@@ -965,7 +966,7 @@ def _gelu_around(c: _Converter, n: Node) -> tuple[str, Node, list[str]] | None:
         if last_one is None or other(last_one, product.outputs[0]) != source:
             return None
         return source, last_one, [*passed, product.outputs[0], last_one.outputs[0]]
-    maker = makers.get(partner)  # x / 2 was made before
+    maker = makers.get(partner)  # x / 2 was computed before
     if maker is not None and maker.kind == "Mul":
         pair = set(maker.inputs)
         if source in pair and any(scalar(name) == 0.5 for name in pair):
@@ -1002,10 +1003,10 @@ def _code(dtype: np.dtype[Any]) -> int:
 def _is_nan(c: _Converter, n: Node) -> None:
     """NaN is the one number that is other than itself; torch asks for it behind a softmax."""
     order = c.shared(n)
-    given = c.operand(n, 0, order)
+    source = c.operand(n, 0, order)
     tensor = c.add(
         "NOT_EQUAL",
-        [given, given],
+        [source, source],
         n.outputs[0],
         c.out_shape(n, order),
         dtype=c.out_dtype(n),
@@ -1017,10 +1018,10 @@ def _is_nan(c: _Converter, n: Node) -> None:
 @_handles("Where")
 def _where(c: _Converter, n: Node) -> None:
     order = c.shared(n)
-    given = [c.operand(n, place, order) for place in range(3)]
+    operands = [c.operand(n, place, order) for place in range(3)]
     tensor = c.add(
         "SELECT_V2",
-        given,
+        operands,
         n.outputs[0],
         c.out_shape(n, order),
         dtype=c.out_dtype(n),
@@ -1049,8 +1050,8 @@ def _pads_of(
     count = len(sizes)
     auto = n.get("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        found = [_same_pads(*each) for each in zip(sizes, kernel, strides, dilations, strict=True)]
-        return [pair[::-1] for pair in found] if auto == "SAME_LOWER" else found
+        pairs = [_same_pads(*each) for each in zip(sizes, kernel, strides, dilations, strict=True)]
+        return [pair[::-1] for pair in pairs] if auto == "SAME_LOWER" else pairs
     pads = [0] * (2 * count) if auto == "VALID" else list(n.get("pads", [0] * (2 * count)))
     return [(int(pads[i]), int(pads[count + i])) for i in range(count)]
 
@@ -1089,9 +1090,9 @@ def _padded(
     amounts = np.zeros((len(shape), 2), np.int32)
     amounts[first : first + len(pads)] = pads
     after = [int(size + pair.sum()) for size, pair in zip(shape, amounts, strict=True)]
-    given = [tensor, c.graph.add_constant(f"{name}__pads", amounts)]
+    operands = [tensor, c.graph.add_constant(f"{name}__pads", amounts)]
     form, options = ("PadOptions", {}) if kind == "PAD" else ("MirrorPadOptions", {"mode": 1})
-    return c.add(kind, given, name, after, dtype=c.graph[tensor].dtype, form=form, **options)
+    return c.add(kind, operands, name, after, dtype=c.graph[tensor].dtype, form=form, **options)
 
 
 def _trimmed(
@@ -1105,8 +1106,8 @@ def _trimmed(
     for axis, (front, behind) in enumerate(pads, start=1):
         begins[axis] = max(0, -front)
         sizes[axis] = shape[axis] - max(0, -front) - max(0, -behind)
-    given = [tensor, c.integers(f"{name}__begin", begins), c.integers(f"{name}__size", sizes)]
-    cut = c.add("SLICE", given, f"{name}__trimmed", sizes, form="SliceOptions")
+    operands = [tensor, c.integers(f"{name}__begin", begins), c.integers(f"{name}__size", sizes)]
+    cut = c.add("SLICE", operands, f"{name}__trimmed", sizes, form="SliceOptions")
     return cut, [(max(0, front), max(0, behind)) for front, behind in pads]
 
 
@@ -1160,12 +1161,12 @@ def _conv(c: _Converter, n: Node) -> None:
     bias = np.zeros(len(weights), np.float32)
     if n.has(2):
         bias = c.constant(n, 2).astype(np.float32).reshape(-1)
-    given = [
+    operands = [
         source,
         stored,
         c.graph.add_constant(n.inputs[2] if n.has(2) else f"{name}__bias", bias),
     ]
-    tensor = c.add(kind, given, name, out, form=form, **options)
+    tensor = c.add(kind, operands, name, out, form=form, **options)
     if spatial == 1:
         c.computed[name] = _Value({last(3): c.reshape(tensor, f"{name}__row", (out[0], *out[2:]))})
     else:
@@ -1211,13 +1212,13 @@ def _transposed(c: _Converter, n: Node) -> None:
     parts = []
     inputs = c.graph.shape(source)[3] // group
     for number in range(group):
-        given = source
+        own_source = source
         if group > 1:
             begin = [0, 0, 0, number * inputs]
             size = [*c.graph.shape(source)[:3], inputs]
             label = f"{name}__group_{number}"
             pair = [c.integers(f"{label}_begin", begin), c.integers(f"{label}_size", size)]
-            given = c.add("SLICE", [source, *pair], label, size, form="SliceOptions")
+            own_source = c.add("SLICE", [source, *pair], label, size, form="SliceOptions")
         own = weights[number * inputs : (number + 1) * inputs]  # [I, O, H, W]
         own_bias = bias.reshape(group, -1)[number]
         kernel_name = n.inputs[1] if group == 1 else f"{n.inputs[1]}__group_{number}"
@@ -1229,7 +1230,7 @@ def _transposed(c: _Converter, n: Node) -> None:
             [
                 c.integers(f"{label}_shape", out),
                 stored,
-                given,
+                own_source,
                 c.graph.add_constant(f"{label}__bias", own_bias),
             ],
             label,
@@ -1248,9 +1249,9 @@ def _transposed(c: _Converter, n: Node) -> None:
         tensor = c.add(
             "CONCATENATION", parts, f"{name}__whole", shape_all, form="ConcatenationOptions", axis=3
         )
-    ends = [w - f - n_ for w, f, n_ in zip(whole, front, final, strict=True)]
-    if any(f or e for f, e in zip(front, ends, strict=True)):
-        beyond = [(0, max(0, -end)) for end in ends]
+    behind = [w - f - n_ for w, f, n_ in zip(whole, front, final, strict=True)]
+    if any(f or e for f, e in zip(front, behind, strict=True)):
+        beyond = [(0, max(0, -end)) for end in behind]
         tensor = _padded_with_bias(c, tensor, name, beyond, bias)
         begin, size = [0, *front, 0], [1, *final, len(bias)]
         pair = [c.integers(f"{name}__begin", begin), c.integers(f"{name}__size", size)]
@@ -1296,14 +1297,14 @@ def _dense(
     shape = c.graph.shape(source)
     out = (*shape[:-1], len(weights))
     stored = c.graph.add_constant(n.inputs[1], np.ascontiguousarray(weights, np.float32))
-    given = [source, stored]
+    operands = [source, stored]
     if bias is not None:
-        given.append(c.graph.add_constant(f"{name}__bias", bias.astype(np.float32).reshape(-1)))
+        operands.append(c.graph.add_constant(f"{name}__bias", bias.astype(np.float32).reshape(-1)))
     else:
-        given.append("")
+        operands.append("")
     tensor = c.add(
         "FULLY_CONNECTED",
-        given,
+        operands,
         name,
         out,
         form="FullyConnectedOptions",
@@ -1331,8 +1332,8 @@ def _gemm(c: _Converter, n: Node) -> None:
     rest = ""
     if n.has(2):
         if c.is_static(n.inputs[2]) and c.constant(n, 2).size in (1, len(rows)):
-            given = c.constant(n, 2).astype(np.float32) * np.float32(beta)
-            bias = np.broadcast_to(given.reshape(-1), (len(rows),)).copy()
+            scaled = c.constant(n, 2).astype(np.float32) * np.float32(beta)
+            bias = np.broadcast_to(scaled.reshape(-1), (len(rows),)).copy()
         else:
             rest = n.inputs[2]
     if rest:
@@ -1351,17 +1352,17 @@ def _gemm(c: _Converter, n: Node) -> None:
 def _swap(c: _Converter, tensor: str, name: str) -> str:
     shape = c.graph.shape(tensor)
     perm = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
-    given = [tensor, c.integers(f"{name}_perm", perm)]
+    operands = [tensor, c.integers(f"{name}_perm", perm)]
     sizes = [shape[axis] for axis in perm]
-    return c.add("TRANSPOSE", given, name, sizes, form="TransposeOptions")
+    return c.add("TRANSPOSE", operands, name, sizes, form="TransposeOptions")
 
 
 def _gemm_of_computed(c: _Converter, n: Node, alpha: float, beta: float) -> None:
     name, shape = n.outputs[0], c.shape(n.outputs[0])
-    given = [c.get(n.inputs[0]), c.get(n.inputs[1])]
+    operands = [c.get(n.inputs[0]), c.get(n.inputs[1])]
     tensor = c.add(
         "BATCH_MATMUL",
-        given,
+        operands,
         f"{name}__product",
         shape,
         form="BatchMatMulOptions",
@@ -1393,16 +1394,16 @@ def _matmul(c: _Converter, n: Node) -> None:
     if min(len(shape) for shape in shapes) < 2:
         raise InvalidModelError(f"{n} multiplies a vector; expected matrices")
     rank = max(len(shape) for shape in shapes)
-    given = []
+    operands = []
     for place, shape in enumerate(shapes):
         tensor = c.get(n.inputs[place])
         if len(shape) < rank:
             sizes = (1,) * (rank - len(shape)) + tuple(shape)
             tensor = c.reshape(tensor, f"{name}__operand_{place}", sizes)
-        given.append(tensor)
+        operands.append(tensor)
     tensor = c.add(
         "BATCH_MATMUL",
-        given,
+        operands,
         name,
         c.shape(name),
         form="BatchMatMulOptions",
@@ -1413,7 +1414,7 @@ def _matmul(c: _Converter, n: Node) -> None:
 
 
 def _bias_behind(c: _Converter, n: Node) -> tuple[Array | None, Node]:
-    """The stored summand right behind a product, and the node that ends with it."""
+    """The stored summand right behind a product, and the node that adds it."""
     users = c.readers.get(n.outputs[0], [])
     width = c.shape(n.outputs[0])[-1]
     if len(users) == 1 and users[0].kind == "Add" and n.outputs[0] not in c.traced.outputs:
@@ -1453,8 +1454,8 @@ def _einsum(c: _Converter, n: Node) -> None:
         perm = [terms[place].index(axis) for axis in axes]
         shape = [sizes[axis] for axis in axes]
         if perm != sorted(perm):
-            given = [tensor, c.integers(f"{label}_perm", perm)]
-            tensor = c.add("TRANSPOSE", given, f"{label}_turned", shape, form="TransposeOptions")
+            operands = [tensor, c.integers(f"{label}_perm", perm)]
+            tensor = c.add("TRANSPOSE", operands, f"{label}_turned", shape, form="TransposeOptions")
         three = [math.prod(sizes[a] for a in part) for part in (batch, rows, columns)]
         return c.reshape(tensor, label, three)
 
@@ -1470,12 +1471,12 @@ def _einsum(c: _Converter, n: Node) -> None:
         adjX=False,
         adjY=False,
     )
-    made = [*batch, *own[0], *own[1]]
-    tensor = c.reshape(tensor, f"{name}__whole", [sizes[axis] for axis in made])
-    perm = [made.index(axis) for axis in result]
+    product_axes = [*batch, *own[0], *own[1]]
+    tensor = c.reshape(tensor, f"{name}__whole", [sizes[axis] for axis in product_axes])
+    perm = [product_axes.index(axis) for axis in result]
     if perm != sorted(perm):
-        given = [tensor, c.integers(f"{name}__perm", perm)]
-        tensor = c.add("TRANSPOSE", given, name, c.shape(name), form="TransposeOptions")
+        operands = [tensor, c.integers(f"{name}__perm", perm)]
+        tensor = c.add("TRANSPOSE", operands, name, c.shape(name), form="TransposeOptions")
     c.set(n, tensor)
 
 
@@ -1486,8 +1487,8 @@ def _trilu(c: _Converter, n: Node) -> None:
     part = np.triu if n.get("upper", 1) else np.tril
     mask = part(np.ones(shape[-2:], np.float32), k)
     factor = c.graph.add_constant(f"{n.outputs[0]}__mask", mask)
-    given = [c.get(n.inputs[0]), factor]
-    c.set(n, c.add("MUL", given, n.outputs[0], shape, form="MulOptions"))
+    operands = [c.get(n.inputs[0]), factor]
+    c.set(n, c.add("MUL", operands, n.outputs[0], shape, form="MulOptions"))
 
 
 # --- normalisation
@@ -1509,8 +1510,8 @@ def _batch_norm(c: _Converter, n: Node) -> None:
         c.graph.add_constant(f"{name}__{label}", a)
         for label, a in zip(("factor", "summand"), arrays, strict=True)
     ]
-    given = c.get(n.inputs[0], order)
-    scaled = c.add("MUL", [given, stored[0]], f"{name}__scaled", shape, form="MulOptions")
+    source = c.get(n.inputs[0], order)
+    scaled = c.add("MUL", [source, stored[0]], f"{name}__scaled", shape, form="MulOptions")
     c.set(n, c.add("ADD", [scaled, stored[1]], name, shape, form="AddOptions"), order)
 
 
@@ -1587,8 +1588,8 @@ def _fold_into_layer(
     sizes = [1] * array.ndim
     sizes[3 if operator.kind == "DEPTHWISE_CONV_2D" else 0] = -1
     c.graph.set_value(weights, (array * factor.reshape(sizes)).astype(np.float32))
-    changed = c.graph.constant(bias).astype(np.float64) * factor + summand
-    c.graph.set_value(bias, changed.astype(np.float32))
+    folded = c.graph.constant(bias).astype(np.float64) * factor + summand
+    c.graph.set_value(bias, folded.astype(np.float32))
     c.computed.pop(source)
     name = n.outputs[0]
     if row is not None:
@@ -1610,10 +1611,10 @@ def _group_norm(c: _Converter, n: Node) -> None:
     if n.kind == "GroupNormalization" and len(gamma) == groups:  # opset 18
         gamma, beta = (np.repeat(a, channels // groups) for a in (gamma, beta))
     name, order = n.outputs[0], last(rank)
-    given = c.get(n.inputs[0], order)
-    whole = c.graph.shape(given)
+    source = c.get(n.inputs[0], order)
+    whole = c.graph.shape(source)
     middle = math.prod(whole[1:-1])
-    split = c.reshape(given, f"{name}__groups", (1, middle, groups, channels // groups))
+    split = c.reshape(source, f"{name}__groups", (1, middle, groups, channels // groups))
     normal = _standardized(c, split, name, [1, 3], float(n.get("epsilon", 1e-5)))
     back = c.reshape(normal, f"{name}__normal", whole)
     c.set(n, _affine(c, back, name, gamma, beta), order)
@@ -1624,24 +1625,26 @@ def _layer_norm(c: _Converter, n: Node) -> None:
     rank = len(c.shape(n.inputs[0]))
     axis = int(n.get("axis", -1)) % rank
     name = n.outputs[0]
-    given = c.get(n.inputs[0])
-    normal = _standardized(c, given, name, list(range(axis, rank)), float(n.get("epsilon", 1e-5)))
+    source = c.get(n.inputs[0])
+    normal = _standardized(c, source, name, list(range(axis, rank)), float(n.get("epsilon", 1e-5)))
     gamma = c.constant(n, 1).astype(np.float32)
     beta = c.constant(n, 2).astype(np.float32) if n.has(2) else None
     c.set(n, _affine(c, normal, name, gamma, beta))
 
 
-def _standardized(c: _Converter, given: str, name: str, axes: Sequence[int], epsilon: float) -> str:
+def _standardized(
+    c: _Converter, source: str, name: str, axes: Sequence[int], epsilon: float
+) -> str:
     """(x - mean) / sqrt(variance + epsilon) over axes."""
-    shape = c.graph.shape(given)
+    shape = c.graph.shape(source)
     small = [1 if i in axes else size for i, size in enumerate(shape)]
     over = c.integers(f"{name}__axes", axes)
     keep: dict[str, Any] = {"form": "ReducerOptions", "keepDims": True}
-    mean = c.add("MEAN", [given, over], f"{name}__mean", small, **keep)
-    apart = c.add("SUB", [given, mean], f"{name}__apart", shape, form="SubOptions")
+    mean = c.add("MEAN", [source, over], f"{name}__mean", small, **keep)
+    apart = c.add("SUB", [source, mean], f"{name}__apart", shape, form="SubOptions")
     square = c.add(
         "SQUARED_DIFFERENCE",
-        [given, mean],
+        [source, mean],
         f"{name}__square",
         shape,
         form="SquaredDifferenceOptions",
@@ -1652,11 +1655,11 @@ def _standardized(c: _Converter, given: str, name: str, axes: Sequence[int], eps
     return c.add("MUL", [apart, root], f"{name}__standardized", shape, form="MulOptions")
 
 
-def _affine(c: _Converter, given: str, name: str, gamma: Array, beta: Array | None) -> str:
-    shape = c.graph.shape(given)
+def _affine(c: _Converter, source: str, name: str, gamma: Array, beta: Array | None) -> str:
+    shape = c.graph.shape(source)
     factor = c.graph.add_constant(f"{name}__gamma", gamma)
     label = name if beta is None else f"{name}__scaled"
-    tensor = c.add("MUL", [given, factor], label, shape, form="MulOptions")
+    tensor = c.add("MUL", [source, factor], label, shape, form="MulOptions")
     if beta is None:
         return tensor
     summand = c.graph.add_constant(f"{name}__beta", beta)
@@ -1690,23 +1693,23 @@ def _lp_norm(c: _Converter, n: Node) -> None:
         raise InvalidModelError(f"{n} has p = {p}; TFLite takes 2")
     order = last(len(shape)) if axis == 1 and len(shape) > 2 else ()
     place = order.index(axis) if order else axis
-    given = c.get(n.inputs[0], order)
-    c.set(n, _divided_by_length(c, given, name, place, 1e-12), order)
+    source = c.get(n.inputs[0], order)
+    c.set(n, _divided_by_length(c, source, name, place, 1e-12), order)
 
 
-def _divided_by_length(c: _Converter, given: str, name: str, axis: int, least: float) -> str:
-    shape = c.graph.shape(given)
+def _divided_by_length(c: _Converter, source: str, name: str, axis: int, least: float) -> str:
+    shape = c.graph.shape(source)
     if axis == len(shape) - 1:
-        return c.add("L2_NORMALIZATION", [given], name, shape, form="L2NormOptions")
+        return c.add("L2_NORMALIZATION", [source], name, shape, form="L2NormOptions")
     small = [1 if i == axis else size for i, size in enumerate(shape)]
-    square = c.add("MUL", [given, given], f"{name}__square", shape, form="MulOptions")
+    square = c.add("MUL", [source, source], f"{name}__square", shape, form="MulOptions")
     over = c.integers(f"{name}__axes", [axis])
     total = c.add(
         "SUM", [square, over], f"{name}__sum", small, form="ReducerOptions", keepDims=True
     )
     total = _with_scalar(c, "MAXIMUM", total, least, f"{name}__least")
     root = c.add("RSQRT", [total], f"{name}__root", small)
-    return c.add("MUL", [given, root], name, shape, form="MulOptions")
+    return c.add("MUL", [source, root], name, shape, form="MulOptions")
 
 
 @_handles("Softmax", "LogSoftmax")
@@ -1719,8 +1722,8 @@ def _softmax(c: _Converter, n: Node) -> None:
     axis = int(n.get("axis", -1 if n.opset >= 13 else 1)) % rank
     if n.opset < 13 and axis != rank - 1:  # everything from that axis on is one
         flat = (math.prod(shape[:axis]), math.prod(shape[axis:]))
-        given = c.reshape(c.get(n.inputs[0]), f"{name}__flat", flat)
-        tensor = c.add(kind, [given], f"{name}__soft", flat, form=form, **options)
+        source = c.reshape(c.get(n.inputs[0]), f"{name}__flat", flat)
+        tensor = c.add(kind, [source], f"{name}__soft", flat, form=form, **options)
         c.set(n, c.reshape(tensor, name, shape))
         return
     order: Order = ()
@@ -1728,8 +1731,8 @@ def _softmax(c: _Converter, n: Node) -> None:
         order = (*[i for i in range(rank) if i != axis], axis)
     elif c.only_order(n.inputs[0]):
         order = ()
-    given = c.get(n.inputs[0], order)
-    c.set(n, c.add(kind, [given], name, c.out_shape(n, order), form=form, **options), order)
+    source = c.get(n.inputs[0], order)
+    c.set(n, c.add(kind, [source], name, c.out_shape(n, order), form=form, **options), order)
 
 
 # --- pools and reductions
@@ -1743,9 +1746,9 @@ def _pool(c: _Converter, n: Node) -> None:
     if n.kind.startswith("Global"):
         over = c.integers(f"{name}__axes", list(range(1, rank - 1)))
         kind = "MEAN" if n.kind == "GlobalAveragePool" else "REDUCE_MAX"
-        given = [c.get(n.inputs[0], order), over]
+        operands = [c.get(n.inputs[0], order), over]
         tensor = c.add(
-            kind, given, name, c.out_shape(n, order), form="ReducerOptions", keepDims=True
+            kind, operands, name, c.out_shape(n, order), form="ReducerOptions", keepDims=True
         )
         c.set(n, tensor, order)
         return
@@ -1820,7 +1823,7 @@ def _share_inside(
     final: Sequence[int],
     inside: bool,
 ) -> Array | None:
-    """Window size over the number of entries that ONNX counts, ``[1, H, W, 1]``; None for 1s."""
+    """Window size over the number of values that ONNX counts, ``[1, H, W, 1]``; None for 1s."""
     counts = []
     for size, pad, around, k, stride, out in zip(
         sizes, pads, whole, kernel, strides, final, strict=True
@@ -1873,19 +1876,19 @@ def _reduce(c: _Converter, n: Node) -> None:
         remaining = [axis for axis in last(rank) if axis not in axes]
         if kept or remaining == sorted(remaining):
             order = last(rank)
-    given = c.get(n.inputs[0], order)
-    whole = c.graph.shape(given)
+    source = c.get(n.inputs[0], order)
+    whole = c.graph.shape(source)
     if n.kind in ("ReduceL2", "ReduceSumSquare"):
-        given = c.add("MUL", [given, given], f"{name}__square", whole, form="MulOptions")
+        source = c.add("MUL", [source, source], f"{name}__square", whole, form="MulOptions")
     elif n.kind == "ReduceL1":
-        given = c.add("ABS", [given], f"{name}__size", whole, form="AbsOptions")
+        source = c.add("ABS", [source], f"{name}__size", whole, form="AbsOptions")
     places = sorted(order.index(axis) for axis in axes) if order else axes
     out_order = order if kept else ()
     label = f"{name}__sum" if n.kind == "ReduceL2" else name
     out = c.out_shape(n, out_order)
     tensor = c.add(
         _REDUCING[n.kind],
-        [given, c.integers(f"{name}__axes", places)],
+        [source, c.integers(f"{name}__axes", places)],
         label,
         out,
         dtype=c.out_dtype(n),
@@ -1910,14 +1913,14 @@ def _arg(c: _Converter, n: Node) -> None:
     place = order.index(axis) if order else axis
     left = tuple(size for i, size in enumerate(shape) if i != axis)
     kind = "ARG_MAX" if n.kind == "ArgMax" else "ARG_MIN"
-    given = [
+    operands = [
         c.get(n.inputs[0], order),
         c.graph.add_constant(f"{name}__axis", np.array(place, np.int32)),
     ]
     label = f"{name}__place" if n.get("keepdims", 1) else name
     tensor = c.add(
         kind,
-        given,
+        operands,
         label,
         left,
         dtype=np.dtype(np.int32),
@@ -1937,13 +1940,16 @@ def _topk(c: _Converter, n: Node) -> None:
     if axis != rank - 1 or not n.get("largest", 1):
         raise InvalidModelError(f"{n}: TFLite picks the largest along the last axis only")
     k = int(_ints(c.constant(n, 1))[0]) if n.has(1) else int(n.get("k"))
-    given = [c.get(n.inputs[0]), c.graph.add_constant(f"{n.outputs[0]}__k", np.array(k, np.int32))]
+    operands = [
+        c.get(n.inputs[0]),
+        c.graph.add_constant(f"{n.outputs[0]}__k", np.array(k, np.int32)),
+    ]
     outputs = [
         c.put(n.outputs[0], c.shape(n.outputs[0]), c.out_dtype(n)),
         c.put(n.outputs[1], c.shape(n.outputs[1]), np.dtype(np.int32)),
     ]
     c.graph.operators.append(
-        Operator("TOPK_V2", tuple(given), tuple(outputs), MappingProxyType({}), "TopKV2Options")
+        Operator("TOPK_V2", tuple(operands), tuple(outputs), MappingProxyType({}), "TopKV2Options")
     )
     for place, tensor in enumerate(outputs):
         c.set(n, tensor, place=place)
@@ -1953,10 +1959,10 @@ def _topk(c: _Converter, n: Node) -> None:
 def _cumsum(c: _Converter, n: Node) -> None:
     rank = len(c.shape(n.inputs[0]))
     axis = np.array(_ints(c.constant(n, 1))[0] % rank, np.int32)
-    given = [c.get(n.inputs[0]), c.graph.add_constant(f"{n.outputs[0]}__axis", axis)]
+    operands = [c.get(n.inputs[0]), c.graph.add_constant(f"{n.outputs[0]}__axis", axis)]
     flags: dict[str, Any] = {key: bool(n.get(key, 0)) for key in ("exclusive", "reverse")}
     tensor = c.add(
-        "CUMSUM", given, n.outputs[0], c.shape(n.outputs[0]), form="CumsumOptions", **flags
+        "CUMSUM", operands, n.outputs[0], c.shape(n.outputs[0]), form="CumsumOptions", **flags
     )
     c.set(n, tensor)
 
@@ -2028,11 +2034,11 @@ def _transpose(c: _Converter, n: Node) -> None:
     if _only_ones_move(c.graph.shape(tensor), turned):
         c.set(n, c.reshape(tensor, n.outputs[0], shape), after)
         return
-    given = [tensor, c.integers(f"{n.outputs[0]}__perm", turned)]
-    made = c.add(
-        "TRANSPOSE", given, n.outputs[0], shape, dtype=c.out_dtype(n), form="TransposeOptions"
+    operands = [tensor, c.integers(f"{n.outputs[0]}__perm", turned)]
+    moved = c.add(
+        "TRANSPOSE", operands, n.outputs[0], shape, dtype=c.out_dtype(n), form="TransposeOptions"
     )
-    c.set(n, made, after)
+    c.set(n, moved, after)
 
 
 @_handles("Concat")
@@ -2041,10 +2047,10 @@ def _concat(c: _Converter, n: Node) -> None:
     axis = int(n.get("axis")) % rank
     order = c.shared(n)
     names = [name for name in n.inputs if 0 not in c.shape(name)]
-    given = [c.get(name, order) for name in names]
+    operands = [c.get(name, order) for name in names]
     tensor = c.add(
         "CONCATENATION",
-        given,
+        operands,
         n.outputs[0],
         c.out_shape(n, order),
         dtype=c.out_dtype(n),
@@ -2063,7 +2069,7 @@ def _split(c: _Converter, n: Node) -> None:
     order = c.only_order(n.inputs[0])
     place = order.index(axis) if order else axis
     sizes = [c.shape(name)[axis] for name in n.outputs]
-    given = [
+    operands = [
         c.get(n.inputs[0], order),
         c.integers(f"{n.outputs[0]}__sizes", sizes),
         c.graph.add_constant(f"{n.outputs[0]}__axis", np.array(place, np.int32)),
@@ -2074,7 +2080,7 @@ def _split(c: _Converter, n: Node) -> None:
     c.graph.operators.append(
         Operator(
             "SPLIT_V",
-            tuple(given),
+            tuple(operands),
             tuple(outputs),
             MappingProxyType({"numSplits": len(outputs)}),
             "SplitVOptions",
@@ -2102,23 +2108,23 @@ def _slice(c: _Converter, n: Node) -> None:
         begins[axis], stops[axis], strides[axis] = first, stop, step
     order = c.only_order(n.inputs[0])
     begins, stops, strides = (list(_turned(each, order)) for each in (begins, stops, strides))
-    given = c.get(n.inputs[0], order)
+    source = c.get(n.inputs[0], order)
     name, out = n.outputs[0], c.out_shape(n, order)
     if all(step == 1 for step in strides):
         pair = [c.integers(f"{name}__begin", begins), c.integers(f"{name}__size", out)]
         tensor = c.add(
-            "SLICE", [given, *pair], name, out, dtype=c.out_dtype(n), form="SliceOptions"
+            "SLICE", [source, *pair], name, out, dtype=c.out_dtype(n), form="SliceOptions"
         )
         c.set(n, tensor, order)
         return
-    mask = sum(1 << i for i, stop in enumerate(stops) if stop < 0)  # down to the first entry
+    mask = sum(1 << i for i, stop in enumerate(stops) if stop < 0)  # down to the first element
     three = [
         c.integers(f"{name}__{label}", each)
         for label, each in (("begin", begins), ("end", stops), ("strides", strides))
     ]
     tensor = c.add(
         "STRIDED_SLICE",
-        [given, *three],
+        [source, *three],
         name,
         out,
         dtype=c.out_dtype(n),
@@ -2142,10 +2148,10 @@ def _gather(c: _Converter, n: Node) -> None:
     else:
         order = ()
         indices = c.get(n.inputs[1])
-    given = [c.get(n.inputs[0], order), indices]
+    operands = [c.get(n.inputs[0], order), indices]
     tensor = c.add(
         "GATHER",
-        given,
+        operands,
         name,
         c.out_shape(n, order),
         dtype=c.out_dtype(n),
@@ -2160,10 +2166,10 @@ def _gather(c: _Converter, n: Node) -> None:
 def _gather_nd(c: _Converter, n: Node) -> None:
     if n.get("batch_dims", 0):
         raise InvalidModelError(f"{n} has batch axes, which TFLite's does not")
-    given = [c.get(n.inputs[0]), c.get(n.inputs[1])]
+    operands = [c.get(n.inputs[0]), c.get(n.inputs[1])]
     tensor = c.add(
         "GATHER_ND",
-        given,
+        operands,
         n.outputs[0],
         c.shape(n.outputs[0]),
         dtype=c.out_dtype(n),
@@ -2180,9 +2186,15 @@ def _expand(c: _Converter, n: Node) -> None:
         return
     order = c.shared(n, [0])
     out = c.out_shape(n, order)
-    given = [c.operand(n, 0, order), c.integers(f"{name}__shape", out)]
+    operands = [c.operand(n, 0, order), c.integers(f"{name}__shape", out)]
     tensor = c.add(
-        "BROADCAST_TO", given, name, out, dtype=c.out_dtype(n), form="BroadcastToOptions", version=2
+        "BROADCAST_TO",
+        operands,
+        name,
+        out,
+        dtype=c.out_dtype(n),
+        form="BroadcastToOptions",
+        version=2,
     )
     c.set(n, tensor, order)
 
@@ -2191,9 +2203,14 @@ def _expand(c: _Converter, n: Node) -> None:
 def _tile(c: _Converter, n: Node) -> None:
     order = c.shared(n, [0])
     times = list(_turned(_ints(c.constant(n, 1)), order))
-    given = [c.get(n.inputs[0], order), c.integers(f"{n.outputs[0]}__times", times)]
+    operands = [c.get(n.inputs[0], order), c.integers(f"{n.outputs[0]}__times", times)]
     tensor = c.add(
-        "TILE", given, n.outputs[0], c.out_shape(n, order), dtype=c.out_dtype(n), form="TileOptions"
+        "TILE",
+        operands,
+        n.outputs[0],
+        c.out_shape(n, order),
+        dtype=c.out_dtype(n),
+        form="TileOptions",
     )
     c.set(n, tensor, order)
 
@@ -2217,28 +2234,28 @@ def _pad(c: _Converter, n: Node) -> None:
     order = c.only_order(n.inputs[0])
     pairs = [(pads[i], pads[rank + i]) for i in range(rank)]
     pairs = list(_turned(pairs, order))  # type: ignore[arg-type]
-    given = c.get(n.inputs[0], order)
+    source = c.get(n.inputs[0], order)
     if any(min(pair) < 0 for pair in pairs):
-        given, pairs = _cropped(c, given, name, pairs)
+        source, pairs = _cropped(c, source, name, pairs)
     if not any(any(pair) for pair in pairs):
-        c.set(n, given, order)
+        c.set(n, source, order)
         return
     amounts = c.graph.add_constant(f"{name}__pads", np.array(pairs, np.int32))
     out, dtype = c.out_shape(n, order), c.out_dtype(n)
     if mode == "constant":
         if number == 0:
-            tensor = c.add("PAD", [given, amounts], name, out, dtype=dtype, form="PadOptions")
+            tensor = c.add("PAD", [source, amounts], name, out, dtype=dtype, form="PadOptions")
         else:
             value = c.graph.add_constant(f"{name}__value", np.array(number, np.float32))
             tensor = c.add(
-                "PADV2", [given, amounts, value], name, out, dtype=dtype, form="PadV2Options"
+                "PADV2", [source, amounts, value], name, out, dtype=dtype, form="PadV2Options"
             )
     elif mode == "reflect":
         tensor = c.add(
-            "MIRROR_PAD", [given, amounts], name, out, dtype=dtype, form="MirrorPadOptions", mode=0
+            "MIRROR_PAD", [source, amounts], name, out, dtype=dtype, form="MirrorPadOptions", mode=0
         )
     elif mode in ("edge", "wrap"):
-        tensor = _bordered(c, given, name, pairs, mode)
+        tensor = _bordered(c, source, name, pairs, mode)
     else:
         raise InvalidModelError(f"{n} pads by {mode}, which TFLite has no form for")
     c.set(n, tensor, order)
@@ -2253,8 +2270,8 @@ def _cropped(
         size - max(0, -front) - max(0, -behind)
         for size, (front, behind) in zip(shape, pairs, strict=True)
     ]
-    given = [tensor, c.integers(f"{name}__begin", begins), c.integers(f"{name}__size", sizes)]
-    cut = c.add("SLICE", given, f"{name}__cropped", sizes, form="SliceOptions")
+    operands = [tensor, c.integers(f"{name}__begin", begins), c.integers(f"{name}__size", sizes)]
+    cut = c.add("SLICE", operands, f"{name}__cropped", sizes, form="SliceOptions")
     return cut, [(max(0, front), max(0, behind)) for front, behind in pairs]
 
 
@@ -2272,9 +2289,9 @@ def _bordered(
         shape = list(c.graph.shape(tensor))
         places = np.pad(np.arange(shape[axis]), (front, behind), mode=mode)
         shape[axis] = len(places)
-        given = [tensor, c.integers(f"{name}__places_{axis}", places.tolist())]
+        operands = [tensor, c.integers(f"{name}__places_{axis}", places.tolist())]
         tensor = c.add(
-            "GATHER", given, f"{name}__edge_{axis}", shape, form="GatherOptions", axis=axis
+            "GATHER", operands, f"{name}__edge_{axis}", shape, form="GatherOptions", axis=axis
         )
     return tensor
 
@@ -2353,14 +2370,14 @@ def _nearest(
     for axis, picked in enumerate(places, start=1):
         shape = list(c.graph.shape(tensor))
         shape[axis] = len(picked)
-        given = [tensor, c.integers(f"{name}__places_{axis}", picked.tolist())]
+        operands = [tensor, c.integers(f"{name}__places_{axis}", picked.tolist())]
         label = f"{name}__resized_{axis}"
-        tensor = c.add("GATHER", given, label, shape, form="GatherOptions", axis=axis)
+        tensor = c.add("GATHER", operands, label, shape, form="GatherOptions", axis=axis)
     return tensor
 
 
 def _picked(n: Node, old: int, new: int, where: str, rounding: str) -> Array:
-    """Which entry each of the new ones takes (ONNX, Resize)."""
+    """Old position that each new one takes its value from (ONNX, Resize)."""
     steps = np.arange(new, dtype=np.float64)
     share = new / old
     if where == "asymmetric":
@@ -2372,37 +2389,37 @@ def _picked(n: Node, old: int, new: int, where: str, rounding: str) -> Array:
     else:
         raise InvalidModelError(f"{n} places pixels by {where}, which TFLite has no form for")
     if rounding == "floor":
-        found = np.floor(place)
+        rounded = np.floor(place)
     elif rounding == "ceil":
-        found = np.ceil(place)
+        rounded = np.ceil(place)
     elif rounding == "round_prefer_ceil":
-        found = np.floor(place + 0.5)
+        rounded = np.floor(place + 0.5)
     else:
-        found = np.ceil(place - 0.5)
-    return np.clip(found, 0, old - 1).astype(np.int64)
+        rounded = np.ceil(place - 0.5)
+    return np.clip(rounded, 0, old - 1).astype(np.int64)
 
 
 @_handles("DepthToSpace")
 def _depth_to_space(c: _Converter, n: Node) -> None:
     block, name = int(n.get("blocksize")), n.outputs[0]
-    given = c.get(n.inputs[0], last(4))
+    source = c.get(n.inputs[0], last(4))
     out = c.out_shape(n, last(4))
     if (
         n.get("mode", "DCR") == "CRD"
     ):  # channels are ordered by depth first: PyTorch's pixel shuffle
-        depth = c.graph.shape(given)[3] // block**2
+        depth = c.graph.shape(source)[3] // block**2
         order = np.arange(depth * block**2).reshape(depth, block**2).T.ravel()
         places = c.integers(f"{name}__order", order.tolist())
-        given = c.add(
+        source = c.add(
             "GATHER",
-            [given, places],
+            [source, places],
             f"{name}__sorted",
-            c.graph.shape(given),
+            c.graph.shape(source),
             form="GatherOptions",
             axis=3,
         )
     tensor = c.add(
-        "DEPTH_TO_SPACE", [given], name, out, form="DepthToSpaceOptions", blockSize=block
+        "DEPTH_TO_SPACE", [source], name, out, form="DepthToSpaceOptions", blockSize=block
     )
     c.set(n, tensor, last(4))
 
@@ -2425,7 +2442,7 @@ def _one_hot(c: _Converter, n: Node) -> None:
     depth = np.array(_ints(c.constant(n, 1))[0], np.int32)
     off, on = np.ravel(c.constant(n, 2))
     name = n.outputs[0]
-    given = [
+    operands = [
         c.get(n.inputs[0]),
         c.graph.add_constant(f"{name}__depth", depth),
         c.store(f"{name}__on", np.array(on)),
@@ -2433,7 +2450,7 @@ def _one_hot(c: _Converter, n: Node) -> None:
     ]
     tensor = c.add(
         "ONE_HOT",
-        given,
+        operands,
         name,
         c.shape(name),
         dtype=c.out_dtype(n),
@@ -2529,14 +2546,14 @@ def _one_direction(
         own, inner = own + inner, np.zeros_like(inner)
     if batch != 1:
         raise InvalidModelError(f"{n} has a batch of {batch}; expected 1")
-    given = c.get(n.inputs[0])
-    rows = c.reshape(given, f"{label}__rows", (steps, c.shape(n.inputs[0])[2]))
+    source = c.get(n.inputs[0])
+    rows = c.reshape(source, f"{label}__rows", (steps, c.shape(n.inputs[0])[2]))
     read = _product(c, rows, kernel, own, f"{label}__read", steps)
     weights = c.graph.add_constant(f"{label}__recurrent", recurrent)
     extra = c.graph.add_constant(f"{label}__inner", inner)
     hidden = _state(c, n, 5, number, f"{label}__hidden", size)
     cell = _state(c, n, 6, number, f"{label}__cell", size) if n.kind == "LSTM" else None
-    found: dict[int, str] = {}
+    hiddens: dict[int, str] = {}
     for step in reversed(range(steps)) if backward else range(steps):
         name = f"{label}__{step}"
         pair = [c.integers(f"{name}__b", [step, 0]), c.integers(f"{name}__s", [1, gates])]
@@ -2553,9 +2570,9 @@ def _one_direction(
         else:
             total = x if h is None else _plus(c, x, h, f"{name}__sum", gates)
             hidden = _curve(c, curves[0], total, f"{name}__out", size)
-        found[step] = hidden
+        hiddens[step] = hidden
     parts = [
-        c.reshape(found[step], f"{label}__{step}__row", (1, 1, 1, size)) for step in range(steps)
+        c.reshape(hiddens[step], f"{label}__{step}__row", (1, 1, 1, size)) for step in range(steps)
     ]
     shape = (steps, 1, 1, size)
     states = parts[0]
@@ -2582,26 +2599,26 @@ def _state(c: _Converter, n: Node, place: int, number: int, name: str, size: int
     if c.is_static(n.inputs[place]):
         array = c.constant(n, place)[number].astype(np.float32)
         return c.graph.add_constant(name, array) if array.any() else None
-    given = c.get(n.inputs[place])
+    tensor = c.get(n.inputs[place])
     if c.shape(n.inputs[place])[0] > 1:
         pair = [c.integers(f"{name}__b", [number, 0, 0]), c.integers(f"{name}__s", [1, 1, size])]
-        given = c.add("SLICE", [given, *pair], f"{name}__own", (1, 1, size), form="SliceOptions")
-    return c.reshape(given, name, (1, size))
+        tensor = c.add("SLICE", [tensor, *pair], f"{name}__own", (1, 1, size), form="SliceOptions")
+    return c.reshape(tensor, name, (1, size))
 
 
-def _product(c: _Converter, given: str, weights: Array, bias: Array, name: str, rows: int) -> str:
+def _product(c: _Converter, source: str, weights: Array, bias: Array, name: str, rows: int) -> str:
     stored = c.graph.add_constant(f"{name}__weights", weights)
     return _product_with(
-        c, given, stored, c.graph.add_constant(f"{name}__bias", bias), name, len(weights), rows
+        c, source, stored, c.graph.add_constant(f"{name}__bias", bias), name, len(weights), rows
     )
 
 
 def _product_with(
-    c: _Converter, given: str, weights: str, bias: str, name: str, width: int, rows: int = 1
+    c: _Converter, source: str, weights: str, bias: str, name: str, width: int, rows: int = 1
 ) -> str:
     return c.add(
         "FULLY_CONNECTED",
-        [given, weights, bias],
+        [source, weights, bias],
         name,
         (rows, width),
         form="FullyConnectedOptions",
@@ -2614,18 +2631,18 @@ def _plus(c: _Converter, one: str, other: str, name: str, width: int) -> str:
     return c.add("ADD", [one, other], name, (1, width), form="AddOptions")
 
 
-def _gate(c: _Converter, given: str, place: int, size: int, name: str) -> str:
+def _gate(c: _Converter, total: str, place: int, size: int, name: str) -> str:
     pair = [c.integers(f"{name}__b", [0, place * size]), c.integers(f"{name}__s", [1, size])]
-    return c.add("SLICE", [given, *pair], name, (1, size), form="SliceOptions")
+    return c.add("SLICE", [total, *pair], name, (1, size), form="SliceOptions")
 
 
 _CURVES = {"Sigmoid": "LOGISTIC", "Tanh": "TANH", "Relu": "RELU"}
 
 
-def _curve(c: _Converter, kind: str, given: str, name: str, size: int) -> str:
+def _curve(c: _Converter, kind: str, source: str, name: str, size: int) -> str:
     if kind not in _CURVES:
         raise InvalidModelError(f"{name}: a recurrent layer with {kind} has no TFLite form")
-    return c.add(_CURVES[kind], [given], name, (1, size))
+    return c.add(_CURVES[kind], [source], name, (1, size))
 
 
 def _lstm_step(
@@ -2647,15 +2664,15 @@ def _lstm_step(
         for key, gate in gates.items()
         if key != "forget" or cell is not None
     }
-    taken = c.add(
+    new_cell = c.add(
         "MUL", [opened["input"], opened["new"]], f"{name}__taken", (1, size), form="MulOptions"
     )
     if cell is not None:
         kept = c.add("MUL", [opened["forget"], cell], f"{name}__kept", (1, size), form="MulOptions")
-        taken = _plus(c, kept, taken, f"{name}__cell", size)
-    shown = _curve(c, curves[2], taken, f"{name}__shown", size)
+        new_cell = _plus(c, kept, new_cell, f"{name}__cell", size)
+    shown = _curve(c, curves[2], new_cell, f"{name}__shown", size)
     hidden = c.add("MUL", [opened["output"], shown], f"{name}__out", (1, size), form="MulOptions")
-    return hidden, taken
+    return hidden, new_cell
 
 
 def _gru_step(

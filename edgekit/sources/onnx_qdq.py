@@ -122,8 +122,8 @@ class _Stored:
     @property
     def real(self) -> npt.NDArray[np.float32]:
         steps = self.values.astype(np.int64) - _along(self.zero_point, self.values, self.axis)
-        found = steps.astype(np.float32) * _along(self.scale, self.values, self.axis)
-        return np.asarray(found, np.float32)
+        reals = steps.astype(np.float32) * _along(self.scale, self.values, self.axis)
+        return np.asarray(reals, np.float32)
 
     def turned(self, perm: list[int]) -> _Stored:
         return _Stored(
@@ -182,9 +182,9 @@ class _Reader:
         nodes = []
         for node in graph.node:
             if node.op_type == _DEQUANTIZE:
-                made = self._dequantize(node)
-                if made is not None:
-                    nodes.append(made)
+                identity = self._dequantize(node)
+                if identity is not None:
+                    nodes.append(identity)
             elif node.op_type != _QUANTIZE or self._computed_once(node.input[0]):
                 nodes.append(node)
                 self._turn(node)
@@ -193,21 +193,21 @@ class _Reader:
             self._constants_of(node)
             if node.op_type in onnx.WEIGHTED and self._layer(node):
                 layers[node.output[0]] = _named(node)
-        found = onnx.copied(self._model)
-        del found.graph.node[:]
-        found.graph.node.extend(nodes)
-        made_here = {name for node in nodes for name in node.output}
-        found.graph.initializer.extend(
+        float_model = onnx.copied(self._model)
+        del float_model.graph.node[:]
+        float_model.graph.node.extend(nodes)
+        written = {name for node in nodes for name in node.output}
+        float_model.graph.initializer.extend(
             package.numpy_helper.from_array(each.real, name)
             for name, each in self._stored.items()
-            if name not in made_here
+            if name not in written
         )
-        del found.graph.value_info[:]
-        onnx.drop_unused(found)
-        return Dequantized(found, self._numbers, layers)
+        del float_model.graph.value_info[:]
+        onnx.drop_unused(float_model)
+        return Dequantized(float_model, self._numbers, layers)
 
     def _computed_once(self, name: str) -> bool:
-        """Whether a value is made from constants alone; its rounding is, too."""
+        """Whether a value is computed from constants alone; its rounding is, too."""
         return name in self._static and name not in self._constants
 
     def _refused(self, expected: str, fix: str) -> InvalidModelError:
@@ -216,16 +216,16 @@ class _Reader:
     def _scale(self, node: Any) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any], int]:
         """(scale, zero_point, axis) of a node, checked to be numbers that integers can have."""
         named = _named(node)
-        given = list(node.input[1:]) + [""]
-        if any(name and name not in self._constants for name in given[:2]):
+        names = list(node.input[1:]) + [""]
+        if any(name and name not in self._constants for name in names[:2]):
             raise self._refused(
                 f"a stored scale and zero_point of {named}, got computed ones",
                 "quantize it statically, with onnxruntime by quantize_static",
             )
-        scale = self._constants[given[0]]
+        scale = self._constants[names[0]]
         kinds = {0: np.uint8, _UINT8: np.uint8, _INT8: np.int8}
-        if given[1]:
-            zero_point = self._constants[given[1]]
+        if names[1]:
+            zero_point = self._constants[names[1]]
         elif node.op_type == _DEQUANTIZE and node.input[0] in self._constants:
             zero_point = np.zeros((), self._constants[node.input[0]].dtype)
         elif node.op_type == _DEQUANTIZE and self._is_quantize(node.input[0]):
@@ -256,19 +256,19 @@ class _Reader:
 
     def _quantize(self, node: Any) -> None:
         """Note the encoding of what a QuantizeLinear reads; of a constant, its integers."""
-        named, source, made = _named(node), node.input[0], node.output[0]
+        named, source, output = _named(node), node.input[0], node.output[0]
         scale, zero_point, axis = self._scale(node)
-        readers = self._readers.get(made, [])
+        readers = self._readers.get(output, [])
         others = [each for each in readers if each.op_type != _DEQUANTIZE]
-        if others or made in self._outputs:
+        if others or output in self._outputs:
             reader = _named(others[0]) if others else "an output of the model"
             raise self._refused(f"a DequantizeLinear behind {named}, got {reader}", _QDQ)
         if source in self._constants:
-            ends = np.iinfo(zero_point.dtype)
+            info = np.iinfo(zero_point.dtype)
             values = self._constants[source]
             self._check_sizes(named, values, scale, zero_point, axis)
             steps = np.rint(values / _along(scale, values, axis)) + _along(zero_point, values, axis)
-            self._constants[made] = np.clip(steps, ends.min, ends.max).astype(zero_point.dtype)
+            self._constants[output] = np.clip(steps, info.min, info.max).astype(zero_point.dtype)
             return
         if self._computed_once(source):
             return
@@ -276,7 +276,7 @@ class _Reader:
         before = self._makers.get(source)
         if before is not None and before.op_type == _DEQUANTIZE:
             if self._number(_named(before), *self._scale(before)[:2]) != number:
-                self._apart[made] = ""
+                self._apart[output] = ""
             return
         raw = [
             each
@@ -293,7 +293,7 @@ class _Reader:
                 f"{source} in int8, got {reader}, which reads it as it was",
                 f"let it read what is behind the DequantizeLinear of {source}",
             )
-        self._apart[made] = ""
+        self._apart[output] = ""
 
     def _of_layer(self, node: Any) -> bool:
         """Whether a node is a layer with integer weights, or the activation behind one."""
@@ -350,7 +350,7 @@ class _Reader:
     def _dequantize(self, node: Any) -> Any:
         """The Identity in place of a DequantizeLinear, or the node where it is computed once; None
         behind a constant, which is stored."""
-        named, source, made = _named(node), node.input[0], node.output[0]
+        named, source, output = _named(node), node.input[0], node.output[0]
         scale, zero_point, axis = self._scale(node)
         if source in self._constants:
             values = self._constants[source]
@@ -361,7 +361,7 @@ class _Reader:
                     "quantize it again",
                 )
             self._check_sizes(named, values, scale, zero_point, axis)
-            self._stored[made] = _Stored(values, scale, zero_point, axis)
+            self._stored[output] = _Stored(values, scale, zero_point, axis)
             return None
         before = self._makers.get(source)
         if before is None or not self._is_quantize(source):
@@ -376,12 +376,12 @@ class _Reader:
                 f"the scale and zero_point of {_named(before)} at {named}, {own}, got {number}",
                 "quantize it again",
             )
-        self._note(made, number, named)
+        self._note(output, number, named)
         value = before.input[0]
         if source in self._apart:  # rounded once, for all of its readers
             value = self._apart[source] or value
-            self._apart[source] = made
-        return onnx.package().helper.make_node("Identity", [value], [made], name=node.name)
+            self._apart[source] = output
+        return onnx.package().helper.make_node("Identity", [value], [output], name=node.name)
 
     def _turn(self, node: Any) -> None:
         """Note what a Transpose makes of a constant's integers."""
@@ -425,15 +425,15 @@ class _Reader:
                     "quantize both, or none",
                 )
             return False
-        wanted = 128 if weights.values.dtype == np.uint8 else 0
-        if weights.values.dtype == np.int32 or (weights.zero_point != wanted).any():
-            got = int(weights.zero_point.ravel()[np.argmax(weights.zero_point.ravel() != wanted)])
+        zero = 128 if weights.values.dtype == np.uint8 else 0
+        if weights.values.dtype == np.int32 or (weights.zero_point != zero).any():
+            got = int(weights.zero_point.ravel()[np.argmax(weights.zero_point.ravel() != zero)])
             raise self._refused(
                 f"weights of {named} in int8 with zero_point 0, or uint8 with 128, as TFLite's "
                 f"have none, got {weights.values.dtype.name} with {got} in {node.input[1]}",
                 self._mend(node.input[1], _SYMMETRIC),
             )
-        steps = weights.values.astype(np.int16) - wanted
+        steps = weights.values.astype(np.int16) - zero
         low = int((steps < _LEAST_WEIGHT).sum())
         if low:
             raise self._refused(
@@ -466,12 +466,12 @@ def _named(node: Any) -> str:
 
 
 def numbers(
-    found: Dequantized, tensors: Mapping[str, tuple[str, ...]], path: str
+    dequantized: Dequantized, tensors: Mapping[str, tuple[str, ...]], path: str
 ) -> dict[str, Number]:
     """The encodings by the tensors of the canonical graph.
 
     Args:
-        found: Of the file.
+        dequantized: The file, from :func:`from_qdq`.
         tensors: The canonical tensors that hold a value of the file
             (:class:`edgekit.sources.onnx_canonical.Converted`).
         path: Path of the file, for messages.
@@ -480,7 +480,7 @@ def numbers(
         InvalidModelError: If a value that the file rounds is no tensor, or a tensor is two of them.
     """
     result: dict[str, Number] = {}
-    for name, number in found.activations.items():
+    for name, number in dequantized.activations.items():
         if not tensors.get(name):
             raise InvalidModelError(
                 f"{path}: expected {name}, which is rounded in the file, as a tensor in TFLite, "

@@ -32,7 +32,7 @@ from edgekit.sources import onnx_branches, onnx_qdq
 OLDEST = 7
 #: What an older one becomes.
 _SET = 13
-#: The operator set of a file that is made ready for int8: scales a channel.
+#: The operator set of a file that is prepared for int8; it has one scale for each channel.
 PREPARED = 18
 _FLOAT = 1
 _OTHERS = {10: "float16", 11: "float64", 16: "bfloat16"}
@@ -92,19 +92,19 @@ def read(path: Path, shapes: Shapes | None = None, *, trust: bool = False) -> On
         raise InvalidModelError(
             f"{path} is no valid ONNX: {reason(exc)}; export it again"
         ) from None
-    found = onnx.signature(model)
-    signature.refuse_free(found.inputs, path)
+    model_signature = onnx.signature(model)
+    signature.refuse_free(model_signature.inputs, path)
     if wide:
         notes.append(
             f"the file's {wide} numbers "
             + ("were rounded to float32" if wide == "float64" else "are float32 here, the same")
         )
     if shapes:
-        _open(model, found, path)
+        _open(model, model_signature, path)
     before = model
-    if found.batch > 1:
-        model = _one_sample(model, found.batch, path)
-        notes.append(f"the file's batch of {found.batch} became 1")
+    if model_signature.batch > 1:
+        model = _one_sample(model, model_signature.batch, path)
+        notes.append(f"the file's batch of {model_signature.batch} became 1")
     if wide:
         _check_wide(onnx.parse(original), before, _ROUNDING[wide], path)
     _give_output_sizes(model)
@@ -195,34 +195,34 @@ def _widen(model: Any, path: Path) -> str:
             if value.type.tensor_type.elem_type in _OTHERS:
                 value.type.tensor_type.elem_type = _FLOAT
         for node in graph.node:
-            for found in node.attribute:
-                for tensor in (found.t, *found.tensors):
+            for attribute in node.attribute:
+                for tensor in (attribute.t, *attribute.tensors):
                     change(tensor, node.name or node.output[0])
-                if found.name in _TYPES and found.i in _OTHERS:
-                    found.i = _FLOAT
+                if attribute.name in _TYPES and attribute.i in _OTHERS:
+                    attribute.i = _FLOAT
     return wide
 
 
 def _give_sizes(model: Any, shapes: Shapes, path: Path) -> None:
-    """Put the sizes that were given into inputs, and wherever an axis has the same name."""
-    given = {name or model.graph.input[0].name: sizes for name, sizes in shapes.items()}
+    """Put the sizes of ``--shape`` into inputs, and wherever an axis has the same name."""
+    by_input = {name or model.graph.input[0].name: sizes for name, sizes in shapes.items()}
     for value in model.graph.input:
         kind = value.type.tensor_type
         if kind.HasField("shape"):
             continue
-        if value.name not in given:
+        if value.name not in by_input:
             raise InvalidOptionError(
                 f"{path}: expected sizes of input {value.name}, the file has none; pass --shape "
                 f"{value.name}=1,SIZE,..."
             )
-        for size in given[value.name]:
+        for size in by_input[value.name]:
             kind.shape.dim.add().dim_value = size
     specs = onnx.signature(model).inputs
-    found = signature.sized(specs, shapes, path)
-    if found == specs:
+    sized = signature.sized(specs, shapes, path)
+    if sized == specs:
         return
     named: dict[str, tuple[int, str]] = {}
-    for value, spec in zip(model.graph.input, found, strict=True):
+    for value, spec in zip(model.graph.input, sized, strict=True):
         for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
             if size == -1 or dim.dim_param in _NAMELESS:
                 continue
@@ -232,7 +232,7 @@ def _give_sizes(model: Any, shapes: Shapes, path: Path) -> None:
                     f"--shape {value.name}: expected {known[0]} in the axis {dim.dim_param}, as "
                     f"in {known[1]}, got {size}"
                 )
-    for value, spec in zip(model.graph.input, found, strict=True):
+    for value, spec in zip(model.graph.input, sized, strict=True):
         for dim, size in zip(value.type.tensor_type.shape.dim, spec.shape, strict=True):
             if size == -1 and dim.dim_param in named:
                 size = named[dim.dim_param][0]
@@ -241,12 +241,12 @@ def _give_sizes(model: Any, shapes: Shapes, path: Path) -> None:
     _forget_sizes(model, named)
 
 
-def _open(model: Any, found: Signature, path: Path) -> None:
+def _open(model: Any, model_signature: Signature, path: Path) -> None:
     """Refuse sizes that the graph does not take; what does, onnxruntime says."""
     try:
         onnx.session(model.SerializeToString())
     except InvalidModelError as exc:
-        sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in found.inputs)
+        sizes = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in model_signature.inputs)
         branch, fix = onnx_branches.deciding(model), "pass other sizes with --shape"
         if branch is not None and branch[1]:
             name, inputs = branch
@@ -266,7 +266,7 @@ def _said(exc: Exception) -> str:
 
 
 def _forget_sizes(model: Any, named: Mapping[str, object]) -> None:
-    """Sizes of inner tensors were those of free axes; of outputs the free ones are found anew."""
+    """Drop sizes that followed from free axes: of inner tensors all, of outputs the free ones."""
     for graph in _graphs(model.graph):
         del graph.value_info[:]
     for value in model.graph.output:
@@ -282,19 +282,19 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
         InvalidModelError: If its samples depend on each other, or sizes inside hold for several.
     """
     package = onnx.package()
-    found = onnx.copied(model)
-    for value in (*found.graph.input, *found.graph.output):
+    single = onnx.copied(model)
+    for value in (*single.graph.input, *single.graph.output):
         dims = value.type.tensor_type.shape.dim
         if len(dims) and dims[0].dim_value == batch:
             dims[0].dim_value = 1
-    del found.graph.value_info[:]
-    constants = {tensor.name: tensor for tensor in found.graph.initializer}
-    for node in found.graph.node:
+    del single.graph.value_info[:]
+    constants = {tensor.name: tensor for tensor in single.graph.initializer}
+    for node in single.graph.node:
         if node.op_type == "Constant":
             constants[node.output[0]] = next(
                 (a.t for a in node.attribute if a.name == "value"), None
             )
-    for node in found.graph.node:
+    for node in single.graph.node:
         place = _SHAPED.get(node.op_type)
         tensor = None if place is None or place >= len(node.input) else node.input[place]
         stored = constants.get(tensor) if tensor else None
@@ -304,13 +304,13 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
         if sizes.size and sizes[0] > 0 and sizes[0] % batch == 0:
             sizes[0] //= batch
             name = f"{node.output[0]}__of_one"
-            found.graph.initializer.append(package.numpy_helper.from_array(sizes, name))
+            single.graph.initializer.append(package.numpy_helper.from_array(sizes, name))
             node.input[place] = name
     said = "their values depend on each other"
     try:
         feed = random_feed(onnx.signature(model), seed=0)
         whole = _run(model, feed)
-        alone = [_run(found, {k: v[i : i + 1] for k, v in feed.items()}) for i in range(batch)]
+        alone = [_run(single, {k: v[i : i + 1] for k, v in feed.items()}) for i in range(batch)]
         same = all(
             one.shape == (batch, *each[0].shape[1:]) and _near(one, np.concatenate(each), 1e-3)
             for one, each in zip(whole, zip(*alone, strict=True), strict=True)
@@ -324,24 +324,24 @@ def _one_sample(model: Any, batch: int, path: Path) -> Any:
             f"apart ({said}); export it with one sample, e.g. torch.onnx.export(model, x[:1], "
             f"...), or, if its first axis counts no samples, with an axis of size 1 before that"
         )
-    return found
+    return single
 
 
-def _check_wide(original: Any, changed: Any, allowed: float, path: Path) -> None:
+def _check_wide(original: Any, widened: Any, allowed: float, path: Path) -> None:
     """Refuse what is another model in float32; where onnxruntime lacks the type, nobody knows."""
-    feed = random_feed(onnx.signature(changed), seed=0)
+    feed = random_feed(onnx.signature(widened), seed=0)
     try:
         kinds = {spec.name: spec.dtype for spec in onnx.signature(original).inputs}
         right = _run(original, {k: v.astype(kinds[k]) for k, v in feed.items()})
     except Exception:  # onnxruntime raises its own types
         return
     try:
-        found = _run(changed, feed)
+        outputs = _run(widened, feed)
     except Exception as exc:
         raise InvalidModelError(
             f"{path}: it cannot run in float32: {reason(exc)}; export it after model.float()"
         ) from None
-    for value, one, other in zip(changed.graph.output, right, found, strict=True):
+    for value, one, other in zip(widened.graph.output, right, outputs, strict=True):
         if not _near(one.astype(np.float64), other, allowed):
             raise InvalidModelError(
                 f"{path}: {value.name} is another in float32 than in the file's type, by more than "
@@ -351,22 +351,25 @@ def _check_wide(original: Any, changed: Any, allowed: float, path: Path) -> None
 
 def _give_output_sizes(model: Any) -> None:
     """Put the sizes of outputs in that the file leaves open, where the inputs decide them."""
-    found = onnx.signature(model)
+    model_signature = onnx.signature(model)
     open_ended = [
         value
         for value in model.graph.output
         if not value.type.tensor_type.HasField("shape")
-        or -1 in (spec := _spec(found.outputs, value.name)).shape[1:]
-        or (spec.shape[:1] == (-1,) and all(each.shape[:1] != (-1,) for each in found.inputs))
+        or -1 in (spec := _spec(model_signature.outputs, value.name)).shape[1:]
+        or (
+            spec.shape[:1] == (-1,)
+            and all(each.shape[:1] != (-1,) for each in model_signature.inputs)
+        )
     ]
     if not open_ended:
         return
     try:
         names = [value.name for value in open_ended]
-        runs = [_run(model, random_feed(found, seed=seed), names) for seed in (0, 1)]
+        runs = [_run(model, random_feed(model_signature, seed=seed), names) for seed in (0, 1)]
     except Exception:  # whatever it is, the checks of what is written will say it
         return
-    free = any(each.shape[:1] == (-1,) for each in found.inputs)
+    free = any(each.shape[:1] == (-1,) for each in model_signature.inputs)
     for value, one, other in zip(open_ended, *runs, strict=True):
         kind = value.type.tensor_type
         if one.ndim != other.ndim or (kind.HasField("shape") and len(kind.shape.dim) != one.ndim):
@@ -397,10 +400,10 @@ def differ(one: Any, other: Any, *, share: float = 5e-2) -> str | None:
     except Exception:  # e.g. indices out of their table
         return None
     try:
-        found = _run(other, feed)
+        outputs = _run(other, feed)
     except Exception as exc:
         raise InvalidModelError(f"the changed model cannot run: {reason(exc)}") from None
-    for value, exact, each in zip(one.graph.output, right, found, strict=True):
+    for value, exact, each in zip(one.graph.output, right, outputs, strict=True):
         if not _near(exact, each, share):
             return str(value.name)
     return None
@@ -410,11 +413,11 @@ def _spec(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
     return next(spec for spec in specs if spec.name == name)
 
 
-def random_feed(found: Signature, *, seed: int) -> dict[str, npt.NDArray[Any]]:
+def random_feed(model_signature: Signature, *, seed: int) -> dict[str, npt.NDArray[Any]]:
     """Random numbers for every input; a free batch is 1."""
     drawn = np.random.default_rng(seed)
     feed: _Feed = {}
-    for spec in found.inputs:
+    for spec in model_signature.inputs:
         sizes = [1 if size == -1 else size for size in spec.shape]
         real = np.dtype(spec.dtype).kind == "f"
         values = drawn.uniform(0, 1, sizes) if real else drawn.integers(0, 2, sizes)
@@ -449,9 +452,9 @@ def _give_inner_sizes(model: Any) -> None:
     del watched.graph.output[:]
     for name in sorted(names):
         watched.graph.output.add().name = name
-    found = onnx.signature(model)
-    feeds = [random_feed(found, seed=0)]
-    if all(spec.shape[:1] == (-1,) for spec in found.inputs):
+    model_signature = onnx.signature(model)
+    feeds = [random_feed(model_signature, seed=0)]
+    if all(spec.shape[:1] == (-1,) for spec in model_signature.inputs):
         feeds.append({name: np.concatenate([each] * 2) for name, each in feeds[0].items()})
     opened = onnx.session(watched.SerializeToString())
     try:
@@ -475,7 +478,7 @@ def _give_inner_sizes(model: Any) -> None:
 
 
 def prepare(model: Any, *, integers: bool) -> Any:
-    """Batch normalisation folded, constants computed, an operator set with scales a channel.
+    """Batch normalisation folded, constants computed, an operator set with one scale per channel.
 
     Args:
         model: ``onnx.ModelProto`` of another exporter; stays as it is.
@@ -498,26 +501,26 @@ def prepare(model: Any, *, integers: bool) -> Any:
         try:
             own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
             older = any(version < PREPARED for version in own)
-            given = package.version_converter.convert_version(model, PREPARED) if older else model
+            newer = package.version_converter.convert_version(model, PREPARED) if older else model
             if integers:
-                given = onnx.copied(given)
-                onnx_forms.spell_hard_swishes(given)
-            onnxruntime.InferenceSession(given.SerializeToString(), settings, providers=[onnx.CPU])
-            found = package.shape_inference.infer_shapes(package.load(path), strict_mode=True)
+                newer = onnx.copied(newer)
+                onnx_forms.spell_hard_swishes(newer)
+            onnxruntime.InferenceSession(newer.SerializeToString(), settings, providers=[onnx.CPU])
+            prepared = package.shape_inference.infer_shapes(package.load(path), strict_mode=True)
         except Exception as exc:  # onnx and onnxruntime raise many types
             raise InvalidModelError(f"the ONNX file cannot be prepared: {reason(exc)}") from None
     if integers:
-        before = onnx.copied(found)
-        _give_inner_sizes(found)
-        onnx_forms.for_integers(found)
-        if (output := differ(before, found)) is not None:
+        before = onnx.copied(prepared)
+        _give_inner_sizes(prepared)
+        onnx_forms.for_integers(prepared)
+        if (output := differ(before, prepared)) is not None:
             raise InvalidModelError(
                 f"{output} is another in the forms that int8 has kernels for, by more than "
                 f"rounding; export the model in float32 or float16"
             )
     seen: set[str] = set()
-    for i, node in enumerate(found.graph.node):
+    for i, node in enumerate(prepared.graph.node):
         if not node.name or node.name in seen:
             node.name = f"{node.op_type}_{i}_{node.output[0]}"
         seen.add(node.name)
-    return package.shape_inference.infer_shapes(found, strict_mode=True)
+    return package.shape_inference.infer_shapes(prepared, strict_mode=True)

@@ -52,8 +52,8 @@ def trace(model: Any, feed: Mapping[str, Array]) -> Traced:
         nodes.append(Node(raw.op_type, name, inputs, outputs, attributes, int(opset), around))
     names = [name for node in nodes for name in node.outputs if name]
     values = dict(zip(names, _run(model, names, feed), strict=True))
-    given = [value.name for value in model.graph.input if value.name not in constants]
-    values.update({name: np.asarray(feed[name]) for name in given})
+    input_names = [value.name for value in model.graph.input if value.name not in constants]
+    values.update({name: np.asarray(feed[name]) for name in input_names})
     for node in nodes:
         if node.kind == "Constant":
             constants[node.outputs[0]] = values[node.outputs[0]]
@@ -61,7 +61,7 @@ def trace(model: Any, feed: Mapping[str, Array]) -> Traced:
         tuple(node for node in nodes if node.kind != "Constant"),
         constants,
         values,
-        tuple(given),
+        tuple(input_names),
         tuple(value.name for value in model.graph.output),
     )
 
@@ -84,27 +84,27 @@ def _without_branches(model: Any, feed: Mapping[str, Array]) -> Any:
     conditions = {model.graph.node[place].input[0] for place in branching} - set(stored)
     asked = sorted(conditions)
     known = {**stored, **dict(zip(asked, _run(model, asked, feed) if asked else [], strict=True))}
-    found = onnx.copied(model)
+    inlined = onnx.copied(model)
     nodes = []
     for place, node in enumerate(model.graph.node):
         if place not in branching:
             nodes.append(node)
             continue
-        taken = bool(np.ravel(known[node.input[0]])[0])
-        branch = _branch(node, "then_branch" if taken else "else_branch", f"__branch_{place}")
+        condition = bool(np.ravel(known[node.input[0]])[0])
+        branch = _branch(node, "then_branch" if condition else "else_branch", f"__branch_{place}")
         nodes += branch.node
-        found.graph.initializer.extend(branch.initializer)
+        inlined.graph.initializer.extend(branch.initializer)
         for result, output in zip(branch.output, node.output, strict=True):
             nodes.append(onnx.package().helper.make_node("Identity", [result.name], [output]))
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
-    return found
+    del inlined.graph.node[:]
+    inlined.graph.node.extend(nodes)
+    return inlined
 
 
 def _both_branches(model: Any, feed: Mapping[str, Array]) -> Any:
     """The model with both branches of each If, of whose outputs the condition picks one; None where
     there is no If, or a branch does not take what the other is for."""
-    found = onnx.copied(model)
+    merged = onnx.copied(model)
     make, nodes, pairs = onnx.package().helper.make_node, [], []
     for place, node in enumerate(model.graph.node):
         if node.op_type != "If":
@@ -113,21 +113,21 @@ def _both_branches(model: Any, feed: Mapping[str, Array]) -> Any:
         branches = [_branch(node, f"{side}_branch", f"__{side}_{place}") for side in _SIDES]
         for branch in branches:
             nodes += branch.node
-            found.graph.initializer.extend(branch.initializer)
+            merged.graph.initializer.extend(branch.initializer)
         for output, *results in zip(node.output, *(b.output for b in branches), strict=True):
             pairs.append(tuple(result.name for result in results))
             nodes.append(make("Where", [node.input[0], *pairs[-1]], [output], f"{output}__choice"))
     if not pairs:
         return None
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
+    del merged.graph.node[:]
+    merged.graph.node.extend(nodes)
     names = sorted({name for pair in pairs for name in pair})
     try:
-        values = dict(zip(names, _run(found, names, feed), strict=True))
+        values = dict(zip(names, _run(merged, names, feed), strict=True))
     except InvalidModelError:
         return None
     same = all(values[one].shape == values[other].shape for one, other in pairs)
-    return found if same else None
+    return merged if same else None
 
 
 _SIDES = ("then", "else")

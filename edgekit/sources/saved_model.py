@@ -49,31 +49,34 @@ class SavedModel:
             raise InvalidModelError(
                 f"{path} cannot be read as a SavedModel: {reason(exc)}; save it again"
             ) from None
-        found = dict(self._loaded.signatures)
-        name = _SERVING if _SERVING in found else next(iter(found), None)
-        if name is None or (name != _SERVING and len(found) > 1):
+        signatures = dict(self._loaded.signatures)
+        name = _SERVING if _SERVING in signatures else next(iter(signatures), None)
+        if name is None or (name != _SERVING and len(signatures) > 1):
             raise InvalidModelError(
-                f"{path}: expected the signature {_SERVING}, got {', '.join(found) or 'none'}; "
-                f"save it with tf.saved_model.save(model, path, signatures=function)"
+                f"{path}: expected the signature {_SERVING}, got "
+                f"{', '.join(signatures) or 'none'}; save it with "
+                f"tf.saved_model.save(model, path, signatures=function)"
             )
-        self._function = found[name]
-        given = self._function.structured_input_signature[1]
-        self._names = sorted(given)
-        self.inputs = [tf.TensorSpec(given[n].shape, given[n].dtype, name=n) for n in self._names]
-        ends = self._function.structured_outputs
-        self.outputs = tuple(sorted(ends))
-        self.specs = tuple(_spec(name, given[name]) for name in self._names)
-        self.output_specs = tuple(_spec(name, ends[name]) for name in self.outputs)
+        self._function = signatures[name]
+        input_specs = self._function.structured_input_signature[1]
+        self._names = sorted(input_specs)
+        self.inputs = [
+            tf.TensorSpec(input_specs[n].shape, input_specs[n].dtype, name=n) for n in self._names
+        ]
+        output_specs = self._function.structured_outputs
+        self.outputs = tuple(sorted(output_specs))
+        self.specs = tuple(_spec(name, input_specs[name]) for name in self._names)
+        self.output_specs = tuple(_spec(name, output_specs[name]) for name in self.outputs)
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        """A tensor an output, in order of :attr:`outputs`, for a tensor an input."""
-        found = self._function(**dict(zip(self._names, inputs, strict=True)))
-        return [found[name] for name in self.outputs]
+        """One tensor for each output, in order of :attr:`outputs`, from one for each input."""
+        tensors = self._function(**dict(zip(self._names, inputs, strict=True)))
+        return [tensors[name] for name in self.outputs]
 
 
-def _spec(name: str, found: Any) -> TensorSpec:
-    shape = tuple(-1 if size is None else size for size in found.shape or ())
-    return TensorSpec(name, shape, found.dtype.name)
+def _spec(name: str, tensor: Any) -> TensorSpec:
+    shape = tuple(-1 if size is None else size for size in tensor.shape or ())
+    return TensorSpec(name, shape, tensor.dtype.name)
 
 
 def is_saved_model(path: Path) -> bool:
@@ -87,8 +90,8 @@ def sha256_of(path: Path) -> str:
     if path.is_dir():
         files = sorted(path.rglob("*"))
         names = {f: f.relative_to(path).as_posix() for f in files if f.name != "fingerprint.pb"}
-    elif path.suffix == ".onnx" and (found := onnx.beside(path)):
-        names = {path: "", **{file: file.name for file in found}}
+    elif path.suffix == ".onnx" and (beside := onnx.beside(path)):
+        names = {path: "", **{file: file.name for file in beside}}
     else:
         return outputs.sha256_file(path)
     digest = hashlib.sha256()
@@ -179,26 +182,26 @@ def _fetched(graph: Any) -> Iterator[str]:
 
 def _before(nodes: Mapping[str, Any], fetched: Iterable[str]) -> set[str]:
     """Names of the nodes that compute these tensors, or have to run before them."""
-    waiting, found = list(fetched), set()
+    waiting, names = list(fetched), set()
     while waiting:
         name = waiting.pop().removeprefix("^").partition(":")[0]
-        if name in nodes and name not in found:
-            found.add(name)
+        if name in nodes and name not in names:
+            names.add(name)
             waiting += nodes[name].input
-    return found
+    return names
 
 
 def _called(
     functions: Mapping[str, Any], nodes: Iterable[Any], names: Iterable[str] = ()
 ) -> set[str]:
     """Functions that these nodes call, and these functions, and so on."""
-    waiting, found = [*names, *(name for node in nodes for name in _calls(node))], set()
+    waiting, called = [*names, *(name for node in nodes for name in _calls(node))], set()
     while waiting:
         name = waiting.pop()
-        if name in functions and name not in found:
-            found.add(name)
+        if name in functions and name not in called:
+            called.add(name)
             waiting += (each for node in functions[name].node_def for each in _calls(node))
-    return found
+    return called
 
 
 def _calls(node: Any) -> Iterator[str]:

@@ -77,9 +77,9 @@ def outputs(opened: Any, feed: Sequence[Array]) -> list[Array]:
     return [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()]
 
 
-def difference(found: Sequence[Array], expected: Sequence[Array]) -> str:
+def difference(outputs: Sequence[Array], expected: Sequence[Array]) -> str:
     """How outputs differ from those expected, in words; empty where they are the same."""
-    for number, (each, right) in enumerate(zip(found, expected, strict=True)):
+    for number, (each, right) in enumerate(zip(outputs, expected, strict=True)):
         if said := difference_of(f"output {number}", right, each, rounding=_ROUNDING):
             return said
     return ""

@@ -37,10 +37,10 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
         specs = _specs(model)
     except Exception:  # flatbuffers raises many types: canonical() says what is wrong
         return content
-    found = signature.sized(specs, shapes, name)
-    signature.refuse_free(found, name)
+    new_specs = signature.sized(specs, shapes, name)
+    signature.refuse_free(new_specs, name)
     subgraph = model.subgraphs[0]
-    if found == specs and not any(map(_free_behind_batch, subgraph.tensors)):
+    if new_specs == specs and not any(map(_free_behind_batch, subgraph.tensors)):
         return content
     for buffer in model.buffers:
         if buffer.offset > 1:  # what is too large for a flatbuffer lies behind it
@@ -50,7 +50,7 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
     try:
         sizes = {
             int(index): [abs(size) for size in spec.shape]  # a free batch is 1
-            for index, spec in zip(subgraph.inputs, found, strict=True)
+            for index, spec in zip(subgraph.inputs, new_specs, strict=True)
         }
         opened = litert.interpreter(content, exact=True, sizes=sizes)
         for detail in opened.get_input_details():
@@ -58,8 +58,8 @@ def sized(content: bytes, name: str, shapes: Shapes) -> bytes:
         opened.invoke()
     except (EdgekitError, RuntimeError, ValueError) as exc:
         raise InvalidModelError(
-            f"{name} cannot run at {', '.join(map(_in_words, found))}: {reason(exc)}; pass other "
-            f"sizes with --shape"
+            f"{name} cannot run at {', '.join(map(_in_words, new_specs))}: {reason(exc)}; pass "
+            f"other sizes with --shape"
         ) from None
     details = {detail["index"]: detail for detail in opened.get_tensor_details()}
     for index, tensor in enumerate(subgraph.tensors):
@@ -98,19 +98,19 @@ def _specs(model: Any) -> tuple[TensorSpec, ...]:
     }
     inputs = [subgraph.tensors[int(index)] for index in subgraph.inputs]
     own_names = flatbuffer.unsigned([each.name.decode(errors="replace") for each in inputs])
-    found = []
+    specs = []
     for index, tensor, own_name in zip(map(int, subgraph.inputs), inputs, own_names, strict=True):
         shape = [int(size) for size in ([] if tensor.shape is None else tensor.shape)]
         free = tensor.shapeSignature
         if free is not None and len(free) == len(shape):
             shape = [-1 if int(f) < 0 else own for f, own in zip(free, shape, strict=True)]
-        found.append(TensorSpec(names.get(index, own_name), tuple(shape), "float32"))
-    return tuple(found)
+        specs.append(TensorSpec(names.get(index, own_name), tuple(shape), "float32"))
+    return tuple(specs)
 
 
 def _free_behind_batch(tensor: Any) -> bool:
-    """Whether the sizes of a tensor are found while the model runs, as where an operator reads them
-    from another tensor."""
+    """Whether the sizes of a tensor are known only when the model runs, as where an operator reads
+    them from another tensor."""
     sizes = tensor.shapeSignature
     return sizes is not None and any(size < 0 for size in sizes[1:])
 
