@@ -68,8 +68,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     out: Path | None = options.out
     if out is not None:
         outputs.check_free(out, force=options.force)
-    given = float_model.data_word(options.data, options.model)
-    word = words.join(given, samples=options.samples, seed=options.seed)
+    data_word = float_model.data_word(options.data, options.model)
+    word = words.join(data_word, samples=options.samples, seed=options.seed)
     opened = feeds.open_word(word, "calibration", progress=cli.reporter)
     source = float_model.load(
         options.model,
@@ -81,7 +81,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     source.refuse_integers("calibrate")
     place = data.path_of(word)
     stem = "data" if place is None else place.resolve().stem
-    stem = "fashion_mnist" if given == "fashion_mnist" else stem
+    stem = "fashion_mnist" if data_word == "fashion_mnist" else stem
     out = out or Path("calibration") / f"{source.model_id}-{stem}.json"
     outputs.check_free(out, force=options.force)
     table = cached(

@@ -107,12 +107,12 @@ def _read(path: Path, table: Any) -> Settings:
                 f"{words.near(key, known)}"
             )
         several = key in ("target", "precision")
-        given = [value] if several and isinstance(value, str) else value
-        if several and not (isinstance(given, list) and given and all(map(_is_word, given))):
+        listed = [value] if several and isinstance(value, str) else value
+        if several and not (isinstance(listed, list) and listed and all(map(_is_word, listed))):
             raise InvalidOptionError(f"{path}: expected {key} to be a list of words, got {value!r}")
         if not several and not _is_word(value):
             raise InvalidOptionError(f"{path}: expected {key} to be text, got {value!r}")
-        read[key] = tuple(given) if several else value
+        read[key] = tuple(listed) if several else value
     for key in ("model", "out", "recipe"):
         if key in read:
             read[key] = path.parent / read[key]

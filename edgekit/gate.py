@@ -143,11 +143,11 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     checks = gate(report, baseline=baseline, bounds=bounds, allow_dead=dead)
     gate_table.show(checks, (*grammar.DEFAULTS, *bounds), report)
     _say_unjudged(report)
-    for word, given, file in (
+    for word, option, file in (
         ("report", options.report, path),
         ("baseline", options.baseline, baseline_path),
     ):
-        if given is None and file is not None:
+        if option is None and file is not None:
             cli.say(f"{word} from {config.path}: {file}")
     for file, make in written.items():
         outputs.write_text(file, make(checks, model_id=report.model_id), force=options.force)

@@ -28,7 +28,7 @@ from edgekit.pipeline.qat import EVERY, QatRecipe, qat
 from edgekit.quantization import profiles
 from edgekit.quantization.ranges import RANGE_MODES
 from edgekit.sources import float_model
-from edgekit.training.run import add_run_arguments, given, run_settings
+from edgekit.training.run import add_run_arguments, options_for, run_settings
 
 __all__ = ["main", "parser", "qat"]
 
@@ -116,7 +116,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         options.model,
         dataset=options.data,
         calibration=options.calibration,
-        recipe=QatRecipe(**given(options, QatRecipe)),
+        recipe=QatRecipe(**options_for(options, QatRecipe)),
         device=profile.name,
         leave_float=options.leave_float,
         preprocessing=options.preprocessing,

@@ -86,9 +86,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         place = sign(options.path, key=options.key, force=options.force)
         cli.say(f"{place}: signature of {options.path}")
         return 0, {"signature": str(place), "key": Signed.load(place).key}
-    found = verify(options.path, public=options.public, artifacts=options.artifact)
+    signed = verify(options.path, public=options.public, artifacts=options.artifact)
     cli.say(f"{options.path}: signed with {options.public}, every byte as it was")
-    return 0, {"verified": str(options.path), "key": found.key, "sha256": found.sha256}
+    return 0, {"verified": str(options.path), "key": signed.key, "sha256": signed.sha256}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

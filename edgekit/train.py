@@ -35,7 +35,7 @@ from edgekit.training import recipes
 from edgekit.training import replicas as many
 from edgekit.training.inputs import MODES
 from edgekit.training.recipes import Network, Recipe
-from edgekit.training.run import add_run_arguments, given, run_settings, train
+from edgekit.training.run import add_run_arguments, options_for, run_settings, train
 
 __all__ = ["main", "parser", "train"]
 
@@ -197,8 +197,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     recipe = options.recipe or (recipes.FINE_TUNING if options.start else recipes.DEFAULT)
     preset = recipes.changed(
         recipes.load(recipe),
-        recipe=given(options, Recipe),
-        network=given(options, Network),
+        recipe=options_for(options, Recipe),
+        network=options_for(options, Network),
     )
     written = train(
         dataset=options.data,

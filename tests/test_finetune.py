@@ -28,7 +28,7 @@ from edgekit.sources import keras as keras_format
 from edgekit.train import train
 from edgekit.training import recipes
 from edgekit.training.finetune import FineTuner, start
-from edgekit.training.inputs import Mode, Wanted, in_colour, inputs
+from edgekit.training.inputs import InputOptions, Mode, in_colour, inputs
 from edgekit.training.loop import fit
 from edgekit.training.recipes import Recipe
 from edgekit.training.run import _begun, _trainer
@@ -130,7 +130,7 @@ def test_a_model_keeps_its_answers_below_the_new_classifier(small: Path) -> None
     x = np.random.default_rng(1).random((2, 12, 12, 3), np.float32)
     keras = keras_format.tf_keras()
     ours = keras.Model(made.input, made.get_layer("head_dropout").input)(x).numpy()
-    given = begun.given.model
+    given = begun.original.model
     assert np.allclose(ours, keras.Model(given.input, given.layers[-1].input)(x), atol=1e-6)
 
 
@@ -154,7 +154,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     """Stopped in the second phase, an epoch after its last checkpoint."""
     recipe = Recipe(batch=4, head_epochs=1, epochs=2, shift=0, erase=0, crop=0.5)
     begun = start(small / "small.keras", size=None, preprocessing="unit")
-    wanted = Wanted(recipe, begun.prepare, begun.shape, mode=input)
+    wanted = InputOptions(recipe, begun.prepare, begun.shape, mode=input)
 
     def run(name: str, *, resume: bool = False, stop: bool = False) -> list[np.ndarray]:
         found = inputs(f"folder:{photos}", wanted)
@@ -187,7 +187,7 @@ def test_bad_input(small: Path, photos: Path, tmp_path: Path, edgekit: Callable[
     assert "expected at least 2 class folders with pictures, got only 'only'" in done.error
     assert not (tmp_path / "m").exists()
     begun = start(small / "small.keras", size=None, preprocessing="unit")
-    wanted = Wanted(Recipe(), begun.prepare, begun.shape, default=0.2)
+    wanted = InputOptions(Recipe(), begun.prepare, begun.shape, default=0.2)
     grey = tmp_path / "grey.npz"
     np.savez(grey, x=np.zeros((9, 12, 12, 1), np.uint8), y=np.arange(9) % 2)
     with pytest.raises(InvalidDataError, match=r"as the model's input, got \[12, 12, 1\]"):
@@ -278,7 +278,7 @@ def test_it_begins_with_what_the_grey_model_makes_of_the_grey_picture(
     keras = keras_format.tf_keras()
     made = begun.build(2, dropout=0.0, seed=0)
     head = keras.Model(made.input, made.get_layer("head_dropout").input)
-    given = begun.given.model
+    given = begun.original.model
     own = keras.Model(given.input, given.layers[-1].input)
     colours = data.load(f"folder:{hues}", "test", shape=(12, 12, 3)).images
     greys = data.load(f"folder:{hues}", "test", shape=(12, 12, 1)).images

@@ -23,7 +23,7 @@ from edgekit.records.artifact import Artifact
 from edgekit.records.signature import Preprocessing, preprocessing
 from edgekit.sources import keras as keras_format
 from edgekit.training.distort import distorted
-from edgekit.training.inputs import Wanted, inputs, split
+from edgekit.training.inputs import InputOptions, inputs, split
 from edgekit.training.recipes import Recipe
 from edgekit.training.stream import ShardFeed, Stream, StreamTrainer, stream_of
 
@@ -88,7 +88,7 @@ def test_without_augmentation_a_pass_is_what_is_on_disk(shards: Path, photos: Pa
     still = replace(KINDS["small"], batch=1)
     on_disk = data.load(f"imagenet-tfrecord:{shards}", "train", shape=SHAPE, prepare=PREPARE)
     of_folder = data.load(f"folder:{photos}", "train", shape=SHAPE, prepare=PREPARE)
-    opened = inputs(f"folder:{photos}", Wanted(still, PREPARE, SHAPE, mode="stream")).training
+    opened = inputs(f"folder:{photos}", InputOptions(still, PREPARE, SHAPE, mode="stream")).training
     assert isinstance(opened, Stream)
     for expected, found in ((on_disk, stream(shards, still)), (of_folder, opened)):
         a_pass = taken(found, 0, len(expected))
@@ -121,7 +121,7 @@ def test_the_seed_decides_and_a_later_start_gives_the_following_batches(
     def made(seed: int) -> Stream:
         if kind != "folder":
             return stream(shards, replace(KINDS[kind], seed=seed))
-        wanted = Wanted(replace(PLAIN, seed=seed), PREPARE, SHAPE)
+        wanted = InputOptions(replace(PLAIN, seed=seed), PREPARE, SHAPE)
         found = inputs(f"folder:{photos}", wanted).training
         assert isinstance(found, Stream)
         return found
@@ -266,7 +266,7 @@ def test_a_file_that_is_gone_is_named(photos: Path, tmp_path: Path) -> None:
 
     root = tmp_path / "set"
     shutil.copytree(photos, root)
-    found = inputs(f"folder:{root}", Wanted(PLAIN, PREPARE, SHAPE)).training
+    found = inputs(f"folder:{root}", InputOptions(PLAIN, PREPARE, SHAPE)).training
     assert isinstance(found, Stream)
     (root / "b" / "3.jpg").unlink()
     with pytest.raises(Exception, match="No such file") as gone:
@@ -297,7 +297,7 @@ def test_broken_records_are_left_out_and_counted_where_that_is_asked_for(
 
 def test_imagenet_shards_have_two_parts_and_classes_from_one(shards: Path) -> None:
     word = f"imagenet-tfrecord:{shards}"
-    wanted = Wanted(KINDS["inception"], PREPARE, SHAPE)
+    wanted = InputOptions(KINDS["inception"], PREPARE, SHAPE)
     found = inputs(word, wanted)
     assert isinstance(found.training, Stream)
     assert (len(found.training), len(found.testing), found.tested_on) == (23, 6, "test")
@@ -321,7 +321,7 @@ def test_imagenet_shards_have_two_parts_and_classes_from_one(shards: Path) -> No
 def test_small_augmentation_of_a_small_set_is_in_memory_and_the_choice_is_said(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = Wanted(KINDS["small"], PREPARE, SHAPE, progress=cli.reporter)
+    wanted = InputOptions(KINDS["small"], PREPARE, SHAPE, progress=cli.reporter)
     assert isinstance(inputs(f"folder:{photos}", wanted).training, data.ImageSet)
     assert "streamed" not in capsys.readouterr().err
     monkeypatch.setattr("edgekit.records.environment.available_memory", lambda: 50_000)
@@ -332,13 +332,13 @@ def test_small_augmentation_of_a_small_set_is_in_memory_and_the_choice_is_said(
 def test_arrays_can_be_distorted_too(tmp_path: Path) -> None:
     x = np.stack([pictures.picture(i, i % 3, (24, 24)) for i in range(12)])
     np.savez(tmp_path / "set.npz", x=x, y=np.arange(12) % 3)
-    found = inputs(str(tmp_path / "set.npz"), Wanted(KINDS["inception"], PREPARE)).training
+    found = inputs(str(tmp_path / "set.npz"), InputOptions(KINDS["inception"], PREPARE)).training
     assert isinstance(found, Stream)
     for x, y, _ in taken(found, 0, 3):
         assert (x.mean((1, 2)).argmax(1) == y).all()
     np.savez(tmp_path / "set.npz", x=np.zeros((12, 24, 24, 3), np.float32), y=np.arange(12) % 3)
     with pytest.raises(InvalidDataError, match="as uint8 to distort"):
-        inputs(str(tmp_path / "set.npz"), Wanted(KINDS["inception"], PREPARE))
+        inputs(str(tmp_path / "set.npz"), InputOptions(KINDS["inception"], PREPARE))
 
 
 def test_held_out_pictures_are_drawn_from_every_class(photos: Path) -> None:
@@ -351,7 +351,7 @@ def test_held_out_pictures_are_drawn_from_every_class(photos: Path) -> None:
     with pytest.raises(InvalidDataError, match="class 1 has one image"):
         split("set", np.array([0, 0, 1]), 0.2, 0)
     for recipe in (KINDS["small"], KINDS["plain"]):
-        found = inputs(f"folder:{photos}", Wanted(recipe, PREPARE, SHAPE, validation=0.25))
+        found = inputs(f"folder:{photos}", InputOptions(recipe, PREPARE, SHAPE, validation=0.25))
         assert found.tested_on == "validation"
         table = found.tables["validation.csv"].decode().splitlines()[1:]
         assert len(found.training) == 24 - len(table) == 18
@@ -369,11 +369,11 @@ def test_held_out_pictures_are_drawn_from_every_class(photos: Path) -> None:
 def test_bad_labels(rows: list[tuple[bytes, int]], said: str, tmp_path: Path) -> None:
     pictures.shards(tmp_path, "train", rows, 1)
     with pytest.raises(InvalidDataError, match=said):
-        inputs(f"tfrecord:{tmp_path}", Wanted(PLAIN, PREPARE, SHAPE))
+        inputs(f"tfrecord:{tmp_path}", InputOptions(PLAIN, PREPARE, SHAPE))
 
 
 def test_what_does_not_fit_is_refused(shards: Path, tmp_path: Path) -> None:
-    wanted = Wanted(PLAIN, PREPARE, SHAPE)
+    wanted = InputOptions(PLAIN, PREPARE, SHAPE)
     pictures.shards(tmp_path, "train", [(b"x", 1), (b"x", 1001)], 1)
     cases = (
         (f"imagenet-tfrecord:{tmp_path}", wanted, "expected labels 1 to 1000, got 1001"),
@@ -398,7 +398,7 @@ def test_what_does_not_fit_is_refused(shards: Path, tmp_path: Path) -> None:
 
 def test_tfds(tmp_path: Path) -> None:
     """A real data set, prepared here; where the package is missing, one line says so."""
-    wanted = Wanted(KINDS["inception"], PREPARE, SHAPE)
+    wanted = InputOptions(KINDS["inception"], PREPARE, SHAPE)
     try:
         import tensorflow_datasets as tfds
     except ImportError:

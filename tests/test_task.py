@@ -77,45 +77,45 @@ def test_what_says_what_outputs_are(
 
 
 def test_labels_make_classes_of_scores_and_of_nothing_else() -> None:
-    right = task.right(images(LABELS), manifest(spec(3)), None, given=True)
+    right = task.right(images(LABELS), manifest(spec(3)), None, as_array=True)
     assert (right.task, right.names) == ("classification", ("0", "1", "2"))
     for outputs in ([spec(6, 6, 2)], [spec(3), spec(1, name="z")]):
         with pytest.raises(InvalidDataError, match="labels of classes do not fit y .*leave y out"):
-            task.right(images(LABELS), manifest(*outputs), None, given=True)
-        right = task.right(images(LABELS), manifest(*outputs), None, given=False)
+            task.right(images(LABELS), manifest(*outputs), None, as_array=True)
+        right = task.right(images(LABELS), manifest(*outputs), None, as_array=False)
         assert right.labels is None and "are not used" in right.unused  # folders are classes
-    right = task.right(images(LABELS), manifest(spec(3), said="regression"), None, given=False)
+    right = task.right(images(LABELS), manifest(spec(3), said="regression"), None, as_array=False)
     assert "pass --task classification" in right.unused
 
 
 def test_numbers_are_the_truth_of_one_output_of_their_size() -> None:
-    right = task.right(images(NUMBERS), manifest(spec(3)), None, given=True)
+    right = task.right(images(NUMBERS), manifest(spec(3)), None, as_array=True)
     assert right.task == "regression" and right.truth is not None
-    task.right(images(NUMBERS), manifest(spec(1, 3)), None, given=True)
+    task.right(images(NUMBERS), manifest(spec(1, 3)), None, as_array=True)
     for found in (manifest(spec(4)), manifest(spec(2), spec(1, name="z"))):
         with pytest.raises(InvalidDataError, match="expected y of one output with as many"):
-            task.right(images(NUMBERS), found, None, given=True)
+            task.right(images(NUMBERS), found, None, as_array=True)
     with pytest.raises(InvalidDataError, match="got 3"):
         task.settle(right, np.zeros((COUNT, 2), np.float32))
 
 
 def test_outputs_settle_what_is_open() -> None:
-    unknown = task.right(images(None), manifest(spec(3)), None, given=False)
+    unknown = task.right(images(None), manifest(spec(3)), None, as_array=False)
     shares = np.abs(NUMBERS) / np.abs(NUMBERS).sum(axis=1, keepdims=True)
     assert task.settle(unknown, shares.astype(np.float32)).task == "classification"
     assert task.settle(unknown, NUMBERS.astype(np.float32)).task == "regression"
-    asked = task.right(images(None), manifest(spec(3)), "regression", given=False)
+    asked = task.right(images(None), manifest(spec(3)), "regression", as_array=False)
     assert task.settle(asked, shares.astype(np.float32)).task == "regression"
 
 
 def test_one_number_is_a_score_of_two_classes_or_itself() -> None:
     share = np.linspace(0, 1, COUNT, dtype=np.float32)[:, None]
-    two = task.right(images(LABELS % 2), manifest(spec(1)), None, given=True)
+    two = task.right(images(LABELS % 2), manifest(spec(1)), None, as_array=True)
     assert task.settle(two, share).task == "classification"
     assert task.settle(two, 9 * share).task == "regression"
-    asked = task.right(images(LABELS % 2), manifest(spec(1)), "classification", given=True)
+    asked = task.right(images(LABELS % 2), manifest(spec(1)), "classification", as_array=True)
     assert task.settle(asked, 9 * share).task == "classification"
-    many = task.settle(task.right(images(LABELS), manifest(spec(1)), None, given=True), share)
+    many = task.settle(task.right(images(LABELS), manifest(spec(1)), None, as_array=True), share)
     assert many.task == "regression" and many.truth is not None and many.truth.shape == (COUNT, 1)
     np.testing.assert_allclose(task.by_class(share), np.concatenate([1 - share, share], 1))
     np.testing.assert_array_equal(task.by_class(9 * share)[:, 0], 0)

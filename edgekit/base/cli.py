@@ -155,15 +155,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Options that are not known are named first, with the one that is nearest."""
-        given = list(sys.argv[1:] if args is None else args)
+        arguments = list(sys.argv[1:] if args is None else args)
         known = set(self._options())
-        options = itertools.takewhile(lambda word: word != "--", given)
+        options = itertools.takewhile(lambda word: word != "--", arguments)
         self._refuse(word for word in options if word[:2] == "--" and _name(word) not in known)
-        found, rest = self.parse_known_args(given, namespace)
+        parsed, rest = self.parse_known_args(arguments, namespace)
         self._refuse(word for word in rest if word[:1] == "-")  # of another action
         if rest:
             self.error(f"expected no more arguments, got {shlex.join(rest)}")
-        return found
+        return parsed
 
     def _refuse(self, unknown: Iterable[str]) -> None:
         for word in unknown:
@@ -398,13 +398,13 @@ def several(known: Sequence[str]) -> Callable[[str], list[str]]:
     """A type of argument: one or more of these words, separated by commas."""
 
     def read(text: str) -> list[str]:
-        found = [word.strip() for word in text.split(",")]
-        for word in found:
+        chosen = [word.strip() for word in text.split(",")]
+        for word in chosen:
             if word not in known:
                 raise argparse.ArgumentTypeError(
                     f"expected {', '.join(known)}, got {word!r}{words.near(word, known)}"
                 )
-        return found
+        return chosen
 
     return read
 
@@ -417,20 +417,20 @@ def gathered(kind: type[_Options], parsed: argparse.Namespace, **own: object) ->
         parsed: What was typed.
         own: Fields of other names, or other values than what was typed.
     """
-    taken = [each.name for each in dataclasses.fields(kind) if each.name not in own]
-    return kind(**{name: getattr(parsed, name) for name in taken}, **own)
+    names = [each.name for each in dataclasses.fields(kind) if each.name not in own]
+    return kind(**{name: getattr(parsed, name) for name in names}, **own)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """``edgekit VERB ...`` and ``python -m edgekit VERB ...``."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    if not typed or typed[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    if given[0] == "--version":
+    if typed[0] == "--version":
         print(f"edgekit {__version__}")
         return 0
-    verb, rest = given[0], given[1:]
+    verb, rest = typed[0], typed[1:]
     if verb not in VERBS:
         near = words.near(verb, VERBS)
         _print_error("edgekit", f"unknown verb {verb!r}; expected one of {', '.join(VERBS)}{near}")

@@ -82,10 +82,10 @@ class Document:
             EdgekitError: ``ERROR``, if it cannot be read, holds NaN, or has another schema version.
         """
         data = read_json(path, error=cls.ERROR, what=cls.WHAT)
-        found = data.get("schema_version") if isinstance(data, dict) else None
-        if found != cls.VERSION or type(found) is not int:
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != cls.VERSION or type(version) is not int:
             raise cls.ERROR(
-                f"{path} has schema_version {_short(found)}, this edgekit reads {cls.VERSION}; "
+                f"{path} has schema_version {_short(version)}, this edgekit reads {cls.VERSION}; "
                 f"make it again with this version or install the one that wrote it"
             )
         try:
@@ -173,12 +173,12 @@ def _finite(digits: str) -> float:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         names = [name for name, _ in pairs]
         doubled = next(name for name in names if names.count(name) > 1)
         raise SchemaError(f"the key {doubled!r} is there twice")
-    return found
+    return members
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

@@ -26,10 +26,10 @@ def split(word: str) -> tuple[str, dict[str, str]]:
     if not mark or not _OPTIONS.fullmatch(tail):
         return word, {}
     pairs = [tuple(pair.split("=")) for pair in tail.split(",")]
-    found = {key: value for key, value in pairs}
-    if len(found) != len(pairs):
+    options = {key: value for key, value in pairs}
+    if len(options) != len(pairs):
         raise InvalidOptionError(f"{word}: an option is there twice")
-    return head, found
+    return head, options
 
 
 def join(word: str, **options: object) -> str:
@@ -101,8 +101,8 @@ def near(word: str, known: Iterable[str]) -> str:
     by_lower = {each.lower().lstrip("-"): each for each in known}
     typed = word.lower().lstrip("-")
     alias = _ALIASES.get(typed)
-    found = [alias] if alias in by_lower else difflib.get_close_matches(typed, by_lower, n=1)
-    return f"; did you mean {by_lower[found[0]]!r}?" if found else ""
+    closest = [alias] if alias in by_lower else difflib.get_close_matches(typed, by_lower, n=1)
+    return f"; did you mean {by_lower[closest[0]]!r}?" if closest else ""
 
 
 def one_of(what: str, word: str, known: Sequence[str]) -> None:

@@ -137,23 +137,23 @@ class Opened:
         """
         prepare = prepare or preprocessing("none")
         if isinstance(self.source, ImageSet):
-            found = self.source
+            image_set = self.source
             if self.samples is not None:
-                found = found.sample(self.samples, self.seed)
-            found = found.head(limit).offset(prepare.class_offset)
+                image_set = image_set.sample(self.samples, self.seed)
+            image_set = image_set.head(limit).offset(prepare.class_offset)
         else:
-            found = self._decoded(self.source, self.shape(shape), prepare, class_names, limit)
-        for warning in () if quiet else found.warnings:
+            image_set = self._decoded(self.source, self.shape(shape), prepare, class_names, limit)
+        for warning in () if quiet else image_set.warnings:
             self.progress.say(f"warning: {warning}")
-        return found
+        return image_set
 
-    def shape(self, given: tuple[int, ...] | None) -> tuple[int, int, int]:
+    def shape(self, model_input: tuple[int, ...] | None) -> tuple[int, int, int]:
         """``(H, W, C)`` that pictures get, by the model or the word.
 
         Raises:
             InvalidOptionError: If neither says it, or both and not the same.
         """
-        return shape_of(self.word, self.size, given)
+        return shape_of(self.word, self.size, model_input)
 
     def _decoded(
         self,
@@ -171,7 +171,7 @@ class Opened:
         drawn_later = source.count is None and self.samples is not None
         if limit is not None and (source.count is None or limit < source.count):
             name += "" if drawn_later else f"[:{limit}]"
-        found = images_of(
+        image_set = images_of(
             replace(source, name=name),
             Fit(shape, prepare, self.background),
             chosen=chosen,
@@ -182,8 +182,8 @@ class Opened:
         )
         if drawn_later:
             assert self.samples is not None
-            found = found.sample(self.samples, self.seed).head(limit)
-        return found
+            image_set = image_set.sample(self.samples, self.seed).head(limit)
+        return image_set
 
     def numbering(
         self, source: Source, class_names: tuple[str, ...], offset: int
@@ -194,36 +194,38 @@ class Opened:
         """
         if self.split == "calibration":
             return None
-        found = classes.number(source.name, source.names, class_names, offset=offset)
-        if found.said:
-            self.progress.say(f"{source.name}: {found.said}")
-        return found
+        numbering = classes.number(source.name, source.names, class_names, offset=offset)
+        if numbering.said:
+            self.progress.say(f"{source.name}: {numbering.said}")
+        return numbering
 
 
-def shape_of(word: str, size: int | None, given: tuple[int, ...] | None) -> tuple[int, int, int]:
-    """``(H, W, C)`` of a model's input ``given``, or of a square of ``size`` in colours.
+def shape_of(
+    word: str, size: int | None, model_input: tuple[int, ...] | None
+) -> tuple[int, int, int]:
+    """``(H, W, C)`` of ``model_input``, or of a square of ``size`` in colours.
 
     Raises:
         InvalidOptionError: If there is neither, or both and not the same.
         InvalidDataError: If the model's input has no fixed size.
     """
-    if given is None:
+    if model_input is None:
         if size is None:
             raise InvalidOptionError(
                 f"{word}: no model says how large the images are to be; pass --size N, or "
                 f"#size=N behind the word"
             )
         return size, size, 3
-    if len(given) != 3 or min(given) < 1:
+    if len(model_input) != 3 or min(model_input) < 1:
         raise InvalidDataError(
             f"{word}: expected a model with an input of fixed size [H, W, C] to resize "
-            f"pictures for, got {list(given)}; pass an .npz"
+            f"pictures for, got {list(model_input)}; pass an .npz"
         )
-    if size is not None and given[:2] != (size, size):
+    if size is not None and model_input[:2] != (size, size):
         raise InvalidOptionError(
-            f"{word}: the model's input is {given[0]} x {given[1]}; leave size out"
+            f"{word}: the model's input is {model_input[0]} x {model_input[1]}; leave size out"
         )
-    return given[0], given[1], given[2]
+    return model_input[0], model_input[1], model_input[2]
 
 
 def open_word(

@@ -85,12 +85,12 @@ def check(
         if manifest is None and prepare is None:
             unprepared(model, worker.loaded.signature.inputs)
         shape = worker.loaded.input_shape
-        found = worker.loaded.signature.outputs
-        classes = tasks.scores(found)
+        specs = worker.loaded.signature.outputs
+        classes = tasks.scores(specs)
         if not classes or (manifest is not None and manifest.task == "regression"):
             raise InvalidOptionError(
                 f"{model}: expected scores of classes [N, classes] to check against labels, got "
-                f"{tasks.in_words(found)}"
+                f"{tasks.in_words(specs)}"
             )
         names = tasks.numbered(classes) if classes > 1 else ()
         if manifest is not None:
@@ -124,21 +124,21 @@ def _findings(
         return tasks.by_class(worker.outputs(values))
 
     step = worker.loaded.signature.outputs[0].scale
-    found = mistakes.find(predict, images, labels, worker.job.preprocessing, step=step)
+    findings = mistakes.find(predict, images, labels, worker.job.preprocessing, step=step)
     places = np.unique(np.linspace(0, len(images) - 1, _LABELS).astype(int))
     choices = predict(images[places]).argmax(axis=1)
     fit = mistakes.label_fit(choices, labels[places])
-    if all(finding.hint for finding in found):
-        found += mistakes.renumbered(choices, labels[places], names)
-    if all(finding.hint for finding in found):
-        found += mistakes.of_fit(fit, len(places))
-    return tuple(found), fit
+    if all(finding.hint for finding in findings):
+        findings += mistakes.renumbered(choices, labels[places], names)
+    if all(finding.hint for finding in findings):
+        findings += mistakes.of_fit(fit, len(places))
+    return tuple(findings), fit
 
 
 def _job(model: Path, prepare: str | None, shapes: Shapes) -> tuple[Job, Manifest | None]:
     if model.is_dir() and not saved_model.is_saved_model(model):
-        for option, given in (("--preprocessing", prepare), ("--shape", shapes)):
-            if given:
+        for option, value in (("--preprocessing", prepare), ("--shape", shapes)):
+            if value:
                 raise InvalidOptionError(
                     f"{model} is an artifact, which has its own; give {option} only with a file"
                 )
@@ -219,17 +219,17 @@ def _describe(options: argparse.Namespace) -> cli.Outcome:
         for word in (options.data, options.other)
         if word is not None
     )
-    found = descriptions.survey(opened, limit=options.limit, pictures=out is not None)
+    survey = descriptions.survey(opened, limit=options.limit, pictures=out is not None)
     against = descriptions.survey(others[0]) if others else None
-    description = descriptions.describe(found, against)
+    description = descriptions.describe(survey, against)
     if out is not None:
-        outputs.write_bytes(out, descriptions.sheet(found), force=options.force)
+        outputs.write_bytes(out, descriptions.sheet(survey), force=options.force)
     _print(description)
     return 0, {"description": description, "sheet": None if out is None else str(out)}
 
 
-def _print(found: descriptions.Description) -> None:
-    table = Table(title=cli.plain(f"{found.data}, {found.images:,} images"), show_header=False)
+def _print(about: descriptions.Description) -> None:
+    table = Table(title=cli.plain(f"{about.data}, {about.images:,} images"), show_header=False)
     table.add_column("what", no_wrap=True)
     table.add_column("found", overflow="fold")
 
@@ -239,24 +239,24 @@ def _print(found: descriptions.Description) -> None:
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
     rows = {
-        "classes": _classes(found.classes),
-        "balance": "-" if found.balance is None else f"{found.balance:.3f} (1: even)",
-        "sizes": listed(found.sizes),
-        "formats": listed(found.formats),
-        "modes": listed(found.modes),
-        "turned, transparent, animated": f"{found.turned}, {found.transparent}, {found.animated}",
-        "mean of R, G, B": _numbers(found.mean),
-        "std of R, G, B": _numbers(found.std),
-        "unreadable": str(found.unreadable.count),
-        "not pictures": str(found.skipped.count),
-        "duplicates": f"{found.duplicates.count} groups, "
-        f"{found.across_classes.count} across classes",
-        "in the other set": "-" if found.leaked is None else str(found.leaked.count),
+        "classes": _classes(about.classes),
+        "balance": "-" if about.balance is None else f"{about.balance:.3f} (1: even)",
+        "sizes": listed(about.sizes),
+        "formats": listed(about.formats),
+        "modes": listed(about.modes),
+        "turned, transparent, animated": f"{about.turned}, {about.transparent}, {about.animated}",
+        "mean of R, G, B": _numbers(about.mean),
+        "std of R, G, B": _numbers(about.std),
+        "unreadable": str(about.unreadable.count),
+        "not pictures": str(about.skipped.count),
+        "duplicates": f"{about.duplicates.count} groups, "
+        f"{about.across_classes.count} across classes",
+        "in the other set": "-" if about.leaked is None else str(about.leaked.count),
     }
     for name, value in rows.items():
         table.add_row(name, escape(value))
     cli.console.print(table)
-    for warning in found.warnings:
+    for warning in about.warnings:
         cli.say(f"warning: {warning}")
 
 
@@ -280,7 +280,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _check(options: argparse.Namespace) -> cli.Outcome:
-    found = check(
+    checked = check(
         options.model,
         dataset=options.data,
         prepare=options.preprocessing,
@@ -288,16 +288,16 @@ def _check(options: argparse.Namespace) -> cli.Outcome:
         shapes=float_model.shapes_of(options.shape),
         progress=cli.reporter,
     )
-    for finding in found.findings:
+    for finding in checked.findings:
         cli.say(f"{'hint: ' if finding.hint else ''}{finding.kind}: {finding.said}")
-    bad = [finding for finding in found.findings if not finding.hint]
+    bad = [finding for finding in checked.findings if not finding.hint]
     if not bad:
-        tried = min(found.images, _LABELS)
+        tried = min(checked.images, _LABELS)
         cli.say(
-            f"no classic mistake seen in {tried:,} of {found.images:,} images; "
-            f"{found.fit.accuracy:.1f} % are right, {found.fit.chance:.1f} % would be by chance"
+            f"no classic mistake seen in {tried:,} of {checked.images:,} images; "
+            f"{checked.fit.accuracy:.1f} % are right, {checked.fit.chance:.1f} % would be by chance"
         )
-    return (1 if bad else 0), found
+    return (1 if bad else 0), checked
 
 
 def _act(options: argparse.Namespace) -> cli.Outcome:

@@ -33,7 +33,7 @@ class Numbering:
 
 
 def number(
-    name: str, found: tuple[str, ...], known: tuple[str, ...], *, offset: int = 0
+    name: str, classes: tuple[str, ...], known: tuple[str, ...], *, offset: int = 0
 ) -> Numbering:
     """Decide which class is which.
 
@@ -43,39 +43,39 @@ def number(
 
     Args:
         name: Name of the data set.
-        found: Names of its classes, sorted; empty where it has numbers only.
+        classes: Names of its classes, sorted; empty where it has numbers only.
         known: The model's class names; empty without a model, ``0, 1, …`` where it has no names.
         offset: Offset of the preprocessing; not added to classes that were found by name.
 
     Raises:
         ClassesError: If names and numbers of classes do not fit the model.
     """
-    if not found:
+    if not classes:
         return Numbering(None, offset, known)
     numbers = tuple(str(i) for i in range(len(known)))
     places = {_plain(each): place for place, each in enumerate(known)}
-    ours = [_plain(each) for each in found]
+    ours = [_plain(each) for each in classes]
     if known != numbers and set(ours) <= set(places):
-        if len(places) != len(known) or len(set(ours)) != len(found):
+        if len(places) != len(known) or len(set(ours)) != len(classes):
             raise ClassesError(f"{name}: two classes have one name; give numbers with csv:FILE")
         return Numbering(np.array([places[each] for each in ours]), 0, known)
-    if all(each.isascii() and each.isdecimal() and len(each) < 10 for each in found):
-        table = np.array([int(each) for each in found])
+    if all(each.isascii() and each.isdecimal() and len(each) < 10 for each in classes):
+        table = np.array([int(each) for each in classes])
         names = known or tuple(str(i) for i in range(int(table.max()) + 1))
         return Numbering(table, offset, names, "class names are numbers, taken as labels")
     expected = len(known) - max(offset, 0)
-    if known and len(found) != expected:
+    if known and len(classes) != expected:
         raise ClassesError(
-            f"{name}: has {len(found)} classes ({_short(found)}), the model {expected} "
+            f"{name}: has {len(classes)} classes ({_short(classes)}), the model {expected} "
             f"({_short(known)}); name them as the model does, or list numbers with csv:FILE"
         )
     if known and known != numbers:
         raise ClassesError(
-            f"{name}: its classes ({_short(found)}) are not the model's ({_short(known)}); name "
+            f"{name}: its classes ({_short(classes)}) are not the model's ({_short(known)}); name "
             f"them as the model does, or list numbers with csv:FILE"
         )
-    names = ("background",) * max(offset, 0) + found
-    return Numbering(np.arange(len(found)), offset, names, "classes in the order of their names")
+    names = ("background",) * max(offset, 0) + classes
+    return Numbering(np.arange(len(classes)), offset, names, "classes in the order of their names")
 
 
 def _plain(name: str) -> str:

@@ -91,21 +91,21 @@ def opened(content: Content) -> Image:
         content = np.ascontiguousarray(squeezed)
     try:
         if isinstance(content, image.Image):
-            found: Image = content
+            picture: Image = content
         elif isinstance(content, np.ndarray):
-            found = image.fromarray(content)
+            picture = image.fromarray(content)
         else:
-            found = image.open(io.BytesIO(content), formats=FORMATS)
+            picture = image.open(io.BytesIO(content), formats=FORMATS)
     except image.DecompressionBombError:
         raise PictureError(f"more than {MAX_PIXELS:,} pixels") from None
     except image.UnidentifiedImageError:
         raise PictureError(f"not a picture of {', '.join(FORMATS)}") from None
     except Exception as exc:  # decoders raise what they like on hostile bytes
         raise PictureError(reason(exc)) from None
-    width, height = found.size
+    width, height = picture.size
     if width * height > MAX_PIXELS:
         raise PictureError(f"{width:,} x {height:,}, more than {MAX_PIXELS:,} pixels")
-    return found
+    return picture
 
 
 def has_alpha(picture: Image) -> bool:
@@ -194,13 +194,13 @@ def _resized(picture: Image, size: tuple[int, int], method: str) -> Pixels:
         values = _interpolated(values.swapaxes(0, 1), size[0], taps).swapaxes(0, 1)
         return np.clip(np.rint(values), 0, 255).astype(np.uint8)
     kinds = pillow().Resampling
-    found = {
+    resampling = {
         "bilinear": kinds.BILINEAR,
         "bicubic": kinds.BICUBIC,
         "area": kinds.BOX,
         "nearest": kinds.NEAREST,
     }[method]
-    return np.asarray(picture.resize(size, found))
+    return np.asarray(picture.resize(size, resampling))
 
 
 _LINEAR, _CUBIC = (0, 1), (-1, 0, 1, 2)

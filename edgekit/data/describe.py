@@ -172,22 +172,22 @@ def survey(opened: Opened, *, limit: int | None = None, pictures: bool = False) 
     source = opened.source
     if isinstance(source, ImageSet):
         source = _of_arrays(source)
-    found = Survey(source)
+    totals = Survey(source)
     decode.pillow()
     with opened.progress.task("looking", source.count) as task:
         look = functools.partial(_look, background=opened.background)
         for number, (entry, each) in enumerate(parallel(look, source.entries(None))):
             if isinstance(each, PictureError):
-                found.broken.append(f"{visible(entry.where)} ({each})")
+                totals.broken.append(f"{visible(entry.where)} ({each})")
             else:
-                found.take(number, entry, each, picture=pictures)
+                totals.take(number, entry, each, picture=pictures)
             task.advance()
             if number + 1 == limit:
                 break
-    if not found.numbers:
-        first = f": {found.broken[0]}" if found.broken else ""
+    if not totals.numbers:
+        first = f": {totals.broken[0]}" if totals.broken else ""
         raise InvalidDataError(f"{source.name}: no picture can be decoded{first}")
-    return found
+    return totals
 
 
 def _of_arrays(images: ImageSet) -> Source:
@@ -240,45 +240,45 @@ def _frames(picture: Any) -> int:
         raise PictureError(f"frames: {exc}") from None
 
 
-def describe(found: Survey, other: Survey | None = None) -> Description:
+def describe(pictures: Survey, other: Survey | None = None) -> Description:
     """Sum a survey up.
 
     Args:
-        found: Description of the set.
+        pictures: Description of the set.
         other: Description of a set that must share no picture with it, as test images must share
             none with training images.
     """
-    count = len(found.numbers)
-    labels = np.array(found.labels)
+    count = len(pictures.numbers)
+    labels = np.array(pictures.labels)
     classes = {
-        found.name(int(label)): int(number)
+        pictures.name(int(label)): int(number)
         for label, number in zip(*np.unique(labels, return_counts=True), strict=True)
         if label >= 0
     }
-    classes = {name: 0 for name in found.source.names if classes} | classes
-    mean = found.mean / count
-    duplicates, across = _duplicates(found, labels)
-    leaked = None if other is None else _leaked(found, other)
-    warnings = [*found.source.warnings, *_warnings(found, classes, across)]
+    classes = {name: 0 for name in pictures.source.names if classes} | classes
+    mean = pictures.mean / count
+    duplicates, across = _duplicates(pictures, labels)
+    leaked = None if other is None else _leaked(pictures, other)
+    warnings = [*pictures.source.warnings, *_warnings(pictures, classes, across)]
     if leaked is not None and other is not None and leaked.count:
         warnings.append(
             f"{leaked.count} pictures are in {other.source.name} as well: {some(leaked.first)}"
         )
-    flags = found.counters["flags"]
+    flags = pictures.counters["flags"]
     return Description(
-        data=found.source.name,
+        data=pictures.source.name,
         images=count,
         classes=classes,
-        sizes=dict(found.counters["sizes"].most_common(LISTED)),
-        formats=dict(found.counters["formats"].most_common()),
-        modes=dict(found.counters["modes"].most_common()),
+        sizes=dict(pictures.counters["sizes"].most_common(LISTED)),
+        formats=dict(pictures.counters["formats"].most_common()),
+        modes=dict(pictures.counters["modes"].most_common()),
         turned=flags["turned"],
         transparent=flags["transparent"],
         animated=flags["animated"],
         mean=_rounded(mean),
-        std=_rounded(np.sqrt(np.maximum(found.square / count - mean**2, 0))),
-        unreadable=_count(found.broken),
-        skipped=_count([visible(path) for path in found.source.skipped]),
+        std=_rounded(np.sqrt(np.maximum(pictures.square / count - mean**2, 0))),
+        unreadable=_count(pictures.broken),
+        skipped=_count([visible(path) for path in pictures.source.skipped]),
         duplicates=_count(duplicates),
         across_classes=_count(across),
         balance=_balance(list(classes.values())),
@@ -295,10 +295,10 @@ def _count(names: Sequence[str]) -> Count:
     return Count(len(names), tuple(names[:LISTED]))
 
 
-def _warnings(found: Survey, classes: dict[str, int], across: Sequence[str]) -> list[str]:
+def _warnings(pictures: Survey, classes: dict[str, int], across: Sequence[str]) -> list[str]:
     said = []
-    if found.broken:
-        said.append(f"{len(found.broken)} pictures cannot be decoded: {some(found.broken)}")
+    if pictures.broken:
+        said.append(f"{len(pictures.broken)} pictures cannot be decoded: {some(pictures.broken)}")
     if across:
         said.append(f"{len(across)} pictures lie in more than one class: {some(across)}")
     if len(classes) == 1:
@@ -316,16 +316,16 @@ def _balance(counts: Sequence[int]) -> float | None:
     return round(float(-(shares * np.log(shares)).sum() / np.log(len(counts))), 4)
 
 
-def _duplicates(found: Survey, labels: npt.NDArray[np.int64]) -> tuple[list[str], list[str]]:
+def _duplicates(pictures: Survey, labels: npt.NDArray[np.int64]) -> tuple[list[str], list[str]]:
     """Groups of the same pixels, as ``a = b = c``; and those of them in several classes."""
-    prints = found.prints
+    prints = pictures.prints
     _, places, counts = np.unique(prints, return_inverse=True, return_counts=True)
     order = np.argsort(places, kind="stable")
     groups, across = [], []
     for group in np.split(order, np.cumsum(counts)[:-1]):
         if len(group) < 2:
             continue
-        same = " = ".join(visible(found.source.where(found.numbers[i])) for i in group[:5])
+        same = " = ".join(visible(pictures.source.where(pictures.numbers[i])) for i in group[:5])
         same += " = …" if len(group) > 5 else ""
         groups.append(same)
         if len(set(labels[group].tolist())) > 1:
@@ -333,25 +333,25 @@ def _duplicates(found: Survey, labels: npt.NDArray[np.int64]) -> tuple[list[str]
     return groups, across
 
 
-def _leaked(found: Survey, other: Survey) -> Count:
-    shared = np.flatnonzero(np.isin(found.prints, other.prints))
-    first = [visible(found.source.where(found.numbers[i])) for i in shared[:LISTED]]
+def _leaked(pictures: Survey, other: Survey) -> Count:
+    shared = np.flatnonzero(np.isin(pictures.prints, other.prints))
+    first = [visible(pictures.source.where(pictures.numbers[i])) for i in shared[:LISTED]]
     return Count(len(shared), tuple(first))
 
 
-def sheet(found: Survey) -> bytes:
+def sheet(pictures: Survey) -> bytes:
     """A PNG with the first pictures of the first classes, a class a row."""
     image = decode.pillow()
     from PIL import ImageDraw
 
-    rows = sorted(found.thumbs.items())
+    rows = sorted(pictures.thumbs.items())
     step = THUMB + MARGIN
     canvas = image.new("RGB", (TEXT + COLUMNS * step + MARGIN, len(rows) * step + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
-    total = Counter(found.labels)
+    total = Counter(pictures.labels)
     for row, (label, thumbs) in enumerate(rows):
         top = MARGIN + row * step
-        name = visible(found.name(label))
+        name = visible(pictures.name(label))
         name = name if len(name) <= 24 else f"{name[:21]}..."
         text = f"{name}\n{total[label]:,} images"
         draw.text((MARGIN, top + THUMB // 3), text.encode("latin-1", "replace"), fill="black")

@@ -135,10 +135,10 @@ def _checked(name: str, packed: bytes, where: str) -> bytes:
         raise InvalidDataError(
             f"{where}: {name} is not a whole gzip file ({exc}); {_WAYS}"
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256[name]:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != SHA256[name]:
         raise InvalidDataError(
-            f"{where}: {name} has sha256 {found[:12]}…, expected {SHA256[name][:12]}…; {_WAYS}"
+            f"{where}: {name} has sha256 {sha256[:12]}…, expected {SHA256[name][:12]}…; {_WAYS}"
         )
     return content
 

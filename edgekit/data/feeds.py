@@ -130,21 +130,21 @@ def check(samples: Samples, specs: Sequence[TensorSpec]) -> None:
     """
     arrays = _by_name(samples, specs)
     for spec in specs:
-        found = arrays[spec.name]
-        if not spec.fits(tuple(found.shape[1:])):
+        array = arrays[spec.name]
+        if not spec.fits(tuple(array.shape[1:])):
             what = "images" if isinstance(samples, ImageSet) else f"{spec.name} as"
             raise InvalidDataError(
                 f"{samples.name}: expected {what} {spec.expected} as the model's input, "
-                f"got {list(found.shape[1:])}"
+                f"got {list(array.shape[1:])}"
             )
-        wanted = np.dtype(spec.dtype)
-        fits = found.dtype.kind == "f" or found.dtype == np.uint8
-        if wanted.kind != "f":
-            fits = np.can_cast(found.dtype, wanted, "same_kind") and found.dtype.kind != "f"
+        dtype = np.dtype(spec.dtype)
+        fits = array.dtype.kind == "f" or array.dtype == np.uint8
+        if dtype.kind != "f":
+            fits = np.can_cast(array.dtype, dtype, "same_kind") and array.dtype.kind != "f"
         if not fits:
-            expected = "uint8 or float" if wanted.kind == "f" else str(wanted)
+            expected = "uint8 or float" if dtype.kind == "f" else str(dtype)
             raise InvalidDataError(
-                f"{samples.name}: expected {spec.name} as {expected}, got {found.dtype}"
+                f"{samples.name}: expected {spec.name} as {expected}, got {array.dtype}"
             )
 
 
@@ -168,14 +168,14 @@ def feed(samples: Samples, specs: Sequence[TensorSpec], prepare: Preprocessing, 
         specs: The model's inputs, float or integer, before any quantization.
         where: Slice or indices.
     """
-    arrays, found = _by_name(samples, specs), {}
+    arrays, feed_values = _by_name(samples, specs), {}
     for spec in specs:
         values = arrays[spec.name][where]
         floats = np.dtype(spec.dtype).kind == "f"
-        found[spec.name] = spec.arrange(
+        feed_values[spec.name] = spec.arrange(
             prepare.apply(values) if floats else values.astype(spec.dtype)
         )
-    return found
+    return feed_values
 
 
 def random(
@@ -198,27 +198,27 @@ def random(
         extremes: Let the first sample be all 0 and the second all 255, or ``largest``.
         largest: Of numbers that are no pixels.
     """
-    drawn = np.random.default_rng(seed)
-    found: Feed = {}
+    generator = np.random.default_rng(seed)
+    feed_values: Feed = {}
     for spec in specs:
         if not spec.is_real:
-            values = drawn.integers(0, 2, (samples, *spec.sample))
-            found[spec.name] = values.astype(spec.dtype)
+            values = generator.integers(0, 2, (samples, *spec.sample))
+            feed_values[spec.name] = values.astype(spec.dtype)
             continue
         sizes = spec.picture
         if not spec.is_picture and (set(prepare.scale), set(prepare.offset)) == ({1.0}, {0.0}):
-            real = drawn.uniform(0, largest, (samples, *spec.sample)).astype(np.float32)
+            real = generator.uniform(0, largest, (samples, *spec.sample)).astype(np.float32)
             if extremes:
                 real[0], real[1] = 0, largest
-            found[spec.name] = real
+            feed_values[spec.name] = real
             continue
         if len(prepare.scale) not in (1, sizes[-1] if sizes else 1):
             sizes = spec.sample  # no picture with its channels first
-        pixels = drawn.integers(0, 256, (samples, *sizes), dtype=np.uint8)
+        pixels = generator.integers(0, 256, (samples, *sizes), dtype=np.uint8)
         if extremes:
             pixels[0], pixels[1] = 0, 255
-        found[spec.name] = spec.arrange(prepare.apply(pixels))
-    return found
+        feed_values[spec.name] = spec.arrange(prepare.apply(pixels))
+    return feed_values
 
 
 def quantized(feed: Feed, specs: Sequence[TensorSpec]) -> Feed:
@@ -232,10 +232,10 @@ def records(feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
     It is cut into ranges, sent and mapped as an array of images is.
     """
     fields = [(name, values.dtype, values.shape[1:]) for name, values in feed.items()]
-    found = np.empty(count(feed), fields)
+    rows = np.empty(count(feed), fields)
     for name, values in feed.items():
-        found[name] = values
-    return found
+        rows[name] = values
+    return rows
 
 
 def unit(samples: npt.NDArray[Any]) -> Unit:
@@ -339,7 +339,7 @@ def joined(parts: Sequence[Feed], specs: Sequence[TensorSpec]) -> Feed:
     Raises:
         InvalidModelError: If an output has another size each time.
     """
-    found: Feed = {}
+    outputs: Feed = {}
     for spec in specs:
         each = [run[spec.name] for run in parts]
         if len({values.shape[spec.batched :] for values in each}) != 1:
@@ -348,8 +348,8 @@ def joined(parts: Sequence[Feed], specs: Sequence[TensorSpec]) -> Feed:
                 f"{list(each[0].shape)} and others; export the model without what picks out "
                 f"results, e.g. NonMaxSuppression"
             )
-        found[spec.name] = np.concatenate(each) if spec.batched else np.stack(each)
-    return found
+        outputs[spec.name] = np.concatenate(each) if spec.batched else np.stack(each)
+    return outputs
 
 
 def _by_name(samples: Samples, specs: Sequence[TensorSpec]) -> Mapping[str, npt.NDArray[Any]]:

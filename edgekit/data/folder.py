@@ -127,8 +127,8 @@ def _walk(root: Path, below: str, above: tuple[tuple[int, int], ...]) -> Iterato
         here = (about.st_dev, about.st_ino)
         if here in above:
             raise InvalidDataError(f"{visible(str(folder))} leads back to a folder above it")
-        with os.scandir(folder) as found:
-            listed = sorted(found, key=lambda each: each.name)
+        with os.scandir(folder) as children:
+            listed = sorted(children, key=lambda each: each.name)
     except OSError as exc:
         raise file_error(visible(str(folder)), exc) from None
     for each in listed:

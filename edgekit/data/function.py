@@ -47,27 +47,27 @@ class Function:
         called = _function(place)
         try:
             takes = "split" in inspect.signature(called).parameters
-            found = called(split=split) if takes else called()
+            returned = called(split=split) if takes else called()
         except EdgekitError:
             raise
         except Exception as exc:
             raise InvalidDataError(f"{place} raised {type(exc).__name__}: {reason(exc)}") from None
-        pair = isinstance(found, tuple) and len(found) == 2
-        x, y = found if pair and isinstance(found[0], np.ndarray) else (found, None)
+        pair = isinstance(returned, tuple) and len(returned) == 2
+        x, y = returned if pair and isinstance(returned[0], np.ndarray) else (returned, None)
         if isinstance(x, np.ndarray):
             if y is None and labels:
                 raise InvalidDataError(f"{place}: expected (x, y), got x without labels")
             y = None if y is None else np.asarray(y)
             return images.make(place, x, y, numbers=not labels)
-        if not hasattr(found, "__iter__"):
+        if not hasattr(returned, "__iter__"):
             raise InvalidDataError(
                 f"{place}: expected arrays (x, y) or an iterable of (picture, label), got "
-                f"{type(found).__name__}"
+                f"{type(returned).__name__}"
             )
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
             assert chosen is None  # what is iterated once has no numbers
-            return _entries(place, found, labelled=labels)
+            return _entries(place, returned, labelled=labels)
 
         return Source(place, entries, None, (), None)
 
@@ -78,7 +78,7 @@ def _function(place: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        function = getattr(importlib.import_module(module), name, None)
     except ImportError as exc:
         raise InvalidOptionError(
             f"{place}: cannot import {module}: {reason(exc)}{words.near(module, PREFIXES)}"
@@ -87,13 +87,13 @@ def _function(place: str) -> Any:
         raise InvalidOptionError(
             f"{place}: importing {module} raised {type(exc).__name__}: {reason(exc)}"
         ) from None
-    if not callable(found):
+    if not callable(function):
         raise InvalidOptionError(f"{place}: {module} has no function {name}")
-    return found
+    return function
 
 
-def _entries(place: str, found: Any, *, labelled: bool) -> Iterator[Entry]:
-    waiting = iter(found)
+def _entries(place: str, samples: Any, *, labelled: bool) -> Iterator[Entry]:
+    waiting = iter(samples)
     i = 0
     while True:
         try:

@@ -68,8 +68,8 @@ class ImageSet:
 
     def sample(self, count: int, seed: int) -> ImageSet:
         """Images drawn evenly over the classes, as a copy; see :func:`stratified`."""
-        found = self.take(stratified(self.name, self.labels, len(self), count, seed))
-        return replace(found, name=sample_name(self.name, count, len(self), seed))
+        drawn = self.take(stratified(self.name, self.labels, len(self), count, seed))
+        return replace(drawn, name=sample_name(self.name, count, len(self), seed))
 
     def offset(self, classes: int) -> ImageSet:
         """The same images with other labels: ``label + classes``."""
@@ -286,11 +286,11 @@ def checked_truth(name: str, truth: npt.NDArray[Any], count: int) -> npt.NDArray
         raise InvalidDataError(f"{name}: expected y as numbers, got {truth.dtype}")
     if len(truth) != count:
         raise InvalidDataError(f"{name}: {count} images but {len(truth)} samples in y")
-    found = truth.reshape(count, -1).astype(np.float32)
-    bad = ~np.isfinite(found).all(axis=1)
+    numbers = truth.reshape(count, -1).astype(np.float32)
+    bad = ~np.isfinite(numbers).all(axis=1)
     if bad.any():
         raise InvalidDataError(f"{name}: y of image {int(bad.argmax())} holds NaN or Inf")
-    return found
+    return numbers
 
 
 def _sha256(images: npt.NDArray[Any], labels: npt.NDArray[Any] | None) -> str:

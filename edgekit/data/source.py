@@ -273,14 +273,14 @@ def _of_twins(
     order = np.argsort(digests, kind="stable")
     same = digests[order][1:] == digests[order][:-1]
     other = labels[order][1:] != labels[order][:-1]
-    found = np.flatnonzero(same & other)
-    if not len(found):
+    pairs_at = np.flatnonzero(same & other)
+    if not len(pairs_at):
         return []
     pairs = [
         f"{visible(where(int(order[i])))} and {visible(where(int(order[i + 1])))}"
-        for i in found[:NAMED]
+        for i in pairs_at[:NAMED]
     ]
-    return [f"{len(found)} exact duplicates have another label: {some(pairs, len(found))}"]
+    return [f"{len(pairs_at)} exact duplicates have another label: {some(pairs, len(pairs_at))}"]
 
 
 def some(names: Sequence[str], total: int | None = None) -> str:
@@ -295,13 +295,13 @@ def background_of(word: str, options: dict[str, str]) -> str:
     Raises:
         InvalidOptionError: If it is none of :data:`BACKGROUNDS`.
     """
-    found = options.get("background", BACKGROUNDS[0])
-    if found not in BACKGROUNDS:
+    background = options.get("background", BACKGROUNDS[0])
+    if background not in BACKGROUNDS:
         raise InvalidOptionError(
-            f"{word}: expected background {', '.join(BACKGROUNDS)}, got {found!r}"
-            f"{words.near(found, BACKGROUNDS)}"
+            f"{word}: expected background {', '.join(BACKGROUNDS)}, got {background!r}"
+            f"{words.near(background, BACKGROUNDS)}"
         )
-    return found
+    return background
 
 
 def file_error(path: object, exc: OSError) -> InvalidDataError:

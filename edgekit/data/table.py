@@ -82,7 +82,7 @@ def _numbered(
 ) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     """Numbers, or names and their places in the sorted list of names."""
     try:
-        found = np.array([int(text) for text in texts], np.int64) - first
+        labels = np.array([int(text) for text in texts], np.int64) - first
     except (ValueError, OverflowError):
         if first:
             raise InvalidDataError(
@@ -90,7 +90,7 @@ def _numbered(
             ) from None
         names, numbers = np.unique(np.array(texts), return_inverse=True)
         return numbers.astype(np.int64), tuple(names.tolist())
-    return checked(place, found, first), ()
+    return checked(place, labels, first), ()
 
 
 def checked(place: str, labels: npt.NDArray[np.int64], first: int) -> npt.NDArray[np.int64]:

@@ -104,14 +104,14 @@ def names(manifest: Manifest, task: Task | None) -> tuple[str, ...]:
     return manifest.class_names or numbered(classes)
 
 
-def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bool) -> Right:
+def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, as_array: bool) -> Right:
     """Match what the data knows with what the model's outputs can be.
 
     Args:
         images: The data, with its labels if it has any.
         manifest: Manifest of a deployable.
         asked: ``--task``.
-        given: Whether labels were given as an array, rather than implied by, say, the
+        as_array: Whether labels were given as an array, rather than implied by, say, the
             folders that pictures lie in.
 
     Raises:
@@ -121,7 +121,7 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bo
     task = declared(manifest, asked)
     known = names(manifest, task)
     count = scores(outputs)
-    found = Right(task, asked is not None, names=known)
+    undecided = Right(task, asked is not None, names=known)
     if images.truth is not None:
         if task == "classification":
             raise InvalidDataError(
@@ -138,55 +138,55 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, given: bo
             )
         return Right("regression", asked is not None, truth=images.truth)
     if images.labels is None:
-        return found
+        return undecided
     if count and task != "regression":
         return Right(
-            task if count == 1 else "classification", found.asked, images.labels, None, known
+            task if count == 1 else "classification", undecided.asked, images.labels, None, known
         )
-    if count == 1 and given:
-        return Right("regression", found.asked, truth=images.labels[:, None].astype(np.float32))
+    if count == 1 and as_array:
+        return Right("regression", undecided.asked, truth=images.labels[:, None].astype(np.float32))
     said = f"labels of classes do not fit {in_words(outputs)}"
     fix = "; pass --task classification if it has a score for each class" if count else ""
-    if given:
+    if as_array:
         raise InvalidDataError(f"{images.name}: {said}; leave y out{fix}")
-    return Right(task, found.asked, unused=f"{images.name}: {said} and are not used{fix}")
+    return Right(task, undecided.asked, unused=f"{images.name}: {said} and are not used{fix}")
 
 
-def settle(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
+def settle(known: Right, outputs: npt.NDArray[np.float32]) -> Right:
     """Decide by the reference's outputs what was open.
 
     Args:
-        found: As :func:`right` left it.
+        known: As :func:`right` left it.
         outputs: ``[N, M]``.
 
     Raises:
         InvalidDataError: If there are right numbers, and not one for each output.
     """
     size = outputs.shape[1]
-    if found.truth is not None and found.truth.shape[1] != size:
+    if known.truth is not None and known.truth.shape[1] != size:
         raise InvalidDataError(
             f"expected y with {size} numbers per sample, as the float model gives, got "
-            f"{found.truth.shape[1]}"
+            f"{known.truth.shape[1]}"
         )
-    if found.task == "regression" or (size != 1 and not found.names):
-        return Right("regression", found.asked, None, found.truth, unused=found.unused)
-    labels = found.labels
-    if size == 1 and (found.asked or labels is not None):
-        return _one_score(found, outputs)
-    if found.task == "classification" or (size > 1 and stats.is_probability(outputs)):
-        return Right("classification", found.asked, labels, None, found.names, found.unused)
-    return Right("regression", found.asked, unused=found.unused)
+    if known.task == "regression" or (size != 1 and not known.names):
+        return Right("regression", known.asked, None, known.truth, unused=known.unused)
+    labels = known.labels
+    if size == 1 and (known.asked or labels is not None):
+        return _one_score(known, outputs)
+    if known.task == "classification" or (size > 1 and stats.is_probability(outputs)):
+        return Right("classification", known.asked, labels, None, known.names, known.unused)
+    return Right("regression", known.asked, unused=known.unused)
 
 
-def _one_score(found: Right, outputs: npt.NDArray[np.float32]) -> Right:
+def _one_score(known: Right, outputs: npt.NDArray[np.float32]) -> Right:
     """One number per sample: the score of the second of two classes, or the label itself."""
-    labels = found.labels
+    labels = known.labels
     two = labels is None or (int(labels.min()) >= 0 and int(labels.max()) <= 1)
     share = bool((outputs >= 0).all() and (outputs <= 1).all())
-    if two and (share or found.task == "classification"):
-        return Right("classification", found.asked, labels, None, ("0", "1"), found.unused)
+    if two and (share or known.task == "classification"):
+        return Right("classification", known.asked, labels, None, ("0", "1"), known.unused)
     assert labels is not None
-    return Right("regression", found.asked, truth=labels[:, None].astype(np.float32))
+    return Right("regression", known.asked, truth=labels[:, None].astype(np.float32))
 
 
 def by_class(outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -43,14 +43,14 @@ class Tfds:
             MissingDependencyError: If tensorflow_datasets is not installed.
             InvalidDataError: If the data set or its part is not there.
         """
-        found = prepared(place, split, options)
+        part = prepared(place, split, options)
 
         def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
             assert chosen is None  # the count is not promised
-            for i, record in enumerate(found.records(seed=None).as_numpy_iterator()):
+            for i, record in enumerate(part.records(seed=None).as_numpy_iterator()):
                 yield Entry(f"image {i}", partial(bytes, record["image"]), int(record["label"]))
 
-        return Source(found.name, entries, None, found.names, None)
+        return Source(part.name, entries, None, part.names, None)
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def check_features(folder: Path) -> None:
         InvalidDataError: If there is one.
     """
     for path in sorted(folder.rglob("features.json")):
-        found = schema.read_json(
+        features = schema.read_json(
             path, error=InvalidDataError, what="the features of a data set, as `tfds` writes them"
         )
-        waiting = [found]
+        waiting = [features]
         while waiting:
             each = waiting.pop()
             if isinstance(each, list):
@@ -159,17 +159,17 @@ def check_features(folder: Path) -> None:
                         )
 
 
-def _part(place: str, builder: Any, given: str | None, split: Split) -> str:
+def _part(place: str, builder: Any, part: str | None, split: Split) -> str:
     there = list(builder.info.splits)
     if not there:
         raise InvalidDataError(
             f"tfds:{place} is not prepared in {builder.data_dir}; prepare it with "
             f"tensorflow_datasets' own command, `tfds build`, or name its folder with #dir=DIR"
         )
-    for each in (given,) if given else _SPLITS[split]:
+    for each in (part,) if part else _SPLITS[split]:
         if each in there:
             return each
     raise InvalidDataError(
         f"tfds:{place} has the parts {', '.join(there)}; name one with #split=NAME"
-        f"{words.near(given or '', there)}"
+        f"{words.near(part or '', there)}"
     )

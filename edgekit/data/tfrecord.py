@@ -62,7 +62,7 @@ class TfRecord:
         Raises:
             InvalidDataError: If there is no such file, or one is not made of such records.
         """
-        given = words.integer(place, dict(options), "first_label", least=-1000)
+        first_label = words.integer(place, dict(options), "first_label", least=-1000)
         records: list[_Record] = []
         stored: list[int] = []
         form: tuple[str, str, int] | None = None
@@ -77,7 +77,7 @@ class TfRecord:
             raise InvalidDataError(f"{place}: the files hold no record")
         if stored and len(stored) != len(records):
             raise InvalidDataError(f"{place}: {len(records)} records, {len(stored)} with a label")
-        first = form[2] if given is None else given
+        first = form[2] if first_label is None else first_label
         numbers = checked(place, np.array(stored, np.int64) - first, first) if stored else None
         encoded = form[0]
 
@@ -106,10 +106,10 @@ class ImageNet:
             InvalidDataError: Also if the folder has no such shards, or a label is above 1000.
         """
         self.check(place, split)
-        found = TfRecord().open(place, split, {**options, "first_label": "1"}, labels=labels)
-        if found.labels is not None and len(found.labels):
-            _check_imagenet(place, int(found.labels.max()))
-        return found
+        source = TfRecord().open(place, split, {**options, "first_label": "1"}, labels=labels)
+        if source.labels is not None and len(source.labels):
+            _check_imagenet(place, int(source.labels.max()))
+        return source
 
     @staticmethod
     def check(place: str, split: Split) -> None:
@@ -193,10 +193,10 @@ def shards(
         InvalidDataError: If a file is not made of such records, or a label does not fit; names
             file and record.
     """
-    given = words.integer(place, dict(options), "first_label", least=-1000)
+    first_label = words.integer(place, dict(options), "first_label", least=-1000)
     if imagenet:
         ImageNet.check(place, split)
-        given = 1
+        first_label = 1
     paths = _files(place, split)
     digest = hashlib.sha256()
     form: tuple[str, str, int] | None = None
@@ -207,12 +207,14 @@ def shards(
         digest.update(Path(path).name.encode())
         for record, content in _skimmed(path):
             form = form or _form(record, _features(record, content), labelled=True)
-            found = _features(record, content, {form[1]})
-            if form[1] not in found:
+            features = _features(record, content, {form[1]})
+            if form[1] not in features:
                 raise _broken(record, f"record {len(labels)} has no {form[1]}")
-            label = _label(record, found[form[1]]) - (form[2] if given is None else given)
+            label = _label(record, features[form[1]]) - (
+                form[2] if first_label is None else first_label
+            )
             if not 0 <= label < _MOST_CLASSES:
-                checked(f"{path}, record {len(labels)}", np.array([label]), given or form[2])
+                checked(f"{path}, record {len(labels)}", np.array([label]), first_label or form[2])
                 raise _broken(record, f"record {len(labels)} has the label {label:,}")
             labels.append(label)
             total += record.length
@@ -232,7 +234,7 @@ def shards(
         total,
         form[0],
         form[1],
-        form[2] if given is None else given,
+        form[2] if first_label is None else first_label,
         images,
         digest.hexdigest(),
     )
@@ -365,10 +367,8 @@ def _form(
     for form in FORMS:
         if form[0] in features and (form[1] in features or not labelled):
             return form
-    wanted = " or ".join(f"{picture} and {label}" for picture, label, _ in FORMS)
-    raise _broken(
-        record, f"expected features {wanted}, got {', '.join(sorted(features)) or 'none'}"
-    )
+    pairs = " or ".join(f"{picture} and {label}" for picture, label, _ in FORMS)
+    raise _broken(record, f"expected features {pairs}, got {', '.join(sorted(features)) or 'none'}")
 
 
 def _label(record: _Record, values: list[Any]) -> int:
@@ -378,7 +378,7 @@ def _label(record: _Record, values: list[Any]) -> int:
 
 
 def _features(
-    record: _Record, content: Any, wanted: Container[str] | None = None
+    record: _Record, content: Any, names: Container[str] | None = None
 ) -> dict[str, list[Any]]:
     """Feature lists of an Example by name: bytes and integers; floats are not read.
 
@@ -387,31 +387,31 @@ def _features(
         content: Bytes, or a view of them.
         wanted: Names; None for all.
     """
-    found: dict[str, list[Any]] = {}
+    features_by_name: dict[str, list[Any]] = {}
     try:
         for features in _fields(content, 1):
-            for entry in _fields(features, 1):
-                (name,) = _fields(entry, 1)
+            for pair in _fields(features, 1):
+                (name,) = _fields(pair, 1)
                 text = bytes(name).decode()
-                if wanted is not None and text not in wanted:
+                if names is not None and text not in names:
                     continue
-                (feature,) = _fields(entry, 2)
+                (feature,) = _fields(pair, 2)
                 values: list[Any] = []
                 for each in _fields(feature, 1):
                     values += [bytes(value) for value in _fields(each, 1)]
                 for each in _fields(feature, 3):
                     for value in _fields(each, 1):
                         values += [value] if isinstance(value, int) else _packed(value)
-                found[text] = values
+                features_by_name[text] = values
     except (ValueError, IndexError, TypeError) as exc:
         raise _broken(record, f"not a tf.train.Example ({exc})") from None
-    return found
+    return features_by_name
 
 
-def _fields(message: Any, wanted: int) -> list[Any]:
+def _fields(message: Any, field: int) -> list[Any]:
     """Values of one field of a protobuf message: integers, or bytes not decoded further."""
     view = memoryview(message)
-    found: list[Any] = []
+    values: list[Any] = []
     at = 0
     while at < len(view):
         key, at = _varint(view, at)
@@ -426,9 +426,9 @@ def _fields(message: Any, wanted: int) -> list[Any]:
                 raise ValueError("a field is cut off")
         else:
             raise ValueError(f"wire type {kind}")
-        if key >> 3 == wanted:
-            found.append(value if kind != 0 or value < 1 << 63 else value - (1 << 64))
-    return found
+        if key >> 3 == field:
+            values.append(value if kind != 0 or value < 1 << 63 else value - (1 << 64))
+    return values
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
@@ -443,11 +443,11 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
 
 
 def _packed(view: memoryview) -> list[int]:
-    found, at = [], 0
+    integers, at = [], 0
     while at < len(view):
         value, at = _varint(view, at)
-        found.append(value if value < 1 << 63 else value - (1 << 64))
-    return found
+        integers.append(value if value < 1 << 63 else value - (1 << 64))
+    return integers
 
 
 def masked_crc(content: bytes) -> int:

@@ -82,7 +82,7 @@ def bisect(
     suspect: Tensors,
     sound: Sound,
     expected: Feed,
-    given: Feed,
+    suspect_feed: Feed,
     bound: Bound,
     *,
     rows: Sequence[LayerRow] = (),
@@ -101,7 +101,7 @@ def bisect(
         suspect: TFLite or ONNX.
         sound: Made from the float model of both, in the suspect's units.
         expected: As :func:`edgekit.diagnosis.measure.measure` takes it.
-        given: The same.
+        suspect_feed: The same.
         bound: What the outputs have to reach.
         rows: Rows of :func:`measure`; layers to blame are tried first.
         advance: Called after each evaluation.
@@ -116,22 +116,22 @@ def bisect(
             f"{len(judged)} of {len(sound.graph.outputs)}"
             + ("; pass dB, which each of them has to reach" if judged else "")
         )
-    network = _Emulated(suspect, sound, expected, given)
+    network = _Emulated(suspect, sound, expected, suspect_feed)
     right = reference.run(expected)
     right = sound.tensors.complete({**expected, **right})
-    wanted = [right[name] for name in judged]
+    right_outputs = [right[name] for name in judged]
     evaluations = 0
 
     def value(left: Collection[str]) -> float:
         nonlocal evaluations
         evaluations += 1
         outputs = network.outputs(frozenset(left))
-        found = bound.of(wanted, [outputs[name] for name in judged])
+        value_now = bound.of(right_outputs, [outputs[name] for name in judged])
         advance(1)
-        return found
+        return value_now
 
-    own = suspect.run(given)
-    actual = bound.of(wanted, [own[name] for name in judged])
+    own = suspect.run(suspect_feed)
+    actual = bound.of(right_outputs, [own[name] for name in judged])
     names = network.names
     before = value(())
 
@@ -164,9 +164,9 @@ def bisect(
     left, after = order[:high], value(order[:high])
     for name in reversed(order[:high]):
         fewer = [other for other in left if other != name]
-        found = value(fewer)
-        if bound.reached(found):
-            left, after = fewer, found
+        value_after = value(fewer)
+        if bound.reached(value_after):
+            left, after = fewer, value_after
     return result(left, after, reached=True)
 
 
@@ -184,19 +184,19 @@ class _Emulated:
         self._encodings = suspect.encodings
         self._ends = walk.last_readers(self.graph)
         self._expected, self._given = expected, given
-        changed, numbers = Graph(self.graph.serialize()), suspect.numbers()
+        network, numbers = Graph(self.graph.serialize()), suspect.numbers()
         for layer in self.graph.layers:
-            found = numbers.get(layer.output)
-            if found is None:
+            layer_numbers = numbers.get(layer.output)
+            if layer_numbers is None:
                 continue
-            if found.weights is not None:
-                changed.set_constant(layer.weights, found.weights)
-            if layer.bias and found.bias is not None:
-                changed.set_constant(layer.bias, found.bias)
-            if not found.activation:
-                changed.set_activation(layer.output, "none")
+            if layer_numbers.weights is not None:
+                network.set_constant(layer.weights, layer_numbers.weights)
+            if layer.bias and layer_numbers.bias is not None:
+                network.set_constant(layer.bias, layer_numbers.bias)
+            if not layer_numbers.activation:
+                network.set_activation(layer.output, "none")
         self._sound = sound.tensors.steps()
-        self._own = TfLiteTensors(changed, changed, threads=sound.threads).steps()
+        self._own = TfLiteTensors(network, network, threads=sound.threads).steps()
         written = (step.operator.outputs[0] for step in self._sound)
         self.names = [n for n in (*self.graph.inputs, *written) if n in sound.kinds]
 

@@ -201,10 +201,10 @@ def diff(
         values = feeds.feed(samples, specs, prepare, slice(None))
         return {graph.named_inputs[name]: array for name, array in values.items()}
 
-    given = fed(manifest.preprocessing)
-    expected = given if one.artifact is None else fed(one.artifact.manifest.preprocessing)
+    suspect_feed = fed(manifest.preprocessing)
+    expected = suspect_feed if one.artifact is None else fed(one.artifact.manifest.preprocessing)
     right = _open(one, graph, expected, threads, orders, trust=trust)
-    wrong = _open(other, graph, given, threads, orders)
+    wrong = _open(other, graph, suspect_feed, threads, orders)
     sound = Sound(
         canonical,
         factors=_factors(other),
@@ -218,7 +218,7 @@ def diff(
             wrong,
             sound,
             expected,
-            given,
+            suspect_feed,
             modes=modes,
             reference_factors=_factors(one),
             half=other.precision == "float16",
@@ -233,7 +233,7 @@ def diff(
                 wrong,
                 sound,
                 expected,
-                given,
+                suspect_feed,
                 bisect_bound,
                 rows=rows,
                 advance=task.advance,
@@ -323,13 +323,13 @@ def _canonical(
         return one.artifact.model_path.read_bytes(), None
     else:
         place, _, _ = float_model.find(other.artifact, source)
-    given = other.artifact.manifest.source
-    if given is None or other.trained:
+    origin = other.artifact.manifest.source
+    if origin is None or other.trained:
         canonical, orders = float_model.graph_of(place, trust=trust)
     else:
         _check_layouts(one, other)
         canonical, orders = float_model.graph_of(
-            place, trust=trust, shapes=given.shapes, layout=given.layout
+            place, trust=trust, shapes=origin.shapes, layout=origin.layout
         )
     if other.trained:
         expected = Encodings.load(other.artifact.path / encodings.FILE).graph_sha256

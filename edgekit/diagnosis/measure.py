@@ -214,8 +214,8 @@ class Seen:
     def use(self, encoding: tuple[float, int]) -> float:
         """% of the steps between the smallest and the largest value, both as stored."""
         scale, zero_point = encoding
-        ends = np.rint(np.array([self.low, self.high]) / scale) + zero_point
-        low, high = np.clip(ends, -128, 127)
+        extremes = np.rint(np.array([self.low, self.high]) / scale) + zero_point
+        low, high = np.clip(extremes, -128, 127)
         return 100 * float(high - low + 1) / _STEPS
 
 
@@ -224,8 +224,8 @@ def within(values: npt.NDArray[Any], encoding: tuple[float, int] | None) -> npt.
     if encoding is None:
         return values
     scale, zero_point = encoding
-    ends = (-128 - zero_point) * scale, (127 - zero_point) * scale
-    return np.asarray(np.clip(values, *ends))
+    limits = (-128 - zero_point) * scale, (127 - zero_point) * scale
+    return np.asarray(np.clip(values, *limits))
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -262,8 +262,8 @@ class Sound:
         self.profile, self.floats, self.threads = profile, floats, threads
         self.tensors = TfLiteTensors(self.graph, self.graph, threads=threads)
         kinds = dict.fromkeys(self.graph.inputs, INPUT)
-        for found in self.graph.operators:
-            kinds.update(dict.fromkeys(found.outputs, found.kind))
+        for operator in self.graph.operators:
+            kinds.update(dict.fromkeys(operator.outputs, operator.kind))
         self.kinds = {name: kinds[name] for name in activations(self.graph)}
         self.labels = labels(self.graph, self.kinds)
         self._scales: dict[str, npt.NDArray[np.float64]] = {}
@@ -284,7 +284,7 @@ def measure(
     suspect: Tensors,
     sound: Sound,
     expected: Feed,
-    given: Feed,
+    suspect_feed: Feed,
     *,
     modes: Collection[str] = MODES,
     reference_factors: Factors | None = None,
@@ -304,7 +304,7 @@ def measure(
         sound: Made from the float model of both, in the suspect's units.
         expected: Samples ``[N, ...]`` by canonical input name, as the reference's preprocessing
             makes them; integers as they are.
-        given: The same samples as the suspect's does.
+        suspect_feed: The same samples as the suspect's does.
         modes: Some of :data:`MODES`.
         reference_factors: What the reference's channels are multiplied with; none in float.
         half: Whether the suspect stores float16; each layer alone then gets values that it holds.
@@ -343,17 +343,17 @@ def measure(
     chunk = max(1, _CHUNK_BYTES // (6 * one))
     for start in range(0, feeds.count(expected), chunk):
         part = feeds.part(expected, slice(start, start + chunk))
-        own = feeds.part(given, slice(start, start + chunk))
+        own = feeds.part(suspect_feed, slice(start, start + chunk))
         right = _scaled(reference.run(part), sound.factors, reference_factors or {})
         right = sound.tensors.complete({**part, **right})
         for name, values in seen.items():
             values.add(read(name, right[name]), suspect.encodings.get(name))
         for name in names:
             check_finite(sound.labels[name], read(name, right[name]))
-        found = suspect.run(own) if ACCUMULATED in modes or fitted else {}
+        actual = suspect.run(own) if ACCUMULATED in modes or fitted else {}
         if ACCUMULATED in modes:
             for name in names:
-                whole[name].add(read(name, right[name]), read(name, found[name]))
+                whole[name].add(read(name, right[name]), read(name, actual[name]))
         if ISOLATED in modes:
             right = halved(right) if half else right
             stored = {
@@ -369,12 +369,12 @@ def measure(
                 elif name in outputs and name in floats and name in fed:
                     sure = within(read(name, floats[name]), encoding)
                     alone[name].add(sure, read(name, outputs[name]))
-            again = sound.tensors.alone({**part, **found}) if fitted else {}
-            for name in layers & set(again) & set(found):
+            again = sound.tensors.alone({**part, **actual}) if fitted else {}
+            for name in layers & set(again) & set(actual):
                 encoding = suspect.encodings.get(name)
                 exact = within(read(name, right[name]), encoding)
                 before[name].add(exact, within(read(name, again[name]), encoding))
-                behind[name].add(exact, read(name, found[name]))
+                behind[name].add(exact, read(name, actual[name]))
         advance(feeds.count(part))
     steps = _steps(graph, seen, sound) if suspect.encodings else {}
     limits = _sound_noise(sound, seen, suspect, half=half)
@@ -483,19 +483,19 @@ def _sound_noise(
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Mean square error of each channel that a sound layer makes, by tensor."""
     layers = {layer.output: layer for layer in sound.graph.layers}
-    found = {}
+    noises = {}
     for name, values in seen.items():
         mean = values.power / values.rows
         if name not in suspect.encodings:
             relative = HALF if half else SINGLE
-            found[name] = np.full(len(mean), relative**2 * (float(mean.mean()) + 1e-12))
+            noises[name] = np.full(len(mean), relative**2 * (float(mean.mean()) + 1e-12))
             continue
         noise = np.full(len(mean), suspect.encodings[name][0] ** 2 / 12)
         layer = layers.get(name)
         if layer is not None and layer.input in seen:
             noise += _weight_noise(sound, layer, seen[layer.input])
-        found[name] = noise
-    return found
+        noises[name] = noise
+    return noises
 
 
 def _steps(graph: Graph, seen: Mapping[str, Seen], sound: Sound) -> dict[str, float]:
@@ -507,15 +507,15 @@ def _steps(graph: Graph, seen: Mapping[str, Seen], sound: Sound) -> dict[str, fl
         least, most = bounds.get(name, (-math.inf, math.inf))
         low, high = (min(max(end, least), most) for end in (low, high))
         ranges[name] = Range(low, max(high, low + 1e-9, 1e-9))
-    found = encode.activations(graph, ranges, sound.profile, sound.floats)
-    return {name: encoding.scale[0] for name, encoding in found.items()}
+    encodings = encode.activations(graph, ranges, sound.profile, sound.floats)
+    return {name: encoding.scale[0] for name, encoding in encodings.items()}
 
 
-def _weight_noise(sound: Sound, layer: Layer, entry: Seen) -> npt.NDArray[np.float64]:
+def _weight_noise(sound: Sound, layer: Layer, seen: Seen) -> npt.NDArray[np.float64]:
     scale = sound.scales(layer)
     shape = sound.graph.shape(layer.weights)
     length = int(np.prod(shape)) // len(scale)
-    power = entry.power / entry.rows
+    power = seen.power / seen.rows
     if layer.kind == "depthwise":
         taps = length * np.repeat(power, len(scale) // len(power))
     else:
@@ -525,12 +525,12 @@ def _weight_noise(sound: Sound, layer: Layer, entry: Seen) -> npt.NDArray[np.flo
 
 def _scaled(values: Values, factors: Factors, own: Factors) -> Values:
     """The reference's values in the suspect's units."""
-    found = dict(values)
-    for name in found:
+    scaled = dict(values)
+    for name in scaled:
         if name in factors or name in own:
             ratio = np.asarray(factors.get(name, 1.0)) / np.asarray(own.get(name, 1.0))
-            found[name] = found[name] * ratio.astype(np.float32)
-    return found
+            scaled[name] = scaled[name] * ratio.astype(np.float32)
+    return scaled
 
 
 def halved(values: Values) -> Values:

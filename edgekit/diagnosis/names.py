@@ -29,20 +29,20 @@ def labels(graph: Graph, names: Collection[str]) -> dict[str, str]:
     Returns:
         A name for each tensor; no two are the same.
     """
-    entries = {tensor: name for name, tensor in graph.named_inputs.items()}
-    ends = {tensor: name for name, tensor in graph.named_outputs.items()}
-    if len(entries) == 1:
-        entries = dict.fromkeys(entries, "input")
-    if len(ends) == 1:
-        ends = dict.fromkeys(ends, "output")
+    inputs = {tensor: name for name, tensor in graph.named_inputs.items()}
+    outputs = {tensor: name for name, tensor in graph.named_outputs.items()}
+    if len(inputs) == 1:
+        inputs = dict.fromkeys(inputs, "input")
+    if len(outputs) == 1:
+        outputs = dict.fromkeys(outputs, "output")
     # the converter's name of what the model's function returns
-    ends = {name: end for name, end in ends.items() if "PartitionedCall" in name}
-    found = {name: label for name, label in (ends | entries).items() if name in names}
+    outputs = {name: end for name, end in outputs.items() if "PartitionedCall" in name}
+    by_tensor = {name: label for name, label in (outputs | inputs).items() if name in names}
     for make in _NAMES:
-        longer = {name: make(path_of(name)) for name in names if name not in found}
-        count = Counter([*found.values(), *longer.values()])
-        found |= {name: label for name, label in longer.items() if count[label] == 1}
-    return {name: found.get(name, name) for name in names}
+        longer = {name: make(path_of(name)) for name in names if name not in by_tensor}
+        count = Counter([*by_tensor.values(), *longer.values()])
+        by_tensor |= {name: label for name, label in longer.items() if count[label] == 1}
+    return {name: by_tensor.get(name, name) for name in names}
 
 
 #: From a path of model, layer, …, operator: the layer, where in it, all of it.
@@ -87,7 +87,7 @@ def tensors(
         pattern = re.compile(".*".join(map(re.escape, text.split("*"))), re.DOTALL)
         return [name for name in names if any(map(pattern.fullmatch, forms[name]))]
 
-    found: set[str] = set()
+    chosen: set[str] = set()
     for word in words:
         parts = [word] if fitting(word) else word.split(", ")
         for part in parts:
@@ -104,8 +104,8 @@ def tensors(
                     f"{_listed([own[name] for name in fits])}; give one of these names, or a "
                     f"pattern with *"
                 )
-            found.update(fits)
-    return tuple(name for name in names if name in found)
+            chosen.update(fits)
+    return tuple(name for name in names if name in chosen)
 
 
 def _nearest(word: str, own: dict[str, str], forms: dict[str, set[str]]) -> str:

@@ -87,14 +87,14 @@ def activations(graph: Graph) -> tuple[str, ...]:
 def _computed(graph: Graph) -> list[str]:
     """Inputs in order of their names in the signature, then what operators compute."""
     inputs = [tensor for _, tensor in sorted(graph.named_inputs.items())]
-    return [*inputs, *(name for found in graph.operators for name in found.outputs)]
+    return [*inputs, *(name for operator in graph.operators for name in operator.outputs)]
 
 
 def _form(graph: Graph) -> list[tuple[Any, ...]]:
     """Sizes of inputs, operators and their sizes, without names."""
     inputs = [(graph.shape(tensor),) for _, tensor in sorted(graph.named_inputs.items())]
     return inputs + [
-        (found.kind, *(graph.shape(name) for name in found.outputs)) for found in graph.operators
+        (each.kind, *(graph.shape(name) for name in each.outputs)) for each in graph.operators
     ]
 
 
@@ -113,9 +113,9 @@ class TfLiteTensors(Tensors):
         if _form(self._graph) == _form(graph):
             aligned = dict(zip(_computed(graph), _computed(self._graph), strict=True))
         else:
-            entries = self._graph.named_inputs
+            inputs = self._graph.named_inputs
             aligned = {
-                at: entries[name] for name, at in graph.named_inputs.items() if name in entries
+                at: inputs[name] for name, at in graph.named_inputs.items() if name in inputs
             }
         self.own.update(aligned)
         renamed = {name: canonical for canonical, name in aligned.items() if name != canonical}
@@ -138,30 +138,30 @@ class TfLiteTensors(Tensors):
         self._steps: list[walk.Step] = []
 
     def run(self, feed: Feed) -> Values:
-        entries = self._graph.inputs
-        wanted = [name for name in self.names if name not in entries]
-        opened = litert.interpreter(self._graph.with_outputs(wanted), threads=self._threads)
+        inputs = self._graph.inputs
+        computed = [name for name in self.names if name not in inputs]
+        opened = litert.interpreter(self._graph.with_outputs(computed), threads=self._threads)
         places = [detail["index"] for detail in opened.get_input_details()]
-        ends = [detail["index"] for detail in opened.get_output_details()]
-        found: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in wanted}
-        stored = {name: self._stored(name, feed[name]) for name in entries}
+        outputs = [detail["index"] for detail in opened.get_output_details()]
+        parts_by_name: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in computed}
+        stored = {name: self._stored(name, feed[name]) for name in inputs}
         for i in range(feeds.count(feed)):
             for place, values in zip(places, stored.values(), strict=True):
                 opened.set_tensor(place, values[i : i + 1])
             litert.invoke(opened)
-            for name, end in zip(wanted, ends, strict=True):
-                found[name].append(np.atleast_1d(opened.get_tensor(end)))
-        whole = {name: np.concatenate(parts) for name, parts in found.items()}
+            for name, end in zip(computed, outputs, strict=True):
+                parts_by_name[name].append(np.atleast_1d(opened.get_tensor(end)))
+        whole = {name: np.concatenate(parts) for name, parts in parts_by_name.items()}
         return {name: self._real(name, array) for name, array in {**stored, **whole}.items()}
 
     def complete(self, values: Values) -> Values:
         """The same values, with those that are missing computed from them; a float model only."""
-        found = dict(values)
+        completed = dict(values)
         for step in self.steps():
-            if any(name not in found for name in step.operator.outputs):
-                for name, array in zip(step.operator.outputs, step.run(found), strict=True):
-                    found.setdefault(name, array)
-        return found
+            if any(name not in completed for name in step.operator.outputs):
+                for name, array in zip(step.operator.outputs, step.run(completed), strict=True):
+                    completed.setdefault(name, array)
+        return completed
 
     def steps(self) -> list[walk.Step]:
         """Every operator as a model of its own, in order of execution."""
@@ -175,7 +175,7 @@ class TfLiteTensors(Tensors):
     def alone(self, values: Values) -> Values:
         graph = self._graph
         stored = {name: self._stored(name, array) for name, array in values.items()}
-        found = {name: self._real(name, stored[name]) for name in graph.inputs}
+        real = {name: self._real(name, stored[name]) for name in graph.inputs}
         stored |= {
             name: self._real(source, stored[source])
             for name, source in self._made_real.items()
@@ -184,20 +184,20 @@ class TfLiteTensors(Tensors):
         for step in self.steps():
             if step.fed and all(name in stored for name in step.fed):
                 for name, array in zip(step.operator.outputs, step.run(stored), strict=True):
-                    found[name] = self._real(name, array)
+                    real[name] = self._real(name, array)
                     stored.setdefault(name, array)  # the file's own, e.g. in another scale
-        return found
+        return real
 
     def numbers(self) -> Numbers:
-        graph, stored, found = self._graph, tflite_integers.read(self._graph), {}
+        graph, stored, by_layer = self._graph, tflite_integers.read(self._graph), {}
         for layer in graph.layers:
             kept = layer.activation != "none"
             if layer.output in stored.layers:
-                found[layer.output] = _real_numbers(stored, layer.output, layer.axis, kept)
+                by_layer[layer.output] = _real_numbers(stored, layer.output, layer.axis, kept)
             else:
                 bias = graph.constant(layer.bias) if layer.bias else None
-                found[layer.output] = LayerNumbers(graph.constant(layer.weights), bias, kept)
-        return found
+                by_layer[layer.output] = LayerNumbers(graph.constant(layer.weights), bias, kept)
+        return by_layer
 
     def _stored(self, name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         if name not in self.encodings:
@@ -249,32 +249,34 @@ class OnnxTensors(Tensors):
 
     def alone(self, values: Values) -> Values:
         self._cut = self._cut or self._open(onnx_tensors.cut(self._model, self._places))
-        entries = {entry.name for entry in self._cut.get_inputs()}
-        given = self._given(values)
+        inputs = {input_spec.name for input_spec in self._cut.get_inputs()}
+        cut_feed = self._given(values)
         for name, place in self._places.items():
-            if onnx_tensors.fed(place) in entries:
+            if onnx_tensors.fed(place) in inputs:
                 if name not in values:
                     raise InvalidModelError(f"the reference has no tensor {name}")
-                given[onnx_tensors.fed(place)] = place.own(values[name])
-        samples = len(given[self._cut.get_inputs()[0].name])
-        return self._outputs(self._cut, given, samples)
+                cut_feed[onnx_tensors.fed(place)] = place.own(values[name])
+        samples = len(cut_feed[self._cut.get_inputs()[0].name])
+        return self._outputs(self._cut, cut_feed, samples)
 
     def numbers(self) -> Numbers:
-        stored, found = onnx_integers.read_stored(self._model, self._graph), {}
+        stored, by_layer = onnx_integers.read_stored(self._model, self._graph), {}
         floats = onnx_integers.read_floats(self._model, self._graph)
         kept = onnx_integers.activated(self._model, self._graph)
         for layer in self._graph.layers:
             if layer.output in stored.layers:
-                found[layer.output] = _real_numbers(
+                by_layer[layer.output] = _real_numbers(
                     stored, layer.output, layer.axis, layer.output in kept
                 )
-                if found[layer.output].bias is None and layer.output in floats:
-                    found[layer.output] = LayerNumbers(
-                        found[layer.output].weights, floats[layer.output][1], layer.output in kept
+                if by_layer[layer.output].bias is None and layer.output in floats:
+                    by_layer[layer.output] = LayerNumbers(
+                        by_layer[layer.output].weights,
+                        floats[layer.output][1],
+                        layer.output in kept,
                     )
             elif layer.output in floats:
-                found[layer.output] = LayerNumbers(*floats[layer.output], layer.output in kept)
-        return found
+                by_layer[layer.output] = LayerNumbers(*floats[layer.output], layer.output in kept)
+        return by_layer
 
     def _open(self, content: bytes) -> Any:
         return onnx.session(content, threads=self._threads, options=self._options)
@@ -290,13 +292,13 @@ class OnnxTensors(Tensors):
         }
 
     def _outputs(self, session: Any, feed: Feed, samples: int) -> Values:
-        ends = [end.name for end in session.get_outputs()]
+        names = [end.name for end in session.get_outputs()]
         fixed = any(isinstance(each.shape[0], int) for each in session.get_inputs() if each.shape)
         batch = 1 if fixed else samples
         sizes = {name: len(array) // samples for name, array in feed.items()}  # 1, or no batch
         parts = [
             session.run(
-                ends,
+                names,
                 {
                     name: array[i * sizes[name] : (i + batch) * sizes[name]]
                     for name, array in feed.items()
@@ -304,13 +306,13 @@ class OnnxTensors(Tensors):
             )
             for i in range(0, samples, batch)
         ]
-        whole = dict(zip(ends, map(np.concatenate, zip(*parts, strict=True)), strict=True))
-        given = {
+        whole = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+        fed_values = {
             place.tensor: feed[place.tensor]
             for place in self._places.values()
             if place.tensor in feed
         }
-        whole.update(given)
+        whole.update(fed_values)
         return {
             name: place.real(whole[place.tensor], self._graph.shape(name))
             for name, place in self._places.items()

@@ -171,9 +171,9 @@ class Energy(Meter):
         return microjoules / 1e6
 
     def _read(self) -> list[int] | None:
-        found = [_number(zone / "energy_uj") for zone in self._packages]
-        values = [value for value in found if value is not None]
-        return values if values and len(values) == len(found) else None
+        counters = [_number(zone / "energy_uj") for zone in self._packages]
+        values = [value for value in counters if value is not None]
+        return values if values and len(values) == len(counters) else None
 
 
 class GpuEnergy(Meter):
@@ -242,14 +242,14 @@ def _times(root: Path) -> tuple[float | None, float | None, float | None]:
 
 def _own(processes: Iterable[int], root: Path) -> float | None:
     """Seconds of CPU time that these processes have used."""
-    found = 0.0
+    seconds = 0.0
     for number in processes:
         # the name, in brackets, may hold anything
         words = _text(root / f"proc/{number}/stat").rpartition(")")[2].split()
         if len(words) < 13 or not (words[11].isdigit() and words[12].isdigit()):
             return None
-        found += (int(words[11]) + int(words[12])) / _ticks()
-    return found
+        seconds += (int(words[11]) + int(words[12])) / _ticks()
+    return seconds
 
 
 def _ticks() -> int:

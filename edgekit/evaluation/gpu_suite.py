@@ -204,17 +204,17 @@ def suite(
 def _model(path: Path, preprocessing: str | None) -> tuple[Path, str, str, Preprocessing]:
     """(path, name, sha256, preprocessing) of a float model, which is not loaded here."""
     if path.is_dir():
-        found = Artifact.load(path)
-        if found.manifest.format != "keras":
+        source = Artifact.load(path)
+        if source.manifest.format != "keras":
             raise InvalidModelError(
-                f"{path} is a {found.manifest.format} artifact; the suite exports by itself, pass "
+                f"{path} is a {source.manifest.format} artifact; the suite exports by itself, pass "
                 f"its Keras source"
             )
         if preprocessing is not None:
             raise InvalidOptionError(
                 f"{path} has its own preprocessing; give --preprocessing only with a .keras file"
             )
-        return path, found.manifest.model_id, found.sha256, found.manifest.preprocessing
+        return path, source.manifest.model_id, source.sha256, source.manifest.preprocessing
     if not path.is_file():
         raise InvalidModelError(
             f"{words.not_found(path)}; expected a Keras artifact or a .keras file"
@@ -279,12 +279,12 @@ def _cases(
         for worker in workers:
             worker.latencies(images, WARM_UP)
         for _ in range(rounds):
-            for worker, taken in zip(workers, samples, strict=True):
-                taken += worker.latencies(images, SAMPLES)
+            for worker, times in zip(workers, samples, strict=True):
+                times += worker.latencies(images, SAMPLES)
             task.advance()
         return [
-            _case(batch, precision, layout, asked, worker.loaded.runtime, taken, rounds)
-            for (precision, layout, asked), worker, taken in zip(
+            _case(batch, precision, layout, asked, worker.loaded.runtime, times, rounds)
+            for (precision, layout, asked), worker, times in zip(
                 plan, workers, samples, strict=True
             )
         ]
@@ -296,10 +296,10 @@ def _case(
     layout: Any,
     asked: dict[str, str],
     runtime: Runtime,
-    taken: list[float],
+    latencies: list[float],
     rounds: int,
 ) -> Case:
-    times = np.array(taken)
+    times = np.array(latencies)
     images = 1e3 * batch * len(times) / float(times.sum())
     return Case(
         batch,
@@ -309,21 +309,21 @@ def _case(
         runtime,
         Measurement(float(np.median(times)), "ms", len(times)),
         Measurement(images, "images/s", len(times)),
-        tuple(round(value, 6) for value in taken),
+        tuple(round(value, 6) for value in latencies),
         rounds,
     )
 
 
 def _ratios(cases: Sequence[Case]) -> list[Ratio]:
     """Every pair of cases of one batch size that differs in one thing."""
-    found = {(case.batch, case.precision, case.layout): case for case in cases}
+    by_settings = {(case.batch, case.precision, case.layout): case for case in cases}
     ratios = []
-    for batch, precision, layout in found:
-        case = found[batch, precision, layout]
-        whole = found.get((batch, "float32", layout))
+    for batch, precision, layout in by_settings:
+        case = by_settings[batch, precision, layout]
+        whole = by_settings.get((batch, "float32", layout))
         if precision == "float16" and whole is not None:
             ratios.append(Ratio("float16 / float32", batch, layout, _ratio(case, whole)))
-        native = found.get((batch, precision, "NCHW"))
+        native = by_settings.get((batch, precision, "NCHW"))
         if layout == "NHWC" and native is not None:
             ratios.append(Ratio("NHWC / NCHW", batch, precision, _ratio(case, native)))
     return ratios

@@ -88,19 +88,19 @@ def find(
     chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
     pixels, labels = np.asarray(images[chosen]), labels[chosen]
     outputs = predict(prepare.apply(pixels))
-    found = _softmax(outputs, step)
+    findings = _softmax(outputs, step)
     if pixels.dtype != np.uint8 and feeds.unit(pixels) == "images":
-        found += _range(pixels, prepare)
+        findings += _range(pixels, prepare)
     choice = outputs.argmax(axis=1)
     declared = choice == labels
     if mcnemar_exact(0, int((~declared).sum())) >= SIGNIFICANT:
-        return found  # so many are right that nothing could be seen to be better
+        return findings  # so many are right that nothing could be seen to be better
     tried = {prepare: choice}
     if pixels.dtype == np.uint8:
         for other in _others(prepare, pixels.shape[-1]):
             tried[other] = predict(other.apply(pixels)).argmax(axis=1)
     best = _best(tried, labels, _Way(prepare, 0, declared))
-    return found + ([] if best is None else _in_sentences(best, prepare, declared))
+    return findings + ([] if best is None else _in_sentences(best, prepare, declared))
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,16 @@ def _best(
     for prepare, choice in tried.items():
         plain = _Way(prepare, 0, choice == labels)
         shifted = [_Way(prepare, shift, choice == labels + shift) for shift in (1, -1)]
-        ways = [plain, *(way for way in shifted if plain.right.mean() < 0.5 * way.right.mean())]
-        better += [way for way in ways if _better(declared.right, way.right)]
+        corrections = [
+            plain,
+            *(each for each in shifted if plain.right.mean() < 0.5 * each.right.mean()),
+        ]
+        better += [each for each in corrections if _better(declared.right, each.right)]
     if not better:
         return None
-    most = max(better, key=lambda way: int(way.right.sum()))
-    equal = [way for way in better if not _better(way.right, most.right)]
-    return min(equal, key=lambda way: (way.changes(declared.prepare), -int(way.right.sum())))
+    most = max(better, key=lambda each: int(each.right.sum()))
+    equal = [each for each in better if not _better(each.right, most.right)]
+    return min(equal, key=lambda each: (each.changes(declared.prepare), -int(each.right.sum())))
 
 
 def _better(before: Right, after: Right) -> bool:
@@ -275,14 +278,14 @@ def _others(prepare: Preprocessing, channels: int) -> list[Preprocessing]:
     """The declared preprocessing with another scaling, another order of channels, or both."""
     scalings = [prepare, *map(preprocessing, PREPROCESSING_NAMES)]
     orders: tuple[Literal["rgb", "bgr"], ...] = ("rgb", "bgr")
-    found: dict[tuple[Any, ...], Preprocessing] = {}
+    by_values: dict[tuple[Any, ...], Preprocessing] = {}
     for scaling, order in itertools.product(scalings, orders):
         if channels != 3 and (len(scaling.scale) > 1 or len(scaling.offset) > 1 or order == "bgr"):
             continue
         other = replace(scaling, channels=order)
-        found.setdefault((_spread(other.scale), _spread(other.offset), order), other)
+        by_values.setdefault((_spread(other.scale), _spread(other.offset), order), other)
     declared = (_spread(prepare.scale), _spread(prepare.offset), prepare.channels)
-    return [other for key, other in found.items() if key != declared]
+    return [other for key, other in by_values.items() if key != declared]
 
 
 def _spread(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -296,26 +299,26 @@ def _in_sentences(best: _Way, prepare: Preprocessing, declared: Right) -> list[F
         f"{prepare.name!r} and the labels as they are, {_percent(best.right)}"
     )
     other = best.prepare
-    found = []
+    findings = []
     if _rescaled(other, prepare):
         said = (
             f"{seen} with {_in_words(other)} ({other.name}) instead of {_in_words(prepare)}; "
             f"export the model again with the preprocessing that it was trained with"
         )
-        found.append(Finding("scaling", said))
+        findings.append(Finding("scaling", said))
     if other.channels != prepare.channels:
         said = (
             f"{seen} in the order {other.channels.upper()} instead of {prepare.channels.upper()}; "
             f"set channels={other.channels} in the preprocessing"
         )
-        found.append(Finding("channels", said))
+        findings.append(Finding("channels", said))
     if best.shift:
         said = (
             f"{seen} with every label {best.shift:+d}: classes are off by one; set "
             f"class_offset={prepare.class_offset + best.shift} in the preprocessing"
         )
-        found.append(Finding("classes", said))
-    return found
+        findings.append(Finding("classes", said))
+    return findings
 
 
 def _rescaled(other: Preprocessing, prepare: Preprocessing) -> bool:
@@ -342,8 +345,8 @@ def _range(values: npt.NDArray[Any], prepare: Preprocessing) -> list[Finding]:
 
 def _ends(prepare: Preprocessing) -> tuple[float, float]:
     black = np.asarray(prepare.offset, np.float64)
-    ends = np.append(black, black + 255 * np.asarray(prepare.scale))
-    return float(ends.min()), float(ends.max())
+    extremes = np.append(black, black + 255 * np.asarray(prepare.scale))
+    return float(extremes.min()), float(extremes.max())
 
 
 def _in_words(prepare: Preprocessing) -> str:

@@ -100,13 +100,13 @@ def islands(operators: Sequence[Timed]) -> tuple[Island, ...]:
         near += [own[name] for name in each.inputs if name in own]
         if near:
             spent[near[0]] += each.ms
-    found = []
+    rows = []
     for island, ones in members.items():
         computing = [one for one in ones if one.computes_in_float]
         if computing:
             kinds = tuple(one.kind for one in computing)
-            found.append(Island(computing[-1].name, kinds, spent[island]))
-    return tuple(sorted(found, key=lambda each: -each.ms))
+            rows.append(Island(computing[-1].name, kinds, spent[island]))
+    return tuple(sorted(rows, key=lambda each: -each.ms))
 
 
 def of_onnx(
@@ -179,8 +179,8 @@ def of_tflite(
     for tensor, array in values.items():
         whole.set_tensor(places[tensor], array)
     ms = _fastest(whole, budget)
-    found = []
-    ends = walk.last_readers(graph)
+    timed = []
+    last_readers = walk.last_readers(graph)
     names = tflite_integers.names(graph)
     for position, operator in enumerate(graph.operators):
         try:
@@ -188,20 +188,20 @@ def of_tflite(
             places = {detail["name"]: detail["index"] for detail in opened.get_input_details()}
             for tensor in walk.fed(graph, operator):
                 opened.set_tensor(places[tensor], values[tensor])
-            taken = _fastest(opened, budget)
+            ms_alone = _fastest(opened, budget)
         except (ExecutionError, InvalidModelError, KeyError, ValueError):
             raise InvalidModelError(
                 f"{operator.kind} {names[position]} does not run without the operators around it"
             ) from None
         for tensor, detail in zip(operator.outputs, opened.get_output_details(), strict=True):
             values[tensor] = opened.get_tensor(detail["index"])
-        for tensor in [each for each in values if ends.get(each, position + 1) <= position]:
+        for tensor in [each for each in values if last_readers.get(each, position + 1) <= position]:
             del values[tensor]
-        found.append(
+        timed.append(
             Timed(
                 operator.kind,
                 names[position],
-                taken,
+                ms_alone,
                 tflite_integers.computes_in_float(graph, operator),
                 any(graph.dtype(each) == np.float32 for each in operator.outputs),
                 tflite_integers.converts(graph, operator),
@@ -209,17 +209,17 @@ def of_tflite(
                 operator.outputs,
             )
         )
-    return tuple(found), ms
+    return tuple(timed), ms
 
 
 def _fastest(opened: Any, seconds: float) -> float:
     """Milliseconds of the fastest run: other programs make runs slower, never faster."""
     for _ in range(_WARM_UP):
         litert.invoke(opened)
-    taken: list[float] = []
+    durations: list[float] = []
     until = time.perf_counter() + seconds
-    while len(taken) < _FEWEST or time.perf_counter() < until:
+    while len(durations) < _FEWEST or time.perf_counter() < until:
         started = time.perf_counter()
         opened.invoke()
-        taken.append(time.perf_counter() - started)
-    return 1e3 * min(taken)
+        durations.append(time.perf_counter() - started)
+    return 1e3 * min(durations)

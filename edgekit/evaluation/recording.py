@@ -114,7 +114,7 @@ class Recording:
             )
         try:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.filelist):
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.filelist):
                     raise zipfile.BadZipFile("it is compressed")
                 text = archive.read(DOCUMENT)
                 arrays = {name: archive.read(f"{name}.npy") for name in _present(archive)}
@@ -165,11 +165,11 @@ class Recording:
                 (DOCUMENT, (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()),
                 *((f"{name}.npy", content) for name, content in arrays.items()),
             ):
-                entry = zipfile.ZipInfo(name, _DATE)
-                archive.writestr(entry, content, zipfile.ZIP_STORED)
+                member = zipfile.ZipInfo(name, _DATE)
+                archive.writestr(member, content, zipfile.ZIP_STORED)
             archive.comment = b"0" * _DIGEST
-        found = stream.getvalue()[:-_DIGEST]
-        return found + hashlib.sha256(found).hexdigest().encode()
+        packed = stream.getvalue()[:-_DIGEST]
+        return packed + hashlib.sha256(packed).hexdigest().encode()
 
     def write(self, path: Path, *, force: bool) -> None:
         """Write the file.
@@ -205,30 +205,30 @@ class Recording:
                 do.
         """
         facts = self.facts
-        found = []
+        unlike = []
         for what, recorded, here in (
             ("float model", facts.source_sha256, source_sha256),
             ("data set", facts.data.sha256, images.sha256),
         ):
             if recorded != here:
-                found.append(f"{what} (sha256 {recorded[:12]}…, here {here[:12]}…)")
+                unlike.append(f"{what} (sha256 {recorded[:12]}…, here {here[:12]}…)")
         if facts.data.count != len(images):
-            found.append(f"number of {facts.data.unit} ({facts.data.count}, here {len(images)})")
+            unlike.append(f"number of {facts.data.unit} ({facts.data.count}, here {len(images)})")
         if facts.preprocessing != preprocessing:
-            found.append(
+            unlike.append(
                 f"preprocessing ({_in_words(facts.preprocessing)}, here {_in_words(preprocessing)})"
             )
         if outputs is not None and not _same(facts.outputs, outputs):
-            found.append(f"set of outputs ({_sizes(facts.outputs)}, here {_sizes(outputs)})")
-        if not found:
+            unlike.append(f"set of outputs ({_sizes(facts.outputs)}, here {_sizes(outputs)})")
+        if not unlike:
             here = inputs_sha256(images.images, preprocessing, inputs)
             if facts.inputs_sha256 != here:
-                found.append(
+                unlike.append(
                     f"preprocessed tensors (sha256 {facts.inputs_sha256[:12]}…, here {here[:12]}…)"
                 )
-        if found:
+        if unlike:
             raise RecordingError(
-                f"{path} was recorded with another {', another '.join(found)}; record the same "
+                f"{path} was recorded with another {', another '.join(unlike)}; record the same "
                 f"here, or pass the recording of this one"
             )
 
@@ -236,8 +236,8 @@ class Recording:
         """The same with its outputs in this order; none for as they are."""
         if not outputs or tuple(self.facts.outputs) == tuple(outputs):
             return self
-        ends = np.cumsum(list(self.facts.outputs.values()))
-        columns = dict(zip(self.facts.outputs, np.split(self.outputs, ends[:-1], 1), strict=True))
+        stops = np.cumsum(list(self.facts.outputs.values()))
+        columns = dict(zip(self.facts.outputs, np.split(self.outputs, stops[:-1], 1), strict=True))
         facts = replace(self.facts, outputs={name: self.facts.outputs[name] for name in outputs})
         values = np.concatenate([columns[name] for name in outputs], axis=1)
         return replace(self, facts=facts, outputs=values)
@@ -331,9 +331,9 @@ def _array(path: Path, content: bytes, dtype: np.dtype[Any]) -> npt.NDArray[Any]
     stream = io.BytesIO(content)
     try:
         np.lib.format.read_magic(stream)
-        shape, fortran, found = np.lib.format.read_array_header_1_0(stream)
-        if (fortran, found, len(shape)) != (False, dtype, 2):
-            raise ValueError(f"expected {dtype} [N, M], got {found} {shape}")
+        shape, fortran, stored = np.lib.format.read_array_header_1_0(stream)
+        if (fortran, stored, len(shape)) != (False, dtype, 2):
+            raise ValueError(f"expected {dtype} [N, M], got {stored} {shape}")
         return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
     except ValueError as exc:
         raise RecordingError(f"{path} holds a broken array: {exc}; record again") from None

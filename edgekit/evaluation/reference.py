@@ -81,15 +81,15 @@ def _export(arguments: Sequence[str]) -> None:
     )
     if done.returncode == 0:
         return
-    found: EdgekitError
+    error: EdgekitError
     if done.returncode == 2:  # its last line says what is wrong with the model or the options
-        found = InvalidModelError(
+        error = InvalidModelError(
             f"the reference: {last_words(done.stderr, 1).removeprefix('edgekit export: error: ')}"
         )
     else:
-        found = ExecutionError(
+        error = ExecutionError(
             f"the reference: the export ended with code {done.returncode}; its last words: "
             f"{last_words(done.stderr) or 'none'}"
         )
-    found.detail = f"stderr of the export:\n{done.stderr}\n"
-    raise found
+    error.detail = f"stderr of the export:\n{done.stderr}\n"
+    raise error

@@ -65,7 +65,7 @@ class Samples:
         tasks.check(options.task, manifest.signature.outputs)
         dataset = options.dataset or model_file.default_data(artifact)
         images, as_array = _images(dataset, manifest, options.task, options.limit, progress)
-        right = tasks.right(images, manifest, options.task, given=as_array)
+        right = tasks.right(images, manifest, options.task, as_array=as_array)
         classes = tasks.scores(manifest.signature.outputs) >= 2 and right.task != "regression"
         if options.parity and not classes:
             raise InvalidOptionError(

@@ -271,12 +271,12 @@ def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
 
     The default goes as soon as anything else is asked of its metric.
     """
-    found: dict[tuple[str, str], Bound] = {}
+    latest: dict[tuple[str, str], Bound] = {}
     for bound in bounds:
         if bound.artifact in (None, artifact):
-            found[bound.kind, bound.metric] = bound
-    others = {bound.metric for bound in found.values() if bound not in DEFAULTS}
-    kept = [b for b in found.values() if b not in DEFAULTS or b.metric not in others]
+            latest[bound.kind, bound.metric] = bound
+    others = {bound.metric for bound in latest.values() if bound not in DEFAULTS}
+    kept = [b for b in latest.values() if b not in DEFAULTS or b.metric not in others]
     return tuple(
         sorted(kept, key=lambda b: (METRICS.index(family(b.metric)), b.metric, KINDS.index(b.kind)))
     )
@@ -379,7 +379,7 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     import tomllib
 
     try:
-        found: Any = tomllib.loads(path.read_text(encoding="utf-8"))
+        table: Any = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InvalidInputError(
             f"{words.not_found(path)}; expected a TOML file with [{TABLE}]"
@@ -389,14 +389,14 @@ def _table(path: Path) -> Mapping[str, Any] | None:
     except (ValueError, RecursionError) as exc:  # ValueError: no UTF-8, no TOML, too many digits
         raise InvalidInputError(f"{path} is not valid TOML ({exc}); correct it") from None
     for key in TABLE.split("."):
-        if not isinstance(found, dict):
+        if not isinstance(table, dict):
             raise InvalidOptionError(f"{path}: expected tables [{TABLE}], got {key} in a value")
-        if key not in found:
+        if key not in table:
             return None
-        found = found[key]
-    if not isinstance(found, dict):
-        raise InvalidOptionError(f"{path}: expected {TABLE} to be a table, got {found!r}")
-    return found
+        table = table[key]
+    if not isinstance(table, dict):
+        raise InvalidOptionError(f"{path}: expected {TABLE} to be a table, got {table!r}")
+    return table
 
 
 def _config(path: Path, table: Mapping[str, Any]) -> Config:
@@ -425,35 +425,35 @@ _ALLOW_DEAD = "allow-dead"
 
 
 def _allows_dead(path: Path, table: Mapping[str, Any], where: str) -> bool:
-    found = table.get(_ALLOW_DEAD, False)
-    if not isinstance(found, bool):
+    allowed = table.get(_ALLOW_DEAD, False)
+    if not isinstance(allowed, bool):
         raise InvalidOptionError(
-            f"{path}: expected {_ALLOW_DEAD} of {where} to be true or false, got {found!r}"
+            f"{path}: expected {_ALLOW_DEAD} of {where} to be true or false, got {allowed!r}"
         )
-    return found
+    return allowed
 
 
 def _bounds(path: Path, table: Mapping[str, Any], artifact: str | None) -> list[Bound]:
-    found = []
+    bounds = []
     for kind in KINDS:
         for metric, value in _subtable(path, table, kind, TABLE).items():
             try:
-                found.append(read(kind, metric, value, artifact=artifact, source=str(path)))
+                bounds.append(read(kind, metric, value, artifact=artifact, source=str(path)))
             except InvalidOptionError as exc:
                 of = "" if artifact is None else f"artifact {artifact!r}: "
                 raise InvalidOptionError(f"{path}: {of}{exc}") from None
-    return found
+    return bounds
 
 
 def _subtable(path: Path, table: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
-    found = table.get(key, {})
-    if not isinstance(found, dict):
+    subtable = table.get(key, {})
+    if not isinstance(subtable, dict):
         raise InvalidOptionError(
-            f"{path}: expected {where}.{key} to be a table as {key}.top1 = 0.5, got {found!r}"
+            f"{path}: expected {where}.{key} to be a table as {key}.top1 = 0.5, got {subtable!r}"
             if key in KINDS
-            else f"{path}: expected {where}.{key} to be a table, got {found!r}"
+            else f"{path}: expected {where}.{key} to be a table, got {subtable!r}"
         )
-    return cast(dict[str, Any], found)
+    return cast(dict[str, Any], subtable)
 
 
 def _check_keys(path: Path, table: Mapping[str, Any], known: Sequence[str], where: str) -> None:

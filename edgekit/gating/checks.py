@@ -144,15 +144,15 @@ def judge(
         raise ReportError("the report has no artifacts, so nothing can be judged")
     known = grammar.named(bounds, names, report.model_id)
     allowed = {grammar.full_name(name, names, report.model_id, "allow-dead") for name in allow_dead}
-    found = []
+    checks = []
     for name in names:
         if name in now and now[name].fidelity:
-            found.append(_alive(now[name], allowed=bool(allowed & {None, name})))
-        found += [
+            checks.append(_alive(now[name], allowed=bool(allowed & {None, name})))
+        checks += [
             _judge(bound, name, report, baseline, now.get(name), before.get(name))
             for bound in grammar.effective(known, name)
         ]
-    return tuple(found)
+    return tuple(checks)
 
 
 def _alive(result: ArtifactResult, *, allowed: bool) -> Check:
@@ -392,15 +392,15 @@ def _significance(
     if metric == "top1" and now.correct and before.correct:
         count = report.data.count
         bits = before.correct_bits(count), now.correct_bits(count)
-        found = stats.paired_change(*bits)
+        paired = stats.paired_change(*bits)
         lost, gained = stats.discordant(*bits)
-        word = verdicts.accuracy(found, allowed)
-        assert found.low is not None and found.high is not None
+        word = verdicts.accuracy(paired, allowed)
+        assert paired.low is not None and paired.high is not None
         reason = (
-            f"{word}: {lost} lost, {gained} gained, 95 % interval {found.low:+.2f} to "
-            f"{found.high:+.2f} points"
+            f"{word}: {lost} lost, {gained} gained, 95 % interval {paired.low:+.2f} to "
+            f"{paired.high:+.2f} points"
         )
-        beyond = found.low > 0 or found.high < 0
+        beyond = paired.low > 0 or paired.high < 0
         return reason, beyond, stats.mcnemar_exact(lost, gained)
     if new.low is None or new.high is None or old.low is None or old.high is None:
         return "no interval, so significance unknown", None, None

@@ -64,11 +64,11 @@ def changes(report: Report, baseline: Report | None, checks: Sequence[Check]) ->
     """
     now = {result.name: result for result in report.artifacts}
     before = {result.name: result for result in baseline.artifacts} if baseline else {}
-    found = []
+    rows = []
     for name in dict.fromkeys([*before, *now]):
         of_it = [check for check in checks if check.artifact == name]
-        found += _of_artifact(name, before.get(name), now.get(name), of_it)
-    return tuple(found)
+        rows += _of_artifact(name, before.get(name), now.get(name), of_it)
+    return tuple(rows)
 
 
 def values_of(report: Report, reason: str = "") -> dict[str, dict[str, Accepted]]:
@@ -77,9 +77,13 @@ def values_of(report: Report, reason: str = "") -> dict[str, dict[str, Accepted]
     return {
         result.name: {
             metric: Accepted(
-                found.value, found.unit, report.created, reason, report.reference_in_words
+                measurement.value,
+                measurement.unit,
+                report.created,
+                reason,
+                report.reference_in_words,
             )
-            for metric, found in result.metrics.items()
+            for metric, measurement in result.metrics.items()
             if grammar.family(metric) in grammar.METRICS and metric not in left_out
         }
         for result in report.artifacts
@@ -101,7 +105,7 @@ def creep(report: Report, origin: Origin, bounds: Sequence[Bound]) -> tuple[Chec
     """
     names = list(dict.fromkeys([*origin, *(result.name for result in report.artifacts)]))
     known = grammar.named(bounds, names, report.model_id)
-    found = []
+    checks = []
     for result in report.artifacts:
         for bound in grammar.effective(known, result.name):
             first = origin.get(result.name, {}).get(bound.metric)
@@ -124,7 +128,7 @@ def creep(report: Report, origin: Origin, bounds: Sequence[Bound]) -> tuple[Chec
                     f"all updates together lost {judged.number(lost, now.unit)} since "
                     f"{judged.show(first.value, first.unit)} of {first.created[:10]}{why}"
                 )
-                found.append(
+                checks.append(
                     Check(
                         artifact=result.name,
                         metric=bound.metric,
@@ -140,7 +144,7 @@ def creep(report: Report, origin: Origin, bounds: Sequence[Bound]) -> tuple[Chec
                         source=bound.source,
                     )
                 )
-    return tuple(found)
+    return tuple(checks)
 
 
 def accept(
@@ -191,10 +195,10 @@ def _of_artifact(
     if now is None:
         why = "removed; its bounds have nothing to judge" if bad else "removed; no bound on it"
         return [Change(name, "", None, None, "", bool(bad), why, "removed")]
-    found = []
+    rows = []
     if before is None:
         why = "added; new in the baseline"
-        found.append(Change(name, "", None, None, "", False, why, "added"))
+        rows.append(Change(name, "", None, None, "", False, why, "added"))
     old = before.metrics if before else {}
     for metric in dict.fromkeys([*old, *now.metrics, *bad]):
         one, other = old.get(metric), now.metrics.get(metric)
@@ -207,7 +211,7 @@ def _of_artifact(
         unit = known.unit if known else ""
         if metric == "fidelity":  # a check, no metric
             after, unit = of_metric[0].current, of_metric[0].unit
-        found.append(
+        rows.append(
             Change(
                 name,
                 metric,
@@ -218,7 +222,7 @@ def _of_artifact(
                 "; ".join(map(_why, of_metric)) or "no bound on it",
             )
         )
-    return found
+    return rows
 
 
 def _why(check: Check) -> str:

@@ -80,21 +80,21 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     for (width, resolution), (parameters, multiply_adds) in PUBLISHED.items():
         if options.width and width not in options.width:
             continue
-        found = count(mobilenet_v2(width=width, input_shape=(resolution, resolution, 3)))
+        counts = count(mobilenet_v2(width=width, input_shape=(resolution, resolution, 3)))
         table.add_row(
             f"{width:g}",
             str(resolution),
-            f"{found.parameters / 1e6:.2f}M",
+            f"{counts.parameters / 1e6:.2f}M",
             f"{parameters:.2f}M",
-            f"{found.multiply_adds / 1e6:.1f}M",
+            f"{counts.multiply_adds / 1e6:.1f}M",
             f"{multiply_adds}M",
         )
         rows.append(
             {
                 "width": width,
                 "resolution": resolution,
-                "parameters": found.parameters,
-                "multiply_adds": found.multiply_adds,
+                "parameters": counts.parameters,
+                "multiply_adds": counts.multiply_adds,
                 "published_parameters": parameters,
                 "published_multiply_adds": multiply_adds,
             }

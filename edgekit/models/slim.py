@@ -61,13 +61,13 @@ class Imported:
 
 def variable_names() -> dict[str, tuple[str, ...]]:
     """Slim's variables of each Keras layer, in the order of the layer's weights."""
-    found: dict[str, tuple[str, ...]] = {}
+    of_layer: dict[str, tuple[str, ...]] = {}
 
     def convolution(layer: str, scope: str, kernel: str = "weights") -> None:
-        found[layer] = (f"{scope}/{kernel}",)
+        of_layer[layer] = (f"{scope}/{kernel}",)
         norm = f"{scope}/BatchNorm"
         names = ("gamma", "beta", "moving_mean", "moving_variance")
-        found[f"{layer}_bn"] = tuple(f"{norm}/{name}" for name in names)
+        of_layer[f"{layer}_bn"] = tuple(f"{norm}/{name}" for name in names)
 
     convolution("stem", f"{SCOPE}/Conv")
     for block in range(_BLOCKS):
@@ -78,8 +78,8 @@ def variable_names() -> dict[str, tuple[str, ...]]:
         convolution(f"block{block}_project", f"{scope}/project")
     convolution("head", f"{SCOPE}/Conv_1")
     logits = f"{SCOPE}/Logits/Conv2d_1c_1x1"
-    found["logits"] = (f"{logits}/weights", f"{logits}/biases")
-    return found
+    of_layer["logits"] = (f"{logits}/weights", f"{logits}/biases")
+    return of_layer
 
 
 def build(
@@ -101,9 +101,9 @@ def build(
         InvalidModelError: If a variable is missing, is not the network's, or has another shape.
     """
     names = variable_names()
-    wanted = [name for group in names.values() for name in group]
-    missing = [name for name in wanted if name not in arrays and name + _AVERAGE not in arrays]
-    left = {name.removesuffix(_AVERAGE) for name in arrays} - set(wanted)
+    variables = [name for group in names.values() for name in group]
+    missing = [name for name in variables if name not in arrays and name + _AVERAGE not in arrays]
+    left = {name.removesuffix(_AVERAGE) for name in arrays} - set(variables)
     extra = sorted(name for name in left if not _NOT_NETWORK.search(name))
     if missing or extra:
         raise InvalidModelError(
@@ -120,18 +120,18 @@ def build(
             return np.asarray(arrays[twin], np.float32)
         return np.asarray(arrays[name], np.float32)
 
-    width = _width({name: _shape(arrays, name) for name in wanted})
-    taken = {layer: [value(name) for name in group] for layer, group in names.items()}
-    kernel, bias = taken["logits"]
+    width = _width({name: _shape(arrays, name) for name in variables})
+    weights = {layer: [value(name) for name in group] for layer, group in names.items()}
+    kernel, bias = weights["logits"]
     kernel = kernel.reshape(kernel.shape[-2:])
     if len(bias) == 1001 and not background:
         kernel, bias = kernel[:, 1:], bias[1:]
-    taken["logits"] = [kernel, bias]
-    channels = taken["stem"][0].shape[2]
+    weights["logits"] = [kernel, bias]
+    channels = weights["stem"][0].shape[2]
     model = mobilenet_v2(
         width=width, input_shape=(resolution, resolution, channels), classes=len(bias)
     )
-    for layer, group in taken.items():
+    for layer, group in weights.items():
         own = model.get_layer(layer).get_weights()
         for name, expected, array in zip(names[layer], own, group, strict=True):
             if expected.shape != array.shape:
@@ -140,7 +140,7 @@ def build(
                     f"{list(array.shape)}"
                 )
         model.get_layer(layer).set_weights(group)
-    return Imported(model, width, averaged, len(wanted))
+    return Imported(model, width, averaged, len(variables))
 
 
 def _listed(what: str, names: Sequence[str]) -> str:
@@ -149,8 +149,8 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def _shape(arrays: Mapping[str, npt.NDArray[Any]], name: str) -> tuple[int, ...]:
-    found = arrays[name] if name in arrays else arrays[name + _AVERAGE]
-    return tuple(found.shape)
+    variable = arrays[name] if name in arrays else arrays[name + _AVERAGE]
+    return tuple(variable.shape)
 
 
 def _width(shapes: Mapping[str, tuple[int, ...]]) -> float:
@@ -230,43 +230,43 @@ python -m edgekit.models import-slim mobilenet_v2_1.0_224.ckpt \\
 
 def _act(options: argparse.Namespace) -> cli.Outcome:
     outputs.check_free(options.out, force=options.force)
-    found = build(
+    imported = build(
         read(options.checkpoint),
         resolution=options.resolution,
         background=options.background,
         averages=not options.no_averages,
     )
-    classes = int(found.model.output_shape[-1])
+    classes = int(imported.model.output_shape[-1])
     written = artifact.write(
         options.out,
-        {"model.keras": keras_format.to_bytes(found.model)},
+        {"model.keras": keras_format.to_bytes(imported.model)},
         {
             "model_id": options.out.name,
             "format": "keras",
             "precision": "float32",
             "model_file": "model.keras",
-            "signature": keras_format.signature(found.model),
+            "signature": keras_format.signature(imported.model),
             "preprocessing": preprocessing("symmetric"),
             "class_names": tuple(str(i) for i in range(classes)),
             "task": "classification",
             "command": cli.command_line(),
             "notes": (
-                f"from the slim checkpoint {options.checkpoint.name}: {found.averaged} of "
-                f"{found.variables} variables are moving averages",
+                f"from the slim checkpoint {options.checkpoint.name}: {imported.averaged} of "
+                f"{imported.variables} variables are moving averages",
             ),
         },
         force=options.force,
     )
     cli.console.print(
-        f"width {found.width:g}, {classes} classes, {found.variables} variables "
-        f"({found.averaged} as their moving average): {written.path}"
+        f"width {imported.width:g}, {classes} classes, {imported.variables} variables "
+        f"({imported.averaged} as their moving average): {written.path}"
     )
     return 0, {
         "artifact": str(written.path),
-        "width": found.width,
+        "width": imported.width,
         "classes": classes,
-        "variables": found.variables,
-        "averaged": found.averaged,
+        "variables": imported.variables,
+        "averaged": imported.averaged,
     }
 
 

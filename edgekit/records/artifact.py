@@ -65,14 +65,14 @@ class Source:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     layout: Layout = ""
 
-    def turned(self, found: Signature, format: str) -> tuple[str, ...]:
+    def turned(self, signature: Signature, format: str) -> tuple[str, ...]:
         """Names of a file's outputs that have their channels last, and first in the source.
 
         Args:
-            found: Signature of the file, or of the source.
+            signature: Signature of the file, or of the source.
             format: Format of the file.
         """
-        return turned(found.outputs, self.layout) if format == "tflite" else ()
+        return turned(signature.outputs, self.layout) if format == "tflite" else ()
 
 
 @dataclass(frozen=True)
@@ -295,10 +295,10 @@ class Artifact:
             file = folder / name
             if not file.is_file():
                 raise ArtifactError(f"{file} is missing; export the artifact again")
-            found = outputs.sha256_file(file)
-            if found != expected:
+            sha256 = outputs.sha256_file(file)
+            if sha256 != expected:
                 raise ArtifactError(
-                    f"{file} was changed: expected sha256 {expected[:12]}…, got {found[:12]}…; "
+                    f"{file} was changed: expected sha256 {expected[:12]}…, got {sha256[:12]}…; "
                     f"export the artifact again"
                 )
         return cls(folder, manifest)

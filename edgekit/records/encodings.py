@@ -25,8 +25,8 @@ _BLOCK = 1 << 15
 
 def limits(dtype: str) -> tuple[int, int]:
     """The least and the largest integer of a dtype."""
-    found = np.iinfo(dtype)
-    return int(found.min), int(found.max)
+    info = np.iinfo(dtype)
+    return int(info.min), int(info.max)
 
 
 @dataclass(frozen=True)
@@ -74,29 +74,29 @@ class Encoding:
         scale, zero_point = np.float32(self.scale[0]), np.float32(self.zero_point)
         low, high = self.limits
         flat = values.reshape(-1)
-        found = flat if inplace else np.empty(flat.shape, np.float32)
+        rounded = flat if inplace else np.empty(flat.shape, np.float32)
         for start in range(0, flat.size, _BLOCK):
             steps = flat[start : start + _BLOCK] / scale
             np.rint(steps, out=steps)
             steps += zero_point
             np.clip(steps, low, high, out=steps)
             steps -= zero_point
-            np.multiply(steps, scale, out=found[start : start + _BLOCK], casting="same_kind")
-        return found.reshape(values.shape)
+            np.multiply(steps, scale, out=rounded[start : start + _BLOCK], casting="same_kind")
+        return rounded.reshape(values.shape)
 
     def steps(self, values: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """How real values are stored, integers of the same shape; one scale only."""
         scale, zero_point = np.float32(self.scale[0]), np.float32(self.zero_point)
         low, high = self.limits
         flat = values.reshape(-1)
-        found = np.empty(flat.shape, self.dtype)
+        integers = np.empty(flat.shape, self.dtype)
         for start in range(0, flat.size, _BLOCK):
             steps = flat[start : start + _BLOCK] / scale
             np.rint(steps, out=steps)
             steps += zero_point
             np.clip(steps, low, high, out=steps)
-            found[start : start + _BLOCK] = steps
-        return found.reshape(values.shape)
+            integers[start : start + _BLOCK] = steps
+        return integers.reshape(values.shape)
 
     def real(
         self, steps: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None
@@ -107,9 +107,9 @@ class Encoding:
             steps: Integers, of any shape.
             out: Where they go; default a new array.
         """
-        found = np.subtract(steps, np.float32(self.zero_point), out=out, dtype=np.float32)
-        found *= np.float32(self.scale[0])
-        return np.asarray(found, np.float32)
+        values = np.subtract(steps, np.float32(self.zero_point), out=out, dtype=np.float32)
+        values *= np.float32(self.scale[0])
+        return np.asarray(values, np.float32)
 
 
 @dataclass(frozen=True)
@@ -230,11 +230,11 @@ class Stored:
 
     def numbers(self) -> int:
         """How many scales, zero points, weights and biases there are."""
-        found = 2 * len(self.activations)
+        count = 2 * len(self.activations)
         for layer in self.layers.values():
             parts = (layer.weights, layer.weight_scale, layer.bias, layer.bias_scale)
-            found += sum(part.size for part in parts if part is not None)
-        return found + sum(2 + constant.values.size for constant in self.constants.values())
+            count += sum(part.size for part in parts if part is not None)
+        return count + sum(2 + constant.values.size for constant in self.constants.values())
 
     def without(
         self,
@@ -282,39 +282,39 @@ def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
 
     Scales are compared as float32, bit for bit.
     """
-    found: list[Difference] = []
+    rows: list[Difference] = []
     for name in sorted({*left.activations, *right.activations}):
         one, other = left.activations.get(name), right.activations.get(name)
         if one is None or other is None:
-            found.append(Difference(name, "missing", 1, 0.0))
+            rows.append(Difference(name, "missing", 1, 0.0))
             continue
         (scale, zero_point), (other_scale, other_zero_point) = one, other
-        found += _compare(name, "scale", np.float32(scale), np.float32(other_scale))
-        found += _compare(name, "zero_point", np.int64(zero_point), np.int64(other_zero_point))
+        rows += _compare(name, "scale", np.float32(scale), np.float32(other_scale))
+        rows += _compare(name, "zero_point", np.int64(zero_point), np.int64(other_zero_point))
     for name in sorted({*left.layers, *right.layers}):
         ours, theirs = left.layers.get(name), right.layers.get(name)
         if ours is None or theirs is None:
-            found.append(Difference(name, "missing", 1, 0.0))
+            rows.append(Difference(name, "missing", 1, 0.0))
             continue
         for what in ("weights", "weight_scale", "bias", "bias_scale"):
             a, b = getattr(ours, what), getattr(theirs, what)
             if (a is None) != (b is None):
-                found.append(Difference(name, "missing", 1, 0.0))
+                rows.append(Difference(name, "missing", 1, 0.0))
             elif a is not None:
                 if what.endswith("scale") and 1 in (a.size, b.size):  # one for all channels
                     a, b = np.broadcast_arrays(a, b)
-                found += _compare(name, what.replace("_", " "), a, b)
+                rows += _compare(name, what.replace("_", " "), a, b)
     for name in sorted({*left.constants, *right.constants}):
         ours_c, theirs_c = left.constants.get(name), right.constants.get(name)
         if ours_c is None or theirs_c is None:
-            found.append(Difference(name, "missing", 1, 0.0))
+            rows.append(Difference(name, "missing", 1, 0.0))
             continue
-        found += _compare(name, "scale", np.float32(ours_c.scale), np.float32(theirs_c.scale))
-        found += _compare(
+        rows += _compare(name, "scale", np.float32(ours_c.scale), np.float32(theirs_c.scale))
+        rows += _compare(
             name, "zero_point", np.int64(ours_c.zero_point), np.int64(theirs_c.zero_point)
         )
-        found += _compare(name, "constant", ours_c.values, theirs_c.values)
-    return tuple(found)
+        rows += _compare(name, "constant", ours_c.values, theirs_c.values)
+    return tuple(rows)
 
 
 def _compare(name: str, what: str, left: npt.ArrayLike, right: npt.ArrayLike) -> list[Difference]:

@@ -41,18 +41,18 @@ def describe() -> Environment:
     """Read CPU, ISA flags, memory and versions of this machine."""
     cpu, flags = _cpu()
     hidden = os.environ.get(HIDDEN, "").split()
-    found = isa()
+    isa_flags = isa()
     if hidden:
         cpu += " without " + " ".join(flag for flag in _ISA if flag in flags and flag in hidden)
     pages, page = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     return Environment(
         cpu=cpu,
-        isa=found,
+        isa=isa_flags,
         cores=cores(),
         memory_bytes=pages * page,
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         versions=artifact.package_versions(),
-        machine_class=f"{cpu} [{' '.join(found)}]",
+        machine_class=f"{cpu} [{' '.join(isa_flags)}]",
     )
 
 
@@ -86,10 +86,10 @@ def available_memory() -> int:
 
 def gpu() -> Device | None:
     """The first GPU that CUDA programs see here, or None; asks the driver, makes no context."""
-    found = _first_gpu()
-    if found is None:
+    device = _first_gpu()
+    if device is None:
         return None
-    cuda, handle = found
+    cuda, handle = device
     name, size = ctypes.create_string_buffer(256), ctypes.c_size_t()
     named = cuda.cuDeviceGetName(name, len(name), handle) == 0
     sized = cuda.cuDeviceTotalMem_v2(ctypes.byref(size), handle) == 0
@@ -103,9 +103,9 @@ def gpu() -> Device | None:
 
 def gpu_bus() -> str | None:
     """PCI address of that GPU, as ``0000:65:00.0``."""
-    found = _first_gpu()
+    device = _first_gpu()
     address = ctypes.create_string_buffer(32)
-    if found is None or found[0].cuDeviceGetPCIBusId(address, len(address), found[1]):
+    if device is None or device[0].cuDeviceGetPCIBusId(address, len(address), device[1]):
         return None
     return address.value.decode(errors="replace")
 

@@ -184,9 +184,9 @@ def _runs(places: Sequence[int]) -> str:
 LEVELS: tuple[Level, ...] = ("exact", "close", "far", "poor", "dead")
 
 
-def worst(found: Sequence[Fidelity]) -> Level:
+def worst(fidelities: Sequence[Fidelity]) -> Level:
     """The worst level of several outputs."""
-    return max((each.level for each in found), key=LEVELS.index, default="exact")
+    return max((each.level for each in fidelities), key=LEVELS.index, default="exact")
 
 
 def judge(

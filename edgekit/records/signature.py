@@ -226,15 +226,15 @@ def sized(specs: Sequence[TensorSpec], shapes: Shapes, model: object) -> tuple[T
             f"--shape {shown}: {model} has the inputs {', '.join(names)}; say which, e.g. "
             f"--shape {names[0]}={shown}"
         )
-    given = {name or names[0]: tuple(sizes) for name, sizes in shapes.items()}
-    for name in given:
+    sizes_by_name = {name or names[0]: tuple(sizes) for name, sizes in shapes.items()}
+    for name in sizes_by_name:
         if name not in names:
             raise InvalidOptionError(
                 f"--shape {name}: expected an input of {model}, {', '.join(names)}"
             )
-    found = []
+    fixed = []
     for spec in specs:
-        sizes = given.get(spec.name, spec.shape)
+        sizes = sizes_by_name.get(spec.name, spec.shape)
         if len(sizes) != len(spec.shape):
             raise InvalidOptionError(
                 f"--shape {spec.name}: expected {len(spec.shape)} sizes, as {list(spec.shape)}, "
@@ -246,8 +246,8 @@ def sized(specs: Sequence[TensorSpec], shapes: Shapes, model: object) -> tuple[T
                     f"--shape {spec.name}: expected {own} in axis {axis}, which {model} fixes, "
                     f"got {size}"
                 )
-        found.append(replace(spec, shape=sizes))
-    return tuple(found)
+        fixed.append(replace(spec, shape=sizes))
+    return tuple(fixed)
 
 
 def refuse_free(specs: Sequence[TensorSpec], model: object) -> None:
@@ -400,7 +400,7 @@ def preprocessing(spec: str) -> Preprocessing:
     """
     name, options = words.split(spec)
     words.refuse_unknown(spec, options, ("resize", "crop", "channels", "class_offset"))
-    found = _NAMED.get(name) or _read(Path(name), spec)
+    base = _NAMED.get(name) or _read(Path(name), spec)
     fields: dict[str, Any] = dict(options)
     if "crop" in fields:
         try:
@@ -412,7 +412,7 @@ def preprocessing(spec: str) -> Preprocessing:
     if "class_offset" in fields:
         fields["class_offset"] = words.integer(spec, options, "class_offset", least=-1000)
     try:
-        return replace(found, name=spec if name in _NAMED else found.name, **fields)
+        return replace(base, name=spec if name in _NAMED else base.name, **fields)
     except InvalidInputError as exc:
         raise InvalidOptionError(f"{spec}: {exc}") from None
 

@@ -96,13 +96,13 @@ def sign(path: Path, *, key: Path, force: bool = False) -> Path:
     content = target.read_bytes()
     _check(path, content)
     signature = private.sign(content)
-    found = Signed(
+    signed = Signed(
         algorithm="ed25519",
         key=_name(private.public_key()),
         sha256=hashlib.sha256(content).hexdigest(),
         signature=base64.b64encode(signature).decode("ascii"),
     )
-    outputs.write_text(place, found.dumps(), force=force)
+    outputs.write_text(place, signed.dumps(), force=force)
     return place
 
 
@@ -122,14 +122,14 @@ def verify(path: Path, *, public: Path, artifacts: Sequence[Path] = ()) -> Signe
     """
     target = _target(path)
     key = _public(public)
-    found = Signed.load(_signature_of(target))
-    if found.key != _name(key):
+    signed = Signed.load(_signature_of(target))
+    if signed.key != _name(key):
         raise SignatureError(
-            f"{path} was signed with another key than {public} (key {found.key[:12]}…, expected "
+            f"{path} was signed with another key than {public} (key {signed.key[:12]}…, expected "
             f"{_name(key)[:12]}…)"
         )
     content = target.read_bytes()
-    _verify_bytes(key, found, content, target)
+    _verify_bytes(key, signed, content, target)
     report = _check(path, content)
     if artifacts and report is None:
         raise InvalidOptionError("--artifact is for reports; an artifact is verified by itself")
@@ -143,24 +143,24 @@ def verify(path: Path, *, public: Path, artifacts: Sequence[Path] = ()) -> Signe
                     f"{path} does not speak of {folder}: none of its results has the manifest "
                     f"sha256 {artifact.manifest_sha256[:12]}…; compare this artifact"
                 )
-    return found
+    return signed
 
 
-def _verify_bytes(key: Any, found: Signed, content: bytes, target: Path) -> None:
+def _verify_bytes(key: Any, signed: Signed, content: bytes, target: Path) -> None:
     try:
-        signature = base64.b64decode(found.signature, validate=True)
+        signature = base64.b64decode(signed.signature, validate=True)
     except (binascii.Error, ValueError):
         signature = b""
     # base64 and JSON have several forms of the same; one is accepted, so that every byte counts
-    same = base64.b64encode(signature).decode("ascii") == found.signature
-    if not same or _signature_of(target).read_bytes() != found.dumps().encode():
+    same = base64.b64encode(signature).decode("ascii") == signed.signature
+    if not same or _signature_of(target).read_bytes() != signed.dumps().encode():
         raise SignatureError(
             f"{_signature_of(target)} is not in the form that signing writes; sign again"
         )
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != found.sha256:
+    if sha256 != signed.sha256:
         raise SignatureError(
-            f"{target} was changed after it was signed: expected sha256 {found.sha256[:12]}…, got "
+            f"{target} was changed after it was signed: expected sha256 {signed.sha256[:12]}…, got "
             f"{sha256[:12]}…"
         )
     try:
@@ -189,9 +189,9 @@ def _signature_of(target: Path) -> Path:
 def _check(path: Path, content: bytes) -> Report | None:
     """That an artifact is whole, or a report one; the report."""
     if not path.is_dir():
-        found = Report.load(path)
+        report = Report.load(path)
         _unchanged(path, content)
-        return found
+        return report
     artifact = Artifact.load(path)
     _nothing_added(artifact)
     _unchanged(path / MANIFEST, content)

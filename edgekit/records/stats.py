@@ -114,8 +114,8 @@ def mcnemar_power(count: int, *, discordance: float, drop: float) -> float:
     # The largest number gained that is significant; -1 where none is, of up to five pairs.
     most = binom.ppf(SIGNIFICANT / 2, pairs, 0.5).astype(np.int64)
     most -= 2 * binom.cdf(most, pairs, 0.5) >= SIGNIFICANT
-    found = binom.cdf(most, pairs, (discordance - drop) / (2 * discordance))
-    return float((binom.pmf(pairs, count, discordance) * found).sum())
+    power = binom.cdf(most, pairs, (discordance - drop) / (2 * discordance))
+    return float((binom.pmf(pairs, count, discordance) * power).sum())
 
 
 def images_needed(*, discordance: float, drop: float, power: float) -> int:
@@ -218,12 +218,12 @@ def truth(
             for each, error in zip(losses, errors, strict=True):
                 each[start:stop] = (error[:, varies] ** 2 / power[varies]).mean(axis=1)
             start = stop
-    found = {
+    metrics = {
         "truth_mse": Measurement(squared / right.size, "unit^2", count),
         "truth_mae": Measurement(absolute / right.size, "unit", count),
     }
     if not varies.any():
-        return found
+        return metrics
     gained = 100 * (losses[0] - losses[1])
     change = float(gained.mean())
     low = high = None
@@ -232,7 +232,7 @@ def truth(
         spread *= float(_stats().t.ppf(0.975, count - 1))
         low, high = change - spread, change + spread
     return {
-        **found,
+        **metrics,
         "r2": Measurement(100 * (1 - float(losses[1].mean())), "%", count),
         "r2_change": Measurement(change, "points", count, low, high, "" if low is None else _T),
     }

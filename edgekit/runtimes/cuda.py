@@ -86,13 +86,13 @@ class BoundRunner(Runner):
 
     def describe(self) -> Runtime:
         """The provider with all its options as it reports them, and what ran in the profile."""
-        found = self._session.get_provider_options().get(self._provider, {})
+        options = self._session.get_provider_options().get(self._provider, {})
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.items())
         return Runtime(
             "ort",
             self._session.get_providers()[0],
             self._threads,
-            {**self._of_session, **{key: str(value) for key, value in found.items()}},
+            {**self._of_session, **{key: str(value) for key, value in options.items()}},
             (f"a profiled run had every node on {self._provider}: {kinds}",),
             device="gpu" if self._memory == "cuda" else "cpu",
         )

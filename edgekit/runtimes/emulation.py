@@ -49,18 +49,18 @@ def emulate(half: Any) -> tuple[Any, int]:
             tensor.CopyFrom(numpy_helper.from_array(single, tensor.name))
     nodes: list[Any] = []
     casts = 0
-    entries = {}
+    half_names = {}
     for value in (*result.graph.input, *result.graph.output):
         if value.type.tensor_type.elem_type == _FLOAT16:
             value.type.tensor_type.elem_type = _FLOAT
             if value in result.graph.input:
-                entries[value.name] = f"{value.name}__half"
-    for name, entry in entries.items():
-        nodes += _rounded(name, entry, name)
+                half_names[value.name] = f"{value.name}__half"
+    for name, half_name in half_names.items():
+        nodes += _rounded(name, half_name, name)
         casts += 2
     for node in result.graph.node:
         for place, name in enumerate(node.input):
-            node.input[place] = entries.get(name, name)
+            node.input[place] = half_names.get(name, name)
         to_half = [name for name in node.output if types.get(name) == _FLOAT16]
         back = node.op_type == "Cast" and target_of(node) == _FLOAT
         if back and types.get(node.input[0], _FLOAT16) == _FLOAT16:  # it has no entry's new name
@@ -101,10 +101,10 @@ def types_of(model: Any) -> dict[str, int]:
     bare = onnx.copied(model)
     del bare.graph.value_info[:]
     inferred = onnx.package().shape_inference.infer_shapes(bare, strict_mode=True).graph
-    found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
+    types = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.output, *inferred.value_info):
-        found[value.name] = value.type.tensor_type.elem_type
-    return found
+        types[value.name] = value.type.tensor_type.elem_type
+    return types
 
 
 def target_of(cast: Any) -> int:

@@ -69,7 +69,7 @@ class KerasRunner(Runner):
         where = "/GPU:0" if device == "gpu" else "/CPU:0"
         if self._form != _PLAIN:
             arrange.require(data_format, precision, device=where, training=False)
-        made = arrange.arrange(loaded, data_format=data_format, precision=precision)
+        arranged = arrange.arrange(loaded, data_format=data_format, precision=precision)
         fixed = self.signature.inputs[0].shape[0]
         if batch is not None and fixed not in (-1, batch):
             raise InvalidOptionError(f"{model} has a fixed batch of {fixed}, cannot run {batch}")
@@ -81,7 +81,7 @@ class KerasRunner(Runner):
         def forward(*inputs: Any) -> Any:
             if data_format == "NCHW":
                 inputs = tuple(tf.transpose(x, [0, 3, 1, 2]) for x in inputs)
-            return keras_format.call(made, inputs)
+            return keras_format.call(arranged, inputs)
 
         specs = [
             tf.TensorSpec([None if size == -1 else size for size in spec.shape], spec.dtype)
@@ -122,10 +122,10 @@ class KerasRunner(Runner):
 
     def _outputs(self, values: list[Any]) -> dict[str, npt.NDArray[Any]]:
         with self._place:
-            found = self._forward(*values)
-        if self._device == "gpu" and not all("GPU" in value.device for value in found):
-            raise ExecutionError(f"expected the output from a GPU, got it from {found[0].device}")
-        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
+            outputs = self._forward(*values)
+        if self._device == "gpu" and not all("GPU" in value.device for value in outputs):
+            raise ExecutionError(f"expected the output from a GPU, got it from {outputs[0].device}")
+        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, outputs, strict=True)}
 
 
 def set_up(tf: Any, *, device: str, threads: int) -> dict[str, str]:
@@ -143,22 +143,22 @@ def set_up(tf: Any, *, device: str, threads: int) -> dict[str, str]:
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    found = tf.config.list_physical_devices("GPU")
+    gpus = tf.config.list_physical_devices("GPU")
     if device != "gpu":
-        if found:  # TensorFlow would take it without being asked
+        if gpus:  # TensorFlow would take it without being asked
             tf.config.set_visible_devices([], "GPU")
         isa = environment.isa()
         fused = "avx2" not in isa or "avx512f" in isa
         # the setting is the process's, and outlives a runner
         tf.config.optimizer.set_experimental_options({"remapping": fused})
         return {} if fused else {"remapping": "off"}
-    if not found:
+    if not gpus:
         raise ExecutionError(
             "expected a GPU, TensorFlow sees none; on a CUDA machine install its libraries with "
             "pip install 'tensorflow[and-cuda]'"
         )
-    tf.config.set_visible_devices(found[:1], "GPU")
-    tf.config.experimental.set_memory_growth(found[0], True)
+    tf.config.set_visible_devices(gpus[:1], "GPU")
+    tf.config.experimental.set_memory_growth(gpus[0], True)
     tf.config.set_soft_device_placement(False)
     tf.config.experimental.enable_tensor_float_32_execution(False)
     return {}

@@ -150,7 +150,7 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
         numbers.get(max(code.builtinCode, code.deprecatedBuiltinCode), "")
         for code in model.operatorCodes
     ]
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for graph in model.subgraphs:
         uses: dict[int, str] = {}
         for each in graph.operators or ():
@@ -158,8 +158,8 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
             if kind == "DEQUANTIZE":
                 uses[int(each.inputs[0])] = "int8-weights"
             elif kind in WEIGHTS:
-                entry = graph.tensors[each.inputs[WEIGHTS[kind].input]]
-                if kinds[entry.type] == "FLOAT32":
+                weights = graph.tensors[each.inputs[WEIGHTS[kind].input]]
+                if kinds[weights.type] == "FLOAT32":
                     uses[int(each.inputs[1])] = "int8-dynamic"
         wide = any(
             kinds[tensor.type] == "INT16"
@@ -173,8 +173,8 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
                 dtype = kinds[tensor.type].lower()
                 if dtype in _INTEGERS:
                     dtype = uses.get(index, "int16x8" if wide else "int8")
-                found[dtype] = found.get(dtype, 0) + len(data)
-    return found
+                sizes[dtype] = sizes.get(dtype, 0) + len(data)
+    return sizes
 
 
 def _onnx_bytes(path: Path) -> dict[str, int]:
@@ -193,14 +193,14 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
         return {"int8": 1}
     dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
     real = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for tensor in model.graph.initializer:
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         kind = dtype.name
         if kind in _INTEGERS:
             kind = "int8-weights" if tensor.name in real else "int8-dynamic" if dynamic else "int8"
-        found[kind] = found.get(kind, 0) + dtype.itemsize * int(np.prod(tensor.dims))
-    return found
+        sizes[kind] = sizes.get(kind, 0) + dtype.itemsize * int(np.prod(tensor.dims))
+    return sizes
 
 
 def default_data(artifact: Artifact) -> str:

@@ -89,12 +89,12 @@ def _dtype(end: Any) -> str:
     return _DTYPES[end.type]
 
 
-def _specs(ends: Any) -> tuple[TensorSpec, ...]:
+def _specs(values: Any) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(
-            end.name,
-            tuple(size if isinstance(size, int) else -1 for size in end.shape),
-            _dtype(end),
+            value.name,
+            tuple(size if isinstance(size, int) else -1 for size in value.shape),
+            _dtype(value),
         )
-        for end in ends
+        for value in values
     )

@@ -48,8 +48,8 @@ class SavedModelRunner(Runner):
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Run one feed of up to ``batch`` samples."""
         values = [self._constant(feed[spec.name]) for spec in self.signature.inputs]
-        found = self._model(*values)
-        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, found, strict=True)}
+        outputs = self._model(*values)
+        return {s.name: v.numpy() for s, v in zip(self.signature.outputs, outputs, strict=True)}
 
     def describe(self) -> Runtime:
         """TensorFlow and its device."""

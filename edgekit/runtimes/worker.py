@@ -261,20 +261,20 @@ class Worker:
         script = None if begun else _script()
         if begun:
             said = last_words(written)
-            found = ProcessDiedError(
+            error = ProcessDiedError(
                 f"{name}: the runtime's process {how}; out of memory, or a crash in the runtime"
                 f"{f'; its last words: {said}' if said else ''}"
             )
         else:
             said = last_words(written, 1) or "nothing was said"
-            found = ProcessDiedError(
+            error = ProcessDiedError(
                 f"{name}: the runtime's process {how} before it began: {said}"
                 if script is None
                 else f"{name}: the runtime's process starts by importing {script}, and {how} "
                 f"there: {said}; put what {script} does under `{_GUARD}`"
             )
-        found.detail = f"stderr of the process:\n{written}\n"
-        return found
+        error.detail = f"stderr of the process:\n{written}\n"
+        return error
 
     def _written(self) -> tuple[bool, str]:
         """Whether the process began its work, and the end of what it wrote to stderr."""

@@ -99,8 +99,8 @@ def _resized(pixels: Any, size: tuple[int, int], resize: str) -> Any:
 
     if not antialias:
         return by(False)
-    found = tf.cast(tf.shape(pixels)[:2], tf.float32) / tf.constant(size, tf.float32)
-    return tf.cond(tf.reduce_max(found) < SHRUNK, lambda: by(False), lambda: by(True))
+    ratios = tf.cast(tf.shape(pixels)[:2], tf.float32) / tf.constant(size, tf.float32)
+    return tf.cond(tf.reduce_max(ratios) < SHRUNK, lambda: by(False), lambda: by(True))
 
 
 def _any_window(size: Any, seed: Any, least: float) -> Any:
@@ -119,11 +119,11 @@ def _any_window(size: Any, seed: Any, least: float) -> Any:
     return tf.concat([begin[:2], extent[:2]], 0)
 
 
-def _large_window(size: Any, seed: Any, share: float, wanted: tuple[int, int]) -> Any:
+def _large_window(size: Any, seed: Any, share: float, target: tuple[int, int]) -> Any:
     tf = keras_format.tensorflow()
-    found = tf.cast(size, tf.float32)
-    factor = share * tf.reduce_min(found / tf.constant(wanted, tf.float32))
-    extent = tf.cast(tf.round(factor * tf.constant(wanted, tf.float32)), tf.int32)
+    sides = tf.cast(size, tf.float32)
+    factor = share * tf.reduce_min(sides / tf.constant(target, tf.float32))
+    extent = tf.cast(tf.round(factor * tf.constant(target, tf.float32)), tf.int32)
     extent = tf.clip_by_value(extent, 1, size)
     room = tf.cast(size - extent + 1, tf.float32)
     begin = tf.cast(tf.random.stateless_uniform([2], seed) * room, tf.int32)
@@ -167,10 +167,10 @@ def whole(content: Any, channels: int, background: str) -> Any:
     def upright(encoded: bytes) -> Any:
         try:
             opened = decode.opened(encoded)
-            found = np.asarray(decode.upright(opened, channels=channels, background=background))
+            pixels = np.asarray(decode.upright(opened, channels=channels, background=background))
         except decode.PictureError as exc:
             raise ValueError(reason(exc)) from None  # of all errors TensorFlow knows a few
-        return found.reshape(*found.shape[:2], channels)
+        return pixels.reshape(*pixels.shape[:2], channels)
 
     pixels = tf.numpy_function(upright, [content], tf.uint8)
     pixels.set_shape([None, None, channels])

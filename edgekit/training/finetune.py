@@ -32,7 +32,7 @@ class Start:
     """A trained model to begin with.
 
     Attributes:
-        given: The model, and where it came from.
+        original: The model, and where it came from.
         shape: ``(H, W, C)`` of the input that the new model gets. Where it has three channels and
             the given model has one, the weights that read these are shared out as grey is made of
             red, green and blue: to begin with, it predicts what the given model does of the grey
@@ -40,7 +40,7 @@ class Start:
         prepare: The model's own preprocessing; a background class is left behind.
     """
 
-    given: float_model.FloatModel
+    original: float_model.FloatModel
     shape: tuple[int, int, int]
     prepare: Preprocessing
 
@@ -55,7 +55,7 @@ class Start:
             InvalidModelError: If the model has another form or does not work at this size.
         """
         keras = keras_format.tf_keras()
-        body = resized(self.given.model, self.shape)
+        body = resized(self.original.model, self.shape)
         x = _features(body)
         x = keras.layers.Dropout(dropout, seed=seed, name=DROPOUT)(x)
         x = keras.layers.Dense(
@@ -68,7 +68,7 @@ class Start:
             return keras.Model(body.input, probabilities, name=body.name)
         except ValueError as exc:  # two layers of one name
             raise InvalidModelError(
-                f"{self.given.model_id} cannot get a new classifier: {reason(exc)}"
+                f"{self.original.model_id} cannot get a new classifier: {reason(exc)}"
             ) from None
 
 
@@ -95,16 +95,16 @@ def start(
     Raises:
         EdgekitError: If it cannot be read, is no float classifier, or does not say its size.
     """
-    found = float_model.load(model, preprocessing=preprocessing, free=True)
-    if found.encodings is not None:
+    original = float_model.load(model, preprocessing=preprocessing, free=True)
+    if original.encodings is not None:
         raise InvalidModelError(f"{model} was trained with fake quantization; pass the float model")
-    shapes = [tuple(each.shape[1:]) for each in found.model.inputs]
+    shapes = [tuple(each.shape[1:]) for each in original.model.inputs]
     if len(shapes) != 1 or len(shapes[0]) != 3 or shapes[0][2] is None:
         raise InvalidModelError(f"{model}: expected one input [H, W, C], got {shapes}")
     height, width, own = shapes[0]
     if size is None and (height is None or width is None):
         raise InvalidOptionError(f"{model} does not say how large its images are; pass --size N")
-    prepare = found.preprocessing
+    prepare = original.preprocessing
     if prepare.class_offset:
         prepare = replace(prepare, name=prepare.name.split("#")[0], class_offset=0)
     if channels not in (None, own) and (own, channels) != (1, 3):
@@ -112,19 +112,19 @@ def start(
             f"{model} takes {own} channels: expected --channels "
             f"{'1 or 3' if own == 1 else own}, got {channels}"
         )
-    made = Start(found, (size or height, size or width, own), prepare)
-    made.build(2, dropout=0.0, seed=0)  # refuse before data are read
+    beginning = Start(original, (size or height, size or width, own), prepare)
+    beginning.build(2, dropout=0.0, seed=0)  # refuse before data are read
     if channels is None and own == 1 and colours():
         progress.say(
-            f"{found.model_id} takes grey pictures, these are in colour: the new model takes "
+            f"{original.model_id} takes grey pictures, these are in colour: the new model takes "
             f"colours; --channels 1 leaves them out"
         )
         channels = 3
     if channels in (None, own):
-        return made
-    made = replace(made, shape=(*made.shape[:2], 3))
-    made.build(2, dropout=0.0, seed=0)
-    return made
+        return beginning
+    beginning = replace(beginning, shape=(*beginning.shape[:2], 3))
+    beginning.build(2, dropout=0.0, seed=0)
+    return beginning
 
 
 def resized(model: Any, shape: tuple[int, int, int]) -> Any:
@@ -133,12 +133,12 @@ def resized(model: Any, shape: tuple[int, int, int]) -> Any:
     own = model.inputs[0].shape[-1]
     try:
         name = keras_format.tensor_name(model.inputs[0])
-        made = keras.models.clone_model(model, input_tensors=keras.Input(shape, name=name))
+        copy = keras.models.clone_model(model, input_tensors=keras.Input(shape, name=name))
         weights = model.get_weights()
         if shape[2] != own:
-            sizes = [tuple(each.shape) for each in made.weights]
+            sizes = [tuple(each.shape) for each in copy.weights]
             weights = [_shared(*pair) for pair in zip(weights, sizes, strict=True)]
-        made.set_weights(weights)
+        copy.set_weights(weights)
     except Exception as exc:  # whatever a layer raises
         if shape[2] != own:
             raise InvalidModelError(
@@ -150,7 +150,7 @@ def resized(model: Any, shape: tuple[int, int, int]) -> Any:
             f"the model's layers do not fit images of {shape[0]} x {shape[1]} ({reason(exc)}); "
             f"leave out --size, or take a model with global pooling"
         ) from None
-    return made
+    return copy
 
 
 #: Red, green and blue in grey, as pictures become grey (ITU-R 601 luma, as Pillow computes it).
@@ -185,15 +185,15 @@ def _features(model: Any) -> Any:
             f"{model.name}: expected a classifier that ends in a Dense layer and at most a "
             f"softmax, got {type(model.layers[-1]).__name__} at its end"
         )
-    found = layer.input
-    while isinstance(found._keras_history.layer, layers.Dropout):
-        found = found._keras_history.layer.input
-    if len(found.shape) != 2:
+    features = layer.input
+    while isinstance(features._keras_history.layer, layers.Dropout):
+        features = features._keras_history.layer.input
+    if len(features.shape) != 2:
         raise InvalidModelError(
             f"{model.name}: expected [N, features] before its last Dense layer, got "
-            f"{list(found.shape)}"
+            f"{list(features.shape)}"
         )
-    return found
+    return features
 
 
 class FineTuner(Trainer):

@@ -73,18 +73,18 @@ class Inputs:
     @property
     def name(self) -> str:
         """Of the training set, as tables call it."""
-        found = self.training
-        return found.feed.name if isinstance(found, Stream) else found.name
+        training = self.training
+        return training.feed.name if isinstance(training, Stream) else training.name
 
     @property
     def sha256(self) -> str:
         """Of the training images; of a stream of pictures of their names, lengths and labels."""
-        found = self.training
-        return found.feed.sha256 if isinstance(found, Stream) else found.sha256
+        training = self.training
+        return training.feed.sha256 if isinstance(training, Stream) else training.sha256
 
 
 @dataclass(frozen=True)
-class Wanted:
+class InputOptions:
     """How images are to come.
 
     Attributes:
@@ -165,26 +165,26 @@ def in_colour(word: str) -> bool:
     return False
 
 
-def inputs(word: str, wanted: Wanted) -> Inputs:
+def inputs(word: str, options: InputOptions) -> Inputs:
     """Open the images of a ``--data`` word.
 
     Raises:
         EdgekitError: If they cannot be used, or an option does not fit them.
     """
-    share = wanted.share(word)
-    found = data.sequential(word, "train", progress=wanted.progress)
-    if found is not None:
-        shape = data.shape_of(word, found.size, wanted.shape)
-        count = found.samples or len(found.part)
-        if wanted.streams(word, min(count, wanted.limit or count), shape):
-            return _sequential(word, found, shape, share, wanted)
-    opened = data.open_word(word, "train", progress=wanted.progress)
+    share = options.share(word)
+    sequence = data.sequential(word, "train", progress=options.progress)
+    if sequence is not None:
+        shape = data.shape_of(word, sequence.size, options.shape)
+        count = sequence.samples or len(sequence.part)
+        if options.streams(word, min(count, options.limit or count), shape):
+            return _sequential(word, sequence, shape, share, options)
+    opened = data.open_word(word, "train", progress=options.progress)
     if isinstance(opened.source, Source) and opened.source.count is not None:
-        return _pictures(word, opened, opened.source, share, wanted)
-    images = opened.load(shape=wanted.shape, prepare=wanted.prepare, limit=wanted.limit)
-    if wanted.shape is not None and images.images.shape[1:] != wanted.shape:
+        return _pictures(word, opened, opened.source, share, options)
+    images = opened.load(shape=options.shape, prepare=options.prepare, limit=options.limit)
+    if options.shape is not None and images.images.shape[1:] != options.shape:
         raise InvalidDataError(
-            f"{images.name}: expected images {list(wanted.shape)} as the model's input, got "
+            f"{images.name}: expected images {list(options.shape)} as the model's input, got "
             f"{list(images.images.shape[1:])}"
         )
     if images.labels is None:
@@ -192,19 +192,19 @@ def inputs(word: str, wanted: Wanted) -> Inputs:
     names = _names(images.class_names, images.labels)
     testing, training, record = images, images, None
     if share:
-        rest, held = split(images.name, images.labels, share, wanted.recipe.seed)
+        rest, held = split(images.name, images.labels, share, options.recipe.seed)
         training, testing = images.take(rest), images.take(held)
-        record = _record(share, wanted.recipe.seed, testing)
+        record = _record(share, options.recipe.seed, testing)
     elif data.has_test_part(word):
-        testing = _tested(word, images.images.shape[1:], len(names), wanted)
+        testing = _tested(word, images.images.shape[1:], len(names), options)
     tested_on = "validation" if share else "test" if testing is not images else "train"
-    if not isinstance(opened.source, Source) and wanted.streams(
+    if not isinstance(opened.source, Source) and options.streams(
         word, len(training), training.images.shape[1:]
     ):
         feed = ArrayFeed(training, names)
-        stream = Stream(feed, _three(training), wanted.prepare, wanted.recipe)
+        stream = Stream(feed, _three(training), options.prepare, options.recipe)
         return Inputs(stream, testing, tested_on, names, split=record)
-    if wanted.recipe.augmentation != "small":
+    if options.recipe.augmentation != "small":
         raise InvalidOptionError(
             f"{word}: what is iterated once cannot be streamed; pass --augmentation small"
         )
@@ -218,18 +218,18 @@ def _three(images: data.ImageSet) -> tuple[int, int, int]:
     return int(shape[1]), int(shape[2]), int(shape[3])
 
 
-def _names(found: tuple[str, ...], labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
-    if found and int(labels.max()) >= len(found):
-        raise InvalidDataError(f"label {int(labels.max())} is outside of {len(found)} classes")
-    return found or tuple(str(i) for i in range(int(labels.max()) + 1))
+def _names(classes: tuple[str, ...], labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    if classes and int(labels.max()) >= len(classes):
+        raise InvalidDataError(f"label {int(labels.max())} is outside of {len(classes)} classes")
+    return classes or tuple(str(i) for i in range(int(labels.max()) + 1))
 
 
 def _sequential(
     word: str,
-    found: data.Sequential,
+    sequence: data.Sequential,
     shape: tuple[int, int, int],
     share: float,
-    wanted: Wanted,
+    options: InputOptions,
 ) -> Inputs:
     if share:
         raise InvalidOptionError(
@@ -238,23 +238,27 @@ def _sequential(
         )
     stream = stream_of(
         word,
-        found,
+        sequence,
         shape=shape,
-        prepare=wanted.prepare,
-        recipe=wanted.recipe,
-        limit=wanted.limit,
-        skip_broken=wanted.skip_broken,
+        prepare=options.prepare,
+        recipe=options.recipe,
+        limit=options.limit,
+        skip_broken=options.skip_broken,
     )
     names = stream.feed.classes
     if data.has_test_part(word):
-        return Inputs(stream, _tested(word, shape, len(names), wanted), "test", names)
+        return Inputs(stream, _tested(word, shape, len(names), options), "test", names)
     return Inputs(stream, _some(stream), "train", names)
 
 
-def _tested(word: str, shape: tuple[int, ...], classes: int, wanted: Wanted) -> data.ImageSet:
+def _tested(
+    word: str, shape: tuple[int, ...], classes: int, options: InputOptions
+) -> data.ImageSet:
     """The test part of a set."""
-    given = None if word == "fashion_mnist" else shape
-    testing = data.load(word, "test", shape=given, prepare=wanted.prepare, progress=wanted.progress)
+    size = None if word == "fashion_mnist" else shape
+    testing = data.load(
+        word, "test", shape=size, prepare=options.prepare, progress=options.progress
+    )
     if testing.labels is None or int(testing.labels.max()) >= classes:
         raise InvalidDataError(f"{word}: the test part has other classes than the {classes} here")
     return testing
@@ -274,44 +278,44 @@ def _some(stream: Stream) -> data.ImageSet:
 
 
 def _pictures(
-    word: str, opened: data.Opened, source: Source, share: float, wanted: Wanted
+    word: str, opened: data.Opened, source: Source, share: float, options: InputOptions
 ) -> Inputs:
     """Pictures that are found by number."""
-    shape = opened.shape(wanted.shape)
+    shape = opened.shape(options.shape)
     assert source.count is not None
     if source.labels is None:
         raise InvalidDataError(f"{word}: training needs labels")
-    numbering = opened.numbering(source, (), wanted.prepare.class_offset)
+    numbering = opened.numbering(source, (), options.prepare.class_offset)
     assert numbering is not None
     labels = numbering.apply(source.labels)
     known = data.class_count(word)
     if known is None:
         names = _names(numbering.class_names, labels)
     else:
-        names = tuple(str(i) for i in range(known + wanted.prepare.class_offset))
-    count, seed = source.count, wanted.recipe.seed
+        names = tuple(str(i) for i in range(known + options.prepare.class_offset))
+    count, seed = source.count, options.recipe.seed
     chosen, name = np.arange(count), source.name
     if opened.samples is not None:
         chosen = image_sets.stratified(name, source.labels, count, opened.samples, opened.seed)
         name = image_sets.sample_name(name, opened.samples, count, opened.seed)
-    if wanted.limit is not None and wanted.limit < len(chosen):
-        chosen, name = chosen[: wanted.limit], f"{name}[:{wanted.limit}]"
-    fit = Fit(shape, wanted.prepare, opened.background)
+    if options.limit is not None and options.limit < len(chosen):
+        chosen, name = chosen[: options.limit], f"{name}[:{options.limit}]"
+    fit = Fit(shape, options.prepare, opened.background)
 
     def decoded(numbers: npt.NDArray[np.int64], what: str) -> data.ImageSet:
-        found = images_of(
+        images = images_of(
             replace(source, name=f"{name}{what}"),
             fit,
             chosen=numbers,
             number=numbering.apply,
             class_names=names,
-            progress=wanted.progress,
+            progress=options.progress,
         )
-        for warning in found.warnings:
-            wanted.progress.say(f"warning: {warning}")
-        return found
+        for warning in images.warnings:
+            options.progress.say(f"warning: {warning}")
+        return images
 
-    streams = wanted.streams(word, len(chosen), shape)
+    streams = options.streams(word, len(chosen), shape)
     rest, held, record = chosen, chosen[: SOME if streams else None], None
     tables: dict[str, bytes] = {}
     if share:
@@ -322,7 +326,7 @@ def _pictures(
             tables |= {f"{part}.csv": table} if table else {}
     tested_on, testing = "validation" if share else "train", None
     if data.has_test_part(word):
-        tested_on, testing = "test", _tested(word, shape, len(names), wanted)
+        tested_on, testing = "test", _tested(word, shape, len(names), options)
     elif share or streams:
         testing = decoded(held, "[held out]" if share else f"[:{len(held)}]")
         record = _record(share, seed, testing) if share else None
@@ -330,7 +334,7 @@ def _pictures(
     if streams:
         feed: Feed = NumberFeed(replace(source, name=name), rest, labels[rest], names)
         training = Stream(
-            feed, shape, wanted.prepare, wanted.recipe, opened.background, wanted.skip_broken
+            feed, shape, options.prepare, options.recipe, opened.background, options.skip_broken
         )
     else:
         training = decoded(rest, "")

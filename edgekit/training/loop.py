@@ -22,13 +22,13 @@ from edgekit.sources import keras as keras_format
 from edgekit.training.trainer import Trainer
 
 
-def checkpoints_of(out: Path, given: Path | None, *, resume: bool) -> Path:
+def checkpoints_of(out: Path, named: Path | None, *, resume: bool) -> Path:
     """The folder of a run's checkpoints.
 
     Raises:
         InvalidOptionError: If it holds an earlier run that is not resumed.
     """
-    folder = given or out.with_name(f"{out.name}.checkpoints")
+    folder = named or out.with_name(f"{out.name}.checkpoints")
     if folder.exists() and not resume:
         raise InvalidOptionError(
             f"{folder} holds an earlier run; pass --resume to continue it, or delete it"
@@ -104,7 +104,7 @@ def fit(
                 looked = every and steps.start // every != steps.stop // every
                 if watch is not None and looked and steps.stop < last:
                     journal.keep({"step": steps.stop, **watch()})
-            entry = {
+            row = {
                 "epoch": epoch + 1,
                 "step": last,
                 "loss": float(np.average(losses, weights=weights)),
@@ -114,10 +114,10 @@ def fit(
             }
             if chief:
                 progress.say(
-                    f"epoch {epoch + 1}/{math.ceil(total / per_epoch)}  loss {entry['loss']:.4f}  "
-                    f"top-1 {entry['augmented_top1']:.2f} % (augmented)  {speed:.0f} images/s"
+                    f"epoch {epoch + 1}/{math.ceil(total / per_epoch)}  loss {row['loss']:.4f}  "
+                    f"top-1 {row['augmented_top1']:.2f} % (augmented)  {speed:.0f} images/s"
                 )
-            journal.keep(entry | (watch() if watch is not None else {}))
+            journal.keep(row | (watch() if watch is not None else {}))
         return journal.log
 
 
@@ -154,10 +154,10 @@ class _Journal:
         self.log = _read_log(self._folder / "log.jsonl", step)
         return f"resumed at step {step}"
 
-    def keep(self, entry: dict[str, float]) -> None:
+    def keep(self, row: dict[str, float]) -> None:
         """Log an entry, with a checkpoint."""
-        self.log.append(entry)
-        _summarize(self._writer, entry)
+        self.log.append(row)
+        _summarize(self._writer, row)
         self._trainer.replicas.call(self._manager.save)
         if self._chief:
             outputs.write_bytes(self._folder / "log.jsonl", log_bytes(self.log), force=True)
@@ -166,11 +166,11 @@ class _Journal:
 def _read_log(path: Path, step: int) -> list[dict[str, float]]:
     """The log of a run up to a step."""
     try:
-        entries = [
+        rows = [
             schema.from_json(dict[str, int | float], schema.parse(line), "entry")
             for line in path.read_text(encoding="utf-8").splitlines()
         ]
-        return [entry for entry in entries if entry["step"] <= step]
+        return [row for row in rows if row["step"] <= step]
     except (OSError, ValueError, KeyError, RecursionError) as exc:
         raise InvalidOptionError(
             f"--resume: {path} cannot be read ({reason(exc)}); delete {path.parent} and begin again"
@@ -184,7 +184,7 @@ def _check_same_run(path: Path, about: dict[str, Any], resume: bool, *, write: b
         if not isinstance(begun, dict) or not isinstance(begun.get("recipe"), dict):
             raise InvalidOptionError(f"--resume: {path} does not say which run it is; delete it")
         now = json.loads(json.dumps(about))
-        flat = [{**found.pop("recipe"), **found} for found in (begun, now)]
+        flat = [{**run.pop("recipe"), **run} for run in (begun, now)]
         other = [
             f"{key} was {flat[0].get(key)} and is {flat[1].get(key)}"
             for key in sorted({*flat[0], *flat[1]})
@@ -200,12 +200,12 @@ def _check_same_run(path: Path, about: dict[str, Any], resume: bool, *, write: b
         outputs.write_text(path, json.dumps(about) + "\n", force=True)
 
 
-def _summarize(writer: Any, entry: dict[str, float]) -> None:
+def _summarize(writer: Any, row: dict[str, float]) -> None:
     if writer is None:
         return
     tf = keras_format.tensorflow()
-    with writer.as_default(step=int(entry["step"])):
-        for name, value in entry.items():
+    with writer.as_default(step=int(row["step"])):
+        for name, value in row.items():
             if name not in ("epoch", "step"):
                 tf.summary.scalar(name, value)
     writer.flush()
@@ -213,6 +213,6 @@ def _summarize(writer: Any, entry: dict[str, float]) -> None:
 
 def log_bytes(log: list[dict[str, float]]) -> bytes:
     text = io.StringIO()
-    for entry in log:
-        text.write(json.dumps(entry) + "\n")
+    for row in log:
+        text.write(json.dumps(row) + "\n")
     return text.getvalue().encode()

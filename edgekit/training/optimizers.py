@@ -19,10 +19,10 @@ def slots(recipe: Recipe, variable: Any) -> list[Any]:
     1 / sqrt(1 - decay) times as long.
     """
     tf = keras_format.tensorflow()
-    found = [tf.Variable(tf.zeros_like(variable), trainable=False)]
+    moments = [tf.Variable(tf.zeros_like(variable), trainable=False)]
     if recipe.optimizer == "rmsprop":
-        found.append(tf.Variable(tf.ones_like(variable), trainable=False))
-    return found
+        moments.append(tf.Variable(tf.ones_like(variable), trainable=False))
+    return moments
 
 
 def changes(

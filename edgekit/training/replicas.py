@@ -113,8 +113,8 @@ class Distributed(Replicas):
 
     def run(self, step: Callable[..., Any], *values: Any) -> Any:
         """A step on every replica."""
-        found = self._strategy.run(step, args=values)
-        return tuple(self._strategy.experimental_local_results(each)[0] for each in found)
+        per_replica = self._strategy.run(step, args=values)
+        return tuple(self._strategy.experimental_local_results(each)[0] for each in per_replica)
 
     def number(self) -> Any:
         """Of the replica whose step is traced."""
@@ -144,10 +144,10 @@ class Distributed(Replicas):
     def update(self, variable: Any, change: Callable[..., None], *values: Any) -> None:
         """On every replica's copy."""
 
-        def changed(copy: Any, *rest: Any) -> None:
+        def change_copy(copy: Any, *rest: Any) -> None:
             change(copy, *rest)
 
-        self._strategy.extended.update(variable, changed, args=values, group=False)
+        self._strategy.extended.update(variable, change_copy, args=values, group=False)
 
     def wait(self) -> None:
         """Until all workers are here."""
@@ -238,8 +238,12 @@ def check_cluster(text: str | None) -> int:
             '"task": {"type": "worker", "index": 0}}'
         )
     try:
-        found = json.loads(text)
-        cluster, kind, index = found["cluster"], found["task"]["type"], found["task"]["index"]
+        config = json.loads(text)
+        cluster, kind, index = (
+            config["cluster"],
+            config["task"]["type"],
+            config["task"]["index"],
+        )
         jobs = {str(name): list(addresses) for name, addresses in cluster.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise InvalidOptionError(

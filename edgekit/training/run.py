@@ -23,9 +23,9 @@ from edgekit.sources.float_model import data_word
 from edgekit.training import finetune, recipes
 from edgekit.training import replicas as many
 from edgekit.training.inputs import (
+    InputOptions,
     Inputs,
     Mode,
-    Wanted,
     in_colour,
     inputs,
 )
@@ -75,7 +75,7 @@ def train(
         prepare: Preprocessing name or file; default the preset's, or what ``start`` brings.
         channels: Channels of the input, with ``start``: 1 or 3; default that of ``start``, or 3 if
             it takes grey pictures and these are in colour.
-        input: ``auto``, ``memory`` or ``stream``; see :class:`edgekit.training.inputs.Wanted`.
+        input: ``auto``, ``memory`` or ``stream``; see :class:`InputOptions`.
         validation: Share of the images to hold out and test with; default 0, with ``start`` 0.2.
         skip_broken: In a stream: leave out pictures that cannot be decoded, and count them.
         data_format: ``NHWC`` or ``NCHW``, while it trains.
@@ -113,9 +113,9 @@ def train(
     group = many.replicas(strategy, replicas)
     word = words.join(dataset, size=size)
     begun = _begun(preset, start, size, prepare, channels, lambda: in_colour(word), progress)
-    found = inputs(
+    images = inputs(
         word,
-        Wanted(
+        InputOptions(
             recipe,
             begun.prepare,
             shape=begun.shape,
@@ -132,12 +132,12 @@ def train(
     tf.random.set_seed(recipe.seed)
 
     with group.scope():
-        model = begun.build(found)
+        model = begun.build(images)
         arranged = arrange.arrange(
             model, data_format=data_format, precision=precision, matmul=device == "/CPU:0"
         )
     trainer = _trainer(
-        found,
+        images,
         arranged,
         recipe,
         fine_tuned=start is not None,
@@ -148,7 +148,7 @@ def train(
         scaled=precision == "mixed_float16",
         progress=progress,
     )
-    about = {"data": found.sha256, "data_format": data_format, "precision": precision}
+    about = {"data": images.sha256, "data_format": data_format, "precision": precision}
     about |= begun.about
     log = fit(trainer, checkpoints, tensorboard, resume, about, progress=progress)
     averages = trainer.averaged_weights()
@@ -156,18 +156,18 @@ def train(
         group.wait()
         return None
     if group.count > 1:
-        model = begun.build(found)  # whose variables are this process's alone
+        model = begun.build(images)  # whose variables are this process's alone
     for variable, average in zip(model.variables, averages, strict=True):
         variable.assign(average)
-    top1, top5 = accuracy(model, found.testing, begun.prepare)
-    count = len(found.testing)
-    progress.say(f"{found.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
+    top1, top5 = accuracy(model, images.testing, begun.prepare)
+    count = len(images.testing)
+    progress.say(f"{images.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
     written = artifact.write(
         out,
         {
             "model.keras": keras_format.to_bytes(model),
             "training.jsonl": log_bytes(log),
-            **found.tables,
+            **images.tables,
         },
         {
             "model_id": out.name,
@@ -176,7 +176,7 @@ def train(
             "model_file": "model.keras",
             "signature": keras_format.signature(model),
             "preprocessing": begun.prepare,
-            "class_names": found.class_names,
+            "class_names": images.class_names,
             "command": command,
             "training": {
                 **begun.about,
@@ -188,14 +188,14 @@ def train(
                 "strategy": strategy,
                 "replicas": group.count,
                 "towers": towers,
-                "data": found.name,
-                "data_sha256": found.sha256,
-                "images": len(found.training),
-                "validation": found.split,
+                "data": images.name,
+                "data_sha256": images.sha256,
+                "images": len(images.training),
+                "validation": images.split,
                 **_of_stream(trainer),
                 "parameters": model.count_params(),
-                f"{found.tested_on}_top1": top1,
-                f"{found.tested_on}_top5": top5,
+                f"{images.tested_on}_top1": top1,
+                f"{images.tested_on}_top5": top5,
             },
         },
         force=force,
@@ -241,19 +241,19 @@ def _begun(
             progress=progress,
         )
 
-        def tuned(found: Inputs) -> Any:
-            return begun.build(len(found.class_names), dropout=network.dropout, seed=seed)
+        def tuned(images: Inputs) -> Any:
+            return begun.build(len(images.class_names), dropout=network.dropout, seed=seed)
 
-        about = {"from": begun.given.model_id, "from_sha256": begun.given.source.sha256}
+        about = {"from": begun.original.model_id, "from_sha256": begun.original.source.sha256}
         own = {"dropout": network.dropout, "channels": begun.shape[2]}
         return _Begun(begun.prepare, begun.shape, tuned, about | own)
     if preset.recipe.head_epochs:
         raise InvalidOptionError("head_epochs is for fine-tuning; pass --from MODEL")
     from edgekit.models.mobilenet_v2 import mobilenet_v2
 
-    def fresh(found: Inputs) -> Any:
+    def fresh(images: Inputs) -> Any:
         return mobilenet_v2(
-            input_shape=found.shape, classes=len(found.class_names), seed=seed, **asdict(network)
+            input_shape=images.shape, classes=len(images.class_names), seed=seed, **asdict(network)
         )
 
     prepared = preprocessing(prepare or preset.preprocessing)
@@ -261,7 +261,7 @@ def _begun(
 
 
 def _trainer(
-    found: Inputs,
+    images: Inputs,
     model: Any,
     recipe: Recipe,
     *,
@@ -269,7 +269,7 @@ def _trainer(
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Trainer:
-    training = found.training
+    training = images.training
     if isinstance(training, Stream):
         kind = finetune.StreamFineTuner if fine_tuned else StreamTrainer
         return kind(model, recipe, stream=training, progress=progress, **settings)
@@ -335,6 +335,6 @@ def run_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in names}
 
 
-def given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
+def options_for(options: argparse.Namespace, cls: type) -> dict[str, Any]:
     """Options that were given and are fields of a dataclass."""
     return {f.name: getattr(options, f.name) for f in fields(cls) if hasattr(options, f.name)}

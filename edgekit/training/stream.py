@@ -97,9 +97,9 @@ def _order(number: Any, seed: int, count: int) -> Any:
     def permuted(number: Any) -> npt.NDArray[np.int64]:
         return np.random.default_rng([seed, int(number)]).permutation(count)
 
-    found = tf.numpy_function(permuted, [number], tf.int64)
-    found.set_shape([count])
-    return found
+    order = tf.numpy_function(permuted, [number], tf.int64)
+    order.set_shape([count])
+    return order
 
 
 class ShardFeed:
@@ -130,19 +130,19 @@ class ShardFeed:
         paths = tf.constant(shards.paths)
 
         def records(file: Any) -> Any:
-            found = tf.data.TFRecordDataset(paths[file], buffer_size=_READ_AHEAD)
-            found = found.take(counts[file]).enumerate()
-            return _mapped(found, lambda record, content: (content, file, record))
+            dataset = tf.data.TFRecordDataset(paths[file], buffer_size=_READ_AHEAD)
+            dataset = dataset.take(counts[file]).enumerate()
+            return _mapped(dataset, lambda record, content: (content, file, record))
 
-        found = tf.data.Dataset.from_tensor_slices(_order(number, seed, len(shards.paths)))
-        found = found.interleave(
+        dataset = tf.data.Dataset.from_tensor_slices(_order(number, seed, len(shards.paths)))
+        dataset = dataset.interleave(
             tf.autograph.experimental.do_not_convert(records),
             cycle_length=min(SHARDS, len(shards.paths)),
             num_parallel_calls=min(environment.cores(), SHARDS, len(shards.paths)),
             deterministic=True,
         )
-        found = found.shuffle(self._buffer, seed=seed + number, reshuffle_each_iteration=False)
-        return _mapped(found, self._parsed)
+        dataset = dataset.shuffle(self._buffer, seed=seed + number, reshuffle_each_iteration=False)
+        return _mapped(dataset, self._parsed)
 
     def _parsed(self, content: Any, file: Any, record: Any) -> Any:
         tf = keras_format.tensorflow()
@@ -151,8 +151,8 @@ class ShardFeed:
             shards.encoded: tf.io.FixedLenFeature([], tf.string, default_value=b""),
             shards.label: tf.io.FixedLenFeature([], tf.int64),
         }
-        found = tf.io.parse_single_example(content, features)
-        return found[shards.encoded], found[shards.label] + self._offset, file, record
+        parsed = tf.io.parse_single_example(content, features)
+        return parsed[shards.encoded], parsed[shards.label] + self._offset, file, record
 
     def where(self, file: int, record: int) -> str:
         """File and number of the record."""
@@ -160,8 +160,8 @@ class ShardFeed:
 
     def broken(self, start: int) -> str | None:
         """The record with a wrong checksum that begins at this byte of its file."""
-        found = tfrecord.broken_at(self._shards.paths, start)
-        return None if found is None else f"{found[0]}, record {found[1]}"
+        record = tfrecord.broken_at(self._shards.paths, start)
+        return None if record is None else f"{record[0]}, record {record[1]}"
 
 
 class TfdsFeed:
@@ -186,14 +186,14 @@ class TfdsFeed:
     def one_pass(self, number: Any, seed: int) -> Any:
         """Records as tensorflow_datasets reads them, then shuffled in the buffer."""
         tf = keras_format.tensorflow()
-        found = self._part.records(seed=seed).take(self.count).enumerate()
-        found = found.shuffle(self._buffer, seed=seed + number, reshuffle_each_iteration=False)
+        dataset = self._part.records(seed=seed).take(self.count).enumerate()
+        dataset = dataset.shuffle(self._buffer, seed=seed + number, reshuffle_each_iteration=False)
 
         def parsed(place: Any, record: Any) -> Any:
             label = tf.cast(record["label"], tf.int64) + self._offset
             return record["image"], label, tf.constant(0, tf.int64), place
 
-        return _mapped(found, parsed)
+        return _mapped(dataset, parsed)
 
     def where(self, file: int, record: int) -> str:
         """Number of the picture."""
@@ -250,8 +250,8 @@ class NumberFeed:
             content.set_shape([])
             return content, labels[place], tf.constant(0, tf.int64), place
 
-        found = tf.data.Dataset.from_tensor_slices(_order(number, seed, self.count))
-        return _mapped(found, example, environment.cores())
+        dataset = tf.data.Dataset.from_tensor_slices(_order(number, seed, self.count))
+        return _mapped(dataset, example, environment.cores())
 
     def where(self, file: int, record: int) -> str:
         """Its name in the source."""
@@ -298,8 +298,8 @@ class ArrayFeed:
             pixels.set_shape(shape)
             return pixels, labels[place], tf.constant(0, tf.int64), place
 
-        found = tf.data.Dataset.from_tensor_slices(_order(number, seed, self.count))
-        return _mapped(found, example)
+        dataset = tf.data.Dataset.from_tensor_slices(_order(number, seed, self.count))
+        return _mapped(dataset, example)
 
     def where(self, file: int, record: int) -> str:
         """Number of the image."""
@@ -354,21 +354,21 @@ class Stream:
         """
         tf = keras_format.tensorflow()
 
-        def example(position: Any, found: Any) -> Any:
-            return self.picture(found[0], position), found[1], position
+        def example(position: Any, record: Any) -> Any:
+            return self.picture(record[0], position), record[1], position
 
         passes = -(-2 * steps * self.recipe.batch // len(self)) + 1
-        found = self._raw(first, passes)
-        found = _mapped(found, example, environment.cores())
+        dataset = self._raw(first, passes)
+        dataset = _mapped(dataset, example, environment.cores())
         if self.skip_broken:
-            found = found.ignore_errors()
-        found = found.batch(self.recipe.batch, drop_remainder=True).prefetch(2)
+            dataset = dataset.ignore_errors()
+        dataset = dataset.batch(self.recipe.batch, drop_remainder=True).prefetch(2)
         options = tf.data.Options()
         options.deterministic = True
         # the model's own threads are as few as its towers, and busy
         options.threading.private_threadpool_size = environment.cores()
         options.threading.max_intra_op_parallelism = 1
-        return found.with_options(options)
+        return dataset.with_options(options)
 
     def _raw(self, first: int, passes: int) -> Any:
         """``(position, (content, label, file, record))`` from a position on."""
@@ -379,8 +379,8 @@ class Stream:
             tf.random.set_seed(1)  # of this graph: the process' own seed is not to matter
             done = tf.where(each == number, tf.constant(within, tf.int64), 0)
             start = each * len(self) + done
-            found = self.feed.one_pass(each, self.recipe.seed).skip(done)
-            return _mapped(found.enumerate(), lambda i, rest: (start + i, rest))
+            dataset = self.feed.one_pass(each, self.recipe.seed).skip(done)
+            return _mapped(dataset.enumerate(), lambda i, rest: (start + i, rest))
 
         as_it_is = tf.autograph.experimental.do_not_convert(one)
         return tf.data.Dataset.range(number, number + passes).flat_map(as_it_is)
@@ -432,11 +432,11 @@ class Stream:
     def _place_of(self, error: Exception) -> str:
         """Of a record that cannot be read: file and number, where they can be told."""
         start = re.search(r"record at ([0-9]+)", str(error))
-        found = None
+        record = None
         if start and isinstance(self.feed, ShardFeed):
-            found = self.feed.broken(int(start[1]))
-        if found:
-            return f"{found}: fails the checksum"
+            record = self.feed.broken(int(start[1]))
+        if record:
+            return f"{record}: fails the checksum"
         return f"{self.feed.name}: {_said(error)}"
 
 
@@ -566,7 +566,7 @@ class StreamTrainer(Trainer):
 
 def stream_of(
     word: str,
-    found: data.Sequential,
+    sequence: data.Sequential,
     *,
     shape: tuple[int, int, int],
     prepare: Preprocessing,
@@ -580,12 +580,12 @@ def stream_of(
         InvalidOptionError: If its word draws samples.
         InvalidDataError: If there is one class only.
     """
-    if found.samples is not None:
+    if sequence.samples is not None:
         raise InvalidOptionError(
             f"{word}: samples is for sets in memory; to take the first N, pass --limit N"
         )
     feed: Feed
-    part = found.part
+    part = sequence.part
     if isinstance(part, Prepared):
         count = min(part.count, limit or part.count)
         feed = TfdsFeed(replace(part, count=count), offset=prepare.class_offset)
@@ -593,4 +593,4 @@ def stream_of(
         feed = ShardFeed(
             part.head(limit), offset=prepare.class_offset, classes=data.class_count(word)
         )
-    return Stream(feed, shape, prepare, recipe, found.background, skip_broken)
+    return Stream(feed, shape, prepare, recipe, sequence.background, skip_broken)

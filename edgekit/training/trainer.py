@@ -181,8 +181,8 @@ class Trainer:
 
     def averaged_weights(self) -> list[npt.NDArray[Any]]:
         """The moving averages, in the order of :attr:`variables`."""
-        found = self._averages or self.variables
-        values: list[npt.NDArray[Any]] = self.replicas.call(lambda: [v.numpy() for v in found])
+        averages = self._averages or self.variables
+        values: list[npt.NDArray[Any]] = self.replicas.call(lambda: [v.numpy() for v in averages])
         return values
 
     def _steps(self, batches: Any, rates: Any) -> tuple[Any, Any]:
@@ -229,10 +229,10 @@ class Trainer:
         there = [gradient is not None for gradient in summed]  # the rest is frozen at this stage
         means = [tf.add_n(losses) / self.towers, tf.add_n(rights) / self.towers]
 
-        def finish(found: Sequence[Any], rate: Any) -> Any:
-            rest = iter(found[2:])
+        def finish(totals: Sequence[Any], rate: Any) -> Any:
+            rest = iter(totals[2:])
             self._apply([next(rest) if each else None for each in there], rate)
-            return found[0], found[1]
+            return totals[0], totals[1]
 
         means += [gradient for gradient in summed if gradient is not None]
         loss, right = self.replicas.merge(finish, means, self._statistics, rate)
