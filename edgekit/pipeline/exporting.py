@@ -597,6 +597,8 @@ class Pipeline:
         execution = proof.execution(
             written.content, written.signature, source, target, precision, profile, numbers
         )
+        if quantized is not None and SCHEMES[precision].weights == "int4":
+            execution = replace(execution, eight_bits=_eight_bits(quantized))
         if options.strict and SCHEMES[precision].ranges and execution.floats:
             raise ExecutionError(
                 f"--strict: {len(execution.floats)} operators of the {target} {precision} model "
@@ -1185,6 +1187,17 @@ def _make_int8(
             f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
         )
     notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
+    if scheme.weights == "int4":
+        if eight := _eight_bits(quantized):
+            notes.append(
+                f"weights of {len(eight)} depthwise layers stay int8, since they are few and lose "
+                f"most: {', '.join(eight)}"
+            )
+        if target == "tflite":
+            notes.append(
+                "XNNPACK takes no int4 weights: LiteRT's own kernels compute the layers that have "
+                "them, in float and slower; int8-weights is the faster file"
+            )
     if target == "tflite":
         content = tflite_integers.write(quantized.graph, quantized.stored, dynamic=scheme.dynamic)
         proof.check_stored(
@@ -1249,6 +1262,12 @@ def _make_int8(
     return _Written(
         model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
     )
+
+
+def _eight_bits(quantized: Quantized) -> tuple[str, ...]:
+    """Layers whose weights are int8."""
+    layers = quantized.stored.layers.items()
+    return tuple(short_name(name) for name, layer in layers if layer.bits == 8)
 
 
 def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:
