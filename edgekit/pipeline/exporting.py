@@ -61,7 +61,7 @@ from edgekit.quantization.table import METHODS, CalibrationTable
 from edgekit.records import artifact, encodings, fidelity
 from edgekit.records.artifact import Artifact, CalibrationRecord, QuantizationRecord, Source
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
+from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL, Scheme
 from edgekit.records.signature import Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
@@ -693,9 +693,7 @@ class Pipeline:
                 judged,
                 f"{precision} {target}",
                 layered=scheme.layered,
-                rescues=lambda: _rescues(
-                    source, options, written.canonical, apart=apart, ranges=scheme.ranges
-                ),
+                rescues=lambda: _rescues(source, options, written.canonical, scheme, apart=apart),
                 apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
@@ -1057,22 +1055,25 @@ def _some(
 
 
 def _rescues(
-    source: FloatModel, options: Options, canonical: bytes, *, apart: bool, ranges: bool
+    source: FloatModel, options: Options, canonical: bytes, scheme: Scheme, *, apart: bool
 ) -> str:
-    """Advice for a better file of a precision, with or without ranges, or for another one."""
+    """Advice for a better file of a precision, or for another one."""
     advice = []
     if not apart:
         advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         advice.append("leave out --correction none")
-    if ranges and _can_be_trained(source, options, canonical):
+    if scheme.ranges and _can_be_trained(source, options, canonical):
         how = f" --preprocessing {options.preprocessing}" if options.preprocessing else ""
         advice.append(
             f"fine-tune with `python -m edgekit.qat MODEL{how} --data IMAGES --out FOLDER`"
         )
     if options.strict:
         advice.append("leave out --strict, then tensors may stay float")
-    return ", ".join([*advice, "or export in float16" if advice else "export in float16"])
+    other = "export in float16"
+    if scheme.weights == "int4":
+        other = "export in int8-weights"
+    return ", ".join([*advice, f"or {other}" if advice else other])
 
 
 def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> bool:
@@ -1190,8 +1191,8 @@ def _make_int8(
     if scheme.weights == "int4":
         if eight := _eight_bits(quantized):
             notes.append(
-                f"weights of {len(eight)} depthwise layers stay int8, since they are few and lose "
-                f"most: {', '.join(eight)}"
+                f"weights of {len(eight)} depthwise and small layers stay int8, since that is few "
+                f"bytes and 4 bits would lose most there: {', '.join(eight)}"
             )
         if target == "tflite":
             notes.append(

@@ -30,6 +30,8 @@ _LARGEST_BIAS = float(1 << 30)
 _CHANNELS = 32
 #: So many times fewer dot products than inputs are few.
 _FEW = 2
+#: Part of the weights that get 4 bits for which 8 are kept.
+_SMALL = 1 / 16
 #: Two models' worth of one layer's input and output, in bytes, while walking.
 _WALK_BYTES = 3 << 29
 
@@ -169,10 +171,22 @@ def _scales(rows: Floats, importance: Floats | None, *, bits: int, pair_bound: b
 def of_four_bits(graph: Graph) -> frozenset[str]:
     """Layers, by output, whose weights get 4 bits where the precision has such.
 
-    Not depthwise ones: they hold few weights of a model, and each output sums few of them, so that
-    the errors of 4 bits show.
+    Not depthwise ones, nor the smallest of the others that hold :data:`_SMALL` of their weights
+    together: 8 bits of them are few bytes, and they lose most.
     """
-    return frozenset(layer.output for layer in graph.layers if layer.kind != "depthwise")
+    sizes: dict[bytes, int] = {}
+    members: dict[bytes, list[str]] = {}
+    for layer in graph.layers:
+        if layer.kind != "depthwise":
+            key = graph.kernel(layer)
+            sizes[key] = int(np.prod(graph.shape(layer.weights)))
+            members.setdefault(key, []).append(layer.output)
+    left, found = _SMALL * sum(sizes.values()), list[str]()
+    for key in sorted(sizes, key=sizes.__getitem__):
+        left -= sizes[key]
+        if left < 0:
+            found += members[key]
+    return frozenset(found)
 
 
 def _pairs(graph: Graph, layer: Layer, encodings: Mapping[str, Encoding] | None) -> bool:
