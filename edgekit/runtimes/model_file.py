@@ -196,8 +196,12 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
         return {"int8": 1}
     dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
     real = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    conversions = ("QuantizeLinear", "DequantizeLinear")
+    scales = {node.input[1] for node in model.graph.node if node.op_type in conversions}
     found: dict[str, int] = {}
     for tensor in model.graph.initializer:
+        if tensor.name in scales:  # which a TFLite file does not keep as constants either
+            continue
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         kind = dtype.name
         size = dtype.itemsize * int(np.prod(tensor.dims))
