@@ -14,6 +14,7 @@ from exported import answers, decibels, export, export_all
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.base.errors import EdgekitError, FidelityError, InvalidModelError
+from edgekit.compare import Options, compare
 from edgekit.evaluation import parity
 from edgekit.graph import litert, nibbles, onnx
 from edgekit.graph.flatbuffer import Graph
@@ -343,14 +344,14 @@ def test_verbs_take_them_or_say_why_not(
     done = edgekit("parity", ours, theirs)
     assert done.status == 0, done.stderr
     report = tmp_path / "report.json"
-    data = ("--data", small / "set.npz")
-    done = edgekit("compare", ours, theirs, *data, "--out", report)
-    assert done.status == 0, done.stderr
+    data = str(small / "set.npz")
+    folders = [ours, theirs, written["tflite-float32"].path]
+    report.write_text(compare(folders, Options(dataset=data, rounds=1)).dumps())
     done = edgekit("gate", report, "--min", "sqnr=6")
     assert done.status == 0, done.stdout
     done = edgekit("report", report, "--out", tmp_path / "page.html")
     assert done.status == 0 and 'class="int4-weights"' in (tmp_path / "page.html").read_text()
-    done = edgekit("compare", small / "small.keras", ours, "--layers", *data)
+    done = edgekit("compare", small / "small.keras", ours, "--layers", "--data", data)
     assert done.status == 2 and "in int4-weights" in done.error
     done = edgekit("parity", ours, written["onnx-int8-weights"].path)
     assert done.status == 2 and "of one precision" in done.error
