@@ -85,6 +85,7 @@ _ALIASES = {
     **dict.fromkeys(("fp16", "f16", "half"), "float16"),
     **dict.fromkeys(("i8", "uint8", "w8a8", "quantized"), "int8"),
     **dict.fromkeys(("w8", "w8a32", "weights", "weight-only", "int8-weight"), "int8-weights"),
+    **dict.fromkeys(("int4", "w4", "w4a32", "4bit", "int4-weight"), "int4-weights"),
     **dict.fromkeys(("dynamic", "dynamic-range", "drq", "hybrid", "w8a8-dynamic"), "int8-dynamic"),
     **dict.fromkeys(("int16", "w8a16", "a16w8", "16x8"), "int16x8"),
     **dict.fromkeys(("lite", "litert", "tf-lite"), "tflite"),

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError, MissingDependencyError, reason
+from edgekit.graph import nibbles
 from edgekit.graph.plain import ACTIVATIONS, free_name
 
 
@@ -39,6 +40,8 @@ WEIGHTS = {
 }
 #: Versions of operators that take float inputs and int8 weights with a scale for each channel.
 HYBRID = {"CONV_2D": 5, "FULLY_CONNECTED": 12}
+#: Versions of DEQUANTIZE that read integers with a scale for each channel, by their bits.
+REAL = {8: 5, 4: 6}
 #: Versions of operators that take int16 activations, where they are not those of int8.
 WIDE = {
     "ADD": 3, "AVERAGE_POOL_2D": 3, "CONCATENATION": 3, "CONV_2D": 4, "DEPTHWISE_CONV_2D": 5,
@@ -310,13 +313,13 @@ class Graph:
         return tuple(layers)
 
     def _dequantized(self) -> dict[str, str]:
-        """int8 constant by the real tensor that a DEQUANTIZE makes of it."""
+        """Constant of 8 or 4 bits by the real tensor that a DEQUANTIZE makes of it."""
         return {
             operator.outputs[0]: operator.inputs[0]
             for operator in self.operators
             if operator.kind == "DEQUANTIZE"
             and self.is_constant(operator.inputs[0])
-            and self.dtype(operator.inputs[0]) == np.int8
+            and (self.dtype(operator.inputs[0]) == np.int8 or self.bits(operator.inputs[0]) == 4)
         }
 
     def kernel(self, layer: Layer) -> bytes:
@@ -359,10 +362,19 @@ class Graph:
         """dtype of a tensor, or None for one that numpy has not."""
         return self._dtypes.get(self._tensors[name].type)
 
+    def bits(self, name: str) -> int:
+        """Bits of a number of a tensor: 4 of int4, which numpy has not; 0 of a dtype not known."""
+        if self._tensors[name].type == self._schema.TensorType.INT4:
+            return 4
+        dtype = self.dtype(name)
+        return 0 if dtype is None else 8 * dtype.itemsize
+
     def constant(self, name: str) -> npt.NDArray[Any]:
-        """A stored tensor, as a copy."""
+        """A stored tensor, as a copy; int4 as int8."""
         tensor = self._tensors[name]
         data = np.asarray(self._model.buffers[tensor.buffer].data, np.uint8)
+        if self.bits(name) == 4:
+            return nibbles.unpacked(data, self.shape(name))
         values = data.view(self._dtypes[tensor.type])
         if tensor.sparsity is not None:
             return _dense(values, self.shape(name), tensor.sparsity)
@@ -414,10 +426,13 @@ class Graph:
         dtype: str = "int8",
     ) -> None:
         """Turn a float tensor into an integer one, of this dtype or of that of a constant's
-        numbers."""
+        numbers; int4 are given as int8."""
         tensor = self._tensors[name]
         if values is not None:
             self.store(name, values)
+            if dtype == "int4":
+                tensor.type = self._schema.TensorType.INT4
+                self._model.buffers[tensor.buffer].data = nibbles.packed(values)
         else:
             tensor.type = getattr(self._schema.TensorType, dtype.upper())
         tensor.quantization = self._schema.QuantizationParametersT()
@@ -458,7 +473,7 @@ class Graph:
             kind: The operator.
             source: What it reads.
             name: Name of the new tensor; if it is taken, a number is added.
-            version: Of the operator; 5 reads a scale for each channel.
+            version: Of the operator; :data:`REAL` has those that read a scale for each channel.
         """
         while name in self._tensors:
             name = f"{name}_"
@@ -743,7 +758,7 @@ class Graph:
                     continue
                 values = self.constant(name)
                 key = (
-                    values.dtype.str,
+                    self.bits(name),
                     values.shape,
                     values.tobytes(),
                     quantization.scale.tobytes(),

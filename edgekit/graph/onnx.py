@@ -39,6 +39,8 @@ _MOVING = frozenset(
     "GatherElements GatherND Identity QuantizeLinear ReorderInput ReorderOutput Reshape Slice "
     "SpaceToDepth Split Squeeze Tile Transpose Unsqueeze".split()
 )
+#: The least version of files that have int4.
+_IR = 10
 _OTHER_FLOATS = {10: "float16", 11: "float64", 16: "bfloat16"}
 _DTYPES = {
     1: "float32",
@@ -472,6 +474,26 @@ def copied(model: Any) -> Any:
     copy = package().ModelProto()
     copy.CopyFrom(model)
     return copy
+
+
+def of_set(model: Any, version: int) -> Any:
+    """A model of this operator set or a later one; itself where it is.
+
+    Raises:
+        InvalidModelError: If it cannot be converted.
+    """
+    own = [each.version for each in model.opset_import if each.domain in ("", "ai.onnx")]
+    if min(own) >= version:
+        return model
+    try:
+        found = package().version_converter.convert_version(model, version)
+    except Exception as exc:  # the converter raises many types
+        raise InvalidModelError(
+            f"expected a model that has a form in ONNX' operator set {version}, got one of "
+            f"{min(own)} that has none: {reason(exc)}; export it in another precision"
+        ) from None
+    found.ir_version = max(found.ir_version, _IR)
+    return found
 
 
 def stored_constants(model: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ from edgekit.records.artifact import (
     Source,
 )
 from edgekit.records.fidelity import Fidelity
-from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
+from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL, Scheme
 from edgekit.records.signature import Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
@@ -633,6 +633,8 @@ class Pipeline:
         execution = proof.execution(
             written.content, written.signature, source, target, precision, profile, numbers
         )
+        if quantized is not None and SCHEMES[precision].weights == "int4":
+            execution = replace(execution, eight_bits=_eight_bits(quantized))
         if options.strict and SCHEMES[precision].ranges and execution.floats:
             raise ExecutionError(
                 f"--strict: {len(execution.floats)} operators of the {target} {precision} model "
@@ -735,9 +737,7 @@ class Pipeline:
                 judged,
                 f"{precision} {target}",
                 layered=scheme.layered,
-                rescues=lambda: _rescues(
-                    source, options, written.canonical, apart=apart, ranges=scheme.ranges
-                ),
+                rescues=lambda: _rescues(source, options, written.canonical, scheme, apart=apart),
                 apart=apart,
                 dead=options.allow_dead,
                 poor=options.allow_poor,
@@ -1099,22 +1099,25 @@ def _some(
 
 
 def _rescues(
-    source: FloatModel, options: Options, canonical: bytes, *, apart: bool, ranges: bool
+    source: FloatModel, options: Options, canonical: bytes, scheme: Scheme, *, apart: bool
 ) -> str:
-    """Advice for a better file of a precision, with or without ranges, or for another one."""
+    """Advice for a better file of a precision, or for another one."""
     advice = []
     if not apart:
         advice.append(f"calibrate with {FEWEST_IMAGES} samples or more, which also corrects layers")
     if options.correction == "none":
         advice.append("leave out --correction none")
-    if ranges and _can_be_trained(source, options, canonical):
+    if scheme.ranges and _can_be_trained(source, options, canonical):
         how = f" --preprocessing {options.preprocessing}" if options.preprocessing else ""
         advice.append(
             f"fine-tune with `python -m edgekit.qat MODEL{how} --data IMAGES --out FOLDER`"
         )
     if options.strict:
         advice.append("leave out --strict, then tensors may stay float")
-    return ", ".join([*advice, "or export in float16" if advice else "export in float16"])
+    other = "export in float16"
+    if scheme.weights == "int4":
+        other = "export in int8-weights"
+    return ", ".join([*advice, f"or {other}" if advice else other])
 
 
 def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> bool:
@@ -1229,6 +1232,17 @@ def _make_int8(
             f"with weights rounded to nearest; theirs were chosen so that no pair of products can"
         )
     notes += [*_floats(quantized.floats, Graph(canonical)), *quantized.notes]
+    if scheme.weights == "int4":
+        if eight := _eight_bits(quantized):
+            notes.append(
+                f"weights of {len(eight)} depthwise and small layers stay int8, since that is few "
+                f"bytes and 4 bits would lose most there: {', '.join(eight)}"
+            )
+        if target == "tflite":
+            notes.append(
+                "XNNPACK takes no int4 weights: LiteRT's own kernels compute the layers that have "
+                "them, in float and slower; int8-weights is the faster file"
+            )
     if target == "tflite":
         content = tflite_integers.write(quantized.graph, quantized.stored, dynamic=scheme.dynamic)
         proof.check_stored(
@@ -1293,6 +1307,12 @@ def _make_int8(
     return _Written(
         model.SerializeToString(), onnx.signature(model), canonical, quantized, table, tuple(notes)
     )
+
+
+def _eight_bits(quantized: Quantized) -> tuple[str, ...]:
+    """Layers whose weights are int8."""
+    layers = quantized.stored.layers.items()
+    return tuple(short_name(name) for name, layer in layers if layer.bits == 8)
 
 
 def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:

@@ -35,6 +35,7 @@ from edgekit.records.encodings import Encodings, LayerIntegers, Stored
 class _Document:
     encodings: Encodings
     layers: tuple[str, ...]
+    bits: tuple[int, ...]
     way: str
     weights: WeightMethod
     trials: tuple[Trial, ...]
@@ -57,7 +58,8 @@ def key(
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
-    numbers = (profile.symmetric, profile.activations, profile.pair_bound, profile.name)
+    dtypes = (profile.activations, profile.weights)
+    numbers = (profile.symmetric, *dtypes, profile.pair_bound, profile.name)
     options = (images, correction, narrow, integers_only, sorted(left.items()), sorted(kept))
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
@@ -71,13 +73,14 @@ def load(path: Path) -> Quantized | None:
                 name.removesuffix(".npy"): _array(archive.read(name)) for name in archive.namelist()
             }
         document = schema.from_json(_Document, schema.parse(arrays["document"].tobytes().decode()))
-        layers = {}
+        layers, bits = {}, dict(zip(document.layers, document.bits, strict=True))
         for i, name in enumerate(document.layers):
             layers[name] = LayerIntegers(
                 arrays[f"weights-{i}"],
                 arrays[f"weight_scale-{i}"],
                 arrays.get(f"bias-{i}"),
                 arrays.get(f"bias_scale-{i}"),
+                bits[name],
             )
         graph = arrays["graph"].tobytes()
     except (
@@ -122,6 +125,7 @@ def save(path: Path, found: Quantized) -> None:
     document = _Document(
         found.encodings,
         tuple(found.stored.layers),
+        tuple(layer.bits for layer in found.stored.layers.values()),
         found.way,
         found.weights,
         found.trials,

@@ -219,7 +219,8 @@ def _always_zero(graph: Graph) -> set[str]:
 
 def of_layer(layer: Layer, integers: LayerIntegers) -> dict[str, Encoding]:
     """The encodings of a layer's weights, and of its bias where that is rounded."""
-    found = {layer.weights: Encoding("int8", scales(integers.weight_scale), 0, layer.axis)}
+    dtype = f"int{integers.bits}"
+    found = {layer.weights: Encoding(dtype, scales(integers.weight_scale), 0, layer.axis)}
     if layer.bias is not None and integers.bias_scale is not None:
         assert integers.bias is not None
         found[layer.bias] = Encoding(str(integers.bias.dtype), scales(integers.bias_scale), 0, 0)

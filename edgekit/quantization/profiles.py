@@ -28,6 +28,7 @@ class DeviceProfile:
         symmetric: Activations have zero_point 0.
         activations: dtype that activations are decided for; with float32 weights alone become
             integers.
+        weights: dtype that weights of layers are decided for.
         onnx_activations: ``uint8`` or ``int8``, the dtype in ONNX; TFLite has int8 always.
         onnx_bias: Whether ONNX gets int32 biases; else they stay float.
         paired: Kinds of layers whose products with integers onnxruntime adds; default all.
@@ -42,6 +43,7 @@ class DeviceProfile:
     precisions: Mapping[str, tuple[str, ...]]
     symmetric: bool = False
     activations: Literal["int8", "int16", "float32"] = "int8"
+    weights: Literal["int8", "int4"] = "int8"
     onnx_activations: Literal["uint8", "int8"] = "uint8"
     onnx_bias: bool = True
     paired: frozenset[str] | None = None
@@ -68,7 +70,10 @@ class DeviceProfile:
             return self
         paired = kernels.DYNAMIC["onnx"] if scheme.dynamic else frozenset[str]()
         bound = self.pair_bound and scheme.dynamic
-        return replace(self, activations="float32", paired=paired, pair_bound=bound)
+        weights: Literal["int8", "int4"] = "int4" if scheme.weights == "int4" else "int8"
+        return replace(
+            self, activations="float32", weights=weights, paired=paired, pair_bound=bound
+        )
 
     def options(self, target: str, precision: str) -> dict[str, str]:
         """Options that the runtime of a target needs for a file of a precision on the device."""

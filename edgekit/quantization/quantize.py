@@ -238,6 +238,8 @@ class _Maker:
         parts: _Narrowed | None = None,
     ) -> None:
         self._canonical, self._graph = canonical, Graph(canonical)
+        four = profile.weights == "int4"
+        self._four = reconstruct.of_four_bits(self._graph) if four else frozenset[str]()
         self._table, self._samples = table, samples
         self._fitting, self._profile, self._advance = fitting, profile, advance
         self._threads = threads
@@ -342,6 +344,7 @@ class _Maker:
                 self._feed,
                 pair_bound=self._profile.pair_bound,
                 threads=self._threads,
+                four=self._four,
                 advance=advance,
             )
         else:
@@ -350,6 +353,7 @@ class _Maker:
                 rounded,
                 pair_bound=self._profile.pair_bound,
                 statistics=table.statistics if method.weights == "corrected" else None,
+                four=self._four,
                 known=self._nearest[method.equalized],
             )
         return _Made(graph, encodings, layers, factors)

@@ -30,6 +30,8 @@ _LARGEST_BIAS = float(1 << 30)
 _CHANNELS = 32
 #: So many times fewer dot products than inputs are few.
 _FEW = 2
+#: Part of the weights that get 4 bits for which 8 are kept.
+_SMALL = 1 / 16
 #: Two models' worth of one layer's input and output, in bytes, while walking.
 _WALK_BYTES = 3 << 29
 
@@ -104,7 +106,7 @@ def nearest(
     *,
     pair_bound: bool,
     statistics: Mapping[str, TensorStatistics] | None = None,
-    bits: int = 8,
+    four: Collection[str] = (),
     only: Collection[str] | None = None,
     known: dict[str, Steps] | None = None,
 ) -> Layers:
@@ -119,7 +121,7 @@ def nearest(
         statistics: If given, biases are corrected by the mean error that the rounding causes,
             from each channel's mean (Nagel et al. 2019, section 4.2). Borders padded with zeros
             are taken as if they were not there.
-        bits: Number of bits of the weights, 2 to 8; they are stored in 8.
+        four: Layers, by output, whose weights get 4 bits.
         only: Layers to do, by output; default all.
         known: Steps and scales of this graph by layer, with the same options but ``statistics``;
             those that are not there are added.
@@ -131,19 +133,60 @@ def nearest(
             continue
         rows, bias = rows_of(graph, layer)
         if layer.output not in known:
-            scale = rounding.scales(rows, bits=bits)
-            bound = pair_bound and _pairs(graph, layer, encodings)
-            if bound:
-                scale = rounding.pair_scales(rows, scale)
-            known[layer.output] = rounding.nearest(rows, scale, pair_bound=bound), scale
+            known[layer.output] = _nearest(
+                rows,
+                bits=_bits(layer, four),
+                pair_bound=pair_bound and _pairs(graph, layer, encodings),
+            )
         steps, scale = known[layer.output]
         if statistics is not None:
             error = rows - steps * scale[:, None]
             bias = bias + _mean_output(
                 layer, graph.shape(layer.weights), error, statistics[layer.input].channel_mean
             )
-        found[layer.output] = finish(graph, layer, steps, scale, bias, encodings)
+        found[layer.output] = finish(
+            graph, layer, steps, scale, bias, encodings, bits=_bits(layer, four)
+        )
     return found
+
+
+def _bits(layer: Layer, four: Collection[str]) -> int:
+    return 4 if layer.output in four else 8
+
+
+def _nearest(rows: Floats, *, bits: int, pair_bound: bool) -> Steps:
+    """Steps and scales of weights ``[O, K]`` that go to the nearest step."""
+    scale = _scales(rows, None, bits=bits, pair_bound=pair_bound)
+    largest = 2 ** (bits - 1) - 1
+    return rounding.nearest(rows, scale, pair_bound=pair_bound, largest=largest), scale
+
+
+def _scales(rows: Floats, importance: Floats | None, *, bits: int, pair_bound: bool) -> Floats:
+    scale = rounding.scales(rows, bits=bits)
+    if bits < 8:
+        return rounding.cut_scales(rows, scale, importance, bits=bits)
+    return rounding.pair_scales(rows, scale, importance) if pair_bound else scale
+
+
+def of_four_bits(graph: Graph) -> frozenset[str]:
+    """Layers, by output, whose weights get 4 bits where the precision has such.
+
+    Not depthwise ones, nor the smallest of the others that hold :data:`_SMALL` of their weights
+    together: 8 bits of them are few bytes, and they lose most.
+    """
+    sizes: dict[bytes, int] = {}
+    members: dict[bytes, list[str]] = {}
+    for layer in graph.layers:
+        if layer.kind != "depthwise":
+            key = graph.kernel(layer)
+            sizes[key] = int(np.prod(graph.shape(layer.weights)))
+            members.setdefault(key, []).append(layer.output)
+    left, found = _SMALL * sum(sizes.values()), list[str]()
+    for key in sorted(sizes, key=sizes.__getitem__):
+        left -= sizes[key]
+        if left < 0:
+            found += members[key]
+    return frozenset(found)
 
 
 def _pairs(graph: Graph, layer: Layer, encodings: Mapping[str, Encoding] | None) -> bool:
@@ -170,6 +213,7 @@ def fitted(
     *,
     pair_bound: bool,
     threads: int,
+    four: Collection[str] = (),
     advance: Callable[[str], None] = lambda name: None,
     seed: int = 0,
 ) -> Layers:
@@ -182,6 +226,7 @@ def fitted(
         feed: Preprocessed images ``[N, ...]`` by input name.
         pair_bound: Keep pairs of products within int16 (edgekit.quantization.saturation).
         threads: Number of threads of the float operators, and of the fit.
+        four: Layers, by output, whose weights get 4 bits.
         advance: Called with each operator's output.
         seed: Seed of the sample of positions.
 
@@ -222,6 +267,7 @@ def fitted(
                         _seen(graph, places[layer.output], device, stored, count),
                         encodings,
                         pair_bound=pair_bound and _pairs(graph, layer, encodings),
+                        bits=_bits(layer, four),
                         shared=layer.output in shared,
                         each=pool.map,
                     )
@@ -356,28 +402,28 @@ def _fit(
     encodings: Mapping[str, Encoding] | None,
     *,
     pair_bound: bool,
+    bits: int,
     shared: bool,
     each: rounding.Each,
 ) -> Rounded:
     rows, bias = rows_of(graph, layer)
     if shared:  # one kernel for all layers that have it, a bias for each
-        scale = rounding.scales(rows)
-        if pair_bound:
-            scale = rounding.pair_scales(rows, scale)
-        steps = rounding.nearest(rows, scale, pair_bound=pair_bound)
+        steps, scale = _nearest(rows, bits=bits, pair_bound=pair_bound)
         if exact.ndim == 2 and exact.shape[1] == rows.shape[1]:
             mean = seen.real().mean(axis=0)
             error = exact.mean(axis=0) @ rows.T - mean @ (steps * scale[:, None]).T
             bias = bias + error
-        return finish(graph, layer, steps, scale, bias, encodings)
+        return finish(graph, layer, steps, scale, bias, encodings, bits=bits)
     channels = exact.shape[-1]
     if layer.kind == "depthwise":
         wide = len(rows) // channels  # the depth multiplier
         if wide > 1:
             exact, seen = np.repeat(exact, wide, axis=2), seen.repeated(wide)
     if layer.kind != "conv" or channels == rows.shape[1]:
-        steps, scale, bias = _solve(rows, bias, exact, seen, pair_bound=pair_bound, each=each)
-        return finish(graph, layer, steps, scale, bias, encodings)
+        steps, scale, bias = _solve(
+            rows, bias, exact, seen, pair_bound=pair_bound, bits=bits, each=each
+        )
+        return finish(graph, layer, steps, scale, bias, encodings, bits=bits)
     # a grouped convolution: each group has rows and channels of its own
     taps = int(np.prod(graph.shape(layer.weights)[1:3]))
     own = rows.shape[1] // taps
@@ -394,11 +440,12 @@ def _fit(
                 exact_part.reshape(len(exact), -1),
                 Seen(seen_part.reshape(len(exact), -1), seen.encoding),
                 pair_bound=pair_bound,
+                bits=bits,
                 each=each,
             )
         )
     steps, scale, bias = (np.concatenate(found) for found in zip(*parts, strict=True))
-    return finish(graph, layer, steps, scale, bias, encodings)
+    return finish(graph, layer, steps, scale, bias, encodings, bits=bits)
 
 
 def _solve(
@@ -408,6 +455,7 @@ def _solve(
     seen: Seen,
     *,
     pair_bound: bool,
+    bits: int,
     each: rounding.Each,
 ) -> tuple[Floats, Floats, Floats]:
     """(steps ``[O, K]``, scale ``[O]``, bias ``[O]``) from what the dot products read.
@@ -421,11 +469,16 @@ def _solve(
     parts = list(each(partial(part, rows, seen.encoding), *halves))
     moments = rounding.joined(parts).moments
     wanted, wanted_bias = rounding.fit(rows, bias, parts, each=each)
-    scale = rounding.scales(wanted)
-    if pair_bound:
-        importance = np.diagonal(moments, axis1=-2, axis2=-1)[..., :-1]
-        scale = rounding.pair_scales(wanted, scale, importance)
-    steps, bias = rounding.round_rows(wanted, wanted_bias, moments, scale, pair_bound=pair_bound)
+    importance = np.diagonal(moments, axis1=-2, axis2=-1)[..., :-1]
+    scale = _scales(wanted, importance, bits=bits, pair_bound=pair_bound)
+    steps, bias = rounding.round_rows(
+        wanted,
+        wanted_bias,
+        moments,
+        scale,
+        pair_bound=pair_bound,
+        largest=2 ** (bits - 1) - 1,
+    )
     return steps, scale, bias
 
 
@@ -560,6 +613,8 @@ def finish(
     scale: Floats,
     bias: Floats,
     encodings: Mapping[str, Encoding] | None,
+    *,
+    bits: int = 8,
 ) -> Rounded:
     """Integers of a layer, and the numbers that they stand for.
 
@@ -571,6 +626,7 @@ def finish(
         bias: Real ``[O]``.
         encodings: Encodings of activations; the input's gives the bias its scale. Without any the
             bias stays real.
+        bits: In which a file stores a weight.
 
     Raises:
         InvalidModelError: If the bias fits in int32 at no weight scale.
@@ -597,7 +653,7 @@ def finish(
         whole, real = whole.T, real.T
     return Rounded(
         LayerIntegers(
-            np.ascontiguousarray(whole).reshape(shape), weight_scale, stored_bias, bias_scale
+            np.ascontiguousarray(whole).reshape(shape), weight_scale, stored_bias, bias_scale, bits
         ),
         np.ascontiguousarray(real).reshape(shape),
         real_bias,

@@ -37,6 +37,8 @@ _BIAS_DAMPING = 1e-9
 _CLEAR = 1e-2
 #: How far a pair-bound layer's scales are raised to see what costs least.
 _RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
+#: How far a scale of 4 bits is lowered, which cuts off the largest weights.
+_LOWERED = tuple(1 - 0.025 * step for step in range(24))
 
 
 def scales(rows: Floats, *, bits: int = 8) -> Floats:
@@ -45,19 +47,62 @@ def scales(rows: Floats, *, bits: int = 8) -> Floats:
     return np.where(largest > _TINY, largest / (2 ** (bits - 1) - 1), 1.0)
 
 
-def nearest(rows: Floats, scale: Floats, *, pair_bound: bool) -> Floats:
+def cut_scales(
+    rows: Floats, scale: Floats, importance: Floats | None = None, *, bits: int
+) -> Floats:
+    """Scales that cost least where the largest weights may be cut off.
+
+    Few bits have coarse steps: smaller ones for all weights can be worth the error of the largest.
+
+    Args:
+        rows: Real weights ``[O, K]``.
+        scale: ``[O]`` by which none is cut off.
+        importance: As :func:`pair_scales` takes it.
+        bits: Of a weight.
+    """
+    largest = 2 ** (bits - 1) - 1
+    return _cheapest(
+        rows,
+        scale,
+        importance,
+        _LOWERED,
+        lambda tried: nearest(rows, tried, pair_bound=False, largest=largest),
+    )
+
+
+def _cheapest(
+    rows: Floats,
+    scale: Floats,
+    importance: Floats | None,
+    factors: Sequence[float],
+    rounded: Callable[[Floats], Floats],
+) -> Floats:
+    """The scales times those factors, one for each row, whose steps leave the least error."""
+    weight = np.ones(rows.shape[1]) if importance is None else importance
+    best, found = np.full(len(rows), np.inf), scale.copy()
+    for factor in factors:
+        tried = scale * factor
+        off = rows - rounded(tried) * tried[:, None]
+        error = (off**2 * weight).sum(axis=1)
+        better = error < best * (1 - 1e-9)
+        best, found = np.where(better, error, best), np.where(better, tried, found)
+    return found
+
+
+def nearest(rows: Floats, scale: Floats, *, pair_bound: bool, largest: int = LARGEST) -> Floats:
     """Each weight to its nearest step; pairs that could saturate step back towards 0.
 
     Args:
         rows: Real weights ``[O, K]``.
         scale: ``[O]``.
         pair_bound: Keep pairs within :data:`edgekit.quantization.saturation.LIMIT`.
+        largest: Of the steps, e.g. 7 of 4 bits.
 
     Returns:
         Whole steps ``[O, K]``.
     """
     values = rows / scale[:, None]
-    steps = np.clip(np.rint(values), -LARGEST, LARGEST)
+    steps = np.clip(np.rint(values), -largest, largest)
     return saturation.shrink(steps, values) if pair_bound else steps
 
 
@@ -72,15 +117,9 @@ def pair_scales(rows: Floats, scale: Floats, importance: Floats | None = None) -
         importance: Second moment of each input, ``[K]``, or ``[O, K]`` where every row has inputs
             of its own; default all the same.
     """
-    weight = np.ones(rows.shape[1]) if importance is None else importance
-    best, found = np.full(len(rows), np.inf), scale.copy()
-    for factor in _RAISES:
-        tried = scale * factor
-        off = rows - nearest(rows, tried, pair_bound=True) * tried[:, None]
-        error = (off**2 * weight).sum(axis=1)
-        better = error < best * (1 - 1e-9)
-        best, found = np.where(better, error, best), np.where(better, tried, found)
-    return found
+    return _cheapest(
+        rows, scale, importance, _RAISES, lambda tried: nearest(rows, tried, pair_bound=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +230,13 @@ def _ridge(part: Part, damping: float) -> Floats:
 
 
 def round_rows(
-    rows: Floats, bias: Floats, moments: Floats, scale: Floats, *, pair_bound: bool
+    rows: Floats,
+    bias: Floats,
+    moments: Floats,
+    scale: Floats,
+    *,
+    pair_bound: bool,
+    largest: int = LARGEST,
 ) -> tuple[Floats, Floats]:
     """Round one weight after another; each error goes to the weights that are still free.
 
@@ -201,6 +246,7 @@ def round_rows(
         moments: E[x x'] with a last input of 1: ``[K + 1, K + 1]``, or one a row.
         scale: ``[O]``.
         pair_bound: Keep pairs within :data:`edgekit.quantization.saturation.LIMIT`.
+        largest: Of the steps, e.g. 7 of 4 bits.
 
     Returns:
         Whole steps ``[O, K]``, and the biases that go with them ``[O]``, real.
@@ -225,7 +271,7 @@ def round_rows(
         errors = np.zeros((end - begin, len(rows)))
         for i in range(begin, end):
             place, partner = order[i], order[i] ^ 1
-            step = np.clip(np.rint(free[i] / scale), -LARGEST, LARGEST)
+            step = np.clip(np.rint(free[i] / scale), -largest, largest)
             if pair_bound and partner < count and done[partner]:
                 other = steps[partner]
                 bound = np.where(step * other > 0, saturation.LIMIT - np.abs(other), LARGEST)

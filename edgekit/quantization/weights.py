@@ -30,12 +30,13 @@ def decide(canonical: bytes, *, profile: DeviceProfile) -> Quantized:
     graph = Graph(canonical)
     if not graph.layers:
         raise InvalidModelError(
-            "expected a model with weights of layers to store in int8, got one without any "
-            "convolution or dense layer; export it in float32 or float16"
+            f"expected a model with weights of layers to store in {profile.weights}, got one "
+            f"without any convolution or dense layer; export it in float32 or float16"
         )
-    layers = plain = reconstruct.nearest(graph, None, pair_bound=False)
+    four = reconstruct.of_four_bits(graph) if profile.weights == "int4" else frozenset[str]()
+    layers = plain = reconstruct.nearest(graph, None, pair_bound=False, four=four)
     if profile.pair_bound:
-        layers = reconstruct.nearest(graph, None, pair_bound=True)
+        layers = reconstruct.nearest(graph, None, pair_bound=True, four=four)
     saturating = tuple(each for each in predictions(graph, plain, profile.paired) if each.pairs)
     changed, tensors = Graph(canonical), dict[str, Encoding]()
     for layer in graph.layers:

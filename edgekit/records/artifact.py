@@ -161,6 +161,7 @@ class Execution:
         kernels: Number of operators that ran, by kind and dtype.
         floats: Operators of an int8 model that computed in float, as ``KIND NAME``; of int8-dynamic
             the layers that did.
+        eight_bits: Layers of int4-weights whose weights stay int8.
         numbers: Number of scales, zero points, weights and biases that were read back from the
             file; all are equal to the encodings. 0 for float models.
         note: The reason why the file could not run on this machine, if it could not.
@@ -175,6 +176,7 @@ class Execution:
     numbers: int = 0
     note: str = ""
     own_kernels: dict[str, int] = field(default_factory=dict)
+    eight_bits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ _BLOCK = 1 << 15
 
 def limits(dtype: str) -> tuple[int, int]:
     """The least and the largest integer of a dtype."""
+    if dtype == "int4":  # which numpy has not
+        return -8, 7
     info = np.iinfo(dtype)
     return int(info.min), int(info.max)
 
@@ -34,7 +36,8 @@ class Encoding:
     """``q = round(x / scale) + zero_point``.
 
     Attributes:
-        dtype: ``int8`` or ``int16``; ``int32`` of a bias, ``int64`` of one beside int16.
+        dtype: ``int8`` or ``int16``; ``int4`` of weights, ``int32`` of a bias, ``int64`` of one
+            beside int16.
         scale: Real value of a step; one value, or one per channel.
         zero_point: Integer that stands for 0.0; 0 where there is a channel axis.
         axis: The channel axis, or None when one scale serves the tensor.
@@ -46,16 +49,16 @@ class Encoding:
     axis: int | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("int8", "int16", "int32", "int64"):
+        if self.dtype not in ("int4", "int8", "int16", "int32", "int64"):
             raise InvalidModelError(
-                f"expected an encoding as int8, int16, int32 or int64, got {self.dtype!r}"
+                f"expected an encoding as int4, int8, int16, int32 or int64, got {self.dtype!r}"
             )
         if not self.scale or not all(np.isfinite(s) and s > 0 for s in self.scale):
             raise InvalidModelError(f"expected finite scales > 0, got {self.scale[:3]}")
         if self.dtype == "int8" and not -128 <= self.zero_point <= 127:
             raise InvalidModelError(f"expected an int8 zero_point, got {self.zero_point}")
-        if self.dtype == "int16" and self.zero_point:
-            raise InvalidModelError(f"expected zero_point 0 of int16, got {self.zero_point}")
+        if self.dtype in ("int16", "int4") and self.zero_point:
+            raise InvalidModelError(f"expected zero_point 0 of {self.dtype}, got {self.zero_point}")
 
     @property
     def limits(self) -> tuple[int, int]:
@@ -178,15 +181,18 @@ class LayerIntegers:
 
     Attributes:
         weights: int8 in the canonical layout, ``[O, H, W, I]``, ``[1, H, W, O]`` or ``[O, I]``.
+            Of 4 bits they are from -7 to 7.
         weight_scale: float32 ``[O]``.
         bias: int32 ``[O]``, int64 beside int16, or None without a bias.
         bias_scale: float32 ``[O]``, or None without a bias.
+        bits: In which a file stores each weight, 8 or 4.
     """
 
     weights: npt.NDArray[np.int8]
     weight_scale: npt.NDArray[np.float32]
     bias: npt.NDArray[Any] | None
     bias_scale: npt.NDArray[np.float32] | None
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -265,8 +271,8 @@ class Difference:
 
     Attributes:
         tensor: Name in the canonical graph.
-        what: ``scale``, ``zero_point``, ``weights``, ``weight scale``, ``bias``, ``bias scale``,
-            ``constant`` or ``missing``.
+        what: ``scale``, ``zero_point``, ``weights``, ``weight scale``, ``bits``, ``bias``,
+            ``bias scale``, ``constant`` or ``missing``.
         count: How many numbers differ.
         largest: The largest difference between two of them.
     """
@@ -296,6 +302,7 @@ def differences(left: Stored, right: Stored) -> tuple[Difference, ...]:
         if ours is None or theirs is None:
             rows.append(Difference(name, "missing", 1, 0.0))
             continue
+        rows += _compare(name, "bits", ours.bits, theirs.bits)
         for what in ("weights", "weight_scale", "bias", "bias_scale"):
             a, b = getattr(ours, what), getattr(theirs, what)
             if (a is None) != (b is None):

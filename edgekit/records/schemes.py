@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Precision = Literal["float32", "float16", "int8", "int8-weights", "int8-dynamic", "int16x8"]
+Precision = Literal[
+    "float32", "float16", "int8", "int8-weights", "int4-weights", "int8-dynamic", "int16x8"
+]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 #: What is written where nobody names a precision, and what every runtime is known to take.
 USUAL: tuple[str, ...] = ("float32", "float16", "int8")
@@ -22,7 +24,7 @@ class Scheme:
 
     Attributes:
         about: Weights and activations, in words.
-        weights: dtype of the weights of layers; int8 of them has a scale for each output channel.
+        weights: dtype of the weights of layers; integers have a scale for each output channel.
         activations: dtype of the values between layers, as the file has them.
         dynamic: Whether layers round what they read when they run, and multiply integers.
         runtime_options: Options that the runtime needs for it, by target.
@@ -30,7 +32,7 @@ class Scheme:
     """
 
     about: str
-    weights: Literal["float32", "float16", "int8"]
+    weights: Literal["float32", "float16", "int8", "int4"]
     activations: Literal["float32", "float16", "int8", "int16"]
     dynamic: bool = False
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -40,7 +42,7 @@ class Scheme:
     def integers(self) -> bool:
         """Whether weights are integers that edgekit chooses: such a file has encodings, and is
         judged by its outputs."""
-        return self.weights == "int8"
+        return self.weights in ("int8", "int4")
 
     @property
     def ranges(self) -> bool:
@@ -68,6 +70,9 @@ SCHEMES: Mapping[str, Scheme] = {
     "int8": Scheme("weights and activations in int8", "int8", "int8"),
     "int8-weights": Scheme(
         "weights in int8, activations in float32", "int8", "float32", runtime_options=REAL_ONCE
+    ),
+    "int4-weights": Scheme(
+        "weights in int4, activations in float32", "int4", "float32", runtime_options=REAL_ONCE
     ),
     "int8-dynamic": Scheme(
         "weights in int8, activations in float32 that layers round to int8 when they run",

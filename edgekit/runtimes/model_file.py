@@ -27,7 +27,7 @@ from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import float_model, saved_model
 
 FORMATS: dict[str, Format] = {".tflite": "tflite", ".onnx": "onnx"}
-_INTEGERS = ("int8", "uint8")
+_INTEGERS = ("int4", "int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def signature_of(
 def precision_of(path: Path) -> Precision:
     """What most of the bytes of a file's constants are. Integers are those of int8, or int16x8, if
     the file rounds activations, of int8-dynamic if a layer rounds what it reads when it runs, else
-    of int8-weights.
+    of int4-weights if some have 4 bits, else of int8-weights.
 
     Raises:
         InvalidModelError: If the file cannot be read.
@@ -130,8 +130,9 @@ def precision_of(path: Path) -> Precision:
         raise InvalidModelError(
             f"{path} cannot be read (cut short?): {reason(exc)}; write it again"
         ) from None
-    if "int8-dynamic" in counts:  # other layers of it may have no such kernel
-        counts["int8-dynamic"] += counts.pop("int8-weights", 0)
+    for kind in ("int4-weights", "int8-dynamic"):  # not all layers of it have 4 bits, or a kernel
+        if kind in counts:
+            counts[kind] += counts.pop("int8-weights", 0)
     most = max(counts, key=lambda kind: counts[kind], default="float32")
     return cast(Precision, most) if most in SCHEMES else "float32"
 
@@ -156,7 +157,8 @@ def _tflite_bytes(path: Path) -> dict[str, int]:
         for each in graph.operators or ():
             kind = codes[each.opcodeIndex]
             if kind == "DEQUANTIZE":
-                uses[int(each.inputs[0])] = "int8-weights"
+                bits = 4 if kinds[graph.tensors[each.inputs[0]].type] == "INT4" else 8
+                uses[int(each.inputs[0])] = f"int{bits}-weights"
             elif kind in WEIGHTS:
                 weights = graph.tensors[each.inputs[WEIGHTS[kind].input]]
                 if kinds[weights.type] == "FLOAT32":
@@ -185,7 +187,8 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
     model = onnx.without_constant_nodes(package.load(str(path), load_external_data=False))
     helper = package.helper
     rounded = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
-    integers = (package.TensorProto.INT8, package.TensorProto.UINT8)
+    four = package.TensorProto.INT4
+    integers = (package.TensorProto.INT8, package.TensorProto.UINT8, four)
     if rounded and any(
         len(tensor.dims) > 1 and (tensor.data_type in integers or tensor.name in rounded)
         for tensor in model.graph.initializer
@@ -193,13 +196,23 @@ def _onnx_bytes(path: Path) -> dict[str, int]:
         return {"int8": 1}
     dynamic = any(node.op_type == "DynamicQuantizeLinear" for node in model.graph.node)
     real = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    conversions = ("QuantizeLinear", "DequantizeLinear")
+    scales = {node.input[1] for node in model.graph.node if node.op_type in conversions}
     sizes: dict[str, int] = {}
     for tensor in model.graph.initializer:
+        if tensor.name in scales:  # which a TFLite file does not keep as constants either
+            continue
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
         kind = dtype.name
+        size = dtype.itemsize * int(np.prod(tensor.dims))
         if kind in _INTEGERS:
-            kind = "int8-weights" if tensor.name in real else "int8-dynamic" if dynamic else "int8"
-        sizes[kind] = sizes.get(kind, 0) + dtype.itemsize * int(np.prod(tensor.dims))
+            if tensor.name in real:
+                kind = f"{'int4' if tensor.data_type == four else 'int8'}-weights"
+            else:
+                kind = "int8-dynamic" if dynamic else "int8"
+        if tensor.data_type == four:  # two in a byte
+            size = -(-size // 2)
+        sizes[kind] = sizes.get(kind, 0) + size
     return sizes
 
 

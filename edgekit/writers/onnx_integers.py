@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgekit.base.errors import InvalidModelError, WriterError
-from edgekit.graph import kernels, onnx_forms, plain
+from edgekit.graph import kernels, nibbles, onnx_forms, plain
 from edgekit.graph import onnx as onnx_file
 from edgekit.graph.flatbuffer import Graph, Layer, short_name
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
@@ -28,6 +28,8 @@ _REAL = (
 _NORMS = ("LayerNormalization", "InstanceNormalization", "GroupNormalization")
 #: Inputs that are places or truth values, whatever the other inputs are.
 _NO_REALS = {"Gather": 1, "GatherElements": 1, "GatherND": 1, "Where": 0}
+#: The operator set whose DequantizeLinear takes int4.
+_INT4 = 21
 #: How far a float bias may lie from whole steps, in steps.
 _HALF = 0.501
 
@@ -42,7 +44,7 @@ def quantize(
     blocks: bool = True,
     dynamic: bool = False,
 ) -> Any:
-    """QDQ int8 with given numbers: weights int8 per channel, float32 in and out.
+    """QDQ int8 with given numbers: weights int8 or int4 per channel, float32 in and out.
 
     Every tensor that has an encoding stands behind a pair of QuantizeLinear and DequantizeLinear,
     weights, biases and constants behind a DequantizeLinear; onnxruntime makes integer kernels of
@@ -63,7 +65,13 @@ def quantize(
     Returns:
         The quantized ``onnx.ModelProto``. What has no integer kernel in onnxruntime, or no tensor
         in the canonical graph (parts of an operator that ONNX lacks), stays float.
+
+    Raises:
+        InvalidModelError: If a weight has 4 bits, and the model cannot become one of the operator
+            set that has such numbers.
     """
+    if any(layer.bits == 4 for layer in stored.layers.values()):
+        model = onnx_file.of_set(model, _INT4)
     copied = onnx_file.copied(model)
     _spell_certain(copied)
     whole = {node.output[0] for node, _, _ in layer_nodes(copied, stored.layers, {})}
@@ -116,26 +124,41 @@ class _Writer:
         self._readers = onnx_file.readers(self.graph.node)
         self._makers = {name: node for node in self.graph.node for name in node.output}
 
-    def store(self, values: Any, name: str = "") -> str:
-        """Name of a constant; one that is stored already keeps its own."""
+    def store(self, values: Any, name: str = "", *, bits: int = 0) -> str:
+        """Name of a constant; one that is stored already keeps its own. int8 of 4 ``bits`` become
+        int4."""
         array = np.asarray(values, order="C")
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.str, bits, array.shape, array.tobytes())
         if key not in self._stored:
-            self._stored[key] = self._keep(array, name or "c")
+            self._stored[key] = self._keep(array, name or "c", bits=bits)
         return self._stored[key]
 
-    def _keep(self, array: Any, word: str) -> str:
-        name = self._fresh(word)
-        tensor = onnx_file.package().numpy_helper.from_array(np.asarray(array), name)
+    def _keep(self, array: Any, word: str, *, bits: int = 0) -> str:
+        name, package = self._fresh(word), onnx_file.package()
+        if bits == 4:
+            int4, content = package.TensorProto.INT4, nibbles.packed(array).tobytes()
+            tensor = package.helper.make_tensor(name, int4, array.shape, content, raw=True)
+        else:
+            tensor = package.numpy_helper.from_array(np.asarray(array), name)
         self.graph.initializer.append(tensor)
         return name
 
     def real(
-        self, values: Any, scale: Any, zero_point: Any, axis: int | None = None, name: str = ""
+        self,
+        values: Any,
+        scale: Any,
+        zero_point: Any,
+        axis: int | None = None,
+        name: str = "",
+        *,
+        bits: int = 8,
     ) -> str:
-        """Name of the real numbers that a constant's integers stand for."""
-        numbers = [self.store(values, name), self.store(np.float32(scale))]
-        if np.asarray(zero_point).dtype == np.int8:  # see onnx.store_once
+        """Name of the real numbers that a constant's integers stand for; those of 4 bits have the
+        zero_point 0."""
+        numbers = [self.store(values, name, bits=bits), self.store(np.float32(scale))]
+        if bits == 4:
+            pass
+        elif np.asarray(zero_point).dtype == np.int8:  # see onnx.store_once
             numbers.append(self._keep(zero_point, "z"))
         else:
             numbers.append(self.store(zero_point))
@@ -204,7 +227,7 @@ def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> No
         zeros = np.zeros(len(layer.weight_scale), np.int8)
         name = short_name(place)
         node.input[1] = writer.real(
-            weights, layer.weight_scale, zeros, _axis(node), f"{name}/weights"
+            weights, layer.weight_scale, zeros, _axis(node), f"{name}/weights", bits=layer.bits
         )
         if layer.bias is not None and quantize_bias and len(node.input) > 2:
             assert layer.bias_scale is not None
@@ -433,6 +456,7 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             weight_scale=np.atleast_1d(weights[1]),
             bias=None if bias is None else bias[0],
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
+            bits=_bits(node, makers, constants),
         )
         layers[place] = _as_canonical(node, found_ones, kinds[place], graph)
     return Stored(activations, layers, _read_constants(model, graph, outer_names))
@@ -1002,6 +1026,8 @@ def _dequantized(
         sizes[axis if scale.size > 1 else 0] = -1
         steps = np.rint(real / scale.reshape(sizes)) + zero_point.reshape(-1)[0]
         values = np.clip(steps, limits.min, limits.max).astype(zero_point.dtype)
+    elif values.dtype.name == "int4":  # of the package ml_dtypes
+        values = values.astype(np.int8)
     name = short_name(node.output[0])
     shift = 128 if values.dtype == np.uint8 else 0
     zeros = np.zeros(1) if zero_point is None else np.atleast_1d(zero_point)
@@ -1022,6 +1048,15 @@ def _dequantized(
             f"them of axis {axis}; quantize per output channel"
         )
     return values, scale
+
+
+def _bits(node: Any, makers: Mapping[str, Any], constants: Mapping[str, Any]) -> int:
+    """In which each weight behind a DequantizeLinear is stored."""
+    source = makers[node.input[1]]
+    if source.op_type == "Transpose":
+        source = makers[source.input[0]]
+    values = constants.get(source.input[0])
+    return 4 if values is not None and values.dtype.name == "int4" else 8
 
 
 def _to_canonical(node: Any, weights: Any, *, depthwise: bool) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekit.base.errors import WriterError
 from edgekit.graph import kernels
-from edgekit.graph.flatbuffer import Graph, Operator, Quantization, short_name
+from edgekit.graph.flatbuffer import REAL, Graph, Operator, Quantization, short_name
 from edgekit.graph.kernels import Number
 from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 
@@ -25,8 +25,6 @@ from edgekit.records.encodings import ConstantIntegers, LayerIntegers, Stored
 _REAL, _RAW = "__real", "__raw"
 #: Of activations.
 _DTYPES = (np.int8, np.int16)
-#: Version of DEQUANTIZE that reads a scale for each channel.
-_PER_CHANNEL = 5
 
 
 def write(canonical: bytes, stored: Stored, *, dynamic: bool = False) -> bytes:
@@ -135,12 +133,12 @@ class _Writer:
     def _weights_of(self, output: str) -> str:
         """Real weights of a layer that computes in float; layers with the same share them."""
         layer, given = self._layers[output], self._stored.layers[output]
-        parts = given.weights, given.weight_scale, np.array(given.weights.shape)
+        parts = given.weights, given.weight_scale, np.array((*given.weights.shape, given.bits))
         key = tuple(part.tobytes() for part in parts)
         if key not in self._real_weights:
             self._put_layer(output)
             self._real_weights[key] = self._graph.add_conversion(
-                "DEQUANTIZE", layer.weights, f"{layer.weights}{_REAL}", version=_PER_CHANNEL
+                "DEQUANTIZE", layer.weights, f"{layer.weights}{_REAL}", version=REAL[given.bits]
             )
             self._order.append(len(self._graph.operators) - 1)
         return self._real_weights[key]
@@ -159,7 +157,10 @@ class _Writer:
             raise WriterError(f"the quantizer chose no weights for the layer {layer.short}")
         zeros = np.zeros(len(given.weight_scale), np.int64)
         self._graph.make_integer(
-            layer.weights, Quantization(given.weight_scale, zeros, layer.axis), given.weights
+            layer.weights,
+            Quantization(given.weight_scale, zeros, layer.axis),
+            given.weights,
+            dtype=f"int{given.bits}",
         )
         if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
             scale = Quantization(given.bias_scale, zeros)
@@ -218,6 +219,7 @@ def read(graph: Graph) -> Stored:
             weight_scale=scales.scale,
             bias=graph.constant(layer.bias) if layer.bias and bias is not None else None,
             bias_scale=None if bias is None else bias.scale,
+            bits=graph.bits(layer.weights),
         )
     return Stored(activations, layers, constants, dtype="int16" if wide else "int8")
 
