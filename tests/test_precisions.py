@@ -561,7 +561,8 @@ def test_samples_fit_what_is_rounded_to_the_nearest_without_them(
     written: dict[str, Artifact], small: Path, tmp_path: Path, values: np.ndarray
 ) -> None:
     record = written["tflite-int8-weights"].manifest.quantization
-    assert list(record.tried) == ["nearest rounding", "corrected biases", "fitted layers"]
+    even = "equalized channels, corrected biases"
+    assert list(record.tried) == ["nearest rounding", "corrected biases", even, "fitted layers"]
     assert record.tried["fitted layers"] > record.tried["nearest rounding"] + 3
     assert record.weights == "fitted"
     plain = export(
@@ -613,3 +614,36 @@ def test_16_bits_of_weights_far_smaller_than_their_bias(tmp_path: Path) -> None:
     (exact,) = onnx.session(tmp_path / "net.onnx").run(None, {"x": x})
     got = answers(found, {"x": np.moveaxis(x, 1, -1)})["y"]
     assert got.shape == exact.shape and decibels(exact, got) > LEFT
+
+
+def test_channels_of_a_file_of_onnx_are_equalized_in_both_formats(tmp_path: Path) -> None:
+    """The source's own graph gets the factors too."""
+    path = _foreign(tmp_path / "net.onnx")
+    model = package.load(path)
+    uneven = np.array([1, 40, 0.1, 3, 9, 0.3, 20, 0.05], np.float32)
+    for constant in model.graph.initializer:
+        values = numpy_helper.to_array(constant)
+        if constant.name in "dp":
+            across = (
+                uneven[:, None, None, None] if constant.name == "d" else 1 / uneven[:, None, None]
+            )
+            constant.CopyFrom(numpy_helper.from_array(values * across, constant.name))
+    package.save(model, path)
+    x = _drawn(7, 40, 3, 13, 13)
+    np.savez(tmp_path / "set.npz", x=x)
+    files = export_all(
+        path,
+        targets=TARGETS,
+        precisions=("int8-weights",),
+        preprocessing="none",
+        calibration=str(tmp_path / "set.npz"),
+        out=tmp_path / "out",
+    )
+    assert parity.numbers(*files).differences == ()
+    (exact,) = onnx.session(path).run(None, {"x": x})
+    for found, given in zip(files, (np.moveaxis(x, 1, -1), x), strict=True):
+        record = found.manifest.quantization
+        assert record is not None and record.way.startswith("equalized channels")
+        plain = record.tried["corrected biases"]
+        assert record.tried["equalized channels, corrected biases"] > plain + 6
+        assert decibels(exact, answers(found, {"x": given})["y"]) > plain + 6

@@ -512,6 +512,59 @@ def test_relu6_is_not_moved_across_its_clip(zoo: Case) -> None:
     )
 
 
+def parts(graph: Graph, layer: Layer) -> np.ndarray:
+    """The largest part that each input channel's weights are of the largest of an output's."""
+    weights = np.abs(graph.constant(layer.weights)).max(axis=(1, 2))
+    return np.asarray((weights / weights.max(axis=1, keepdims=True)).max(axis=0))
+
+
+def test_weights_are_made_even_where_they_alone_are_integers(uneven: Case) -> None:
+    table = uneven.observe()
+    changed, factors = equalize.equalize(
+        uneven.canonical, table.statistics, evened="weights", clipped=False
+    )
+    expected = answers(uneven.canonical, pixels(uneven))
+    np.testing.assert_allclose(
+        answers(changed, pixels(uneven)), expected, atol=1e-4 * np.abs(expected).max()
+    )
+    twice = layer_ending(uneven.graph, "twice")
+    assert parts(uneven.graph, twice).min() < 0.05
+    assert parts(Graph(changed), twice).min() > 0.5
+    # a depthwise layer has a scale for each channel
+    assert layer_ending(uneven.graph, "first").output not in factors
+
+
+@pytest.mark.parametrize("high", [1.0, 5.0])
+def test_weights_behind_a_relu6_are_made_even_within_its_bounds(high: float) -> None:
+    """Channels that twice their values would bring to 6 keep them; no channel is raised, since
+    values of other images are larger than any that were seen."""
+
+    def build(layers: Any, image: Any) -> Any:
+        x = layers.Conv2D(6, 3, activation="relu6", name="first", **BIAS)(image)
+        return layers.Conv2D(6, 1, name="last", **BIAS)(x)
+
+    found = case(build)
+    graph = found.graph
+    first, last = graph.layers
+    largest = np.asarray(found.observe().statistics[first.output].channel_max, np.float32)
+    wanted = np.array([high, 0.1, 0.3, 2.0, 0.5, 1.0], np.float32) / largest
+    graph.set_constant(first.weights, graph.constant(first.weights) * wanted[:, None, None, None])
+    graph.set_constant(first.bias, graph.constant(first.bias) * wanted)
+    graph.set_constant(last.weights, graph.constant(last.weights) / wanted)
+    hard = replace(found, canonical=graph.serialize())
+    changed, factors = equalize.equalize(
+        hard.canonical, hard.observe().statistics, evened="weights", clipped=False
+    )
+    expected = answers(hard.canonical, pixels(hard))
+    np.testing.assert_allclose(
+        answers(changed, pixels(hard)), expected, atol=1e-4 * np.abs(expected).max()
+    )
+    found_factors = np.asarray(factors[first.output])
+    assert found_factors[0] == 1 or high < 3
+    assert found_factors.max() == 1
+    assert parts(Graph(changed), last).min() > 2 * parts(graph, last).min()
+
+
 def test_a_depthwise_layer_with_a_multiplier_is_quantized_or_refused() -> None:
     def build(layers: Any, image: Any) -> Any:
         x = layers.Conv2D(4, 3, name="first", **RELU)(image)
@@ -897,6 +950,19 @@ def test_equalized_channels_are_taken_where_they_help(uneven: Case) -> None:
     assert found.way.startswith(quantize.EQUALIZED)
     assert trials[found.way] > trials[quantize.NEAREST]
     assert set(found.encodings.factors) <= set(found.encodings.tensors)
+
+
+@pytest.mark.parametrize("precision", ["int8-weights", "int8-dynamic", "int16x8"])
+def test_channels_are_equalized_where_activations_keep_more_than_8_bits(
+    uneven: Case, precision: str
+) -> None:
+    """They were for int8 alone: by what activations lose, where weights lose all there is."""
+    found = uneven.quantize(profile=GENERIC.deciding(precision))
+    trials = {trial.way: trial.sqnr for trial in found.trials}
+    even = f"{quantize.EQUALIZED}, {quantize.CORRECTED}"
+    assert trials[even] > trials[quantize.CORRECTED] + 6
+    assert found.way.startswith(quantize.EQUALIZED) and found.encodings.factors
+    assert trials[found.way] > uneven.quantize().trials[-1].sqnr + 6
 
 
 def test_without_images_biases_are_corrected_unjudged(zoo: Case) -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -266,5 +264,23 @@ def test_few_samples_choose_the_damping_that_their_moments_do(size: float) -> No
     ]
     assert found is not None
     np.testing.assert_allclose(found, expected, rtol=1e-3)
-    alike = [replace(part, errors=np.zeros_like(part.errors)) for part in parts]
-    assert rounding._left_by_samples(alike) is None  # too near each other
+
+
+@pytest.mark.parametrize("best", [0.01, 0.08, 1.0, 3.0, 20.0, 100.0])
+def test_the_damping_is_the_least_of_a_parabola(best: float) -> None:
+    left = 5 * (np.log(rounding.DAMPINGS) - np.log(best)) ** 2 - 7
+    assert rounding._least(left) == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    "left, damping",
+    [
+        ((0.0, 10.0, 20.0), 0.01),  # the least of the parabola lies in front of it
+        ((20.0, 10.0, 5.0), 100.0),
+        ((3.0, 4.0, 1.0), 100.0),  # it has none
+        ((0.0, 0.0, 0.0), 0.01),
+        ((-1.0, -2.0, -3.0), 100.0),
+    ],
+)
+def test_no_damping_is_chosen_that_was_not_seen(left: tuple[float, ...], damping: float) -> None:
+    assert rounding._least(np.array(left)) == pytest.approx(damping)

@@ -58,8 +58,14 @@ def key(
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
-    dtypes = (profile.activations, profile.weights)
-    numbers = (profile.symmetric, *dtypes, profile.pair_bound, profile.name)
+    numbers = (
+        profile.symmetric,
+        profile.activations,
+        profile.weights,
+        profile.pair_bound,
+        profile.evened,
+        profile.name,
+    )
     options = (images, correction, narrow, integers_only, sorted(left.items()), sorted(kept))
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()

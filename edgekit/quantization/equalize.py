@@ -6,12 +6,17 @@ so a convolution's channels are moved part of the way only; a depthwise layer ha
 channel and takes all of it. A ReLU lets any positive factor through. ReLU6 does not: there a
 channel is raised until its largest calibration value reaches 6, which clips it where any int8 range
 from the same calibration set would clip it.
+
+Where values between layers are not rounded to 8 bits, the weights are what has to be even: a
+channel is multiplied with the largest part that its weights behind are of their output channel's
+scale. No range of 8 bits cuts values off then. A ReLU6 must not do so either: its channels are
+lowered only, and those left alone that twice their calibration values bring to 6.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +29,20 @@ from edgekit.quantization.table import TensorStatistics
 PART = 0.75
 _LARGEST = 64.0
 _CLIP = 6.0
+#: How much larger than those of the calibration samples values may be that a ReLU6 must not clip.
+_HEADROOM = 2.0
+
+#: What channels are equalized for.
+Evened = Literal["activations", "weights"]
 
 
 def equalize(
-    canonical: bytes, statistics: Mapping[str, TensorStatistics], kept: Collection[str] = ()
+    canonical: bytes,
+    statistics: Mapping[str, TensorStatistics],
+    kept: Collection[str] = (),
+    *,
+    evened: Evened = "activations",
+    clipped: bool = True,
 ) -> tuple[bytes, dict[str, tuple[float, ...]]]:
     """Equalize every tensor that one layer writes and one other layer alone reads.
 
@@ -35,6 +50,8 @@ def equalize(
         canonical: Float flatbuffer.
         statistics: By tensor name.
         kept: Layers, by what they write, that keep their weights.
+        evened: What is made even.
+        clipped: Whether ranges of 8 bits cut values off, so that a ReLU6 may do so too.
 
     Returns:
         The changed flatbuffer, and the factors of each changed tensor's channels.
@@ -52,11 +69,19 @@ def equalize(
             continue
         if layer.output in kept or behind.output in kept:
             continue
-        found = _factors(layer.activation, statistics[layer.output])
-        if found is None or graph.shape(behind.weights)[-1] != len(found):
+        largest = _largest(statistics[layer.output])
+        if graph.shape(behind.weights)[-1] != len(largest):
             continue  # groups or a multiplier: no channel of the weights for each of these
-        if behind.kind != "depthwise":
-            found = found**PART
+        if evened == "weights":
+            if behind.kind == "depthwise":
+                continue  # a scale for each channel: its weights are even
+            found = _by_weights(graph.constant(behind.weights), layer.activation, largest)
+        else:
+            found = _by_activations(layer.activation, largest, clipped=clipped)
+            if found is not None and behind.kind != "depthwise":
+                found = found**PART
+        if found is None:
+            continue
         found = np.clip(found, 1 / _LARGEST, _LARGEST).astype(np.float32)
         if np.allclose(found, 1):
             continue
@@ -98,14 +123,40 @@ def _multiply(graph: Graph, layer: Layer, behind: Layer, found: npt.NDArray[Any]
     graph.set_constant(behind.weights, graph.constant(behind.weights) / found)
 
 
-def _factors(activation: str, found: TensorStatistics) -> npt.NDArray[np.float64] | None:
+def _largest(found: TensorStatistics) -> npt.NDArray[np.float64]:
+    """Largest magnitude of each channel."""
     low, high = np.asarray(found.channel_min), np.asarray(found.channel_max)
-    largest = np.maximum(np.abs(low), np.abs(high))
+    return np.asarray(np.maximum(np.abs(low), np.abs(high)), np.float64)
+
+
+def _by_activations(
+    activation: str, largest: npt.NDArray[np.float64], *, clipped: bool
+) -> npt.NDArray[np.float64] | None:
+    """Factors that bring channels of these magnitudes to one; None where none may."""
     alive = largest > 1e-6 * largest.max()
-    if activation == "relu6":
+    if activation == "relu6" and clipped:
         wanted = np.maximum(largest, _CLIP)
     elif activation in ("relu", "none") and alive.any():
         wanted = np.full_like(largest, np.median(largest[alive]))
     else:
         return None
     return np.where(alive, wanted / np.where(alive, largest, 1.0), 1.0)
+
+
+def _by_weights(
+    weights: npt.NDArray[Any], activation: str, largest: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64] | None:
+    """Factors that bring the weights of all input channels to one part of the scales of the output
+    channels; None where none may."""
+    if activation not in ("relu", "relu6", "none"):
+        return None
+    size = np.abs(weights.astype(np.float64)).reshape(len(weights), -1, weights.shape[-1])
+    each = size.max(axis=1)
+    scale = each.max(axis=1, keepdims=True)
+    part = (each / np.where(scale > 0, scale, 1.0)).max(axis=0)
+    if not (part > 0).any():
+        return None
+    part = np.where(part > 0, part, np.median(part[part > 0]))
+    if activation != "relu6":
+        return np.asarray(part / np.median(part))
+    return np.where(_HEADROOM * largest < _CLIP, part / part.max(), 1.0)

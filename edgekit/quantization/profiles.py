@@ -12,6 +12,7 @@ from typing import Literal
 
 from edgekit.base import words
 from edgekit.graph import kernels
+from edgekit.quantization.equalize import Evened
 from edgekit.records import environment
 from edgekit.records.results import Environment
 from edgekit.records.schemes import PRECISIONS, SCHEMES, USUAL
@@ -32,6 +33,8 @@ class DeviceProfile:
         onnx_activations: ``uint8`` or ``int8``, the dtype in ONNX; TFLite has int8 always.
         onnx_bias: Whether ONNX gets int32 biases; else they stay float.
         paired: Kinds of layers whose products with integers onnxruntime adds; default all.
+        evened: What channels are equalized for: values that are rounded to 8 bits between layers,
+            or else the weights.
         pair_bound: Whether weights have to keep pairs of products within int16, since a kernel of
             the device adds them there with saturation (edgekit.quantization.saturation).
         provider: The execution provider of onnxruntime that serves it.
@@ -47,6 +50,7 @@ class DeviceProfile:
     onnx_activations: Literal["uint8", "int8"] = "uint8"
     onnx_bias: bool = True
     paired: frozenset[str] | None = None
+    evened: Evened = "activations"
     pair_bound: bool = False
     provider: str = "CPUExecutionProvider"
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -64,15 +68,21 @@ class DeviceProfile:
         numbers."""
         scheme = SCHEMES[precision]
         if scheme.activations == "int16":
-            none = replace(self, paired=frozenset(), pair_bound=False)
+            none = replace(self, paired=frozenset(), pair_bound=False, evened="weights")
             return replace(none, symmetric=True, activations="int16")
         if scheme.ranges:
             return self
         paired = kernels.DYNAMIC["onnx"] if scheme.dynamic else frozenset[str]()
         bound = self.pair_bound and scheme.dynamic
         weights: Literal["int8", "int4"] = "int4" if scheme.weights == "int4" else "int8"
+        evened: Evened = "activations" if scheme.dynamic else "weights"
         return replace(
-            self, activations="float32", weights=weights, paired=paired, pair_bound=bound
+            self,
+            activations="float32",
+            weights=weights,
+            paired=paired,
+            pair_bound=bound,
+            evened=evened,
         )
 
     def options(self, target: str, precision: str) -> dict[str, str]:

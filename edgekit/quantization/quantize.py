@@ -2,6 +2,7 @@
 
 What activations lose is decided first, with exact weights: whether channels are equalized
 (edgekit.quantization.equalize), and whether ranges are narrowed (edgekit.quantization.clipping).
+Where they keep more than 8 bits, weights with corrected biases say whether channels are equalized.
 Then weights are rounded to nearest, with corrected biases, and by fitted layers. All are compared
 on calibration samples that none of them used. The method whose outputs are nearest to the float
 model's is chosen, and the results of the others are said. Tensors whose values 8 bits cannot hold
@@ -267,6 +268,11 @@ class _Maker:
         """Whether activations are rounded."""
         return self._profile.activations != "float32"
 
+    @property
+    def eight(self) -> bool:
+        """Whether activations are rounded to 8 bits; others hold what those do not."""
+        return self._profile.activations == "int8"
+
     def equalizes(self) -> bool:
         """Whether equalization changes anything."""
         return bool(self._even()[1])
@@ -389,7 +395,11 @@ class _Maker:
         """The equalized graph, its factors and its table."""
         if self._equalized is None:
             changed, factors = equalize.equalize(
-                self._canonical, self._table.statistics, self._kept
+                self._canonical,
+                self._table.statistics,
+                self._kept,
+                evened=self._profile.evened,
+                clipped=self.eight,
             )
             table = self._table
             if factors:
@@ -569,22 +579,34 @@ class _Search:
 
     def _activations(self, floats: islands.Floats) -> _Method:
         """What is done to activations, by the scores of exact weights: a fit makes up for what
-        weights lose, and for nothing else."""
+        weights lose, and for nothing else. Where 8 bits hold weights only, by the scores of those:
+        activations lose next to nothing."""
         method = _Method()
-        if not self._maker.rounds:
-            return method
         if self._maker.equalizes():
-            method = self._better(method, replace(method, equalized=True), floats)
+            if self._maker.eight:
+                method = self._better(method, replace(method, equalized=True), floats)
+            else:
+                plain = _Method("corrected")
+                even = replace(plain, equalized=True)
+                taken = self._better(plain, even, floats, exact=False, surely=True)
+                method = replace(method, equalized=taken.equalized)
         if self._narrows:
             method = self._better(method, replace(method, narrowed=True), floats, surely=True)
         return method
 
     def _better(
-        self, simple: _Method, other: _Method, floats: islands.Floats, *, surely: bool = False
+        self,
+        simple: _Method,
+        other: _Method,
+        floats: islands.Floats,
+        *,
+        exact: bool = True,
+        surely: bool = False,
     ) -> _Method:
-        """The method whose activations lose less; ``surely`` asks for samples that agree, as one
-        sample with values that are cut off can lose or win more than all others."""
-        before, after = (self._try(each, floats, exact=True) for each in (simple, other))
+        """The method that loses less, by ``exact`` of its activations alone; ``surely`` asks for
+        samples that agree, as one sample with values that are cut off can lose or win more than all
+        others."""
+        before, after = (self._try(each, floats, exact=exact) for each in (simple, other))
         better = after.sqnr > before.sqnr + MARGIN
         return other if better and (not surely or after.surely_beats(before)) else simple
 

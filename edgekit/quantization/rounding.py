@@ -28,13 +28,10 @@ _TINY = 1e-30  # weights that float32 can hardly hold are as good as 0
 #: section 3, step 3).
 DAMPING = 0.01
 #: The same when weights are fitted: keeps the solution near the given weights where the inputs say
-#: little.
+#: little. The damping of a layer is chosen between the first and the last of these.
 DAMPINGS = (0.01, 3.0, 100.0)
 #: The same of the bias.
 _BIAS_DAMPING = 1e-9
-#: Part of the largest error by which the best damping has to be ahead, where it is found by
-#: arithmetic of its own.
-_CLEAR = 1e-2
 #: How far a pair-bound layer's scales are raised to see what costs least.
 _RAISES = (1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.6, 2.0)
 #: How far a scale of 4 bits is lowered, which cuts off the largest weights.
@@ -147,10 +144,10 @@ def fit(
 ) -> tuple[Floats, Floats]:
     """Weights and biases that give the float output best from the inputs as the device has them.
 
-    Ridge regression of the error that is there already, in all layers before, on those inputs. Of
-    :data:`DAMPINGS` the one is taken whose solution from the other parts leaves the least error in
-    each part: how much of the error the inputs explain is the layer's own (leave-one-out, Stone
-    1974, with parts for samples).
+    Ridge regression of the error that is there already, in all layers before, on those inputs. The
+    damping is the one whose solution from the other parts leaves the least error in each part: how
+    much of the error the inputs explain is the layer's own (leave-one-out, Stone 1974, with parts
+    for samples). It is found by the errors of :data:`DAMPINGS`.
 
     Args:
         rows: ``[O, K]``.
@@ -171,9 +168,20 @@ def fit(
             deltas = each(_ridge, others * count, tried)
             each_left = np.array([*map(_left, list(parts) * count, deltas)])
             left = each_left.reshape(count, -1).sum(axis=1)
-        damping = DAMPINGS[int(np.argmin(left))]
+        damping = _least(left)
     delta = _ridge(whole, damping)
     return rows + delta[:, :-1], bias + delta[:, -1]
+
+
+def _least(left: Floats) -> float:
+    """The damping that leaves the least error, by what each of :data:`DAMPINGS` leaves: the least
+    of the parabola through them over the logarithm, but no damping beyond them."""
+    low, middle, high = np.log(DAMPINGS)
+    falls, rises = (left[1] - left[0]) / (middle - low), (left[2] - left[1]) / (high - middle)
+    bend = (rises - falls) / (high - low)
+    if not bend > 0:  # it has no least, one of its ends is it
+        return DAMPINGS[int(np.argmin(left))]
+    return float(np.exp(np.clip((low + middle) / 2 - falls / (2 * bend), low, high)))
 
 
 def _left_by_samples(parts: Sequence[Part]) -> Floats | None:
@@ -181,7 +189,7 @@ def _left_by_samples(parts: Sequence[Part]) -> Floats | None:
 
     A few samples of many inputs: what they say is found by as many equations as there are samples
     (the dual form of ridge regression, Saunders et al. 1998). None where the samples are not at
-    hand, or two dampings are too near each other for a choice by other arithmetic.
+    hand.
     """
     found = np.zeros(len(DAMPINGS))
     if len(parts) != 2:
@@ -200,8 +208,7 @@ def _left_by_samples(parts: Sequence[Part]) -> Floats | None:
             bias = (errors - other.count * dual - alike @ dual / one).mean(axis=0)
             gain = across @ dual / one + bias
             found[number] += float((gain * (gain - 2 * exact)).sum())
-    first, second = np.sort(found)[:2]
-    return found if second - first > _CLEAR * np.abs(found).max() else None
+    return found
 
 
 def joined(parts: Sequence[Part]) -> Part:
