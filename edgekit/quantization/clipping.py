@@ -11,6 +11,7 @@ by the error of the tensor; here the error is that of the next outputs).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from edgekit.graph.flatbuffer import Graph, Layer
 from edgekit.quantization import encode, islands, reconstruct, sampling
 from edgekit.quantization.encode import Group
 from edgekit.quantization.profiles import DeviceProfile
+from edgekit.quantization.rounding import Each
 from edgekit.quantization.table import Range
 from edgekit.records.encodings import Encoding
 
@@ -33,6 +35,8 @@ _SAVES = 0.05
 #: Dot products of a layer that are looked at.
 _ROWS = 1024
 _DEPTHWISE_ROWS = 512
+#: Numbers of a sample that are looked at together, so that they stay in the cache.
+_COLUMNS = 1 << 13
 #: Values of a tensor that are looked at, about, where another operator reads it.
 _VALUES = 1 << 21
 
@@ -60,7 +64,7 @@ def find(
         profile: Says whether zero_point has to be 0.
         feed: Preprocessed samples ``[N, ...]`` by input name.
         floats: Tensors that stay float.
-        threads: Number of threads of the float operators.
+        threads: Number of threads of the float operators, and candidates at the same time.
         advance: Called with the name of each operator that is walked.
         seed: Of the places that are looked at.
 
@@ -69,23 +73,24 @@ def find(
     """
     count = walk.samples(graph, feed)
     places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64))
-    search = _Search(graph, ranges, profile, floats, np.random.default_rng(seed))
     exact: walk.Values = dict(walk.picked(graph, feed, places))
     layers = {layer.output: layer for layer in graph.layers}
     ends = walk.last_readers(graph)
-    for name, values in exact.items():
-        search.write(name, values)
-    for position, operator in enumerate(graph.operators):
-        step = walk.Step(graph, position, threads=threads)
-        outputs = step.run(exact)
-        search.read(step, layers.get(operator.outputs[0]), exact, outputs)
-        for name, values in zip(operator.outputs, outputs, strict=True):
-            exact[name] = values
+    with ThreadPoolExecutor(threads) as pool:
+        search = _Search(graph, ranges, profile, floats, np.random.default_rng(seed), pool.map)
+        for name, values in exact.items():
             search.write(name, values)
-        for name in [name for name in exact if ends.get(name, position + 1) <= position]:
-            del exact[name]
-        advance(operator.outputs[0])
-    return search.found()
+        for position, operator in enumerate(graph.operators):
+            step = walk.Step(graph, position, threads=threads)
+            outputs = step.run(exact)
+            search.read(step, layers.get(operator.outputs[0]), exact, outputs)
+            for name, values in zip(operator.outputs, outputs, strict=True):
+                exact[name] = values
+                search.write(name, values)
+            for name in [name for name in exact if ends.get(name, position + 1) <= position]:
+                del exact[name]
+            advance(operator.outputs[0])
+        return search.found()
 
 
 def narrowed(ranges: Mapping[str, Range], parts: Parts) -> dict[str, Range]:
@@ -106,8 +111,9 @@ class _Search:
         profile: DeviceProfile,
         floats: Collection[str],
         rng: np.random.Generator,
+        each: Each,
     ) -> None:
-        self._graph, self._rng = graph, rng
+        self._graph, self._rng, self._each = graph, rng, each
         #: What methods are judged by is read as it is, and by no softmax behind it.
         self._judged = frozenset((*graph.outputs, *islands.judged(graph, floats)))
         self._of = encode.groups(graph, ranges, floats)
@@ -167,7 +173,7 @@ class _Search:
             def run(rounded: Values, name: str = name, fed: walk.Values = fed) -> list[Values]:
                 return step.run({**fed, name: rounded})
 
-            self._add(group, fed[name], run, right, varies)
+            self._add(group, fed[name], run, right, varies, alone=True)
 
     def _add(
         self,
@@ -176,18 +182,24 @@ class _Search:
         compute: Callable[[Values], list[Values]],
         right: list[Values],
         varies: float,
+        *,
+        alone: bool = False,
     ) -> None:
-        """Add the noise in what is computed of rounded values, as a part of what varies."""
+        """Add the noise in what is computed of rounded values, as a part of what varies; ``alone``
+        of what computes one candidate at a time."""
         if not varies or not values.size:
             return
-        for number, encoding in enumerate(self._encodings[group]):
+
+        def noise(encoding: Encoding) -> float:
             found = compute(encoding.fake_quantize(values))
-            noise = [
-                _power(a - b)
+            return sum(
+                _power(np.subtract(a, b, out=None if alone else b))
                 for a, b in zip(right, found, strict=True)
                 if a.dtype == np.float32 and a.size
-            ]
-            self._noise[group][number] += sum(noise) / varies
+            )
+
+        each = map if alone else self._each
+        self._noise[group] += np.array([*each(noise, self._encodings[group])]) / varies
 
     def found(self) -> Parts:
         """What is left of the ranges, with the least noise."""
@@ -216,11 +228,15 @@ def _power(values: npt.NDArray[Any]) -> float:
 
 def _varies(outputs: list[npt.NDArray[Any]]) -> float:
     """Mean of the squares without the mean over samples."""
-    return sum(
-        _power(each - each.mean(axis=0))
-        for each in outputs
-        if each.dtype == np.float32 and each.size
-    )
+    found = 0.0
+    for each in outputs:
+        if each.dtype != np.float32 or not each.size:
+            continue
+        flat = each.reshape(len(each), -1)
+        for start in range(0, flat.shape[1], _COLUMNS):
+            part = flat[:, start : start + _COLUMNS]
+            found += _power(part - part.mean(axis=0)) * (part.size / flat.size)
+    return found
 
 
 def _products(
@@ -249,6 +265,7 @@ def _products(
             found = np.einsum("nkc,kcm->ncm", read, kernel).reshape(len(read), -1)
         else:
             found = read @ weights.T
-        return [np.clip(found + bias, low, high)]
+        found += bias
+        return [np.clip(found, low, high, out=found)]
 
     return rows, compute

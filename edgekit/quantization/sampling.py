@@ -158,7 +158,7 @@ def _grid(size: int, kernel: int, stride: int, dilation: int, *, same: bool) -> 
 def parts(
     graph: Graph, feed: walk.Values, places: Sequence[Places], *, threads: int
 ) -> Iterator[tuple[range, dict[str, npt.NDArray[np.float32]]]]:
-    """Walk the float model part by part.
+    """Walk the float model part by part; the next part is walked while one is looked at.
 
     Args:
         graph: Float.
@@ -172,8 +172,19 @@ def parts(
     positions = {operator.outputs[0]: i for i, operator in enumerate(graph.operators)}
     by_position = {positions[each.layer.output]: each for each in places}
     model = _FloatModel(graph, feed, threads)
-    for part in _divided(graph, by_position, model.samples):
-        yield part, model.run(part, [by_position[i] for i in part if i in by_position])
+
+    def walked(part: range) -> tuple[range, dict[str, npt.NDArray[np.float32]]]:
+        return part, model.run(part, [by_position[i] for i in part if i in by_position])
+
+    with ThreadPoolExecutor(1) as pool:
+        found = None
+        for part in _divided(graph, by_position, model.samples):
+            following = pool.submit(walked, part)
+            if found is not None:
+                yield found.result()
+            found = following
+        if found is not None:
+            yield found.result()
 
 
 def _last_reads(graph: Graph) -> dict[str, int]:
