@@ -547,13 +547,13 @@ class _Search:
         ``meanwhile`` looks for what else may stay float while layers are fitted, as it will be
         asked for where no method is good enough.
         """
-        best = self._choice(_Method(), floats)
         if correction == "none":
-            return best
+            return self._choice(_Method(), floats)
         activations = self._activations(floats)
         fitted = replace(activations, weights="fitted")
         if self._beside:
             self._maker.begin(fitted, floats)
+        best = self._choice(_Method(), floats)
         corrected = self._choice(replace(activations, weights="corrected"), floats)
         kept, enough = islands.LIMITS[0]
         if self._beside and meanwhile and corrected.score.sqnr < enough:

@@ -20,6 +20,9 @@ from edgekit.graph.flatbuffer import Graph, Layer
 
 _ROWS = 4096
 _MOST_ROWS = 16384
+#: Places of a depthwise layer by the number of weights of a channel, which each see all of them:
+#: more take time and give the same decibels.
+_OF_WEIGHT = 128
 #: Of what is kept of one part, if it has several layers.
 _PART_BYTES = 1 << 27
 #: Of the tensors of so many samples that are looked at together.
@@ -107,7 +110,9 @@ def draw(
         return Places(layer, weights[-1], shape[-1], none)
     height, width = weights[1:3]
     length = height * width * (1 if layer.kind == "depthwise" else weights[3])
-    wanted = _ROWS if layer.kind == "depthwise" else min(_MOST_ROWS, max(_ROWS, 8 * length))
+    wanted = min(_MOST_ROWS, max(_ROWS, 8 * length))
+    if layer.kind == "depthwise":
+        wanted = min(_ROWS, _OF_WEIGHT * length)
     wanted = min(wanted, most)
     images, (rows, columns, channels) = samples * shape[0], shape[1:]
     transposed = layer.kind == "transposed"
