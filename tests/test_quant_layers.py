@@ -468,6 +468,18 @@ def test_equalization_keeps_the_function_and_evens_channels_out(uneven: Case) ->
     assert unevenness(after, layer_ending(uneven.graph, "first").output) < 1.1
 
 
+def test_ranges_of_an_equalized_graph_are_known_before_it_runs(uneven: Case) -> None:
+    before = uneven.observe()
+    changed, factors = equalize.equalize(uneven.canonical, before.statistics)
+    expected = equalize.ranges(Graph(changed), before, factors)
+    after = uneven.observe(changed).ranges
+    assert expected.keys() == after.keys()
+    assert any(abs(after[name].max / before.ranges[name].max - 1) > 0.1 for name in factors)
+    for name, ends in expected.items():
+        found = after[name]
+        assert (ends.min, ends.max) == pytest.approx((found.min, found.max), rel=1e-4, abs=1e-6)
+
+
 def test_the_factors_are_what_channels_were_multiplied_with(uneven: Case) -> None:
     before = uneven.observe()
     changed, factors = equalize.equalize(uneven.canonical, before.statistics)

@@ -227,7 +227,8 @@ class _Maker:
         self._threads = threads
         self._kept = kept
         self._parts: dict[tuple[bool, frozenset[str]], clipping.Parts] = {}
-        self._equalized: tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+        self._equalized: tuple[Graph, dict[str, tuple[float, ...]]] | None = None
+        self._observed: CalibrationTable | None = None
         self._searches: dict[bool, islands.Search] = {}
         self._steps: dict[bool, dict[str, reconstruct.Steps]] = {False: {}, True: {}}
         self._pool, self._stopped = ThreadPoolExecutor(1), Event()
@@ -293,9 +294,14 @@ class _Maker:
         return replace(made, encodings=encodings, layers=layers)
 
     def activations(
-        self, method: _Method, floats: Collection[str]
+        self, method: _Method, floats: Collection[str], *, about: bool = False
     ) -> tuple[Graph, dict[str, Encoding]]:
-        """The graph of a method, and the encodings of its activations."""
+        """The graph of a method, and the encodings of its activations; ``about`` where the last
+        digit of a scale does not count, so that no samples have to run."""
+        if about and method.equalized and not method.narrowed and self._table.method == "minmax":
+            graph, factors = self._even()
+            ranges = equalize.ranges(graph, self._table, factors)
+            return graph, encode.activations(graph, ranges, self._profile, floats)
         graph, _, table = self._of(method)
         return graph, self._encodings(graph, table, method, floats)
 
@@ -325,7 +331,13 @@ class _Maker:
 
     def _of(self, method: _Method) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
         """The graph of a method, its factors and its calibration table."""
-        return self._even() if method.equalized else (self._graph, {}, self._table)
+        if not method.equalized:
+            return self._graph, {}, self._table
+        graph, factors = self._even()
+        if self._observed is None:
+            assert self._samples is not None
+            self._observed = self._samples.observe(graph.serialize(), True)
+        return graph, factors, self._observed
 
     def _make(
         self, method: _Method, floats: Collection[str], advance: Callable[[str], None]
@@ -388,17 +400,13 @@ class _Maker:
             return dict(floats), least
         return {name: why for name, why in found.items() if name not in left}, least
 
-    def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
-        """The equalized graph, its factors and its table."""
+    def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]]]:
+        """The equalized graph and its factors."""
         if self._equalized is None:
             changed, factors = equalize.equalize(
                 self._canonical, self._table.statistics, self._kept
             )
-            table = self._table
-            if factors:
-                assert self._samples is not None
-                table = self._samples.observe(changed, True)
-            self._equalized = Graph(changed), factors, table
+            self._equalized = Graph(changed), factors
         return self._equalized
 
 
@@ -502,15 +510,19 @@ class _Search:
         self._maker, self._judge = maker, judge
         self._narrows, self._beside = narrows, beside
         self.trials: list[Trial] = []
-        self._broken: dict[str, list[str]] = {}
+        self._broken: dict[Trial, str] = {}
         self._scores: dict[tuple[_Method, frozenset[str]], Score] = {}
 
     @property
     def notes(self) -> list[str]:
         """A sentence for each tensor that became NaN in a trial."""
+        lost: dict[str, list[str]] = {}
+        for trial in self.trials:
+            if trial in self._broken:
+                lost.setdefault(self._broken[trial], []).append(trial.way)
         return [
             f"{short_name(tensor)} became NaN, by which these lost: {'; '.join(names)}"
-            for tensor, names in self._broken.items()
+            for tensor, names in lost.items()
         ]
 
     def run(
@@ -549,11 +561,13 @@ class _Search:
         """
         if correction == "none":
             return self._choice(_Method(), floats)
+        first = len(self.trials)
         activations = self._activations(floats)
         fitted = replace(activations, weights="fitted")
         if self._beside:
             self._maker.begin(fitted, floats)
         best = self._choice(_Method(), floats)
+        self.trials.insert(first, self.trials.pop())  # what is simplest is said first
         corrected = self._choice(replace(activations, weights="corrected"), floats)
         kept, enough = islands.LIMITS[0]
         if self._beside and meanwhile and corrected.score.sqnr < enough:
@@ -588,7 +602,7 @@ class _Search:
         """Score the activations of a method alone."""
         key = method, frozenset(floats)
         if key not in self._scores:
-            graph, encodings = self._maker.activations(method, floats)
+            graph, encodings = self._maker.activations(method, floats, about=True)
             score = self._judge.score(graph, {}, encodings)
             self._scores[key] = self._noted(method.named(floats, exact=True), score, exact=True)
         return self._scores[key]
@@ -605,9 +619,10 @@ class _Search:
 
     def _noted(self, name: str, score: Score, *, exact: bool = False) -> Score:
         """The score, which is a trial now."""
+        trial = Trial(name, score.sqnr, exact)
+        self.trials.append(trial)
         if score.broken:
-            self._broken.setdefault(score.broken, []).append(name)
-        self.trials.append(Trial(name, score.sqnr, exact))
+            self._broken[trial] = score.broken
         return score
 
 
