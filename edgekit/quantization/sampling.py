@@ -22,7 +22,7 @@ _ROWS = 4096
 _MOST_ROWS = 16384
 #: Places of a depthwise layer by the number of weights of a channel, which each see all of them:
 #: more take time and give the same decibels.
-_OF_WEIGHT = 128
+_OF_WEIGHT = 256
 #: Of what is kept of one part, if it has several layers.
 _PART_BYTES = 1 << 27
 #: Of the tensors of so many samples that are looked at together.
