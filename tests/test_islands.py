@@ -416,7 +416,6 @@ def test_most_of_a_net_does_not_become_float(layers: int, floats: bool) -> None:
         canonical,
         observed(canonical, True),
         quantize.CalibrationSamples.of(feed, observed),
-        fitting=True,
         profile=GENERIC,
         threads=1,
         advance=lambda name: None,

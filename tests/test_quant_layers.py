@@ -468,6 +468,18 @@ def test_equalization_keeps_the_function_and_evens_channels_out(uneven: Case) ->
     assert unevenness(after, layer_ending(uneven.graph, "first").output) < 1.1
 
 
+def test_ranges_of_an_equalized_graph_are_known_before_it_runs(uneven: Case) -> None:
+    before = uneven.observe()
+    changed, factors = equalize.equalize(uneven.canonical, before.statistics)
+    expected = equalize.ranges(Graph(changed), before, factors)
+    after = uneven.observe(changed).ranges
+    assert expected.keys() == after.keys()
+    assert any(abs(after[name].max / before.ranges[name].max - 1) > 0.1 for name in factors)
+    for name, ends in expected.items():
+        found = after[name]
+        assert (ends.min, ends.max) == pytest.approx((found.min, found.max), rel=1e-4, abs=1e-6)
+
+
 def test_the_factors_are_what_channels_were_multiplied_with(uneven: Case) -> None:
     before = uneven.observe()
     changed, factors = equalize.equalize(uneven.canonical, before.statistics)
@@ -963,6 +975,35 @@ def test_channels_are_equalized_where_activations_keep_more_than_8_bits(
     assert trials[even] > trials[quantize.CORRECTED] + 6
     assert found.way.startswith(quantize.EQUALIZED) and found.encodings.factors
     assert trials[found.way] > uneven.quantize().trials[-1].sqnr + 6
+
+
+def test_what_was_judged_is_what_is_written(zoo: Case) -> None:
+    """How layers are fitted does not depend on the images that judge, which stay held out."""
+    values = np.array(zoo.images.images)
+    values[quantize.held_out(len(values))[1]] *= 0.9
+    other = replace(zoo, images=image_sets.make("set", values, None))
+    weights = GENERIC.deciding("int8-weights")
+    found, again = (each.quantize(profile=weights) for each in (zoo, other))
+    assert found.way == again.way == quantize.FITTED
+    assert found.trials != again.trials
+    for name, layer in found.stored.layers.items():
+        np.testing.assert_array_equal(layer.weights, again.stored.layers[name].weights)
+
+
+def test_biases_follow_the_scale_of_what_their_layer_reads(zoo: Case) -> None:
+    encodings = encode.activations(zoo.graph, zoo.observe().ranges, GENERIC)
+    layers = reconstruct.nearest(zoo.graph, encodings, pair_bound=False)
+    wider = {
+        name: replace(each, scale=(each.scale[0] * 1.5,)) if name in zoo.graph.inputs else each
+        for name, each in encodings.items()
+    }
+    found = reconstruct.between(zoo.graph, layers, encodings, wider)
+    first, *others = zoo.graph.layers
+    assert all(found[layer.output] is layers[layer.output] for layer in others)
+    before, after = layers[first.output].integers, found[first.output].integers
+    np.testing.assert_array_equal(before.weights, after.weights)
+    assert before.bias is not None and after.bias is not None
+    np.testing.assert_allclose(before.bias, after.bias * 1.5, atol=2)
 
 
 def test_without_images_biases_are_corrected_unjudged(zoo: Case) -> None:

@@ -12,11 +12,13 @@ from exported import answers, decibels, export
 
 from edgekit import parity
 from edgekit.base.errors import InvalidModelError, WriterError
+from edgekit.base.progress import SILENT
 from edgekit.data.feeds import make
 from edgekit.graph import litert, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph
-from edgekit.pipeline import proof
+from edgekit.pipeline import exporting, proof
 from edgekit.pipeline.calibration import observe
+from edgekit.pipeline.options import Options
 from edgekit.quantization import encode, profiles, quantize, saturation
 from edgekit.records.artifact import Artifact
 from edgekit.records.signature import preprocessing
@@ -165,6 +167,42 @@ def test_a_constant_of_an_operator_in_float_stays_float(tmp_path: Path) -> None:
     assert set(read.constants) == set(kept.constants)
     content = tflite_integers.write(decided.graph, kept)
     assert set(tflite_integers.read_file(content).constants) == set(kept.constants)
+
+
+def _usual(x: Any) -> Any:
+    x = layers.ReLU(6.0)(_conv(x))
+    x = layers.Add()([x, layers.DepthwiseConv2D(3, padding="same")(x)])
+    x = layers.Concatenate()([x, layers.Conv2DTranspose(4, 2, 1, "same")(x)])
+    return layers.Dense(3)(layers.GlobalAveragePooling2D()(_conv(x)))
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_onnx_is_the_same_of_whatever_numbers_were_converted(zeros: bool, tmp_path: Path) -> None:
+    """So that the conversion need not wait for the integers, where they are all of layers."""
+    _saved(_usual, SHAPE, tmp_path)
+    if zeros:  # biases of the same content are stored once
+        model = keras_format.load(tmp_path / "net.keras")
+        for layer in model.layers:
+            layer.set_weights([w * (w.ndim > 1) for w in layer.get_weights()])
+        model.save(tmp_path / "net.keras")
+    options = Options(calibration=str(tmp_path / "set.npz"), preprocessing="none")
+    files = [("onnx", "int8")]
+    pipeline = exporting.opened(tmp_path / "net.keras", files, options, SILENT)
+    decided = pipeline.quantized
+    assert pipeline.layers_onnx is not None
+    early, late = (
+        exporting._make_int8(
+            pipeline.source, *files[0], pipeline.canonical, None, decided, pipeline.profile, each
+        )
+        for each in (pipeline.layers_onnx, None)
+    )
+    first, second = (onnx.parse(each.content).graph for each in (early, late))
+    # names of nodes count on within a process
+    assert [node.op_type for node in first.node] == [node.op_type for node in second.node]
+    assert [each.raw_data for each in first.initializer] == [
+        each.raw_data for each in second.initializer
+    ]
+    assert early.notes == late.notes
 
 
 def test_a_layer_in_float_reads_what_the_activation_before_gives(tmp_path: Path) -> None:

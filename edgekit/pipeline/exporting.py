@@ -6,6 +6,7 @@ import copy
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -298,7 +299,7 @@ def opened(
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} was trained with encodings of its own"
                 )
-    return Pipeline(source, profile, samples, options)
+    return Pipeline(source, profile, samples, options, tuple(files))
 
 
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
@@ -443,12 +444,20 @@ class Pipeline:
 
     Each step that several files share runs once: the float graph, the calibration table, the
     integers and the float ONNX model.
+
+    Attributes:
+        source: The float model.
+        profile: The device.
+        calibration: The calibration samples, or their table.
+        options: How files are written.
+        files: What will be written, as far as it is known.
     """
 
     source: FloatModel
     profile: DeviceProfile
     calibration: _Calibration | None
     options: Options
+    files: tuple[File, ...] = ()
     _decided: dict[str, Quantized] = field(default_factory=dict)
     _mixed: Mapping[str, LayerPrecision] = field(default_factory=dict)
 
@@ -536,7 +545,12 @@ class Pipeline:
         """Encodings and integers of a precision, the same for every format."""
         if precision not in self._decided:
             profile = self.profile.deciding(precision)
-            if SCHEMES[precision].ranges:
+            ranges = SCHEMES[precision].ranges
+            if ranges:
+                _ = self.asked  # what is wrong with it is said before anything runs
+            if ("onnx", precision) in self.files and ranges:
+                _ = self.layers_onnx  # meanwhile
+            if ranges:
                 self._decided[precision] = self._quantized(precision, {})
             elif self._by_samples(precision):
                 self._decided[precision] = self._by_integers(profile, {})
@@ -607,6 +621,19 @@ class Pipeline:
             judging = held_out(len(images))[1]
         samples = _some(self.source, self.canonical, images, _spread(judging, _HELD))
         return samples, proof.of_source(self.source, self.canonical, samples)
+
+    @functools.cached_property
+    def layers_onnx(self) -> Future[Any] | None:
+        """:attr:`canonical` as an ``onnx.ModelProto``, converted by another thread while integers
+        are decided; None where it has other constants than those of layers, which become other
+        numbers in the end."""
+        graph = Graph(self.canonical)
+        if self.source.kind == "onnx" or not _has_layers_only(graph):
+            return None
+        pool = ThreadPoolExecutor(1)
+        converted = pool.submit(onnx_convert.from_tflite, graph.serialize())
+        pool.shutdown(wait=False)
+        return converted
 
     @functools.cached_property
     def float_onnx(self) -> Any:
@@ -785,6 +812,7 @@ class Pipeline:
                 table,
                 self.integers(precision),
                 self.profile,
+                self.layers_onnx if SCHEMES[precision].ranges and target == "onnx" else None,
             )
         if precision == "float16":
             name, size = litert.largest_weight(self.canonical)
@@ -1216,8 +1244,14 @@ def _make_int8(
     table: CalibrationTable | None,
     quantized: Quantized,
     profile: DeviceProfile,
+    converted: Future[Any] | None = None,
 ) -> _Written:
-    """Write a file with the integers that were decided, and read it back."""
+    """Write a file with the integers that were decided, and read it back.
+
+    Args:
+        converted: The float graph in ONNX, of which all constants belong to layers; None where the
+            graph of the quantizer has to be converted.
+    """
     scheme = SCHEMES[precision]
     notes = [*_methods_tried(quantized)]
     existing_ones = source.integers is not None
@@ -1271,6 +1305,8 @@ def _make_int8(
                 f"{len(absent)} layers of the float graph are no layers of the ONNX file, and stay "
                 f"float there: {', '.join(map(short_name, sorted(absent)[:3]))}"
             )
+    elif converted is not None and profile.onnx_bias and len(stored.layers) == len(graph.layers):
+        model = converted.result()
     else:
         model = onnx_convert.from_tflite(
             quantized.graph if scheme.ranges else _merged(quantized.graph)
@@ -1313,6 +1349,13 @@ def _eight_bits(quantized: Quantized) -> tuple[str, ...]:
     """Layers whose weights are int8."""
     layers = quantized.stored.layers.items()
     return tuple(short_name(name) for name, layer in layers if layer.bits == 8)
+
+
+def _has_layers_only(graph: Graph) -> bool:
+    """Whether all float constants of a graph are weights and biases of layers."""
+    own = {name for layer in graph.layers for name in (layer.weights, layer.bias)}
+    read = {name for operator in graph.operators for name in operator.inputs}
+    return own >= {n for n in read if graph.is_constant(n) and graph.dtype(n) == np.float32}
 
 
 def _existing(source: FloatModel, converted: Converted, profile: DeviceProfile) -> Quantized:

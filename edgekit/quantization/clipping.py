@@ -10,7 +10,11 @@ by the error of the tensor; here the error is that of the next outputs).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +37,8 @@ _SAVES = 0.05
 #: Dot products of a layer that are looked at.
 _ROWS = 1024
 _DEPTHWISE_ROWS = 512
+#: Numbers of a sample that are looked at together, so that they stay in the cache.
+_COLUMNS = 1 << 13
 #: Values of a tensor that are looked at, about, where another operator reads it.
 _VALUES = 1 << 21
 
@@ -60,7 +66,7 @@ def find(
         profile: Says whether zero_point has to be 0.
         feed: Preprocessed samples ``[N, ...]`` by input name.
         floats: Tensors that stay float.
-        threads: Number of threads of the float operators.
+        threads: Number of threads of the float operators, and of operators that are looked at.
         advance: Called with the name of each operator that is walked.
         seed: Of the places that are looked at.
 
@@ -69,22 +75,25 @@ def find(
     """
     count = walk.samples(graph, feed)
     places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64))
-    search = _Search(graph, ranges, profile, floats, np.random.default_rng(seed))
     exact: walk.Values = dict(walk.picked(graph, feed, places))
     layers = {layer.output: layer for layer in graph.layers}
     ends = walk.last_readers(graph)
-    for name, values in exact.items():
-        search.write(name, values)
-    for position, operator in enumerate(graph.operators):
-        step = walk.Step(graph, position, threads=threads)
-        outputs = step.run(exact)
-        search.read(step, layers.get(operator.outputs[0]), exact, outputs)
-        for name, values in zip(operator.outputs, outputs, strict=True):
-            exact[name] = values
+    with ThreadPoolExecutor(threads) as pool:
+        jobs = _Jobs(pool, most=threads)
+        search = _Search(graph, ranges, profile, floats, np.random.default_rng(seed), jobs)
+        for name, values in exact.items():
             search.write(name, values)
-        for name in [name for name in exact if ends.get(name, position + 1) <= position]:
-            del exact[name]
-        advance(operator.outputs[0])
+        for position, operator in enumerate(graph.operators):
+            step = walk.Step(graph, position, threads=threads)
+            outputs = step.run(exact)
+            search.read(step, layers.get(operator.outputs[0]), exact, outputs)
+            for name, values in zip(operator.outputs, outputs, strict=True):
+                exact[name] = values
+                search.write(name, values)
+            for name in [name for name in exact if ends.get(name, position + 1) <= position]:
+                del exact[name]
+            advance(operator.outputs[0])
+        jobs.end()
     return search.found()
 
 
@@ -94,6 +103,55 @@ def narrowed(ranges: Mapping[str, Range], parts: Parts) -> dict[str, Range]:
     for name, (low, high) in parts.items():
         found[name] = Range(found[name].min * low, found[name].max * high)
     return found
+
+
+class _Jobs:
+    """What several threads compute, taken in the order in which it began.
+
+    Args:
+        pool: The threads.
+        most: So many wait at the most; each holds arrays.
+    """
+
+    def __init__(self, pool: ThreadPoolExecutor, *, most: int) -> None:
+        self._pool, self._most = pool, most
+        self._begun: deque[Future[Callable[[], None]]] = deque()
+
+    def begin(self, job: Callable[[], Callable[[], None]]) -> None:
+        """Compute something; what it returns is called when all before it were."""
+        self._begun.append(self._pool.submit(job))
+        while len(self._begun) > self._most:
+            self._begun.popleft().result()()
+
+    def end(self) -> None:
+        """Take all that is left."""
+        while self._begun:
+            self._begun.popleft().result()()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What an operator computes of one of its inputs.
+
+    Attributes:
+        group: Of the input.
+        values: Those of the input, as they are.
+        compute: Gives the outputs, arrays of their own or the input itself.
+    """
+
+    group: Group
+    values: Values
+    compute: Callable[[Values], list[Values]]
+
+    def noise(self, encodings: Sequence[Encoding]) -> npt.NDArray[np.float64]:
+        """Mean square error of the outputs for each encoding of the input."""
+        right = self.compute(self.values)
+        found = []
+        for encoding in encodings:
+            wrong = self.compute(encoding.fake_quantize(self.values))
+            pairs = zip(right, wrong, strict=True)
+            found.append(sum(_power(a - b) for a, b in pairs if a.dtype == np.float32 and a.size))
+        return np.array(found, np.float64)
 
 
 class _Search:
@@ -106,8 +164,9 @@ class _Search:
         profile: DeviceProfile,
         floats: Collection[str],
         rng: np.random.Generator,
+        jobs: _Jobs,
     ) -> None:
-        self._graph, self._rng = graph, rng
+        self._graph, self._rng, self._jobs = graph, rng, jobs
         #: What methods are judged by is read as it is, and by no softmax behind it.
         self._judged = frozenset((*graph.outputs, *islands.judged(graph, floats)))
         self._of = encode.groups(graph, ranges, floats)
@@ -134,15 +193,14 @@ class _Search:
     def write(self, name: str, values: npt.NDArray[Any]) -> None:
         """A tensor is computed."""
         if name in self._judged and self._of.get(name) in self._noise:
-            self._add(
-                self._of[name], values, lambda rounded: [rounded], [values], _varies([values])
-            )
+            same = _Reader(self._of[name], values, lambda rounded: [rounded])
+            self._jobs.begin(partial(self._add, [same], _varies([values])))
 
     def read(
         self, step: walk.Step, layer: Layer | None, exact: walk.Values, outputs: list[Values]
     ) -> None:
         """An operator reads tensors."""
-        graph, varies = self._graph, None
+        graph, readers = self._graph, []
         softmax = step.operator.kind in kernels.SOFTMAX
         for name in step.fed:
             group = self._of.get(name)
@@ -150,44 +208,37 @@ class _Search:
                 continue
             if group not in self._noise or not set(group.names).isdisjoint(step.operator.outputs):
                 continue  # what is handed on is for its readers to say
-            varies = _varies(outputs) if varies is None else varies
             products = None
             if layer is not None and name == layer.input:
                 products = _products(graph, layer, exact[name], self._rng)
             if products is not None:
-                rows, compute = products
-                self._add(group, rows, compute, compute(rows), varies)
+                readers.append(_Reader(group, *products))
                 continue
             size = sum(exact[each].size for each in step.fed)
             count = walk.samples(graph, {name: exact[name]})
             some = np.arange(max(1, min(count, count * _VALUES // max(size, 1))))
             fed = walk.picked(graph, {each: exact[each] for each in step.fed}, some)
-            right = step.run(fed) if len(some) < count else outputs
 
-            def run(rounded: Values, name: str = name, fed: walk.Values = fed) -> list[Values]:
-                return step.run({**fed, name: rounded})
+            def run(values: Values, name: str = name, fed: walk.Values = fed) -> list[Values]:
+                return step.run({**fed, name: values})
 
-            self._add(group, fed[name], run, right, varies)
+            readers.append(_Reader(group, fed[name], run))
+        if readers:
+            self._jobs.begin(partial(self._add, readers, _varies(outputs)))
 
-    def _add(
-        self,
-        group: Group,
-        values: Values,
-        compute: Callable[[Values], list[Values]],
-        right: list[Values],
-        varies: float,
-    ) -> None:
-        """Add the noise in what is computed of rounded values, as a part of what varies."""
-        if not varies or not values.size:
-            return
-        for number, encoding in enumerate(self._encodings[group]):
-            found = compute(encoding.fake_quantize(values))
-            noise = [
-                _power(a - b)
-                for a, b in zip(right, found, strict=True)
-                if a.dtype == np.float32 and a.size
-            ]
-            self._noise[group][number] += sum(noise) / varies
+    def _add(self, readers: Sequence[_Reader], varies: float) -> Callable[[], None]:
+        """Find the noise in what is computed of rounded values, as a part of what varies; returns
+        what adds it, which is called in the order of the operators."""
+        found = []
+        for each in readers:
+            if varies and each.values.size:
+                found.append((each.group, each.noise(self._encodings[each.group]) / varies))
+
+        def add() -> None:
+            for group, noise in found:
+                self._noise[group] += noise
+
+        return add
 
     def found(self) -> Parts:
         """What is left of the ranges, with the least noise."""
@@ -216,11 +267,15 @@ def _power(values: npt.NDArray[Any]) -> float:
 
 def _varies(outputs: list[npt.NDArray[Any]]) -> float:
     """Mean of the squares without the mean over samples."""
-    return sum(
-        _power(each - each.mean(axis=0))
-        for each in outputs
-        if each.dtype == np.float32 and each.size
-    )
+    found = 0.0
+    for each in outputs:
+        if each.dtype != np.float32 or not each.size:
+            continue
+        flat = each.reshape(len(each), -1)
+        for start in range(0, flat.shape[1], _COLUMNS):
+            part = flat[:, start : start + _COLUMNS]
+            found += _power(part - part.mean(axis=0)) * (part.size / flat.size)
+    return found
 
 
 def _products(
@@ -249,6 +304,7 @@ def _products(
             found = np.einsum("nkc,kcm->ncm", read, kernel).reshape(len(read), -1)
         else:
             found = read @ weights.T
-        return [np.clip(found + bias, low, high)]
+        found += bias
+        return [np.clip(found, low, high, out=found)]
 
     return rows, compute

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edgekit.base.errors import InvalidModelError
 from edgekit.graph.flatbuffer import Graph, Layer, short_name
-from edgekit.quantization.table import TensorStatistics
+from edgekit.quantization.table import CalibrationTable, Range, TensorStatistics
 
 #: Exponent of the factors in front of a convolution or dense layer.
 PART = 0.75
@@ -88,6 +88,28 @@ def equalize(
         _multiply(graph, layer, behind, found)
         factors[layer.output] = tuple(float(str(factor)) for factor in found)
     return graph.serialize(), factors
+
+
+def ranges(
+    graph: Graph, table: CalibrationTable, factors: Mapping[str, tuple[float, ...]]
+) -> dict[str, Range]:
+    """Ranges of all tensors of an equalized graph, but for the last digit those that running it
+    again would give.
+
+    Args:
+        graph: Equalized.
+        table: Calibration table of the graph as it was, whose ranges hold all values.
+        factors: By tensor name, of its channels.
+    """
+    found, bounds = dict(table.ranges), graph.bounds()
+    for name, own in factors.items():
+        statistics = table.statistics[name]
+        low, high = (
+            np.clip(np.asarray(ends) * own, *bounds.get(name, (-np.inf, np.inf)))
+            for ends in (statistics.channel_min, statistics.channel_max)
+        )
+        found[name] = Range(float(low.min()), float(high.max()))
+    return found
 
 
 def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> Graph:

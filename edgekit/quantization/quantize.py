@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
 from threading import Event
 from typing import Literal
 
@@ -141,10 +140,6 @@ class CalibrationSamples:
         """Whether there are samples to judge by."""
         return all(len(values) for values in self.held.values())
 
-    def all(self) -> walk.Values:
-        """Those to fit and those to judge."""
-        return {n: np.concatenate([values, self.held[n]]) for n, values in self.fit.items()}
-
 
 @dataclass(frozen=True)
 class _Method:
@@ -181,48 +176,39 @@ class _Made:
     factors: dict[str, tuple[float, ...]]
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """What was judged best.
+
+    Attributes:
+        method: How integers are found.
+        floats: Tensors that stay float.
+        score: On the samples that judge.
+        made: The integers that were judged; None where there are none, as a value became NaN.
+    """
+
+    method: _Method
+    floats: islands.Floats
+    score: Score
+    made: _Made | None
+
+
 class _StoppedError(Exception):
     """What was begun is not needed any more."""
 
 
-@dataclass(frozen=True)
-class _Begun:
-    """Numbers that another thread is finding.
-
-    Attributes:
-        made: The numbers.
-        stopped: Set when nobody needs them any more; the thread ends at its next operator.
-    """
-
-    made: Future[_Made]
-    stopped: Event
-
-    def stop(self) -> None:
-        """Go on no more."""
-        self.stopped.set()
-        self.made.cancel()
-
-
-#: A method and the tensors that stay float, by which numbers are known.
-_Key = tuple[_Method, frozenset[str]]
-#: How far ranges are narrowed, of the graph with equalized channels or not, where some stay float.
-_Narrowed = dict[tuple[bool, frozenset[str]], clipping.Parts]
-
-
 class _Maker:
-    """Integers by any method from one set of samples.
+    """Integers by any method from the samples that do not judge.
 
     Args:
         canonical: Float flatbuffer.
         table: Its calibration table, from these samples.
         samples: Preprocessed ones to fit layers to, and their tables; None when only the table is
             at hand.
-        fitting: Whether samples that judge are left out.
         profile: The device.
         threads: Of a fit.
         advance: Called with the name of each operator that is walked.
         kept: Layers, by what they write, whose channels are not equalized.
-        parts: How far ranges are narrowed, where it is known; what is found is added.
     """
 
     def __init__(
@@ -231,37 +217,32 @@ class _Maker:
         table: CalibrationTable,
         samples: CalibrationSamples | None,
         *,
-        fitting: bool,
         profile: DeviceProfile,
         threads: int,
         advance: Callable[[str], None],
         kept: Collection[str] = (),
-        parts: _Narrowed | None = None,
     ) -> None:
         self._canonical, self._graph = canonical, Graph(canonical)
         four = profile.weights == "int4"
         self._four = reconstruct.of_four_bits(self._graph) if four else frozenset[str]()
         self._table, self._samples = table, samples
-        self._fitting, self._profile, self._advance = fitting, profile, advance
+        self._profile, self._advance = profile, advance
         self._threads = threads
         self._kept = kept
-        self._parts: _Narrowed = {} if parts is None else parts
-        self._feed: walk.Values | None = None
-        if samples is not None:
-            self._feed = samples.fit if fitting else samples.all()
-        self._equalized: tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable] | None = None
+        self._parts: dict[tuple[bool, frozenset[str]], clipping.Parts] = {}
+        self._equalized: tuple[Graph, dict[str, tuple[float, ...]]] | None = None
+        self._observed: CalibrationTable | None = None
         self._searches: dict[bool, islands.Search] = {}
-        self._nearest: dict[bool, dict[str, reconstruct.Steps]] = {False: {}, True: {}}
-        self._pool = ThreadPoolExecutor(1)
-        self._begun: dict[_Key, _Begun] = {}
+        self._steps: dict[bool, dict[str, reconstruct.Steps]] = {False: {}, True: {}}
+        self._pool, self._stopped = ThreadPoolExecutor(1), Event()
+        self._begun: dict[tuple[_Method, frozenset[str]], Future[_Made]] = {}
 
     def __enter__(self) -> _Maker:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        for key in list(self._begun):
-            self._begun.pop(key).stop()
-        self._pool.shutdown()
+        self._stopped.set()
+        self._pool.shutdown(cancel_futures=True)
 
     @property
     def rounds(self) -> bool:
@@ -278,54 +259,78 @@ class _Maker:
         return bool(self._even()[1])
 
     def begin(self, method: _Method, floats: Collection[str]) -> None:
-        """Let another thread find the numbers that :meth:`make` may be asked for."""
-        asked = method, frozenset(floats)
-        if asked in self._begun:
-            return
-        for key in [key for key in self._begun if key[1] == asked[1]]:
-            self._begun.pop(key).stop()
-        if method.equalized:
-            self._even()
-        stopped = Event()
+        """Let another thread find the numbers that :meth:`make` will be asked for."""
 
         def advance(name: str) -> None:
-            if stopped.is_set():
+            if self._stopped.is_set():
                 raise _StoppedError
             self._advance(name)
 
-        made = self._pool.submit(self._make, method, floats, advance)
-        self._begun[asked] = _Begun(made, stopped)
-
-    def expect(self, method: _Method, floats: Collection[str]) -> None:
-        """Stop what was begun of any other numbers than these."""
-        for key in [key for key in self._begun if key != (method, frozenset(floats))]:
-            self._begun.pop(key).stop()
+        self.activations(method, floats)  # what other methods need too is found by one thread
+        self._begun[method, frozenset(floats)] = self._pool.submit(
+            self._make, method, floats, advance
+        )
 
     def make(self, method: _Method, floats: Collection[str]) -> _Made:
         """Find all numbers, but those of the tensors that stay float and of their layers."""
-        begun = self._begun.get((method, frozenset(floats)))
-        return self._make(method, floats, self._advance) if begun is None else begun.made.result()
+        begun = self._begun.pop((method, frozenset(floats)), None)
+        return self._make(method, floats, self._advance) if begun is None else begun.result()
+
+    def settled(self, choice: _Choice, whole: CalibrationTable) -> _Made:
+        """The numbers of a choice with the ranges of all samples.
+
+        What was fitted to samples stays as it was judged: factors of channels, what is left of
+        ranges, and layers. Biases that are corrected are so for the means of all samples.
+
+        Args:
+            choice: What was judged.
+            whole: The calibration table of all samples.
+        """
+        method, floats, made = choice.method, choice.floats, choice.made
+        assert made is not None  # what has no integers is judged worse than nearest rounding
+        graph = made.graph
+        if made.factors:
+            assert self._samples is not None
+            whole = self._samples.observe(graph.serialize(), False)
+        encodings = self._encodings(graph, whole, method, floats)
+        if method.weights != "fitted":
+            layers = self._nearest(graph, encodings, whole, method)
+        elif self.rounds:
+            layers = reconstruct.between(graph, made.layers, made.encodings, encodings)
+        else:
+            layers = made.layers
+        return replace(made, encodings=encodings, layers=layers)
 
     def activations(
-        self, method: _Method, floats: Collection[str]
+        self, method: _Method, floats: Collection[str], *, about: bool = False
     ) -> tuple[Graph, dict[str, Encoding]]:
-        """The graph of a method, and the encodings of its activations."""
+        """The graph of a method, and the encodings of its activations; ``about`` where the last
+        digit of a scale does not count, so that no samples have to run."""
+        if about and method.equalized and not method.narrowed and self._table.method == "minmax":
+            graph, factors = self._even()
+            ranges = equalize.ranges(graph, self._table, factors)
+            return graph, encode.activations(graph, ranges, self._profile, floats)
         graph, _, table = self._of(method)
+        return graph, self._encodings(graph, table, method, floats)
+
+    def _encodings(
+        self, graph: Graph, table: CalibrationTable, method: _Method, floats: Collection[str]
+    ) -> dict[str, Encoding]:
         ranges: Mapping[str, Range] = table.ranges
         if method.narrowed:
             ranges = clipping.narrowed(ranges, self._narrow(method.equalized, frozenset(floats)))
-        return graph, encode.activations(graph, ranges, self._profile, floats)
+        return encode.activations(graph, ranges, self._profile, floats)
 
     def _narrow(self, equalized: bool, floats: frozenset[str]) -> clipping.Parts:
-        """How far ranges are narrowed; what is known from the samples that do not judge is kept."""
+        """How far ranges are narrowed."""
         if (equalized, floats) not in self._parts:
-            assert self._feed is not None
+            assert self._samples is not None
             graph, _, table = self._of(_Method(equalized=equalized))
             self._parts[equalized, floats] = clipping.find(
                 graph,
                 table.ranges,
                 self._profile,
-                self._feed,
+                self._samples.fit,
                 floats,
                 threads=self._threads,
                 advance=self._advance,
@@ -334,35 +339,49 @@ class _Maker:
 
     def _of(self, method: _Method) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
         """The graph of a method, its factors and its calibration table."""
-        return self._even() if method.equalized else (self._graph, {}, self._table)
+        if not method.equalized:
+            return self._graph, {}, self._table
+        graph, factors = self._even()
+        if self._observed is None:
+            assert self._samples is not None
+            self._observed = self._samples.observe(graph.serialize(), True)
+        return graph, factors, self._observed
 
     def _make(
         self, method: _Method, floats: Collection[str], advance: Callable[[str], None]
     ) -> _Made:
         _, factors, table = self._of(method)
         graph, encodings = self.activations(method, floats)
-        rounded = encodings if self.rounds else None
         if method.weights == "fitted":
-            assert self._feed is not None
+            assert self._samples is not None
             layers = reconstruct.fitted(
                 graph,
-                rounded,
-                self._feed,
+                encodings if self.rounds else None,
+                self._samples.fit,
                 pair_bound=self._profile.pair_bound,
                 threads=self._threads,
                 four=self._four,
                 advance=advance,
             )
         else:
-            layers = reconstruct.nearest(
-                graph,
-                rounded,
-                pair_bound=self._profile.pair_bound,
-                statistics=table.statistics if method.weights == "corrected" else None,
-                four=self._four,
-                known=self._nearest[method.equalized],
-            )
+            layers = self._nearest(graph, encodings, table, method)
         return _Made(graph, encodings, layers, factors)
+
+    def _nearest(
+        self,
+        graph: Graph,
+        encodings: Mapping[str, Encoding],
+        table: CalibrationTable,
+        method: _Method,
+    ) -> Layers:
+        return reconstruct.nearest(
+            graph,
+            encodings if self.rounds else None,
+            pair_bound=self._profile.pair_bound,
+            statistics=table.statistics if method.weights == "corrected" else None,
+            four=self._four,
+            known=self._steps[method.equalized],
+        )
 
     def leave(
         self, floats: islands.Floats, kept: float, *, equalized: bool = False
@@ -373,7 +392,7 @@ class _Maker:
         No more than before where that would be most of the layers: a file that computes in float is
         no int8 file, whatever it is called.
         """
-        assert self._feed is not None
+        assert self._samples is not None
         graph, _, table = self._of(_Method(equalized=equalized))
         left = dict.fromkeys(encode.left_float(graph), "")
         if equalized not in self._searches:
@@ -381,7 +400,7 @@ class _Maker:
                 graph,
                 table.ranges,
                 self._profile,
-                self._feed,
+                self._samples.fit,
                 threads=environment.cores(),
                 advance=self._advance,
             )
@@ -391,8 +410,8 @@ class _Maker:
             return dict(floats), least
         return {name: why for name, why in found.items() if name not in left}, least
 
-    def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]], CalibrationTable]:
-        """The equalized graph, its factors and its table."""
+    def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]]]:
+        """The equalized graph and its factors."""
         if self._equalized is None:
             changed, factors = equalize.equalize(
                 self._canonical,
@@ -401,11 +420,7 @@ class _Maker:
                 evened=self._profile.evened,
                 clipped=self.eight,
             )
-            table = self._table
-            if factors:
-                assert self._samples is not None
-                table = self._samples.observe(changed, self._fitting)
-            self._equalized = Graph(changed), factors, table
+            self._equalized = Graph(changed), factors
         return self._equalized
 
 
@@ -425,8 +440,8 @@ def quantize(
 ) -> Quantized:
     """Decide every number of the int8 model.
 
-    While methods are judged, all numbers come from samples that none is judged by; those of the
-    method that is taken are then found again from all.
+    While methods are judged, all numbers come from samples that none is judged by. What is taken
+    then gets the ranges of all samples.
 
     Args:
         canonical: Float flatbuffer.
@@ -448,18 +463,6 @@ def quantize(
     """
     graph = Graph(canonical)
     cores = environment.cores()
-    judged = samples is not None and samples.judged
-    # the fit of the method that is taken runs beside the trials
-    beside = judged and correction == "auto" and cores > 1
-    parts: _Narrowed = {}
-    maker = partial(
-        _Maker,
-        profile=profile,
-        kept=kept,
-        parts=parts,
-        threads=cores // 2 if beside else cores,
-        advance=advance,
-    )
     floats: islands.Floats = {}
     eight = profile.activations == "int8"  # other dtypes hold what 8 bits do not
     if not integers_only and profile.activations != "float32":
@@ -467,31 +470,33 @@ def quantize(
         floats = {**joins, **islands.relative(graph)}
     if left:
         floats = islands.closed(graph, {**floats, **left})
+    judged = samples is not None and samples.judged
     trials: list[Trial] = []
     notes: list[str] = []
     method, way = _Method(), NEAREST
-    with maker(canonical, table, samples, fitting=False) as whole:
+    with _Maker(
+        canonical,
+        samples.observe(canonical, True) if samples is not None and judged else table,
+        samples,
+        profile=profile,
+        threads=cores,
+        advance=advance,
+        kept=kept,
+    ) as maker:
         if samples is not None and judged:
-            fitting = samples.observe(canonical, True)
             judge = Judge(canonical, floats, samples.held, profile, threads=cores)
-            with maker(canonical, fitting, samples, fitting=True) as part:
-                search = _Search(
-                    part,
-                    judge,
-                    narrows=narrow and eight,
-                    beside=[part, whole] if beside else [],
-                )
-                method, floats = search.run(
-                    floats, correction, integers_only=integers_only or not eight
-                )
+            search = _Search(maker, judge, narrows=narrow and eight, beside=cores > 1)
+            choice = search.run(floats, correction, integers_only=integers_only or not eight)
+            method, floats = choice.method, choice.floats
             way, trials, notes = method.named(floats), search.trials, search.notes
-        elif correction == "auto":
-            method = _Method("corrected")
-            way = f"{CORRECTED} (from channel means, without images to judge by)"
-            if samples is not None and not integers_only and eight:
-                floats, _ = whole.leave(floats, fidelity.CLOSE)
-        whole.expect(method, floats)
-        made = whole.make(method, floats)
+            made = maker.settled(choice, table)
+        else:
+            if correction == "auto":
+                method = _Method("corrected")
+                way = f"{CORRECTED} (from channel means, without images to judge by)"
+                if samples is not None and not integers_only and eight:
+                    floats, _ = maker.leave(floats, fidelity.CLOSE)
+            made = maker.make(method, floats)
     plain = made.layers
     if profile.pair_bound or method != _Method():
         encodings = encode.activations(graph, table.ranges, profile, floats)
@@ -512,70 +517,80 @@ class _Search:
         maker: Finds integers from the samples that do not judge.
         judge: Holds the others.
         narrows: Whether ranges may be narrowed.
-        beside: What fits layers, which takes longest, while other methods are tried.
+        beside: Fit layers, which takes longest, while other methods are tried.
     """
 
-    def __init__(
-        self, maker: _Maker, judge: Judge, *, narrows: bool, beside: Collection[_Maker] = ()
-    ) -> None:
-        self._maker, self._judge, self._beside = maker, judge, beside
-        self._narrows = narrows
+    def __init__(self, maker: _Maker, judge: Judge, *, narrows: bool, beside: bool) -> None:
+        self._maker, self._judge = maker, judge
+        self._narrows, self._beside = narrows, beside
         self.trials: list[Trial] = []
-        self._broken: dict[str, list[str]] = {}
-        self._scores: dict[tuple[str, frozenset[str]], Score] = {}
+        self._broken: dict[Trial, str] = {}
+        self._scores: dict[tuple[_Method, frozenset[str]], Score] = {}
+        self._choices: dict[tuple[_Method, frozenset[str]], _Choice] = {}
 
     @property
     def notes(self) -> list[str]:
         """A sentence for each tensor that became NaN in a trial."""
+        lost: dict[str, list[str]] = {}
+        for trial in self.trials:
+            if trial in self._broken:
+                lost.setdefault(self._broken[trial], []).append(trial.way)
         return [
             f"{short_name(tensor)} became NaN, by which these lost: {'; '.join(names)}"
-            for tensor, names in self._broken.items()
+            for tensor, names in lost.items()
         ]
 
     def run(
         self, floats: islands.Floats, correction: Correction, *, integers_only: bool
-    ) -> tuple[_Method, islands.Floats]:
+    ) -> _Choice:
         """Try what ``correction`` allows.
 
         Args:
             floats: Tensors that stay float whatever the scores are.
             correction: As :func:`quantize` takes it.
             integers_only: Let no other stay float.
-
-        Returns:
-            The method, and all tensors that stay float.
         """
-        method, best = self._methods(floats, correction)
+        best = self._methods(floats, correction, meanwhile=not integers_only)
         least = -np.inf
         for kept, enough in () if integers_only else islands.LIMITS:
-            if best.level not in ("poor", "dead") and best.sqnr >= enough:
+            if best.score.level not in ("poor", "dead") and best.score.sqnr >= enough:
                 break
             if least >= kept:
                 continue
-            found, least = self._maker.leave(floats, kept, equalized=method.equalized)
-            if found == floats:
+            found, least = self._maker.leave(best.floats, kept, equalized=best.method.equalized)
+            if found == best.floats:
                 continue
-            other, score = self._methods(found, correction)
-            alive = best.level == "dead" and score.level != "dead"
-            if score.sqnr > best.sqnr + GAIN or alive:
-                method, best, floats = other, score, found
-        return method, floats
+            other = self._methods(found, correction)
+            alive = best.score.level == "dead" and other.score.level != "dead"
+            if other.score.sqnr > best.score.sqnr + GAIN or alive:
+                best = other
+        return best
 
-    def _methods(self, floats: islands.Floats, correction: Correction) -> tuple[_Method, Score]:
-        """The best method where these tensors stay float."""
-        method = _Method()
-        best = self._try(method, floats)
+    def _methods(
+        self, floats: islands.Floats, correction: Correction, *, meanwhile: bool = False
+    ) -> _Choice:
+        """The best method where these tensors stay float.
+
+        ``meanwhile`` looks for what else may stay float while layers are fitted, as it will be
+        asked for where no method is good enough.
+        """
         if correction == "none":
-            return method, best
+            return self._choice(_Method(), floats)
+        first = len(self.trials)
         activations = self._activations(floats)
-        self._begin(replace(activations, weights="fitted"), floats)
-        ways: tuple[WeightMethod, ...] = ("corrected", "fitted")
-        for weights in ways:
-            tried = replace(activations, weights=weights)
-            score = self._try(tried, floats)
-            if score.sqnr > best.sqnr + MARGIN:
-                method, best = tried, score
-        return method, best
+        fitted = replace(activations, weights="fitted")
+        if self._beside:
+            self._maker.begin(fitted, floats)
+        best = self._choice(_Method(), floats)
+        self.trials.insert(first, self.trials.pop())  # what is simplest is said first
+        corrected = self._choice(replace(activations, weights="corrected"), floats)
+        kept, enough = islands.LIMITS[0]
+        if self._beside and meanwhile and corrected.score.sqnr < enough:
+            self._maker.leave(floats, kept, equalized=activations.equalized)
+        for other in (corrected, self._choice(fitted, floats)):
+            if other.score.sqnr > best.score.sqnr + MARGIN:
+                best = other
+        return best
 
     def _activations(self, floats: islands.Floats) -> _Method:
         """What is done to activations, by the scores of exact weights: a fit makes up for what
@@ -606,33 +621,44 @@ class _Search:
         """The method that loses less, by ``exact`` of its activations alone; ``surely`` asks for
         samples that agree, as one sample with values that are cut off can lose or win more than all
         others."""
-        before, after = (self._try(each, floats, exact=exact) for each in (simple, other))
+        before, after = (
+            self._exact(each, floats) if exact else self._choice(each, floats).score
+            for each in (simple, other)
+        )
         better = after.sqnr > before.sqnr + MARGIN
         return other if better and (not surely or after.surely_beats(before)) else simple
 
-    def _begin(self, method: _Method, floats: islands.Floats) -> None:
-        for maker in self._beside:
-            maker.begin(method, floats)
+    def _exact(self, method: _Method, floats: islands.Floats) -> Score:
+        """Score the activations of a method alone."""
+        key = method, frozenset(floats)
+        if key not in self._scores:
+            graph, encodings = self._maker.activations(method, floats, about=True)
+            score = self._judge.score(graph, {}, encodings)
+            self._scores[key] = self._noted(method.named(floats, exact=True), score, exact=True)
+        return self._scores[key]
 
-    def _try(self, method: _Method, floats: islands.Floats, *, exact: bool = False) -> Score:
-        """Score a method, or its activations alone; one that gives no numbers loses."""
-        name = method.named(floats, exact=exact)
-        key = name, frozenset(floats)
-        if key in self._scores:
-            return self._scores[key]
+    def _choice(self, method: _Method, floats: islands.Floats) -> _Choice:
+        """Score a method; one that gives no numbers loses."""
+        key = method, frozenset(floats)
+        if key not in self._choices:
+            self._choices[key] = self._tried(method, floats)
+        return self._choices[key]
+
+    def _tried(self, method: _Method, floats: islands.Floats) -> _Choice:
+        made = None
         try:
-            if exact:
-                graph, encodings = self._maker.activations(method, floats)
-                score = self._judge.score(graph, {}, encodings)
-            else:
-                made = self._maker.make(method, floats)
-                score = self._judge.score(made.graph, made.layers, made.encodings)
+            made = self._maker.make(method, floats)
+            score = self._judge.score(made.graph, made.layers, made.encodings)
         except reconstruct.NotFiniteError as exc:
             score = Score(-np.inf, "dead", exc.tensor)
+        return _Choice(method, floats, self._noted(method.named(floats), score), made)
+
+    def _noted(self, name: str, score: Score, *, exact: bool = False) -> Score:
+        """The score, which is a trial now."""
+        trial = Trial(name, score.sqnr, exact)
+        self.trials.append(trial)
         if score.broken:
-            self._broken.setdefault(score.broken, []).append(name)
-        self.trials.append(Trial(name, score.sqnr, exact))
-        self._scores[key] = score
+            self._broken[trial] = score.broken
         return score
 
 

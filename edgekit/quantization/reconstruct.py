@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -326,6 +326,42 @@ def _check_finite(
             raise NotFiniteError(name)
 
 
+def between(
+    graph: Graph,
+    layers: Layers,
+    before: Mapping[str, Encoding],
+    after: Mapping[str, Encoding],
+) -> Layers:
+    """The same layers between activations of other encodings: weights stay, biases follow the scale
+    of what their layer reads.
+
+    Args:
+        graph: Float.
+        layers: Of the graph.
+        before: Encodings of activations that the layers were made for.
+        after: Encodings of the same activations.
+
+    Raises:
+        InvalidModelError: If a bias fits in int32 at no weight scale.
+    """
+    found = {}
+    for layer in graph.layers:
+        if layer.output not in layers:
+            continue
+        rounded = found[layer.output] = layers[layer.output]
+        if before[layer.input].scale == after[layer.input].scale:
+            continue
+        integers = rounded.integers
+        steps = _rows(layer, integers.weights.astype(np.float64))
+        bias = np.zeros(len(steps))
+        if integers.bias is not None and integers.bias_scale is not None:
+            bias = integers.bias * integers.bias_scale.astype(np.float64)
+        scale = integers.weight_scale.astype(np.float64)
+        again = finish(graph, layer, steps, scale, bias, after)
+        found[layer.output] = replace(again, raised=again.raised or rounded.raised)
+    return found
+
+
 def shared_weights(graph: Graph) -> frozenset[str]:
     """Layers, by output, whose weights another has too, such as the steps of a recurrent one."""
     by_content: dict[bytes, list[str]] = {}
@@ -532,10 +568,7 @@ def rows_of(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
     weights = graph.constant(layer.weights).astype(np.float64)
     if not np.isfinite(weights).all():
         raise InvalidModelError(f"the weights of {layer.short} hold NaN or infinity")
-    if layer.kind == "depthwise":
-        rows = weights.reshape(-1, weights.shape[3]).T
-    else:
-        rows = weights.reshape(len(weights), -1)
+    rows = _rows(layer, weights)
     if layer.bias is None:
         return rows, np.zeros(len(rows))
     bias = graph.constant(layer.bias).astype(np.float64)
@@ -547,6 +580,13 @@ def rows_of(graph: Graph, layer: Layer) -> tuple[Floats, Floats]:
             f"{len(bias)}"
         )
     return rows, bias
+
+
+def _rows(layer: Layer, weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Weights ``[O, K]`` in the order of the dot product."""
+    if layer.kind == "depthwise":
+        return weights.reshape(-1, weights.shape[3]).T
+    return weights.reshape(len(weights), -1)
 
 
 def for_bias(

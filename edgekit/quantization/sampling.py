@@ -20,6 +20,9 @@ from edgekit.graph.flatbuffer import Graph, Layer
 
 _ROWS = 4096
 _MOST_ROWS = 16384
+#: Places of a depthwise layer by the number of weights of a channel, which each see all of them:
+#: more take time and give the same decibels.
+_OF_WEIGHT = 256
 #: Of what is kept of one part, if it has several layers.
 _PART_BYTES = 1 << 27
 #: Of the tensors of so many samples that are looked at together.
@@ -107,7 +110,9 @@ def draw(
         return Places(layer, weights[-1], shape[-1], none)
     height, width = weights[1:3]
     length = height * width * (1 if layer.kind == "depthwise" else weights[3])
-    wanted = _ROWS if layer.kind == "depthwise" else min(_MOST_ROWS, max(_ROWS, 8 * length))
+    wanted = min(_MOST_ROWS, max(_ROWS, 8 * length))
+    if layer.kind == "depthwise":
+        wanted = min(_ROWS, _OF_WEIGHT * length)
     wanted = min(wanted, most)
     images, (rows, columns, channels) = samples * shape[0], shape[1:]
     transposed = layer.kind == "transposed"
@@ -158,7 +163,7 @@ def _grid(size: int, kernel: int, stride: int, dilation: int, *, same: bool) -> 
 def parts(
     graph: Graph, feed: walk.Values, places: Sequence[Places], *, threads: int
 ) -> Iterator[tuple[range, dict[str, npt.NDArray[np.float32]]]]:
-    """Walk the float model part by part.
+    """Walk the float model part by part; the next part is walked while one is looked at.
 
     Args:
         graph: Float.
@@ -172,8 +177,19 @@ def parts(
     positions = {operator.outputs[0]: i for i, operator in enumerate(graph.operators)}
     by_position = {positions[each.layer.output]: each for each in places}
     model = _FloatModel(graph, feed, threads)
-    for part in _divided(graph, by_position, model.samples):
-        yield part, model.run(part, [by_position[i] for i in part if i in by_position])
+
+    def walked(part: range) -> tuple[range, dict[str, npt.NDArray[np.float32]]]:
+        return part, model.run(part, [by_position[i] for i in part if i in by_position])
+
+    with ThreadPoolExecutor(1) as pool:
+        found = None
+        for part in _divided(graph, by_position, model.samples):
+            following = pool.submit(walked, part)
+            if found is not None:
+                yield found.result()
+            found = following
+        if found is not None:
+            yield found.result()
 
 
 def _last_reads(graph: Graph) -> dict[str, int]:
