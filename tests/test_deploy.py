@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras = keras_format.tf_keras()
     keras.utils.set_random_seed(6)
     image = keras.Input((8, 8, 3), name="image")
-    x = keras.layers.Conv2D(6, 3, activation="relu")(image)
+    x = keras.layers.Conv2D(6, 3, activation="relu", name="first")(image)
     x = keras.layers.Flatten()(keras.layers.DepthwiseConv2D(3)(x))
     model = keras.Model(image, keras.layers.Dense(4, activation="softmax", name="classes")(x))
     model.save(folder / "net.keras")
@@ -223,14 +223,14 @@ out = "made"
 min.top1 = 50
 """
     (tmp_path / "pyproject.toml").write_text(table)
-    (tmp_path / "own.toml").write_text('schema_version = 1\n[layers]\nconv2d = "float32"\n')
+    (tmp_path / "own.toml").write_text('schema_version = 1\n[layers]\nfirst = "float32"\n')
     (tmp_path / "below").mkdir()
     monkeypatch.chdir(tmp_path / "below")
     assert deploy.main(["--rounds", "1"]) == 0
     manifest = Artifact.load(tmp_path / "made" / "net-tflite-int8").manifest
     assert manifest.recipe is not None and manifest.recipe.path.endswith("own.toml")
     assert manifest.quantization is not None
-    assert manifest.quantization.layers == {"conv2d": "float32"}
+    assert manifest.quantization.layers == {"first": "float32"}
     for line, said in (
         ("mdel = 1", "unknown key 'mdel'.*did you mean 'model'"),
         ("target = 3", "expected target to be a list of words, got 3"),

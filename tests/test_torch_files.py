@@ -23,7 +23,7 @@ from edgekit.writers import half
 
 FILES = Path(__file__).parent / "data" / "torch"
 CALIBRATION = 24
-#: By file: its inputs, least SQNR in dB in int8, operators that have no integer kernel.
+#: By file: its inputs, least SQNR in dB in int8, operators that may compute in float.
 CASES: dict[str, tuple[list[str], float, set[str]]] = {
     "mobile": (["image"], 32, set()),
     "attention": (["image"], 35, {"Add", "Concat", "Gelu", "Gemm", "LayerNormalization"}),
@@ -87,7 +87,8 @@ def test_a_file_of_torch_answers_as_torch_does(
             assert _noise(arrays[f"{name}.{output}"], values) > bound
     execution = written.manifest.execution
     assert execution is not None
-    assert {each.split()[0] for each in execution.floats} == floats
+    # which of them stay float, the samples that judge decide
+    assert {each.split()[0] for each in execution.floats} <= floats
 
 
 def test_integers_are_the_decided_ones_where_an_activation_was_taken_in(
