@@ -311,7 +311,8 @@ def page(document: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     if row["refused"]:
-        return f"| {row['deployable']} | refused: {row['refused'].replace('|', '/')} | | | | |"
+        why, *_ = row["refused"].replace("|", "/").split("; `")  # what to type is no row's matter
+        return f"| {row['deployable']} | refused: {why} | | | | |"
     left = "exact" if row["sqnr"] is None else f"{row['sqnr']:.1f} dB"
     same, drop = (
         "" if row[key] is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row[key])
