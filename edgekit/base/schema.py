@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tomllib
 import types
 import typing
 from pathlib import Path
@@ -96,6 +97,25 @@ class Document:
     def dumps(self) -> str:
         """All of it as JSON text."""
         return dumps(self, indent=self.INDENT) + "\n"
+
+
+def read_toml(path: Path, *, error: type[EdgekitError], what: str) -> tuple[dict[str, Any], bytes]:
+    """Parse a TOML file; gives its bytes too.
+
+    Raises:
+        EdgekitError: The given ``error`` type, if the file is missing or is no TOML.
+    """
+    try:
+        content = path.read_bytes()
+        return tomllib.loads(content.decode("utf-8")), content
+    except FileNotFoundError:
+        raise error(f"{words.not_found(path)}; expected {what}") from None
+    except IsADirectoryError:
+        raise error(f"{path} is a folder; expected {what}") from None
+    except OSError as exc:
+        raise error(f"{path} cannot be read ({exc.strerror}); expected {what}") from None
+    except (ValueError, RecursionError) as exc:
+        raise error(f"{path} is not valid TOML ({exc}); expected {what}") from None
 
 
 def read_json(path: Path, *, error: type[EdgekitError], what: str) -> Any:

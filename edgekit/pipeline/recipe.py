@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -157,18 +156,10 @@ def load(path: Path) -> RecipeFile:
     Raises:
         InvalidOptionError: If it cannot be read, or a key or value does not fit.
     """
-    what = f"expected {Recipe.WHAT}"
     try:
-        content = path.read_bytes()
-        data: Any = tomllib.loads(content.decode("utf-8"))
-    except FileNotFoundError:
-        raise InvalidOptionError(f"--recipe: {words.not_found(path)}; {what}") from None
-    except IsADirectoryError:
-        raise InvalidOptionError(f"--recipe: {path} is a folder; {what}") from None
-    except OSError as exc:
-        raise InvalidOptionError(f"--recipe: {path} cannot be read ({exc.strerror})") from None
-    except (ValueError, RecursionError) as exc:
-        raise InvalidOptionError(f"--recipe: {path} is not valid TOML ({exc}); {what}") from None
+        data, content = schema.read_toml(path, error=InvalidOptionError, what=Recipe.WHAT)
+    except InvalidOptionError as exc:
+        raise InvalidOptionError(f"--recipe: {exc}") from None
     version = data.get("schema_version")
     if version != Recipe.VERSION or type(version) is not int:
         said = "has none" if version is None else f"has {version!r}"

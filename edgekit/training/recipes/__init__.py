@@ -20,7 +20,6 @@ The files beside this module are found by name; a file of your own has the same 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,13 +251,9 @@ def load(word: str) -> Preset:
             f"{words.near(word, names())}"
         )
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InvalidOptionError(f"recipe {words.not_found(path)}") from None
-    except OSError as exc:
-        raise InvalidOptionError(f"recipe {path} cannot be read ({exc.strerror})") from None
-    except (ValueError, RecursionError) as exc:
-        raise InvalidOptionError(f"recipe {path} is not valid TOML ({exc})") from None
+        found, _ = schema.read_toml(path, error=InvalidOptionError, what="a recipe of train")
+    except InvalidOptionError as exc:
+        raise InvalidOptionError(f"recipe {exc}") from None
     if "name" in found:
         raise InvalidOptionError(f"recipe {path}: unknown key 'name'; its file name is its name")
     try:
