@@ -28,7 +28,6 @@ from pathlib import Path
 from edgekit import data
 from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
-from edgekit.data import task as tasks
 from edgekit.diagnosis import options as layer_options
 from edgekit.evaluation import fleet, shards, verdicts
 from edgekit.evaluation.comparison import compare
@@ -36,6 +35,7 @@ from edgekit.evaluation.options import DEFAULT_POWER, PICTURES, SAMPLES, Options
 from edgekit.reporting import layer_table, tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
+from edgekit.tasks import kind as tasks
 
 __all__ = ["Options", "compare", "main", "parser"]
 

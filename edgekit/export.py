@@ -47,8 +47,6 @@ from rich.table import Table
 from edgekit import data
 from edgekit.base import cli, outputs
 from edgekit.base.errors import FidelityError, InvalidOptionError
-from edgekit.data.task import HELP as TASK_HELP
-from edgekit.data.task import TASKS
 from edgekit.evaluation.budget import COSTS, Budget, Kind, Mixture
 from edgekit.graph.flatbuffer import short_name
 from edgekit.pipeline import layers
@@ -62,6 +60,8 @@ from edgekit.quantization.table import METHODS
 from edgekit.records.artifact import Artifact, QuantizationRecord
 from edgekit.records.schemes import PRECISIONS, SCHEMES
 from edgekit.sources import float_model
+from edgekit.tasks.kind import HELP as TASK_HELP
+from edgekit.tasks.kind import TASKS
 
 __all__ = ["Budget", "Mixture", "Options", "export", "export_all", "main", "parser"]
 

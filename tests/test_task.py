@@ -11,10 +11,11 @@ import pytest
 from exported import export
 
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
-from edgekit.data import ImageSet, task
+from edgekit.data import ImageSet
 from edgekit.data.images import make
 from edgekit.records.artifact import Artifact, Manifest
 from edgekit.records.signature import Signature, TensorSpec, preprocessing
+from edgekit.tasks import kind as task
 
 COUNT = 12
 

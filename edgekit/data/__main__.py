@@ -26,13 +26,13 @@ from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
 from edgekit.base.text import visible
 from edgekit.data import describe as descriptions
-from edgekit.data import task as tasks
 from edgekit.evaluation import mistakes
 from edgekit.records.artifact import Artifact, Manifest
 from edgekit.records.results import LabelFit
 from edgekit.records.signature import Shapes, preprocessing, unprepared
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import float_model, saved_model
+from edgekit.tasks import kind as tasks
 
 #: Sizes, formats and modes that are listed; classes.
 _SHOWN, _LISTED = 6, 20

@@ -19,6 +19,8 @@ import numpy.typing as npt
 from edgekit.base import words
 from edgekit.base.blocks import blocks
 from edgekit.base.errors import InvalidDataError, reason
+from edgekit.data.boxes import Boxes, Views
+from edgekit.data.masks import Masks
 
 Split = Literal["train", "test", "calibration"]
 
@@ -35,6 +37,10 @@ class ImageSet:
         sha256: Of dtype, shape and bytes of images and labels.
         warnings: What is wrong with the set, a sentence each.
         truth: float32 ``[N, M]``, the right numbers of a regression, or None; never beside labels.
+        boxes: The right boxes of each image, in pixels of its picture, or None; never beside
+            labels.
+        masks: The right class of each pixel, a mask a picture, or None; never beside labels.
+        views: Which part of its picture each image shows; None where the images are the pictures.
     """
 
     name: str
@@ -44,6 +50,9 @@ class ImageSet:
     sha256: str
     warnings: tuple[str, ...] = ()
     truth: npt.NDArray[np.float32] | None = None
+    boxes: Boxes | None = None
+    masks: Masks | None = None
+    views: Views | None = None
 
     def __len__(self) -> int:
         return len(self.images)

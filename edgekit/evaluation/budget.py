@@ -43,7 +43,6 @@ from edgekit.base.errors import (
 )
 from edgekit.base.progress import SILENT, Progress, Task
 from edgekit.data import feeds
-from edgekit.data import task as tasks
 from edgekit.evaluation import operators, subjects
 from edgekit.evaluation.operators import Timed
 from edgekit.evaluation.options import SAMPLES as RUNS
@@ -60,6 +59,7 @@ from edgekit.records.artifact import Artifact
 from edgekit.records.encodings import Encoding, Stored
 from edgekit.records.results import BudgetRecord, Candidate, Cost, Measurement
 from edgekit.runtimes.worker import Job, Worker
+from edgekit.tasks import kind as tasks
 from edgekit.writers import tflite_integers
 
 Kind = Literal["max-drop", "min"]

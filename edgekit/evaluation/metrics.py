@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edgekit import data
 from edgekit.base.blocks import blocks
-from edgekit.data import feeds, task
+from edgekit.data import feeds
 from edgekit.evaluation import changes, conditions, verdicts
 from edgekit.evaluation.options import SAMPLES, Options
 from edgekit.evaluation.recording import Facts
@@ -37,6 +37,7 @@ from edgekit.records.results import (
 )
 from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes.worker import Worker
+from edgekit.tasks import kind as task
 
 #: Percent of predictions that are those of the float model, below which close outputs are warned
 #: of. A round number.

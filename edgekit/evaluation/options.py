@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgekit.base.errors import InvalidOptionError
-from edgekit.data.task import Task
 from edgekit.evaluation import shards, verdicts
 from edgekit.records import signature
 from edgekit.records.signature import Preprocessing
+from edgekit.tasks.kind import Task
 
 #: Samples of latency that a round takes of each model.
 SAMPLES = 20

@@ -15,9 +15,7 @@ from edgekit.base.blocks import blocks
 from edgekit.base.errors import ClassesError, InvalidDataError, InvalidOptionError
 from edgekit.base.progress import Progress
 from edgekit.data import feeds
-from edgekit.data import task as tasks
 from edgekit.data.images import checked_labels, checked_truth, is_truth
-from edgekit.data.task import Right, Task
 from edgekit.evaluation import mistakes
 from edgekit.evaluation.options import Options
 from edgekit.records import stats
@@ -26,6 +24,8 @@ from edgekit.records.results import LabelFit
 from edgekit.records.signature import Preprocessing
 from edgekit.runtimes import model_file
 from edgekit.runtimes.worker import Worker
+from edgekit.tasks import kind as tasks
+from edgekit.tasks.kind import Right, Task
 
 #: Samples on which classic mistakes are looked for; ``edgekit.data check`` takes more.
 SUSPECTED = 128

@@ -30,7 +30,6 @@ from edgekit.base.progress import SILENT, Progress
 from edgekit.base.text import percent
 from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
-from edgekit.data.task import check as check_task
 from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline import layers, proof
@@ -73,6 +72,7 @@ from edgekit.records.signature import Signature, TensorSpec
 from edgekit.sources import float_model
 from edgekit.sources.float_model import FloatModel
 from edgekit.sources.onnx_canonical import Converted
+from edgekit.tasks.kind import check as check_task
 from edgekit.writers import half, onnx_convert, onnx_dynamic, onnx_integers, tflite_integers
 
 TARGETS = ("tflite", "onnx")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgekit.data.task import Task
 from edgekit.pipeline import layers
 from edgekit.pipeline.layers import Line
 from edgekit.pipeline.recipe import RecipeFile
@@ -12,6 +11,7 @@ from edgekit.quantization import profiles
 from edgekit.quantization.quantize import Correction
 from edgekit.records.artifact import LayerPrecision
 from edgekit.records.signature import Layout, Shapes
+from edgekit.tasks.kind import Task
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from edgekit import data
 from edgekit.base import outputs
 from edgekit.base.errors import InvalidDataError, InvalidModelError, InvalidOptionError, WriterError
 from edgekit.base.progress import SILENT, Progress
-from edgekit.data import task as tasks
 from edgekit.graph import onnx
 from edgekit.graph.flatbuffer import Graph, short_name
 from edgekit.pipeline.calibration import cached
@@ -31,6 +30,7 @@ from edgekit.records.signature import Shapes
 from edgekit.runtimes import open_runner
 from edgekit.sources import convert, float_model
 from edgekit.sources import keras as keras_format
+from edgekit.tasks import kind as tasks
 from edgekit.training import recipes
 from edgekit.training.finetune import resized
 from edgekit.training.loop import checkpoints_of, fit, log_bytes

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from edgekit.base import outputs, schema, words
 from edgekit.base.errors import ArtifactError, EdgekitError
 from edgekit.base.version import __version__
+from edgekit.records.decoding import Decoding
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.results import BudgetRecord
 from edgekit.records.schemes import Precision
@@ -205,6 +206,7 @@ class Manifest(schema.Document):
         task: What the outputs are, if the model or the user says it.
         notes: What a reader should know about the export, one sentence each.
         recipe: The recipe that it was exported by; None without one.
+        decoding: How the outputs of a detector become boxes; None for any other model.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION
@@ -229,8 +231,9 @@ class Manifest(schema.Document):
     command: str = ""
     training: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
-    task: Literal["", "classification", "regression"] = ""
+    task: Literal["", "classification", "regression", "detection", "segmentation"] = ""
     recipe: RecipeRecord | None = None
+    decoding: Decoding | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

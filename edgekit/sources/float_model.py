@@ -17,7 +17,6 @@ from edgekit import data
 from edgekit.base import shipped, words
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.data import feeds
-from edgekit.data import task as tasks
 from edgekit.data.feeds import Inputs, Samples
 from edgekit.graph import flatbuffer, litert, onnx
 from edgekit.graph.flatbuffer import Graph
@@ -38,6 +37,7 @@ from edgekit.sources import (
 )
 from edgekit.sources.onnx_canonical import Converted
 from edgekit.sources.onnx_qdq import Dequantized
+from edgekit.tasks import kind as tasks
 
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 

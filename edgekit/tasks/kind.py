@@ -21,7 +21,7 @@ from edgekit.records import stats
 from edgekit.records.artifact import Manifest
 from edgekit.records.signature import TensorSpec
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "regression", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = get_args(Task)
 HELP = "what the outputs are, where neither the model nor the labels say it"
 
