@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit import data
-from edgekit.base.blocks import blocks
 from edgekit.data import feeds
-from edgekit.evaluation import changes, conditions, verdicts
+from edgekit.evaluation import answers, conditions, verdicts
+from edgekit.evaluation.answers import Loss
 from edgekit.evaluation.options import SAMPLES, Options
 from edgekit.evaluation.recording import Facts
 from edgekit.evaluation.samples import Samples
@@ -33,11 +33,9 @@ from edgekit.records.results import (
     Report,
     Runtime,
     Unit,
-    pack_bits,
 )
 from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes.worker import Worker
-from edgekit.tasks import kind as task
 
 #: Percent of predictions that are those of the float model, below which close outputs are warned
 #: of. A round number.
@@ -96,13 +94,9 @@ def report(
         watched: State of the machine while latency was measured.
         resumed: Number of shards that an earlier run left.
     """
-    images, right = samples.images, samples.right
-    reference, labels = measured[0].outputs, right.labels
-    classes = right.task == "classification"
-    scores = [task.by_class(each.outputs) if classes else each.outputs for each in measured]
-    choices = [_Choices.of(each, labels) if classes else None for each in scores]
-    before = choices[0]
-    probable = classes and stats.is_probability(scores[0])
+    images = samples.images
+    reference = measured[0].outputs
+    read = answers.reader(samples.right, Loss(options.bound, options.power))
     # One number for all that are compared, so that it is the same part of a round.
     common = max((_slow(each) for each in measured if timed_here(each)), default=0)
     float32 = {
@@ -110,29 +104,22 @@ def report(
         for subject, each in zip(subjects, measured, strict=True)
         if subject.precision == "float32" and timed_here(each)
     }
+    base = read(reference)
     results: list[ArtifactResult] = []
-    for subject, each, own, now in zip(subjects, measured, scores, choices, strict=True):
+    for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.format) if timed_here(each) else None
         slow = common if timed_here(each) else _slow(each)
         judged = fidelity.judge(reference, each.outputs, sizes)
-        metrics: dict[str, Measurement] = {}
-        if before is not None and now is not None:
-            metrics = _of_classes(before, now, options)
-            if probable:
-                metrics["kl"] = stats.divergence(scores[0], own)
-        if right.truth is not None:
-            metrics = stats.truth(right.truth, reference, each.outputs)
+        own = read(each.outputs) if results else base  # the first result is the reference
+        metrics = own.metrics(base, judged)
         metrics["sqnr"] = stats.sqnr(reference, each.outputs)
         metrics |= _of_outputs(judged)
-        if not classes:
-            metrics |= _of_numbers(reference, each.outputs, judged)
         metrics["size"] = Measurement(subject.size, "bytes", 1)
         metrics |= {**each.metrics, **_times(each, slow, unquantized)}
-        result = _result(subject, each, metrics, None if now is None else now.right, slow)
+        result = _result(subject, each, metrics, own.correct, slow)
         result = replace(result, fidelity=judged, unstable=_unstable(result))
-        if results and before is not None and now is not None and labels is not None:
-            both = (before.first, now.first)  # the first result is the reference
-            changed = changes.find(scores[0], own, both, labels, images.images, options.pictures)
+        if results:
+            changed = own.changes(base, images.images, options.pictures)
             result = replace(result, changes=changed)
         results.append(result)
     few = _too_few(results[1:], options, feeds.unit(images.images))
@@ -144,7 +131,7 @@ def report(
         artifacts=tuple(results[1:]),
         created=created(),
         command=options.command,
-        settings=_settings(options, right.task, resumed),
+        settings=_settings(options, samples.right.task, resumed),
         warnings=(
             *images.warnings,
             *assumed,
@@ -215,49 +202,6 @@ def _of_reference(subject: Subject, result: ArtifactResult) -> list[str]:
     return sentences
 
 
-@dataclass(frozen=True)
-class _Choices:
-    """Predictions of a classifier.
-
-    Attributes:
-        first: The most probable class of each image, ``[N]``.
-        right: Whether it is the label, ``[N]``; None without labels.
-        top5: How often the label is among the first five.
-    """
-
-    first: npt.NDArray[np.int32]
-    right: npt.NDArray[np.bool_] | None
-    top5: int
-
-    @classmethod
-    def of(cls, scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int64] | None) -> _Choices:
-        """Rank the classes of ``[N, C]`` scores, once."""
-        first = np.empty(len(scores), np.int32)
-        top5, start = 0, 0
-        for (block,) in blocks(scores):
-            order = stats.ranking(block)
-            stop = start + len(block)
-            first[start:stop] = order[:, 0]
-            if labels is not None:
-                top5 += int((order[:, :5] == labels[start:stop, None]).any(axis=1).sum())
-            start = stop
-        return cls(first, None if labels is None else first == labels, top5)
-
-
-def _of_classes(before: _Choices, now: _Choices, options: Options) -> dict[str, Measurement]:
-    """Share of equal predictions, and share of right ones if there are labels."""
-    count = len(now.first)
-    agreement = stats.proportion(int((now.first == before.first).sum()), count)
-    if before.right is None or now.right is None:
-        return {"agreement": agreement}
-    return {
-        "top1": stats.proportion(int(now.right.sum()), count),
-        "top5": stats.proportion(now.top5, count),
-        "agreement": agreement,
-        **_paired(before.right, now.right, options),
-    }
-
-
 def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
     """SQNR of what varies, of the worst output; with several outputs, SQNR of each."""
     count = judged[0].count
@@ -269,37 +213,6 @@ def _of_outputs(judged: Sequence[Fidelity]) -> dict[str, Measurement]:
         metrics[f"{OF_OUTPUT}{each.output}"] = Measurement(each.sqnr, "dB", count)
         metrics[f"{CENTRED_OF_OUTPUT}{each.output}"] = Measurement(each.sqnr_centred, "dB", count)
     return metrics
-
-
-def _of_numbers(
-    base: npt.NDArray[np.float32], outputs: npt.NDArray[np.float32], judged: Sequence[Fidelity]
-) -> dict[str, Measurement]:
-    """Differences from the reference of outputs that are no classes."""
-    count = len(base)
-    largest = max(each.max_error for each in judged)
-    share = max(each.error_share for each in judged)
-    return {
-        "mse": stats.mse(base, outputs),
-        "max_error": Measurement(largest, "unit", count),
-        "max_error_share": Measurement(share, "%", count),
-    }
-
-
-def _paired(
-    base_right: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_], options: Options
-) -> dict[str, Measurement]:
-    """Change of the accuracy between two sets of predictions for the same samples."""
-    count = len(right)
-    needed = stats.images_needed(
-        discordance=sum(stats.discordant(base_right, right)) / count,
-        drop=options.bound / 100,
-        power=options.power,
-    )
-    return {
-        "top1_change": stats.paired_change(base_right, right),
-        "mcnemar_p": stats.mcnemar(base_right, right),
-        "images_needed": Measurement(needed, "images", count),
-    }
 
 
 def _times(
@@ -322,7 +235,7 @@ def _result(
     subject: Subject,
     each: Measured,
     metrics: dict[str, Measurement],
-    right: npt.NDArray[np.bool_] | None,
+    correct: str,
     slow: int,
 ) -> ArtifactResult:
     latency = np.array(each.latency, np.float64)
@@ -335,7 +248,7 @@ def _result(
         runtime=each.runtime,
         metrics=metrics,
         manifest_sha256=subject.manifest_sha256,
-        correct="" if right is None else pack_bits(right),
+        correct=correct,
         latency_ms=tuple(round(float(value), 6) for value in latency.ravel()),
         latency_rounds=len(latency),
         latency_warm_up=slow,
