@@ -17,6 +17,8 @@ import numpy.typing as npt
 from edgekit.base import schema
 from edgekit.base.errors import EdgekitError, ReportError
 from edgekit.records.fidelity import Fidelity
+from edgekit.records.predictions import PNG_SIGNATURE as PNG_SIGNATURE
+from edgekit.records.predictions import BoxChanges, Confusion, Curve, MaskChanges, check_png
 
 SCHEMA_VERSION = 2
 #: Pictures, or any other inputs.
@@ -25,7 +27,6 @@ Unit = Literal["images", "samples"]
 Cost = Literal["time", "size"]
 #: Start of the name of the SQNR of one of several outputs: of all values, and of what varies.
 OF_OUTPUT, CENTRED_OF_OUTPUT = "sqnr:", "sqnr_centred:"
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -212,14 +213,7 @@ class ChangedImage:
             raise ReportError("a changed image has a negative index or class")
         if not (0 <= self.before_probability <= 1 and 0 <= self.now_probability <= 1):
             raise ReportError(f"changed image {self.index}: expected probabilities from 0 to 1")
-        try:
-            content = base64.b64decode(self.picture, validate=True)
-        except ValueError as exc:
-            raise ReportError(
-                f"changed image {self.index}: its picture is not base64 ({exc})"
-            ) from None
-        if content and not content.startswith(PNG_SIGNATURE):
-            raise ReportError(f"changed image {self.index}: its picture is not a PNG file")
+        check_png(self.picture, f"changed image {self.index}")
 
     @property
     def change(self) -> Literal["lost", "gained", "still"]:
@@ -340,8 +334,11 @@ class ArtifactResult:
         metrics: Measurements by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl
             r2 r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
             sqnr:OUTPUT sqnr_centred:OUTPUT size parameters peak_memory load_time latency_p50
-            latency_p90 latency_p99 latency_ratio energy``. A metric that was not measured is left
-            out.
+            latency_p90 latency_p99 latency_ratio energy``; of a detector ``map map50 map75
+            map_small map_medium map_large map50:CLASS map_change map50_change matched50 matched90
+            score_error``; of a segmentation network ``miou pixel_accuracy iou:CLASS miou_change
+            pixel_agreement``; ``metric:NAME`` of a function of the user. A metric that was not
+            measured is left out.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels or
             classes.
         latency_ms: Raw samples at batch 1, in the order in which they were measured.
@@ -355,6 +352,12 @@ class ArtifactResult:
         unstable: Whether the medians of the latency rounds are too far apart to be trusted.
         recorded: Name of the runner that a recording was made with; empty if nothing was recorded.
         budget: How its mixture of int8 and float tensors was found; None where no budget was given.
+        box_changes: Boxes that differ from the float model's; None for the float model itself, and
+            for what is no detector.
+        mask_changes: Pixels that differ from the float model's; None for the float model itself,
+            and for what is no segmentation network.
+        curves: Precision over recall of a detector, class by class; empty without right boxes.
+        confusion: Pixels by right and predicted class; None without right masks.
     """
 
     name: str
@@ -375,6 +378,10 @@ class ArtifactResult:
     unstable: bool = False
     recorded: str = ""
     budget: BudgetRecord | None = None
+    box_changes: BoxChanges | None = None
+    mask_changes: MaskChanges | None = None
+    curves: tuple[Curve, ...] = ()
+    confusion: Confusion | None = None
 
     @property
     def timed_here(self) -> bool:
