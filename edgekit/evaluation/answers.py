@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from edgekit.base.blocks import blocks
 from edgekit.evaluation import changes
 from edgekit.records import stats
 from edgekit.records.fidelity import Fidelity
+from edgekit.records.predictions import BoxChanges, Confusion, Curve, MaskChanges
 from edgekit.records.results import Changes, Measurement, pack_bits
 from edgekit.tasks import kind
 from edgekit.tasks.kind import Right
@@ -39,6 +40,21 @@ class Loss:
     power: float
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What a report keeps of predictions, as fields of :class:`ArtifactResult`."""
+
+    changes: Changes | None = None
+    box_changes: BoxChanges | None = None
+    mask_changes: MaskChanges | None = None
+    curves: tuple[Curve, ...] = ()
+    confusion: Confusion | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """By name, as they are."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
 class Answers(ABC):
     """The predictions of one model for all samples."""
 
@@ -56,15 +72,15 @@ class Answers(ABC):
         """As :attr:`ArtifactResult.correct`."""
         return ""
 
-    def changes(self, reference: Self, images: npt.NDArray[Any], pictures: int) -> Changes | None:
-        """Where it predicts otherwise than the reference; None where that cannot be shown.
+    def shown(self, reference: Self, images: npt.NDArray[Any], pictures: int) -> Shown:
+        """Where it predicts otherwise than the reference, as the page shows it.
 
         Args:
             reference: The float model's.
             images: ``[N, ...]``, what they are predictions for.
             pictures: How many are shown, at most.
         """
-        return None
+        return Shown()
 
 
 @dataclass(frozen=True)
@@ -125,14 +141,14 @@ class Classes(Answers):
             metrics["kl"] = stats.divergence(reference.scores, self.scores)
         return metrics
 
-    def changes(
-        self, reference: Classes, images: npt.NDArray[Any], pictures: int
-    ) -> Changes | None:
-        """Images of another class than the reference's; None without labels."""
-        if self.labels is None:
-            return None
+    def shown(self, reference: Classes, images: npt.NDArray[Any], pictures: int) -> Shown:
+        """Images of another class than the reference's; none without labels."""
+        if self.labels is None or self is reference:
+            return Shown()
         both = (reference.first, self.first)
-        return changes.find(reference.scores, self.scores, both, self.labels, images, pictures)
+        return Shown(
+            changes.find(reference.scores, self.scores, both, self.labels, images, pictures)
+        )
 
 
 @dataclass(frozen=True)

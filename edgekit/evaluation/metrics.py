@@ -118,10 +118,8 @@ def report(
         metrics |= {**each.metrics, **_times(each, slow, unquantized)}
         result = _result(subject, each, metrics, own.correct, slow)
         result = replace(result, fidelity=judged, unstable=_unstable(result))
-        if results:
-            changed = own.changes(base, images.images, options.pictures)
-            result = replace(result, changes=changed)
-        results.append(result)
+        shown = own.shown(base, images.images, options.pictures)
+        results.append(replace(result, **shown.fields()))
     few = _too_few(results[1:], options, feeds.unit(images.images))
     compared = Report(
         model_id=model_id,
