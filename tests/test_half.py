@@ -66,7 +66,7 @@ def test_what_would_overflow_stays_float32() -> None:
     assert np.isfinite(run(careless, X)).all()
     assert np.isinf(run(emulation.emulate(careless)[0], X)).any()
     found = half.to_float16(model, {"x": X})
-    assert found.kept == ("n1", "n2", "n3")
+    assert found.float32_operators == ("n1", "n2", "n3")
     assert (found.largest, found.where) == (2e6, "t1")
     np.testing.assert_allclose(run(found.model, X), X + 1, rtol=2e-3)
     rounding, _ = emulation.emulate(found.model)
@@ -101,7 +101,7 @@ def test_an_index_is_no_activation() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     ids = np.array([[60000, 7]])
     found = half.to_float16(package.shape_inference.infer_shapes(model), {"ids": ids})
-    assert found.kept == () and found.largest == np.abs(table[ids]).max()
+    assert found.float32_operators == () and found.largest == np.abs(table[ids]).max()
     assert [t.data_type for t in found.model.graph.initializer] == [TensorProto.FLOAT16]
     (y,) = onnx.session(found.model.SerializeToString()).run(None, {"ids": ids})
     np.testing.assert_allclose(y, np.maximum(table[ids], 0), rtol=2e-3)
@@ -121,7 +121,7 @@ def test_real_numbers_that_become_indices_stay_float32() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     x = np.array([[5001, 5003]], np.float32)
     found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": x})
-    assert found.kept == ("n0", "n1")
+    assert found.float32_operators == ("n0", "n1")
     rounding, _ = emulation.emulate(found.model)
     np.testing.assert_allclose(run(rounding, x), table[[[5001, 5003]]], rtol=2e-3)
 
@@ -146,7 +146,7 @@ def test_integers_become_float32_where_their_reader_stays_float32() -> None:
     graph = helper.make_graph(nodes, "net", ends[:1], ends[1:], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     found = half.to_float16(package.shape_inference.infer_shapes(model), {"x": X})
-    assert found.kept == ("n2", "n4")
+    assert found.float32_operators == ("n2", "n4")
     np.testing.assert_allclose(run(found.model, X), run(model, X), rtol=2e-3)
 
 
@@ -206,7 +206,7 @@ def test_an_infinite_border_and_factors_of_a_resize_are_valid_in_float16() -> No
     model = package.shape_inference.infer_shapes(model)
     found = half.to_float16(model, {"x": np.ones((3, 2, 4, 4), np.float32)})
     package.checker.check_model(found.model, full_check=True)
-    assert not found.kept and found.largest == 2
+    assert not found.float32_operators and found.largest == 2
 
 
 def test_the_emulation_rounds_after_every_operator() -> None:

@@ -114,7 +114,7 @@ def test_blocks_are_the_same_integers(name: str, biased: bool) -> None:
     expected = _expected(q, weights, bias, stride, form)
     assert len(np.unique(expected)) > 20
     np.testing.assert_array_equal(found, expected)
-    ((node, blocks_of),) = onnx_blocks.found(model)
+    ((node, blocks_of),) = onnx_blocks.convolutions(model)
     stored = onnx.stored_constants(model)
     blocks = stored[next(n for n in model.graph.node if n.output[0] == node.input[1]).input[0]]
     assert {"y", "out"} & set(blocks_of)

@@ -207,11 +207,11 @@ def test_the_moving_average_forgets_its_start_as_bias_correction_says() -> None:
         start.quantize(tf.constant(values), "x", True)
     # Kingma and Ba's correction of an average that starts from 0
     expected = (0.9 * 0.1 * 2.0 + 0.1 * 4.0) / (1 - 0.9**2)
-    assert float(corrected.plain_ends()[1]) == pytest.approx(expected, rel=1e-5)
-    assert float(start.plain_ends()[1]) == pytest.approx(0.9 * (0.9 * 6 + 0.1 * 2) + 0.1 * 4)
-    before = [float(end) for end in corrected.plain_ends()]
+    assert float(corrected.plain_limits()[1]) == pytest.approx(expected, rel=1e-5)
+    assert float(start.plain_limits()[1]) == pytest.approx(0.9 * (0.9 * 6 + 0.1 * 2) + 0.1 * 4)
+    before = [float(end) for end in corrected.plain_limits()]
     corrected.quantize(tf.constant(seen[0] * 100), "x", False)  # frozen
-    assert [float(end) for end in corrected.plain_ends()] == before
+    assert [float(end) for end in corrected.plain_limits()] == before
 
 
 def test_learned_ranges_have_the_gradient_of_the_step_size() -> None:
@@ -257,7 +257,7 @@ def test_a_range_below_nothing_is_brought_back() -> None:
     assert len(group.trainable) == 1  # 0 stays where it is behind a ReLU
     group.trainable[0].assign(-2.0)
     group.settle()
-    low, high = (float(end) for end in group.plain_ends())
+    low, high = (float(end) for end in group.plain_limits())
     assert low == 0 and high > 0
 
 

@@ -1062,7 +1062,7 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(
         "correction": "auto",
         "narrow": True,
         "integers_only": False,
-        "kept": (),
+        "unequalized": (),
         "left": {},
         "versions": {"numpy": "2"},
     }
@@ -1077,7 +1077,7 @@ def test_a_decision_is_found_by_all_that_it_was_made_from(
         {"correction": "none"},
         {"narrow": False},
         {"integers_only": True},
-        {"kept": ("y",)},
+        {"unequalized": ("y",)},
         {"left": {"dense": "asked for"}},
         {"left": {"conv2d": "asked for"}},
         {"versions": {"numpy": "3"}},

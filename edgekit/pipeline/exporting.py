@@ -1004,7 +1004,7 @@ def _decide(
 ) -> Quantized:
     """Quantize the model; integers that were cached by an earlier run are used again."""
     images = calibration.images
-    kept = _kept(source, canonical)
+    unequalized = _unequalized(source, canonical)
     key = decisions.key(
         canonical,
         table,
@@ -1014,7 +1014,7 @@ def _decide(
         narrow=narrow,
         integers_only=strict,
         left=left,
-        kept=kept,
+        unequalized=unequalized,
         versions=artifact.package_versions(),
     )
     path = cache_folder() / f"{key}.npz"
@@ -1037,7 +1037,7 @@ def _decide(
             narrow=narrow,
             integers_only=strict,
             left=left,
-            kept=kept,
+            unequalized=unequalized,
             advance=lambda _: task.advance(),
         )
     try:
@@ -1047,7 +1047,7 @@ def _decide(
     return quantized
 
 
-def _kept(source: FloatModel, canonical: bytes) -> frozenset[str]:
+def _unequalized(source: FloatModel, canonical: bytes) -> frozenset[str]:
     """Layers that the ONNX file of an ONNX source has with their own weights, whatever is decided
     for them: a factor that one of its neighbours is multiplied with would stay in the outputs."""
     if source.kind != "onnx":

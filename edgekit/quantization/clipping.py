@@ -77,7 +77,7 @@ def find(
     places = np.unique(np.linspace(0, count - 1, SAMPLES).astype(np.int64))
     exact: walk.Values = dict(walk.picked(graph, feed, places))
     layers = {layer.output: layer for layer in graph.layers}
-    ends = walk.last_readers(graph)
+    last_reader = walk.last_readers(graph)
     with ThreadPoolExecutor(threads) as pool:
         jobs = _Jobs(pool, most=threads)
         search = _Search(graph, ranges, profile, floats, np.random.default_rng(seed), jobs)
@@ -90,19 +90,21 @@ def find(
             for name, values in zip(operator.outputs, outputs, strict=True):
                 exact[name] = values
                 search.write(name, values)
-            for name in [name for name in exact if ends.get(name, position + 1) <= position]:
+            for name in [name for name in exact if last_reader.get(name, position + 1) <= position]:
                 del exact[name]
             advance(operator.outputs[0])
         jobs.end()
-    return search.found()
+    return search.parts()
 
 
 def narrowed(ranges: Mapping[str, Range], parts: Parts) -> dict[str, Range]:
     """Ranges by tensor name, where only parts of some are left."""
-    found = dict(ranges)
+    narrowed_ranges = dict(ranges)
     for name, (low, high) in parts.items():
-        found[name] = Range(found[name].min * low, found[name].max * high)
-    return found
+        narrowed_ranges[name] = Range(
+            narrowed_ranges[name].min * low, narrowed_ranges[name].max * high
+        )
+    return narrowed_ranges
 
 
 class _Jobs:
@@ -146,12 +148,12 @@ class _Reader:
     def noise(self, encodings: Sequence[Encoding]) -> npt.NDArray[np.float64]:
         """Mean square error of the outputs for each encoding of the input."""
         right = self.compute(self.values)
-        found = []
+        errors = []
         for encoding in encodings:
             wrong = self.compute(encoding.fake_quantize(self.values))
             pairs = zip(right, wrong, strict=True)
-            found.append(sum(_power(a - b) for a, b in pairs if a.dtype == np.float32 and a.size))
-        return np.array(found, np.float64)
+            errors.append(sum(_power(a - b) for a, b in pairs if a.dtype == np.float32 and a.size))
+        return np.array(errors, np.float64)
 
 
 class _Search:
@@ -214,10 +216,12 @@ class _Search:
             if products is not None:
                 readers.append(_Reader(group, *products))
                 continue
-            size = sum(exact[each].size for each in step.fed)
+            size = sum(exact[input_name].size for input_name in step.fed)
             count = walk.samples(graph, {name: exact[name]})
             some = np.arange(max(1, min(count, count * _VALUES // max(size, 1))))
-            fed = walk.picked(graph, {each: exact[each] for each in step.fed}, some)
+            fed = walk.picked(
+                graph, {input_name: exact[input_name] for input_name in step.fed}, some
+            )
 
             def run(values: Values, name: str = name, fed: walk.Values = fed) -> list[Values]:
                 return step.run({**fed, name: values})
@@ -229,18 +233,18 @@ class _Search:
     def _add(self, readers: Sequence[_Reader], varies: float) -> Callable[[], None]:
         """Find the noise in what is computed of rounded values, as a part of what varies; returns
         what adds it, which is called in the order of the operators."""
-        found = []
-        for each in readers:
-            if varies and each.values.size:
-                found.append((each.group, each.noise(self._encodings[each.group]) / varies))
+        noises = []
+        for reader in readers:
+            if varies and reader.values.size:
+                noises.append((reader.group, reader.noise(self._encodings[reader.group]) / varies))
 
         def add() -> None:
-            for group, noise in found:
+            for group, noise in noises:
                 self._noise[group] += noise
 
         return add
 
-    def found(self) -> Parts:
+    def parts(self) -> Parts:
         """What is left of the ranges, with the least noise."""
         chosen: Parts = {}
         for group, noise in self._noise.items():
@@ -253,10 +257,10 @@ class _Search:
 def _candidates(*, both: bool) -> list[tuple[float, float]]:
     """What may be left of the two ends; first all of it."""
     if both:
-        ends = [(each, 1.0) for each in _PARTS[1:]] + [(1.0, each) for each in _PARTS[1:]]
+        one_sided = [(part, 1.0) for part in _PARTS[1:]] + [(1.0, part) for part in _PARTS[1:]]
     else:
-        ends = []
-    return [*((each, each) for each in _PARTS), *ends]
+        one_sided = []
+    return [*((part, part) for part in _PARTS), *one_sided]
 
 
 def _power(values: npt.NDArray[Any]) -> float:
@@ -267,15 +271,15 @@ def _power(values: npt.NDArray[Any]) -> float:
 
 def _varies(outputs: list[npt.NDArray[Any]]) -> float:
     """Mean of the squares without the mean over samples."""
-    found = 0.0
-    for each in outputs:
-        if each.dtype != np.float32 or not each.size:
+    variance = 0.0
+    for values in outputs:
+        if values.dtype != np.float32 or not values.size:
             continue
-        flat = each.reshape(len(each), -1)
+        flat = values.reshape(len(values), -1)
         for start in range(0, flat.shape[1], _COLUMNS):
             part = flat[:, start : start + _COLUMNS]
-            found += _power(part - part.mean(axis=0)) * (part.size / flat.size)
-    return found
+            variance += _power(part - part.mean(axis=0)) * (part.size / flat.size)
+    return variance
 
 
 def _products(
@@ -293,7 +297,7 @@ def _products(
     places = sampling.draw(graph, layer, count, rng, most=most)
     rows = np.empty(places.shape(graph, count), np.float32)
     places.read(values, into=rows)
-    weights, bias = (each.astype(np.float32) for each in reconstruct.rows_of(graph, layer))
+    weights, bias = (array.astype(np.float32) for array in reconstruct.rows_of(graph, layer))
     low, high = graph.bounds().get(layer.output, (-np.inf, np.inf))
     if depthwise:
         multiplier = len(weights) // values.shape[-1]
@@ -301,10 +305,10 @@ def _products(
 
     def compute(read: Values) -> list[Values]:
         if depthwise:
-            found = np.einsum("nkc,kcm->ncm", read, kernel).reshape(len(read), -1)
+            products = np.einsum("nkc,kcm->ncm", read, kernel).reshape(len(read), -1)
         else:
-            found = read @ weights.T
-        found += bias
-        return [np.clip(found, low, high, out=found)]
+            products = read @ weights.T
+        products += bias
+        return [np.clip(products, low, high, out=products)]
 
     return rows, compute

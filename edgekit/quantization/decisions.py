@@ -54,7 +54,7 @@ def key(
     narrow: bool,
     integers_only: bool,
     left: Mapping[str, str],
-    kept: Collection[str],
+    unequalized: Collection[str],
     versions: dict[str, str],
 ) -> str:
     """Hex sha256 of everything that a decision depends on."""
@@ -66,7 +66,7 @@ def key(
         profile.evened,
         profile.name,
     )
-    options = (images, correction, narrow, integers_only, sorted(left.items()), sorted(kept))
+    options = (images, correction, narrow, integers_only, sorted(left.items()), sorted(unequalized))
     parts = (sources(), numbers, options, table.dumps(), sorted(versions.items()))
     return hashlib.sha256(hashlib.sha256(canonical).digest() + repr(parts).encode()).hexdigest()
 
@@ -101,9 +101,9 @@ def load(path: Path) -> Quantized | None:
     ):
         return None
     computed = {
-        name: (found.scale[0], found.zero_point)
-        for name, found in document.encodings.tensors.items()
-        if found.axis is None
+        name: (encoding.scale[0], encoding.zero_point)
+        for name, encoding in document.encodings.tensors.items()
+        if encoding.axis is None
     }
     constants = reconstruct.constants(Graph(graph), document.encodings.constants)
     return Quantized(
@@ -114,7 +114,9 @@ def load(path: Path) -> Quantized | None:
             layers,
             constants,
             dtype=reconstruct.dtype_of(
-                each for each in document.encodings.tensors.values() if each.axis is None
+                encoding
+                for encoding in document.encodings.tensors.values()
+                if encoding.axis is None
             ),
         ),
         document.way,
@@ -126,24 +128,24 @@ def load(path: Path) -> Quantized | None:
     )
 
 
-def save(path: Path, found: Quantized) -> None:
+def save(path: Path, quantized: Quantized) -> None:
     """Write a decision."""
     document = _Document(
-        found.encodings,
-        tuple(found.stored.layers),
-        tuple(layer.bits for layer in found.stored.layers.values()),
-        found.way,
-        found.weights,
-        found.trials,
-        found.saturating,
-        found.notes,
-        dict(found.floats),
+        quantized.encodings,
+        tuple(quantized.stored.layers),
+        tuple(layer.bits for layer in quantized.stored.layers.values()),
+        quantized.way,
+        quantized.weights,
+        quantized.trials,
+        quantized.saturating,
+        quantized.notes,
+        dict(quantized.floats),
     )
     arrays: dict[str, Any] = {
-        "graph": np.frombuffer(found.graph, np.uint8),
+        "graph": np.frombuffer(quantized.graph, np.uint8),
         "document": np.frombuffer(schema.dumps(document).encode(), np.uint8),
     }
-    for i, layer in enumerate(found.stored.layers.values()):
+    for i, layer in enumerate(quantized.stored.layers.values()):
         for field in ("weights", "weight_scale", "bias", "bias_scale"):
             if getattr(layer, field) is not None:
                 arrays[f"{field}-{i}"] = getattr(layer, field)

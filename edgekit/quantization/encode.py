@@ -118,29 +118,29 @@ def groups(
     return _groups(graph, ranges, sharing(graph, floats))
 
 
-def _groups(graph: Graph, ranges: Mapping[str, Range], found: Sharing) -> dict[str, Group]:
+def _groups(graph: Graph, ranges: Mapping[str, Range], shared_scales: Sharing) -> dict[str, Group]:
     shared: dict[str, Range] = {}
     names: dict[str, list[str]] = {}
-    for name, root in found.roots.items():
+    for name, root in shared_scales.roots.items():
         if name not in ranges:
             raise InvalidDataError(
                 f"{short_name(name)} has no range in the calibration table; calibrate this model"
             )
         shared[root] = around([shared.get(root, ranges[name]), ranges[name]])
         names.setdefault(root, []).append(name)
-    for together in _of_one_kernel(graph, shared, found):
+    for together in _of_one_kernel(graph, shared, shared_scales):
         shared.update(dict.fromkeys(together, around([shared[root] for root in together])))
         names.update(dict.fromkeys(together, [name for root in together for name in names[root]]))
     by_root = {
-        root: Group(tuple(names[root]), each, found.fixed.get(root))
-        for root, each in shared.items()
+        root: Group(tuple(names[root]), interval, shared_scales.fixed.get(root))
+        for root, interval in shared.items()
     }
-    return {name: by_root[root] for name, root in found.roots.items()}
+    return {name: by_root[root] for name, root in shared_scales.roots.items()}
 
 
 def around(ranges: Collection[Range]) -> Range:
     """The range that holds several."""
-    return Range(min(each.min for each in ranges), max(each.max for each in ranges))
+    return Range(min(interval.min for interval in ranges), max(interval.max for interval in ranges))
 
 
 def activations(
@@ -177,24 +177,24 @@ def activations(
                     f"of 256 steps; give the input the dtype int32, e.g. Input(shape, "
                     f"dtype='int32') before an Embedding"
                 )
-    found = sharing(graph, floats, dtype)
+    shared_scales = sharing(graph, floats, dtype)
     encodings = {}
     nothing = Range(0.0, 0.0)
-    of = _groups(graph, ranges, found)
+    of = _groups(graph, ranges, shared_scales)
     zeros = _always_zero(graph) if nothing in [group.range for group in of.values()] else set()
     for name, group in of.items():
         if name in zeros and group.range == nothing:
             scale, zero_point = _ANY_SCALE, 0
         elif group.fixed is not None and (dtype == "int16" or not profile.symmetric):
             scale, zero_point = group.fixed
-            if name not in found.direct:
+            if name not in shared_scales.direct:
                 _check_fixed(name, scale, zero_point, ranges[name], dtype)
         else:
             scale, zero_point = place(name, group.range, profile)
             scale *= _HEADROOM if dtype == "int16" else 1
         encodings[name] = Encoding(dtype, (stored(scale),), zero_point)
     if not profile.symmetric:
-        for inner, outer in _clipped(graph, found, floats).items():
+        for inner, outer in _clipped(graph, shared_scales, floats).items():
             if inner in encodings and outer in encodings:
                 encodings[inner] = encodings[outer]
     return encodings
@@ -203,28 +203,30 @@ def activations(
 def _always_zero(graph: Graph) -> set[str]:
     """Tensors that are 0 whatever the input is: products with a constant of zeros, as the state
     before the first step of an unrolled recurrent layer is one."""
-    found: set[str] = set()
+    zeros: set[str] = set()
     for operator in graph.operators:
         if operator.kind == "MUL":
             zero = any(
-                name in found or (graph.is_constant(name) and not graph.constant(name).any())
+                name in zeros or (graph.is_constant(name) and not graph.constant(name).any())
                 for name in operator.inputs
             )
         else:
-            zero = operator.kind in kernels.SAME and operator.inputs[0] in found
+            zero = operator.kind in kernels.SAME and operator.inputs[0] in zeros
         if zero:
-            found.update(operator.outputs)
-    return found
+            zeros.update(operator.outputs)
+    return zeros
 
 
 def of_layer(layer: Layer, integers: LayerIntegers) -> dict[str, Encoding]:
     """The encodings of a layer's weights, and of its bias where that is rounded."""
     dtype = f"int{integers.bits}"
-    found = {layer.weights: Encoding(dtype, scales(integers.weight_scale), 0, layer.axis)}
+    encodings = {layer.weights: Encoding(dtype, scales(integers.weight_scale), 0, layer.axis)}
     if layer.bias is not None and integers.bias_scale is not None:
         assert integers.bias is not None
-        found[layer.bias] = Encoding(str(integers.bias.dtype), scales(integers.bias_scale), 0, 0)
-    return found
+        encodings[layer.bias] = Encoding(
+            str(integers.bias.dtype), scales(integers.bias_scale), 0, 0
+        )
+    return encodings
 
 
 def scales(values: npt.NDArray[np.float32]) -> tuple[float, ...]:
@@ -242,14 +244,16 @@ def constants(
         encodings: Encodings of activations.
         profile: Says whether zero_point has to be 0.
     """
-    numbers = {name: (found.scale[0], found.zero_point) for name, found in encodings.items()}
-    found = {}
+    numbers = {
+        name: (encoding.scale[0], encoding.zero_point) for name, encoding in encodings.items()
+    }
+    of_constants = {}
     for operator in graph.operators:
         if not kernels.on_integers(graph, operator, numbers, profile.activations):
             continue
         for name in kernels.constants(graph, operator):
             if operator.kind in kernels.SAME | kernels.JOINED:
-                found[name] = encodings[kernels.reals(graph, operator.outputs)[0]]
+                of_constants[name] = encodings[kernels.reals(graph, operator.outputs)[0]]
                 continue
             values = graph.constant(name)
             if not np.isfinite(values).all():
@@ -265,8 +269,8 @@ def constants(
             else:
                 scale, zero_point = place(name, Range(low, high), profile)
             number = (stored(max(scale, _LEAST)),)
-            found[name] = Encoding(profile.activations, number, zero_point)
-    return found
+            of_constants[name] = Encoding(profile.activations, number, zero_point)
+    return of_constants
 
 
 def left_float(graph: Graph, floats: Collection[str] = (), dtype: str = "int8") -> frozenset[str]:
@@ -308,7 +312,7 @@ def _steps_of_activations(graph: Graph, dtype: str) -> set[str]:
             roots[operator.outputs[0]] = root
             members.setdefault(root, []).append(operator)
     readers = plain.readers(graph.operators)
-    found: set[str] = set()
+    names: set[str] = set()
     for operators in members.values():
         inner = {
             operator.outputs[0]
@@ -328,8 +332,8 @@ def _steps_of_activations(graph: Graph, dtype: str) -> set[str]:
             for name in (*operator.inputs, *operator.outputs)
             if name in inner
         }
-        found |= {name for name in inner if parts.root(name) in steep}
-    return {name for name in found if graph.dtype(name) == np.float32}
+        names |= {name for name in inner if parts.root(name) in steep}
+    return {name for name in names if graph.dtype(name) == np.float32}
 
 
 def _lacks_kernel(graph: Graph, operator: Operator, dtype: str) -> bool:
@@ -347,19 +351,21 @@ def _counts(graph: Graph) -> set[str]:
         whole = [n for n in operator.inputs if n and not graph.is_constant(n) and n not in fed]
         if (operator.kind == "CAST" and whole) or (fed and counted.issuperset(fed)):
             counted.update(kernels.reals(graph, operator.outputs))
-    found: set[str] = set()
+    names: set[str] = set()
     for operator in reversed(graph.operators):
         own = counted.intersection(kernels.reals(graph, operator.inputs))
-        ends = operator.kind == "CAST" and not kernels.reals(graph, operator.outputs)
+        becomes_whole = operator.kind == "CAST" and not kernels.reals(graph, operator.outputs)
         kind = graph.dtype(operator.outputs[0])
-        if (ends and np.issubdtype(kind or np.float32, np.integer)) or found & set(
+        if (becomes_whole and np.issubdtype(kind or np.float32, np.integer)) or names & set(
             operator.outputs
         ):
-            found |= own
-    return found
+            names |= own
+    return names
 
 
-def _of_one_kernel(graph: Graph, ranges: Mapping[str, Range], found: Sharing) -> list[list[str]]:
+def _of_one_kernel(
+    graph: Graph, ranges: Mapping[str, Range], shared_scales: Sharing
+) -> list[list[str]]:
     """Roots of what layers with the same weights read, where their ranges are about the same.
 
     With one scale the biases of the layers are the same integers, and stored once: a recurrent
@@ -367,8 +373,8 @@ def _of_one_kernel(graph: Graph, ranges: Mapping[str, Range], found: Sharing) ->
     """
     layers: dict[bytes, list[str]] = {}
     for layer in graph.layers:
-        root = found.roots.get(layer.input, "")
-        if root in ranges and root not in found.fixed:
+        root = shared_scales.roots.get(layer.input, "")
+        if root in ranges and root not in shared_scales.fixed:
             layers.setdefault(graph.kernel(layer), []).append(root)
     result: list[list[str]] = []
     for roots in layers.values():
@@ -384,17 +390,17 @@ def _of_one_kernel(graph: Graph, ranges: Mapping[str, Range], found: Sharing) ->
     return [roots for roots in result if len(roots) > 1]
 
 
-def _width(found: Range) -> float:
-    return max(found.max, 0.0) - min(found.min, 0.0)
+def _width(interval: Range) -> float:
+    return max(interval.max, 0.0) - min(interval.min, 0.0)
 
 
-def _clipped(graph: Graph, found: Sharing, floats: Collection[str]) -> dict[str, str]:
+def _clipped(graph: Graph, shared_scales: Sharing, floats: Collection[str]) -> dict[str, str]:
     """What only a ReLU reads, by its output: the range of the output clips as the ReLU does."""
     readers: dict[str, int] = {}
     for operator in graph.operators:
         for name in operator.inputs:
             readers[name] = readers.get(name, 0) + 1
-    members = Counter(found.roots.values())
+    members = Counter(shared_scales.roots.values())
     return {
         operator.inputs[0]: operator.outputs[0]
         for operator in graph.operators
@@ -402,8 +408,8 @@ def _clipped(graph: Graph, found: Sharing, floats: Collection[str]) -> dict[str,
         and not operator.touches(floats)
         and readers[operator.inputs[0]] == 1
         and operator.inputs[0] not in (*graph.inputs, *graph.outputs)
-        and members[found.roots.get(operator.inputs[0], "")] == 1
-        and found.roots[operator.inputs[0]] not in found.fixed
+        and members[shared_scales.roots.get(operator.inputs[0], "")] == 1
+        and shared_scales.roots[operator.inputs[0]] not in shared_scales.fixed
     }
 
 
@@ -412,29 +418,29 @@ def stored(scale: float) -> float:
     return float(str(np.float32(scale)))
 
 
-def _check_fixed(name: str, scale: float, zero_point: int, found: Range, dtype: str) -> None:
+def _check_fixed(name: str, scale: float, zero_point: int, interval: Range, dtype: str) -> None:
     least, largest = limits(dtype)
     low, high = (least - 1 - zero_point) * scale, (largest + 1 - zero_point) * scale  # of grace
-    if found.min < low or found.max > high:
+    if interval.min < low or interval.max > high:
         raise InvalidModelError(
             f"{short_name(name)} shares its scale with a softmax, sigmoid or tanh, whose {dtype} "
-            f"scale is fixed, but its values from {found.min:.3g} to {found.max:.3g} do not fit "
-            f"it; join them by another operator than {', '.join(sorted(kernels.JOINED))}"
+            f"scale is fixed, but its values from {interval.min:.3g} to {interval.max:.3g} do not "
+            f"fit it; join them by another operator than {', '.join(sorted(kernels.JOINED))}"
         )
 
 
-def place(name: str, found: Range, profile: DeviceProfile) -> tuple[float, int]:
+def place(name: str, interval: Range, profile: DeviceProfile) -> tuple[float, int]:
     """scale and zero_point of a range.
 
     Args:
         name: Of the activation, for messages.
-        found: Its range; 0.0 is made a part of it.
+        interval: Its range; 0.0 is made a part of it.
         profile: Says whether zero_point has to be 0.
 
     Raises:
         InvalidDataError: If the range has width 0.
     """
-    low, high = min(found.min, 0.0), max(found.max, 0.0)  # 0.0 lies on a step
+    low, high = min(interval.min, 0.0), max(interval.max, 0.0)  # 0.0 lies on a step
     if high - low <= 0 or not np.float32((high - low) / 255) > 0:
         raise InvalidDataError(
             f"{short_name(name)} is 0 for every calibration image: a range of width 0 has no "
@@ -466,7 +472,7 @@ class _Groups:
             name = self._parent[name]
         return name
 
-    def join(self, one: str, other: str) -> None:
-        first, second = self.root(one), self.root(other)
+    def join(self, name: str, other: str) -> None:
+        first, second = self.root(name), self.root(other)
         if first != second:
             self._parent[second] = first

@@ -39,7 +39,7 @@ Evened = Literal["activations", "weights"]
 def equalize(
     canonical: bytes,
     statistics: Mapping[str, TensorStatistics],
-    kept: Collection[str] = (),
+    unchanged: Collection[str] = (),
     *,
     evened: Evened = "activations",
     clipped: bool = True,
@@ -49,7 +49,7 @@ def equalize(
     Args:
         canonical: Float flatbuffer.
         statistics: By tensor name.
-        kept: Layers, by what they write, that keep their weights.
+        unchanged: Layers, by what they write, that keep their weights.
         evened: What is made even.
         clipped: Whether ranges of 8 bits cut values off, so that a ReLU6 may do so too.
 
@@ -67,7 +67,7 @@ def equalize(
         behind = by_input.get(layer.output)
         if behind is None or readers[layer.output] != 1 or layer.output in graph.outputs:
             continue
-        if layer.output in kept or behind.output in kept:
+        if layer.output in unchanged or behind.output in unchanged:
             continue
         largest = _largest(statistics[layer.output])
         if graph.shape(behind.weights)[-1] != len(largest):
@@ -75,18 +75,18 @@ def equalize(
         if evened == "weights":
             if behind.kind == "depthwise":
                 continue  # a scale for each channel: its weights are even
-            found = _by_weights(graph.constant(behind.weights), layer.activation, largest)
+            multipliers = _by_weights(graph.constant(behind.weights), layer.activation, largest)
         else:
-            found = _by_activations(layer.activation, largest, clipped=clipped)
-            if found is not None and behind.kind != "depthwise":
-                found = found**PART
-        if found is None:
+            multipliers = _by_activations(layer.activation, largest, clipped=clipped)
+            if multipliers is not None and behind.kind != "depthwise":
+                multipliers = multipliers**PART
+        if multipliers is None:
             continue
-        found = np.clip(found, 1 / _LARGEST, _LARGEST).astype(np.float32)
-        if np.allclose(found, 1):
+        multipliers = np.clip(multipliers, 1 / _LARGEST, _LARGEST).astype(np.float32)
+        if np.allclose(multipliers, 1):
             continue
-        _multiply(graph, layer, behind, found)
-        factors[layer.output] = tuple(float(str(factor)) for factor in found)
+        _multiply(graph, layer, behind, multipliers)
+        factors[layer.output] = tuple(float(str(factor)) for factor in multipliers)
     return graph.serialize(), factors
 
 
@@ -101,15 +101,15 @@ def ranges(
         table: Calibration table of the graph as it was, whose ranges hold all values.
         factors: By tensor name, of its channels.
     """
-    found, bounds = dict(table.ranges), graph.bounds()
+    equalized, bounds = dict(table.ranges), graph.bounds()
     for name, own in factors.items():
         statistics = table.statistics[name]
         low, high = (
-            np.clip(np.asarray(ends) * own, *bounds.get(name, (-np.inf, np.inf)))
-            for ends in (statistics.channel_min, statistics.channel_max)
+            np.clip(np.asarray(extremes) * own, *bounds.get(name, (-np.inf, np.inf)))
+            for extremes in (statistics.channel_min, statistics.channel_max)
         )
-        found[name] = Range(float(low.min()), float(high.max()))
-    return found
+        equalized[name] = Range(float(low.min()), float(high.max()))
+    return equalized
 
 
 def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> Graph:
@@ -125,29 +125,33 @@ def apply(canonical: bytes, factors: Mapping[str, tuple[float, ...]]) -> Graph:
     graph = Graph(canonical)
     by_output = {layer.output: layer for layer in graph.layers}
     by_input = {layer.input: layer for layer in graph.layers}
-    for name, found in factors.items():
+    for name, multipliers in factors.items():
         if name not in by_output or name not in by_input:
             raise InvalidModelError(
                 f"{short_name(name)} is equalized in the encodings, but no tensor between two "
                 f"layers of this graph; take the artifact's float source"
             )
-        _multiply(graph, by_output[name], by_input[name], np.asarray(found, np.float32))
+        _multiply(graph, by_output[name], by_input[name], np.asarray(multipliers, np.float32))
     return graph
 
 
-def _multiply(graph: Graph, layer: Layer, behind: Layer, found: npt.NDArray[Any]) -> None:
+def _multiply(graph: Graph, layer: Layer, behind: Layer, multipliers: npt.NDArray[Any]) -> None:
     """Multiply the channels between two layers, in place."""
     weights = graph.constant(layer.weights)
-    across = found if layer.kind == "depthwise" else found.reshape(-1, *[1] * (weights.ndim - 1))
+    across = (
+        multipliers
+        if layer.kind == "depthwise"
+        else multipliers.reshape(-1, *[1] * (weights.ndim - 1))
+    )
     graph.set_constant(layer.weights, weights * across)
     if layer.bias:
-        graph.set_constant(layer.bias, graph.constant(layer.bias) * found)
-    graph.set_constant(behind.weights, graph.constant(behind.weights) / found)
+        graph.set_constant(layer.bias, graph.constant(layer.bias) * multipliers)
+    graph.set_constant(behind.weights, graph.constant(behind.weights) / multipliers)
 
 
-def _largest(found: TensorStatistics) -> npt.NDArray[np.float64]:
+def _largest(statistics: TensorStatistics) -> npt.NDArray[np.float64]:
     """Largest magnitude of each channel."""
-    low, high = np.asarray(found.channel_min), np.asarray(found.channel_max)
+    low, high = np.asarray(statistics.channel_min), np.asarray(statistics.channel_max)
     return np.asarray(np.maximum(np.abs(low), np.abs(high)), np.float64)
 
 
@@ -157,12 +161,12 @@ def _by_activations(
     """Factors that bring channels of these magnitudes to one; None where none may."""
     alive = largest > 1e-6 * largest.max()
     if activation == "relu6" and clipped:
-        wanted = np.maximum(largest, _CLIP)
+        target = np.maximum(largest, _CLIP)
     elif activation in ("relu", "none") and alive.any():
-        wanted = np.full_like(largest, np.median(largest[alive]))
+        target = np.full_like(largest, np.median(largest[alive]))
     else:
         return None
-    return np.where(alive, wanted / np.where(alive, largest, 1.0), 1.0)
+    return np.where(alive, target / np.where(alive, largest, 1.0), 1.0)
 
 
 def _by_weights(
@@ -173,9 +177,9 @@ def _by_weights(
     if activation not in ("relu", "relu6", "none"):
         return None
     size = np.abs(weights.astype(np.float64)).reshape(len(weights), -1, weights.shape[-1])
-    each = size.max(axis=1)
-    scale = each.max(axis=1, keepdims=True)
-    part = (each / np.where(scale > 0, scale, 1.0)).max(axis=0)
+    magnitudes = size.max(axis=1)
+    scale = magnitudes.max(axis=1, keepdims=True)
+    part = (magnitudes / np.where(scale > 0, scale, 1.0)).max(axis=0)
     if not (part > 0).any():
         return None
     part = np.where(part > 0, part, np.median(part[part > 0]))

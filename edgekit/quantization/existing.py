@@ -83,24 +83,24 @@ class _Taker:
             self._operator(operator)
         left = self._read.constants.keys() - self._constants.keys()
         for constant in sorted(left):
-            readers = [each for each in graph.operators if constant in each.inputs]
+            readers = [operator for operator in graph.operators if constant in operator.inputs]
             where = f"{short_name(readers[0].outputs[0])}, which" if readers else f"{constant}, as"
             kind = f" as {readers[0].kind}" if readers else ""
             raise self._refused(
                 f"a float constant of {where} TFLite computes in float{kind}, got integers",
                 _EXCLUDE,
             )
-        changed = Graph(canonical)
+        graph_of_integers = Graph(canonical)
         tensors = {n: Encoding("int8", (encode.stored(s),), z) for n, (s, z) in numbers.items()}
         for layer in graph.layers:
             if layer.output not in self._layers:
                 continue
             rounded = self._layers[layer.output]
-            reconstruct.put(changed, layer, rounded)
+            reconstruct.put(graph_of_integers, layer, rounded)
             tensors |= encode.of_layer(layer, rounded.integers)
         of_constants = {
-            name: Encoding("int8", (encode.stored(each.scale),), each.zero_point)
-            for name, each in self._constants.items()
+            name: Encoding("int8", (encode.stored(integers.scale),), integers.zero_point)
+            for name, integers in self._constants.items()
         }
         stored = Stored(
             dict(numbers),
@@ -109,7 +109,7 @@ class _Taker:
             frozenset(self._in_float),
         )
         return Quantized(
-            changed.serialize(),
+            graph_of_integers.serialize(),
             Encodings(
                 hashlib.sha256(canonical).hexdigest(), profile.name, tensors, {}, of_constants
             ),
@@ -117,30 +117,32 @@ class _Taker:
             WAY,
             "source",
             (),
-            tuple(each for each in predictions(graph, self._layers) if each.pairs),
+            tuple(
+                prediction for prediction in predictions(graph, self._layers) if prediction.pairs
+            ),
             tuple(self._notes()),
         )
 
     def _notes(self) -> list[str]:
-        said = []
+        notes = []
         if self._derived:
-            said.append(
+            notes.append(
                 f"{len(self._derived)} biases are float in the file; they became the nearest "
                 f"steps of input scale times weight scale: {_some(self._derived)}"
             )
         for why in dict.fromkeys(self._in_float.values()):
-            names = [name for name, each in self._in_float.items() if each == why]
-            said.append(f"{why}: {_some(names)}")
-        return said
+            names = [name for name, reason in self._in_float.items() if reason == why]
+            notes.append(f"{why}: {_some(names)}")
+        return notes
 
     def _refused(self, expected: str, fix: str) -> InvalidModelError:
         return InvalidModelError(f"{self._name}: expected {expected}; {fix}")
 
     def _layer(self, layer: Layer) -> None:
         """Integers of a layer, compared with the canonical graph's own numbers."""
-        given = self._read.layers.get(layer.output)
+        integers = self._read.layers.get(layer.output)
         encoded = layer.input in self._numbers and layer.output in self._numbers
-        if given is None:
+        if integers is None:
             if encoded:
                 self._in_float[layer.output] = (
                     "a layer with float weights in the file computes in float"
@@ -154,22 +156,22 @@ class _Taker:
                 f"quantize it too, with PyTorch by XNNPACKQuantizer, or {_EXCLUDE}",
             )
         rows, bias = reconstruct.rows_of(self._graph, layer)
-        scale = np.broadcast_to(given.weight_scale, len(rows)).astype(np.float32)
+        scale = np.broadcast_to(integers.weight_scale, len(rows)).astype(np.float32)
         real = rows / scale[:, None].astype(np.float64)
         steps = np.rint(real)
         whole = (steps.T if layer.kind == "depthwise" else steps).astype(np.int16)
         shape = self._graph.shape(layer.weights)
-        same = np.abs(real - steps).max(initial=0) < _EXACT and given.weights.shape == shape
-        if not same or not np.array_equal(whole.reshape(shape), given.weights):
+        same = np.abs(real - steps).max(initial=0) < _EXACT and integers.weights.shape == shape
+        if not same or not np.array_equal(whole.reshape(shape), integers.weights):
             raise self._refused(
                 f"the weights of {layer.short} as the file has them, got others, since an "
                 f"operator beside it is merged into it in TFLite",
                 "merge such operators before quantization, with onnxruntime by "
                 "onnxruntime.quantization.preprocess",
             )
-        entry = np.float32(self._numbers[layer.input][0])
+        input_scale = np.float32(self._numbers[layer.input][0])
         with np.errstate(over="ignore", under="ignore"):
-            product = (entry * scale).astype(np.float32)
+            product = (input_scale * scale).astype(np.float32)
         if not np.isfinite(product).all() or not (product > 0).all():
             raise self._refused(
                 f"input scale times weight scale of {layer.short} as float32 can hold it, got "
@@ -178,10 +180,10 @@ class _Taker:
             )
         bias_scale, steps_of_bias, real_bias = None, None, None
         if layer.bias is not None:
-            bias_scale, steps_of_bias = self._bias(layer, given, bias, product)
+            bias_scale, steps_of_bias = self._bias(layer, integers, bias, product)
             real_bias = (steps_of_bias * bias_scale.astype(np.float64)).astype(np.float32)
         self._layers[layer.output] = Rounded(
-            LayerIntegers(given.weights, scale, steps_of_bias, bias_scale),
+            LayerIntegers(integers.weights, scale, steps_of_bias, bias_scale),
             self._graph.constant(layer.weights),
             real_bias,
             False,
@@ -190,14 +192,14 @@ class _Taker:
     def _bias(
         self,
         layer: Layer,
-        given: LayerIntegers,
+        integers: LayerIntegers,
         bias: npt.NDArray[np.float64],
         product: npt.NDArray[np.float32],
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """(scale, steps) of a bias, the file's or those that follow from it."""
         with np.errstate(over="ignore"):
             steps = np.rint(bias / product.astype(np.float64))
-        if given.bias is None or given.bias_scale is None:
+        if integers.bias is None or integers.bias_scale is None:
             if np.abs(steps).max(initial=0) > np.iinfo(np.int32).max:
                 raise self._refused(
                     f"a bias of {layer.short} that int32 can hold in steps of input scale times "
@@ -207,7 +209,7 @@ class _Taker:
             if bias.any():
                 self._derived.append(layer.output)
             return product, steps.astype(np.int32)
-        scale = np.broadcast_to(given.bias_scale, len(bias)).astype(np.float32)
+        scale = np.broadcast_to(integers.bias_scale, len(bias)).astype(np.float32)
         off = np.abs(scale / product.astype(np.float64) - 1)
         if off.max(initial=0) > _BIAS_SCALE:
             place = int(np.argmax(off))
@@ -217,15 +219,15 @@ class _Taker:
                 f"{float(scale[place]):.6g}",
                 "quantize its bias again, with that scale",
             )
-        if np.abs(bias / scale - given.bias).max(initial=0) > _EXACT * max(
-            1.0, float(np.abs(given.bias).max(initial=0)) * 1e-4
+        if np.abs(bias / scale - integers.bias).max(initial=0) > _EXACT * max(
+            1.0, float(np.abs(integers.bias).max(initial=0)) * 1e-4
         ):
             raise self._refused(
                 f"the bias of {layer.short} as the file has it, got another, since an operator "
                 f"beside it is merged into it in TFLite",
                 "merge such operators before quantization",
             )
-        return scale, given.bias
+        return scale, integers.bias
 
     def _operator(self, operator: Operator) -> None:
         """Integers of an operator's constants, and whether its kernel can take the numbers."""
@@ -245,23 +247,26 @@ class _Taker:
             return
         constants = {}
         for constant in kernels.constants(graph, operator):
-            found = self._constant(constant, operator)
-            if found is None:
+            integers = self._constant(constant, operator)
+            if integers is None:
                 self._in_float[name] = (
                     f"{operator.kind} computes in float, since its constant is float in the file"
                 )
                 return
-            constants[constant] = found
+            constants[constant] = integers
         self._constants.update(constants)
 
     def _constant(self, name: str, operator: Operator) -> ConstantIntegers | None:
-        real, given = self._graph.constant(name), self._read.constants.get(name)
+        real, integers = self._graph.constant(name), self._read.constants.get(name)
         if operator.kind in kernels.SAME | kernels.JOINED:
             scale, zero_point = self._numbers[operator.outputs[0]]
-            if given is not None and (given.scale, given.zero_point) != (scale, zero_point):
+            if integers is not None and (integers.scale, integers.zero_point) != (
+                scale,
+                zero_point,
+            ):
                 return None
-        elif given is not None:
-            scale, zero_point = given.scale, given.zero_point
+        elif integers is not None:
+            scale, zero_point = integers.scale, integers.zero_point
         elif real.size and (real == real.flat[0]).all() and np.isfinite(real).all():
             # one number is 64 steps of a 64th of it, which is exact
             scale, zero_point = float(abs(real.flat[0]) / np.float32(64)) or 1.0, 0
@@ -282,21 +287,21 @@ def _near(number: Number, fixed: Number) -> bool:
 
 def _handed_on(graph: Graph, numbers: Mapping[str, Number]) -> dict[str, Number]:
     """Encodings of the tensors too whose values are those of an encoded one."""
-    found = dict(numbers)
+    encoded = dict(numbers)
     readers = plain.readers(graph.operators)
     for operator in graph.operators:
-        if operator.kind in kernels.PICKING and operator.inputs[0] in found:
+        if operator.kind in kernels.PICKING and operator.inputs[0] in encoded:
             for name in kernels.reals(graph, operator.outputs):
-                found.setdefault(name, found[operator.inputs[0]])
+                encoded.setdefault(name, encoded[operator.inputs[0]])
     for name in reversed(encode.computed(graph)):
         behind = {
-            found.get(user.outputs[0]) if user.kind in kernels.PICKING else None
+            encoded.get(user.outputs[0]) if user.kind in kernels.PICKING else None
             for user in readers.get(name, [])
         }
         number = next(iter(behind), None)
-        if name not in (*found, *graph.outputs) and len(behind) == 1 and number is not None:
-            found[name] = number
-    return found
+        if name not in (*encoded, *graph.outputs) and len(behind) == 1 and number is not None:
+            encoded[name] = number
+    return encoded
 
 
 def _some(names: list[str]) -> str:

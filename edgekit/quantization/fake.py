@@ -142,7 +142,7 @@ def check(model: Any, leave_float: Collection[str] = ()) -> None:
         if layer.name not in leave_float and (why := _unsupported(layer))
     ]
     if bad:
-        choice = " ".join(f"--leave-float {entry.split(' ')[0]}" for entry in bad)
+        choice = " ".join(f"--leave-float {description.split(' ')[0]}" for description in bad)
         raise InvalidModelError(
             f"{len(bad)} layers cannot be fake-quantized: {', '.join(bad)}; replace them, or train "
             f"them in float, to be quantized only in the deployed file: {choice}"
@@ -231,8 +231,8 @@ class FakeQuantized:
         self._roots = encode.sharing(graph).roots
         self._inputs_of: dict[str, set[str]] = {}
         for layer in graph.layers:
-            if (found := self._layer_of[layer.output]) is not None:
-                self._inputs_of.setdefault(found, set()).add(layer.input)
+            if (weighted := self._layer_of[layer.output]) is not None:
+                self._inputs_of.setdefault(weighted, set()).add(layer.input)
         skipped = {stage.key for stage in plain.stages if stage.layer in leave_float}
         keys = {name: key for name, key in self._key_of.items() if key not in skipped}
         self._groups = _groups(graph, keys, ranges, profile, mode=mode, decay=decay, prior=prior)
@@ -259,8 +259,8 @@ class FakeQuantized:
     @property
     def variables(self) -> list[Any]:
         """All variables, in a fixed order: weights, statistics, ranges."""
-        found = [v for weights in self._built.weights.values() for v in weights]
-        return found + [v for group in self._groups.values() for v in group.variables]
+        weights_of_layers = [v for weights in self._built.weights.values() for v in weights]
+        return weights_of_layers + [v for group in self._groups.values() for v in group.variables]
 
     @property
     def trainable(self) -> list[Any]:
@@ -282,22 +282,22 @@ class FakeQuantized:
 
     def ranges(self) -> dict[str, Range]:
         """The present range of every canonical tensor."""
-        found = dict(self._ranges)
+        ranges = dict(self._ranges)
         for name, root in self._roots.items():
             if root in self._groups:
-                low, high = (float(end) for end in self._groups[root].plain_ends())
-                found[name] = Range(low, high)
-        return found
+                low, high = (float(end) for end in self._groups[root].plain_limits())
+                ranges[name] = Range(low, high)
+        return ranges
 
     def activations(self) -> dict[str, tuple[float, int]]:
         """(scale, zero_point) of every fake-quantized Keras tensor, by its key."""
         encodings = encode.activations(Graph(self.canonical), self.ranges(), self.profile)
-        found: dict[str, tuple[float, int]] = {}
+        numbers: dict[str, tuple[float, int]] = {}
         for name, encoding in encodings.items():
             key = self._key_of.get(name)
             if self._roots[name] in self._groups and key is not None:
-                found.setdefault(key, (encoding.scale[0], encoding.zero_point))
-        return found
+                numbers.setdefault(key, (encoding.scale[0], encoding.zero_point))
+        return numbers
 
     def deployed(self) -> tuple[bytes, Stored, dict[str, Encoding]]:
         """The int8 model as it now is, without asking a converter.
@@ -336,7 +336,11 @@ class FakeQuantized:
         kinds = [[operator.kind for operator in graph.operators] for graph in (before, after)]
         if kinds[0] != kinds[1]:
             place = next(
-                (i for i, (one, other) in enumerate(zip(*kinds, strict=False)) if one != other),
+                (
+                    i
+                    for i, (kind, new_kind) in enumerate(zip(*kinds, strict=False))
+                    if kind != new_kind
+                ),
                 min(map(len, kinds)),
             )
             longer = max(before.operators, after.operators, key=len)
@@ -363,7 +367,7 @@ class FakeQuantized:
         return Encodings(
             hashlib.sha256(final).hexdigest(),
             self.profile.name,
-            {names[name]: found for name, found in self.deployed()[2].items()},
+            {names[name]: encoding for name, encoding in self.deployed()[2].items()},
         )
 
     def grid(self, final: bytes) -> Stored:
@@ -374,8 +378,8 @@ class FakeQuantized:
         """
         names, stored = self.names_in(final), self.deployed()[1].without_biases()
         return Stored(
-            {names[name]: found for name, found in stored.activations.items()},
-            {names[name]: found for name, found in stored.layers.items()},
+            {names[name]: number for name, number in stored.activations.items()},
+            {names[name]: integers for name, integers in stored.layers.items()},
         )
 
     def put_into(self, model: Any) -> None:
@@ -414,23 +418,23 @@ class FakeQuantized:
             if layer.use_bias:
                 layer.bias.assign_add(move.astype(np.float32))
             return
-        found = model.get_layer(normal)
-        if found.center:
-            found.beta.assign_add(move.astype(np.float32))
+        normalization = model.get_layer(normal)
+        if normalization.center:
+            normalization.beta.assign_add(move.astype(np.float32))
         else:
             safe = np.where(np.abs(factor) > _TINY, factor, 1.0)
-            found.moving_mean.assign_sub((move / safe).astype(np.float32))
+            normalization.moving_mean.assign_sub((move / safe).astype(np.float32))
 
     def _bias_shift(self, built: _Built, name: str) -> Any:
         """What rounding the folded bias to its int32 step adds to each channel, float32 ``[O]``.
 
         Without a gradient. 0 for a layer that reads tensors of several scales.
         """
-        read = {self._roots[entry] for entry in self._inputs_of.get(name, ())}
+        read = {self._roots[tensor] for tensor in self._inputs_of.get(name, ())}
         group = self._groups.get(next(iter(read))) if len(read) == 1 else None
         if group is None:
             return 0.0
-        low, high = group.ends()
+        low, high = group.limits()
         kind = _kind(self._source, name)
         quantizer = _KernelQuantizer(self.bits, pair_bound=self.profile.pair_bound)
         _, scale = quantizer.grid(built.kernels[name], kind)
@@ -438,11 +442,11 @@ class FakeQuantized:
         bias = layer.bias if layer.use_bias else tf.zeros_like(scale)
         normal = built.normalized.get(name)
         if normal is not None:
-            found = built.layers[normal]
-            factor = tf.math.rsqrt(found.moving_variance + found.epsilon)
-            factor = factor * found.gamma if found.scale else factor
-            bias = (bias - found.moving_mean) * factor
-            bias = bias + found.beta if found.center else bias
+            normalization = built.layers[normal]
+            factor = tf.math.rsqrt(normalization.moving_variance + normalization.epsilon)
+            factor = factor * normalization.gamma if normalization.scale else factor
+            bias = (bias - normalization.moving_mean) * factor
+            bias = bias + normalization.beta if normalization.center else bias
             scale = scale * tf.abs(factor)
         step = scale * (high - low) / 255
         safe = tf.maximum(step, _TINY)
@@ -451,7 +455,7 @@ class FakeQuantized:
 
     def _layers(self, graph: Graph, encodings: Mapping[str, Encoding]) -> reconstruct.Layers:
         """Integers of each layer of a graph, whose float constants are set on the way."""
-        found: reconstruct.Layers = {}
+        rounded: reconstruct.Layers = {}
         nearest = []
         for layer in graph.layers:
             name = self._layer_of[layer.output]
@@ -477,11 +481,11 @@ class FakeQuantized:
             folded = scale * np.abs(factor)
             silent = folded < _TINY
             steps[silent], folded[silent] = 0.0, 1.0
-            found[layer.output] = reconstruct.finish(graph, layer, steps, folded, bias, encodings)
-        found.update(
+            rounded[layer.output] = reconstruct.finish(graph, layer, steps, folded, bias, encodings)
+        rounded.update(
             reconstruct.nearest(graph, encodings, pair_bound=self.profile.pair_bound, only=nearest)
         )
-        return found
+        return rounded
 
     def _grid(self, name: str) -> tuple[Any, Any]:
         """(kernel on its grid, float32 ``[O]`` scale) of a layer."""
@@ -500,13 +504,15 @@ class FakeQuantized:
         normal = self._built.normalized.get(name)
         if normal is None:
             return np.ones(size), bias
-        found = self._built.layers[normal]
-        factor = 1 / np.sqrt(found.moving_variance.numpy().astype(np.float64) + found.epsilon)
-        if found.scale:
-            factor = factor * found.gamma.numpy()
-        bias = (bias - found.moving_mean.numpy()) * factor
-        if found.center:
-            bias = bias + found.beta.numpy()
+        normalization = self._built.layers[normal]
+        factor = 1 / np.sqrt(
+            normalization.moving_variance.numpy().astype(np.float64) + normalization.epsilon
+        )
+        if normalization.scale:
+            factor = factor * normalization.gamma.numpy()
+        bias = (bias - normalization.moving_mean.numpy()) * factor
+        if normalization.center:
+            bias = bias + normalization.beta.numpy()
         return factor, bias
 
 
@@ -538,38 +544,38 @@ class _Group:
 
         self._low = {key: variable(low, self._learned and not positive) for key in own}
         self._high = {key: variable(high, self._learned) for key in own}
-        self._seen = {key: variable(prior) for key in own} if averages else {}
+        self._batches = {key: variable(prior) for key in own} if averages else {}
 
     @property
     def variables(self) -> list[Any]:
-        return [*self._low.values(), *self._high.values(), *self._seen.values()]
+        return [*self._low.values(), *self._high.values(), *self._batches.values()]
 
     @property
     def trainable(self) -> list[Any]:
         return [v for v in (*self._low.values(), *self._high.values()) if v.trainable]
 
-    def plain_ends(self) -> tuple[Any, Any]:
+    def plain_limits(self) -> tuple[Any, Any]:
         low = tf.reduce_min([v.read_value() for v in self._low.values()])
         high = tf.reduce_max([v.read_value() for v in self._high.values()])
         return tf.minimum(low, 0.0), tf.maximum(high, 0.0)
 
-    def ends(self) -> tuple[Any, Any]:
+    def limits(self) -> tuple[Any, Any]:
         """Real values of the first and the last of 256 steps."""
-        low, high = self.plain_ends()
+        low, high = self.plain_limits()
         if self._symmetric:
             high = tf.maximum(-low, high)
             low = -high * (128 / 127)
         return low, tf.maximum(high, low + 1e-6)
 
-    def quantize(self, x: Any, key: str, training: bool) -> Any:
+    def quantize(self, values: Any, key: str, training: bool) -> Any:
         """Values to the nearest that can be stored."""
-        if training and key in self._seen:
-            self._update(x, key)
-        low, high = self.ends()
+        if training and key in self._batches:
+            self._update(values, key)
+        low, high = self.limits()
         if training and self._learned:
-            return _learned(x, low, high)
+            return _learned(values, low, high)
         return tf.quantization.fake_quant_with_min_max_vars(
-            x, tf.stop_gradient(low), tf.stop_gradient(high)
+            values, tf.stop_gradient(low), tf.stop_gradient(high)
         )
 
     def settle(self) -> None:
@@ -579,16 +585,16 @@ class _Group:
             for v in self._high.values():
                 v.assign(tf.maximum(v, 1e-5))
 
-    def _update(self, x: Any, key: str) -> None:
-        seen = self._seen[key]
-        share = (1 - self._decay) / (1 - self._decay ** (seen + 1.0))
-        x = tf.stop_gradient(x)
+    def _update(self, values: Any, key: str) -> None:
+        batches = self._batches[key]
+        share = (1 - self._decay) / (1 - self._decay ** (batches + 1.0))
+        values = tf.stop_gradient(values)
         for average, value in (
-            (self._low[key], tf.minimum(tf.reduce_min(x), 0.0)),
-            (self._high[key], tf.maximum(tf.reduce_max(x), 0.0)),
+            (self._low[key], tf.minimum(tf.reduce_min(values), 0.0)),
+            (self._high[key], tf.maximum(tf.reduce_max(values), 0.0)),
         ):
             average.assign_add(share * (value - average))
-        seen.assign_add(1.0)
+        batches.assign_add(1.0)
 
 
 def _groups(
@@ -613,7 +619,7 @@ def _groups(
         prior: See :class:`FakeQuantized`.
     """
     shares, bounds = encode.sharing(graph), graph.bounds()
-    found = {}
+    groups = {}
     for root in dict.fromkeys(shares.roots[name] for name in keys):
         together = [name for name, other in shares.roots.items() if other == root]
         low = min(0.0, *(ranges[name].min for name in together))
@@ -622,7 +628,7 @@ def _groups(
         if fixed:
             scale, zero_point = shares.fixed[root]
             low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
-        found[root] = _Group(
+        groups[root] = _Group(
             low,
             high,
             fixed=fixed or any(name in graph.inputs for name in together),
@@ -633,7 +639,7 @@ def _groups(
             decay=decay,
             prior=prior,
         )
-    return found
+    return groups
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -688,8 +694,8 @@ class _KernelQuantizer(tfmot.quantizers.Quantizer):  # type: ignore[misc]
             scale = tf.maximum(scale, tf.reduce_max(alike, axis=0) / (LIMIT - 1))
         scale = tf.stop_gradient(tf.maximum(scale, _TINY))
         levels = tf.clip_by_value(tf.round(rows / scale), -largest, largest)
-        found = rows + tf.stop_gradient(levels * scale - rows)
-        return tf.reshape(found, kernel.shape), scale
+        on_grid = rows + tf.stop_gradient(levels * scale - rows)
+        return tf.reshape(on_grid, kernel.shape), scale
 
     def get_config(self) -> dict[str, Any]:
         """What rebuilds it."""
@@ -764,18 +770,18 @@ class _BiasOnGrid(keras.layers.Layer):  # type: ignore[misc, name-defined]
         return inputs + self._shift()
 
 
-def with_activations(model: Any, found: Mapping[str, tuple[float, int]]) -> Any:
+def with_activations(model: Any, numbers: Mapping[str, tuple[float, int]]) -> Any:
     """A model that rounds the named tensors: with kernels on their grid, the fake-quantized one.
 
     Args:
         model: tf_keras model, as an artifact of ``python -m edgekit.qat`` holds it.
-        found: (scale, zero_point) by key, of :meth:`FakeQuantized.activations`.
+        numbers: (scale, zero_point) by key, of :meth:`FakeQuantized.activations`.
 
     Raises:
         InvalidModelError: If a name is not one of the model's.
     """
     places = {}
-    for key, (scale, zero_point) in found.items():
+    for key, (scale, zero_point) in numbers.items():
         low, high = (-128 - zero_point) * scale, (127 - zero_point) * scale
         places[key] = _Group(
             low,
@@ -789,7 +795,7 @@ def with_activations(model: Any, found: Mapping[str, tuple[float, int]]) -> Any:
             prior=0.0,
         )
     built = _build(model, places=places)
-    unknown = sorted(set(found) - {stage.key for stage in built.stages})
+    unknown = sorted(set(numbers) - {stage.key for stage in built.stages})
     if unknown:
         raise InvalidModelError(f"{model.name} has no tensor {', '.join(unknown)}")
     return keras.Model(built.inputs, built.outputs, name=model.name)
@@ -855,7 +861,9 @@ class _Copy:
         layer, kind = node.layer, type(node.layer).__name__
         name, key, built = layer.name, _key(layer.name, number), self._built
         args, settings = tf.nest.map_structure(
-            lambda each: self._last[_call_of(each)].rounded if _is_tensor(each) else each,
+            lambda argument: (
+                self._last[_call_of(argument)].rounded if _is_tensor(argument) else argument
+            ),
             (node.call_args, node.call_kwargs),
         )
         if name not in built.layers:
@@ -867,8 +875,8 @@ class _Copy:
             weighted = before.weighted
             if kind == "BatchNormalization" and weighted is not None:
                 built.normalized[weighted] = name
-        ends = kind == "BatchNormalization" or kind in _WEIGHTED and not _normalized(layer)
-        if self._shift is not None and ends and weighted in built.kernels:
+        complete = kind == "BatchNormalization" or kind in _WEIGHTED and not _normalized(layer)
+        if self._shift is not None and complete and weighted in built.kernels:
             label = f"bias_on_grid_{name}_{number}"
             output = _BiasOnGrid(partial(self._shift, built, weighted), name=label)(output)
         softmax_of = before.softmax_of if kind in _DROPPING else None
@@ -898,7 +906,7 @@ class _Copy:
             label = "fake_quantize_" + key.replace("/", "_").replace(":", "_")
             group = self._places[key]
             rounded = _FakeQuantize(
-                lambda x, training: group.quantize(x, key, training), name=label
+                lambda values, training: group.quantize(values, key, training), name=label
             )(tensor)
         stage = _Stage(key, tensor, rounded, layer, weighted, softmax_of, activation)
         self._built.stages.append(stage)
@@ -911,7 +919,7 @@ class _Copy:
         if self._rounds(layer):
             config["activation"] = "linear"
         copied = built.layers[name] = type(layer).from_config(config)
-        copied.build(tf.nest.map_structure(lambda t: t.shape, read))
+        copied.build(tf.nest.map_structure(lambda tensor: tensor.shape, read))
         copied.set_weights(layer.get_weights())
         # taken now: a wrapper puts a tensor in the kernel's place
         built.weights[name] = list(copied.weights)
@@ -955,16 +963,16 @@ def _match(built: _Built, graph: Graph, images: npt.NDArray[np.float32]) -> dict
     stages = [s for s in built.stages if _kind_of(built, s) not in _DROPPING]
     outputs = keras.Model(built.inputs, [s.tensor for s in stages])(images, training=False)
     names = list(encode.sharing(graph).roots)
-    seen = walk.outputs(
+    outputs_of_graph = walk.outputs(
         Graph(graph.with_outputs([n for n in names if n not in graph.inputs])),
         {graph.inputs[0]: images},
         threads=1,
     )
-    found = by_values(
-        {name: values for name, values in seen.items() if name not in graph.inputs},
-        {stage.key: np.asarray(each) for stage, each in zip(stages, outputs, strict=True)},
+    keys = by_values(
+        {name: values for name, values in outputs_of_graph.items() if name not in graph.inputs},
+        {stage.key: np.asarray(values) for stage, values in zip(stages, outputs, strict=True)},
     )
-    return {graph.inputs[0]: stages[0].key, **found}
+    return {graph.inputs[0]: stages[0].key, **keys}
 
 
 def _kind_of(built: _Built, stage: _Stage) -> str:
@@ -977,15 +985,15 @@ def _weighted(
 ) -> dict[str, str | None]:
     """Name of the Keras layer of each canonical layer, by what that one writes."""
     origin = {stage.key: stage.weighted for stage in built.stages}
-    found: dict[str, str | None] = {}
+    layers_of: dict[str, str | None] = {}
     for layer in graph.layers:
         key = key_of.get(layer.output)
-        found[layer.output] = origin.get(key) if key is not None else None
+        layers_of[layer.output] = origin.get(key) if key is not None else None
     missing = [
         name
         for name, layer in built.layers.items()
         if type(layer).__name__ in _WEIGHTED
-        and name not in found.values()
+        and name not in layers_of.values()
         and name not in leave_float
     ]
     if missing:
@@ -994,7 +1002,7 @@ def _weighted(
             f"{', '.join(missing)} is not found in the converted graph (its layers: {have}); the "
             f"converter merged it with others: replace it, or pass --leave-float {missing[0]}"
         )
-    return found
+    return layers_of
 
 
 def _kind(model: Any, name: str) -> str:

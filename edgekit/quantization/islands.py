@@ -71,13 +71,13 @@ def joins(graph: Graph, ranges: Mapping[str, Range]) -> Floats:
         graph: Float.
         ranges: By tensor name.
     """
-    found: Floats = {}
+    floats: Floats = {}
     for operator in _ending(graph):
         widths = [width for width in _widths(graph, operator, ranges).values() if width > 0]
         if widths and max(widths) > SIZES * min(widths):
             why = f"its parts differ in size, {_number(min(widths))} and {_number(max(widths))}"
-            found[operator.outputs[0]] = why
-    return closed(graph, found)
+            floats[operator.outputs[0]] = why
+    return closed(graph, floats)
 
 
 def relative(graph: Graph) -> Floats:
@@ -90,11 +90,11 @@ def relative(graph: Graph) -> Floats:
         _RELATIVE,
         lambda operator: operator.kind in _GATHERING,
     )
-    found = {operators[position].outputs[0] for position in gathered}
+    names = {operators[position].outputs[0] for position in gathered}
     for operator in operators:
-        if operator.kind in ("RSQRT", "SQRT") and operator.inputs[0] in found:
-            found.update(name for name in operator.outputs if name not in graph.outputs)
-    return closed(graph, dict.fromkeys(found, "its small values count as much as its large ones"))
+        if operator.kind in ("RSQRT", "SQRT") and operator.inputs[0] in names:
+            names.update(name for name in operator.outputs if name not in graph.outputs)
+    return closed(graph, dict.fromkeys(names, "its small values count as much as its large ones"))
 
 
 def judged(graph: Graph, floats: Collection[str]) -> tuple[str, ...]:
@@ -117,12 +117,12 @@ def judged(graph: Graph, floats: Collection[str]) -> tuple[str, ...]:
         else:
             yield name
 
-    return tuple(dict.fromkeys(each for name in graph.outputs for each in before(name)))
+    return tuple(dict.fromkeys(tensor for name in graph.outputs for tensor in before(name)))
 
 
 def swallowed(graph: Graph, ranges: Mapping[str, Range], floats: Collection[str]) -> list[str]:
     """A sentence for each join in which a part has less than :data:`_STEPS` steps."""
-    found = []
+    sentences = []
     for operator in graph.operators:
         if operator.kind not in kernels.STACKED or operator.touches(floats):
             continue
@@ -130,12 +130,12 @@ def swallowed(graph: Graph, ranges: Mapping[str, Range], floats: Collection[str]
         step = max(widths.values(), default=0.0) / 255
         small = [name for name, width in widths.items() if 0 < width < _STEPS * step]
         if small:
-            found.append(
+            sentences.append(
                 f"{short_name(operator.outputs[0])}: its parts share a step of {step:.2g}, and "
                 f"{', '.join(f'{short_name(n)} is {_number(widths[n])} wide' for n in small[:3])}: "
                 f"nearly nothing of it is left; scale it up in the model where it matters"
             )
-    return found
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -188,24 +188,24 @@ class Search:
         self._judged: dict[int, _Judged] = {}
         self._dead: dict[tuple[str, Encoding], bool] = {}
 
-    def find(self, floats: Mapping[str, str], *, kept: float) -> tuple[Floats, float]:
+    def find(self, floats: Mapping[str, str], *, least_sqnr: float) -> tuple[Floats, float]:
         """Find all tensors that stay float.
 
         Args:
             floats: Those that stay float already, and why.
-            kept: SQNR in dB that rounded inputs have to leave of what an operator computes.
+            least_sqnr: SQNR in dB that rounded inputs have to leave of what an operator computes.
 
         Returns:
             All of them, and what the operator keeps that then keeps least, in dB.
         """
-        found, least = dict(floats), -np.inf
+        floating, least = dict(floats), -np.inf
         for _ in range(_ROUNDS):
-            encodings = encode.activations(self._graph, self._ranges, self._profile, found)
-            more, least = self._round(encodings, found, kept)
-            if more.keys() <= found.keys():
+            encodings = encode.activations(self._graph, self._ranges, self._profile, floating)
+            more, least = self._round(encodings, floating, least_sqnr)
+            if more.keys() <= floating.keys():
                 break
-            found = closed(self._graph, {**more, **found})
-        return found, least
+            floating = closed(self._graph, {**more, **floating})
+        return floating, least
 
     def noise(
         self, encodings: Mapping[str, Encoding], floats: Collection[str] = ()
@@ -226,20 +226,20 @@ class Search:
             if self._operators[position].kind not in kernels.PLACED
         }
         self._walk(reading, (), cases, encodings, floats, np.inf)
-        found = dict.fromkeys(encodings, 0.0)
+        noise = dict.fromkeys(encodings, 0.0)
         for case in reading.values():
             for name, left in self._judged[case].alone.items():
-                if name in found:
-                    found[name] += _ratio(left)
+                if name in noise:
+                    noise[name] += _ratio(left)
         exact = walk.run(graph.serialize(), graph, self._feed, threads=self._threads)
         for name, values in zip(graph.outputs, exact, strict=True):
             if name in encodings:
                 own = encodings[name].fake_quantize(values)
-                found[name] += _ratio(_left(graph, (name,), [values], [own], self._count))
-        return found
+                noise[name] += _ratio(_left(graph, (name,), [values], [own], self._count))
+        return noise
 
     def _round(
-        self, encodings: Mapping[str, Encoding], floats: Collection[str], kept: float
+        self, encodings: Mapping[str, Encoding], floats: Collection[str], least_sqnr: float
     ) -> tuple[Floats, float]:
         """Tensors whose rounding takes too much, and the least kept."""
         graph, cases = self._graph, self._cases(encodings, floats)
@@ -251,13 +251,13 @@ class Search:
             if self._operators[position].kind not in kernels.PLACED
             and (
                 case not in self._judged
-                or (self._judged[case].left < kept and not self._judged[case].alone)
+                or (self._judged[case].left < least_sqnr and not self._judged[case].alone)
             )
         }
         unasked = [name for name in outputs if (name, encodings[name]) not in self._dead]
         if unknown or unasked:
-            self._walk(unknown, unasked, cases, encodings, floats, kept)
-        found: Floats = {}
+            self._walk(unknown, unasked, cases, encodings, floats, least_sqnr)
+        more: Floats = {}
         least = np.inf
         makers = {name: self._operators[i] for name, i in self._makers.items()}
         for position, case in cases.items():
@@ -266,18 +266,18 @@ class Search:
                 continue
             judged = self._judged[case]
             least = min(least, judged.left)
-            if judged.left >= kept:
+            if judged.left >= least_sqnr:
                 continue
             worst = min(judged.alone, key=judged.alone.__getitem__)
             for name, own in judged.alone.items():
-                if own < kept or name == worst:
+                if own < least_sqnr or name == worst:
                     why = _why(graph, operator, judged.left)
                     rounded = _rounded_before(name, floats, makers)
-                    found.update(dict.fromkeys((n for n in rounded if n in encodings), why))
+                    more.update(dict.fromkeys((n for n in rounded if n in encodings), why))
         for name in outputs:
             if self._dead[name, encodings[name]]:
-                found[name] = "a step of int8 is wider than what varies in one of its channels"
-        return found, float(least)
+                more[name] = "a step of int8 is wider than what varies in one of its channels"
+        return more, float(least)
 
     def _cases(self, encodings: Mapping[str, Encoding], floats: Collection[str]) -> dict[int, int]:
         """By the position of each operator, the same number where its inputs are rounded alike."""
@@ -299,7 +299,7 @@ class Search:
         cases: Mapping[int, int],
         encodings: Mapping[str, Encoding],
         floats: Collection[str],
-        kept: float,
+        least_sqnr: float,
     ) -> None:
         """Judge some operators and outputs; only what they depend on is computed."""
         graph = self._graph
@@ -315,7 +315,7 @@ class Search:
                         noisy.add(self._makers[name])
         exact = dict(self._feed)
         island = {name: values for name, values in exact.items() if name in floats}
-        ends = walk.last_readers(graph)
+        last_reader = walk.last_readers(graph)
 
         def rounded(name: str) -> npt.NDArray[np.float32]:
             if name in island:
@@ -329,19 +329,19 @@ class Search:
             step = self._steps[position]
             self._advance(operator.outputs[0])
             values = step.run(exact)
-            seen = values
+            noisy_values = values
             if position in noisy:
-                seen = step.run({name: rounded(name) for name in step.fed})
+                noisy_values = step.run({name: rounded(name) for name in step.fed})
             if position in unknown:
-                left = _left(graph, operator.outputs, values, seen, self._count)
+                left = _left(graph, operator.outputs, values, noisy_values, self._count)
                 alone: dict[str, float] = {}
-                if left < kept:
+                if left < least_sqnr:
                     for name in step.fed:
                         if graph.dtype(name) == np.float32:
                             own = step.run({**exact, name: rounded(name)})
                             alone[name] = _left(graph, operator.outputs, values, own, self._count)
                 self._judged[cases[position]] = _Judged(left, alone)
-            for name, array, other in zip(operator.outputs, values, seen, strict=True):
+            for name, array, other in zip(operator.outputs, values, noisy_values, strict=True):
                 exact[name] = array
                 if name in floats:
                     island[name] = other
@@ -350,7 +350,7 @@ class Search:
                     self._dead[name, encodings[name]] = _dies(
                         name, array, rounded_output, self._count
                     )
-            for name in [name for name in exact if ends.get(name, position + 1) <= position]:
+            for name in [name for name in exact if last_reader.get(name, position + 1) <= position]:
                 del exact[name]
                 island.pop(name, None)
         for name in outputs:  # of an input
@@ -362,26 +362,29 @@ def closed(graph: Graph, floats: Mapping[str, str]) -> Floats:
 
     What is only given another shape has the same numbers on both sides, and is one tensor here.
     """
-    found = dict(floats)
+    closed_floats = dict(floats)
     readers = plain.readers(graph.operators)
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
-    changed = True
-    while changed:
-        changed = False
+    grew = True
+    while grew:
+        grew = False
         for name in encode.computed(graph):
             maker, behind = makers.get(name), readers.get(name, [])
-            if name in found:
+            if name in closed_floats:
                 continue
             moved = [
-                each for each in (maker, *behind) if each is not None and each.kind in kernels.MOVED
+                operator
+                for operator in (maker, *behind)
+                if operator is not None and operator.kind in kernels.MOVED
             ]
-            alone = maker is None or maker.touches(found)
-            if (alone and all(each.touches(found) for each in behind)) or any(
-                each.inputs[0] in found or each.outputs[0] in found for each in moved
+            alone = maker is None or maker.touches(closed_floats)
+            if (alone and all(operator.touches(closed_floats) for operator in behind)) or any(
+                operator.inputs[0] in closed_floats or operator.outputs[0] in closed_floats
+                for operator in moved
             ):
-                found[name] = "between operators that compute in float"
-                changed = True
-    return found
+                closed_floats[name] = "between operators that compute in float"
+                grew = True
+    return closed_floats
 
 
 def operators(graph: Graph, floats: Collection[str]) -> tuple[Operator, ...]:
@@ -393,15 +396,15 @@ def _rounded_before(
     name: str, floats: Collection[str], makers: Mapping[str, Operator]
 ) -> Iterator[str]:
     """The tensor itself, or, if it stays float already, what is rounded where its island begins."""
-    waiting, seen = [name], {name}
+    waiting, reached = [name], {name}
     while waiting:
-        each = waiting.pop()
-        if each not in floats:
-            yield each
-        elif each in makers:
-            inputs = dict.fromkeys(n for n in makers[each].inputs if n and n not in seen)
+        tensor = waiting.pop()
+        if tensor not in floats:
+            yield tensor
+        elif tensor in makers:
+            inputs = dict.fromkeys(n for n in makers[tensor].inputs if n and n not in reached)
             waiting += inputs
-            seen.update(inputs)
+            reached.update(inputs)
 
 
 def _ratio(decibels: float) -> float:
@@ -413,23 +416,23 @@ def _left(
     graph: Graph,
     names: Sequence[str],
     exact: list[npt.NDArray[np.float32]],
-    seen: list[npt.NDArray[np.float32]],
+    noisy: list[npt.NDArray[np.float32]],
     count: int,
 ) -> float:
     """SQNR in dB, mean over samples removed, of the tensor that keeps least."""
     least = np.inf
-    for name, one, other in zip(names, exact, seen, strict=True):
-        if graph.dtype(name) != np.float32 or not one.size:
+    for name, values, noisy_values in zip(names, exact, noisy, strict=True):
+        if graph.dtype(name) != np.float32 or not values.size:
             continue
-        right, wrong = one.reshape(count, -1), other.reshape(count, -1)
+        right, wrong = values.reshape(count, -1), noisy_values.reshape(count, -1)
         power, varies, noise = 0.0, 0.0, 0.0
         for start in range(0, right.shape[1], _COLUMNS):
-            a, b = (each[:, start : start + _COLUMNS] for each in (right, wrong))
-            mean = a.mean(axis=0, dtype=np.float64).astype(np.float32)
+            part, noisy_part = (array[:, start : start + _COLUMNS] for array in (right, wrong))
+            mean = part.mean(axis=0, dtype=np.float64).astype(np.float32)
             power, varies, noise = (
-                power + _power(a),
-                varies + _power(a - mean),
-                noise + _power(a - b),
+                power + _power(part),
+                varies + _power(part - mean),
+                noise + _power(part - noisy_part),
             )
         if not np.isfinite(noise) and not np.isfinite(wrong).all():
             return -np.inf if np.isfinite(right).all() else np.inf
@@ -442,19 +445,19 @@ def _left(
 def _power(values: npt.NDArray[np.float32]) -> float:
     """Sum of squares."""
     with np.errstate(over="ignore"):
-        found = float(np.square(values).sum(dtype=np.float64))
-    if _LEAST < found < np.inf:
-        return found
+        power = float(np.square(values).sum(dtype=np.float64))
+    if _LEAST < power < np.inf:
+        return power
     return float(np.square(values, dtype=np.float64).sum())  # float32 cannot hold the squares
 
 
 def _dies(
-    name: str, exact: npt.NDArray[np.float32], seen: npt.NDArray[np.float32], count: int
+    name: str, exact: npt.NDArray[np.float32], rounded: npt.NDArray[np.float32], count: int
 ) -> bool:
     flat = exact.reshape(count, -1)
     if not np.isfinite(flat).all() or len(exact) != count:
         return False
-    (judged,) = fidelity.judge(flat, seen.reshape(count, -1), {name: exact.shape[1:]})
+    (judged,) = fidelity.judge(flat, rounded.reshape(count, -1), {name: exact.shape[1:]})
     return judged.level == "dead"
 
 
@@ -467,19 +470,19 @@ def _why(graph: Graph, operator: Operator, left: float) -> str:
 
 def _ending(graph: Graph) -> Iterator[Operator]:
     """Joins whose output is one of the graph's, as it is or in another shape or order."""
-    ends = set(graph.outputs)
+    reached = set(graph.outputs)
     for operator in reversed(graph.operators):
-        if ends.isdisjoint(operator.outputs):
+        if reached.isdisjoint(operator.outputs):
             continue
         if operator.kind in kernels.STACKED:
             yield operator
         if operator.kind in kernels.MOVED | kernels.STACKED:
-            ends.update(operator.inputs)
+            reached.update(operator.inputs)
 
 
 def _widths(graph: Graph, operator: Operator, ranges: Mapping[str, Range]) -> dict[str, float]:
     """How wide the range of each part of a join is, 0 included."""
-    found = {}
+    widths = {}
     for name in dict.fromkeys(operator.inputs):
         if not name or graph.dtype(name) != np.float32:
             continue
@@ -490,8 +493,8 @@ def _widths(graph: Graph, operator: Operator, ranges: Mapping[str, Range]) -> di
             low, high = min(ranges[name].min, 0.0), max(ranges[name].max, 0.0)
         else:
             continue
-        found[name] = high - low
-    return found
+        widths[name] = high - low
+    return widths
 
 
 def _number(value: float) -> str:

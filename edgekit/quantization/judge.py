@@ -56,7 +56,7 @@ class Score:
         """
         if min(len(self.noise), len(other.noise)) < 2:
             return self.sqnr > other.sqnr
-        before, after = (np.maximum(each.noise, _LEAST) for each in (other, self))
+        before, after = (np.maximum(score.noise, _LEAST) for score in (other, self))
         gains = np.log(before / after)
         error = float(gains.std(ddof=1)) / np.sqrt(len(gains))
         return bool(gains.mean() > SURE * error)
@@ -100,17 +100,19 @@ class Judge:
             layers: Rounded; others compute in float.
             encodings: Encodings of activations; others stay float.
         """
-        numbers = {name: (each.scale[0], each.zero_point) for name, each in encodings.items()}
+        numbers = {
+            name: (encoding.scale[0], encoding.zero_point) for name, encoding in encodings.items()
+        }
         content = rounded.emulated(
             self._rounded(graph, layers, encodings),
             numbers,
             self._names,
             limits=limits(reconstruct.dtype_of(encodings.values())),
         )
-        found = walk.run(content, graph, self._held, threads=self._threads)
-        if not any(np.isnan(watched).any() for watched in found[len(self._names) :]):
+        watched_outputs = walk.run(content, graph, self._held, threads=self._threads)
+        if not any(np.isnan(values).any() for values in watched_outputs[len(self._names) :]):
             try:
-                return self._score(dict(zip(self._names, found, strict=False)))
+                return self._score(dict(zip(self._names, watched_outputs, strict=False)))
             except InvalidDataError:
                 pass  # the tensor that is at fault is looked for below
         broken: list[str] = []
@@ -123,59 +125,59 @@ class Judge:
                 return values
             return encoding.fake_quantize(values, inplace=name not in self._held)
 
-        changed = self._rounded(graph, layers, encodings)
-        seen = walk.outputs(changed, self._held, threads=self._threads, change=stored)
+        graph_of_integers = self._rounded(graph, layers, encodings)
+        tensors = walk.outputs(graph_of_integers, self._held, threads=self._threads, change=stored)
         try:
-            return self._score(seen)
+            return self._score(tensors)
         except InvalidDataError:
             return Score(-np.inf, "dead", broken[0] if broken else "")
 
     def _rounded(self, graph: Graph, layers: Layers, encodings: Mapping[str, Encoding]) -> Graph:
         """A copy of the graph with the constants that integers stand for."""
-        changed = Graph(graph.with_outputs(self._names))
-        for layer in changed.layers:
+        rounded_graph = Graph(graph.with_outputs(self._names))
+        for layer in rounded_graph.layers:
             if layer.output in layers:
-                reconstruct.put(changed, layer, layers[layer.output])
+                reconstruct.put(rounded_graph, layer, layers[layer.output])
         constants = encode.constants(graph, encodings, self._profile)
-        reconstruct.put_constants(changed, reconstruct.constants(graph, constants))
-        return changed
+        reconstruct.put_constants(rounded_graph, reconstruct.constants(graph, constants))
+        return rounded_graph
 
-    def _score(self, found: walk.Values) -> Score:
+    def _score(self, tensors: walk.Values) -> Score:
         """What outputs are worth.
 
         Raises:
             InvalidDataError: If a value is not finite.
         """
-        before = self._judge(found, self._before)
-        outputs = self._judge(found, self._outputs)
-        worst = min(before, key=lambda each: each.sqnr_centred)
+        before = self._judge(tensors, self._before)
+        outputs = self._judge(tensors, self._outputs)
+        worst = min(before, key=lambda fidelity_before: fidelity_before.sqnr_centred)
         return Score(
-            worst.sqnr_centred, fidelity.worst(outputs), noise=self._noise(found, worst.output)
+            worst.sqnr_centred, fidelity.worst(outputs), noise=self._noise(tensors, worst.output)
         )
 
-    def _noise(self, found: walk.Values, name: str) -> tuple[float, ...]:
+    def _noise(self, tensors: walk.Values, name: str) -> tuple[float, ...]:
         exact = self._expected[name]
         if exact.dtype.kind != "f":
             return ()
-        errors = (exact - found[name]).reshape(self._count, -1).astype(np.float64)
-        return tuple(float(each) for each in np.mean(errors**2, axis=1))
+        errors = (exact - tensors[name]).reshape(self._count, -1).astype(np.float64)
+        return tuple(float(error) for error in np.mean(errors**2, axis=1))
 
-    def _judge(self, found: walk.Values, names: Sequence[str]) -> tuple[Fidelity, ...]:
+    def _judge(self, tensors: walk.Values, names: Sequence[str]) -> tuple[Fidelity, ...]:
         return of(
             {name: self._expected[name] for name in names},
-            {name: found[name] for name in names},
+            {name: tensors[name] for name in names},
             self._count,
         )
 
 
 def of(
-    expected: Mapping[str, npt.NDArray[Any]], found: Mapping[str, npt.NDArray[Any]], count: int
+    expected: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]], count: int
 ) -> tuple[Fidelity, ...]:
     """Judge outputs of any dtype.
 
     Args:
         expected: The float model's, by name, ``count`` samples one behind the other.
-        found: The deployable's, real numbers dequantized.
+        outputs: The deployable's, real numbers dequantized.
         count: Samples.
 
     Raises:
@@ -184,18 +186,18 @@ def of(
     judged = []
     for name, exact in expected.items():
         if exact.dtype.kind != "f":
-            judged.append(_of_whole_numbers(name, exact, found[name], count))
+            judged.append(_of_whole_numbers(name, exact, outputs[name], count))
             continue
         sizes = exact.shape[1:] if len(exact) == count else (exact.size // count,)
-        right, seen = (part.reshape(count, -1) for part in (exact, found[name]))
-        judged += fidelity.judge(right, seen, {name: sizes})
+        right, rounded = (part.reshape(count, -1) for part in (exact, outputs[name]))
+        judged += fidelity.judge(right, rounded, {name: sizes})
     return tuple(judged)
 
 
 def _of_whole_numbers(
-    name: str, exact: npt.NDArray[Any], found: npt.NDArray[Any], count: int
+    name: str, exact: npt.NDArray[Any], outputs: npt.NDArray[Any], count: int
 ) -> Fidelity:
     """Each number that differs counts as an error of its own size: 10 dB where one of ten does."""
-    differs = float(np.mean(exact != found))
+    differs = float(np.mean(exact != outputs))
     sqnr = -10 * float(np.log10(differs)) if differs else float("inf")
     return Fidelity(name, count, sqnr, sqnr)

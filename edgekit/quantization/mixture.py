@@ -32,13 +32,13 @@ def leave(quantized: Quantized, canonical: bytes, floats: Mapping[str, str]) -> 
         floats: Tensors, and why each stays float.
     """
     exact = equalize.apply(canonical, quantized.encodings.factors)
-    changed, stored = Graph(quantized.graph), quantized.stored
+    graph, stored = Graph(quantized.graph), quantized.stored
     every = islands.closed(exact, {**floats, **quantized.floats})
     real = encode.left_float(exact, every)
-    numbers = {name: each for name, each in stored.activations.items() if name not in real}
+    numbers = {name: number for name, number in stored.activations.items() if name not in real}
     layers = [layer for layer in exact.layers if layer.output in stored.layers]
-    kept = [layer for layer in layers if {layer.input, layer.output} <= numbers.keys()]
-    rounded = {name for layer in kept for name in (layer.weights, layer.bias) if name}
+    rounded_layers = [layer for layer in layers if {layer.input, layer.output} <= numbers.keys()]
+    rounded = {name for layer in rounded_layers for name in (layer.weights, layer.bias) if name}
     constants = {
         name
         for operator in exact.operators
@@ -47,21 +47,21 @@ def leave(quantized: Quantized, canonical: bytes, floats: Mapping[str, str]) -> 
     }
     dropped = {name for layer in layers for name in (layer.weights, layer.bias) if name} - rounded
     for name in sorted(dropped | (stored.constants.keys() - constants)):
-        changed.set_constant(name, exact.constant(name))
-    outputs = {layer.output for layer in kept}
+        graph.set_constant(name, exact.constant(name))
+    outputs = {layer.output for layer in rounded_layers}
     return replace(
         quantized,
-        graph=changed.serialize(),
+        graph=graph.serialize(),
         encodings=replace(
             quantized.encodings,
             tensors={
-                name: each
-                for name, each in quantized.encodings.tensors.items()
+                name: encoding
+                for name, encoding in quantized.encodings.tensors.items()
                 if name in numbers or name in rounded
             },
             constants={
-                name: each
-                for name, each in quantized.encodings.constants.items()
+                name: encoding
+                for name, encoding in quantized.encodings.constants.items()
                 if name in constants
             },
         ),
@@ -70,7 +70,9 @@ def leave(quantized: Quantized, canonical: bytes, floats: Mapping[str, str]) -> 
             layers=stored.layers.keys() - outputs,
             constants=stored.constants.keys() - constants,
         ),
-        saturating=tuple(each for each in quantized.saturating if each.layer in outputs),
+        saturating=tuple(
+            prediction for prediction in quantized.saturating if prediction.layer in outputs
+        ),
         floats=every,
     )
 
@@ -125,7 +127,7 @@ def ranking(
     operators, numbers = exact.operators, quantized.stored.activations
     islands_of = _Islands(exact, numbers, costs)
     weights = _weight_noise(quantized, exact)
-    least = _LEAST * sum(abs(each) for each in costs.operators.values()) or 1.0
+    least = _LEAST * sum(abs(cost) for cost in costs.operators.values()) or 1.0
 
     def worth(unit: _Unit) -> float:
         new = unit.operators - islands_of.operators
@@ -213,18 +215,18 @@ def _units(graph: Graph, names: Sequence[str]) -> list[_Unit]:
         for name in (*operator.inputs, *operator.outputs):
             touching.setdefault(name, set()).add(position)
     return [
-        _Unit(tuple(each), frozenset().union(*(touching.get(name, set()) for name in each)))
-        for each in together.values()
+        _Unit(tuple(names), frozenset().union(*(touching.get(name, set()) for name in names)))
+        for names in together.values()
     ]
 
 
 def _weight_noise(quantized: Quantized, exact: Graph) -> dict[str, float]:
     """Power of what rounding changes in the weights of a layer over theirs, by its output."""
-    rounded, found = Graph(quantized.graph), {}
+    rounded, noise = Graph(quantized.graph), {}
     for layer in exact.layers:
         if layer.output in quantized.stored.layers:
             weights = exact.constant(layer.weights).astype(np.float64)
             off = weights - rounded.constant(layer.weights)
             power = float(np.square(weights).sum())
-            found[layer.output] = float(np.square(off).sum()) / power if power else 0.0
-    return found
+            noise[layer.output] = float(np.square(off).sum()) / power if power else 0.0
+    return noise

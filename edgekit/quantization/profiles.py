@@ -92,7 +92,7 @@ class DeviceProfile:
 
 
 _CPU = {
-    target: tuple(each for each in PRECISIONS if target not in SCHEMES[each].refused)
+    target: tuple(precision for precision in PRECISIONS if target not in SCHEMES[precision].refused)
     for target in ("tflite", "onnx")
 }
 
@@ -120,7 +120,7 @@ PROFILES: dict[str, DeviceProfile] = {
             "arm64",
             "64-bit ARM: int8 activations in ONNX too, as its kernels prefer",
             # onnxruntime rounds to uint8 when it runs, whose kernels were not tried on ARM
-            _CPU | {"onnx": tuple(each for each in _CPU["onnx"] if not SCHEMES[each].dynamic)},
+            _CPU | {"onnx": tuple(name for name in _CPU["onnx"] if not SCHEMES[name].dynamic)},
             onnx_activations="int8",
             # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
             runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},

@@ -167,7 +167,7 @@ class _Method:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Integers:
     """Integers by one method."""
 
     graph: Graph
@@ -184,13 +184,13 @@ class _Choice:
         method: How integers are found.
         floats: Tensors that stay float.
         score: On the samples that judge.
-        made: The integers that were judged; None where there are none, as a value became NaN.
+        integers: The integers that were judged; None where there are none, as a value became NaN.
     """
 
     method: _Method
     floats: islands.Floats
     score: Score
-    made: _Made | None
+    integers: _Integers | None
 
 
 class _StoppedError(Exception):
@@ -208,7 +208,7 @@ class _Maker:
         profile: The device.
         threads: Of a fit.
         advance: Called with the name of each operator that is walked.
-        kept: Layers, by what they write, whose channels are not equalized.
+        unequalized: Layers, by what they write, whose channels are not equalized.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class _Maker:
         profile: DeviceProfile,
         threads: int,
         advance: Callable[[str], None],
-        kept: Collection[str] = (),
+        unequalized: Collection[str] = (),
     ) -> None:
         self._canonical, self._graph = canonical, Graph(canonical)
         four = profile.weights == "int4"
@@ -228,14 +228,14 @@ class _Maker:
         self._table, self._samples = table, samples
         self._profile, self._advance = profile, advance
         self._threads = threads
-        self._kept = kept
+        self._unequalized = unequalized
         self._parts: dict[tuple[bool, frozenset[str]], clipping.Parts] = {}
         self._equalized: tuple[Graph, dict[str, tuple[float, ...]]] | None = None
         self._observed: CalibrationTable | None = None
         self._searches: dict[bool, islands.Search] = {}
         self._steps: dict[bool, dict[str, reconstruct.Steps]] = {False: {}, True: {}}
         self._pool, self._stopped = ThreadPoolExecutor(1), Event()
-        self._begun: dict[tuple[_Method, frozenset[str]], Future[_Made]] = {}
+        self._begun: dict[tuple[_Method, frozenset[str]], Future[_Integers]] = {}
 
     def __enter__(self) -> _Maker:
         return self
@@ -271,12 +271,12 @@ class _Maker:
             self._make, method, floats, advance
         )
 
-    def make(self, method: _Method, floats: Collection[str]) -> _Made:
+    def make(self, method: _Method, floats: Collection[str]) -> _Integers:
         """Find all numbers, but those of the tensors that stay float and of their layers."""
         begun = self._begun.pop((method, frozenset(floats)), None)
         return self._make(method, floats, self._advance) if begun is None else begun.result()
 
-    def settled(self, choice: _Choice, whole: CalibrationTable) -> _Made:
+    def settled(self, choice: _Choice, whole: CalibrationTable) -> _Integers:
         """The numbers of a choice with the ranges of all samples.
 
         What was fitted to samples stays as it was judged: factors of channels, what is left of
@@ -286,20 +286,20 @@ class _Maker:
             choice: What was judged.
             whole: The calibration table of all samples.
         """
-        method, floats, made = choice.method, choice.floats, choice.made
-        assert made is not None  # what has no integers is judged worse than nearest rounding
-        graph = made.graph
-        if made.factors:
+        method, floats, integers = choice.method, choice.floats, choice.integers
+        assert integers is not None  # what has no integers is judged worse than nearest rounding
+        graph = integers.graph
+        if integers.factors:
             assert self._samples is not None
             whole = self._samples.observe(graph.serialize(), False)
         encodings = self._encodings(graph, whole, method, floats)
         if method.weights != "fitted":
             layers = self._nearest(graph, encodings, whole, method)
         elif self.rounds:
-            layers = reconstruct.between(graph, made.layers, made.encodings, encodings)
+            layers = reconstruct.between(graph, integers.layers, integers.encodings, encodings)
         else:
-            layers = made.layers
-        return replace(made, encodings=encodings, layers=layers)
+            layers = integers.layers
+        return replace(integers, encodings=encodings, layers=layers)
 
     def activations(
         self, method: _Method, floats: Collection[str], *, about: bool = False
@@ -349,7 +349,7 @@ class _Maker:
 
     def _make(
         self, method: _Method, floats: Collection[str], advance: Callable[[str], None]
-    ) -> _Made:
+    ) -> _Integers:
         _, factors, table = self._of(method)
         graph, encodings = self.activations(method, floats)
         if method.weights == "fitted":
@@ -365,7 +365,7 @@ class _Maker:
             )
         else:
             layers = self._nearest(graph, encodings, table, method)
-        return _Made(graph, encodings, layers, factors)
+        return _Integers(graph, encodings, layers, factors)
 
     def _nearest(
         self,
@@ -380,14 +380,14 @@ class _Maker:
             pair_bound=self._profile.pair_bound,
             statistics=table.statistics if method.weights == "corrected" else None,
             four=self._four,
-            known=self._steps[method.equalized],
+            steps_by_layer=self._steps[method.equalized],
         )
 
     def leave(
-        self, floats: islands.Floats, kept: float, *, equalized: bool = False
+        self, floats: islands.Floats, least_sqnr: float, *, equalized: bool = False
     ) -> tuple[islands.Floats, float]:
-        """All that stays float if rounded inputs have to leave ``kept`` dB of every operator, and
-        the least that is left of one then.
+        """All that stays float if rounded inputs have to leave ``least_sqnr`` dB of every operator,
+        and the least that is left of one then.
 
         No more than before where that would be most of the layers: a file that computes in float is
         no int8 file, whatever it is called.
@@ -404,23 +404,25 @@ class _Maker:
                 threads=environment.cores(),
                 advance=self._advance,
             )
-        found, least = self._searches[equalized].find({**left, **floats}, kept=kept)
-        whole = [each for each in graph.layers if not {each.input, each.output} & found.keys()]
+        floating, least = self._searches[equalized].find({**left, **floats}, least_sqnr=least_sqnr)
+        whole = [
+            layer for layer in graph.layers if not {layer.input, layer.output} & floating.keys()
+        ]
         if len(graph.layers) > _FEW and 2 * len(whole) < len(graph.layers):
             return dict(floats), least
-        return {name: why for name, why in found.items() if name not in left}, least
+        return {name: why for name, why in floating.items() if name not in left}, least
 
     def _even(self) -> tuple[Graph, dict[str, tuple[float, ...]]]:
         """The equalized graph and its factors."""
         if self._equalized is None:
-            changed, factors = equalize.equalize(
+            equalized, factors = equalize.equalize(
                 self._canonical,
                 self._table.statistics,
-                self._kept,
+                self._unequalized,
                 evened=self._profile.evened,
                 clipped=self.eight,
             )
-            self._equalized = Graph(changed), factors
+            self._equalized = Graph(equalized), factors
         return self._equalized
 
 
@@ -435,7 +437,7 @@ def quantize(
     narrow: bool = True,
     integers_only: bool = False,
     left: Mapping[str, str] | None = None,
-    kept: Collection[str] = (),
+    unequalized: Collection[str] = (),
     advance: Callable[[str], None] = lambda name: None,
 ) -> Quantized:
     """Decide every number of the int8 model.
@@ -453,8 +455,8 @@ def quantize(
         narrow: Whether ranges may become narrower than the table's.
         integers_only: Let no tensor stay float.
         left: Tensors that stay float whatever it costs, and why.
-        kept: Layers, by what they write, that a file has with their own weights: channels between
-            them and others are not equalized.
+        unequalized: Layers, by what they write, that a file has with their own weights: channels
+            between them and others are not equalized.
         advance: Called with the name of each operator that is walked.
 
     Raises:
@@ -473,7 +475,7 @@ def quantize(
     judged = samples is not None and samples.judged
     trials: list[Trial] = []
     notes: list[str] = []
-    method, way = _Method(), NEAREST
+    method, description = _Method(), NEAREST
     with _Maker(
         canonical,
         samples.observe(canonical, True) if samples is not None and judged else table,
@@ -481,23 +483,23 @@ def quantize(
         profile=profile,
         threads=cores,
         advance=advance,
-        kept=kept,
+        unequalized=unequalized,
     ) as maker:
         if samples is not None and judged:
             judge = Judge(canonical, floats, samples.held, profile, threads=cores)
             search = _Search(maker, judge, narrows=narrow and eight, beside=cores > 1)
             choice = search.run(floats, correction, integers_only=integers_only or not eight)
             method, floats = choice.method, choice.floats
-            way, trials, notes = method.named(floats), search.trials, search.notes
-            made = maker.settled(choice, table)
+            description, trials, notes = method.named(floats), search.trials, search.notes
+            integers = maker.settled(choice, table)
         else:
             if correction == "auto":
                 method = _Method("corrected")
-                way = f"{CORRECTED} (from channel means, without images to judge by)"
+                description = f"{CORRECTED} (from channel means, without images to judge by)"
                 if samples is not None and not integers_only and eight:
                     floats, _ = maker.leave(floats, fidelity.CLOSE)
-            made = maker.make(method, floats)
-    plain = made.layers
+            integers = maker.make(method, floats)
+    plain = integers.layers
     if profile.pair_bound or method != _Method():
         encodings = encode.activations(graph, table.ranges, profile, floats)
         rounded = None if profile.activations == "float32" else encodings
@@ -505,8 +507,8 @@ def quantize(
     saturating = tuple(p for p in predictions(graph, plain, profile.paired) if p.pairs)
     notes += islands.swallowed(graph, table.ranges, floats) if eight else []
     return _result(
-        canonical, made, profile, way, method.weights, trials=trials, saturating=saturating,
-        notes=notes, floats=floats,
+        canonical, integers, profile, description, method.weights, trials=trials,
+        saturating=saturating, notes=notes, floats=floats,
     )  # fmt: skip
 
 
@@ -552,15 +554,17 @@ class _Search:
         """
         best = self._methods(floats, correction, meanwhile=not integers_only)
         least = -np.inf
-        for kept, enough in () if integers_only else islands.LIMITS:
+        for least_sqnr, enough in () if integers_only else islands.LIMITS:
             if best.score.level not in ("poor", "dead") and best.score.sqnr >= enough:
                 break
-            if least >= kept:
+            if least >= least_sqnr:
                 continue
-            found, least = self._maker.leave(best.floats, kept, equalized=best.method.equalized)
-            if found == best.floats:
+            floating, least = self._maker.leave(
+                best.floats, least_sqnr, equalized=best.method.equalized
+            )
+            if floating == best.floats:
                 continue
-            other = self._methods(found, correction)
+            other = self._methods(floating, correction)
             alive = best.score.level == "dead" and other.score.level != "dead"
             if other.score.sqnr > best.score.sqnr + GAIN or alive:
                 best = other
@@ -584,9 +588,9 @@ class _Search:
         best = self._choice(_Method(), floats)
         self.trials.insert(first, self.trials.pop())  # what is simplest is said first
         corrected = self._choice(replace(activations, weights="corrected"), floats)
-        kept, enough = islands.LIMITS[0]
+        least_sqnr, enough = islands.LIMITS[0]
         if self._beside and meanwhile and corrected.score.sqnr < enough:
-            self._maker.leave(floats, kept, equalized=activations.equalized)
+            self._maker.leave(floats, least_sqnr, equalized=activations.equalized)
         for other in (corrected, self._choice(fitted, floats)):
             if other.score.sqnr > best.score.sqnr + MARGIN:
                 best = other
@@ -603,8 +607,8 @@ class _Search:
             else:
                 plain = _Method("corrected")
                 even = replace(plain, equalized=True)
-                taken = self._better(plain, even, floats, exact=False, surely=True)
-                method = replace(method, equalized=taken.equalized)
+                better = self._better(plain, even, floats, exact=False, surely=True)
+                method = replace(method, equalized=better.equalized)
         if self._narrows:
             method = self._better(method, replace(method, narrowed=True), floats, surely=True)
         return method
@@ -622,8 +626,8 @@ class _Search:
         samples that agree, as one sample with values that are cut off can lose or win more than all
         others."""
         before, after = (
-            self._exact(each, floats) if exact else self._choice(each, floats).score
-            for each in (simple, other)
+            self._exact(method, floats) if exact else self._choice(method, floats).score
+            for method in (simple, other)
         )
         better = after.sqnr > before.sqnr + MARGIN
         return other if better and (not surely or after.surely_beats(before)) else simple
@@ -645,13 +649,13 @@ class _Search:
         return self._choices[key]
 
     def _tried(self, method: _Method, floats: islands.Floats) -> _Choice:
-        made = None
+        integers = None
         try:
-            made = self._maker.make(method, floats)
-            score = self._judge.score(made.graph, made.layers, made.encodings)
+            integers = self._maker.make(method, floats)
+            score = self._judge.score(integers.graph, integers.layers, integers.encodings)
         except reconstruct.NotFiniteError as exc:
             score = Score(-np.inf, "dead", exc.tensor)
-        return _Choice(method, floats, self._noted(method.named(floats), score), made)
+        return _Choice(method, floats, self._noted(method.named(floats), score), integers)
 
     def _noted(self, name: str, score: Score, *, exact: bool = False) -> Score:
         """The score, which is a trial now."""
@@ -727,14 +731,14 @@ def trained(canonical: bytes, encodings: Encodings, *, profile: DeviceProfile) -
             f"{len(saturating)} layers would saturate on {profile.name}, the model was trained for "
             f"{encodings.device}; train it with --device {profile.name}"
         )
-    return _result(canonical, _Made(graph, computed, layers, {}), profile, TRAINED, "trained")
+    return _result(canonical, _Integers(graph, computed, layers, {}), profile, TRAINED, "trained")
 
 
 def _result(
     canonical: bytes,
-    made: _Made,
+    integers: _Integers,
     profile: DeviceProfile,
-    way: str,
+    description: str,
     weights: WeightMethod,
     *,
     trials: Collection[Trial] = (),
@@ -742,36 +746,36 @@ def _result(
     notes: Collection[str] = (),
     floats: Mapping[str, str] | None = None,
 ) -> Quantized:
-    tensors = dict(made.encodings)
-    changed = Graph(made.graph.serialize())
-    said, larger = list(notes), []
-    for layer in made.graph.layers:
-        if layer.output not in made.layers:
+    tensors = dict(integers.encodings)
+    graph = Graph(integers.graph.serialize())
+    sentences, larger = list(notes), []
+    for layer in integers.graph.layers:
+        if layer.output not in integers.layers:
             continue
-        rounded = made.layers[layer.output]
-        reconstruct.put(changed, layer, rounded)
+        rounded = integers.layers[layer.output]
+        reconstruct.put(graph, layer, rounded)
         tensors |= encode.of_layer(layer, rounded.integers)
         if rounded.raised:
             larger.append(layer.short)
     if larger:
         more = f" and {len(larger) - 3} more" if len(larger) > 3 else ""
-        said.append(
+        sentences.append(
             f"{', '.join(larger[:3])}{more}: weight scales were raised so that the bias has 31 "
             f"bits at most"
         )
-    of_constants = encode.constants(made.graph, made.encodings, profile)
-    constants = reconstruct.constants(made.graph, of_constants)
-    reconstruct.put_constants(changed, constants)
+    of_constants = encode.constants(integers.graph, integers.encodings, profile)
+    constants = reconstruct.constants(integers.graph, of_constants)
+    reconstruct.put_constants(graph, constants)
     sha256 = hashlib.sha256(canonical).hexdigest()
     return Quantized(
-        changed.serialize(),
-        Encodings(sha256, profile.name, tensors, made.factors, of_constants),
-        reconstruct.stored(made.encodings, made.layers, constants),
-        way,
+        graph.serialize(),
+        Encodings(sha256, profile.name, tensors, integers.factors, of_constants),
+        reconstruct.stored(integers.encodings, integers.layers, constants),
+        description,
         weights,
         tuple(trials),
         saturating,
-        tuple(said),
+        tuple(sentences),
         dict(floats or {}),
     )
 

@@ -38,31 +38,31 @@ def find(statistics: TensorStatistics, method: str) -> Range:
     )
 
 
-def _minmax(found: TensorStatistics) -> tuple[float, float]:
+def _minmax(statistics: TensorStatistics) -> tuple[float, float]:
     """Extremes over all images (Krishnamoorthi 2018, section 2)."""
-    return found.min, found.max
+    return statistics.min, statistics.max
 
 
-def _moving_average(found: TensorStatistics) -> tuple[float, float]:
+def _moving_average(statistics: TensorStatistics) -> tuple[float, float]:
     """Moving average of each image's extremes (Jacob et al. 2018, section 3.1)."""
-    return found.average_min, found.average_max
+    return statistics.average_min, statistics.average_max
 
 
-def _percentile(found: TensorStatistics) -> tuple[float, float]:
+def _percentile(statistics: TensorStatistics) -> tuple[float, float]:
     """Cut away what is rarest, half of it at each end (Wu et al. 2020, section 3.4)."""
-    return percentile(found.histogram, PERCENTILE)
+    return percentile(statistics.histogram, PERCENTILE)
 
 
-def _entropy(found: TensorStatistics) -> tuple[float, float]:
+def _entropy(statistics: TensorStatistics) -> tuple[float, float]:
     """Clip magnitudes where the KL divergence is least (Migacz 2017; Wu et al. 2020, 3.4)."""
-    limit = entropy(*magnitudes(found.histogram))
-    return max(found.min, -limit), min(found.max, limit)
+    limit = entropy(*magnitudes(statistics.histogram))
+    return max(statistics.min, -limit), min(statistics.max, limit)
 
 
-def _mse(found: TensorStatistics) -> tuple[float, float]:
+def _mse(statistics: TensorStatistics) -> tuple[float, float]:
     """Least mean squared error of rounding and clipping together (Nagel et al. 2021, 3.1)."""
-    low, high = min(found.min, 0.0), max(found.max, 0.0)
-    return mse(found.histogram.centers(), found.histogram.array(), low, high)
+    low, high = min(statistics.min, 0.0), max(statistics.max, 0.0)
+    return mse(statistics.histogram.centers(), statistics.histogram.array(), low, high)
 
 
 def percentile(histogram: Histogram, percent: float) -> tuple[float, float]:
@@ -103,26 +103,30 @@ def entropy(counts: npt.NDArray[np.float64], width: float, *, levels: int = 128)
     if bins <= levels:
         return bins * width
     above = counts.sum() - np.cumsum(counts)
-    best, found = np.inf, bins
+    best, best_end = np.inf, bins
     for end in range(levels, bins + 1):
         below = counts[:end]
-        p = below.copy()
-        p[-1] += above[end - 1]
+        reference = below.copy()
+        reference[-1] += above[end - 1]
         edges = np.arange(levels + 1) * end // levels
         step = np.repeat(np.arange(levels), np.diff(edges))
         filled = below > 0
         mass = np.bincount(step, below, levels)
         places = np.bincount(step, filled, levels)
-        q = np.where(filled, (mass / np.maximum(places, 1))[step], 0.0)
-        p_on = p > 0
-        q = np.where(p_on & (q == 0), 0.5, q)
-        total_p, total_q = p.sum(), q.sum()
+        merged = np.where(filled, (mass / np.maximum(places, 1))[step], 0.0)
+        occurring = reference > 0
+        merged = np.where(occurring & (merged == 0), 0.5, merged)
+        reference_sum, merged_sum = reference.sum(), merged.sum()
         distance = float(
-            (p[p_on] / total_p * np.log(p[p_on] * total_q / (q[p_on] * total_p))).sum()
+            (
+                reference[occurring]
+                / reference_sum
+                * np.log(reference[occurring] * merged_sum / (merged[occurring] * reference_sum))
+            ).sum()
         )
         if distance < best:
-            best, found = distance, end
-    return found * width
+            best, best_end = distance, end
+    return best_end * width
 
 
 def mse(
@@ -138,15 +142,15 @@ def mse(
         low: Smallest value, 0 at the most.
         high: Largest value, 0 at the least.
     """
-    best, found = np.inf, (low, high)
+    best, best_range = np.inf, (low, high)
     lows = low * _FRACTIONS if low < 0 else np.zeros(1)
     highs = high * _FRACTIONS if high > 0 else np.zeros(1)
-    for a in lows:
-        for b in highs:
-            error = float((counts * (values - quantized(values, a, b)) ** 2).sum())
+    for lower in lows:
+        for upper in highs:
+            error = float((counts * (values - quantized(values, lower, upper)) ** 2).sum())
             if error < best:
-                best, found = error, (float(a), float(b))
-    return found
+                best, best_range = error, (float(lower), float(upper))
+    return best_range
 
 
 def quantized(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:

@@ -80,7 +80,7 @@ class _AsTheyAre:
 
 
 @dataclass(frozen=True)
-class Seen:
+class DeviceInputs:
     """What dot products read on the device.
 
     Attributes:
@@ -95,9 +95,9 @@ class Seen:
         """The numbers."""
         return self.encoding.real(self.steps)
 
-    def repeated(self, times: int) -> Seen:
+    def repeated(self, times: int) -> DeviceInputs:
         """Each channel so many times."""
-        return Seen(np.repeat(self.steps, times, axis=2), self.encoding)
+        return DeviceInputs(np.repeat(self.steps, times, axis=2), self.encoding)
 
 
 def nearest(
@@ -108,7 +108,7 @@ def nearest(
     statistics: Mapping[str, TensorStatistics] | None = None,
     four: Collection[str] = (),
     only: Collection[str] | None = None,
-    known: dict[str, Steps] | None = None,
+    steps_by_layer: dict[str, Steps] | None = None,
 ) -> Layers:
     """Every weight to its nearest step.
 
@@ -123,31 +123,31 @@ def nearest(
             are taken as if they were not there.
         four: Layers, by output, whose weights get 4 bits.
         only: Layers to do, by output; default all.
-        known: Steps and scales of this graph by layer, with the same options but ``statistics``;
+        steps_by_layer: Steps and scales of this graph, with the same options but ``statistics``;
             those that are not there are added.
     """
-    found = {}
-    known = {} if known is None else known
+    rounded_layers = {}
+    steps_by_layer = {} if steps_by_layer is None else steps_by_layer
     for layer in integer_layers(graph, encodings):
         if only is not None and layer.output not in only:
             continue
         rows, bias = rows_of(graph, layer)
-        if layer.output not in known:
-            known[layer.output] = _nearest(
+        if layer.output not in steps_by_layer:
+            steps_by_layer[layer.output] = _nearest(
                 rows,
                 bits=_bits(layer, four),
                 pair_bound=pair_bound and _pairs(graph, layer, encodings),
             )
-        steps, scale = known[layer.output]
+        steps, scale = steps_by_layer[layer.output]
         if statistics is not None:
             error = rows - steps * scale[:, None]
             bias = bias + _mean_output(
                 layer, graph.shape(layer.weights), error, statistics[layer.input].channel_mean
             )
-        found[layer.output] = finish(
+        rounded_layers[layer.output] = finish(
             graph, layer, steps, scale, bias, encodings, bits=_bits(layer, four)
         )
-    return found
+    return rounded_layers
 
 
 def _bits(layer: Layer, four: Collection[str]) -> int:
@@ -181,12 +181,12 @@ def of_four_bits(graph: Graph) -> frozenset[str]:
             key = graph.kernel(layer)
             sizes[key] = int(np.prod(graph.shape(layer.weights)))
             members.setdefault(key, []).append(layer.output)
-    left, found = _SMALL * sum(sizes.values()), list[str]()
+    left, outputs = _SMALL * sum(sizes.values()), list[str]()
     for key in sorted(sizes, key=sizes.__getitem__):
         left -= sizes[key]
         if left < 0:
-            found += members[key]
-    return frozenset(found)
+            outputs += members[key]
+    return frozenset(outputs)
 
 
 def _pairs(graph: Graph, layer: Layer, encodings: Mapping[str, Encoding] | None) -> bool:
@@ -235,14 +235,14 @@ def fitted(
     """
     layers = {layer.output: layer for layer in integer_layers(graph, encodings)}
     shared = shared_weights(graph)
-    known = encodings or {}
-    stored = {name: each for name, each in known.items() if each.dtype == "int8"}
-    numbers = {name: (each.scale[0], each.zero_point) for name, each in stored.items()}
+    encoded = encodings or {}
+    stored = {name: encoding for name, encoding in encoded.items() if encoding.dtype == "int8"}
+    numbers = {name: (encoding.scale[0], encoding.zero_point) for name, encoding in stored.items()}
 
     def rounded_real(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Real values of what is stored in 16 bits, which no operator reads here."""
-        wide = name in known and name not in stored
-        return known[name].fake_quantize(values) if wide else values
+        wide = name in encoded and name not in stored
+        return encoded[name].fake_quantize(values) if wide else values
 
     rng, count = np.random.default_rng(seed), walk.samples(graph, feed)
     places = {name: sampling.draw(graph, layer, count, rng) for name, layer in layers.items()}
@@ -250,9 +250,9 @@ def fitted(
         name: stored[name].steps(values) if name in stored else rounded_real(name, values)
         for name, values in feed.items()
     }
-    changed = Graph(graph.serialize())
-    found: Layers = {}
-    ends = walk.last_readers(graph)
+    rounded_graph = Graph(graph.serialize())
+    rounded_layers: Layers = {}
+    last_reader = walk.last_readers(graph)
     operators = graph.operators
     with ThreadPoolExecutor(threads) as pool:
         for part, plain in sampling.parts(graph, feed, list(places.values()), threads=threads):
@@ -264,44 +264,44 @@ def fitted(
                         graph,
                         layer,
                         plain.pop(layer.output),
-                        _seen(graph, places[layer.output], device, stored, count),
+                        _device_inputs(graph, places[layer.output], device, stored, count),
                         encodings,
                         pair_bound=pair_bound and _pairs(graph, layer, encodings),
                         bits=_bits(layer, four),
                         shared=layer.output in shared,
-                        each=pool.map,
+                        map_parts=pool.map,
                     )
-                    found[layer.output] = rounded
-                    put(changed, layer, rounded)
-                step = walk.Step(changed, position, threads=threads, numbers=numbers)
+                    rounded_layers[layer.output] = rounded
+                    put(rounded_graph, layer, rounded)
+                step = walk.Step(rounded_graph, position, threads=threads, numbers=numbers)
                 for name, values in zip(operator.outputs, step.run(device), strict=True):
                     device[name] = rounded_real(name, values)
                     if values.dtype == np.float32 and not _finite(values):
                         raise NotFiniteError(name)
                 if step.doubtful:
-                    _check_finite(changed, position, device, stored, threads)
-                for name in [n for n in device if ends.get(n, position + 1) <= position]:
+                    _check_finite(rounded_graph, position, device, stored, threads)
+                for name in [n for n in device if last_reader.get(n, position + 1) <= position]:
                     del device[name]
                 advance(operator.outputs[0])
-    return found
+    return rounded_layers
 
 
-def _seen(
+def _device_inputs(
     graph: Graph,
     places: sampling.Places,
     device: Mapping[str, npt.NDArray[Any]],
     stored: Mapping[str, Encoding],
     count: int,
-) -> Seen:
+) -> DeviceInputs:
     """What a layer reads on the device."""
     encoding = stored.get(places.layer.input)
     if encoding is None:
         values = np.empty(places.shape(graph, count), np.float32)
         places.read(device[places.layer.input], into=values)
-        return Seen(values, _AsTheyAre())
+        return DeviceInputs(values, _AsTheyAre())
     steps = np.empty(places.shape(graph, count), np.int8)
     places.read(device[places.layer.input], into=steps, fill=encoding.zero_point)
-    return Seen(steps, encoding)
+    return DeviceInputs(steps, encoding)
 
 
 def _check_finite(
@@ -344,11 +344,11 @@ def between(
     Raises:
         InvalidModelError: If a bias fits in int32 at no weight scale.
     """
-    found = {}
+    moved = {}
     for layer in graph.layers:
         if layer.output not in layers:
             continue
-        rounded = found[layer.output] = layers[layer.output]
+        rounded = moved[layer.output] = layers[layer.output]
         if before[layer.input].scale == after[layer.input].scale:
             continue
         integers = rounded.integers
@@ -358,8 +358,8 @@ def between(
             bias = integers.bias * integers.bias_scale.astype(np.float64)
         scale = integers.weight_scale.astype(np.float64)
         again = finish(graph, layer, steps, scale, bias, after)
-        found[layer.output] = replace(again, raised=again.raised or rounded.raised)
-    return found
+        moved[layer.output] = replace(again, raised=again.raised or rounded.raised)
+    return moved
 
 
 def shared_weights(graph: Graph) -> frozenset[str]:
@@ -384,12 +384,12 @@ def constants(graph: Graph, encodings: Mapping[str, Encoding]) -> dict[str, Cons
         graph: Float, with the real constants or with those that the integers stand for.
         encodings: Encodings of constants (:func:`edgekit.quantization.encode.constants`).
     """
-    found = {}
+    integers = {}
     for name, encoding in encodings.items():
         steps = np.rint(graph.constant(name) / np.float32(encoding.scale[0])) + encoding.zero_point
         values = np.clip(steps, *encoding.limits).astype(encoding.dtype)
-        found[name] = ConstantIntegers(values, encoding.scale[0], encoding.zero_point)
-    return found
+        integers[name] = ConstantIntegers(values, encoding.scale[0], encoding.zero_point)
+    return integers
 
 
 def put_constants(graph: Graph, constants: Mapping[str, ConstantIntegers]) -> None:
@@ -405,7 +405,7 @@ def stored(
 ) -> Stored:
     """What a file of these encodings, layers and constants holds."""
     return Stored(
-        {name: (found.scale[0], found.zero_point) for name, found in encodings.items()},
+        {name: (encoding.scale[0], encoding.zero_point) for name, encoding in encodings.items()},
         {name: rounded.integers for name, rounded in layers.items()},
         constants or {},
         dtype=dtype_of(encodings.values()),
@@ -414,7 +414,7 @@ def stored(
 
 def dtype_of(encodings: Iterable[Encoding]) -> str:
     """dtype of activations, by the encodings of some."""
-    return next((each.dtype for each in encodings if each.axis is None), "int8")
+    return next((encoding.dtype for encoding in encodings if encoding.axis is None), "int8")
 
 
 def images_that_fit(graph: Graph, count: int) -> int:
@@ -434,19 +434,19 @@ def _fit(
     graph: Graph,
     layer: Layer,
     exact: npt.NDArray[np.float32],
-    seen: Seen,
+    device_inputs: DeviceInputs,
     encodings: Mapping[str, Encoding] | None,
     *,
     pair_bound: bool,
     bits: int,
     shared: bool,
-    each: rounding.Each,
+    map_parts: rounding.MapParts,
 ) -> Rounded:
     rows, bias = rows_of(graph, layer)
     if shared:  # one kernel for all layers that have it, a bias for each
         steps, scale = _nearest(rows, bits=bits, pair_bound=pair_bound)
         if exact.ndim == 2 and exact.shape[1] == rows.shape[1]:
-            mean = seen.real().mean(axis=0)
+            mean = device_inputs.real().mean(axis=0)
             error = exact.mean(axis=0) @ rows.T - mean @ (steps * scale[:, None]).T
             bias = bias + error
         return finish(graph, layer, steps, scale, bias, encodings, bits=bits)
@@ -454,10 +454,10 @@ def _fit(
     if layer.kind == "depthwise":
         wide = len(rows) // channels  # the depth multiplier
         if wide > 1:
-            exact, seen = np.repeat(exact, wide, axis=2), seen.repeated(wide)
+            exact, device_inputs = np.repeat(exact, wide, axis=2), device_inputs.repeated(wide)
     if layer.kind != "conv" or channels == rows.shape[1]:
         steps, scale, bias = _solve(
-            rows, bias, exact, seen, pair_bound=pair_bound, bits=bits, each=each
+            rows, bias, exact, device_inputs, pair_bound=pair_bound, bits=bits, map_parts=map_parts
         )
         return finish(graph, layer, steps, scale, bias, encodings, bits=bits)
     # a grouped convolution: each group has rows and channels of its own
@@ -466,21 +466,21 @@ def _fit(
     groups = channels // (taps * own)
     parts = []
     for number, chosen in enumerate(np.split(np.arange(len(rows)), groups)):
-        taken = slice(number * own, (number + 1) * own)
-        exact_part = exact.reshape(len(exact), taps, -1)[..., taken]
-        seen_part = seen.steps.reshape(len(exact), taps, -1)[..., taken]
+        own_channels = slice(number * own, (number + 1) * own)
+        exact_part = exact.reshape(len(exact), taps, -1)[..., own_channels]
+        seen_part = device_inputs.steps.reshape(len(exact), taps, -1)[..., own_channels]
         parts.append(
             _solve(
                 rows[chosen],
                 bias[chosen],
                 exact_part.reshape(len(exact), -1),
-                Seen(seen_part.reshape(len(exact), -1), seen.encoding),
+                DeviceInputs(seen_part.reshape(len(exact), -1), device_inputs.encoding),
                 pair_bound=pair_bound,
                 bits=bits,
-                each=each,
+                map_parts=map_parts,
             )
         )
-    steps, scale, bias = (np.concatenate(found) for found in zip(*parts, strict=True))
+    steps, scale, bias = (np.concatenate(group_parts) for group_parts in zip(*parts, strict=True))
     return finish(graph, layer, steps, scale, bias, encodings, bits=bits)
 
 
@@ -488,28 +488,29 @@ def _solve(
     rows: Floats,
     bias: Floats,
     exact: npt.NDArray[np.float32],
-    seen: Seen,
+    device_inputs: DeviceInputs,
     *,
     pair_bound: bool,
     bits: int,
-    each: rounding.Each,
+    map_parts: rounding.MapParts,
 ) -> tuple[Floats, Floats, Floats]:
     """(steps ``[O, K]``, scale ``[O]``, bias ``[O]``) from what the dot products read.
 
-    ``exact`` and ``seen`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of its own.
+    ``exact`` and ``device_inputs`` are ``[N, K]``, or ``[N, K, O]`` where every row has inputs of
+    its own.
     """
     # rows are in the order of the samples: two halves share none but one
     count = min(2, len(exact))
-    halves = np.array_split(exact, count), np.array_split(seen.steps, count)
+    halves = np.array_split(exact, count), np.array_split(device_inputs.steps, count)
     part = _part_of_each if exact.ndim == 3 else _part
-    parts = list(each(partial(part, rows, seen.encoding), *halves))
+    parts = list(map_parts(partial(part, rows, device_inputs.encoding), *halves))
     moments = rounding.joined(parts).moments
-    wanted, wanted_bias = rounding.fit(rows, bias, parts, each=each)
+    fitted_rows, fitted_bias = rounding.fit(rows, bias, parts, map_parts=map_parts)
     importance = np.diagonal(moments, axis1=-2, axis2=-1)[..., :-1]
-    scale = _scales(wanted, importance, bits=bits, pair_bound=pair_bound)
+    scale = _scales(fitted_rows, importance, bits=bits, pair_bound=pair_bound)
     steps, bias = rounding.round_rows(
-        wanted,
-        wanted_bias,
+        fitted_rows,
+        fitted_bias,
         moments,
         scale,
         pair_bound=pair_bound,
@@ -522,12 +523,12 @@ def _part(
     rows: Floats,
     encoding: Encoding | _AsTheyAre,
     exact: npt.NDArray[np.float32],
-    seen: npt.NDArray[Any],
+    device_inputs: npt.NDArray[Any],
 ) -> rounding.Part:
     """What some of the dot products say, as :func:`_solve` takes them, ``[N, K]``."""
-    count, length = seen.shape
+    count, length = device_inputs.shape
     inputs = np.ones((count, length + 1), np.float32)
-    encoding.real(seen, inputs[:, :length])
+    encoding.real(device_inputs, inputs[:, :length])
     moments = (inputs.T @ inputs).astype(np.float64) / count
     error = (exact - inputs[:, :length]) @ rows.astype(np.float32).T
     cross = (error.T @ inputs).astype(np.float64) / count
@@ -540,18 +541,18 @@ def _part_of_each(
     rows: Floats,
     encoding: Encoding | _AsTheyAre,
     exact: npt.NDArray[np.float32],
-    seen: npt.NDArray[Any],
+    device_inputs: npt.NDArray[Any],
 ) -> rounding.Part:
     """The same of rows with inputs of their own, ``[N, K, O]``; some rows at a time, which stay in
     the cache."""
-    count, length, wide = seen.shape
+    count, length, wide = device_inputs.shape
     single = rows.astype(np.float32)
     moments = np.empty((wide, length + 1, length + 1))
     cross = np.empty((wide, length + 1))
     step = _CHANNELS
     for start in range(0, wide, step):
         own = slice(start, start + step)
-        values = encoding.real(seen[:, :, own])
+        values = encoding.real(device_inputs[:, :, own])
         inputs = np.ones((values.shape[2], count, length + 1), np.float32)
         inputs[..., :length] = np.moveaxis(values, 2, 0)
         moments[own] = (inputs.transpose(0, 2, 1) @ inputs).astype(np.float64) / count
@@ -593,7 +594,7 @@ def for_bias(
     steps: Floats,
     scale: npt.NDArray[np.float32],
     bias: Floats,
-    entry: np.float32,
+    input_scale: np.float32,
     name: str,
 ) -> tuple[Floats, npt.NDArray[np.float32], bool]:
     """Raise weight scales where the bias would not fit in int32, whose step is the input's times
@@ -603,7 +604,7 @@ def for_bias(
         steps: Whole steps ``[O, K]``.
         scale: ``[O]``.
         bias: Real ``[O]``.
-        entry: Scale of the input.
+        input_scale: Scale of the input.
         name: Name of the layer, for messages.
 
     Returns:
@@ -613,17 +614,17 @@ def for_bias(
         InvalidModelError: If the bias fits at no scale.
     """
     with np.errstate(divide="ignore", over="ignore"):
-        over = np.abs(bias) / (entry * scale).astype(np.float32) > _LARGEST_BIAS
+        over = np.abs(bias) / (input_scale * scale).astype(np.float32) > _LARGEST_BIAS
     if not over.any():
         return steps, scale, False
     # weights that are this small beside their bias do not need all of their steps
-    wanted = np.abs(bias) / _LARGEST_BIAS / float(entry) * (1 + 1e-6)
+    needed = np.abs(bias) / _LARGEST_BIAS / float(input_scale) * (1 + 1e-6)
     with np.errstate(over="ignore"):
-        larger = np.where(over, wanted, scale).astype(np.float32)
+        larger = np.where(over, needed, scale).astype(np.float32)
     if not np.isfinite(larger).all():
         raise InvalidModelError(f"the bias of {name} does not fit in int32 at any weight scale")
-    kept = np.rint(steps * scale[:, None] / larger[:, None])
-    return np.where(over[:, None], kept, steps), larger, True
+    rounded = np.rint(steps * scale[:, None] / larger[:, None])
+    return np.where(over[:, None], rounded, steps), larger, True
 
 
 def _mean_output(
@@ -679,11 +680,11 @@ def finish(
     if layer.bias is not None and encodings is None:
         real_bias = bias.astype(np.float32)
     elif layer.bias is not None and encodings is not None:
-        entry = np.float32(encodings[layer.input].scale[0])
+        input_scale = np.float32(encodings[layer.input].scale[0])
         # the same for biases of 64 bits: a kernel takes a product of scales below 2^-31 for 0
-        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, entry, layer.short)
+        steps, weight_scale, raised = for_bias(steps, weight_scale, bias, input_scale, layer.short)
         wide = encodings[layer.input].dtype == "int16"
-        bias_scale = (entry * weight_scale).astype(np.float32)
+        bias_scale = (input_scale * weight_scale).astype(np.float32)
         stored_bias = np.rint(bias / bias_scale).astype(np.int64 if wide else np.int32)
         real_bias = (stored_bias * bias_scale.astype(np.float64)).astype(np.float32)
     shape = graph.shape(layer.weights)

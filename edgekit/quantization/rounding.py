@@ -19,7 +19,7 @@ import numpy.typing as npt
 from edgekit.quantization import saturation
 
 Floats = npt.NDArray[np.float64]
-Each = Callable[..., Iterable[Any]]
+MapParts = Callable[..., Iterable[Any]]
 
 LARGEST = 127  # int8 weights are narrow range, [-127, 127]
 _BLOCK = 96
@@ -76,14 +76,14 @@ def _cheapest(
 ) -> Floats:
     """The scales times those factors, one for each row, whose steps leave the least error."""
     weight = np.ones(rows.shape[1]) if importance is None else importance
-    best, found = np.full(len(rows), np.inf), scale.copy()
+    best, best_scale = np.full(len(rows), np.inf), scale.copy()
     for factor in factors:
         tried = scale * factor
         off = rows - rounded(tried) * tried[:, None]
         error = (off**2 * weight).sum(axis=1)
         better = error < best * (1 - 1e-9)
-        best, found = np.where(better, error, best), np.where(better, tried, found)
-    return found
+        best, best_scale = np.where(better, error, best), np.where(better, tried, best_scale)
+    return best_scale
 
 
 def nearest(rows: Floats, scale: Floats, *, pair_bound: bool, largest: int = LARGEST) -> Floats:
@@ -140,7 +140,7 @@ class Part:
 
 
 def fit(
-    rows: Floats, bias: Floats, parts: Sequence[Part], *, each: Each = map
+    rows: Floats, bias: Floats, parts: Sequence[Part], *, map_parts: MapParts = map
 ) -> tuple[Floats, Floats]:
     """Weights and biases that give the float output best from the inputs as the device has them.
 
@@ -153,7 +153,7 @@ def fit(
         rows: ``[O, K]``.
         bias: ``[O]``.
         parts: Parts of the samples, two or more for a choice.
-        each: As :func:`map`, e.g. that of a pool of threads.
+        map_parts: As :func:`map`, e.g. that of a pool of threads.
 
     Returns:
         Changed (rows, bias).
@@ -165,7 +165,7 @@ def fit(
         if left is None:
             others = [joined([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
             count, tried = len(DAMPINGS), np.repeat(DAMPINGS, len(parts))
-            deltas = each(_ridge, others * count, tried)
+            deltas = map_parts(_ridge, others * count, tried)
             each_left = np.array([*map(_left, list(parts) * count, deltas)])
             left = each_left.reshape(count, -1).sum(axis=1)
         damping = _least(left)
@@ -191,24 +191,26 @@ def _left_by_samples(parts: Sequence[Part]) -> Floats | None:
     (the dual form of ridge regression, Saunders et al. 1998). None where the samples are not at
     hand.
     """
-    found = np.zeros(len(DAMPINGS))
+    losses = np.zeros(len(DAMPINGS))
     if len(parts) != 2:
         return None
     for own, other in (parts, parts[::-1]):
         if own.inputs is None or own.errors is None or other.inputs is None or other.errors is None:
             return None
-        x, seen = (part[:, :-1].astype(np.float64) for part in (other.inputs, own.inputs))
+        other_inputs, own_inputs = (
+            part[:, :-1].astype(np.float64) for part in (other.inputs, own.inputs)
+        )
         errors, exact = other.errors.astype(np.float64), own.errors.astype(np.float64)
-        alike, across = x @ x.T, seen @ x.T
+        alike, across = other_inputs @ other_inputs.T, own_inputs @ other_inputs.T
         for number, damping in enumerate(DAMPINGS):
-            one = _added(other.moments, damping)
+            added = _added(other.moments, damping)
             # the bias is one input more, 1 everywhere, that is all but undamped
-            system = alike / one + 1 / _BIAS_DAMPING + other.count * np.eye(other.count)
+            system = alike / added + 1 / _BIAS_DAMPING + other.count * np.eye(other.count)
             dual = np.linalg.solve(system, errors)
-            bias = (errors - other.count * dual - alike @ dual / one).mean(axis=0)
-            gain = across @ dual / one + bias
-            found[number] += float((gain * (gain - 2 * exact)).sum())
-    return found
+            bias = (errors - other.count * dual - alike @ dual / added).mean(axis=0)
+            gain = across @ dual / added + bias
+            losses[number] += float((gain * (gain - 2 * exact)).sum())
+    return losses
 
 
 def joined(parts: Sequence[Part]) -> Part:
@@ -224,8 +226,8 @@ def joined(parts: Sequence[Part]) -> Part:
 def _left(part: Part, delta: Floats) -> float:
     """How much larger the squared error of a part's samples is with this change than without."""
     flat = part.moments.ndim == 2
-    seen = delta @ part.moments if flat else (delta[:, None] @ part.moments)[:, 0]
-    return part.count * float((delta * (seen - 2 * part.cross)).sum())
+    product = delta @ part.moments if flat else (delta[:, None] @ part.moments)[:, 0]
+    return part.count * float((delta * (product - 2 * part.cross)).sum())
 
 
 def _ridge(part: Part, damping: float) -> Floats:
@@ -286,22 +288,22 @@ def round_rows(
             steps[place], done[place] = step, True
             errors[i - begin] = (free[i] - step * scale) / by_input[i, i]
             free[i + 1 : end] -= by_input[i, i + 1 : end] * errors[i - begin]
-        rest = factor[:, begin:end, end:]
-        if len(rest) == 1:
-            free[end:] -= (errors.T @ rest[0]).T
+        later = factor[:, begin:end, end:]
+        if len(later) == 1:
+            free[end:] -= (errors.T @ later[0]).T
         else:
-            each = np.ascontiguousarray(errors.T)
-            free[end:] -= np.einsum("ob,obk->ok", each, rest).T
+            errors_by_row = np.ascontiguousarray(errors.T)
+            free[end:] -= np.einsum("ob,obk->ok", errors_by_row, later).T
     return np.ascontiguousarray(steps.T), free[count]
 
 
 def _damped(moments: Floats, damping: float) -> Floats:
     count = moments.shape[-1] - 1
-    found = moments.copy()
+    damped = moments.copy()
     places = np.arange(count)
-    found[..., places, places] += np.asarray(_added(moments, damping))[..., None]
-    found[..., count, count] += _BIAS_DAMPING
-    return found
+    damped[..., places, places] += np.asarray(_added(moments, damping))[..., None]
+    damped[..., count, count] += _BIAS_DAMPING
+    return damped
 
 
 def _added(moments: Floats, damping: float) -> Any:

@@ -77,14 +77,14 @@ class Places:
             return
         first, last = np.searchsorted(self.image, (start, start + len(values)))
         image = self.image[first:last] - start
-        taken = into.reshape(len(into), len(self.taps), self.channels)[first:last]
+        by_tap = into.reshape(len(into), len(self.taps), self.channels)[first:last]
         for number, tap in enumerate(self.taps):
-            down, across, inside = (each[first:last] for each in tap)
+            down, across, inside = (indices[first:last] for indices in tap)
             if inside.all():
-                taken[:, number] = values[image, down, across]
+                by_tap[:, number] = values[image, down, across]
             else:
-                taken[:, number] = fill
-                taken[inside, number] = values[image[inside], down[inside], across[inside]]
+                by_tap[:, number] = fill
+                by_tap[inside, number] = values[image[inside], down[inside], across[inside]]
 
 
 def draw(
@@ -110,10 +110,10 @@ def draw(
         return Places(layer, weights[-1], shape[-1], none)
     height, width = weights[1:3]
     length = height * width * (1 if layer.kind == "depthwise" else weights[3])
-    wanted = min(_MOST_ROWS, max(_ROWS, 8 * length))
+    count = min(_MOST_ROWS, max(_ROWS, 8 * length))
     if layer.kind == "depthwise":
-        wanted = min(_ROWS, _OF_WEIGHT * length)
-    wanted = min(wanted, most)
+        count = min(_ROWS, _OF_WEIGHT * length)
+    count = min(count, most)
     images, (rows, columns, channels) = samples * shape[0], shape[1:]
     transposed = layer.kind == "transposed"
     # of a transposed convolution, the convolution that it is the gradient of reads its output
@@ -127,25 +127,25 @@ def draw(
     if transposed:
         high, wide = sizes
     total = images * high * wide
-    picked = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, False))
+    picked = np.arange(total) if total <= count else np.sort(rng.choice(total, count, False))
     image, place = np.divmod(picked, high * wide)
-    y, x = np.divmod(place, wide)
+    row, column = np.divmod(place, wide)
     if transposed:
-        y, x = y + top, x + left
+        row, column = row + top, column + left
     else:
-        y, x = y * layer.strides[0] - top, x * layer.strides[1] - left
+        row, column = row * layer.strides[0] - top, column * layer.strides[1] - left
     taps: list[Tap] = []
     for i in range(height):
         for j in range(width):
             if transposed:
                 (down, off), (across, beside) = (
                     np.divmod(place - tap, stride)
-                    for place, tap, stride in zip((y, x), (i, j), layer.strides, strict=True)
+                    for place, tap, stride in zip((row, column), (i, j), layer.strides, strict=True)
                 )
                 inside = (off == 0) & (beside == 0)
             else:
-                down, across = y + i * layer.dilation[0], x + j * layer.dilation[1]
-                inside = np.ones(len(y), bool)
+                down, across = row + i * layer.dilation[0], column + j * layer.dilation[1]
+                inside = np.ones(len(row), bool)
             inside &= (down >= 0) & (down < rows) & (across >= 0) & (across < columns)
             taps.append((down, across, inside))
     return Places(layer, length, channels, image, tuple(taps))
@@ -175,21 +175,21 @@ def parts(
         Positions of the operators of a part, and what its layers read, by their output.
     """
     positions = {operator.outputs[0]: i for i, operator in enumerate(graph.operators)}
-    by_position = {positions[each.layer.output]: each for each in places}
+    by_position = {positions[layer_places.layer.output]: layer_places for layer_places in places}
     model = _FloatModel(graph, feed, threads)
 
     def walked(part: range) -> tuple[range, dict[str, npt.NDArray[np.float32]]]:
         return part, model.run(part, [by_position[i] for i in part if i in by_position])
 
     with ThreadPoolExecutor(1) as pool:
-        found = None
+        pending = None
         for part in _divided(graph, by_position, model.samples):
             following = pool.submit(walked, part)
-            if found is not None:
-                yield found.result()
-            found = following
-        if found is not None:
-            yield found.result()
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
 
 
 def _last_reads(graph: Graph) -> dict[str, int]:
@@ -201,23 +201,25 @@ def _divided(graph: Graph, places: Mapping[int, Places], samples: int) -> Iterat
     """Parts of the graph between which little has to be kept of all samples."""
     operators = graph.operators
     last = _last_reads(graph)
-    made = dict.fromkeys(graph.inputs, 0)
-    made |= {name: i + 1 for i, operator in enumerate(operators) for name in operator.outputs}
+    first_reader = dict.fromkeys(graph.inputs, 0)
+    first_reader |= {
+        name: i + 1 for i, operator in enumerate(operators) for name in operator.outputs
+    }
     width = np.zeros(len(operators) + 1, np.int64)  # bytes that are kept in front of an operator
-    for name, first in made.items():
+    for name, first in first_reader.items():
         width[first : last.get(name, -1) + 1] += 4 * int(np.prod(graph.shape(name)))
     start = 0
     while start < len(operators):
-        taken, stop = 0, start
+        size, stop = 0, start
         while stop < len(operators):
             if stop in places:
-                taken += 4 * int(np.prod(places[stop].shape(graph, samples)))
-                if taken > _PART_BYTES and stop > start:
+                size += 4 * int(np.prod(places[stop].shape(graph, samples)))
+                if size > _PART_BYTES and stop > start:
                     break
             stop += 1
         if stop < len(operators):
             earliest = start + (stop - start + 1) // 2
-            stop = min(range(earliest, stop + 1), key=lambda i: (width[i], -i))
+            stop = min(range(earliest, stop + 1), key=lambda position: (width[position], -position))
         yield range(start, stop)
         start = stop
 
@@ -234,24 +236,28 @@ class _FloatModel:
     def __init__(self, graph: Graph, feed: walk.Values, threads: int) -> None:
         self.samples = walk.samples(graph, feed)
         self._graph = graph
-        self._threads, self._each = walk.divided(threads, self.samples)
+        self._threads, self._threads_each = walk.divided(threads, self.samples)
         self._operators, self._last = graph.operators, _last_reads(graph)
-        self._kept: dict[str, npt.NDArray[Any]] = dict(feed)
+        self._values: dict[str, npt.NDArray[Any]] = dict(feed)
 
     def run(self, part: range, places: Sequence[Places]) -> dict[str, npt.NDArray[np.float32]]:
         """What layers of a part read, by their output."""
-        graph, kept = self._graph, self._kept
-        found = {
-            each.layer.output: np.empty(each.shape(graph, self.samples), np.float32)
-            for each in places
+        graph, values_by_name = self._graph, self._values
+        read_by_layers = {
+            layer_places.layer.output: np.empty(layer_places.shape(graph, self.samples), np.float32)
+            for layer_places in places
         }
-        made = [name for position in part for name in self._operators[position].outputs]
-        later = [name for name in made if self._last.get(name, -1) >= part.stop]
-        read = dict.fromkeys(each.layer.input for each in places if each.layer.input in made)
-        ends = list(dict.fromkeys((*later, *read)))
-        widest = sum(4 * int(np.prod(graph.shape(name))) for name in ends)
+        computed = [name for position in part for name in self._operators[position].outputs]
+        later = [name for name in computed if self._last.get(name, -1) >= part.stop]
+        read = dict.fromkeys(
+            layer_places.layer.input
+            for layer_places in places
+            if layer_places.layer.input in computed
+        )
+        computed_outputs = list(dict.fromkeys((*later, *read)))
+        widest = sum(4 * int(np.prod(graph.shape(name))) for name in computed_outputs)
         block = min(self.samples, max(self._threads, _BLOCK_BYTES // max(1, widest)))
-        run = self._computed(part, ends, later, block) if ends else None
+        run = self._computed(part, computed_outputs, later, block) if computed_outputs else None
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, self.samples, block):
                 stop = min(self.samples, start + block)
@@ -259,45 +265,51 @@ class _FloatModel:
                     shares = np.array_split(np.arange(start, stop), self._threads)
                     for _ in pool.map(partial(run, start), range(self._threads), shares):
                         pass
-                for each in places:
-                    name = each.layer.input
+                for layer_places in places:
+                    name = layer_places.layer.input
                     size = walk.length(graph, name)
                     first = 0 if name in read and name not in later else start
-                    values = kept[name][first * size : (first + stop - start) * size]
-                    each.read(values, into=found[each.layer.output], start=start * size)
-        for name in [name for name in kept if self._last.get(name, -1) < part.stop]:
-            del kept[name]
-        return found
+                    values = values_by_name[name][first * size : (first + stop - start) * size]
+                    layer_places.read(
+                        values, into=read_by_layers[layer_places.layer.output], start=start * size
+                    )
+        for name in [name for name in values_by_name if self._last.get(name, -1) < part.stop]:
+            del values_by_name[name]
+        return read_by_layers
 
     def _computed(
-        self, part: range, ends: Sequence[str], later: Sequence[str], block: int
+        self, part: range, outputs_of_part: Sequence[str], later: Sequence[str], block: int
     ) -> Callable[[int, int, npt.NDArray[np.int64]], None]:
-        """A function that puts tensors of some samples into ``_kept``: of those that later parts
+        """A function that puts tensors of some samples into ``_values``: of those that later parts
         read all samples, of others a block."""
-        graph, kept = self._graph, self._kept
-        makers = [i for i in part if not set(ends).isdisjoint(self._operators[i].outputs)]
-        content = graph.part(range(part.start, makers[-1] + 1), ends)
-        every = [litert.interpreter(content, threads=self._each) for _ in range(self._threads)]
+        graph, values_by_name = self._graph, self._values
+        makers = [
+            i for i in part if not set(outputs_of_part).isdisjoint(self._operators[i].outputs)
+        ]
+        content = graph.part(range(part.start, makers[-1] + 1), outputs_of_part)
+        every = [
+            litert.interpreter(content, threads=self._threads_each) for _ in range(self._threads)
+        ]
         inputs = {d["name"]: (d["index"], d["shape"]) for d in every[0].get_input_details()}
         details = every[0].get_output_details()
-        for name, detail in zip(ends, details, strict=True):
-            size, *rest = graph.shape(name) or (1,)
+        for name, detail in zip(outputs_of_part, details, strict=True):
+            size, *per_sample = graph.shape(name) or (1,)
             count = self.samples if name in later else block
-            kept[name] = np.empty((count * size, *rest), detail["dtype"])
+            values_by_name[name] = np.empty((count * size, *per_sample), detail["dtype"])
         outputs = [detail["index"] for detail in details]
-        lengths = {name: walk.length(graph, name) for name in (*inputs, *ends)}
+        lengths = {name: walk.length(graph, name) for name in (*inputs, *outputs_of_part)}
 
         def compute(start: int, number: int, share: npt.NDArray[np.int64]) -> None:
             opened = every[number]
             for sample in share.tolist():
                 for name, (index, shape) in inputs.items():
                     own = slice(sample * lengths[name], (sample + 1) * lengths[name])
-                    opened.set_tensor(index, kept[name][own].reshape(shape))
+                    opened.set_tensor(index, values_by_name[name][own].reshape(shape))
                 litert.invoke(opened)
-                for name, index in zip(ends, outputs, strict=True):
+                for name, index in zip(outputs_of_part, outputs, strict=True):
                     place = sample if name in later else sample - start
                     own = slice(place * lengths[name], (place + 1) * lengths[name])
                     # a view: of the interpreter's memory there must be none when it runs again
-                    kept[name][own] = np.atleast_1d(opened.tensor(index)())
+                    values_by_name[name][own] = np.atleast_1d(opened.tensor(index)())
 
         return compute

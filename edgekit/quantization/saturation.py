@@ -114,25 +114,25 @@ def shrink(
         steps: Rounded weights ``[O, K]``.
         values: The same before rounding, in steps.
     """
-    found = steps.copy()
-    pairs = found.shape[1] // 2 * 2
-    first, second = found[:, 0:pairs:2], found[:, 1:pairs:2]
+    shrunk = steps.copy()
+    pairs = shrunk.shape[1] // 2 * 2
+    first, second = shrunk[:, 0:pairs:2], shrunk[:, 1:pairs:2]
     over = (first * second > 0) & (np.abs(first) + np.abs(second) > LIMIT)
     if not over.any():
-        return found
-    one, other = first[over], second[over]
-    sizes = np.abs(one), np.abs(other)
+        return shrunk
+    first_over, second_over = first[over], second[over]
+    sizes = np.abs(first_over), np.abs(second_over)
     goals = np.abs(values[:, 0:pairs:2][over]), np.abs(values[:, 1:pairs:2][over])
-    taken = sizes[0] + sizes[1] - LIMIT
+    excess = sizes[0] + sizes[1] - LIMIT
     # Steps are taken from the weight that lies farther above its value: in a row from the one that
     # is ahead, then in turn.
     ahead = (sizes[0] - goals[0]) - (sizes[1] - goals[1])
-    row = np.minimum(taken, np.where(ahead >= 0, np.floor(ahead) + 1, np.ceil(-ahead)))
-    rest = taken - row
-    by_first = np.where(ahead >= 0, row + rest // 2, (rest + 1) // 2)
-    first[over] = np.sign(one) * (sizes[0] - by_first)
-    second[over] = np.sign(other) * (sizes[1] - (taken - by_first))
-    return found
+    row = np.minimum(excess, np.where(ahead >= 0, np.floor(ahead) + 1, np.ceil(-ahead)))
+    remaining = excess - row
+    by_first = np.where(ahead >= 0, row + remaining // 2, (remaining + 1) // 2)
+    first[over] = np.sign(first_over) * (sizes[0] - by_first)
+    second[over] = np.sign(second_over) * (sizes[1] - (excess - by_first))
+    return shrunk
 
 
 def vpmaddubsw(
@@ -165,5 +165,5 @@ def dot(activations: npt.NDArray[np.uint8], weights: npt.NDArray[np.int8]) -> np
     if activations.shape[1] % 2:
         activations = np.pad(activations, ((0, 0), (0, 1)))
         weights = np.pad(weights, ((0, 0), (0, 1)))
-    found = [vpmaddubsw(activations, row[None]).astype(np.int32).sum(axis=1) for row in weights]
-    return np.stack(found, axis=1)
+    products = [vpmaddubsw(activations, row[None]).astype(np.int32).sum(axis=1) for row in weights]
+    return np.stack(products, axis=1)

@@ -37,13 +37,15 @@ def decide(canonical: bytes, *, profile: DeviceProfile) -> Quantized:
     layers = plain = reconstruct.nearest(graph, None, pair_bound=False, four=four)
     if profile.pair_bound:
         layers = reconstruct.nearest(graph, None, pair_bound=True, four=four)
-    saturating = tuple(each for each in predictions(graph, plain, profile.paired) if each.pairs)
-    changed, tensors = Graph(canonical), dict[str, Encoding]()
+    saturating = tuple(
+        prediction for prediction in predictions(graph, plain, profile.paired) if prediction.pairs
+    )
+    rounded_graph, tensors = Graph(canonical), dict[str, Encoding]()
     for layer in graph.layers:
-        reconstruct.put(changed, layer, layers[layer.output])
+        reconstruct.put(rounded_graph, layer, layers[layer.output])
         tensors |= encode.of_layer(layer, layers[layer.output].integers)
     return Quantized(
-        changed.serialize(),
+        rounded_graph.serialize(),
         Encodings(hashlib.sha256(canonical).hexdigest(), profile.name, tensors),
         Stored({}, {output: rounded.integers for output, rounded in layers.items()}),
         NEAREST,

@@ -37,22 +37,27 @@ class Half:
 
     Attributes:
         model: ``onnx.ModelProto``, float32 in and out.
-        kept: Names of the operators that stay float32 because of what they would have to hold.
+        float32_operators: Names of the operators that stay float32 because of what they would have
+            to hold.
         largest: Largest magnitude of an activation of the float32 model.
         where: The tensor that has it.
     """
 
     model: Any
-    kept: tuple[str, ...]
+    float32_operators: tuple[str, ...]
     largest: float
     where: str
 
     def note(self, count: int) -> str:
         """What a reader should know, measured on ``count`` images."""
-        kept = f"{len(self.kept)} operators stay float32" if self.kept else "all in float16"
+        description = (
+            f"{len(self.float32_operators)} operators stay float32"
+            if self.float32_operators
+            else "all in float16"
+        )
         return (
             f"float16 holds 65504; the largest activation of {count} images is {self.largest:.4g} "
-            f"({short_name(self.where)}): {kept}"
+            f"({short_name(self.where)}): {description}"
         )
 
 
@@ -80,31 +85,31 @@ def to_float16(
                 f"expected weights that float16 can hold, up to 65504, got "
                 f"{largest:.3g} in {short_name(name)}; export it in float32"
             )
-    found = magnitudes(model, feed)
-    counted = [name for name in found if name not in masked]
-    where = max(counted, key=lambda name: found[name], default="")
-    largest = found.get(where, 0.0)
+    magnitude_of = magnitudes(model, feed)
+    counted = [name for name in magnitude_of if name not in masked]
+    where = max(counted, key=lambda name: magnitude_of[name], default="")
+    largest = magnitude_of.get(where, 0.0)
     if not np.isfinite(largest):
         raise InvalidModelError(
             f"expected finite activations, got NaN or infinity in {short_name(where)}, in float32 "
             f"already; pass --calibration with real inputs if random ones are to blame"
         )
     keep = {*keep, *_whole_numbers(model)}
-    kept = tuple(
+    float32_operators = tuple(
         node.name
         for node in model.graph.node
         if node.name in keep
         or any(
-            found.get(name, 0.0) > ROOM * LARGEST
+            magnitude_of.get(name, 0.0) > ROOM * LARGEST
             for name in (*node.input, *node.output)
             if name not in masked
         )
     )
-    half = converted(model, keep=kept)
-    if kept:
+    half = converted(model, keep=float32_operators)
+    if float32_operators:
         _join(half, {name for node in model.graph.node for name in node.output})
     onnx.store_once(half)
-    return Half(half, kept, largest, where)
+    return Half(half, float32_operators, largest, where)
 
 
 def _with_masks(model: Any) -> tuple[Any, frozenset[str]]:
@@ -123,11 +128,11 @@ def _with_masks(model: Any) -> tuple[Any, frozenset[str]]:
     }
     if not large:
         return model, frozenset()
-    changed = onnx.copied(model)
-    for tensor in changed.graph.initializer:
+    masked_model = onnx.copied(model)
+    for tensor in masked_model.graph.initializer:
         if tensor.name in large:
             tensor.CopyFrom(package.numpy_helper.from_array(large[tensor.name], tensor.name))
-    return changed, masks.masked(graph, large)
+    return masked_model, masks.masked(graph, large)
 
 
 def _whole_numbers(model: Any) -> frozenset[str]:
@@ -139,39 +144,42 @@ def _whole_numbers(model: Any) -> frozenset[str]:
             readers.setdefault(name, []).append(node.name)
     outputs = {value.name for value in model.graph.output}
     reals = {name for name, kind in types_of(model).items() if kind == _FLOAT}
-    kept: set[str] = set()
+    names: set[str] = set()
     for node in reversed(model.graph.node):
         if node.op_type == "Cast":
             if node.input[0] in reals and target_of(node) not in _REALS:
-                kept.add(node.name)
+                names.add(node.name)
         elif node.op_type in _ROUNDING and outputs.isdisjoint(node.output):
             read = [name for output in node.output for name in readers.get(output, [])]
-            if read and kept.issuperset(read):
-                kept.add(node.name)
-    return frozenset(kept)
+            if read and names.issuperset(read):
+                names.add(node.name)
+    return frozenset(names)
 
 
-def check(model: Any, found: Half) -> None:
+def check(model: Any, half: Half) -> None:
     """Refuse a file in which no number is float16, whatever it is called.
 
     Args:
-        model: The float32 model that ``found`` was made from.
-        found: What :func:`to_float16` made.
+        model: The float32 model that ``half`` was made from.
+        half: What :func:`to_float16` made.
 
     Raises:
         InvalidModelError: Names an operator that stays float32.
     """
     before, halved = (
-        sum(tensor.data_type == kind and bool(tensor.dims) for tensor in each.graph.initializer)
-        for each, kind in ((model, _FLOAT), (found.model, _FLOAT16))
+        sum(
+            tensor.data_type == kind and bool(tensor.dims)
+            for tensor in converted_model.graph.initializer
+        )
+        for converted_model, kind in ((model, _FLOAT), (half.model, _FLOAT16))
     )
-    if halved or (not before and _FLOAT16 in types_of(found.model).values()):
+    if halved or (not before and _FLOAT16 in types_of(half.model).values()):
         return
     names = {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
     nodes = [node for node in model.graph.node if not names.isdisjoint(onnx.read_by(node))]
     node = next(iter([*nodes, *model.graph.node]), None)
     why = "has no form in float16"
-    if found.kept:
+    if half.float32_operators:
         why = "would overflow, or makes a spectrum or variance"
     at = f"{node.op_type} {node.name}" if node is not None else "it"
     raise InvalidModelError(
@@ -206,19 +214,21 @@ def magnitudes(model: Any, feed: Mapping[str, npt.NDArray[np.float32]]) -> dict[
     for node in model.graph.node:
         if not endless.isdisjoint(node.input):
             endless.update(node.output)
-    found = {
+    magnitude_of = {
         name: float(np.abs(values).max(initial=0))
         for name, values in feed.items()
         if values.dtype.kind == "f"  # indices stay integers
     }
-    for each in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
-        for name, values in zip(names, onnx.run(session, names, each), strict=True):
+    for sample in feeds.one_by_one(dict(feed), onnx.signature(model).inputs):
+        for name, values in zip(names, onnx.run(session, names, sample), strict=True):
             if values.dtype == np.float32:
                 # max of NaN is NaN in numpy, and stays so here; an infinite border of a pool, say,
                 # is infinite in float16 too
                 sizes = np.abs(values[~np.isinf(values)]) if name in endless else np.abs(values)
-                found[name] = float(np.maximum(found.get(name, 0.0), sizes.max(initial=0)))
-    return {name: np.inf if np.isnan(value) else value for name, value in found.items()}
+                magnitude_of[name] = float(
+                    np.maximum(magnitude_of.get(name, 0.0), sizes.max(initial=0))
+                )
+    return {name: np.inf if np.isnan(value) else value for name, value in magnitude_of.items()}
 
 
 def _join(half: Any, own: Collection[str]) -> None:
@@ -243,17 +253,17 @@ def _join(half: Any, own: Collection[str]) -> None:
             node.input[0] = before.input[0]
         else:
             renamed[node.output[0]] = before.input[0]
-    ends = {value.name for value in half.graph.output}
+    outputs = {value.name for value in half.graph.output}
     for node in list(half.graph.node):
         if node.op_type == "Cast" and node.output[0] in renamed:
-            if node.output[0] not in ends:
+            if node.output[0] not in outputs:
                 half.graph.node.remove(node)
                 continue
             node.op_type, node.input[0] = "Identity", renamed[node.output[0]]
             del node.attribute[:]
         for i, name in enumerate(node.input):
             node.input[i] = renamed.get(name, name)
-    used = {*onnx.read(half.graph), *ends}
+    used = {*onnx.read(half.graph), *outputs}
     for node in [n for n in half.graph.node if n.op_type == "Cast" and n.output[0] not in used]:
         half.graph.node.remove(node)
     onnx.package().checker.check_model(half)
@@ -273,10 +283,10 @@ def converted(model: Any, *, keep: Collection[str] = ()) -> Any:
         from onnxruntime.transformers.float16 import convert_float_to_float16
     except ImportError:
         raise MissingDependencyError("onnxruntime", "convert") from None
-    given = onnx.copied(model)
-    onnx_forms.transpose_behind_products(given)
+    prepared = onnx.copied(model)
+    onnx_forms.transpose_behind_products(prepared)
     with quiet():
-        half = convert_float_to_float16(given, keep_io_types=True, node_block_list=list(keep))
+        half = convert_float_to_float16(prepared, keep_io_types=True, node_block_list=list(keep))
     casts: set[str] = set()
     for node in list(half.graph.node):  # one for each reader of a tensor, all under one name
         if node.op_type == "Cast" and node.output[0] in casts:

@@ -63,7 +63,7 @@ def write(model: Any) -> None:
     constants = onnx_file.stored_constants(model)
     makers = {name: node for node in graph.node for name in node.output}
     readers = onnx_file.readers(graph.node)
-    ends = {value.name for value in graph.output}
+    outputs = {value.name for value in graph.output}
 
     def store(name: str, values: npt.NDArray[Any]) -> str:
         graph.initializer.append(onnx.numpy_helper.from_array(values, name))
@@ -73,7 +73,7 @@ def write(model: Any) -> None:
         maker = makers.get(name)
         return maker if maker is not None and maker.op_type == "DequantizeLinear" else None
 
-    def each(name: str, channels: int, count: int) -> npt.NDArray[Any]:
+    def of_block(name: str, channels: int, count: int) -> npt.NDArray[Any]:
         """Numbers of output channels, or one of all, for the values of a block."""
         return np.tile(np.broadcast_to(constants[name].reshape(-1), channels), count)
 
@@ -84,7 +84,7 @@ def write(model: Any) -> None:
             node.output[0],
         )
         behind = readers.get(name, [])
-        if before is None or stored is None or len(behind) != 1 or name in ends:
+        if before is None or stored is None or len(behind) != 1 or name in outputs:
             continue
         (rounds,) = behind
         weights = constants.get(stored.input[0])
@@ -98,7 +98,7 @@ def write(model: Any) -> None:
         inputs = [node.input[0], f"{label}__weights{_REAL}"]
         steps = [
             store(f"{label}__weights", of_transposed(weights, stride)),
-            store(f"{label}__scale", each(stored.input[1], channels, count)),
+            store(f"{label}__scale", of_block(stored.input[1], channels, count)),
             store(f"{label}__zero", np.zeros(count * channels, np.int8)),
         ]
         make = onnx.helper.make_node
@@ -107,9 +107,9 @@ def write(model: Any) -> None:
             bias = dequantized(node.input[2])
             inputs.append(f"{label}__bias{_REAL}")
             if bias is None:
-                store(inputs[2], each(node.input[2], channels, count))
+                store(inputs[2], of_block(node.input[2], channels, count))
             else:
-                own = [each(name, channels, count) for name in bias.input]
+                own = [of_block(name, channels, count) for name in bias.input]
                 names = [
                     store(f"{label}__bias{key}", values)
                     for key, values in zip(("", "_scale", "_zero"), own, strict=False)
@@ -166,7 +166,7 @@ def _cut(node: Any, shape: tuple[int, ...]) -> list[int] | None:
     return None if min(below) < 0 else [*pads[:2], *below]
 
 
-def found(model: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
+def convolutions(model: Any) -> Iterator[tuple[Any, tuple[str, ...]]]:
     """(convolution whose output channels are laid out as blocks, tensors that hold the blocks), in
     whatever file; the second tensor, if there is one, has borders cut off."""
     readers = onnx_file.readers(model.graph.node)

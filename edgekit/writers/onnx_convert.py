@@ -64,8 +64,8 @@ def _number(model: Any, graph: Graph) -> None:
     nodes = model.graph.node
     if any(attribute.HasField("g") for node in nodes for attribute in node.attribute):
         return  # names inside of branches are those outside
-    own = {*graph.tensors, *(each.name for each in (*model.graph.input, *model.graph.output))}
-    stored = {each.name for each in model.graph.initializer}
+    own = {*graph.tensors, *(value.name for value in (*model.graph.input, *model.graph.output))}
+    stored = {tensor.name for tensor in model.graph.initializer}
     numbered: dict[str, str] = {}
     counts: dict[tuple[str, str], Iterator[int]] = defaultdict(lambda: itertools.count(1))
     for group in _alike(graph):
@@ -79,9 +79,9 @@ def _number(model: Any, graph: Graph) -> None:
         if name not in own and _MADE.search(name):
             stem, port = _MADE.sub("", _PORT.sub("", name)), _PORT.search(name)
             end = port[0] if port else ""
-            while (made := f"{stem}__{next(counts[stem, end])}{end}") in own:
+            while (numbered_name := f"{stem}__{next(counts[stem, end])}{end}") in own:
                 pass
-            numbered[name] = made
+            numbered[name] = numbered_name
         return numbered.get(name, name)
 
     for node in nodes:
@@ -91,9 +91,11 @@ def _number(model: Any, graph: Graph) -> None:
     places: dict[str, int] = {}
     for name in (name for node in nodes for name in node.input):
         places.setdefault(name, len(places))
-    for each in (*model.graph.initializer, *model.graph.value_info):
-        each.name = renamed(each.name)
-    model.graph.initializer.sort(key=lambda each: (places.get(each.name, len(places)), each.name))
+    for tensor in (*model.graph.initializer, *model.graph.value_info):
+        tensor.name = renamed(tensor.name)
+    model.graph.initializer.sort(
+        key=lambda tensor: (places.get(tensor.name, len(places)), tensor.name)
+    )
 
 
 def _alike(graph: Graph) -> list[list[str]]:
@@ -115,11 +117,11 @@ def _by_tf2onnx(canonical: bytes) -> Any:
         raise MissingDependencyError("tf2onnx", "convert") from None
     # tf2onnx loses the bias of a layer that flattens by itself, and knows no clip to [-1, 1]
     spelled = Graph(canonical)
-    changed = [spelled.flatten_dense(), spelled.spell_hard_tanh()]
-    given = spelled.serialize() if any(changed) else canonical
+    spellings = [spelled.flatten_dense(), spelled.spell_hard_tanh()]
+    content = spelled.serialize() if any(spellings) else canonical
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "float.tflite"
-        path.write_bytes(given)
+        path.write_bytes(content)
         try:
             try:
                 with _without_copies():
@@ -202,12 +204,14 @@ def _batches(free: Any, fixed: Any) -> bool:
     except Exception:  # onnxruntime raises its own types where sizes do not fit
         return False
     for i in range(2):
-        one = alone.run(None, {name: values[i : i + 1] for name, values in feed.items()})
-        for found, expected in zip(whole, one, strict=True):
-            if found.shape != (2, *expected.shape[1:]):
+        expected_outputs = alone.run(
+            None, {name: values[i : i + 1] for name, values in feed.items()}
+        )
+        for outputs, expected in zip(whole, expected_outputs, strict=True):
+            if outputs.shape != (2, *expected.shape[1:]):
                 return False
             near = 1e-3 * float(np.abs(expected).max(initial=0))
-            if not np.allclose(found[i : i + 1], expected, 1e-2, near, equal_nan=True):
+            if not np.allclose(outputs[i : i + 1], expected, 1e-2, near, equal_nan=True):
                 return False
     return True
 
@@ -226,6 +230,6 @@ def use_signature_names(model: Any, graph: Graph) -> None:
             renamed[value.name] = names[tensor].pop(0) if names.get(tensor) else tensor
             value.name = renamed[value.name]
     for node in model.graph.node:
-        for each in (node.input, node.output):
-            for i, name in enumerate(each):
-                each[i] = renamed.get(name, name)
+        for tensor_names in (node.input, node.output):
+            for i, name in enumerate(tensor_names):
+                tensor_names[i] = renamed.get(name, name)

@@ -45,25 +45,30 @@ def write(model: Any) -> None:
         weights, scale = (constants.get(name) for name in stored.input[:2])
         if weights is None or scale is None or weights.dtype != np.int8 or weights.ndim != 2:
             continue
-        x, y = node.input[0], node.output[0]
+        source, output = node.input[0], node.output[0]
         transposed = bool(onnx_file.attribute(node, "transB", 0))
         if scale.ndim != 1 or len(scale) != weights.shape[0 if transposed else 1]:
             continue
         matrix = stored.input[0]
         if transposed:
-            matrix = store(f"{y}__matrix", np.ascontiguousarray(weights.T))
-        if x not in rounded:
-            outputs = [f"{x}{_STEPS}", f"{x}{_SCALE}", f"{x}{_ZERO}"]
-            graph.node.append(make("DynamicQuantizeLinear", [x], outputs, outputs[0]))
-            rounded.add(x)
+            matrix = store(f"{output}__matrix", np.ascontiguousarray(weights.T))
+        if source not in rounded:
+            outputs = [f"{source}{_STEPS}", f"{source}{_SCALE}", f"{source}{_ZERO}"]
+            graph.node.append(make("DynamicQuantizeLinear", [source], outputs, outputs[0]))
+            rounded.add(source)
         bias = node.input[2] if len(node.input) > 2 else ""
-        last = f"{y}{_PRODUCT}" if bias else y
+        last = f"{output}{_PRODUCT}" if bias else output
         steps = [
-            ("MatMulInteger", [f"{x}{_STEPS}", matrix, f"{x}{_ZERO}"], f"{y}{_SUMS}", {}),
-            ("Cast", [f"{y}{_SUMS}"], f"{y}{_REAL}", {"to": onnx.TensorProto.FLOAT}),
-            ("Mul", [f"{x}{_SCALE}", stored.input[1]], f"{y}{_SCALES}", {}),
-            ("Mul", [f"{y}{_REAL}", f"{y}{_SCALES}"], last, {}),
-            *([("Add", [last, bias], y, {})] if bias else []),
+            (
+                "MatMulInteger",
+                [f"{source}{_STEPS}", matrix, f"{source}{_ZERO}"],
+                f"{output}{_SUMS}",
+                {},
+            ),
+            ("Cast", [f"{output}{_SUMS}"], f"{output}{_REAL}", {"to": onnx.TensorProto.FLOAT}),
+            ("Mul", [f"{source}{_SCALE}", stored.input[1]], f"{output}{_SCALES}", {}),
+            ("Mul", [f"{output}{_REAL}", f"{output}{_SCALES}"], last, {}),
+            *([("Add", [last, bias], output, {})] if bias else []),
         ]
         graph.node.remove(node)
         graph.node.extend(make(kind, fed, [to], to, **form) for kind, fed, to, form in steps)
@@ -79,9 +84,9 @@ def _plain(node: Any) -> bool:
 
 
 def _drop_unread(model: Any) -> None:
-    wanted = {*onnx_file.read(model.graph), *(value.name for value in model.graph.output)}
+    needed = {*onnx_file.read(model.graph), *(value.name for value in model.graph.output)}
     for node in [node for node in model.graph.node if node.op_type == "DequantizeLinear"]:
-        if node.output[0] not in wanted:
+        if node.output[0] not in needed:
             model.graph.node.remove(node)
 
 
@@ -90,8 +95,8 @@ def joined(model: Any) -> Any:
     that was taken apart."""
     if not any(node.op_type == "MatMulInteger" for node in model.graph.node):
         return model
-    found = onnx_file.copied(model)
-    graph, make = found.graph, onnx_file.package().helper.make_node
+    joined_model = onnx_file.copied(model)
+    graph, make = joined_model.graph, onnx_file.package().helper.make_node
     makers = {name: node for node in graph.node for name in node.output}
     readers = onnx_file.readers(graph.node)
     for sums in [node for node in graph.node if node.op_type == "MatMulInteger"]:
@@ -115,8 +120,8 @@ def joined(model: Any) -> Any:
     for node in [node for node in graph.node if node.op_type == "DynamicQuantizeLinear"]:
         if used.isdisjoint(node.output):
             graph.node.remove(node)
-    onnx_file.sort(found)
-    return found
+    onnx_file.sort(joined_model)
+    return joined_model
 
 
 def in_float(model: Any) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ def quantize(
         if node.op_type in onnx_file.WEIGHTED and node.output[0] not in whole
     }
     of_clips = _activation_encodings(copied, stored.activations, onnx_file.MOVED)
-    _drop_clips(copied, {name: each for name, each in of_clips.items() if name not in real})
+    _drop_clips(copied, {name: encoding for name, encoding in of_clips.items() if name not in real})
     activations = _activation_encodings(copied, stored.activations, (*_CLIPPING, *onnx_file.MOVED))
     dtype, shift = (np.uint8, 128) if activation_dtype == "uint8" else (np.int8, 0)
     if not stored.activations and not dynamic:
@@ -116,8 +116,8 @@ class _Writer:
     def __init__(self, model: Any) -> None:
         self.model, self.graph = model, model.graph
         self._helper = onnx_file.package().helper
-        self._taken = {name for node in self.graph.node for name in (*node.input, *node.output)}
-        self._taken |= {tensor.name for tensor in self.graph.initializer}
+        self._names = {name for node in self.graph.node for name in (*node.input, *node.output)}
+        self._names |= {tensor.name for tensor in self.graph.initializer}
         self._stored: dict[tuple[Any, ...], str] = {}
         self._count = 0
         self._inputs = {value.name for value in self.graph.input}
@@ -174,7 +174,7 @@ class _Writer:
         layer reads what is rounded.
         """
         numbers = [self.store(np.float32(scale)), self.store(zero_point)]
-        made, readers = self._fresh("q"), self._readers.get(name, [])
+        steps, readers = self._fresh("q"), self._readers.get(name, [])
         if name in self._inputs:
             raw, rounded = name, self._fresh("r")
             for node in readers:
@@ -186,26 +186,26 @@ class _Writer:
             for node in readers:
                 if node in apart:
                     _rename(node.input, name, raw)
-        self._append("QuantizeLinear", [raw, *numbers], made)
-        self._append("DequantizeLinear", [made, *numbers], rounded)
+        self._append("QuantizeLinear", [raw, *numbers], steps)
+        self._append("DequantizeLinear", [steps, *numbers], rounded)
 
     def _append(self, kind: str, inputs: Sequence[str], output: str, **form: Any) -> None:
-        made = self._helper.make_node(kind, inputs, [output], name=self._fresh("n"), **form)
-        self.graph.node.append(made)
+        node = self._helper.make_node(kind, inputs, [output], name=self._fresh("n"), **form)
+        self.graph.node.append(node)
 
     def _fresh(self, word: str) -> str:
         name = word
-        while len(name) == 1 or name in self._taken:
+        while len(name) == 1 or name in self._names:
             self._count += 1
             name = f"{word}{self._count}"
-        self._taken.add(name)
+        self._names.add(name)
         return name
 
 
-def _rename(names: Any, one: str, other: str) -> None:
+def _rename(names: Any, old: str, new: str) -> None:
     for place, name in enumerate(names):
-        if name == one:
-            names[place] = other
+        if name == old:
+            names[place] = new
 
 
 def _put_integers(writer: _Writer, stored: Stored, *, quantize_bias: bool) -> None:
@@ -252,7 +252,7 @@ def _turn_matrices(model: Any) -> None:
         turned = np.ascontiguousarray(weights.T)
         model.graph.initializer.append(package.numpy_helper.from_array(turned, name))
         node.input[1] = name
-        for old in [each for each in node.attribute if each.name == "transB"]:
+        for old in [attribute for attribute in node.attribute if attribute.name == "transB"]:
             node.attribute.remove(old)
         node.attribute.append(package.helper.make_attribute("transB", 1))
 
@@ -324,14 +324,16 @@ def _put_constants(
         for name, values in onnx_file.stored_constants(writer.model).items()
         if values.dtype == np.float32
     }
-    known: dict[tuple[int, bytes], list[str]] = {}
+    names_by_values: dict[tuple[int, bytes], list[str]] = {}
     for name in constants:
-        known.setdefault(_content(graph.constant(name)), []).append(name)
+        names_by_values.setdefault(_content(graph.constant(name)), []).append(name)
     readers: dict[str, set[str]] = {}
     for operator in graph.operators:
         for name in operator.inputs:
             readers.setdefault(name, set()).update(operator.outputs)
-    whole = _canonical_output(writer.model, {n for each in readers.values() for n in each}, {})
+    whole = _canonical_output(
+        writer.model, {n for outputs in readers.values() for n in outputs}, {}
+    )
     stored = {tensor.name for tensor in writer.graph.initializer}
     for node in writer.graph.node:
         computed = [
@@ -344,11 +346,13 @@ def _put_constants(
         for place, name in enumerate(node.input):
             if name not in floats or (node.op_type in onnx_file.WEIGHTED and place > 0):
                 continue
-            alike = known.get(_content(floats[name]), [])
+            alike = names_by_values.get(_content(floats[name]), [])
             written = whole(node.output[0])
             if written is not None:  # of constants of the same numbers, its operator's own
-                alike = [each for each in alike if written[0] in readers[each]]
-            encodings = {(constants[each].scale, constants[each].zero_point) for each in alike}
+                alike = [constant for constant in alike if written[0] in readers[constant]]
+            encodings = {
+                (constants[constant].scale, constants[constant].zero_point) for constant in alike
+            }
             if (own := activations.get(node.output[0])) in encodings:
                 encodings = {own}
             if len(encodings) != 1:
@@ -413,35 +417,35 @@ def read_stored(model: Any, graph: Graph) -> Stored:
             rounded = canonical(node.output[0])
             if rounded in names and origin(before.input[0]) in names - {rounded}:
                 apart[before.output[0]] = rounded
-    found: dict[str, tuple[float, int]] = {}
+    numbers: dict[str, tuple[float, int]] = {}
     for node in model.graph.node:
         of_integers = node.op_type == "DequantizeLinear" and node.input[0] in makers
         rounds = node.op_type == "QuantizeLinear" and node.input[0] not in constants
         behind_integers = of_integers and not set(makers[node.input[0]].input[:1]) & set(constants)
         if rounds or behind_integers:
             integers = node.output[0] if rounds else node.input[0]
-            found[origin(integers)] = _number(node, constants, makers)
+            numbers[origin(integers)] = _number(node, constants, makers)
     # what is only moved may be rounded before or behind it
     for node in [*model.graph.node, *reversed(model.graph.node)]:
         if node.op_type in onnx_file.MOVED:
-            one, other = origin(node.input[0]), origin(node.output[0])
-            if one in found:
-                found.setdefault(other, found[one])
-            elif other in found:
-                found[one] = found[other]
+            source, moved = origin(node.input[0]), origin(node.output[0])
+            if source in numbers:
+                numbers.setdefault(moved, numbers[source])
+            elif moved in numbers:
+                numbers[source] = numbers[moved]
     there = {*makers, *outer_names, *outer_names.values()}
     for operator in graph.operators:  # what the converter took out holds the same numbers
         if operator.kind in kernels.MOVED and operator.outputs[0] not in there:
-            if operator.inputs[0] in found:
-                found.setdefault(operator.outputs[0], found[operator.inputs[0]])
+            if operator.inputs[0] in numbers:
+                numbers.setdefault(operator.outputs[0], numbers[operator.inputs[0]])
     for operator in reversed(graph.operators):
         merged = operator.kind in kernels.RECTIFYING  # by onnxruntime's writer
         if (merged or operator.kind in kernels.MOVED) and operator.inputs[0] not in there:
-            if operator.outputs[0] in found:
-                found.setdefault(operator.inputs[0], found[operator.outputs[0]])
+            if operator.outputs[0] in numbers:
+                numbers.setdefault(operator.inputs[0], numbers[operator.outputs[0]])
     activations = {
         name: number
-        for name, number in found.items()
+        for name, number in numbers.items()
         if name in names and not graph.is_constant(name)
     }
     layers = {}
@@ -451,30 +455,30 @@ def read_stored(model: Any, graph: Graph) -> Stored:
         if weights is None:
             continue
         bias = _dequantized(node, 2, makers, constants) if len(node.input) > 2 else None
-        found_ones = LayerIntegers(
+        layer_integers = LayerIntegers(
             weights=weights[0],
             weight_scale=np.atleast_1d(weights[1]),
             bias=None if bias is None else bias[0],
             bias_scale=None if bias is None else np.atleast_1d(bias[1]),
             bits=_bits(node, makers, constants),
         )
-        layers[place] = _as_canonical(node, found_ones, kinds[place], graph)
+        layers[place] = _as_canonical(node, layer_integers, kinds[place], graph)
     return Stored(activations, layers, _read_constants(model, graph, outer_names))
 
 
-def _as_canonical(node: Any, found: LayerIntegers, layer: Layer, graph: Graph) -> LayerIntegers:
+def _as_canonical(node: Any, integers: LayerIntegers, layer: Layer, graph: Graph) -> LayerIntegers:
     """A node's integers as the canonical layer has them: weights in TFLite's layout, and of a
     convolution that writes blocks those of the transposed one."""
     if layer.kind != "transposed" or node.op_type != "Conv":
-        weights = _to_canonical(node, found.weights, depthwise=layer.kind == "depthwise")
-        return replace(found, weights=weights)
+        weights = _to_canonical(node, integers.weights, depthwise=layer.kind == "depthwise")
+        return replace(integers, weights=weights)
     outputs, height, width, _ = graph.shape(layer.weights)
-    whole = onnx_blocks.to_transposed(found.weights, layer.strides[0], (height, width))
+    whole = onnx_blocks.to_transposed(integers.weights, layer.strides[0], (height, width))
     return LayerIntegers(
         weights=whole.transpose((1, 2, 3, 0)),
-        weight_scale=found.weight_scale[:outputs],
-        bias=None if found.bias is None else found.bias[:outputs],
-        bias_scale=None if found.bias_scale is None else found.bias_scale[:outputs],
+        weight_scale=integers.weight_scale[:outputs],
+        bias=None if integers.bias is None else integers.bias[:outputs],
+        bias_scale=None if integers.bias_scale is None else integers.bias_scale[:outputs],
     )
 
 
@@ -484,7 +488,7 @@ def _read_constants(
     """Integers of the constants of other operators, by their names in the canonical graph."""
     constants = onnx_file.stored_constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
-    wanted: dict[str, list[str]] = {}
+    constants_of: dict[str, list[str]] = {}
     for operator in graph.operators:
         own = [
             name
@@ -492,10 +496,10 @@ def _read_constants(
             if graph.is_constant(name) and graph.dtype(name) in (np.float32, np.int8)
         ]
         if own and operator.kind not in kernels.WEIGHTED:
-            wanted[operator.outputs[0]] = own
-    found: dict[str, ConstantIntegers] = {}
+            constants_of[operator.outputs[0]] = own
+    integers: dict[str, ConstantIntegers] = {}
     first = onnx_tensors.channels_first(model)
-    whole = _canonical_output(model, wanted, outer_names)
+    whole = _canonical_output(model, constants_of, outer_names)
     floats = {
         _content(graph.constant(name))
         for name in graph.used
@@ -508,10 +512,10 @@ def _read_constants(
         if node.op_type in _NORMS:
             for name, real in _reals_of(node, makers, constants).items():
                 if _content(real) not in floats:
-                    found[name] = ConstantIntegers(np.zeros(real.shape, np.int8), 1.0, 0)
+                    integers[name] = ConstantIntegers(np.zeros(real.shape, np.int8), 1.0, 0)
             continue
         place = whole(node.output[0])
-        left = [] if place is None else list(wanted[place[0]])
+        left = [] if place is None else list(constants_of[place[0]])
         for name in node.input:
             source = makers.get(name)
             if source is None or source.op_type != "DequantizeLinear":
@@ -527,13 +531,13 @@ def _read_constants(
             shape = graph.shape(sized[0])
             values = _turned(values, shape, first=node.output[0] in first)
             whole_steps = (values.astype(np.int16) - shift).astype(np.int8).reshape(shape)
-            found[sized[0]] = ConstantIntegers(whole_steps, *_number(source, constants))
-    return found
+            integers[sized[0]] = ConstantIntegers(whole_steps, *_number(source, constants))
+    return integers
 
 
 def _reals_of(node: Any, makers: Mapping[str, Any], constants: Mapping[str, Any]) -> dict[str, Any]:
     """The real numbers of a node's constants behind a DequantizeLinear, by name."""
-    found = {}
+    reals = {}
     for name in node.input:
         source = makers.get(name)
         if source is None or source.op_type != "DequantizeLinear":
@@ -543,8 +547,8 @@ def _reals_of(node: Any, makers: Mapping[str, Any], constants: Mapping[str, Any]
             scale, steps = constants[source.input[1]], values.astype(np.int64)
             if len(source.input) > 2 and source.input[2]:
                 steps = steps - constants[source.input[2]].astype(np.int64)
-            found[name] = (steps.astype(np.float32) * scale).astype(np.float32)
-    return found
+            reals[name] = (steps.astype(np.float32) * scale).astype(np.float32)
+    return reals
 
 
 def _turned(values: Any, shape: tuple[int, ...], *, first: bool) -> Any:
@@ -555,13 +559,17 @@ def _turned(values: Any, shape: tuple[int, ...], *, first: bool) -> Any:
         shape: Canonical.
         first: Whether channels come before height and width where sizes do not tell the order.
     """
-    own, wanted = ([size for size in sizes if size != 1] for sizes in (values.shape, shape))
-    orders = [o for o in itertools.permutations(range(len(own))) if [own[i] for i in o] == wanted]
+    own, canonical_sizes = (
+        [size for size in sizes if size != 1] for sizes in (values.shape, shape)
+    )
+    orders = [
+        o for o in itertools.permutations(range(len(own))) if [own[i] for i in o] == canonical_sizes
+    ]
     if not orders:
         return values
     order = orders[0]  # as it is, where that fits
     if first and values.ndim == len(shape) == 4 and len(own) == 3:
-        order = next((each for each in orders if each == (1, 2, 0)), order)
+        order = next((axes for axes in orders if axes == (1, 2, 0)), order)
     return values.reshape(own).transpose(order)
 
 
@@ -617,7 +625,7 @@ def without_missing(
     moving = kernels.MOVED | {"PAD"}
     moved = {name for o in graph.operators if o.kind in moving for name in o.outputs}
     computed = [name for name in tensors if name not in moved]
-    said = tuple(
+    sentences = tuple(
         f"{len(names)} {what}: {', '.join(map(short_name, names[:3]))}"
         for what, names in (
             ("tensors of the float graph are no tensors of the ONNX graph, and are not rounded "
@@ -631,7 +639,7 @@ def without_missing(
     stored = onnx_file.stored_constants(model)
     norms = [n for n in model.graph.node if n.op_type in _NORMS and _reals_of(n, makers, stored)]
     if norms:
-        said += (
+        sentences += (
             f"{len(norms)} normalizations compute in float in TFLite, with the numbers that their "
             f"integers in the ONNX file stand for",
         )
@@ -639,8 +647,8 @@ def without_missing(
     float_ones = _float_biases(left, read, model, layers, outer_names)
     if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
         named = ", ".join(map(short_name, sorted(float_ones)[:3]))
-        said += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
-    return left.without_biases(float_ones), said
+        sentences += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
+    return left.without_biases(float_ones), sentences
 
 
 def _float_biases(
@@ -653,7 +661,7 @@ def _float_biases(
     """Layers whose bias the file has in float, and the nearest steps of it were decided; and those
     that have none, and zeros were."""
     constants, sums = onnx_file.stored_constants(model), _sums(model)
-    found = set()
+    names = set()
     for node, place, _ in layer_nodes(model, layers, outer_names):
         layer, own = decided.layers.get(place), read.layers.get(place)
         if layer is None or layer.bias is None or layer.bias_scale is None:
@@ -666,32 +674,32 @@ def _float_biases(
             real = constants.get(bias, np.full(1, np.inf)).astype(np.float64)
         off = np.abs(real.reshape(-1) / layer.bias_scale - layer.bias)
         if off.max(initial=0) < _HALF:
-            found.add(place)
-    return found
+            names.add(place)
+    return names
 
 
 def _handed_on(decided: Stored, read: Stored, graph: Graph) -> set[str]:
     """Tensors that the ONNX file does not round since each of their values is one of a tensor that
     it rounds so before, or all of their readers only hand it on to one that it rounds so behind."""
     own, readers = decided.activations, plain.readers(graph.operators)
-    found: set[str] = set()
+    handed: set[str] = set()
 
     def same(name: str, other: str) -> bool:
-        known = read.activations.get(other, own.get(other) if other in found else None)
-        return known is not None and known == own.get(name)
+        number = read.activations.get(other, own.get(other) if other in handed else None)
+        return number is not None and number == own.get(name)
 
     def missing(name: str) -> bool:
         return name in own and name not in read.activations
 
     for operator in graph.operators:
         if operator.kind in kernels.PICKING:
-            found |= {n for n in operator.outputs if missing(n) and same(n, operator.inputs[0])}
-    made = [name for operator in graph.operators for name in operator.outputs]
-    for name in filter(missing, (*reversed(made), *graph.inputs)):
+            handed |= {n for n in operator.outputs if missing(n) and same(n, operator.inputs[0])}
+    tensors = [name for operator in graph.operators for name in operator.outputs]
+    for name in filter(missing, (*reversed(tensors), *graph.inputs)):
         users = readers.get(name, [])
         if users and all(u.kind in kernels.PICKING and same(name, u.outputs[0]) for u in users):
-            found.add(name)
-    return found
+            handed.add(name)
+    return handed
 
 
 def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
@@ -703,7 +711,7 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
     """
     constants = onnx_file.stored_constants(model)
     outer_names = _canonical_outputs(model, graph)
-    found = {}
+    parameters = {}
     kinds = {layer.output: layer.kind for layer in graph.layers}
     for node, place, _ in layer_nodes(model, kinds, outer_names):
         weights = constants.get(node.input[1])
@@ -713,11 +721,11 @@ def read_floats(model: Any, graph: Graph) -> dict[str, tuple[Any, Any]]:
             if weights is not None:
                 depthwise = kinds[place] == "depthwise"
                 whole = _to_canonical(node, weights, depthwise=depthwise).astype(np.float32)
-            found[place] = (
+            parameters[place] = (
                 None if whole is None else np.ascontiguousarray(whole),
                 None if bias is None else bias.astype(np.float32),
             )
-    return found
+    return parameters
 
 
 def name_outputs(model: Any, graph: Graph) -> None:
@@ -728,10 +736,10 @@ def name_outputs(model: Any, graph: Graph) -> None:
         model: ``onnx.ModelProto`` that is made ready for int8.
         graph: Canonical.
     """
-    made = {name for node in model.graph.node for name in node.output}
+    tensors = {name for node in model.graph.node for name in node.output}
     make = onnx_file.package().helper.make_node
     for own, name in _canonical_outputs(model, graph).items():
-        if own not in made or name in made or own in graph.tensors:
+        if own not in tensors or name in tensors or own in graph.tensors:
             continue
         for node in model.graph.node:
             for names in (node.input, node.output):
@@ -761,10 +769,10 @@ def put_floats(model: Any, graph: Graph, canonical: Graph) -> frozenset[str]:
             continue
         right, weights = (
             _from_canonical(
-                node, each.constant(layer.weights), depthwise=layer.kind == "depthwise",
+                node, source.constant(layer.weights), depthwise=layer.kind == "depthwise",
                 like=own.shape,
             )
-            for each in (canonical, graph)
+            for source in (canonical, graph)
         )  # fmt: skip
         if right.shape != own.shape or not np.allclose(own, right, 1e-3, 1e-6 * np.abs(own).max()):
             continue
@@ -815,7 +823,7 @@ def _drop_clips(model: Any, encodings: Mapping[str, tuple[float, int]]) -> None:
     for node in reversed(list(model.graph.node)):
         if node.op_type not in _CLIPPING or node.output[0] not in encodings:
             continue
-        makers = {output: made for made in model.graph.node for output in made.output}
+        makers = {output: writer for writer in model.graph.node for output in writer.output}
         source = next((name for name in node.input if name not in constants), "")
         users = [other for other in model.graph.node if source in other.input]
         if len(users) != 1 or source not in makers or source in encodings:
@@ -839,15 +847,15 @@ def _limits(node: Any, constants: Mapping[str, Any]) -> tuple[float | None, floa
     """(least, largest) number that an activation lets through; None of one that has no such."""
     if node.op_type == "Relu":
         return 0.0, None
-    given = [constants.get(name) if name else None for name in node.input]
+    values = [constants.get(name) if name else None for name in node.input]
     if node.op_type == "Clip":
-        low, high = [*given[1:], None, None][:2]
+        low, high = [*values[1:], None, None][:2]
         return (
             None if low is None else float(low.reshape(())),
             None if high is None else float(high.reshape(())),
         )
-    numbers = [each for each in given if each is not None]
-    if len(given) != 2 or len(numbers) != 1 or numbers[0].size != 1:
+    numbers = [value for value in values if value is not None]
+    if len(values) != 2 or len(numbers) != 1 or numbers[0].size != 1:
         return None
     limit = float(numbers[0].reshape(()))
     return (limit, None) if node.op_type == "Max" else (None, limit)
@@ -864,7 +872,7 @@ def _activation_encodings(
     """
     in_graph = {value.name for value in model.graph.input}
     in_graph.update(output for node in model.graph.node for output in node.output)
-    found = {name: encoding for name, encoding in encodings.items() if name in in_graph}
+    all_encodings = {name: encoding for name, encoding in encodings.items() if name in in_graph}
     constants = onnx_file.stored_constants(model)
     # what is only moved first: an activation keeps the numbers behind it, if there are any
     for kinds in (onnx_file.MOVED, keeping):
@@ -873,15 +881,15 @@ def _activation_encodings(
             for node in model.graph.node
             if node.op_type in kinds
             and (node.op_type not in _CLIPPING or _limits(node, constants) is not None)
-            for name in [each for each in node.input if each not in constants][:1]
+            for name in [source for source in node.input if source not in constants][:1]
         ]
-        for one, other in reversed(pairs):
-            if other in found:
-                found.setdefault(one, found[other])
-        for one, other in pairs:
-            if one in found:
-                found.setdefault(other, found[one])
-    return found
+        for source, target in reversed(pairs):
+            if target in all_encodings:
+                all_encodings.setdefault(source, all_encodings[target])
+        for source, target in pairs:
+            if source in all_encodings:
+                all_encodings.setdefault(target, all_encodings[source])
+    return all_encodings
 
 
 def _spell_certain(model: Any) -> None:
@@ -921,7 +929,7 @@ def layer_nodes(
         outer_names: Canonical names of inputs and outputs that have another name in the file.
     """
     whole = _canonical_output(model, layers, outer_names)
-    laid_out = {node.output[0]: names for node, names in onnx_blocks.found(model)}
+    laid_out = {node.output[0]: names for node, names in onnx_blocks.convolutions(model)}
     sums = _sums(model)
     for node in model.graph.node:
         if node.op_type not in onnx_file.WEIGHTED:
@@ -929,9 +937,9 @@ def layer_nodes(
         written = (node.output[0], *laid_out.get(node.output[0], ()))
         if node.output[0] in sums:
             written = (*written, sums[node.output[0]][0])
-        found = next(filter(None, map(whole, written)), None)
-        if found is not None:
-            yield node, *found
+        output = next(filter(None, map(whole, written)), None)
+        if output is not None:
+            yield node, *output
 
 
 def _sums(model: Any) -> dict[str, tuple[str, str]]:
@@ -950,15 +958,15 @@ def _sums(model: Any) -> dict[str, tuple[str, str]]:
     whole = onnx_file.without_constant_nodes(model)
     constants = onnx_file.stored_constants(whole)
     makers = {name: node for node in whole.graph.node for name in node.output}
-    found = {}
+    sums = {}
     for product, add in behind.items():
         weights = _dequantized(makers[product], 1, makers, constants)
         summand = next((name for name in add.input if name != product), "")
         if weights is None or summand not in constants:
             continue
         if constants[summand].shape[-1:] == (constants[summand].size,) == weights[0].shape[-1:]:
-            found[product] = add.output[0], summand
-    return found
+            sums[product] = add.output[0], summand
+    return sums
 
 
 def _canonical_output(
@@ -975,8 +983,8 @@ def _canonical_output(
         for user in users:
             own = user.op_type in _CLIPPING
             if user.op_type in _BEHIND and (len(users) == 1 or not own):
-                if found := whole(user.output[0], activated or own):
-                    return found
+                if output := whole(user.output[0], activated or own):
+                    return output
         return None
 
     return whole
@@ -1041,11 +1049,11 @@ def _dequantized(
         values = (values.astype(np.int16) - shift).astype(np.int8)
     if perm is not None:
         values, axis = values.transpose(perm), list(perm).index(axis % values.ndim)
-    wanted = _axis(node) if place == 1 else 0
-    if scale.size > 1 and axis % values.ndim != wanted % values.ndim:
+    of_outputs = _axis(node) if place == 1 else 0
+    if scale.size > 1 and axis % values.ndim != of_outputs % values.ndim:
         raise InvalidModelError(
-            f"expected scales of the output channels of {node.op_type} {name}, axis {wanted}, got "
-            f"them of axis {axis}; quantize per output channel"
+            f"expected scales of the output channels of {node.op_type} {name}, axis {of_outputs}, "
+            f"got them of axis {axis}; quantize per output channel"
         )
     return values, scale
 

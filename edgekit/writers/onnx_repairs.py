@@ -38,35 +38,35 @@ def _spell_gelu(model: Any, _: Graph) -> None:
     onnx = onnx_file.package()
     make = onnx.helper.make_node
     for node in [node for node in model.graph.node if node.op_type == "TFL_GELU"]:
-        x, y = node.input[0], node.output[0]
+        source, result = node.input[0], node.output[0]
         exact = not onnx_file.attribute(node, "approximate", 0)
         numbers = {"half": 0.5, "one": 1.0, "root": 0.5**0.5 if exact else (2 / np.pi) ** 0.5}
         if not exact:
             numbers["cubic"] = 0.044715
         for name, value in numbers.items():
             array = np.array(value, np.float32)
-            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{y}__{name}"))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{result}__{name}"))
         steps: list[tuple[str, list[str], str]] = []
-        inner = x
+        inner = source
         if not exact:
             steps += [
-                ("Mul", [x, x], "square"),
-                ("Mul", [f"{y}__square", x], "cube"),
-                ("Mul", [f"{y}__cube", f"{y}__cubic"], "term"),
-                ("Add", [f"{y}__term", x], "inner"),
+                ("Mul", [source, source], "square"),
+                ("Mul", [f"{result}__square", source], "cube"),
+                ("Mul", [f"{result}__cube", f"{result}__cubic"], "term"),
+                ("Add", [f"{result}__term", source], "inner"),
             ]
-            inner = f"{y}__inner"
+            inner = f"{result}__inner"
         steps += [
-            ("Mul", [inner, f"{y}__root"], "scaled"),
-            ("Erf" if exact else "Tanh", [f"{y}__scaled"], "curve"),
-            ("Add", [f"{y}__curve", f"{y}__one"], "raised"),
-            ("Mul", [x, f"{y}__half"], "halved"),
-            ("Mul", [f"{y}__halved", f"{y}__raised"], ""),
+            ("Mul", [inner, f"{result}__root"], "scaled"),
+            ("Erf" if exact else "Tanh", [f"{result}__scaled"], "curve"),
+            ("Add", [f"{result}__curve", f"{result}__one"], "raised"),
+            ("Mul", [source, f"{result}__half"], "halved"),
+            ("Mul", [f"{result}__halved", f"{result}__raised"], ""),
         ]
         place = list(model.graph.node).index(node)
         model.graph.node.remove(node)
         for kind, inputs, name in reversed(steps):
-            output = f"{y}__{name}" if name else y
+            output = f"{result}__{name}" if name else result
             model.graph.node.insert(place, make(kind, inputs, [output], name=output))
 
 
@@ -95,15 +95,15 @@ def _where_instead_of_products(model: Any, _: Graph) -> None:
     for node in list(model.graph.node):
         if node.op_type != "Add":
             continue
-        one, other = parts(node.input[0]), parts(node.input[1])
-        if one is None or other is None:
+        first, second = parts(node.input[0]), parts(node.input[1])
+        if first is None or second is None:
             continue
-        opposite = makers.get(other[0])
-        if opposite is None or opposite.op_type != "Not" or opposite.input[0] != one[0]:
+        opposite = makers.get(second[0])
+        if opposite is None or opposite.op_type != "Not" or opposite.input[0] != first[0]:
             continue
         del node.attribute[:], node.input[:]
         node.op_type = "Where"
-        node.input.extend([one[0], one[1], other[1]])
+        node.input.extend([first[0], first[1], second[1]])
     _drop_unread(model)
 
 
@@ -127,10 +127,10 @@ def _round_factors(model: Any, _: Graph) -> None:
         shape = None if factors is None else onnx_forms.sizes(model).get(node.input[0])
         if factors is None or shape is None:
             continue
-        found = scales_of(shape, np.rint(np.asarray(shape) * factors))
-        if found is not None and not np.array_equal(found, factors):
+        raised = scales_of(shape, np.rint(np.asarray(shape) * factors))
+        if raised is not None and not np.array_equal(raised, factors):
             name = f"{node.output[0]}__scales"
-            model.graph.initializer.append(onnx.numpy_helper.from_array(found, name))
+            model.graph.initializer.append(onnx.numpy_helper.from_array(raised, name))
             node.input[2] = name
 
 
@@ -143,14 +143,14 @@ def scales_of(shape: tuple[int, ...] | None, sizes: Any) -> Any:
     if shape is None or sizes is None or len(shape) != len(sizes) or sizes[0] != shape[0]:
         return None
     before = np.asarray(shape, np.float32)
-    found = np.asarray(sizes, np.float32) / before
+    scales = np.asarray(sizes, np.float32) / before
     for _ in range(4):  # sizes are rounded down
-        low = np.floor(before * found) < sizes
-        low |= np.floor(before.astype(np.float64) * found) < sizes
+        low = np.floor(before * scales) < sizes
+        low |= np.floor(before.astype(np.float64) * scales) < sizes
         if not low.any():
             break
-        found = np.where(low, np.nextafter(found, np.float32(np.inf)), found)
-    return found if np.array_equal(np.floor(before * found), sizes) else None
+        scales = np.where(low, np.nextafter(scales, np.float32(np.inf)), scales)
+    return scales if np.array_equal(np.floor(before * scales), sizes) else None
 
 
 def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
@@ -161,14 +161,14 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
     helper = onnx_file.package().helper
     constants = onnx_file.stored_constants(model)
     makers = {node.output[0]: node for node in model.graph.node}
-    known, outputs = set(graph.tensors), {value.name for value in model.graph.output}
+    canonical_tensors, outputs = set(graph.tensors), {value.name for value in model.graph.output}
     for node in list(model.graph.node):
         if node.op_type != "ReduceMean":
             continue
         axes = constants.get(node.input[1]) if len(node.input) > 1 else None
         over = [] if axes is None else sorted(axes.ravel().tolist())
-        kept = bool(onnx_file.attribute(node, "keepdims", 1))
-        if over == [2, 3] and kept and node.output[0] in known:
+        keeps_axes = bool(onnx_file.attribute(node, "keepdims", 1))
+        if over == [2, 3] and keeps_axes and node.output[0] in canonical_tensors:
             if len(graph.shape(node.output[0])) == 4:  # channels first already
                 del node.input[1:], node.attribute[:]
                 node.op_type = "GlobalAveragePool"
@@ -188,15 +188,15 @@ def _pool_instead_of_mean(model: Any, graph: Graph) -> None:
         pooled = node.output[0] + onnx_forms.POOLED
         added.append(helper.make_node("GlobalAveragePool", [first], [pooled], pooled))
         kind, form = "Flatten", dict[str, Any](axis=1)
-        if kept:
+        if keeps_axes:
             kind, form = "Transpose", {"perm": [0, 2, 3, 1]}
         added.append(helper.make_node(kind, [pooled], [node.output[0]], node.name, **form))
         model.graph.node.remove(node)
-        for each in reversed(added):
-            model.graph.node.insert(position, each)
+        for new_node in reversed(added):
+            model.graph.node.insert(position, new_node)
         if before is None or before.output[0] in outputs:
             continue
-        if not any(before.output[0] in each.input for each in model.graph.node):
+        if not any(before.output[0] in reader.input for reader in model.graph.node):
             model.graph.node.remove(before)
 
 
@@ -238,8 +238,8 @@ def _restore_gemm_names(model: Any, graph: Graph) -> None:
         else:
             node.output[0] = name
         for other in model.graph.node:
-            for i, given in enumerate(other.input):
-                if given == fused:
+            for i, source in enumerate(other.input):
+                if source == fused:
                     other.input[i] = name
 
 
@@ -275,16 +275,16 @@ def _name_activations(model: Any, graph: Graph) -> None:
 
 def _separate_outputs(model: Any, _: Graph) -> None:
     """Give an output that is an input, or another output again, a tensor of its own."""
-    taken = {value.name for value in model.graph.input}
+    used = {value.name for value in model.graph.input}
     for i, value in enumerate(model.graph.output):
-        if value.name in taken:
+        if value.name in used:
             name = f"{value.name}__output_{i}"
             copied = onnx_file.package().helper.make_node(
                 "Identity", [value.name], [name], name=name
             )
             model.graph.node.append(copied)
             value.name = name
-        taken.add(value.name)
+        used.add(value.name)
 
 
 def _part_from_turned_outputs(model: Any, graph: Graph) -> None:
@@ -340,7 +340,11 @@ def name_by_values(model: Any, graph: Graph) -> None:
     wrong = [name for name in held if name in expected and not _same(held[name], expected[name])]
     lost = [name for name in expected if name not in outer and (name not in held or name in wrong)]
     others = [name for name in held if name not in expected or name in wrong]
-    operators = {name: (made.kind, made.inputs[0]) for name, made in makers.items() if made.inputs}
+    operators = {
+        name: (operator.kind, operator.inputs[0])
+        for name, operator in makers.items()
+        if operator.inputs
+    }
     written = {name: (node.op_type, node.input[0]) for name, node in nodes.items() if node.input}
     origins = {name: _origin(name, written, onnx_file.MOVED) for name in others}
     renamed = {name: f"{name}__moved" for name in wrong}
@@ -359,9 +363,9 @@ def name_by_values(model: Any, graph: Graph) -> None:
             renamed[alike[0]] = name
             others.remove(alike[0])
     for node in model.graph.node if renamed else ():
-        for given in (node.input, node.output):
-            for i, name in enumerate(given):
-                given[i] = renamed.get(name, name)
+        for tensor_names in (node.input, node.output):
+            for i, name in enumerate(tensor_names):
+                tensor_names[i] = renamed.get(name, name)
 
 
 def _origin(name: str, makers: Mapping[str, tuple[str, str]], moved: Collection[str]) -> str:
@@ -385,15 +389,15 @@ def _computed_from(name: str, other: str, nodes: Mapping[str, Any]) -> bool:
         other: Name of the other one.
         nodes: That write the tensors, by name.
     """
-    waiting, seen = [name], {name}
+    waiting, reached = [name], {name}
     while waiting:
         node = nodes.get(waiting.pop())
         if node is None:
             continue
         if other in node.output:
             return True
-        waiting += [each for each in node.input if each not in seen]
-        seen.update(node.input)
+        waiting += [source for source in node.input if source not in reached]
+        reached.update(node.input)
     return False
 
 
@@ -413,14 +417,14 @@ def _computed(canonical: bytes, inputs: Sequence[str]) -> tuple[dict[str, Any], 
         feed[name] = np.asarray(drawn).astype(detail["dtype"])
         opened.set_tensor(detail["index"], feed[name])
     litert.invoke(opened)
-    found = {}
+    tensors = {}
     for detail in opened.get_tensor_details():
         if detail["dtype"] is np.float32 and detail["name"]:
             try:
-                found[detail["name"]] = opened.get_tensor(detail["index"])
+                tensors[detail["name"]] = opened.get_tensor(detail["index"])
             except ValueError:  # what a loop holds is not kept
                 continue
-    return feed, found
+    return feed, tensors
 
 
 def _sums(values: Any) -> tuple[int, Any]:
@@ -433,9 +437,9 @@ def _sums(values: Any) -> tuple[int, Any]:
     return every.size, np.array(sums)
 
 
-def _same(one: tuple[int, Any], other: tuple[int, Any]) -> bool:
-    near = 1e-3 * float(np.abs(other[1][:4]).max()) + 1e-9
-    return one[0] == other[0] and bool(np.allclose(one[1], other[1], 0, near))
+def _same(values: tuple[int, Any], others: tuple[int, Any]) -> bool:
+    near = 1e-3 * float(np.abs(others[1][:4]).max()) + 1e-9
+    return values[0] == others[0] and bool(np.allclose(values[1], others[1], 0, near))
 
 
 def _refuse_others(model: Any, _: Graph) -> None:
@@ -496,5 +500,5 @@ def repair(model: Any, graph: Graph) -> None:
     Raises:
         InvalidModelError: If an operator has no ONNX form, or a tensor cannot be told.
     """
-    for each in REPAIRS:
-        each(model, graph)
+    for repair_model in REPAIRS:
+        repair_model(model, graph)

@@ -28,7 +28,7 @@ _FIRST = frozenset(
 _OWN = frozenset("Reshape Flatten Unsqueeze Gemm MatMul".split())
 #: Operators that leave axes out, or sizes of 1 in their place.
 _FEWER = frozenset("Squeeze ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL2".split())
-_GIVEN = "__given"
+_FED = "__given"
 #: What is added to an int8 zero point.
 _INTEGERS = {np.int8: 0, np.uint8: 128}
 _DTYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 10: np.float16}
@@ -79,8 +79,10 @@ class Place:
         if self.encoding is not None and self.dtype in _INTEGERS:
             scale, zero_point = self.encoding
             zero_point += _INTEGERS[self.dtype]
-            ends = np.iinfo(self.dtype)
-            values = np.clip(np.rint(values / np.float32(scale)) + zero_point, ends.min, ends.max)
+            limits = np.iinfo(self.dtype)
+            values = np.clip(
+                np.rint(values / np.float32(scale)) + zero_point, limits.min, limits.max
+            )
         whole = np.ascontiguousarray(values).astype(self.dtype)
         return whole.reshape(len(values), *self.sizes)
 
@@ -102,9 +104,11 @@ def places(
     """
     constants = onnx.stored_constants(model)
     makers = {output: node for node in model.graph.node for output in node.output}
-    ends = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=False))
-    ends.update(zip((value.name for value in model.graph.output), graph.outputs, strict=False))
-    known, shapes = set(graph.tensors), _shapes(model)
+    outer_names = dict(zip((value.name for value in model.graph.input), graph.inputs, strict=False))
+    outer_names.update(
+        zip((value.name for value in model.graph.output), graph.outputs, strict=False)
+    )
+    canonical_tensors, shapes = set(graph.tensors), _shapes(model)
 
     readers = {
         node.input[0]: node
@@ -118,11 +122,11 @@ def places(
     }
 
     def canonical(name: str) -> str:
-        own = name if orders is not None else str(ends.get(name, name))
-        if own in (known if orders is None else orders):
+        own = name if orders is not None else str(outer_names.get(name, name))
+        if own in (canonical_tensors if orders is None else orders):
             return own
         rounded = behind.get(name, name)
-        return rounded if orders is not None else str(ends.get(rounded, rounded))
+        return rounded if orders is not None else str(outer_names.get(rounded, rounded))
 
     chosen: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
     moved: dict[str, tuple[str, str, tuple[float, int] | None]] = {}
@@ -131,9 +135,9 @@ def places(
             continue
         source, maker = node.input[0], makers.get(node.input[0])
         encoding = _encoding(readers.get(node.output[0], node), constants)
-        if canonical(source) in known:
+        if canonical(source) in canonical_tensors:
             named = behind.get(source, source)
-            named = named if canonical(named) in known else source
+            named = named if canonical(named) in canonical_tensors else source
             chosen.setdefault(canonical(source), (node.output[0], named, encoding))
         elif orders is None and maker is not None and maker.op_type in ("Reshape", "Transpose"):
             moved.setdefault(canonical(maker.input[0]), (node.output[0], source, encoding))
@@ -142,14 +146,18 @@ def places(
         if maker is not None and maker.op_type != "QuantizeLinear":
             name, encoding = node.output[0], _encoding(node, constants)
             chosen.setdefault(canonical(name), (node.input[0], name, encoding))
-    given = [value.name for value in model.graph.input]
-    for name in [*given, *(output for node in model.graph.node for output in node.output)]:
+    input_names = [value.name for value in model.graph.input]
+    for name in [*input_names, *(output for node in model.graph.node for output in node.output)]:
         maker = makers.get(name)
         if maker is None or maker.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             chosen.setdefault(canonical(name), moved.get(canonical(name), (name, name, None)))
-    traced, found = {} if orders is not None else _orders(model, graph, shapes, canonical), {}
+    traced, placed = {} if orders is not None else _orders(model, graph, shapes, canonical), {}
     for name, (tensor, named, stored) in chosen.items():
-        if name not in known or tensor not in shapes or (orders is not None and name not in orders):
+        if (
+            name not in canonical_tensors
+            or tensor not in shapes
+            or (orders is not None and name not in orders)
+        ):
             continue
         (kind, sizes), shape = shapes[tensor], graph.shape(name)
         order: tuple[int, ...] | None = tuple(range(len(shape)))
@@ -159,8 +167,8 @@ def places(
             order = _fitting(traced.get(tensor, order), (1, *sizes), (1, *shape[1:]))
         stored = stored or _rounded(tensor, makers, constants)
         if order is not None:
-            found[name] = Place(tensor, named, kind, sizes, order, stored)
-    return found
+            placed[name] = Place(tensor, named, kind, sizes, order, stored)
+    return placed
 
 
 def own_places(model: Any) -> dict[str, Place]:
@@ -174,68 +182,68 @@ def own_places(model: Any) -> dict[str, Place]:
     }
 
 
-def watched(model: Any, found: Mapping[str, Place]) -> bytes:
+def watched(model: Any, placed: Mapping[str, Place]) -> bytes:
     """The model with every place as an output."""
-    changed = copy.deepcopy(model)
-    _put_outputs(changed, found)
-    return bytes(changed.SerializeToString())
+    watched_model = copy.deepcopy(model)
+    _put_outputs(watched_model, placed)
+    return bytes(watched_model.SerializeToString())
 
 
-def cut(model: Any, found: Mapping[str, Place]) -> bytes:
+def cut(model: Any, placed: Mapping[str, Place]) -> bytes:
     """The model cut at every place: what reads a tensor is fed, what writes it is an output.
 
     One run then computes every layer from inputs of its own. What is fed has the name that
     :func:`fed` says.
     """
     helper = onnx.package().helper
-    changed = copy.deepcopy(model)
-    given = {value.name for value in changed.graph.input}
-    inner = {place.tensor: place for place in found.values() if place.tensor not in given}
-    for node in changed.graph.node:
+    cut_model = copy.deepcopy(model)
+    input_names = {value.name for value in cut_model.graph.input}
+    inner = {place.tensor: place for place in placed.values() if place.tensor not in input_names}
+    for node in cut_model.graph.node:
         for i, name in enumerate(node.input):
             if name in inner:
-                node.input[i] = name + _GIVEN
+                node.input[i] = name + _FED
     kinds = {dtype: number for number, dtype in _DTYPES.items()}
-    read = {name for node in changed.graph.node for name in node.input}
+    read = {name for node in cut_model.graph.node for name in node.input}
     for name, place in inner.items():
-        if name + _GIVEN in read:
-            changed.graph.input.append(
+        if name + _FED in read:
+            cut_model.graph.input.append(
                 helper.make_tensor_value_info(
-                    name + _GIVEN, kinds[place.dtype], ["batch", *place.sizes]
+                    name + _FED, kinds[place.dtype], ["batch", *place.sizes]
                 )
             )
-    _put_outputs(changed, found)
-    return bytes(changed.SerializeToString())
+    _put_outputs(cut_model, placed)
+    return bytes(cut_model.SerializeToString())
 
 
 def fed(place: Place) -> str:
     """Name under which a cut model takes what this place holds."""
-    return place.tensor + _GIVEN
+    return place.tensor + _FED
 
 
-def _put_outputs(model: Any, found: Mapping[str, Place]) -> None:
-    given = {value.name for value in model.graph.input}
+def _put_outputs(model: Any, placed: Mapping[str, Place]) -> None:
+    input_names = {value.name for value in model.graph.input}
     del model.graph.output[:], model.graph.value_info[:]
-    for name in dict.fromkeys(place.tensor for place in found.values()):
-        if name not in given:
+    for name in dict.fromkeys(place.tensor for place in placed.values()):
+        if name not in input_names:
             model.graph.output.add().name = name
 
 
 def channels_first(model: Any) -> set[str]:
     """Tensors whose channels come before height and width."""
-    found: set[str] = set()
+    tensors: set[str] = set()
     for node in model.graph.node:
         if node.op_type in _FIRST:
             first = True
         elif node.op_type == "Transpose":
-            first = any(list(given.ints) == [0, 3, 1, 2] for given in node.attribute)
+            first = any(list(attribute.ints) == [0, 3, 1, 2] for attribute in node.attribute)
         elif node.op_type in _OWN:
             first = False
         else:
-            first = any(name in found for name in node.input)
+            first = any(name in tensors for name in node.input)
         if first:
-            found.update(node.output)
-    return found
+            tensors.update(node.output)
+    return tensors
 
 
 def _orders(
@@ -253,14 +261,14 @@ def _orders(
     constants = onnx.stored_constants(model)
     makers = {name: operator for operator in graph.operators for name in operator.outputs}
     twins = {value.name: {canonical(value.name)} for value in model.graph.input}
-    found: dict[str, tuple[int, ...] | None] = {}
+    orders: dict[str, tuple[int, ...] | None] = {}
     settled: set[str] = set()  # parts of a canonical operator, whose axes the node itself orders
     for node in model.graph.node:
         read: set[str] = set().union(*(twins.get(name, set()) for name in node.input))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             twins[node.output[0]] = read
-            if node.input[0] in found:
-                found[node.output[0]] = found[node.input[0]]
+            if node.input[0] in orders:
+                orders[node.output[0]] = orders[node.input[0]]
             if node.input[0] in settled:
                 settled.add(node.output[0])
             continue
@@ -273,7 +281,7 @@ def _orders(
             if output not in shapes:
                 continue
             rank = 1 + len(shapes[output][1])
-            order = _order(node, rank, found, constants)
+            order = _order(node, rank, orders, constants)
             maker = makers.get(twin)
             own = part and maker is not None and maker.kind != "TRANSPOSE"
             if maker and not own and node.op_type not in _OWN and _turns(makers, twin, read):
@@ -282,8 +290,8 @@ def _orders(
                     order = None
                 elif order is not None:
                     order = tuple(meant.index(axis) for axis in order)
-            found[output] = order
-    return found
+            orders[output] = order
+    return orders
 
 
 def _turn(graph: Graph, operator: Operator) -> tuple[int, ...]:
@@ -295,22 +303,24 @@ def _turn(graph: Graph, operator: Operator) -> tuple[int, ...]:
 
 def _turns(makers: Mapping[str, Operator], name: str, read: Collection[str]) -> bool:
     """Whether a TRANSPOSE lies between a canonical tensor and those that it is made from."""
-    waiting, seen = [name], {name}
+    waiting, reached = [name], {name}
     while waiting:
         maker = makers.get(waiting.pop())
         if maker is None:
             continue
         if maker.kind == "TRANSPOSE":
             return True
-        waiting += [each for each in maker.inputs if each not in read and each not in seen]
-        seen.update(maker.inputs)
+        waiting += [
+            source for source in maker.inputs if source not in read and source not in reached
+        ]
+        reached.update(maker.inputs)
     return False
 
 
 def _order(
     node: Any,
     rank: int,
-    found: Mapping[str, tuple[int, ...] | None],
+    orders: Mapping[str, tuple[int, ...] | None],
     constants: Mapping[str, npt.NDArray[Any]],
 ) -> tuple[int, ...] | None:
     """Order of the ``rank`` axes of what a node writes, by those of what it reads."""
@@ -319,14 +329,14 @@ def _order(
         return (0, rank - 1, *own[1:-1])
     if node.op_type in _OWN:
         return own
-    if any(name in found and found[name] is None for name in node.input):
+    if any(name in orders and orders[name] is None for name in node.input):
         return None
-    known = {name: order for name in node.input if (order := found.get(name)) is not None}
+    read_orders = {name: order for name in node.input if (order := orders.get(name)) is not None}
     if node.op_type == "Transpose":
         turned = onnx.attribute(node, "perm", own[::-1])
-        before = known.get(node.input[0], own)
+        before = read_orders.get(node.input[0], own)
         return tuple(before[axis] for axis in turned)
-    before = known.get(node.input[0], ())
+    before = read_orders.get(node.input[0], ())
     if node.op_type in _FEWER and len(before) > rank:
         axes = onnx.attribute(node, "axes", None)
         if axes is None and len(node.input) > 1:
@@ -334,7 +344,9 @@ def _order(
         left_out = {int(axis) % len(before) for axis in ([] if axes is None else axes)}
         left = [axis for i, axis in enumerate(before) if i not in left_out]
         return tuple(sorted(left).index(axis) for axis in left) if len(left) == rank else own
-    return next((each for each in known.values() if each != own and len(each) == rank), own)
+    return next(
+        (order for order in read_orders.values() if order != own and len(order) == rank), own
+    )
 
 
 def _fitting(
@@ -352,7 +364,7 @@ def _fitting(
     if len(sizes) != len(shape) or (expected == own and sizes != shape):
         return ()
     orders = ((0, *axes) for axes in itertools.permutations(own[1:]))
-    fitting = {each for each in orders if tuple(shape[axis] for axis in each) == sizes}
+    fitting = {order for order in orders if tuple(shape[axis] for axis in order) == sizes}
     if expected in fitting:
         return expected
     return next(iter(fitting)) if len(fitting) == 1 else None
@@ -388,10 +400,10 @@ def _inverse(order: tuple[int, ...]) -> list[int]:
 def _shapes(model: Any) -> dict[str, tuple[Any, tuple[int, ...]]]:
     """(dtype, sizes behind the batch) of every tensor whose sizes are known."""
     inferred = onnx.package().shape_inference.infer_shapes(model)
-    found = {}
+    shapes = {}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         kind = value.type.tensor_type
         sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim]
         if kind.elem_type in _DTYPES and sizes and -1 not in sizes[1:]:
-            found[value.name] = (_DTYPES[kind.elem_type], tuple(sizes[1:]))
-    return found
+            shapes[value.name] = (_DTYPES[kind.elem_type], tuple(sizes[1:]))
+    return shapes

@@ -60,7 +60,7 @@ class _Writer:
         self._copies: dict[str, str] = {}  # float copy by int8 tensor
         self._real_weights: dict[tuple[bytes, ...], str] = {}
         self._brought: dict[tuple[str, Number], str] = {}
-        self._kept: dict[str, Number] = {}  # encodings of what a QUANTIZE writes
+        self._requantized: dict[str, Number] = {}  # encodings of what a QUANTIZE writes
         self._empty: dict[str, Number] = {}
 
     def take(self, position: int, operator: Operator) -> None:
@@ -77,8 +77,8 @@ class _Writer:
     def finish(self) -> None:
         graph, numbers = self._graph, self._stored.activations
         there = set(graph.tensors)
-        every = {n: each for n, each in numbers.items() if n in there}
-        for name, number in {**every, **self._kept, **self._empty}.items():
+        every = {n: number for n, number in numbers.items() if n in there}
+        for name, number in {**every, **self._requantized, **self._empty}.items():
             graph.make_integer(name, _quantization(number), dtype=self._stored.dtype)
         graph.reorder(self._order)
 
@@ -91,11 +91,11 @@ class _Writer:
             self._put_constant(name, operator)
         written = kernels.reals(graph, operator.outputs)
         if operator.kind in kernels.SAME | kernels.JOINED and written:
-            wanted = numbers[written[0]]
+            number = numbers[written[0]]
             for name in kernels.reals(graph, operator.inputs):
-                if numbers[name] != wanted:
-                    brought = self._bring(name, wanted)
-                    inputs = [brought if each == name else each for each in inputs]
+                if numbers[name] != number:
+                    brought = self._bring(name, number)
+                    inputs = [brought if source == name else source for source in inputs]
         for name in operator.outputs:
             if graph.dtype(name) == np.float32 and name not in numbers:  # nothing, of a dtype
                 self._empty[name] = numbers[written[0]]
@@ -132,49 +132,53 @@ class _Writer:
 
     def _weights_of(self, output: str) -> str:
         """Real weights of a layer that computes in float; layers with the same share them."""
-        layer, given = self._layers[output], self._stored.layers[output]
-        parts = given.weights, given.weight_scale, np.array((*given.weights.shape, given.bits))
+        layer, integers = self._layers[output], self._stored.layers[output]
+        parts = (
+            integers.weights,
+            integers.weight_scale,
+            np.array((*integers.weights.shape, integers.bits)),
+        )
         key = tuple(part.tobytes() for part in parts)
         if key not in self._real_weights:
             self._put_layer(output)
             self._real_weights[key] = self._graph.add_conversion(
-                "DEQUANTIZE", layer.weights, f"{layer.weights}{_REAL}", version=REAL[given.bits]
+                "DEQUANTIZE", layer.weights, f"{layer.weights}{_REAL}", version=REAL[integers.bits]
             )
             self._order.append(len(self._graph.operators) - 1)
         return self._real_weights[key]
 
-    def _bring(self, name: str, wanted: Number) -> str:
+    def _bring(self, name: str, number: Number) -> str:
         """An int8 tensor at another scale."""
-        if (name, wanted) not in self._brought:
-            made = self._graph.add_conversion("QUANTIZE", name, f"{name}__brought")
+        if (name, number) not in self._brought:
+            requantized = self._graph.add_conversion("QUANTIZE", name, f"{name}__brought")
             self._order.append(len(self._graph.operators) - 1)
-            self._brought[name, wanted], self._kept[made] = made, wanted
-        return self._brought[name, wanted]
+            self._brought[name, number], self._requantized[requantized] = requantized, number
+        return self._brought[name, number]
 
     def _put_layer(self, output: str) -> None:
-        layer, given = self._layers[output], self._stored.layers.get(output)
-        if given is None:
+        layer, integers = self._layers[output], self._stored.layers.get(output)
+        if integers is None:
             raise WriterError(f"the quantizer chose no weights for the layer {layer.short}")
-        zeros = np.zeros(len(given.weight_scale), np.int64)
+        zeros = np.zeros(len(integers.weight_scale), np.int64)
         self._graph.make_integer(
             layer.weights,
-            Quantization(given.weight_scale, zeros, layer.axis),
-            given.weights,
-            dtype=f"int{given.bits}",
+            Quantization(integers.weight_scale, zeros, layer.axis),
+            integers.weights,
+            dtype=f"int{integers.bits}",
         )
-        if layer.bias is not None and given.bias is not None and given.bias_scale is not None:
-            scale = Quantization(given.bias_scale, zeros)
-            self._graph.make_integer(layer.bias, scale, given.bias)
+        if layer.bias is not None and integers.bias is not None and integers.bias_scale is not None:
+            scale = Quantization(integers.bias_scale, zeros)
+            self._graph.make_integer(layer.bias, scale, integers.bias)
 
     def _put_constant(self, name: str, operator: Operator) -> None:
-        given = self._stored.constants.get(name)
-        if given is None:
+        integers = self._stored.constants.get(name)
+        if integers is None:
             raise WriterError(
                 f"the quantizer chose no integers for the constant {short_name(name)} of "
                 f"{operator.kind} {short_name(operator.outputs[0])}"
             )
-        number = (given.scale, given.zero_point)
-        self._graph.make_integer(name, _quantization(number), given.values)
+        number = (integers.scale, integers.zero_point)
+        self._graph.make_integer(name, _quantization(number), integers.values)
 
 
 def _quantization(number: Number) -> Quantization:
@@ -198,10 +202,10 @@ def read(graph: Graph) -> Stored:
     extra, wide = brought(graph), False
     weights = {name for layer in graph.layers for name in (layer.weights, layer.bias) if name}
     for name in graph.used:
-        found = graph.quantization(name)
-        if found is None or graph.dtype(name) not in _DTYPES or 0 in graph.shape(name):
+        quantization = graph.quantization(name)
+        if quantization is None or graph.dtype(name) not in _DTYPES or 0 in graph.shape(name):
             continue
-        number = float(found.scale[0]), int(found.zero_point[0])
+        number = float(quantization.scale[0]), int(quantization.zero_point[0])
         if not graph.is_constant(name):
             wide |= graph.dtype(name) == np.int16
             if name not in extra:
@@ -241,11 +245,11 @@ def floats(graph: Graph) -> tuple[str, ...]:
 def real_weights(graph: Graph) -> tuple[str, ...]:
     """Layers whose int8 weights a DEQUANTIZE makes real, so that they compute in float, as kind and
     name."""
-    made = {o.outputs[0] for o in graph.operators if o.kind == "DEQUANTIZE"}
+    dequantized = {o.outputs[0] for o in graph.operators if o.kind == "DEQUANTIZE"}
     return tuple(
         f"{operator.kind} {name}"
         for operator, name in zip(graph.operators, names(graph), strict=True)
-        if operator.kind in kernels.WEIGHTED and operator.inputs[1] in made
+        if operator.kind in kernels.WEIGHTED and operator.inputs[1] in dequantized
     )
 
 
@@ -273,11 +277,11 @@ def names(graph: Graph) -> tuple[str, ...]:
 
 def copies(graph: Graph) -> Mapping[str, str]:
     """int8 tensor by the float tensor that is made from it, or that it is made from."""
-    found = {}
+    integer_copies = {}
     for operator in graph.operators:
-        one, other = (operator.inputs or ("",))[0], operator.outputs[0]
-        if operator.kind == "DEQUANTIZE" and graph.dtype(one) in _DTYPES:
-            found[other] = one
-        elif operator.kind == "QUANTIZE" and graph.dtype(one) == np.float32:
-            found[one] = other
-    return found
+        source, target = (operator.inputs or ("",))[0], operator.outputs[0]
+        if operator.kind == "DEQUANTIZE" and graph.dtype(source) in _DTYPES:
+            integer_copies[target] = source
+        elif operator.kind == "QUANTIZE" and graph.dtype(source) == np.float32:
+            integer_copies[source] = target
+    return integer_copies
