@@ -15,9 +15,11 @@ from edgekit.base import words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
 from edgekit.data import classes, fashion_mnist, images
+from edgekit.data.coco import Coco
 from edgekit.data.folder import Folder
 from edgekit.data.function import PREFIXES, WORD, Function
 from edgekit.data.images import ImageSet, Split, load_npz
+from edgekit.data.segmented import Segmented
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
 from edgekit.data.tfds import Prepared, Tfds, prepared
@@ -29,6 +31,8 @@ from edgekit.data.tfrecord import (
     has_parts,
     shards,
 )
+from edgekit.data.voc import Voc
+from edgekit.data.yolo import Yolo
 from edgekit.records.signature import Preprocessing, preprocessing
 
 __all__ = [
@@ -47,11 +51,14 @@ __all__ = [
 
 #: What ``--data`` takes, for help texts and errors.
 WORDS = (
-    "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, tfrecord:DIR, imagenet-tfrecord:DIR, tfds:NAME "
-    "or MODULE:FUNCTION"
+    "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, coco:FILE, voc:DIR, yolo:DIR, masks:DIR, "
+    "tfrecord:DIR, imagenet-tfrecord:DIR, tfds:NAME or MODULE:FUNCTION"
 )
 #: Kinds of data that a file may name: they are read, and nothing is imported for them.
-_READ_ONLY = ("fashion_mnist", "npz", "folder", "csv", "tfrecord", "imagenet-tfrecord")
+_READ_ONLY = (
+    *("fashion_mnist", "npz", "folder", "csv", "tfrecord", "imagenet-tfrecord"),
+    *("coco", "voc", "yolo", "masks"),
+)
 _COMMON = ("samples", "seed", "size")
 
 
@@ -88,9 +95,11 @@ class _Npz:
         return load_npz(Path(place), labels=labels)
 
 
-_PREFIXED: dict[str, Adapter] = dict(
-    zip(PREFIXES, (Folder(), Csv(), TfRecord(), ImageNet(), Tfds()), strict=True)
+_ADAPTERS = (
+    *(Folder(), Csv(), Coco(), Voc(), Yolo(), Segmented()),
+    *(TfRecord(), ImageNet(), Tfds()),
 )
+_PREFIXED: dict[str, Adapter] = dict(zip(PREFIXES, _ADAPTERS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ class Opened:
         numbering = self.numbering(source, class_names, prepare.class_offset)
         chosen, name = None, source.name
         if source.count is not None and self.samples is not None:
-            chosen = images.stratified(name, source.labels, source.count, self.samples, self.seed)
+            chosen = source.draw(self.samples, self.seed)
             name = images.sample_name(name, self.samples, source.count, self.seed)
         drawn_later = source.count is None and self.samples is not None
         if limit is not None and (source.count is None or limit < source.count):
@@ -194,7 +203,14 @@ class Opened:
         """
         if self.split == "calibration":
             return None
-        numbering = classes.number(source.name, source.names, class_names, offset=offset)
+        numbering = classes.number(
+            source.name,
+            source.names,
+            class_names,
+            offset=offset,
+            objects=source.shows_objects,
+            drop_unknown=source.drop_unknown,
+        )
         if numbering.said:
             self.progress.say(f"{source.name}: {numbering.said}")
         return numbering
@@ -357,7 +373,7 @@ def path_of(word: str) -> Path | None:
     """The file or folder of a word; None if it names none, as ``fashion_mnist``."""
     head, _ = _split(word)
     kind, _, place = head.partition(":")
-    if kind in ("folder", "csv"):
+    if kind in ("folder", "csv", "coco", "voc", "yolo", "masks"):
         return Path(place)
     return Path(head) if head.endswith(".npz") or Path(head).is_dir() else None
 

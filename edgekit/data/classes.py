@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.errors import ClassesError
+from edgekit.base.text import visible
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,28 @@ class Numbering:
 
 
 def number(
-    name: str, classes: tuple[str, ...], known: tuple[str, ...], *, offset: int = 0
+    name: str,
+    classes: tuple[str, ...],
+    known: tuple[str, ...],
+    *,
+    offset: int = 0,
+    objects: bool = False,
+    drop_unknown: bool = False,
 ) -> Numbering:
     """Decide which class is which.
 
     Names that the model knows decide, whatever their case and punctuation; names that are numbers
-    are the numbers; else classes count in the order of their names, if there are as many as the
-    model has.
+    are the numbers; else classes count in the order that the set has them in, if there are as many
+    as the model has.
 
     Args:
         name: Name of the data set.
-        classes: Names of its classes, sorted; empty where it has numbers only.
+        classes: Names of its classes, sorted, of objects in the order of the set's numbers; empty
+            where it has numbers only.
         known: The model's class names; empty without a model, ``0, 1, …`` where it has no names.
         offset: Offset of the preprocessing; not added to classes that were found by name.
+        objects: Whether they are classes of boxes or pixels, of which a picture has several.
+        drop_unknown: Give -1 to classes that the model does not know, where it knows others.
 
     Raises:
         ClassesError: If names and numbers of classes do not fit the model.
@@ -55,27 +65,41 @@ def number(
     numbers = tuple(str(i) for i in range(len(known)))
     places = {_plain(each): place for place, each in enumerate(known)}
     ours = [_plain(each) for each in classes]
-    if known != numbers and set(ours) <= set(places):
+    unknown = [label for label, each in zip(classes, ours, strict=True) if each not in places]
+    fits = len(unknown) < len(ours) if objects else not unknown
+    if known != numbers and fits:
         if len(places) != len(known) or len(set(ours)) != len(classes):
-            raise ClassesError(f"{name}: two classes have one name; give numbers with csv:FILE")
-        return Numbering(np.array([places[each] for each in ours]), 0, known)
+            instead = "rename one" if objects else "give numbers with csv:FILE"
+            raise ClassesError(f"{name}: two classes have one name; {instead}")
+        if unknown and not drop_unknown:
+            raise ClassesError(
+                f"{name}: the model does not know {_short(tuple(unknown))}; it knows "
+                f"{_short(known)}; name classes as the model does, or pass #unknown=drop to leave "
+                f"such objects out"
+            )
+        return Numbering(np.array([places.get(each, -1) for each in ours]), 0, known)
     if all(each.isascii() and each.isdecimal() and len(each) < 10 for each in classes):
         table = np.array([int(each) for each in classes])
         names = known or tuple(str(i) for i in range(int(table.max()) + 1))
         return Numbering(table, offset, names, "class names are numbers, taken as labels")
     expected = len(known) - max(offset, 0)
+    instead = "" if objects else ", or list numbers with csv:FILE"
     if known and len(classes) != expected:
         raise ClassesError(
             f"{name}: has {len(classes)} classes ({_short(classes)}), the model {expected} "
-            f"({_short(known)}); name them as the model does, or list numbers with csv:FILE"
+            f"({_short(known)}); name them as the model does{instead}"
         )
     if known and known != numbers:
         raise ClassesError(
             f"{name}: its classes ({_short(classes)}) are not the model's ({_short(known)}); name "
-            f"them as the model does, or list numbers with csv:FILE"
+            f"them as the model does{instead}"
         )
     names = ("background",) * max(offset, 0) + classes
-    return Numbering(np.arange(len(classes)), offset, names, "classes in the order of their names")
+    said = "classes in the order of their names"
+    if objects:
+        said = f"classes in this order: {', '.join(map(visible, classes[:20]))}"
+        said += ", …" if len(classes) > 20 else ""
+    return Numbering(np.arange(len(classes)), offset, names, said)
 
 
 def _plain(name: str) -> str:
@@ -84,4 +108,4 @@ def _plain(name: str) -> str:
 
 
 def _short(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(visible, names[:3])) + (", …" if len(names) > 3 else "")

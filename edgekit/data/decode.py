@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,10 +116,20 @@ def has_alpha(picture: Image) -> bool:
 
 def is_turned(picture: Image) -> bool:
     """Whether its EXIF asks for a rotation or a mirror image."""
+    return orientation(picture) != 1
+
+
+def orientation(picture: Image) -> int:
+    """How its EXIF says that it is to be turned: 1 not at all, 2 to 8 as the standard counts.
+
+    Raises:
+        PictureError: If its EXIF cannot be read.
+    """
     try:
-        return picture.getexif().get(0x0112, 1) not in (0, 1)
+        turn = picture.getexif().get(0x0112, 1)
     except Exception as exc:  # as above
         raise PictureError(f"EXIF: {reason(exc)}") from None
+    return turn if turn in range(2, 9) else 1
 
 
 def in_colour(picture: Image) -> bool:
@@ -162,29 +173,78 @@ def upright(picture: Image, *, channels: int, background: str) -> Image:
         raise PictureError(reason(exc)) from None
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture lies in a model's input.
+
+    Attributes:
+        size: Width and height that the picture is resized to.
+        left: Of its left edge in the input, in pixels; negative where it is cropped.
+        top: Of its upper edge, likewise.
+        region: Left, top, width and height of what the input shows, in pixels of the picture, as
+            :attr:`edgekit.data.boxes.Views.regions`.
+    """
+
+    size: tuple[int, int]
+    left: int
+    top: int
+    region: tuple[float, float, float, float]
+
+
+def placed(size: tuple[int, int], *, height: int, width: int, prepare: Preprocessing) -> Placement:
+    """Where a picture of a size lies in a model's input.
+
+    Args:
+        size: Width and height of the upright picture.
+        height: Height of the model's input, in pixels.
+        width: Width of the model's input, in pixels.
+        prepare: Says how: ``crop`` or ``letterbox``, else the picture is stretched.
+
+    Raises:
+        PictureError: If the shape is so long that what has to be cropped is too large.
+    """
+    across, down = size
+    new = width, height
+    if prepare.crop is not None:
+        factor = max(width / across, height / down) / prepare.crop
+        new = max(width, round(across * factor)), max(height, round(down * factor))
+        if new[0] * new[1] > MAX_PIXELS:
+            raise PictureError(f"{across:,} x {down:,}, too long to be cropped")
+    elif prepare.letterbox is not None:
+        factor = min(width / across, height / down)
+        new = (
+            min(width, max(1, round(across * factor))),
+            min(height, max(1, round(down * factor))),
+        )
+    left, top = -((new[0] - width) // 2), -((new[1] - height) // 2)
+    if prepare.letterbox is not None:
+        left, top = (width - new[0]) // 2, (height - new[1]) // 2
+        if prepare.align == "corner":
+            left, top = 0, 0
+    x, y = across / new[0], down / new[1]
+    return Placement(new, left, top, (-left * x, -top * y, width * x, height * y))
+
+
 def fit(picture: Image, *, height: int, width: int, prepare: Preprocessing) -> Pixels:
-    """Resize and crop, ``[height, width, C]``.
+    """Resize, and crop or letterbox, ``[height, width, C]``.
 
     Args:
         picture: As :func:`upright` gives it.
         height: Height of the model's input, in pixels.
         width: Width of the model's input, in pixels.
-        prepare: Says how: ``resize`` and ``crop``.
+        prepare: Says how: ``resize``, ``crop`` and ``letterbox``.
 
     Raises:
         PictureError: If the shape is so long that what has to be cropped is too large.
     """
-    across, down = picture.size
-    size = width, height
-    if prepare.crop is not None:
-        factor = max(width / across, height / down) / prepare.crop
-        size = max(width, round(across * factor)), max(height, round(down * factor))
-        if size[0] * size[1] > MAX_PIXELS:
-            raise PictureError(f"{across:,} x {down:,}, too long to be cropped")
-    pixels = _resized(picture, size, prepare.resize)
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    pixels = pixels[top : top + height, left : left + width]
-    return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[..., None])
+    at = placed(picture.size, height=height, width=width, prepare=prepare)
+    pixels = _resized(picture, at.size, prepare.resize)
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    if prepare.letterbox is not None:
+        boxed = np.full((height, width, pixels.shape[2]), prepare.letterbox, np.uint8)
+        boxed[at.top : at.top + at.size[1], at.left : at.left + at.size[0]] = pixels
+        return boxed
+    return np.ascontiguousarray(pixels[-at.top : height - at.top, -at.left : width - at.left])
 
 
 def _resized(picture: Image, size: tuple[int, int], method: str) -> Pixels:

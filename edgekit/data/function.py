@@ -21,7 +21,10 @@ from edgekit.data.images import ImageSet, Split
 from edgekit.data.source import Entry, Source
 
 #: What stands before a colon and is no module.
-PREFIXES = ("folder", "csv", "tfrecord", "imagenet-tfrecord", "tfds")
+PREFIXES = (
+    *("folder", "csv", "coco", "voc", "yolo", "masks"),
+    *("tfrecord", "imagenet-tfrecord", "tfds"),
+)
 WORD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*", re.ASCII)
 
 

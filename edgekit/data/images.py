@@ -20,7 +20,7 @@ from edgekit.base import words
 from edgekit.base.blocks import blocks
 from edgekit.base.errors import InvalidDataError, reason
 from edgekit.data.boxes import Boxes, Views
-from edgekit.data.masks import Masks
+from edgekit.data.masks import VOID, Masks, Shifted, mask_digest
 
 Split = Literal["train", "test", "calibration"]
 
@@ -71,23 +71,64 @@ class ImageSet:
         right = self.labels if self.truth is None else self.truth
         right = None if right is None else right[where]
         numbers = self.truth is not None
+        rows = np.arange(len(self))[where]
         return make(
-            name, self.images[where], right, self.class_names, self.warnings, numbers=numbers
+            name,
+            self.images[where],
+            right,
+            self.class_names,
+            self.warnings,
+            numbers=numbers,
+            boxes=None if self.boxes is None else self.boxes.take(rows),
+            masks=None if self.masks is None else self.masks.take(rows),
+            views=None if self.views is None else self.views.take(rows),
         )
 
     def sample(self, count: int, seed: int) -> ImageSet:
-        """Images drawn evenly over the classes, as a copy; see :func:`stratified`."""
-        drawn = self.take(stratified(self.name, self.labels, len(self), count, seed))
-        return replace(drawn, name=sample_name(self.name, count, len(self), seed))
+        """Images drawn evenly over the classes, as a copy.
+
+        See :func:`stratified`, and :func:`spread` where an image shows several classes.
+        """
+        if self.boxes is None and self.masks is None:
+            drawn = stratified(self.name, self.labels, len(self), count, seed)
+        else:
+            drawn = spread(self.name, self.shown(), count, seed)
+        return replace(self.take(drawn), name=sample_name(self.name, count, len(self), seed))
+
+    def shown(self) -> npt.NDArray[np.bool_]:
+        """bool ``[N, C]``: which classes each image shows, by its boxes or its mask."""
+        if self.boxes is not None:
+            return presence(self.boxes)
+        assert self.masks is not None
+        rows = np.zeros((len(self), VOID), np.bool_)
+        for i in range(len(self)):
+            values = np.unique(self.masks[i])
+            rows[i, values[values != VOID]] = True
+        return rows
 
     def offset(self, classes: int) -> ImageSet:
-        """The same images with other labels: ``label + classes``."""
-        if not classes or self.labels is None:
+        """The same images with other classes: each number ``+ classes``; VOID stays."""
+        if not classes or (self.labels is None and self.boxes is None and self.masks is None):
             return self
         names = self.class_names
         if names:
             names = ("background",) * max(classes, 0) + names[max(-classes, 0) :]
-        return make(self.name, self.images, self.labels + classes, names, self.warnings)
+        boxes, masks = self.boxes, self.masks
+        if boxes is not None:
+            boxes = replace(boxes, classes=(boxes.classes + classes).astype(np.int32))
+        if masks is not None:
+            masks = Shifted(masks, classes)
+        labels = None if self.labels is None else self.labels + classes
+        return make(
+            self.name,
+            self.images,
+            labels,
+            names,
+            self.warnings,
+            boxes=boxes,
+            masks=masks,
+            views=self.views,
+        )
 
     def named(self, class_names: tuple[str, ...]) -> ImageSet:
         """The same images with class names."""
@@ -102,6 +143,9 @@ def make(
     warnings: tuple[str, ...] = (),
     *,
     numbers: bool = False,
+    boxes: Boxes | None = None,
+    masks: Masks | None = None,
+    views: Views | None = None,
 ) -> ImageSet:
     """Check arrays and give them an identity.
 
@@ -113,10 +157,13 @@ def make(
         class_names: One a class.
         warnings: What is wrong with the set, a sentence each.
         numbers: Take labels that are no classes as :attr:`ImageSet.truth`.
+        boxes: As :attr:`ImageSet.boxes`.
+        masks: As :attr:`ImageSet.masks`.
+        views: As :attr:`ImageSet.views`; part of the identity where there are boxes or masks.
 
     Raises:
         InvalidDataError: If the arrays are empty, of a wrong dtype or rank, hold NaN or Inf, or
-            images and labels differ in number.
+            images and labels, boxes, masks or views differ in number.
     """
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise InvalidDataError(f"{name}: expected images as uint8 or float, got {images.dtype}")
@@ -139,8 +186,45 @@ def make(
         truth = checked_truth(name, labels, len(images))
     elif labels is not None:
         classes = checked_labels(name, labels, len(images))
+    for what, items in (("lists of boxes", boxes), ("masks", masks), ("views", views)):
+        if items is not None and len(items) != len(images):
+            raise InvalidDataError(f"{name}: {len(images)} images but {len(items)} {what}")
+    if boxes is not None:
+        _check_boxes(name, boxes)
     sha256 = _sha256(images, classes if truth is None else truth)
-    return ImageSet(name, images, classes, class_names, sha256, warnings, truth)
+    if boxes is not None or masks is not None:
+        sha256 = _with_objects(sha256, boxes, masks, views)
+    return ImageSet(
+        name, images, classes, class_names, sha256, warnings, truth, boxes, masks, views
+    )
+
+
+def _check_boxes(name: str, boxes: Boxes) -> None:
+    bad = ~np.isfinite(boxes.corners).all(axis=1)
+    if bad.any():
+        image = int(boxes.pictures()[bad.argmax()])
+        raise InvalidDataError(f"{name}: a box of image {image} holds NaN or Inf")
+    if len(boxes.classes) and int(boxes.classes.min()) < 0:
+        raise InvalidDataError(f"{name}: class {int(boxes.classes.min())} of a box is below 0")
+
+
+def _with_objects(
+    sha256: str, boxes: Boxes | None, masks: Masks | None, views: Views | None
+) -> str:
+    """The identity of images together with what is right about them."""
+    digest = hashlib.sha256(sha256.encode())
+    arrays: list[npt.NDArray[Any] | None] = []
+    if boxes is not None:
+        arrays += [boxes.offsets, boxes.corners, boxes.classes, boxes.crowd, boxes.areas]
+    if views is not None:
+        arrays += [views.regions, views.sizes]
+    for array in arrays:
+        digest.update(b"none" if array is None else f"{array.dtype.str}{array.shape}".encode())
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    if masks is not None:
+        for i in range(len(masks)):
+            digest.update(mask_digest(masks, i))
+    return digest.hexdigest()
 
 
 def sample_name(name: str, count: int, total: int, seed: int) -> str:
@@ -176,6 +260,54 @@ def stratified(
         rng.choice(group, size, replace=False) for group, size in zip(grouped, quota, strict=True)
     ]
     return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def presence(boxes: Boxes) -> npt.NDArray[np.bool_]:
+    """bool ``[N, C]``: which classes each picture shows."""
+    classes = int(boxes.classes.max()) + 1 if len(boxes.classes) else 0
+    rows = np.zeros((len(boxes), classes), np.bool_)
+    rows[boxes.pictures(), boxes.classes] = True
+    return rows
+
+
+def spread(name: str, shown: npt.NDArray[np.bool_], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Numbers of images drawn without replacement, evenly over classes of which each shows several.
+
+    Images without any object count as a class of their own. Each time one of the class is drawn
+    that has been drawn least so far, the rarest of them first; it counts for all classes that it
+    shows. A class that has no image left is passed over.
+
+    Args:
+        name: Of the set.
+        shown: bool ``[N, C]``, which classes each image shows.
+        count: How many to draw.
+        seed: Of the order in which the images of a class are drawn.
+
+    Raises:
+        InvalidDataError: If there are fewer images than are asked for.
+    """
+    total = len(shown)
+    if count > total:
+        raise InvalidDataError(f"{name}: expected at least {count} images to draw, got {total}")
+    shown = np.concatenate([shown, ~shown.any(axis=1, keepdims=True)], axis=1)
+    shown = shown[:, shown.any(axis=0)]
+    shown = shown[:, np.argsort(shown.sum(axis=0), kind="stable")]
+    order = np.random.default_rng(seed).permutation(total)
+    waiting = [order[shown[order, c]].tolist()[::-1] for c in range(shown.shape[1])]
+    drawn = np.zeros(total, np.bool_)
+    times = np.zeros(shown.shape[1], np.float64)
+    for _ in range(count):
+        while True:
+            least = int(times.argmin())
+            while waiting[least] and drawn[waiting[least][-1]]:
+                waiting[least].pop()
+            if waiting[least]:
+                break
+            times[least] = np.inf
+        image = waiting[least].pop()
+        drawn[image] = True
+        times += shown[image]
+    return np.flatnonzero(drawn).astype(np.int64)
 
 
 def load_npz(path: Path, *, labels: bool) -> ImageSet:

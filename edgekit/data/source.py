@@ -26,8 +26,11 @@ from edgekit.base import words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress, Task
 from edgekit.base.text import visible
-from edgekit.data import decode, images
+from edgekit.data import decode, images, mask_files
+from edgekit.data.annotated import Annotated, settle
+from edgekit.data.boxes import Boxes, Views
 from edgekit.data.decode import Content, PictureError, Pixels
+from edgekit.data.masks import VOID, digest_of
 from edgekit.records import environment
 from edgekit.records.signature import Preprocessing
 
@@ -46,11 +49,15 @@ class Entry:
         where: To name it: a path, or a place in a file.
         content: Reads it; may raise PictureError.
         label: Class number as the source counts; None without labels.
+        size: Width and height that its annotation says, as stored or upright; None if nothing does.
+        mask: File of its mask; None without.
     """
 
     where: str
     content: Callable[[], Content]
     label: int | None
+    size: tuple[int, int] | None = None
+    mask: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,9 @@ class Source:
         count: How many; None if that is known at the end only.
         warnings: What is wrong with the set, a sentence each.
         skipped: Files that are not pictures by their names.
+        objects: Boxes of the entries, as their files say them; None without.
+        masks: Whether the entries have masks.
+        drop_unknown: Leave objects out whose class the model does not know.
     """
 
     name: str
@@ -75,6 +85,35 @@ class Source:
     count: int | None
     warnings: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    objects: Annotated | None = None
+    masks: bool = False
+    drop_unknown: bool = False
+
+    @property
+    def shows_objects(self) -> bool:
+        """Whether a picture has boxes or a mask, in place of a class."""
+        return self.objects is not None or self.masks
+
+    def draw(self, samples: int, seed: int) -> npt.NDArray[np.int64]:
+        """Numbers of entries drawn evenly over the classes; of a source that knows its count.
+
+        Raises:
+            InvalidDataError: If there are fewer than are asked for.
+        """
+        assert self.count is not None
+        if not self.shows_objects:
+            return images.stratified(self.name, self.labels, self.count, samples, seed)
+        return images.spread(self.name, self.shown(), samples, seed)
+
+    def shown(self) -> npt.NDArray[np.bool_]:
+        """bool ``[N, C]``: which classes each entry shows; masks are read for it, on all cores."""
+        if self.objects is not None:
+            return images.presence(self.objects.boxes)
+        rows = [classes for _, classes in parallel(_classes_of, self.entries(None))]
+        shown = np.zeros((len(rows), VOID), np.bool_)
+        for row, classes in zip(shown, rows, strict=True):
+            row[classes] = True
+        return shown
 
     def where(self, number: int) -> str:
         """Name of one entry."""
@@ -107,9 +146,11 @@ class Fit:
         opened = decode.opened(content)
         transparent = decode.has_alpha(opened)
         greyed = channels == 1 and decode.in_colour(opened)
+        stored, turn = opened.size, decode.orientation(opened)
         picture = decode.upright(opened, channels=channels, background=self.background)
         pixels = decode.fit(picture, height=height, width=width, prepare=self.prepare)
-        return Fitted(pixels, transparent, greyed)
+        place = decode.placed(picture.size, height=height, width=width, prepare=self.prepare)
+        return Fitted(pixels, transparent, greyed, stored, turn, place.region)
 
 
 @dataclass(frozen=True)
@@ -120,11 +161,23 @@ class Fitted:
         pixels: uint8 ``[H, W, C]``.
         transparent: Whether there was transparency.
         greyed: Whether colours were left out.
+        stored: Width and height in the file.
+        turn: How EXIF turns it, from 1 to 8.
+        region: Left, top, width and height of what the pixels show, in pixels of the upright
+            picture.
     """
 
     pixels: Pixels
     transparent: bool
     greyed: bool
+    stored: tuple[int, int]
+    turn: int
+    region: tuple[float, float, float, float]
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height of the upright picture."""
+        return self.stored if self.turn < 5 else (self.stored[1], self.stored[0])
 
 
 @dataclass
@@ -135,7 +188,12 @@ class _Spooled:
     kept: list[int] = field(default_factory=list)
     labels: list[int | None] = field(default_factory=list)
     digests: bytearray = field(default_factory=bytearray)
+    frames: list[tuple[int, int, int]] = field(default_factory=list)
+    regions: list[tuple[float, float, float, float]] = field(default_factory=list)
+    masks: list[tuple[Path, int, bytes]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    misfits: list[str] = field(default_factory=list)
+    bad_masks: list[str] = field(default_factory=list)
     seen: int = 0
     transparent: int = 0
     greyed: int = 0
@@ -165,13 +223,15 @@ def images_of(
         source: Where they are.
         fit: What they become.
         chosen: Numbers of those to take; None for all.
-        number: From the source's class numbers to the model's; None to leave labels out.
+        number: From the source's class numbers to the model's; None to leave labels, boxes and
+            masks out. Negative numbers are classes that the model does not know.
         class_names: Class names of the model's numbers.
         most: Stop at so many images.
         progress: Hears how far it is, and what became of transparency and colours.
 
     Raises:
-        InvalidDataError: If none can be decoded, or there is no room for them.
+        InvalidDataError: If none can be decoded, there is no room for them, or masks do not fit
+            their pictures.
     """
     total = source.count if chosen is None else len(chosen)
     if most is not None:
@@ -183,17 +243,20 @@ def images_of(
         )
     if total is not None:
         _check_room(source.name, total * int(np.prod(fit.shape)))
+    table = None
+    if source.masks and number is not None:
+        table = mask_files.lookup(number, len(source.names), len(class_names))
     with tempfile.TemporaryFile() as file:
         spooled = _Spooled(file)
         with progress.task("decoding", total) as task:
-            _spool(spooled, source.entries(chosen), fit, task, most)
-        if not spooled.kept:
-            first = f": {spooled.broken[0]}" if spooled.broken else ""
+            _spool(spooled, source.entries(chosen), _Reader(fit, table, source), task, most)
+        if spooled.bad_masks:
             raise InvalidDataError(
-                f"{source.name}: none of {spooled.seen} pictures can be decoded{first}"
-                if spooled.seen
-                else f"{source.name}: the set is empty; expected at least one image"
+                f"{source.name}: {len(spooled.bad_masks)} masks cannot be used: "
+                f"{some(spooled.bad_masks)}"
             )
+        if not spooled.kept:
+            raise InvalidDataError(_of_none(source.name, spooled))
         file.flush()
         pixels = np.memmap(file, np.uint8, "r", shape=(len(spooled.kept), *fit.shape))
     if spooled.transparent:
@@ -207,43 +270,201 @@ def images_of(
             f"their colours are left out"
         )
     labels = None
-    if number is not None and None not in spooled.labels:
+    if number is not None and not source.shows_objects and None not in spooled.labels:
         labels = number(np.array(spooled.labels, np.int64))
 
+    def numbers() -> npt.NDArray[np.int64]:
+        kept = np.array(spooled.kept, np.int64)
+        return kept if chosen is None else chosen[kept]
+
     def where(row: int) -> str:
-        place = spooled.kept[row]
-        return source.where(place if chosen is None else int(chosen[place]))
+        return source.where(int(numbers()[row]))
 
     warnings = [*source.warnings, *_of_broken(spooled.broken, spooled.seen)]
+    warnings += _of_misfits(spooled.misfits, spooled.seen)
     warnings += _of_twins(np.frombuffer(spooled.digests, f"S{_DIGEST}"), labels, where)
-    return images.make(source.name, pixels, labels, class_names, tuple(warnings))
+    frames = np.array(spooled.frames, np.int32)
+    stored, turns = frames[:, 1::-1], frames[:, 2].astype(np.uint8)
+    upright = np.where((turns >= 5)[:, None], stored[:, ::-1], stored)
+    boxes: Boxes | None = None
+    if number is not None and source.objects is not None:
+        number = _checked(source, number, class_names)
+        settled = settle(
+            source.objects,
+            numbers(),
+            stored,
+            turns,
+            number=number,
+            name=lambda rows: some(
+                [visible(where(row)) for row in rows[:NAMED].tolist()], len(rows)
+            ),
+        )
+        boxes = settled.boxes
+        warnings += settled.warnings
+        if not len(boxes.classes):
+            raise InvalidDataError(
+                f"{source.name}: none of {len(boxes)} pictures has a box that counts"
+                + "".join(f"; {warning}" for warning in settled.warnings[:1])
+            )
+    masks = None
+    if table is not None:
+        masks = mask_files.FileMasks(
+            [(path, turn) for path, turn, _ in spooled.masks],
+            np.where(table < 0, VOID, table).astype(np.uint8),
+            [digest for _, _, digest in spooled.masks],
+        )
+    return images.make(
+        source.name,
+        pixels,
+        labels,
+        class_names,
+        tuple(warnings),
+        boxes=boxes,
+        masks=masks,
+        views=Views(np.array(spooled.regions, np.float32), upright.astype(np.int32)),
+    )
+
+
+def _checked(
+    source: Source,
+    number: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+    class_names: tuple[str, ...],
+) -> Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+    """The same numbers; those beyond the model's classes are an error, or -1 where dropped.
+
+    Raises:
+        InvalidDataError: If boxes have such a class.
+    """
+    assert source.objects is not None
+    if not class_names:
+        return number
+    own = np.unique(source.objects.boxes.classes).astype(np.int64)
+    beyond = own[number(own) >= len(class_names)]
+    if len(beyond) and not source.drop_unknown:
+        count = int(np.isin(source.objects.boxes.classes, beyond).sum())
+        first = int(beyond[0])
+        what = source.names[first] if first < len(source.names) else str(first)
+        raise InvalidDataError(
+            f"{source.name}: {count} boxes have classes that the model does not know, {what} the "
+            f"first; expected numbers below {len(class_names)}; correct them, or pass "
+            f"#unknown=drop to leave such objects out"
+        )
+
+    def known(classes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        numbers = number(classes)
+        return np.where(numbers < len(class_names), numbers, -1)
+
+    return known
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reads an entry: its picture, and its mask by a table of class numbers."""
+
+    fit: Fit
+    table: npt.NDArray[np.int16] | None
+    source: Source
+
+    def __call__(self, entry: Entry) -> _Read:
+        try:
+            fitted = self.fit.apply(entry.content())
+        except PictureError as exc:
+            return _Read(broken=str(exc))
+        if entry.size is not None and entry.size not in (fitted.stored, fitted.upright):
+            across, down = fitted.upright
+            return _Read(
+                misfit=f"{across} x {down}, annotated as {entry.size[0]} x {entry.size[1]}"
+            )
+        if self.table is None:
+            return _Read(fitted)
+        try:
+            if entry.mask is None:
+                raise PictureError("missing")
+            return _Read(fitted, mask=self._mask(entry.mask, fitted))
+        except PictureError as exc:
+            return _Read(fitted, bad_mask=str(exc))
+
+    def _mask(self, path: Path, fitted: Fitted) -> tuple[Path, int, bytes]:
+        assert self.table is not None
+        values = mask_files.read(path)
+        size = values.shape[1], values.shape[0]
+        if size not in (fitted.stored, fitted.upright):
+            across, down = fitted.upright
+            raise PictureError(f"{size[0]} x {size[1]}, its picture {across} x {down}")
+        turn = 1 if size == fitted.upright else fitted.turn
+        classes = self.table[values]
+        if not self.source.drop_unknown and classes.min(initial=0) < 0:
+            number = int(values[classes < 0][0])
+            names = self.source.names
+            what = names[number] if number < len(names) else str(number)
+            raise PictureError(
+                f"shows class {what}, which is not among those that are known; #unknown=drop makes "
+                f"such pixels void"
+            )
+        final = np.where(classes < 0, VOID, classes).astype(np.uint8)
+        return path, turn, digest_of(mask_files.turned(final, turn))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What became of an entry; what is wrong is said in words."""
+
+    fitted: Fitted | None = None
+    mask: tuple[Path, int, bytes] | None = None
+    broken: str = ""
+    misfit: str = ""
+    bad_mask: str = ""
+
+
+def _classes_of(entry: Entry) -> npt.NDArray[np.int64]:
+    """Classes in the mask of an entry; none where it cannot be read, which decoding says."""
+    try:
+        values = mask_files.read(entry.mask) if entry.mask is not None else np.zeros(0, np.uint8)
+    except PictureError:
+        return np.zeros(0, np.int64)
+    return np.array([each for each in np.unique(values).tolist() if each != VOID], np.int64)
 
 
 def _spool(
-    spooled: _Spooled, entries: Iterator[Entry], fit: Fit, task: Task, most: int | None
+    spooled: _Spooled, entries: Iterator[Entry], read: _Reader, task: Task, most: int | None
 ) -> None:
-    def work(entry: Entry) -> Fitted | PictureError:
-        try:
-            return fit.apply(entry.content())
-        except PictureError as exc:
-            return exc
-
     decode.pillow()
-    for entry, fitted in parallel(work, entries):
-        if isinstance(fitted, PictureError):
-            spooled.broken.append(f"{visible(entry.where)} ({fitted})")
+    for entry, each in parallel(read, entries):
+        if each.fitted is None:
+            wrong = spooled.broken if each.broken else spooled.misfits
+            wrong.append(f"{visible(entry.where)} ({each.broken or each.misfit})")
+        elif each.bad_mask:
+            spooled.bad_masks.append(f"{visible(entry.where)} ({each.bad_mask})")
         else:
+            fitted = each.fitted
             content = fitted.pixels.tobytes()
             spooled.file.write(content)
             spooled.transparent += fitted.transparent
             spooled.greyed += fitted.greyed
             spooled.kept.append(spooled.seen)
             spooled.labels.append(entry.label)
+            spooled.frames.append((*fitted.stored, fitted.turn))
+            spooled.regions.append(fitted.region)
+            if each.mask is not None:
+                spooled.masks.append(each.mask)
             spooled.digests += hashlib.sha256(content).digest()[:_DIGEST]
             task.advance()
         spooled.seen += 1
         if len(spooled.kept) == most:
             return
+
+
+def _of_none(name: str, spooled: _Spooled) -> str:
+    if not spooled.seen:
+        return f"{name}: the set is empty; expected at least one image"
+    if spooled.broken or not spooled.misfits:
+        first = f": {spooled.broken[0]}" if spooled.broken else ""
+        return f"{name}: none of {spooled.seen} pictures can be decoded{first}"
+    return (
+        f"{name}: none of {spooled.seen} pictures has the size that its annotation says: "
+        f"{spooled.misfits[0]}; annotate these pictures, or set width and height to 0 if the boxes "
+        f"are right"
+    )
 
 
 def _check_room(name: str, size: int) -> None:
@@ -260,6 +481,15 @@ def _of_broken(broken: Sequence[str], seen: int) -> list[str]:
     if not broken:
         return []
     return [f"{len(broken)} of {seen} pictures cannot be decoded and are left out: {some(broken)}"]
+
+
+def _of_misfits(misfits: Sequence[str], seen: int) -> list[str]:
+    if not misfits:
+        return []
+    return [
+        f"{len(misfits)} of {seen} pictures have another size than their annotation says and are "
+        f"left out: {some(misfits)}"
+    ]
 
 
 def _of_twins(

@@ -343,6 +343,8 @@ def _in_words(preprocessing: Preprocessing) -> str:
     scale = " ".join(f"{value:.9g}" for value in preprocessing.scale)
     offset = " ".join(f"{value:.9g}" for value in preprocessing.offset)
     crop = "" if preprocessing.crop is None else f", crop {preprocessing.crop:.9g}"
+    if preprocessing.letterbox is not None:
+        crop = f", letterbox {preprocessing.letterbox} {preprocessing.align}"
     return (
         f"{preprocessing.name}: scale {scale}, offset {offset}, {preprocessing.channels}, "
         f"{preprocessing.resize}{crop}, classes {preprocessing.class_offset:+d}"

@@ -17,6 +17,8 @@ from edgekit.base.errors import InvalidDataError, InvalidInputError, InvalidOpti
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 Resize = Literal["bilinear", "bicubic", "area", "nearest", "bilinear-aliased", "bicubic-aliased"]
 Channels = Literal["rgb", "bgr"]
+#: Where a picture lies that is smaller than the input.
+Align = Literal["centre", "corner"]
 DTYPES = ("float32", "float16", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 #: What TensorFlow, ONNX and numpy call text.
 _TEXT = ("string", "object", "str")
@@ -287,6 +289,10 @@ class Preprocessing:
             4x4 pixels whatever the factor.
         crop: Share of the shorter side that the middle part has: 0.875 resizes the shorter side of
             a picture to size / 0.875 and cuts out the centre. None stretches the whole picture.
+        letterbox: Grey value, 0 to 255, of what is beside a picture that keeps its aspect ratio and
+            is shown whole; 114 for YOLO. None stretches the picture. Not beside ``crop``.
+        align: Where a letterboxed picture lies: in the ``centre`` (YOLOv5 and later), or in the
+            upper left ``corner`` (EfficientDet, YOLOX).
         channels: Order that the model takes; images are ``rgb``.
         class_offset: Number that is added to labels: 1 for a model whose class 0 is the background.
     """
@@ -298,6 +304,8 @@ class Preprocessing:
     crop: float | None = None
     channels: Channels = "rgb"
     class_offset: int = 0
+    letterbox: int | None = None
+    align: Align = "centre"
 
     def __post_init__(self) -> None:
         for field in ("scale", "offset"):
@@ -306,7 +314,12 @@ class Preprocessing:
                 raise InvalidInputError(f"expected finite preprocessing {field}, got {values}")
         if any(abs(v) < _SMALLEST for v in self.scale):
             raise InvalidInputError("expected a preprocessing scale other than 0")
-        for field, known in (("resize", RESIZES), ("channels", get_args(Channels))):
+        words_by_field = (
+            ("resize", RESIZES),
+            ("channels", get_args(Channels)),
+            ("align", get_args(Align)),
+        )
+        for field, known in words_by_field:
             if getattr(self, field) not in known:
                 raise InvalidInputError(
                     f"expected {field} as {', '.join(known)}, got {getattr(self, field)!r}"
@@ -314,6 +327,12 @@ class Preprocessing:
                 )
         if self.crop is not None and not 0 < self.crop <= 1:
             raise InvalidInputError(f"expected crop above 0 and up to 1, got {self.crop}")
+        if self.letterbox is not None and not 0 <= self.letterbox <= 255:
+            raise InvalidInputError(f"expected letterbox from 0 to 255, got {self.letterbox}")
+        if self.letterbox is not None and self.crop is not None:
+            raise InvalidInputError("expected crop or letterbox, got both")
+        if self.letterbox is None and self.align != "centre":
+            raise InvalidInputError(f"align {self.align} is for letterbox; pass both")
         if abs(self.class_offset) > 1000:
             raise InvalidInputError(
                 f"expected class_offset from -1000 to 1000, got {self.class_offset}"
@@ -349,6 +368,8 @@ class Preprocessing:
 
 
 RESIZES: tuple[Resize, ...] = get_args(Resize)
+#: What may stand behind ``#``.
+_FIELDS = ("resize", "crop", "letterbox", "align", "channels", "class_offset")
 
 _NAMED = {
     "unit": Preprocessing("unit", (1 / 255,), (0.0,)),
@@ -393,13 +414,14 @@ def preprocessing(spec: str) -> Preprocessing:
         spec: One of ``unit`` ([0, 1]), ``symmetric`` ([-1, 1]), ``none`` ([0, 255]),
             ``imagenet-rgb`` (mean and standard deviation), ``imagenet-bgr`` (mean), or the path of
             a JSON file with the fields of :class:`Preprocessing`. Behind ``#`` the fields that
-            differ from it: ``symmetric#resize=bicubic,crop=0.875,channels=bgr,class_offset=1``.
+            differ from it: ``symmetric#resize=bicubic,crop=0.875,channels=bgr,class_offset=1``,
+            ``unit#letterbox=114``.
 
     Raises:
         InvalidOptionError: If it is neither.
     """
     name, options = words.split(spec)
-    words.refuse_unknown(spec, options, ("resize", "crop", "channels", "class_offset"))
+    words.refuse_unknown(spec, options, _FIELDS)
     base = _NAMED.get(name) or _read(Path(name), spec)
     fields: dict[str, Any] = dict(options)
     if "crop" in fields:
@@ -411,6 +433,11 @@ def preprocessing(spec: str) -> Preprocessing:
             ) from None
     if "class_offset" in fields:
         fields["class_offset"] = words.integer(spec, options, "class_offset", least=-1000)
+    if "letterbox" in fields:
+        grey = None
+        if fields["letterbox"] != "none":
+            grey = words.integer(spec, options, "letterbox", least=0)
+        fields["letterbox"] = grey
     try:
         return replace(base, name=spec if name in _NAMED else base.name, **fields)
     except InvalidInputError as exc:
