@@ -4,18 +4,20 @@
 and how much worse than the baseline a metric may be (``max-drop``, ``max-rise``). Bounds come from
 ``[tool.edgekit.gate]`` of the nearest pyproject.toml that has it, and from the command line, which
 overrides it. Without a bound on top-1, half a point is allowed, as in ``compare`` and on the page.
-For a regression it is half a point of R^2. For other outputs it is 3 dB of the SQNR of what varies,
-which is twice the power of the error; above 100 dB every change is rounding. An artifact with a
+For a regression it is half a point of R^2, for a detector of mAP, for a segmentation network of
+mIoU. For other outputs it is 3 dB of the SQNR of what varies, which is twice the power of the
+error; above 100 dB every change is rounding. An artifact with a
 dead channel fails with any bounds, unless ``allow-dead = true`` or ``--allow-dead`` is given.
 
 A check fails when a value is beyond its bound. It also says whether the change is more than chance:
 for top-1 by the 95 % interval from the images of both reports, for other metrics by whether the
-intervals overlap. An artifact or metric of the baseline that the report lacks fails too. An
-improvement that is significant or beyond the bound is shown as STALE: the baseline is too old, run
-``--update``. ``--update`` prints what changes, metric by metric, and which bound allows it. A value
-beyond its bound needs ``--accept REASON``, and the baseline keeps the reason. All updates together
-may lose no more than one of them: the baseline keeps the values that were accepted first, and
-``--origin`` names others (:mod:`edgekit.gating.review`).
+intervals overlap: those of the changes against the float model, where both reports have them. An
+artifact or metric of the baseline that the report lacks fails too. An improvement that is
+significant or beyond the bound is shown as STALE: the baseline is too old, run ``--update``.
+``--update`` prints what changes, metric by metric, and which bound allows it. A value beyond its
+bound needs ``--accept REASON``, and the baseline keeps the reason. All updates together may lose no
+more than one of them: the baseline keeps the values that were accepted first, and ``--origin``
+names others (:mod:`edgekit.gating.review`).
 
 A report on other data or of another model is refused with exit status 2, and so are metrics that
 were measured against another reference. Latencies of two runs are not compared. latency_ratio is
@@ -61,6 +63,8 @@ python -m edgekit.gate report.json --min top1=93 --max size=700000
 python -m edgekit.gate report.json --baseline exports/baseline.json \\
     --max-drop agreement=1 --max-rise 'size=1 %' \\
     --max-drop mine-tflite-int8:top1=1
+python -m edgekit.gate report.json --baseline baseline.json \\
+    --max-drop map=0.5 --min map50=90 --max-drop 'map50:red car=2'
 python -m edgekit.gate report.json --baseline exports/baseline.json \\
     --junit build/gate.xml --markdown build/gate.md
 python -m edgekit.gate report.json --baseline exports/baseline.json \\

@@ -16,6 +16,7 @@ from edgekit.gating.bounds import (
     KINDS,
     LOWER_IS_BETTER,
     METRICS,
+    PARTS,
     TIMES,
     Bound,
     Config,
@@ -57,7 +58,7 @@ def test_any_text_is_a_bound_or_one_error(kind: Kind, text: str) -> None:
     except InvalidOptionError as exc:
         assert str(exc)
     else:
-        assert bound.metric in METRICS or bound.metric.startswith(("sqnr:", "sqnr_centred:"))
+        assert bound.metric in METRICS or bound.metric.startswith(tuple(PARTS))
         assert math.isfinite(bound.value)
 
 
@@ -107,6 +108,48 @@ def test_an_output_of_several_can_be_bounded() -> None:
         parse("max", "sqnr:price=30")
     with pytest.raises(InvalidOptionError, match="unknown metric 'sqnr:'"):
         parse("min", "sqnr:=30")
+
+
+def test_a_class_and_a_function_can_be_bounded() -> None:
+    bound = parse("min", "iou:t-shirt/top, long=60")
+    assert (bound.artifact, bound.metric, bound.value) == (None, "iou:t-shirt/top, long", 60)
+    bound = parse("max-drop", "mine-int8:map50:red car: left=2")
+    assert (bound.artifact, bound.metric) == ("mine-int8", "map50:red car: left")
+    # What stands behind the first start of such a name is a name, whatever it holds.
+    assert parse("min", "iou:sqnr:x=1").metric == "iou:sqnr:x"
+    assert parse("min", "a:sqnr:map50:x=1").metric == "sqnr:map50:x"
+    assert parse("min", "map50=90").metric == "map50"
+    assert parse("min", "iou: =1").metric == "iou: "
+    for text in ("iou=60", "iou:=60", "metric=1", "metric:=1", "map50:=1", "iou.a=1"):
+        with pytest.raises(InvalidOptionError, match="unknown metric"):
+            parse("min", text)
+    with pytest.raises(InvalidOptionError, match="did you mean 'miou'"):
+        parse("min", "mious=60")
+    with pytest.raises(InvalidOptionError, match="higher iou:a is better; use min"):
+        parse("max", "iou:a=60")
+
+
+def test_a_metric_of_the_user_is_bounded_from_either_side() -> None:
+    for kind in KINDS:
+        bound = parse(kind, "mine:metric:recall at 5=1")
+        expected = (kind, "mine", "metric:recall at 5")
+        assert (bound.kind, bound.artifact, bound.metric) == expected
+
+
+def test_bounds_of_classes_in_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(
+        '[tool.edgekit.gate]\nmin."iou:t-shirt top" = 60\nmax-drop."map50:bag" = 2\n'
+        '[tool.edgekit.gate.artifact."m:int8"]\nmin."metric:x" = 1\n'
+    )
+    assert list(map(str, load(path).bounds)) == [
+        "min iou:t-shirt top=60",
+        "max-drop map50:bag=2",
+        "min m:int8:metric:x=1",
+    ]
+    path.write_text("[tool.edgekit.gate]\nmin.iou.shirt = 60\n")
+    with pytest.raises(InvalidOptionError, match='got a table; .* min."iou:shirt" = 60'):
+        load(path)
 
 
 def test_names_may_hold_what_the_grammar_uses() -> None:

@@ -1,11 +1,12 @@
 """Verdicts on deployables, the same on the screen, on the page and in the gate. Framework-free.
 
-Two things are judged. *Accuracy* is judged if there are labels: the change of top-1, or of R^2,
-with its 95 % interval from the paired samples, is compared with the loss that matters (``--bound``,
-half a point). The verdict is *same* if the interval excludes such a loss, *worse* if the loss is
-beyond the bound and beyond chance, *better* if there is a gain beyond chance, and *unclear*
-otherwise: more samples would tell. *Fidelity* is always judged: how near the outputs are to those
-of the float model (:mod:`edgekit.records.fidelity`).
+Two things are judged. *Accuracy* is judged if there are labels: the change of top-1, of R^2, of a
+detector's mAP or of the mIoU of a segmentation network, with its 95 % interval from the paired
+samples, is compared with the loss that matters (``--bound``, half a point). The verdict is *same*
+if the interval excludes such a loss, *worse* if the loss is beyond the bound and beyond chance,
+*better* if there is a gain beyond chance, and *unclear* otherwise: more samples would tell.
+*Fidelity* is always judged: how near the outputs are to those of the float model
+(:mod:`edgekit.records.fidelity`).
 
 A dead channel gives the verdict *dead*, whatever else was measured. Then accuracy gives the
 verdict. If it is not known, or too few samples leave it unclear, fidelity gives the verdict: few
@@ -31,7 +32,7 @@ Accuracy = Literal["better", "same", "worse", "unclear", "unknown"]
 Verdict = Literal[
     "dead", "worse", "poor", "unknown", "unclear", "far", "better", "same", "close", "exact"
 ]
-#: The loss that matters, in points of top-1 or R^2, where nobody says another.
+#: The loss that matters, in points of the accuracy, where nobody says another.
 BOUND = 0.5
 #: SQNR of what varies, in dB, from which on outputs are equal but for rounding: a thousandth.
 EQUAL = 60.0
@@ -51,7 +52,7 @@ URGENCY: tuple[Verdict, ...] = (
 #: Verdicts that are red on the screen and the page.
 BAD: tuple[Verdict, ...] = ("dead", "worse", "poor")
 #: Accuracy, and its change against the float model.
-CHANGES = {"top1": "top1_change", "r2": "r2_change"}
+CHANGES = {"top1": "top1_change", "r2": "r2_change", "map": "map_change", "miou": "miou_change"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def change_of(result: ArtifactResult, report: Report) -> Measurement | None:
     count = report.data.count
     if result.correct and report.reference.correct:
         return stats.paired_change(report.reference.correct_bits(count), result.correct_bits(count))
-    return result.metrics.get("r2_change")
+    measured = (result.metrics.get(name) for name in CHANGES.values() if name != "top1_change")
+    return next((change for change in measured if change is not None), None)
 
 
 def bound_of(report: Report) -> float:

@@ -7,6 +7,8 @@ baseline's value::
     --min top1=93.0     --max size=700000     --max-drop top1=0.5     --max-rise size='1 %'
     --max-drop mine-tflite-int8:top1=1.0                             (of one artifact)
     --min sqnr:price=30                                              (of one output of several)
+    --min 'iou:t-shirt=60'  --max-drop map50:bag=2                   (of one class)
+    --min metric:recall_at_5=70                                      (of a function of the user)
 
     [tool.edgekit.gate]                       in pyproject.toml
     report = "build/report.json"              paths are relative to this file
@@ -14,12 +16,15 @@ baseline's value::
     min.top1 = 93.0
     max-drop.top1 = 0.5
     max-rise.size = "1 %"
+    min."iou:t-shirt" = 60
     allow-dead = false                        true: channels that are dead are let pass
     [tool.edgekit.gate.artifact."mine-tflite-int8"]
     max-drop.top1 = 1.0
 
 ``min`` is for metrics where higher is better, ``max`` and ``max-rise`` for those where lower is.
-``max-drop`` is taken for both and then means "worse by at most".
+``max-drop`` is taken for both and then means "worse by at most". Of a user's own metric nobody
+knows which is better, so that all four are taken: ``max-drop`` bounds how much it falls,
+``max-rise`` how much it rises.
 """
 
 from __future__ import annotations
@@ -36,7 +41,13 @@ from typing import Any, Literal, cast, get_args
 from edgekit.base import words
 from edgekit.base.errors import InvalidInputError, InvalidOptionError
 from edgekit.evaluation import verdicts
-from edgekit.records.results import CENTRED_OF_OUTPUT, OF_OUTPUT
+from edgekit.records.results import (
+    CENTRED_OF_OUTPUT,
+    IOU_OF_CLASS,
+    MAP_OF_CLASS,
+    OF_FUNCTION,
+    OF_OUTPUT,
+)
 
 Kind = Literal["min", "max", "max-drop", "max-rise"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -49,6 +60,20 @@ HIGHER_IS_BETTER = (
     "mcnemar_p",
     "r2",
     "r2_change",
+    "map",
+    "map50",
+    "map75",
+    "map_small",
+    "map_medium",
+    "map_large",
+    "map_change",
+    "map50_change",
+    "matched50",
+    "matched90",
+    "miou",
+    "pixel_accuracy",
+    "miou_change",
+    "pixel_agreement",
     "sqnr",
     "sqnr_centred",
 )
@@ -59,6 +84,7 @@ LOWER_IS_BETTER = (
     "mse",
     "max_error",
     "max_error_share",
+    "score_error",
     "size",
     "peak_memory",
     "load_time",
@@ -79,6 +105,13 @@ OF_THE_REFERENCE = (
     "top1_change",
     "mcnemar_p",
     "r2_change",
+    "map_change",
+    "map50_change",
+    "matched50",
+    "matched90",
+    "score_error",
+    "miou_change",
+    "pixel_agreement",
     "kl",
     "sqnr",
     "sqnr_centred",
@@ -86,20 +119,69 @@ OF_THE_REFERENCE = (
     "max_error",
     "max_error_share",
 )
+#: Metrics whose change against the reference is measured on the same samples.
+CHANGES = {**verdicts.CHANGES, "map50": "map50_change"}
 #: Metrics that say nothing where labels do not fit.
-OF_THE_LABELS = ("top1", "top5", "top1_change", "mcnemar_p", "r2", "r2_change")
-_OF_OUTPUTS = (OF_OUTPUT, CENTRED_OF_OUTPUT)
+OF_THE_LABELS = (
+    "top1",
+    "top5",
+    "top1_change",
+    "mcnemar_p",
+    "r2",
+    "r2_change",
+    "map",
+    "map50",
+    "map75",
+    "map_small",
+    "map_medium",
+    "map_large",
+    "map_change",
+    "map50_change",
+    "miou",
+    "pixel_accuracy",
+    "miou_change",
+    "iou",
+)
+#: Starts of names of metrics of a part, and what the part is: of an output, a class, a function.
+PARTS = {
+    OF_OUTPUT: "OUTPUT",
+    CENTRED_OF_OUTPUT: "OUTPUT",
+    MAP_OF_CLASS: "CLASS",
+    IOU_OF_CLASS: "CLASS",
+    OF_FUNCTION: "NAME",
+}
+#: Metrics and families, in the order in which the gate shows them.
+_FAMILIES = (*METRICS, *(part[:-1] for part in PARTS if part[:-1] not in METRICS))
+
+
+def part(metric: str) -> tuple[str, str]:
+    """Start and rest of the name of a metric of a part: ``map50:``, ``bag``; else two empty texts.
+
+    A class may have any name, so that the rest may hold anything.
+    """
+    start = next((start for start in PARTS if metric.startswith(start)), "")
+    return start, metric[len(start) :] if start else ""
 
 
 def family(metric: str) -> str:
     """``sqnr`` of an output's SQNR; a metric of the whole model itself."""
-    own = [prefix for prefix in _OF_OUTPUTS if metric.startswith(prefix)]
-    return own[0].removesuffix(":") if own else metric
+    return part(metric)[0].removesuffix(":") or metric
+
+
+def known(metric: str) -> bool:
+    """Whether a bound may be on it."""
+    start, rest = part(metric)
+    return bool(rest) if start else metric in METRICS
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of a known metric is better."""
-    return family(metric) in HIGHER_IS_BETTER
+    """Whether more of a known metric is better; of a user's own metric, nobody knows."""
+    return family(metric) in (*HIGHER_IS_BETTER, IOU_OF_CLASS[:-1])
+
+
+def of_user(metric: str) -> bool:
+    """Whether a function of the user computes it."""
+    return metric.startswith(OF_FUNCTION)
 
 
 TABLE = "tool.edgekit.gate"
@@ -132,14 +214,16 @@ class Bound:
                 f"unknown kind of bound {self.kind!r}; expected one of {', '.join(KINDS)}"
                 f"{words.near(self.kind, KINDS)}"
             )
-        if self.metric in _OF_OUTPUTS or family(self.metric) not in METRICS:
+        if not known(self.metric):
+            parts = ", ".join(f"{start}{each}" for start, each in PARTS.items())
             raise InvalidOptionError(
                 f"unknown metric {self.metric!r} in {self.kind}; expected one of "
-                f"{', '.join(METRICS)}, or {', '.join(f'{each}OUTPUT' for each in _OF_OUTPUTS)}"
-                f"{words.near(self.metric, METRICS)}"
+                f"{', '.join(METRICS)}, or {parts}{words.near(self.metric, METRICS)}"
             )
-        higher = higher_is_better(self.metric)
-        if self.kind == "max-drop" and not higher:
+        higher, own = higher_is_better(self.metric), of_user(self.metric)
+        if own:
+            pass  # whatever its function says, it may be bounded from both sides
+        elif self.kind == "max-drop" and not higher:
             object.__setattr__(self, "kind", "max-rise")
         elif higher and self.kind in ("max", "max-rise"):
             fix = "min" if self.kind == "max" else "max-drop"
@@ -175,13 +259,16 @@ class Bound:
 DEFAULT = Bound("max-drop", "top1", verdicts.BOUND, source="default")
 #: The same of regressions whose right numbers are known.
 DEFAULT_OF_TRUTH = Bound("max-drop", "r2", verdicts.BOUND, source="default")
+#: The same of detectors and of segmentation networks.
+DEFAULT_OF_BOXES = Bound("max-drop", "map", verdicts.BOUND, source="default")
+DEFAULT_OF_MASKS = Bound("max-drop", "miou", verdicts.BOUND, source="default")
 #: The same of outputs whose right values nobody knows: 3 dB, twice the power of the error, at the
 #: most. Values above ROUNDING count as that many dB.
 DEFAULT_OF_NUMBERS = Bound("max-drop", "sqnr_centred", 3.0, source="default")
 #: The same of a baseline that does not know what varies.
 DEFAULT_OF_OLD = Bound("max-drop", "sqnr", 3.0, source="default")
 OF_NUMBERS = (DEFAULT_OF_NUMBERS, DEFAULT_OF_OLD)
-DEFAULTS = (DEFAULT, DEFAULT_OF_TRUTH, *OF_NUMBERS)
+DEFAULTS = (DEFAULT, DEFAULT_OF_TRUTH, DEFAULT_OF_BOXES, DEFAULT_OF_MASKS, *OF_NUMBERS)
 ROUNDING = 100.0
 
 
@@ -211,11 +298,11 @@ def parse(kind: Kind, text: str, *, source: str = COMMAND_LINE) -> Bound:
     """
     place, equals, value = text.rpartition("=")
     artifact, colon, metric = place.rpartition(":")
-    for prefix in _OF_OUTPUTS:
-        before, found, output = f":{place}".partition(f":{prefix}")
-        if found:
-            artifact, colon, metric = before[1:], before[:1], prefix + output
-            break
+    # The first one: what follows is a name, which may hold anything.
+    starts = [at for start in PARTS if (at := f":{place}".find(f":{start}")) >= 0]
+    if starts:
+        at = min(starts)
+        artifact, colon, metric = place[: max(0, at - 1)], place[at - 1 : at], place[at:]
     if not equals or (colon and not artifact):
         raise InvalidOptionError(
             f"{kind}: expected [ARTIFACT:]METRIC=VALUE as top1=0.5, got {text!r}"
@@ -278,7 +365,9 @@ def effective(bounds: Sequence[Bound], artifact: str) -> tuple[Bound, ...]:
     others = {bound.metric for bound in latest.values() if bound not in DEFAULTS}
     kept = [b for b in latest.values() if b not in DEFAULTS or b.metric not in others]
     return tuple(
-        sorted(kept, key=lambda b: (METRICS.index(family(b.metric)), b.metric, KINDS.index(b.kind)))
+        sorted(
+            kept, key=lambda b: (_FAMILIES.index(family(b.metric)), b.metric, KINDS.index(b.kind))
+        )
     )
 
 
@@ -314,8 +403,8 @@ _HELP: dict[Kind, str] = {
     "min": "least value of a metric, e.g. top1=93",
     "max": "largest value of a metric, e.g. size=700000",
     "max-drop": "how much worse than the baseline a metric may be, e.g. top1=0.5, "
-    "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without it r2=0.5 points, "
-    "or sqnr_centred=3 dB)",
+    "'agreement=1 %%', mine-int8:top1=1 (default: top1=0.5 points; without it r2, map or "
+    "miou=0.5 points, or sqnr_centred=3 dB)",
     "max-rise": "the same for metrics where lower is better, e.g. size=20000",
 }
 
@@ -438,6 +527,12 @@ def _bounds(path: Path, table: Mapping[str, Any], artifact: str | None) -> list[
     for kind in KINDS:
         for metric, value in _subtable(path, table, kind, TABLE).items():
             try:
+                if isinstance(value, dict):
+                    example = next(iter(value), "NAME")
+                    raise InvalidOptionError(
+                        f"{kind} {metric}: expected a number, got a table; write the name of a "
+                        f'metric of a part in quotes, as {kind}."{metric}:{example}" = 60'
+                    )
                 bounds.append(read(kind, metric, value, artifact=artifact, source=str(path)))
             except InvalidOptionError as exc:
                 of = "" if artifact is None else f"artifact {artifact!r}: "

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from edgekit.base import words
 from edgekit.base.errors import ReportError
 from edgekit.evaluation import verdicts
 from edgekit.gating import bounds as grammar
@@ -73,6 +74,8 @@ class Check:
         return f"{self.kind} {amount}".rstrip()
 
 
+#: Metrics of parts that a sentence names, at most.
+_FEW = 8
 _PROBLEMS = {
     "chance": "by its labels the float model is no better than chance",
     "one class": "all of its labels are one class",
@@ -240,12 +243,15 @@ def _judge(
         if now is None:
             return check("FAIL", "the artifact is missing from the report")
         hint = "; compare it with its float32 artifact" if metric == "latency_ratio" else ""
-        kind = grammar.family(metric)
-        if kind != metric:
-            those = [each for each in now.metrics if each.startswith(f"{kind}:")]
-            hint = f"; it has {', '.join(those) or f'one output, whose metric is {kind}'}"
+        start, _ = grammar.part(metric)
+        if start:
+            hint = _parts_in(start, metric, now)
         return check("FAIL", f"the metric is missing from the report{hint}")
-    if metric in grammar.OF_THE_LABELS and report.fit is not None and report.fit.problem:
+    if (
+        grammar.family(metric) in grammar.OF_THE_LABELS
+        and report.fit is not None
+        and report.fit.problem
+    ):
         return check(
             "REFUSED",
             f"{metric} says nothing in this report: {_PROBLEMS[report.fit.problem]}; compare with "
@@ -269,8 +275,8 @@ def _judge(
     was, value = old.value, new.value
     if bound in grammar.OF_NUMBERS:  # beyond is float32's rounding, other on each CPU
         was, value = min(was, grammar.ROUNDING), min(value, grammar.ROUNDING)
-    lost = drop(metric, was, value)
-    reason, significant, p = _significance(metric, now, before, new, old, report, allowed)
+    lost = drop(bound, was, value)
+    reason, significant, p = _significance(metric, now, before, report, baseline, allowed)
     verdict: Verdict = "PASS"
     if exceeds(lost, allowed, was, value):
         verdict = "FAIL"
@@ -362,11 +368,29 @@ def unstable(report: Report, result: ArtifactResult) -> str | None:
     return None
 
 
-def drop(metric: str, old: float, new: float) -> float:
-    """How much worse a value is than another; negative is better."""
+def drop(bound: Bound, old: float, new: float) -> float:
+    """How much worse a value is than another; negative is better.
+
+    Of a user's own metric the bound says what is worse: to fall of ``max-drop``, to rise of
+    ``max-rise``. Any other bound of either kind is on the metrics whose direction it names.
+    """
     if old == new:  # also when both are infinite
         return 0.0
-    return old - new if grammar.higher_is_better(metric) else new - old
+    return old - new if bound.kind == "max-drop" else new - old
+
+
+def _parts_in(start: str, metric: str, result: ArtifactResult) -> str:
+    """What a report has in place of a metric of an output, a class or a function."""
+    those = [each for each in result.metrics if each.startswith(start)]
+    if those:
+        few = ", ".join(those[:_FEW]) + (f" and {len(those) - _FEW} more" if those[_FEW:] else "")
+        near = words.near(grammar.part(metric)[1], [grammar.part(each)[1] for each in those])
+        return f"; it has {few}{near}"
+    if grammar.PARTS[start] == "OUTPUT":
+        return f"; it has one output, whose metric is {start[:-1]}"
+    if grammar.of_user(metric):
+        return "; pass its function as compare --metric MODULE:FUNCTION"
+    return "; it knows no class: compare with labels"
 
 
 def exceeds(change: float, bound: float, old: float, new: float) -> bool:
@@ -383,12 +407,11 @@ def _significance(
     metric: str,
     now: ArtifactResult,
     before: ArtifactResult,
-    new: Measurement,
-    old: Measurement,
     report: Report,
+    baseline: Report,
     allowed: float,
 ) -> tuple[str, bool | None, float | None]:
-    """(reason, whether the change is more than chance, McNemar p) of a metric."""
+    """(reason, whether the change is more than chance, McNemar p) of a metric of both."""
     if metric == "top1" and now.correct and before.correct:
         count = report.data.count
         bits = before.correct_bits(count), now.correct_bits(count)
@@ -402,7 +425,19 @@ def _significance(
         )
         beyond = paired.low > 0 or paired.high < 0
         return reason, beyond, stats.mcnemar_exact(lost, gained)
+    of, against = metric, ""
+    change = grammar.CHANGES.get(metric)
+    if change and report.reference.sha256 == baseline.reference.sha256:
+        # Both are of the same float model on the same images: what they lose to it says more than
+        # their own intervals, most of whose width is that of the images.
+        if change in now.metrics and change in before.metrics:
+            of, against = change, " of the changes against the float model"
+    new, old = now.metrics[of], before.metrics[of]
     if new.low is None or new.high is None or old.low is None or old.high is None:
         return "no interval, so significance unknown", None, None
     apart = new.low > old.high or new.high < old.low
-    return ("intervals apart: significant" if apart else "intervals overlap"), apart, None
+    said = "apart: significant" if apart else "overlap"
+    if not against:
+        return f"intervals {said}", apart, None
+    ends = f"{new.low:+.2f} to {new.high:+.2f}, before {old.low:+.2f} to {old.high:+.2f} points"
+    return f"95 % intervals{against} {said} ({ends})", apart, None

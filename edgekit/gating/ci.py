@@ -41,7 +41,7 @@ def junit(checks: Sequence[Check], *, model_id: str) -> str:
         },
     )
     for check in checks:
-        name = f"{check.metric} {check.kind}"
+        name = visible(f"{check.metric} {check.kind}")
         attributes = {"classname": visible(check.artifact), "name": name, "time": "0"}
         case = ElementTree.SubElement(suite, "testcase", attributes)
         text = sentence(check)
@@ -103,7 +103,7 @@ def _level(level: str, checks: Sequence[Check], most: int) -> list[str]:
     shown = checks if len(checks) <= most else checks[: most - 1]
     lines = []
     for check in shown:
-        title = escape_property(f"edgekit gate: {check.metric} {check.verdict}")
+        title = escape_property(visible(f"edgekit gate: {check.metric} {check.verdict}"))
         lines.append(f"::{level} title={title}::{escape_message(sentence(check))}")
     if len(shown) < len(checks):
         more = len(checks) - len(shown)

@@ -28,7 +28,7 @@ def gate(
         max_drop: How much worse a metric may be: a number in its unit (points for shares), or text
             as ``1 %`` of the baseline's value. Default: half a point of top-1, where there is a
             baseline and ``bounds`` asks nothing of top-1; of a baseline without top-1, half a point
-            of R^2, else 3 dB of SQNR.
+            of R^2, of mAP or of mIoU, else 3 dB of SQNR.
         bounds: More, of any kind; later ones win over earlier ones of the same kind and metric.
         allow_dead: Artifacts whose dead channels are let pass; None among them stands for all.
 
@@ -56,7 +56,7 @@ def gate(
 
 
 def default_of(accepted: Report, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
-    """What is asked of accuracy where nobody says it: of top-1, else of R^2, else of SQNR.
+    """What is asked of accuracy where nobody says it: of top-1, R^2, mAP or mIoU, else of SQNR.
 
     Raises:
         InvalidOptionError: If there is neither and ``bounds`` asks nothing either.
@@ -72,8 +72,8 @@ def default_of(accepted: Report, bounds: Sequence[Bound]) -> tuple[Bound, ...]:
             return (default,)
     if not bounds:
         raise InvalidOptionError(
-            "the baseline has neither top1, r2 nor sqnr, which the default bounds are on; pass a "
-            "bound, e.g. --max-rise 'mse=10 %'"
+            "the baseline has neither top1, r2, map, miou nor sqnr, which the default bounds are "
+            "on; pass a bound, e.g. --max-rise 'mse=10 %'"
         )
     return ()
 

@@ -84,7 +84,7 @@ def values_of(report: Report, reason: str = "") -> dict[str, dict[str, Accepted]
                 report.reference_in_words,
             )
             for metric, measurement in result.metrics.items()
-            if grammar.family(metric) in grammar.METRICS and metric not in left_out
+            if grammar.known(metric) and metric not in left_out
         }
         for result in report.artifacts
     }
@@ -121,7 +121,7 @@ def creep(report: Report, origin: Origin, bounds: Sequence[Bound]) -> tuple[Chec
             was, value = first.value, now.value
             if bound in grammar.OF_NUMBERS:
                 was, value = min(was, grammar.ROUNDING), min(value, grammar.ROUNDING)
-            lost = judged.drop(bound.metric, was, value)
+            lost = judged.drop(bound, was, value)
             if judged.exceeds(lost, allowed, was, value):
                 why = f", accepted for {first.reason!r}" if first.reason else ""
                 reason = (

@@ -27,6 +27,10 @@ Unit = Literal["images", "samples"]
 Cost = Literal["time", "size"]
 #: Start of the name of the SQNR of one of several outputs: of all values, and of what varies.
 OF_OUTPUT, CENTRED_OF_OUTPUT = "sqnr:", "sqnr_centred:"
+#: Start of the name of the mAP at IoU 0.5, and of the IoU, of one class.
+MAP_OF_CLASS, IOU_OF_CLASS = "map50:", "iou:"
+#: Start of the name of a metric that a function of the user computes.
+OF_FUNCTION = "metric:"
 
 
 @dataclass(frozen=True)

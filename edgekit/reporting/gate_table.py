@@ -18,6 +18,8 @@ _COLOURS = {
     "NEW": "cyan",
     "REFUSED": "bold red",
 }
+#: Width that the column of metrics keeps: of all names but those of a class.
+_METRIC = 16
 
 
 def show(checks: Sequence[Check], bounds: Sequence[Bound], report: Report) -> None:
@@ -35,7 +37,7 @@ def show(checks: Sequence[Check], bounds: Sequence[Bound], report: Report) -> No
         {
             "verdict": f"[{_COLOURS[check.verdict]}]{check.verdict}[/]",
             "artifact": _cell(check.artifact.removeprefix(f"{model_id}-")),
-            "metric": check.metric,
+            "metric": _cell(check.metric),
             "now": judged.show(check.current, check.unit),
             "was": judged.show(check.baseline, check.unit),
             "change": judged.show(judged.change(check), check.unit, sign="+"),
@@ -98,7 +100,10 @@ def _table(
         table.add_column(
             name,
             justify="right" if name in ("now", "was", "change") else "left",
-            no_wrap=name not in ("artifact", "bound", "because", "allowed because"),
+            no_wrap=name not in ("artifact", "metric", "bound", "because", "allowed because"),
+            min_width=min(_METRIC, max((len(row[name]) for row in rows), default=0))
+            if name == "metric"
+            else None,
         )
     for row in rows:
         table.add_row(*(row[name] for name in shown))
