@@ -62,6 +62,12 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
     )
     add = result.add_argument
     add("--data", metavar="IMAGES", help=f"{data.WORDS} (default: the first, not of --from MODEL)")
+    add(
+        "--task",
+        choices=recipes.TASKS,
+        help="what the network is to learn: classes of images, boxes of objects, or classes of "
+        "pixels (default: that of --recipe, else the first)",
+    )
     add("--size", type=words.positive_int, help="height and width that pictures are resized to")
     add(
         "--from",
@@ -194,9 +200,17 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         return _list_recipes()
     if options.out is None:
         raise InvalidOptionError("expected --out FOLDER, the artifact to write")
-    recipe = options.recipe or (recipes.FINE_TUNING if options.start else recipes.DEFAULT)
+    task: recipes.Task = options.task or "classification"
+    tuned = options.start is not None and task == "classification"
+    recipe = options.recipe or (recipes.FINE_TUNING if tuned else recipes.DEFAULTS[task])
+    preset = recipes.load(recipe)
+    if options.task not in (None, preset.task):
+        raise InvalidOptionError(
+            f"--task {task}: expected a recipe for it, as {recipes.DEFAULTS[task]}, got {recipe}, "
+            f"which is for {preset.task}"
+        )
     preset = recipes.changed(
-        recipes.load(recipe),
+        preset,
         recipe=options_for(options, Recipe),
         network=options_for(options, Network),
     )
@@ -220,7 +234,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     )
     if written is None:
         return 0, {"artifact": None, "written_by": "the chief"}
-    if preset.expected and recipe != recipes.DEFAULT:
+    if preset.expected and recipe not in recipes.DEFAULTS.values():
         cli.say(f"recipe {preset.name}: expected {preset.expected}")
     return 0, {
         "artifact": str(written.path),
@@ -232,14 +246,13 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
 def _list_recipes() -> cli.Outcome:
     presets = [recipes.load(name) for name in recipes.names()]
     table = Table()
-    for column in ("recipe", "what it is", "top-1 %", "top-5 %", "of", "source"):
-        table.add_column(column, justify="right" if "%" in column else "left")
+    for column in ("recipe", "task", "what it is", "expected", "of", "source"):
+        table.add_column(column)
     for preset in presets:
         expected = preset.expected
-        cells = [preset.name, preset.about]
+        cells = [preset.name, preset.task, preset.about]
         if expected:
-            top5 = "" if expected.top5 is None else f"{expected.top5:g}"
-            cells += [f"{expected.top1:g}", top5, expected.of, expected.source]
+            cells += [expected.metrics, expected.of, expected.source]
         table.add_row(*map(escape, cells))
     cli.console.print(table)
     for preset in presets:

@@ -19,6 +19,7 @@ from edgekit.data.coco import Coco
 from edgekit.data.folder import Folder
 from edgekit.data.function import PREFIXES, WORD, Function
 from edgekit.data.images import ImageSet, Split, load_npz
+from edgekit.data.scenes import Scenes
 from edgekit.data.segmented import Segmented
 from edgekit.data.source import Fit, Source, background_of, images_of
 from edgekit.data.table import Csv
@@ -51,12 +52,12 @@ __all__ = [
 
 #: What ``--data`` takes, for help texts and errors.
 WORDS = (
-    "fashion_mnist, FILE.npz, folder:DIR, csv:FILE, coco:FILE, voc:DIR, yolo:DIR, masks:DIR, "
-    "tfrecord:DIR, imagenet-tfrecord:DIR, tfds:NAME or MODULE:FUNCTION"
+    "fashion_mnist, scenes, scenes:masks, FILE.npz, folder:DIR, csv:FILE, coco:FILE, voc:DIR, "
+    "yolo:DIR, masks:DIR, tfrecord:DIR, imagenet-tfrecord:DIR, tfds:NAME or MODULE:FUNCTION"
 )
 #: Kinds of data that a file may name: they are read, and nothing is imported for them.
 _READ_ONLY = (
-    *("fashion_mnist", "npz", "folder", "csv", "tfrecord", "imagenet-tfrecord"),
+    *("fashion_mnist", "scenes", "npz", "folder", "csv", "tfrecord", "imagenet-tfrecord"),
     *("coco", "voc", "yolo", "masks"),
 )
 _COMMON = ("samples", "seed", "size")
@@ -348,7 +349,7 @@ def has_test_part(word: str) -> bool:
     kind, _, place = head.partition(":")
     if kind in ("tfrecord", "imagenet-tfrecord"):
         return has_parts(place)
-    return head == "fashion_mnist"
+    return kind in ("fashion_mnist", "scenes")
 
 
 def load(
@@ -401,13 +402,15 @@ def _adapter(word: str, head: str) -> tuple[str, Adapter, str]:
         return kind, _PREFIXED[kind], place
     if head == "fashion_mnist":
         return head, _FashionMnist(), head
+    if kind == "scenes":
+        return kind, Scenes(), place
     if head.endswith(".npz"):
         return "npz", _Npz(), head
     if WORD.fullmatch(head):
         return "function", Function(), head
     if Path(head).is_dir():
         return "folder", _PREFIXED["folder"], head
-    near = words.near(kind if colon else head, ("fashion_mnist", *_PREFIXED))
+    near = words.near(kind if colon else head, ("fashion_mnist", "scenes", *_PREFIXED))
     if Path(head).exists():
         near = f", a file of another kind{_INSTEAD.get(Path(head).suffix.lower(), '')}"
     elif "." in head or "/" in head:  # meant as a path

@@ -15,7 +15,8 @@ class Counts:
 
     Attributes:
         parameters: Kernels and biases of convolutions and dense layers. Batch normalisation is
-            left out, as in the published tables: deployed, it is folded away.
+            left out unless it was asked for, as in the published tables of classifiers: deployed,
+            it is folded away.
         multiply_adds: Products of one forward pass at batch 1, convolutions and dense layers.
     """
 
@@ -23,8 +24,12 @@ class Counts:
     multiply_adds: int
 
 
-def count(model: Any) -> Counts:
+def count(model: Any, *, normalisation: bool = False) -> Counts:
     """Count a model made of convolutions, dense layers and layers without products.
+
+    Args:
+        model: Functional tf_keras model.
+        normalisation: Count batch normalisation's trained scales and offsets as parameters too.
 
     Raises:
         InvalidModelError: If the model holds another layer with weights.
@@ -34,6 +39,8 @@ def count(model: Any) -> Counts:
     for layer in model.layers:
         if not isinstance(layer, layers.BatchNormalization):
             parameters += layer.count_params()
+        elif normalisation:
+            parameters += sum(weight.shape.num_elements() for weight in layer.trainable_weights)
         if isinstance(layer, layers.DepthwiseConv2D):
             height, width, channels = layer.output_shape[1:]
             kernel = layer.kernel_size[0] * layer.kernel_size[1]

@@ -23,9 +23,8 @@ from edgekit.base.errors import InvalidModelError
 from edgekit.models.mobilenet_v2 import (
     BOTTLENECKS,
     HEAD_CHANNELS,
-    STEM_CHANNELS,
-    make_divisible,
     mobilenet_v2,
+    width_of,
 )
 from edgekit.records import artifact
 from edgekit.records.signature import preprocessing
@@ -167,15 +166,9 @@ def _width(shapes: Mapping[str, tuple[int, ...]]) -> float:
     scopes.append(f"{SCOPE}/Conv_1/weights")
     seen = [shapes[name][-1] for name in scopes]
 
-    def channels(width: float) -> list[int]:
-        blocks = [c for _, c, repeats, _ in BOTTLENECKS for _ in range(repeats)]
-        head = make_divisible(HEAD_CHANNELS * max(1.0, width))
-        return [*(make_divisible(c * width) for c in (STEM_CHANNELS, *blocks)), head]
-
-    steps = sorted(range(5, 501), key=lambda n: (n % 100 != 0, n % 25 != 0, n % 5 != 0, n))
-    for step in steps:
-        if channels(step / 100) == seen:
-            return step / 100
+    width = width_of(seen[:-1], seen[-1])
+    if width is not None:
+        return width
     raise InvalidModelError(
         f"no width multiplier gives the checkpoint's channels {seen}; edgekit's MobileNetV2 makes "
         f"them divisible by 8 and does not shrink the head of {HEAD_CHANNELS}"

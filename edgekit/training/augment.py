@@ -25,14 +25,9 @@ def augment(x: Any, recipe: Recipe, step: Any, *, first: Any = 0, of: int | None
     if recipe.crop == 1 and not (recipe.shift or recipe.flip or recipe.erase):
         return x
     n, height, width = tf.shape(x)[0], x.shape[1], x.shape[2]
-
-    def uniform(stream: int, low: Any, high: Any, dtype: Any = tf.int32) -> Any:
-        seed = tf.stack([tf.constant(recipe.seed * 16 + stream, tf.int64), step])
-        drawn = tf.random.stateless_uniform([of or n], seed, low, high, dtype)
-        return drawn if of is None else tf.slice(drawn, [first], [n])
-
+    uniform = draws(recipe, step, n, first=first, of=of)
     if recipe.crop < 1:
-        x = _crop(x, recipe, lambda stream, low, high: uniform(stream, low, high, tf.float32))
+        x = _crop(x, recipe, uniform)
 
     rows = tf.range(height)[None, :]
     columns = tf.range(width)[None, :]
@@ -62,15 +57,41 @@ def augment(x: Any, recipe: Recipe, step: Any, *, first: Any = 0, of: int | None
     return x
 
 
-def _crop(x: Any, recipe: Recipe, uniform: Callable[[int, float, float], Any]) -> Any:
-    """A rectangle of ``crop`` to 1 of the area and a width of 3/4 to 4/3 of the height, resized."""
+def draws(
+    recipe: Recipe, step: Any, count: Any, *, first: Any = 0, of: int | None = None
+) -> Callable[..., Any]:
+    """Random numbers of a step: a function of stream, least value and limit, ``[count]`` each.
+
+    Integers below the limit if that is an integer, else floats. Args as :func:`augment` has them.
+    """
     tf = keras_format.tensorflow()
-    n, height, width = tf.shape(x)[0], x.shape[1], x.shape[2]
+
+    def uniform(stream: int, low: Any, high: Any) -> Any:
+        seed = tf.stack([tf.constant(recipe.seed * 16 + stream, tf.int64), step])
+        dtype = tf.float32 if isinstance(high, float) else tf.int32
+        drawn = tf.random.stateless_uniform([of or count], seed, low, high, dtype)
+        return drawn if of is None else tf.slice(drawn, [first], [count])
+
+    return uniform
+
+
+def _crop(x: Any, recipe: Recipe, uniform: Callable[..., Any]) -> Any:
+    """A rectangle of ``crop`` to 1 of the area, resized."""
+    tf = keras_format.tensorflow()
+    top, left, high, wide = rectangle(recipe, uniform)
+    boxes = tf.stack([top, left, top + high, left + wide], axis=1)
+    return tf.image.crop_and_resize(x, boxes, tf.range(tf.shape(x)[0]), x.shape[1:3])
+
+
+def rectangle(recipe: Recipe, uniform: Callable[..., Any]) -> tuple[Any, Any, Any, Any]:
+    """Top, left, height, width as parts of an image: ``crop`` to 1 of its area and a width of 3/4
+    to 4/3 of the height.
+    """
+    tf = keras_format.tensorflow()
     area = uniform(8, recipe.crop, 1.0)
     ratio = tf.exp(uniform(9, -math.log(4 / 3), math.log(4 / 3)))
     high = tf.minimum(tf.sqrt(area / ratio), 1.0)
     wide = tf.minimum(tf.sqrt(area * ratio), 1.0)
     top = uniform(10, 0.0, 1.0) * (1 - high)
     left = uniform(11, 0.0, 1.0) * (1 - wide)
-    boxes = tf.stack([top, left, top + high, left + wide], axis=1)
-    return tf.image.crop_and_resize(x, boxes, tf.range(n), [height, width])
+    return top, left, high, wide

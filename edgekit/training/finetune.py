@@ -137,7 +137,7 @@ def resized(model: Any, shape: tuple[int, int, int]) -> Any:
         weights = model.get_weights()
         if shape[2] != own:
             sizes = [tuple(each.shape) for each in copy.weights]
-            weights = [_shared(*pair) for pair in zip(weights, sizes, strict=True)]
+            weights = [shared(*pair) for pair in zip(weights, sizes, strict=True)]
         copy.set_weights(weights)
     except Exception as exc:  # whatever a layer raises
         if shape[2] != own:
@@ -157,7 +157,7 @@ def resized(model: Any, shape: tuple[int, int, int]) -> Any:
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def _shared(weights: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
+def shared(weights: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
     """Weights of a layer that may read three channels instead of one.
 
     Raises:

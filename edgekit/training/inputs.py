@@ -22,10 +22,12 @@ from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
 from edgekit.data import decode
 from edgekit.data import images as image_sets
+from edgekit.data.images import Split
+from edgekit.data.masks import VOID
 from edgekit.data.source import Fit, Source, images_of
 from edgekit.records import environment
 from edgekit.records.signature import Preprocessing
-from edgekit.training.recipes import Recipe
+from edgekit.training.recipes import Recipe, Task
 from edgekit.training.stream import (
     ArrayFeed,
     Feed,
@@ -209,6 +211,70 @@ def inputs(word: str, options: InputOptions) -> Inputs:
             f"{word}: what is iterated once cannot be streamed; pass --augmentation small"
         )
     return Inputs(training, testing, tested_on, names, split=record)
+
+
+def objects(word: str, options: InputOptions, task: Task) -> Inputs:
+    """Open the images of a ``--data`` word that have boxes, or masks.
+
+    Raises:
+        EdgekitError: If they cannot be used, or an option does not fit them.
+    """
+    if options.mode == "stream":
+        raise InvalidOptionError(f"{task}: images are held in memory; leave out --input stream")
+    share = options.share(word)
+
+    def load(split: Split) -> data.ImageSet:
+        limit = options.limit if split == "train" else None
+        images = data.load(
+            word, split, prepare=options.prepare, limit=limit, progress=options.progress
+        )
+        _three(images)
+        right, kinds = (images.boxes, "boxes") if task == "detection" else (images.masks, "masks")
+        if right is None:
+            raise InvalidDataError(
+                f"{word}: expected images with {kinds} for --task {task}, got "
+                f"{_what_is_there(images)}"
+            )
+        return images
+
+    images = load("train")
+    size, available = images.images.nbytes, environment.available_memory()
+    if 2 * size > available:
+        raise InvalidDataError(
+            f"{images.name}: {size / 1e9:.1f} GB decoded, {available / 1e9:.1f} GB of memory are "
+            f"free; take fewer with --limit, or a smaller --size"
+        )
+    names = images.class_names or _numbered(images)
+    testing, training, tested_on, record = images, images, "train", None
+    if share:
+        seed = options.recipe.seed
+        held = max(1, min(len(images) - 1, round(share * len(images))))
+        order = np.random.default_rng(seed).permutation(len(images))
+        training, testing = images.take(np.sort(order[held:])), images.take(np.sort(order[:held]))
+        tested_on, record = "validation", _record(share, seed, testing)
+    elif data.has_test_part(word):
+        testing, tested_on = load("test"), "test"
+        if testing.class_names not in (names, ()):
+            raise InvalidDataError(
+                f"{word}: the test part has other classes than the training part"
+            )
+    return Inputs(training, testing, tested_on, names, split=record)
+
+
+def _what_is_there(images: data.ImageSet) -> str:
+    kinds = {"labels": images.labels, "boxes": images.boxes, "masks": images.masks}
+    return " and ".join(kind for kind, value in kinds.items() if value is not None) or "none"
+
+
+def _numbered(images: data.ImageSet) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers."""
+    if images.boxes is not None:
+        highest = int(images.boxes.classes.max(initial=0))
+    else:
+        assert images.masks is not None
+        masks = (images.masks[i] for i in range(len(images)))
+        highest = max(1, *(int(np.max(m, where=m != VOID, initial=0)) for m in masks))
+    return tuple(str(number) for number in range(highest + 1))
 
 
 def _three(images: data.ImageSet) -> tuple[int, int, int]:

@@ -67,6 +67,7 @@ def fit(
         InvalidOptionError: If another run is resumed than the one that was begun.
     """
     recipe, per_epoch = trainer.recipe, trainer.steps_per_epoch
+    measured, in_words = trainer.MEASURED
     chief = trainer.replicas.chief
     _check_same_run(
         checkpoints / "run.json", {"recipe": asdict(recipe), **about}, resume, write=chief
@@ -108,14 +109,15 @@ def fit(
                 "epoch": epoch + 1,
                 "step": last,
                 "loss": float(np.average(losses, weights=weights)),
-                "augmented_top1": 100 * float(np.average(rights, weights=weights)),
+                f"augmented_{measured}": 100 * float(np.average(rights, weights=weights)),
                 "learning_rate": float(rates[-1]),
                 "images_per_second": round(speed, 1),
             }
             if chief:
                 progress.say(
                     f"epoch {epoch + 1}/{math.ceil(total / per_epoch)}  loss {row['loss']:.4f}  "
-                    f"top-1 {row['augmented_top1']:.2f} % (augmented)  {speed:.0f} images/s"
+                    f"{in_words} {row[f'augmented_{measured}']:.2f} % (augmented)  "
+                    f"{speed:.0f} images/s"
                 )
             journal.keep(row | (watch() if watch is not None else {}))
         return journal.log

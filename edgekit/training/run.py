@@ -1,4 +1,4 @@
-"""Train MobileNetV2 and write the float model as a Keras artifact."""
+"""Train a network and write the float model as a Keras artifact."""
 
 from __future__ import annotations
 
@@ -16,24 +16,31 @@ from edgekit.base import outputs, words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
 from edgekit.records import artifact, environment
+from edgekit.records.decoding import Decoding
 from edgekit.records.signature import Preprocessing, preprocessing
 from edgekit.sources import arrange
 from edgekit.sources import keras as keras_format
-from edgekit.sources.float_model import data_word
-from edgekit.training import finetune, recipes
+from edgekit.sources.float_model import FloatModel, data_word
+from edgekit.training import finetune, networks, recipes
 from edgekit.training import replicas as many
+from edgekit.training.detection import DetectionTrainer
 from edgekit.training.inputs import (
     InputOptions,
     Inputs,
     Mode,
     in_colour,
     inputs,
+    objects,
 )
 from edgekit.training.loop import checkpoints_of, fit, log_bytes
-from edgekit.training.recipes import Preset, Recipe
+from edgekit.training.networks import Network
+from edgekit.training.recipes import METRICS, Preset
+from edgekit.training.segmentation import SegmentationTrainer
 from edgekit.training.stream import Stream, StreamTrainer
 from edgekit.training.trainer import Trainer, configure_threads
 
+#: Data of each task where none are named.
+_WORDS = {"detection": "scenes", "segmentation": "scenes:masks"}
 #: Share of a set without a test part that fine-tuning holds out.
 VALIDATION = 0.2
 
@@ -98,13 +105,13 @@ def train(
     Raises:
         EdgekitError: On a bad option, model, data, or an output that exists.
     """
-    dataset = data_word(dataset, start)
     preset = preset or recipes.load(recipes.DEFAULT if start is None else recipes.FINE_TUNING)
-    recipe = preset.recipe
+    recipe, task = preset.recipe, preset.task
+    dataset = dataset or _WORDS.get(task) or data_word(dataset, start)
     outputs.check_free(out, force=force)
     checkpoints = checkpoints_of(out, checkpoints, resume=resume)
-    if channels is not None and start is None:
-        raise InvalidOptionError("channels is for fine-tuning; pass --from MODEL")
+    if channels is not None and (start is None or task != "classification"):
+        raise InvalidOptionError("channels is for fine-tuning a classifier; pass --from MODEL")
     arrange.check(data_format, precision)
     tf = keras_format.tensorflow()
     device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
@@ -113,33 +120,36 @@ def train(
     group = many.replicas(strategy, replicas)
     word = words.join(dataset, size=size)
     begun = _begun(preset, start, size, prepare, channels, lambda: in_colour(word), progress)
-    images = inputs(
-        word,
-        InputOptions(
-            recipe,
-            begun.prepare,
-            shape=begun.shape,
-            limit=limit,
-            mode=input,
-            validation=validation,
-            default=0.0 if start is None else VALIDATION,
-            skip_broken=skip_broken,
-            progress=progress,
-        ),
+    options = InputOptions(
+        recipe,
+        begun.prepare,
+        shape=begun.shape,
+        limit=limit,
+        mode=input,
+        validation=validation,
+        default=0.0 if start is None else VALIDATION,
+        skip_broken=skip_broken,
+        progress=progress,
     )
+    if task == "classification":
+        images = inputs(word, options)
+    else:
+        images = objects(word, options, task)
     if (data_format, precision) != ("NHWC", "float32"):
         arrange.require(data_format, precision, device=device, training=True)
     tf.random.set_seed(recipe.seed)
 
     with group.scope():
-        model = begun.build(images)
+        network = begun.build(images)
+        model = network.model
         arranged = arrange.arrange(
             model, data_format=data_format, precision=precision, matmul=device == "/CPU:0"
         )
     trainer = _trainer(
         images,
         arranged,
-        recipe,
+        preset,
+        network.decoding,
         fine_tuned=start is not None,
         prepare=begun.prepare,
         towers=towers,
@@ -156,12 +166,12 @@ def train(
         group.wait()
         return None
     if group.count > 1:
-        model = begun.build(images)  # whose variables are this process's alone
+        model = begun.build(images).model  # whose variables are this process's alone
     for variable, average in zip(model.variables, averages, strict=True):
         variable.assign(average)
-    top1, top5 = accuracy(model, images.testing, begun.prepare)
-    count = len(images.testing)
-    progress.say(f"{images.tested_on}: top-1 {top1:.2f} %, top-5 {top5:.2f} % of {count}")
+    metrics = measured(model, images.testing, begun.prepare, network.decoding, task)
+    listed = ", ".join(f"{METRICS[name]} {value:.2f} %" for name, value in metrics.items())
+    progress.say(f"{images.tested_on}: {listed} of {len(images.testing)}")
     written = artifact.write(
         out,
         {
@@ -177,6 +187,8 @@ def train(
             "signature": keras_format.signature(model),
             "preprocessing": begun.prepare,
             "class_names": images.class_names,
+            "task": "" if task == "classification" else task,
+            "decoding": network.decoding,
             "command": command,
             "training": {
                 **begun.about,
@@ -194,8 +206,7 @@ def train(
                 "validation": images.split,
                 **_of_stream(trainer),
                 "parameters": model.count_params(),
-                f"{images.tested_on}_top1": top1,
-                f"{images.tested_on}_top5": top5,
+                **{f"{images.tested_on}_{name}": value for name, value in metrics.items()},
             },
         },
         force=force,
@@ -211,13 +222,13 @@ class _Begun:
 
     Attributes:
         shape: ``(H, W, C)`` of its input; None where the images say it.
-        build: Makes the model for some images.
+        build: Makes the network for some images.
         about: For the manifest, and what a resumed run has to have the same.
     """
 
     prepare: Preprocessing
     shape: tuple[int, int, int] | None
-    build: Callable[[Inputs], Any]
+    build: Callable[[Inputs], Network]
     about: dict[str, Any]
 
 
@@ -230,8 +241,7 @@ def _begun(
     colours: Callable[[], bool],
     progress: Progress = SILENT,
 ) -> _Begun:
-    network, seed = preset.network, preset.recipe.seed
-    if start is not None:
+    if start is not None and preset.task == "classification":
         begun = finetune.start(
             start,
             size=size,
@@ -240,39 +250,61 @@ def _begun(
             colours=colours,
             progress=progress,
         )
+        dropout, seed = preset.network.dropout, preset.recipe.seed
 
-        def tuned(images: Inputs) -> Any:
-            return begun.build(len(images.class_names), dropout=network.dropout, seed=seed)
+        def tuned(images: Inputs) -> Network:
+            return Network(begun.build(len(images.class_names), dropout=dropout, seed=seed))
 
-        about = {"from": begun.original.model_id, "from_sha256": begun.original.source.sha256}
-        own = {"dropout": network.dropout, "channels": begun.shape[2]}
-        return _Begun(begun.prepare, begun.shape, tuned, about | own)
+        own = {"dropout": dropout, "channels": begun.shape[2]}
+        return _Begun(begun.prepare, begun.shape, tuned, _origin(begun.original) | own)
     if preset.recipe.head_epochs:
-        raise InvalidOptionError("head_epochs is for fine-tuning; pass --from MODEL")
-    from edgekit.models.mobilenet_v2 import mobilenet_v2
-
-    def fresh(images: Inputs) -> Any:
-        return mobilenet_v2(
-            input_shape=images.shape, classes=len(images.class_names), seed=seed, **asdict(network)
-        )
-
+        raise InvalidOptionError("head_epochs is for fine-tuning a classifier; pass --from MODEL")
     prepared = preprocessing(prepare or preset.preprocessing)
-    return _Begun(prepared, None, fresh, {"architecture": "mobilenet_v2", **asdict(network)})
+    about: dict[str, Any] = {"architecture": networks.architecture(preset)}
+    beginning: networks.Backbone | None = None
+    if start is not None:
+        beginning = networks.backbone(start, prepare)
+        prepared = beginning.original.preprocessing
+        preset = recipes.changed(preset, recipe={}, network={"width": beginning.width})
+        about |= _origin(beginning.original)
+    about |= asdict(preset.network)
+    if extra := preset.detector or preset.segmenter:
+        about |= asdict(extra)
+
+    def fresh(images: Inputs) -> Network:
+        network = networks.build(preset, images.shape, len(images.class_names))
+        if beginning is not None:
+            beginning.give(network.model)
+        return network
+
+    return _Begun(prepared, None, fresh, about)
+
+
+def _origin(original: FloatModel) -> dict[str, Any]:
+    return {"from": original.model_id, "from_sha256": original.source.sha256}
 
 
 def _trainer(
     images: Inputs,
     model: Any,
-    recipe: Recipe,
+    preset: Preset,
+    decoding: Decoding | None,
     *,
     fine_tuned: bool,
     progress: Progress = SILENT,
     **settings: Any,
 ) -> Trainer:
-    training = images.training
+    training, recipe = images.training, preset.recipe
     if isinstance(training, Stream):
         kind = finetune.StreamFineTuner if fine_tuned else StreamTrainer
         return kind(model, recipe, stream=training, progress=progress, **settings)
+    if decoding is not None:
+        assert decoding.anchors is not None
+        return DetectionTrainer(
+            model, recipe, images=training, anchors=decoding.anchors, **settings
+        )
+    if preset.task == "segmentation":
+        return SegmentationTrainer(model, recipe, images=training, **settings)
     in_memory = finetune.FineTuner if fine_tuned else Trainer
     return in_memory(model, recipe, images=training.images, labels=training.labels, **settings)
 
@@ -289,6 +321,24 @@ def _towers(device: str, strategy: str, replicas: int | None) -> int:
         return 1
     shared = replicas if strategy == "mirrored" and replicas else 1
     return max(1, environment.cores() // shared)
+
+
+def measured(
+    model: Any,
+    images: data.ImageSet,
+    prepare: Preprocessing,
+    decoding: Decoding | None,
+    task: recipes.Task,
+) -> dict[str, float]:
+    """How right a model is, percent by the name of the metric.
+
+    Raises:
+        InvalidDataError: If it gives NaN.
+    """
+    if task == "classification":
+        top1, top5 = accuracy(model, images, prepare)
+        return {"top1": top1, "top5": top5}
+    return {}
 
 
 def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple[float, float]:

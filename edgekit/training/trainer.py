@@ -8,6 +8,7 @@ logits and loss are float32, whatever layers compute in.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -64,6 +65,8 @@ class Trainer:
     #: Steps of different kinds that a run is made of, each traced once; ``_phase`` says which one
     #: is being traced.
     PHASES: ClassVar[int] = 1
+    #: What is counted as right on augmented images: as the log calls it, and in words.
+    MEASURED: ClassVar[tuple[str, str]] = ("top1", "top-1")
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class Trainer:
         self.towers = towers
         self.images = len(images)
         self.steps_per_epoch = len(images) // recipe.batch
-        self.classes = int(model.output_shape[-1])
+        self.classes = int(model.outputs[-1].shape[-1])
         self._prepare = prepare
         self._data_format = data_format
         self._augmentation = recipe
@@ -139,11 +142,15 @@ class Trainer:
             self._labels = tf.constant(labels)
 
     def _set_up(self, model: Any) -> None:
-        """Say what is trained, what is kept, and how logits are made."""
+        """Say what is trained, what is kept, and what the loss is of."""
         self.variables: list[Any] = model.variables
         self.trainable: list[Any] = model.trainable_variables
         self.decayed: list[Any] = decayed_variables(model)
-        self._logits = keras_format.tf_keras().Model(model.input, model.get_layer("logits").output)
+        self._logits = self._learning(model)
+
+    def _learning(self, model: Any) -> Any:
+        """The part of the model whose outputs the loss is of."""
+        return keras_format.tf_keras().Model(model.input, model.get_layer("logits").output)
 
     def _function(self, steps: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
         """One trace for any number of fused steps."""
@@ -211,17 +218,14 @@ class Trainer:
         part = size // self.towers
         losses, rights, gradients = [], [], []
         for tower in range(self.towers):
-            tower_x, tower_y = (
-                x[tower * part : (tower + 1) * part],
-                y[tower * part : (tower + 1) * part],
-            )
+            own = slice(tower * part, (tower + 1) * part)
+            tower_x, tower_y = tf.nest.map_structure(operator.itemgetter(own), (x, y))
             with tf.GradientTape() as tape:
                 loss, logits = self._loss(tower_x, tower_y)
                 scaled = loss if self._scale is None else self._scale.up(loss)
             gradients.append(tape.gradient(scaled, self.trainable))
             losses.append(loss)
-            hits = tf.equal(tf.argmax(logits, -1), tower_y)
-            rights.append(tf.reduce_mean(tf.cast(hits, tf.float32)))
+            rights.append(self._right(logits, tower_y))
         summed = [
             None if each[0] is None else tf.add_n(list(each)) / self.towers
             for each in zip(*gradients, strict=True)
@@ -243,6 +247,11 @@ class Trainer:
         tf = keras_format.tensorflow()
         logits = tf.cast(self._logits(x, training=True), tf.float32)
         return tf.reduce_mean(self.cross_entropy(logits, y)), logits
+
+    def _right(self, logits: Any, y: Any) -> Any:
+        """The share of right predictions in a part of a batch; see :attr:`MEASURED`."""
+        tf = keras_format.tensorflow()
+        return tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, -1), y), tf.float32))
 
     def cross_entropy(self, logits: Any, y: Any) -> Any:
         """Of each image, with smoothed labels."""
@@ -293,16 +302,21 @@ class Trainer:
             if self._prepare.channels == "bgr":
                 x = tf.reverse(x, [-1])
             x = x * tf.constant(self._prepare.scale) + tf.constant(self._prepare.offset)
-        of = None if self.replicas.count == 1 else self.recipe.batch
-        x = augment(x, self._augmentation, self.step, first=first, of=of)
+        x, y = self._augmented(x, y, first)
         return tf.transpose(x, [0, 3, 1, 2]) if self._data_format == "NCHW" else x, y
+
+    def _augmented(self, x: Any, y: Any, first: Any) -> tuple[Any, Any]:
+        """Images that are changed, and labels, which change with them."""
+        of = None if self.replicas.count == 1 else self.recipe.batch
+        return augment(x, self._augmentation, self.step, first=first, of=of), y
 
     def _gathered(self, indices: Any, first: Any, size: int) -> tuple[Any, Any]:
         """Images as they are kept, and labels."""
         tf = keras_format.tensorflow()
         if self.replicas.count > 1:
             indices = tf.slice(indices, [first], [size])
-        return tf.gather(self._images, indices), tf.gather(self._labels, indices)
+        y = tf.nest.map_structure(lambda each: tf.gather(each, indices), self._labels)
+        return tf.gather(self._images, indices), y
 
 
 class LossScale:

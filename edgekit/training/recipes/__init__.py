@@ -11,6 +11,9 @@ The files beside this module are found by name; a file of your own has the same 
     [network]           # keys of Network
     width = 1.0
 
+    [detector]          # of a detector: keys of edgekit.models.ssdlite.Detector
+    [segmenter]         # of a segmenter: keys of edgekit.models.deeplab.Segmenter
+
     [expected]          # optional
     top1 = 72.0
     of = "ImageNet validation"
@@ -27,16 +30,26 @@ from typing import Any, Literal, get_args
 
 from edgekit.base import schema, words
 from edgekit.base.errors import InvalidOptionError
+from edgekit.models.deeplab import Segmenter
+from edgekit.models.ssdlite import Detector
 
+Task = Literal["classification", "detection", "segmentation"]
 Schedule = Literal["cosine", "exponential"]
 Optimizer = Literal["sgd", "rmsprop"]
 Augmentation = Literal["small", "plain", "inception"]
+TASKS: tuple[Task, ...] = get_args(Task)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 
 DEFAULT = "small"
 FINE_TUNING = "finetune"
+#: Recipe of each task where none is named.
+DEFAULTS: Mapping[Task, str] = {
+    "classification": DEFAULT,
+    "detection": "ssdlite",
+    "segmentation": "deeplab",
+}
 _FOLDER = Path(__file__).parent
 
 
@@ -188,25 +201,46 @@ class Network:
     bn_momentum: float = 0.99
 
 
+#: Metrics of :class:`Expected` in words.
+METRICS = {"top1": "top-1", "top5": "top-5", "map50": "mAP@0.5", "miou": "mIoU"}
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a recipe reached where it comes from.
 
     Attributes:
-        top1: Percent.
-        top5: Percent, where it was published.
         of: Images and input size.
         source: Who says so.
+        top1: Percent.
+        top5: Percent, where it was published.
+        map50: Mean average precision at IoU 0.5 of a detector, percent.
+        miou: Mean IoU of a segmenter, percent.
     """
 
-    top1: float
     of: str
     source: str
+    top1: float | None = None
     top5: float | None = None
+    map50: float | None = None
+    miou: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.values():
+            raise InvalidOptionError(f"expected one of {', '.join(METRICS)}, got none")
+
+    def values(self) -> dict[str, float]:
+        """What is known, by the name of the metric."""
+        known = {name: getattr(self, name) for name in METRICS}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def metrics(self) -> str:
+        """Metrics and values, in words."""
+        return ", ".join(f"{METRICS[name]} {value:g} %" for name, value in self.values().items())
 
     def __str__(self) -> str:
-        top5 = "" if self.top5 is None else f", top-5 {self.top5:g} %"
-        return f"top-1 {self.top1:g} %{top5} of {self.of} ({self.source})"
+        return f"{self.metrics} of {self.of} ({self.source})"
 
 
 @dataclass(frozen=True)
@@ -219,6 +253,8 @@ class Preset:
         preprocessing: Name or JSON file.
         chosen: Hyper-parameters that its source does not publish, and what was taken for them.
         differs: What the source does otherwise.
+        detector: What makes a detector of the network; None for no detector.
+        segmenter: What makes a segmenter of it; None for no segmenter.
     """
 
     name: str
@@ -229,6 +265,35 @@ class Preset:
     expected: Expected | None = None
     chosen: tuple[str, ...] = ()
     differs: tuple[str, ...] = ()
+    detector: Detector | None = None
+    segmenter: Segmenter | None = None
+
+    def __post_init__(self) -> None:
+        if self.detector and self.segmenter:
+            raise InvalidOptionError("expected [detector] or [segmenter], got both")
+        if self.task == "classification":
+            return
+        recipe, network = self.recipe, self.network
+        unused = {
+            "head_epochs": recipe.head_epochs,
+            "label_smoothing": recipe.label_smoothing,
+            "lowered_strides": network.lowered_strides,
+            "dropout": network.dropout if self.detector else 0,
+        }
+        for name, value in unused.items():
+            if value:
+                raise InvalidOptionError(f"{name} is not for {self.task}; expected 0, got {value}")
+        if recipe.augmentation != "small":
+            raise InvalidOptionError(
+                f"{self.task}: expected augmentation small, got {recipe.augmentation}"
+            )
+
+    @property
+    def task(self) -> Task:
+        """What it trains for."""
+        if self.detector:
+            return "detection"
+        return "segmentation" if self.segmenter else "classification"
 
 
 def names() -> tuple[str, ...]:
