@@ -60,6 +60,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(picture).save(place / f"{number}.jpg")
                 pixels.append(picture[:32, :32])
                 labels.append(label)
+    for number in range(4):
+        name = f"cells/{{}}/{number}"
+        for place in ("JPEGImages", "Annotations", "ImageSets/Main"):
+            (folder / "cells" / place).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{name.format('JPEGImages')}.jpg")
+        (folder / f"{name.format('Annotations')}.xml").write_text(
+            "<annotation><size><width>48</width><height>40</height></size><object><name>RBC</name>"
+            "<bndbox><xmin>5</xmin><ymin>5</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object>"
+            "</annotation>"
+        )
+    (folder / "cells/ImageSets/Main/train.txt").write_text("0\n1\n2\n")
     keras = tf_keras()
     layers = keras.layers
     keras.utils.set_random_seed(1)

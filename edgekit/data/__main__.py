@@ -239,8 +239,7 @@ def _print(about: descriptions.Description) -> None:
         return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
     rows = {
-        "classes": _classes(about.classes),
-        "balance": "-" if about.balance is None else f"{about.balance:.3f} (1: even)",
+        **_content(about),
         "sizes": listed(about.sizes),
         "formats": listed(about.formats),
         "modes": listed(about.modes),
@@ -258,6 +257,37 @@ def _print(about: descriptions.Description) -> None:
     cli.console.print(table)
     for warning in about.warnings:
         cli.say(f"warning: {warning}")
+
+
+def _content(about: descriptions.Description) -> dict[str, str]:
+    """Rows of classes, boxes or masks."""
+    objects = about.objects
+    if objects is None:
+        return {
+            "classes": _classes(about.classes),
+            "balance": "-" if about.balance is None else f"{about.balance:.3f} (1: even)",
+        }
+    several = [
+        f"{objects.boxes[name]:,} {visible(name)} in {pictures:,} images"
+        if objects.boxes
+        else f"{objects.pixels[name]:.2f} % {visible(name)} in {pictures:,} images"
+        for name, pictures in list(objects.pictures.items())[:_LISTED]
+    ]
+    more = len(objects.pictures) - _LISTED
+    several += [f"and {more:,} classes more"] if more > 0 else []
+    if objects.void is not None:
+        return {
+            "pixels": "\n".join(several),
+            "void": f"{objects.void:.2f} %",
+            "of the first class only": f"{objects.empty:,} images",
+        }
+    sizes = ", ".join(f"{count:,} {name}" for name, count in objects.sizes.items())
+    crowds = f", {objects.crowds:,} crowds" if objects.crowds else ""
+    return {
+        "boxes": "\n".join([f"{sum(objects.boxes.values()):,}{crowds}", *several]),
+        "sizes of boxes": f"{sizes} (below 32 x 32 pixels, 96 x 96, larger)",
+        "without any box": f"{objects.empty:,} images",
+    }
 
 
 def _classes(counts: dict[str, int]) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,15 @@ import numpy.typing as npt
 
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.text import visible
-from edgekit.data import Opened, decode
+from edgekit.data import Opened, decode, images, mask_files
+from edgekit.data.annotated import Annotated, settle
+from edgekit.data.boxes import Boxes
 from edgekit.data.decode import PictureError
 from edgekit.data.images import ImageSet
-from edgekit.data.source import Entry, Source, parallel, some
+from edgekit.data.shown import PICTURES, Drawn, Objects, of_boxes, of_masks
+from edgekit.data.shown import THUMB as shown_thumb
+from edgekit.data.shown import sheet as object_sheet
+from edgekit.data.source import NAMED, Entry, Source, parallel, some
 
 #: Entries of a list in the document, at most; its length is always told.
 LISTED = 100
@@ -63,6 +68,7 @@ class Description:
         across_classes: Those of them that lie in more than one class.
         balance: Entropy of the classes over that of even ones: 1 is even; None without labels.
         leaked: Images whose pixels are in the other set as well; None without one.
+        objects: What boxes or masks show; None where a picture has a class, or nothing.
         warnings: What should be looked at, a sentence each.
     """
 
@@ -83,6 +89,7 @@ class Description:
     across_classes: Count
     balance: float | None
     leaked: Count | None
+    objects: Objects | None
     warnings: tuple[str, ...]
 
 
@@ -100,6 +107,10 @@ class _Look:
     square: npt.NDArray[np.float64]
     digest: bytes
     thumb: Any
+    stored: tuple[int, int]
+    turn: int
+    mask: npt.NDArray[np.int64] | None
+    small_mask: npt.NDArray[np.uint8] | None
 
 
 @dataclass
@@ -110,6 +121,9 @@ class Survey:
         numbers: Entry of each picture that could be decoded.
         labels: Its class number, or -1.
         digests: SHA-256 of size and upright RGB pixels, the first 16 bytes, of each.
+        frames: Width, height and EXIF orientation of each, as stored.
+        masks: Pixels of each number in the mask of each, int64 ``[256]``.
+        drawn: Pictures of the sheet of objects, by the place of the picture.
     """
 
     source: Source
@@ -123,6 +137,9 @@ class Survey:
     mean: Any = 0.0
     square: Any = 0.0
     thumbs: dict[int, list[Any]] = field(default_factory=dict)
+    frames: list[tuple[int, int, int]] = field(default_factory=list)
+    masks: list[npt.NDArray[np.int64]] = field(default_factory=list)
+    drawn: dict[int, Drawn] = field(default_factory=dict)
 
     @property
     def prints(self) -> npt.NDArray[Any]:
@@ -140,6 +157,14 @@ class Survey:
         for flag in ("turned", "transparent", "animated"):
             self.counters["flags"][flag] += bool(getattr(look, flag))
         self.mean, self.square = self.mean + look.mean, self.square + look.square
+        self.frames.append((*look.stored, look.turn))
+        if look.mask is not None:
+            self.masks.append(look.mask)
+        if self.source.shows_objects:
+            if picture:
+                place = len(self.numbers) - 1
+                self.drawn[place] = Drawn(look.thumb, look.size, look.small_mask)
+            return
         row = self.thumbs.get(self.labels[-1])
         if picture and row is None and len(self.thumbs) < ROWS:
             row = self.thumbs.setdefault(self.labels[-1], [])
@@ -174,13 +199,22 @@ def survey(opened: Opened, *, limit: int | None = None, pictures: bool = False) 
         source = _of_arrays(source)
     totals = Survey(source)
     decode.pillow()
+    drawn: set[int] | None = None
+    if pictures and source.shows_objects:
+        count = source.count if limit is None else min(limit, source.count or limit)
+        assert count is not None
+        shown = source.shown()[:count]
+        drawn = set(images.spread(source.name, shown, min(PICTURES, count), 0).tolist())
     with opened.progress.task("looking", source.count) as task:
-        look = functools.partial(_look, background=opened.background)
+        look = functools.partial(
+            _look, background=opened.background, thumb=shown_thumb if drawn is not None else THUMB
+        )
         for number, (entry, each) in enumerate(parallel(look, source.entries(None))):
             if isinstance(each, PictureError):
                 totals.broken.append(f"{visible(entry.where)} ({each})")
             else:
-                totals.take(number, entry, each, picture=pictures)
+                draw = pictures and (drawn is None or number in drawn)
+                totals.take(number, entry, each, picture=draw)
             task.advance()
             if number + 1 == limit:
                 break
@@ -190,24 +224,57 @@ def survey(opened: Opened, *, limit: int | None = None, pictures: bool = False) 
     return totals
 
 
-def _of_arrays(images: ImageSet) -> Source:
-    if images.images.dtype != np.uint8:
-        raise InvalidDataError(f"{images.name}: expected uint8 pixels, got {images.images.dtype}")
+def _of_arrays(image_set: ImageSet) -> Source:
+    if image_set.images.dtype != np.uint8:
+        raise InvalidDataError(
+            f"{image_set.name}: expected uint8 pixels, got {image_set.images.dtype}"
+        )
+    masks = image_set.masks
 
     def entries(chosen: npt.NDArray[np.int64] | None) -> Iterator[Entry]:
-        for i in range(len(images)) if chosen is None else chosen.tolist():
-            label = None if images.labels is None else int(images.labels[i])
-            yield Entry(f"image {i}", functools.partial(np.array, images.images[i]), label)
+        for i in range(len(image_set)) if chosen is None else chosen.tolist():
+            label = None if image_set.labels is None else int(image_set.labels[i])
+            mask = None if masks is None else functools.partial(masks.__getitem__, i)
+            pixels = functools.partial(np.array, image_set.images[i])
+            yield Entry(f"image {i}", pixels, label, mask=mask)
 
-    return Source(images.name, entries, images.labels, images.class_names, len(images))
+    return Source(
+        image_set.name,
+        entries,
+        image_set.labels,
+        image_set.class_names,
+        len(image_set),
+        objects=None if image_set.boxes is None else _in_images(image_set, image_set.boxes),
+        masks=masks is not None and image_set.boxes is None,
+    )
 
 
-def _look(entry: Entry, *, background: str) -> _Look | PictureError:
+def _in_images(image_set: ImageSet, boxes: Boxes) -> Annotated:
+    """Boxes as parts of the images, which may show a part of their pictures only."""
+    height, width = image_set.images.shape[1:3]
+    regions = np.tile(np.array([0, 0, width, height], np.float32), (len(image_set), 1))
+    if image_set.views is not None:
+        regions = image_set.views.regions
+    regions = regions[boxes.pictures()]
+    corners = (boxes.corners - regions[:, [0, 1, 0, 1]]) / regions[:, [2, 3, 2, 3]]
+    return Annotated(
+        replace(boxes, corners=corners.astype(np.float32)),
+        np.zeros((len(image_set), 2), np.int32),
+        relative=True,
+    )
+
+
+def _look(entry: Entry, *, background: str, thumb: int) -> _Look | PictureError:
     try:
         picture = decode.opened(entry.content())
+        stored, turn = picture.size, decode.orientation(picture)
+        misfit = entry.misfit(stored, turn)
+        if misfit:
+            raise PictureError(misfit)
         format, mode, frames = picture.format or "array", picture.mode, _frames(picture)
         turned, transparent = decode.is_turned(picture), decode.has_alpha(picture)
         plain = decode.upright(picture, channels=3, background=background)
+        mask = _mask_of(entry, stored, turn)
     except PictureError as exc:
         return exc
     pixels = np.asarray(plain)
@@ -215,10 +282,10 @@ def _look(entry: Entry, *, background: str) -> _Look | PictureError:
     counts = np.array([np.bincount(pixels[..., c].ravel(), minlength=256) for c in range(3)])
     shares = counts / counts.sum(axis=1, keepdims=True)
     values = np.arange(256.0)
-    times = THUMB // max(plain.size)  # small ones are enlarged by a whole factor
+    times = thumb // max(plain.size)  # small ones are enlarged by a whole factor
     if times > 1:
         plain = plain.resize((plain.size[0] * times, plain.size[1] * times), 0)
-    plain.thumbnail((THUMB, THUMB))
+    plain.thumbnail((thumb, thumb))
     return _Look(
         size=(pixels.shape[1], pixels.shape[0]),
         format=format,
@@ -230,7 +297,54 @@ def _look(entry: Entry, *, background: str) -> _Look | PictureError:
         square=shares @ values**2,
         digest=digest,
         thumb=plain,
+        stored=stored,
+        turn=turn,
+        mask=None if mask is None else np.bincount(mask.ravel(), minlength=256),
+        small_mask=None if mask is None else _small(mask, plain.size),
     )
+
+
+def _mask_of(entry: Entry, stored: tuple[int, int], turn: int) -> npt.NDArray[np.uint8] | None:
+    """The upright mask of an entry."""
+    if entry.mask is None:
+        return None
+    try:
+        values = entry.mask()
+    except PictureError as exc:
+        raise PictureError(f"mask: {exc}") from None
+    size = values.shape[1], values.shape[0]
+    upright = stored if turn < 5 else stored[::-1]
+    if size not in (stored, upright):
+        raise PictureError(f"mask: {size[0]} x {size[1]}, its picture {upright[0]} x {upright[1]}")
+    return mask_files.turned(values, 1 if size == upright else turn)
+
+
+def _small(mask: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    return np.asarray(decode.pillow().fromarray(mask).resize(size, 0))
+
+
+def objects_of(pictures: Survey) -> tuple[Boxes | None, Objects | None, tuple[str, ...]]:
+    """Boxes in upright pictures, what boxes or masks show, and what is wrong with boxes."""
+    source = pictures.source
+    if source.objects is None:
+        if not source.masks:
+            return None, None, ()
+        return None, of_masks(np.array(pictures.masks), source.names), ()
+    frames = np.array(pictures.frames, np.int32)
+
+    def names(rows: npt.NDArray[np.int64]) -> str:
+        first = [visible(source.where(pictures.numbers[row])) for row in rows[:NAMED].tolist()]
+        return some(first, len(rows))
+
+    settled = settle(
+        source.objects,
+        np.array(pictures.numbers, np.int64),
+        frames[:, 1::-1],
+        frames[:, 2].astype(np.uint8),
+        number=lambda classes: classes,
+        name=names,
+    )
+    return settled.boxes, of_boxes(settled.boxes, source.names), settled.warnings
 
 
 def _frames(picture: Any) -> int:
@@ -259,7 +373,10 @@ def describe(pictures: Survey, other: Survey | None = None) -> Description:
     mean = pictures.mean / count
     duplicates, across = _duplicates(pictures, labels)
     leaked = None if other is None else _leaked(pictures, other)
-    warnings = [*pictures.source.warnings, *_warnings(pictures, classes, across)]
+    _, objects, said = objects_of(pictures)
+    warnings = [*pictures.source.warnings, *said, *_warnings(pictures, classes, across)]
+    if objects is not None:
+        warnings += _unseen(objects)
     if leaked is not None and other is not None and leaked.count:
         warnings.append(
             f"{leaked.count} pictures are in {other.source.name} as well: {some(leaked.first)}"
@@ -283,6 +400,7 @@ def describe(pictures: Survey, other: Survey | None = None) -> Description:
         across_classes=_count(across),
         balance=_balance(list(classes.values())),
         leaked=leaked,
+        objects=objects,
         warnings=tuple(warnings),
     )
 
@@ -306,6 +424,18 @@ def _warnings(pictures: Survey, classes: dict[str, int], across: Sequence[str]) 
     counts = list(classes.values())
     if counts and max(counts) > UNEVEN * min(counts):
         said.append(f"classes are uneven: from {min(counts)} to {max(counts)} images")
+    return said
+
+
+def _unseen(objects: Objects) -> list[str]:
+    """Sentences about classes that no picture shows, and about masks of one class only."""
+    unseen = [visible(name) for name, count in objects.pictures.items() if not count]
+    said = [f"{len(unseen)} classes are in no picture: {some(unseen)}"] if unseen else []
+    if objects.void is not None and sum(count > 0 for count in objects.pictures.values()) < 2:
+        said.append(
+            f"masks show one class only, and {objects.void:.1f} % void; if 255 stands for an "
+            f"object, write its class number"
+        )
     return said
 
 
@@ -340,7 +470,20 @@ def _leaked(pictures: Survey, other: Survey) -> Count:
 
 
 def sheet(pictures: Survey) -> bytes:
-    """A PNG with the first pictures of the first classes, a class a row."""
+    """A PNG with the first pictures of the first classes, a class a row.
+
+    Of a set with boxes or masks, some pictures with these, drawn evenly over the classes.
+    """
+    if pictures.source.shows_objects:
+        boxes, about, _ = objects_of(pictures)
+        assert about is not None
+        places = sorted(pictures.drawn)
+        return object_sheet(
+            [pictures.drawn[place] for place in places],
+            None if boxes is None else boxes.take(np.array(places, np.int64)),
+            about,
+            pictures.source.names,
+        )
     image = decode.pillow()
     from PIL import ImageDraw
 

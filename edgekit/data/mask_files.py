@@ -80,17 +80,18 @@ class FileMasks:
     """Masks that are read when they are asked for.
 
     Attributes:
-        files: File of each, and how EXIF turns its picture where the mask is as it is stored.
+        readers: Reads the numbers of each, and how EXIF turns its picture where the mask is as it
+            is stored.
         table: uint8 ``[256]``: the model's class of each number in a file.
         digests: :func:`edgekit.data.masks.digest_of` each.
     """
 
-    files: Sequence[tuple[Path, int]]
+    readers: Sequence[tuple[Callable[[], npt.NDArray[np.uint8]], int]]
     table: npt.NDArray[np.uint8]
     digests: Sequence[bytes]
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.readers)
 
     def __getitem__(self, picture: int) -> npt.NDArray[np.uint8]:
         """uint8 ``[height, width]``, upright.
@@ -98,17 +99,17 @@ class FileMasks:
         Raises:
             InvalidDataError: If the file cannot be read any more.
         """
-        path, turn = self.files[picture]
+        read_one, turn = self.readers[picture]
         try:
-            return self.table[turned(read(path), turn)]
+            return self.table[turned(read_one(), turn)]
         except PictureError as exc:
             raise InvalidDataError(
-                f"{path}: {exc}; it was readable when the set was opened"
+                f"mask {picture} cannot be read any more: {exc}; leave files as they are"
             ) from None
 
     def take(self, pictures: npt.NDArray[np.int64]) -> FileMasks:
         """Those of some pictures, in that order."""
         rows = pictures.tolist()
         return FileMasks(
-            [self.files[row] for row in rows], self.table, [self.digests[row] for row in rows]
+            [self.readers[row] for row in rows], self.table, [self.digests[row] for row in rows]
         )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edgekit.base import words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.text import visible
-from edgekit.data import decode
+from edgekit.data import decode, mask_files
 from edgekit.data.annotated import Annotated
 from edgekit.data.source import Entry, file_error, some
 
@@ -223,7 +223,7 @@ def entries_of(
             partial(decode.read, root / paths[i]),
             None,
             None if annotated is None else annotated.size(i),
-            None if masks is None else masks[i],
+            None if masks is None else partial(mask_files.read, masks[i]),
         )
 
 

@@ -39,6 +39,7 @@ BACKGROUNDS = ("white", "black", "grey")
 NAMED = 3
 _BATCH = 64
 _DIGEST = 16
+Mask = Callable[[], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,22 @@ class Entry:
         content: Reads it; may raise PictureError.
         label: Class number as the source counts; None without labels.
         size: Width and height that its annotation says, as stored or upright; None if nothing does.
-        mask: File of its mask; None without.
+        mask: Reads its mask, uint8 ``[height, width]`` of the source's numbers; may raise
+            PictureError. None without.
     """
 
     where: str
     content: Callable[[], Content]
     label: int | None
     size: tuple[int, int] | None = None
-    mask: Path | None = None
+    mask: Mask | None = None
+
+    def misfit(self, stored: tuple[int, int], turn: int) -> str:
+        """Both sizes, where the picture has another one than its annotation says; else nothing."""
+        upright = stored if turn < 5 else stored[::-1]
+        if self.size is None or self.size in (stored, upright):
+            return ""
+        return f"{upright[0]} x {upright[1]}, annotated as {self.size[0]} x {self.size[1]}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +199,7 @@ class _Spooled:
     digests: bytearray = field(default_factory=bytearray)
     frames: list[tuple[int, int, int]] = field(default_factory=list)
     regions: list[tuple[float, float, float, float]] = field(default_factory=list)
-    masks: list[tuple[Path, int, bytes]] = field(default_factory=list)
+    masks: list[tuple[Mask, int, bytes]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     bad_masks: list[str] = field(default_factory=list)
@@ -249,7 +258,13 @@ def images_of(
     with tempfile.TemporaryFile() as file:
         spooled = _Spooled(file)
         with progress.task("decoding", total) as task:
-            _spool(spooled, source.entries(chosen), _Reader(fit, table, source), task, most)
+            _spool(
+                spooled,
+                source.entries(chosen),
+                _Reader(fit, table, source, number is not None),
+                task,
+                most,
+            )
         if spooled.bad_masks:
             raise InvalidDataError(
                 f"{source.name}: {len(spooled.bad_masks)} masks cannot be used: "
@@ -309,7 +324,7 @@ def images_of(
     masks = None
     if table is not None:
         masks = mask_files.FileMasks(
-            [(path, turn) for path, turn, _ in spooled.masks],
+            [(mask, turn) for mask, turn, _ in spooled.masks],
             np.where(table < 0, VOID, table).astype(np.uint8),
             [digest for _, _, digest in spooled.masks],
         )
@@ -364,17 +379,16 @@ class _Reader:
     fit: Fit
     table: npt.NDArray[np.int16] | None
     source: Source
+    labelled: bool
 
     def __call__(self, entry: Entry) -> _Read:
         try:
             fitted = self.fit.apply(entry.content())
         except PictureError as exc:
             return _Read(broken=str(exc))
-        if entry.size is not None and entry.size not in (fitted.stored, fitted.upright):
-            across, down = fitted.upright
-            return _Read(
-                misfit=f"{across} x {down}, annotated as {entry.size[0]} x {entry.size[1]}"
-            )
+        misfit = entry.misfit(fitted.stored, fitted.turn) if self.labelled else ""
+        if misfit:
+            return _Read(misfit=misfit)
         if self.table is None:
             return _Read(fitted)
         try:
@@ -384,9 +398,9 @@ class _Reader:
         except PictureError as exc:
             return _Read(fitted, bad_mask=str(exc))
 
-    def _mask(self, path: Path, fitted: Fitted) -> tuple[Path, int, bytes]:
+    def _mask(self, mask: Mask, fitted: Fitted) -> tuple[Mask, int, bytes]:
         assert self.table is not None
-        values = mask_files.read(path)
+        values = mask()
         size = values.shape[1], values.shape[0]
         if size not in (fitted.stored, fitted.upright):
             across, down = fitted.upright
@@ -402,7 +416,7 @@ class _Reader:
                 f"such pixels void"
             )
         final = np.where(classes < 0, VOID, classes).astype(np.uint8)
-        return path, turn, digest_of(mask_files.turned(final, turn))
+        return mask, turn, digest_of(mask_files.turned(final, turn))
 
 
 @dataclass(frozen=True)
@@ -410,7 +424,7 @@ class _Read:
     """What became of an entry; what is wrong is said in words."""
 
     fitted: Fitted | None = None
-    mask: tuple[Path, int, bytes] | None = None
+    mask: tuple[Mask, int, bytes] | None = None
     broken: str = ""
     misfit: str = ""
     bad_mask: str = ""
@@ -419,7 +433,7 @@ class _Read:
 def _classes_of(entry: Entry) -> npt.NDArray[np.int64]:
     """Classes in the mask of an entry; none where it cannot be read, which decoding says."""
     try:
-        values = mask_files.read(entry.mask) if entry.mask is not None else np.zeros(0, np.uint8)
+        values = np.zeros(0, np.uint8) if entry.mask is None else entry.mask()
     except PictureError:
         return np.zeros(0, np.int64)
     return np.array([each for each in np.unique(values).tolist() if each != VOID], np.int64)

@@ -251,7 +251,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|FILE.json",
         help=f"how pixels become the input; needed for a file that takes pictures, an artifact has "
         f"its own: {', '.join(signature.PREPROCESSING_NAMES)} or FILE.json; options follow behind "
-        f"#, as in unit#resize=bicubic,crop=0.875, also channels=bgr and class_offset=1",
+        f"#, as in unit#resize=bicubic,crop=0.875, also letterbox=114, channels=bgr and "
+        f"class_offset=1",
     )
 
 
