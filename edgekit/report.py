@@ -4,7 +4,9 @@ The page shows the verdict first. Then come accuracy against latency and size, w
 hold a budget (``export --max-drop``), the layers (``--layers FILE.csv``: a file that ``compare
 --layers --csv`` wrote, or one with the columns ``layer``, ``sqnr`` in dB and, for several series,
 ``mode``), the images with another prediction, all metrics, what ran, the environment, and how to
-reproduce the report. The page has at most 2 MB. It uses no network: its policy forbids every
+reproduce the report. Of a detector there are precision over recall of each class and the pictures
+with lost and new boxes, of a segmentation network the confusion of pixels and the pictures with
+changed pixels. The page has at most 2 MB. It uses no network: its policy forbids every
 request. It has a light and a dark form, can be printed, and works without scripts except for
 sorting and tooltips.
 """

@@ -238,6 +238,14 @@ def test_the_table_of_the_page(tmp_path: Path) -> None:
     assert f"lower for `{' '.join(LOWER_IS_BETTER)}`" in words
 
 
+def test_every_metric_is_on_the_page_of_metrics() -> None:
+    text = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = [name for cell in cells for name in re.findall("`([^`]*)`", cell)]
+    parts = [f"{start}{part}" for start, part in PARTS.items()]
+    assert sorted(named) == sorted([*METRICS, *parts, "images_needed"])
+
+
 def test_the_nearest_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pyproject.toml").write_text(TABLE)
     nearer = tmp_path / "one"

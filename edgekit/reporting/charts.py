@@ -70,6 +70,21 @@ class Series:
     values: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line from left to right.
+
+    Attributes:
+        group: CSS classes that give its colour and dashes.
+        x: From 0 to 1, rising.
+        y: From 0 to 1, one for each ``x``.
+    """
+
+    group: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
 def front(marks: Sequence[Mark]) -> list[int]:
     """Places of the marks that no other beats: none is as far left and higher, or the reverse.
 
@@ -230,6 +245,58 @@ def layers(
     for i, (_, _, words, group, (x, y)) in enumerate(drawn):
         parts.append(_mark(words, group, "dot", x, y, i == 0, 7))
     return _svg(parts, width, height, ident, title, description)
+
+
+def curves(
+    drawn: Sequence[Curve],
+    *,
+    ident: str,
+    title: str,
+    description: str,
+    x_label: str,
+    y_label: str,
+) -> str:
+    """Lines over a square from 0 to 1, with the title above them.
+
+    Args:
+        drawn: The lines; later ones are drawn over earlier ones.
+        ident: Prefix of element ids.
+        title: What the chart is.
+        description: What it shows, for those who do not see it.
+        x_label: Label of the axis.
+        y_label: Label of the axis.
+    """
+    width, height = 320.0, 270.0
+    left, top, right, bottom = 52.0, 30.0, width - 12, height - 50
+    ticks = [i / 4 for i in range(5)]
+    at = [left + (right - left) * tick for tick in ticks]
+    up = [bottom - (bottom - top) * tick for tick in ticks]
+    names = [f"{tick:g}" for tick in ticks]
+    parts = _frame(
+        (left, top, right, bottom),
+        list(zip(at, names, strict=True)),
+        list(zip(up, names, strict=True)),
+        x_label,
+        y_label,
+    )
+    parts.append(_text(left, top - 12, title, "start", "title"))
+    for each in drawn:
+        points = [
+            f"{left + (right - left) * x:.1f} {bottom - (bottom - top) * y:.1f}"
+            for x, y in _corners(list(zip(each.x, each.y, strict=True)))
+        ]
+        parts.append(f'<path class="line {each.group}" d="M{"L".join(points)}"/>' if points else "")
+    return _svg(parts, width, height, ident, title, description)
+
+
+def _corners(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points of a line without those in the middle of a level part."""
+    last = len(points) - 1
+    return [
+        point
+        for i, point in enumerate(points)
+        if i in (0, last) or not points[i - 1][1] == point[1] == points[i + 1][1]
+    ]
 
 
 def _svg(

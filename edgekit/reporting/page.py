@@ -25,6 +25,7 @@ from edgekit.records import fidelity, stats
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.results import (
     CENTRED_OF_OUTPUT,
+    OF_FUNCTION,
     OF_OUTPUT,
     ArtifactResult,
     ChangedImage,
@@ -35,7 +36,8 @@ from edgekit.records.results import (
 )
 from edgekit.records.schemes import PRECISIONS, USUAL
 from edgekit.records.stats import discordant
-from edgekit.reporting import charts, mixtures
+from edgekit.reporting import charts, mixtures, regions
+from edgekit.reporting.regions import signed as _signed
 
 #: Metric: column title, unit, format, factor.
 _COLUMNS: dict[str, tuple[str, str, str, float]] = {
@@ -50,6 +52,21 @@ _COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "r2_change": ("change of R²", "points", "+.2f", 1),
     "truth_mae": ("MAE", "unit", ".3g", 1),
     "truth_mse": ("MSE", "unit²", ".3g", 1),
+    "map": ("mAP", "%", ".2f", 1),
+    "map50": ("mAP50", "%", ".2f", 1),
+    "map75": ("mAP75", "%", ".2f", 1),
+    "map_small": ("mAP small", "%", ".2f", 1),
+    "map_medium": ("mAP medium", "%", ".2f", 1),
+    "map_large": ("mAP large", "%", ".2f", 1),
+    "map_change": ("change of mAP", "points", "+.2f", 1),
+    "map50_change": ("change of mAP50", "points", "+.2f", 1),
+    "matched50": ("same boxes", "% at IoU 0.5", ".2f", 1),
+    "matched90": ("same boxes", "% at IoU 0.9", ".2f", 1),
+    "score_error": ("score error", "of 1", ".2g", 1),
+    "miou": ("mIoU", "%", ".2f", 1),
+    "pixel_accuracy": ("right pixels", "%", ".2f", 1),
+    "miou_change": ("change of mIoU", "points", "+.2f", 1),
+    "pixel_agreement": ("same pixels", "%", ".2f", 1),
     "sqnr": ("SQNR", "dB", ".1f", 1),
     "sqnr_centred": ("SQNR of what varies", "dB", ".1f", 1),
     "mse": ("distance²", "unit²", ".3g", 1),
@@ -83,6 +100,29 @@ _MEANINGS = {
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",
     "kl": "Distance of the probabilities from those of the float model; 0: they are equal",
+    "map": "Mean over the classes and over IoU 0.5, 0.55 … 0.95 of the average precision (COCO); "
+    "below it the 95 % interval",
+    "map50": "The same at IoU 0.5: a box is right if it covers its object that well",
+    "map75": "The same at IoU 0.75",
+    "map_small": "mAP of objects of less than 32² pixels",
+    "map_medium": "mAP of objects of 32² to 96² pixels",
+    "map_large": "mAP of objects of more than 96² pixels",
+    "map_change": "mAP minus the mAP of the float model; below it the 95 % interval from the "
+    "paired images",
+    "map50_change": "mAP at IoU 0.5 minus that of the float model; below it the 95 % interval from "
+    "the paired images",
+    "matched50": "Share of the boxes of the float model that are found too: same class, IoU of 0.5 "
+    "or more",
+    "matched90": "Share of the boxes of the float model that are found too: same class, IoU of 0.9 "
+    "or more",
+    "score_error": "Mean difference of the scores of boxes that both find",
+    "miou": "Mean over the classes of pixels that are right, of all that are or should be of the "
+    "class; below it the 95 % interval",
+    "pixel_accuracy": "Share of the pixels with the right class",
+    "miou_change": "mIoU minus the mIoU of the float model; below it the 95 % interval from the "
+    "paired images",
+    "pixel_agreement": "Share of the pixels with the same class as the float model, right or wrong",
+    "metric": "What a function of the user computes",
     "sqnr": "Power of the outputs over the power of their error; with 10 dB more, the error power "
     "is a tenth",
     "sqnr_centred": "SQNR of the values that vary between the samples: their mean is subtracted "
@@ -115,7 +155,17 @@ _VERDICTS: dict[Verdict, str] = {
 #: Metrics in the table of verdicts: of classes, of labels that are numbers, of outputs.
 _IN_VERDICTS = ("mcnemar_p", "agreement", "size", "latency_p50", "latency_ratio")
 _IN_VERDICTS_OF_TRUTH = ("truth_mae", "sqnr_centred", "size", "latency_p50", "latency_ratio")
+_IN_VERDICTS_OF_BOXES = (
+    "map50", "map50_change", "matched50", "matched90", "size", "latency_p50", "latency_ratio"
+)  # fmt: skip
+_IN_VERDICTS_OF_MASKS = (
+    "pixel_accuracy", "pixel_agreement", "size", "latency_p50", "latency_ratio"
+)  # fmt: skip
 _IN_VERDICTS_OF_NUMBERS = (
+    "matched50",
+    "matched90",
+    "score_error",
+    "pixel_agreement",
     "sqnr_centred",
     "sqnr",
     "agreement",
@@ -127,6 +177,13 @@ _IN_VERDICTS_OF_NUMBERS = (
 )
 _ONE = {"images": "an image", "samples": "a sample"}
 _FORMATS = {"tflite": "TFLite", "onnx": "ONNX", "keras": "Keras", "saved_model": "SavedModel"}
+#: Accuracy: how the interval of its change was made.
+_INTERVALS = {
+    "top1": "adjusted Wald interval of the paired images (Agresti and Min 2005)",
+    "r2": "paired t interval over the samples",
+    "map": "bootstrap over the images, the same for both models",
+    "miou": "bootstrap over the images, the same for both models",
+}
 #: Characters that pictures and raw data may take, so that the page stays below 2 MB.
 _PICTURES, _RAW = 900_000, 400_000
 #: A matrix of changes has at most so many classes; beyond it, the most frequent changes are listed.
@@ -238,6 +295,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
     shown = _shown(_COLUMNS, results)
     of_outputs = (OF_OUTPUT, CENTRED_OF_OUTPUT)
     shown += sorted({n for r in results for n in r.metrics if n.startswith(of_outputs)})
+    shown += sorted({n for r in results for n in r.metrics if n.startswith(OF_FUNCTION)})
     words, accuracy = source.reference_in_words, _accuracy(source)
     meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
     style, script = (
@@ -251,6 +309,12 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         script_sha256=_sha256(script),
         reference=source.reference,
         reference_accuracy=_cell(accuracy.metric, source.reference.metrics.get(accuracy.metric)),
+        accuracy=accuracy,
+        changed_by=verdicts.CHANGES.get(accuracy.metric, ""),
+        interval=_INTERVALS.get(accuracy.metric, ""),
+        regions=regions.sections(
+            source, lambda result: _short(result, source), _PICTURES, markupsafe.Markup
+        ),
         reference_words=words,
         reference_is_source=source.reference_is_source,
         judged_by=_judged_by(source),
@@ -288,17 +352,20 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         conditions=_conditions(source.conditions),
         raw=_raw(source, markupsafe.escape),
         short=lambda result: _short(result, source),
-        class_name=lambda number: _class(number, source),
+        class_name=lambda number: regions.class_name(number, source),
     )
 
 
 def _judged_by(source: Report) -> str:
-    """What accuracy is: ``classes``, ``truth`` (right numbers), or ``numbers``: how near they are
-    to the reference's."""
+    """What accuracy is of: ``classes``, ``truth`` (right numbers), ``boxes``, ``masks``, or
+    ``numbers``: how near they are to the reference's."""
     if source.fit is not None and source.fit.problem:
         return "numbers"
     results = (source.reference, *source.artifacts)
     known = {metric for result in results for metric in result.metrics}
+    for metric, judged_by in (("map", "boxes"), ("miou", "masks")):
+        if metric in known:
+            return judged_by
     if "top1" in known or not known & {"sqnr", "r2"}:
         return "classes"
     return "truth" if "r2" in known else "numbers"
@@ -326,12 +393,19 @@ def _in_verdicts(source: Report) -> list[str]:
     judged_by = _judged_by(source)
     if judged_by == "classes":
         return list(_IN_VERDICTS)
-    names = _IN_VERDICTS_OF_TRUTH if judged_by == "truth" else _IN_VERDICTS_OF_NUMBERS
+    names = {
+        "truth": _IN_VERDICTS_OF_TRUTH,
+        "boxes": _IN_VERDICTS_OF_BOXES,
+        "masks": _IN_VERDICTS_OF_MASKS,
+        "numbers": _IN_VERDICTS_OF_NUMBERS,
+    }[judged_by]
     return _shown(names, source.artifacts)
 
 
 def _column(name: str) -> tuple[str, str, str, float]:
     """Title, unit, format and factor of a metric; ``sqnr:NAME`` is the SQNR of an output."""
+    if name.startswith(OF_FUNCTION):
+        return (name.removeprefix(OF_FUNCTION), "", ".4g", 1)
     kind, colon, output = name.partition(":")
     title, unit, form, factor = _COLUMNS[kind]
     return (f"{title} {output}" if colon else title, unit, form, factor)
@@ -439,7 +513,13 @@ def _summary(source: Report) -> list[str]:
         ("Fastest", "latency_p50"),
         ("Smallest", "size"),
         ("Fewest equal predictions", "agreement"),
-        *(() if _judged_by(source) == "classes" else (("Farthest off", "sqnr_centred"),)),
+        ("Fewest equal boxes", "matched50"),
+        ("Fewest equal pixels", "pixel_agreement"),
+        *(
+            (("Farthest off", "sqnr_centred"),)
+            if _judged_by(source) in ("truth", "numbers")
+            else ()
+        ),
     ):
         having = [result for result in source.artifacts if metric in result.metrics]
         if having:
@@ -518,8 +598,15 @@ def _accuracy_words(result: ArtifactResult, source: Report, judged: Judged) -> s
         numbers += f", 95 % range {interval}"
     if "top1" in result.metrics:
         numbers = f"{result.metrics['top1'].value:.2f} % right, {numbers}"
-    elif "r2" in result.metrics:
-        numbers = f"R² {result.metrics['r2'].value:.2f} %, {numbers}"
+    else:
+        numbers = next(
+            (
+                f"{each.short} {result.metrics[each.metric].value:.2f} %, {numbers}"
+                for each in (_R2, _MAP, _MIOU)
+                if each.metric in result.metrics
+            ),
+            numbers,
+        )
     words = {
         "same": f"is as accurate as {base} within {verdicts.bound_of(source):g} points",
         "better": f"is more accurate than {base}, beyond noise",
@@ -614,12 +701,6 @@ def _float32_size(result: ArtifactResult, source: Report) -> tuple[float, str] |
     return 4 * parameters.value, f"{parameters.value:,.0f} parameters in float32"
 
 
-def _signed(points: float) -> str:
-    """Two places and a sign; nought has none."""
-    shown = f"{points:+.2f}"
-    return "0.00" if float(shown) == 0 else shown.replace("-", "−")
-
-
 def _short(result: ArtifactResult, source: Report) -> str:
     return result.name.removeprefix(f"{source.model_id}-")
 
@@ -659,12 +740,14 @@ class _Accuracy:
     """What the charts show upward.
 
     Attributes:
+        short: Its name within a sentence.
         form: Format string of a value.
         ends: Smallest and largest value that can be drawn.
     """
 
     metric: str
     title: str
+    short: str
     unit: str
     label: str
     words: str
@@ -673,12 +756,19 @@ class _Accuracy:
 
 
 _TOP1 = _Accuracy(
-    "top1", "Top-1", "%", "right predictions (top-1), %", "right predictions", ".2f", (0, 100)
+    "top1", "Top-1", "top-1", "%", "right predictions (top-1), %", "right predictions", ".2f",
+    (0, 100),
+)  # fmt: skip
+_R2 = _Accuracy(
+    "r2", "R²", "R²", "%", "variance that is explained (R²), %", "R²", ".2f", (-1000, 100)
 )
-_R2 = _Accuracy("r2", "R²", "%", "variance that is explained (R²), %", "R²", ".2f", (-1000, 100))
+_MAP = _Accuracy(
+    "map", "mAP", "mAP", "%", "mAP at IoU 0.5 to 0.95, %", "mAP", ".2f", (0, 100)
+)  # fmt: skip
+_MIOU = _Accuracy("miou", "mIoU", "mIoU", "%", "mIoU, %", "mIoU", ".2f", (0, 100))
 _SQNR = _Accuracy(
-    "sqnr_centred", "SQNR", "dB", "signal to error (SQNR of what varies), dB", "SQNR", ".1f",
-    (-1000, 1000),
+    "sqnr_centred", "SQNR", "SQNR", "dB", "signal to error (SQNR of what varies), dB", "SQNR",
+    ".1f", (-1000, 1000),
 )  # fmt: skip
 #: Of reports that do not know what varies.
 _PLAIN_SQNR = replace(_SQNR, metric="sqnr", label="signal to error (SQNR), dB")
@@ -688,7 +778,7 @@ def _accuracy(source: Report) -> _Accuracy:
     """What the charts show upward, and the reference has."""
     judged_by = _judged_by(source)
     if judged_by != "numbers":
-        return _TOP1 if judged_by == "classes" else _R2
+        return {"classes": _TOP1, "truth": _R2, "boxes": _MAP, "masks": _MIOU}[judged_by]
     known = {metric for result in source.artifacts for metric in result.metrics}
     return _SQNR if "sqnr_centred" in known else _PLAIN_SQNR
 
@@ -903,10 +993,10 @@ def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any
     matrix = None
     if len(classes) <= _MATRIX:
         matrix = {
-            "classes": [_class(each, source) for each in classes],
+            "classes": [regions.class_name(each, source) for each in classes],
             "rows": [
                 {
-                    "name": _class(before, source),
+                    "name": regions.class_name(before, source),
                     "cells": [
                         {"count": "·", "heat": 0}
                         if before == now
@@ -926,18 +1016,17 @@ def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any
         "still": None if lost is None or gained is None else changes.total - lost - gained,
         "matrix": matrix,
         "pairs": [
-            {"before": _class(before, source), "now": _class(now, source), "count": number}
+            {
+                "before": regions.class_name(before, source),
+                "now": regions.class_name(now, source),
+                "count": number,
+            }
             for before, now, number in changes.counts[:_PAIRS]
         ],
         "more_pairs": max(0, len(changes.counts) - _PAIRS),
         "images": images,
         "left_out": len(changes.images) - len(images),
     }
-
-
-def _class(number: int, source: Report) -> str:
-    names = source.data.class_names
-    return names[number] if number < len(names) else f"class {number}"
 
 
 def _raw(source: Report, escape: Any) -> dict[str, Any]:
@@ -949,6 +1038,9 @@ def _raw(source: Report, escape: Any) -> dict[str, Any]:
             if result["changes"]:
                 for image in result["changes"]["images"]:
                     del image["picture"]
+            for kind in ("box_changes", "mask_changes"):
+                if result[kind]:
+                    del result[kind]["pictures"]
             for name in leave_out:
                 del result[name]
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
@@ -960,7 +1052,8 @@ def _raw(source: Report, escape: Any) -> dict[str, Any]:
         left_out = ["correct", "latency_ms"]
         text = shown(left_out)
     if len(text) > _RAW:
-        left_out, text = [*left_out, "changes"], shown([*left_out, "changes"])
+        left_out = [*left_out, "changes", "curves", "confusion"]
+        text = shown(left_out)
     if len(text) > _RAW:
         return {"text": "", "left_out": ["all: too long for a page"]}
     return {"text": escape(visible_lines(text)), "left_out": ["pictures", *left_out]}

@@ -13,7 +13,15 @@ from edgekit.base.text import decimals, percent, shortened
 from edgekit.evaluation import verdicts
 from edgekit.evaluation.verdicts import Judged
 from edgekit.records import fidelity, stats
-from edgekit.records.results import ArtifactResult, Measurement, Parity, Report
+from edgekit.records.results import (
+    IOU_OF_CLASS,
+    MAP_OF_CLASS,
+    OF_FUNCTION,
+    ArtifactResult,
+    Measurement,
+    Parity,
+    Report,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,7 @@ class _Column:
         form: Format of a result that has the metric, as text.
         meaning: Said below the table; ``{against}`` is the reference.
         always: Shown where nothing was measured, too.
+        without: Not shown where one of the models has one of these: there is something better.
     """
 
     title: str
@@ -32,6 +41,7 @@ class _Column:
     form: Callable[[ArtifactResult], str]
     meaning: str = ""
     always: bool = False
+    without: tuple[str, ...] = ()
 
 
 def _number(metric: str, form: str, factor: float = 1.0) -> Callable[[ArtifactResult], str]:
@@ -63,6 +73,8 @@ def _error(result: ArtifactResult) -> str:
     return f"{worst.max_error:.2g} ({percent(worst.error_share)} % of {name})"
 
 
+#: Accuracy of boxes and of masks, beside which errors of numbers say little.
+_OF_REGIONS = ("map", "miou")
 _COLUMNS = (
     _Column("top-1 %", "top1", _share),
     _Column(
@@ -72,10 +84,37 @@ _COLUMNS = (
         "% of samples with the same class as {against}",
     ),
     _Column("R² %", "r2", _number("r2", ".2f"), "variance of the right numbers that is explained"),
+    _Column("mAP %", "map", _number("map", ".2f"), "mean of IoU 0.5 to 0.95"),
+    _Column("mAP50", "map50", _number("map50", ".2f"), "at IoU 0.5, %"),
     _Column(
-        "dB", "sqnr_centred", _decibels, "SQNR of the outputs, of what varies between the samples"
+        "change", "map_change", _number("map_change", "+.2f"), "points of mAP against {against}"
     ),
-    _Column("largest error", "max_error", _error, "of a number, and in % of its output's range"),
+    _Column("same", "matched50", _number("matched50", ".2f"), "% of {against}'s boxes found too"),
+    _Column("mIoU %", "miou", _number("miou", ".2f")),
+    _Column("pixels", "pixel_accuracy", _number("pixel_accuracy", ".2f"), "% that are right"),
+    _Column(
+        "change", "miou_change", _number("miou_change", "+.2f"), "points of mIoU against {against}"
+    ),
+    _Column(
+        "same",
+        "pixel_agreement",
+        _number("pixel_agreement", ".2f"),
+        "% of pixels with the same class as {against}",
+    ),
+    _Column(
+        "dB",
+        "sqnr_centred",
+        _decibels,
+        "SQNR of the outputs, of what varies between the samples",
+        without=_OF_REGIONS,
+    ),
+    _Column(
+        "largest error",
+        "max_error",
+        _error,
+        "of a number, and in % of its output's range",
+        without=_OF_REGIONS,
+    ),
     _Column("MB", "size", _number("size", ".2f", 1e-6)),
     _Column("ms", "latency_p50", _number("latency_p50", ".3f"), "p50 at batch 1", always=True),
     _Column(
@@ -104,7 +143,9 @@ def show(report: Report) -> None:
     shown = [
         column
         for column in _COLUMNS
-        if column.always or any(column.metric in result.metrics for result in results)
+        if column.always
+        or any(column.metric in result.metrics for result in results)
+        and not any(name in result.metrics for name in column.without for result in results)
     ]
     table.add_column("artifact", overflow="fold")
     table.add_column("verdict", no_wrap=True)
@@ -117,6 +158,7 @@ def show(report: Report) -> None:
         table.add_row(name, verdict, *cells)
     cli.console.print(table)
     _print_meanings(report, shown)
+    _print_own(report, results)
     for result in report.artifacts:
         for sentence in failures(result, report, judged[result.name]):
             cli.console.print(f"[bold red]{cli.plain(sentence)}[/]", soft_wrap=True)
@@ -144,9 +186,10 @@ def failures(result: ArtifactResult, report: Report, judged: Judged) -> list[str
             if output.dead
         ]
     if judged.accuracy == "worse":
+        what = next((_SHORT[name] for name in _SHORT if name in result.metrics), "accuracy")
         sentences.append(
-            f"worse: {result.name}: accuracy changed by {in_points(judged.change)}, the loss that "
-            f"matters is {verdicts.bound_of(report):g}"
+            f"worse: {result.name}: {what} changed by {in_points(judged.change)}, the loss that "
+            f"matters is {verdicts.bound_of(report):g}{_most_lost(result, report.reference)}"
         )
     if judged.broken == "poor":
         sentences += [
@@ -156,6 +199,24 @@ def failures(result: ArtifactResult, report: Report, judged: Judged) -> list[str
             if output.level == "poor"
         ]
     return sentences
+
+
+#: Accuracy that a sentence names.
+_SHORT = {"map": "mAP", "miou": "mIoU"}
+
+
+def _most_lost(result: ArtifactResult, reference: ArtifactResult) -> str:
+    """The class that lost most, where classes were measured."""
+    losses = [
+        (before.value - result.metrics[name].value, name)
+        for name, before in reference.metrics.items()
+        if name.startswith((MAP_OF_CLASS, IOU_OF_CLASS)) and name in result.metrics
+    ]
+    lost, name = max(losses, default=(0.0, ""))
+    if lost <= 0:
+        return ""
+    before, now = (each.metrics[name].value for each in (reference, result))
+    return f"; most lost {name}, from {before:.2f} to {now:.2f} %"
 
 
 def in_points(change: Measurement | None) -> str:
@@ -200,6 +261,20 @@ def _print_meanings(report: Report, shown: Sequence[_Column]) -> None:
             f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} "
             f"{report.data.unit}; these are {report.data.count:,}[/]"
         )
+
+
+def _print_own(report: Report, results: Sequence[ArtifactResult]) -> None:
+    """A line for each metric that a function of the user computes."""
+    names = dict.fromkeys(
+        name for result in results for name in result.metrics if name.startswith(OF_FUNCTION)
+    )
+    for name in names:
+        values = (
+            f"{result.name.removeprefix(f'{report.model_id}-')} {result.metrics[name].value:.4g}"
+            for result in results
+            if name in result.metrics
+        )
+        cli.say(f"{name}: {', '.join(values)}")
 
 
 def _print_parity(parity: Parity) -> None:
