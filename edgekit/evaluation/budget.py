@@ -174,19 +174,21 @@ class Budget:
     def of(
         self,
         exact: npt.NDArray[np.float32],
-        found: npt.NDArray[np.float32],
+        of_file: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64] | None,
     ) -> Measurement:
         """What the budget bounds, measured.
 
         Args:
             exact: Outputs of the float model ``[N, M]``.
-            found: Those of a file.
+            of_file: Those of a file.
             labels: Right classes ``[N]``; needed for ``top1``.
         """
         if self.metric == "sqnr":
-            return stats.sqnr(exact, found)
-        before, after = (stats.ranking(tasks.by_class(outputs))[:, 0] for outputs in (exact, found))
+            return stats.sqnr(exact, of_file)
+        before, after = (
+            stats.ranking(tasks.by_class(outputs))[:, 0] for outputs in (exact, of_file)
+        )
         if self.metric == "agreement":
             return stats.proportion(int((before == after).sum()), len(after))
         assert labels is not None  # Mixture has refused it
@@ -197,7 +199,7 @@ class Budget:
     def expected(
         self,
         exact: npt.NDArray[np.float32],
-        found: npt.NDArray[np.float32],
+        of_file: npt.NDArray[np.float32],
         labels: npt.NDArray[np.int64] | None,
     ) -> tuple[float, float]:
         """What :meth:`of` would measure on other samples like these, and its standard error there.
@@ -209,12 +211,12 @@ class Budget:
 
         Args:
             exact: As :meth:`of` takes it.
-            found: The same.
+            of_file: The same.
             labels: The same.
         """
         if self.metric == "sqnr":
-            return stats.sqnr(exact, found).value, _error_of_sqnr(exact, found)
-        before, after = (tasks.by_class(outputs) for outputs in (exact, found))
+            return stats.sqnr(exact, of_file).value, _error_of_sqnr(exact, of_file)
+        before, after = (tasks.by_class(outputs) for outputs in (exact, of_file))
         rows = np.arange(len(before))
         own = stats.ranking(before)[:, 0] if self.metric == "agreement" else labels
         others = before.copy()
@@ -227,15 +229,15 @@ class Budget:
         near = np.argsort(np.abs(lead), kind="stable")[: max(_NEAREST, len(lead) // 4)]
         size = float(np.sqrt(np.square(moved[near]).mean()))
         leads = np.asarray(lead > 0, np.float64)
-        kept = leads if size == 0 else np.array([_NORMAL.cdf(each) for each in lead / size])
-        share, changed = float(kept.mean()), float(np.abs(kept - leads).mean())
+        stays = leads if size == 0 else np.array([_NORMAL.cdf(ratio) for ratio in lead / size])
+        share, changing = float(stays.mean()), float(np.abs(stays - leads).mean())
         if self.bounded == "top1_change":
-            return 100 * (share - float(leads.mean())), 100 * math.sqrt(changed / len(lead))
+            return 100 * (share - float(leads.mean())), 100 * math.sqrt(changing / len(lead))
         return 100 * share, 100 * math.sqrt(share * (1 - share) / len(lead))
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SearchResult:
     """What the search found; what :meth:`Mixture.prove` needs.
 
     Attributes:
@@ -243,7 +245,7 @@ class _Found:
         exact: Outputs of the float model for them ``[N, M]``.
         target: The format of the candidates.
         candidates: In the order in which they were written.
-        taken: One of them.
+        cheapest: The one of them that the search ends at.
         latency_ms: As :class:`edgekit.records.results.BudgetRecord` has it.
         float32: The float32 file, measured as they are.
     """
@@ -252,7 +254,7 @@ class _Found:
     exact: npt.NDArray[np.float32]
     target: str
     candidates: tuple[Candidate, ...]
-    taken: Candidate
+    cheapest: Candidate
     latency_ms: dict[str, float]
     float32: Candidate
 
@@ -282,7 +284,7 @@ class Mixture(Mixing):
         words.one_of("minimize", minimize, COSTS)
         self._budget, self._validation, self._progress = budget, validation, progress
         self._minimize = minimize
-        self._found: _Found | None = None
+        self._result: _SearchResult | None = None
 
     def choose(self, pipeline: Pipeline, files: Sequence[File]) -> Pipeline:
         """Search on every other sample.
@@ -320,10 +322,10 @@ class Mixture(Mixing):
                 self._progress,
                 minimize=self._minimize,
             )
-            chosen, taken, ms = search.run(float32)
+            chosen, cheapest, ms = search.run(float32)
             alone = search.alone
-        found = tuple(search.candidates)
-        self._found = _Found(samples, exact, targets[0], found, taken, ms, alone)
+        candidates = tuple(search.candidates)
+        self._result = _SearchResult(samples, exact, targets[0], candidates, cheapest, ms, alone)
         return chosen
 
     def prove(self, files: Mapping[File, Proved]) -> dict[File, Proved]:
@@ -332,8 +334,8 @@ class Mixture(Mixing):
         Raises:
             FidelityError: If one of them does not hold the budget.
         """
-        assert self._found is not None  # choose() was called
-        budget, found, samples = self._budget, self._found, self._found.samples
+        assert self._result is not None  # choose() was called
+        budget, result, samples = self._budget, self._result, self._result.samples
         measured = {}
         with tempfile.TemporaryDirectory() as folder:
             for file in [file for file in files if file[1] == "int8"]:
@@ -341,9 +343,15 @@ class Mixture(Mixing):
                 with Worker(Job.of(written, threads=1)) as worker:
                     outputs = _outputs(worker, samples.images.images[_PROVING])
                 labels = _labels(samples, _PROVING)
-                measured[file] = budget.of(found.exact[_PROVING], outputs, labels)
-        said = {file: self._said(file[0], each) for file, each in measured.items()}
-        missed = [said[file] for file, each in measured.items() if each.value < budget.least]
+                measured[file] = budget.of(result.exact[_PROVING], outputs, labels)
+        sentences = {
+            file: self._sentence(file[0], measurement) for file, measurement in measured.items()
+        }
+        missed = [
+            sentences[file]
+            for file, measurement in measured.items()
+            if measurement.value < budget.least
+        ]
         if missed:
             raise FidelityError(
                 f"the budget is not held: {'; '.join(missed)}",
@@ -351,27 +359,29 @@ class Mixture(Mixing):
                 "that the search leaves more in float",
             )
         return {
-            file: self._recorded(each, measured[file], said[file]) if file in measured else each
-            for file, each in files.items()
+            file: self._recorded(proved_file, measured[file], sentences[file])
+            if file in measured
+            else proved_file
+            for file, proved_file in files.items()
         }
 
-    def _said(self, target: str, found: Measurement) -> str:
+    def _sentence(self, target: str, measurement: Measurement) -> str:
         """What a file was measured at, beside what was asked."""
-        budget, unit = self._budget, found.unit
+        budget, unit = self._budget, measurement.unit
         between = ""
-        if found.low is not None and found.high is not None:
-            between = f" (95 % interval {found.low:.2f} to {found.high:.2f})"
+        if measurement.low is not None and measurement.high is not None:
+            between = f" (95 % interval {measurement.low:.2f} to {measurement.high:.2f})"
         return (
             f"{budget}: expected {budget.bounded} {budget.least:.2f} {unit} at least, the {target} "
-            f"int8 file has {found.value:.2f} {unit}{between} on {found.count} validation samples "
-            f"that the search did not see"
+            f"int8 file has {measurement.value:.2f} {unit}{between} on {measurement.count} "
+            f"validation samples that the search did not see"
         )
 
-    def _recorded(self, proved: Proved, proof: Measurement, said: str) -> Proved:
+    def _recorded(self, proved: Proved, proof: Measurement, sentence: str) -> Proved:
         """A file whose manifest says what it may lose and what it loses."""
-        assert self._found is not None
-        budget, found = self._budget, self._found
-        images = found.samples.images
+        assert self._result is not None
+        budget, result = self._budget, self._result
+        images = result.samples.images
         record = BudgetRecord(
             asked=str(budget),
             metric=budget.bounded,
@@ -379,17 +389,17 @@ class Mixture(Mixing):
             data=images.name,
             sha256=images.sha256,
             searched=len(images) - proof.count,
-            target=found.target,
-            candidates=found.candidates,
-            taken=found.taken,
-            latency_ms=found.latency_ms,
+            target=result.target,
+            candidates=result.candidates,
+            taken=result.cheapest,
+            latency_ms=result.latency_ms,
             proof=proof,
             minimized=self._minimize,
-            float32=found.float32,
+            float32=result.float32,
         )
         manifest = dict(proved.manifest)
         manifest["quantization"] = replace(manifest["quantization"], budget=record)
-        manifest["notes"] = (*manifest["notes"], _paid(record), said)
+        manifest["notes"] = (*manifest["notes"], _paid(record), sentence)
         return Proved(proved.files, manifest)
 
     def _reference(
@@ -459,7 +469,7 @@ class Mixture(Mixing):
 
 def _paid(record: BudgetRecord) -> str:
     """What the mixture costs, beside plain int8 and float32."""
-    taken, plain, float32, ms = (
+    cheapest, plain, float32, ms = (
         record.taken,
         record.candidates[0],
         record.float32,
@@ -471,19 +481,19 @@ def _paid(record: BudgetRecord) -> str:
         f"{ms['float32']:.3g} ms"
     )
     sizes = (
-        f"{taken.bytes:,} bytes in {record.target}, plain int8 {plain.bytes:,}, float32 "
+        f"{cheapest.bytes:,} bytes in {record.target}, plain int8 {plain.bytes:,}, float32 "
         f"{float32.bytes:,}"
     )
     costs = (sizes, times) if record.minimized == "size" else (times, sizes)
-    said = (
-        f"tensors that stay float: {taken.floats}, found with {len(record.candidates)} files for "
-        f"the least {record.minimized}; {'; '.join(costs)}"
+    sentence = (
+        f"tensors that stay float: {cheapest.floats}, found with {len(record.candidates)} files "
+        f"for the least {record.minimized}; {'; '.join(costs)}"
     )
     if record.minimized == "time" and ms["taken"] >= ms["float32"]:
-        said += "; the float32 file is no slower"
-    if record.minimized == "size" and 2 * taken.bytes >= float32.bytes:
-        said += "; a float16 file has half the bytes of float32"
-    return said
+        sentence += "; the float32 file is no slower"
+    if record.minimized == "size" and 2 * cheapest.bytes >= float32.bytes:
+        sentence += "; a float16 file has half the bytes of float32"
+    return sentence
 
 
 #: Whether all integers are decided for what stays float, and what does.
@@ -526,7 +536,7 @@ class _Search:
         self._images = samples.images.images[_SEARCHING]
         self._labels = _labels(samples, _SEARCHING)
         self._exact = exact[_SEARCHING]
-        self._known: dict[_Key, Candidate] = {}
+        self._candidate_of: dict[_Key, Candidate] = {}
         self._tried: dict[_Key, tuple[tuple[str, ...], ...]] = {}
         self.candidates: list[Candidate] = []
 
@@ -571,19 +581,22 @@ class _Search:
                 "allow more, or export in float16",
             )
         key = self._cheapest(self._key(left, anew))
-        taken = self._known[key]
-        return self._mixed(self._tried[key], key[0]), taken, self._in_turn(float32, taken)
+        cheapest = self._candidate_of[key]
+        return self._mixed(self._tried[key], key[0]), cheapest, self._in_turn(float32, cheapest)
 
     def _cheapest(self, key: _Key) -> _Key:
         """The candidate that the search ends at, or another one that holds and clearly costs
         less."""
         holding = [
-            each
-            for each, candidate in self._known.items()
+            candidate_key
+            for candidate_key, candidate in self._candidate_of.items()
             if self._enough(candidate)
-            and self._mixed(self._tried[each], each[0]).quantized.stored.layers
+            and self._mixed(self._tried[candidate_key], candidate_key[0]).quantized.stored.layers
         ]
-        costs = {each: self._cost(self._known[each]) for each in holding}
+        costs = {
+            candidate_key: self._cost(self._candidate_of[candidate_key])
+            for candidate_key in holding
+        }
         least = min(holding, key=costs.__getitem__)
         clearly = (1 - _CLEARLY[self._minimize]) * costs[key]
         return least if costs[least] < clearly else key
@@ -594,12 +607,12 @@ class _Search:
     def _costing(self, candidate: Candidate) -> str:
         return f"{candidate.ms:.3g} ms and {candidate.bytes:,} bytes"
 
-    def _in_turn(self, float32: Artifact, taken: Candidate) -> dict[str, float]:
+    def _in_turn(self, float32: Artifact, cheapest: Candidate) -> dict[str, float]:
         """Median ms of files, which run in turn, so that a change of the machine's speed affects
         all of them."""
         plain, chosen = (
-            Artifact.load(self._folder / f"int8-{self.candidates.index(each)}")
-            for each in (self.candidates[0], taken)
+            Artifact.load(self._folder / f"int8-{self.candidates.index(candidate)}")
+            for candidate in (self.candidates[0], cheapest)
         )
         files = {"float32": float32, "int8": plain, "taken": chosen}
         spent: dict[str, list[float]] = {name: [] for name in files}
@@ -614,7 +627,7 @@ class _Search:
             for _ in range(_ROUNDS):
                 for name, worker in workers.items():
                     spent[name] += worker.latencies(image, RUNS)
-        return {name: float(np.median(each)) for name, each in spent.items()}
+        return {name: float(np.median(times)) for name, times in spent.items()}
 
     def _shortest(
         self,
@@ -644,10 +657,10 @@ class _Search:
             anew: Decide all integers for them, instead of taking those of plain int8.
         """
         key = self._key(units, anew)
-        if key not in self._known:
+        if key not in self._candidate_of:
             self._try(self._mixed(units, anew), decided=anew)
-            self._known[key], self._tried[key] = self.candidates[-1], tuple(units)
-        return self._enough(self._known[key])
+            self._candidate_of[key], self._tried[key] = self.candidates[-1], tuple(units)
+        return self._enough(self._candidate_of[key])
 
     def _mixed(self, units: Sequence[tuple[str, ...]], anew: bool) -> Pipeline:
         why = f"chosen to hold {self._budget}"
@@ -662,11 +675,11 @@ class _Search:
         name, trial = f"int8-{len(self.candidates)}", mixed.leaving({}, trial=True)
         written = self._write(trial.proved(self._target, "int8"), name)
         measured, unit = self._measured(written, len(trial.quantized.floats))
-        found = replace(measured, decided=decided)
-        self.candidates.append(found)
+        candidate = replace(measured, decided=decided)
+        self.candidates.append(candidate)
         self._progress.say(
-            f"int8, tensors in float: {found.floats}; {found.value:.2f} {unit}, expected "
-            f"{found.expected:.2f} of others, at {self._costing(found)}"
+            f"int8, tensors in float: {candidate.floats}; {candidate.value:.2f} {unit}, expected "
+            f"{candidate.expected:.2f} of others, at {self._costing(candidate)}"
         )
 
     def _enough(self, candidate: Candidate) -> bool:
@@ -680,9 +693,9 @@ class _Search:
             worker.latencies(self._images[:1], WARM_UP)
             ms = min(worker.latencies(self._images[:1], 2 * RUNS))
         compared = self._exact, outputs, self._labels
-        found = self._budget.of(*compared)
+        result = self._budget.of(*compared)
         expected = self._budget.expected(*compared)
-        return Candidate(floats, ms, found.value, *expected, bytes=written.size), found.unit
+        return Candidate(floats, ms, result.value, *expected, bytes=written.size), result.unit
 
     def _ranked(self, float32: Artifact) -> list[tuple[str, ...]]:
         """Tensors that stay float together, those first that gain most for their cost."""
@@ -730,7 +743,7 @@ class _Search:
         grown = sum(_REAL * sizes[name] for name in sizes.keys() - _sizes(some.quantized.stored))
         before, after = (
             sum(tflite_integers.converts(file, operator) for operator in file.operators)
-            for file in (Graph(each.model_path.read_bytes()) for each in (plain, mixed))
+            for file in (Graph(deployable.model_path.read_bytes()) for deployable in (plain, mixed))
         )
         spent = mixed.size - plain.size - grown
         return Costs(longer, converter=max(0.0, spent / (after - before) if after > before else 0))
@@ -748,27 +761,27 @@ class _Search:
         except (ExecutionError, InvalidModelError) as exc:
             self._progress.say(f"note: all operators count the same, without a time: {exc}")
             return Costs({})
-        in_float = {each.outputs[0]: each.ms for each in real}
+        in_float = {operator.outputs[0]: operator.ms for operator in real}
         longer = {
-            each.outputs[0]: in_float[each.outputs[0]] - each.ms
-            for each in whole
-            if each.outputs[0] in in_float
+            operator.outputs[0]: in_float[operator.outputs[0]] - operator.ms
+            for operator in whole
+            if operator.outputs[0] in in_float
         }
         graph = Graph(files[-1].model_path.read_bytes(), distinct=True)
-        converting = [each for each in both if each.converts]
-        numbers = sum(int(np.prod(graph.shape(each.outputs[0]))) for each in converting)
-        spent = sum(each.ms for each in converting)
+        converting = [operator for operator in both if operator.converts]
+        numbers = sum(int(np.prod(graph.shape(operator.outputs[0]))) for operator in converting)
+        spent = sum(operator.ms for operator in converting)
         return Costs(longer, spent / numbers if numbers else 0.0)
 
     def _write(self, proved: Proved, name: str) -> Artifact:
         return proved.write(self._folder / name, force=False)
 
 
-def _error_of_sqnr(exact: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+def _error_of_sqnr(exact: npt.NDArray[np.float32], of_file: npt.NDArray[np.float32]) -> float:
     """Standard error of an SQNR in dB, from how much samples differ (delta method)."""
     signal, noise = (
         np.square(values.reshape(len(exact), -1), dtype=np.float64).sum(axis=1)
-        for values in (exact, exact.astype(np.float64) - found)
+        for values in (exact, exact.astype(np.float64) - of_file)
     )
     if not (0 < signal.sum() < np.inf and 0 < noise.sum() < np.inf):
         return 0.0
@@ -779,7 +792,7 @@ def _error_of_sqnr(exact: npt.NDArray[np.float32], found: npt.NDArray[np.float32
 def _sizes(stored: Stored) -> dict[str, int]:
     """How many weights a layer has, by its output, and numbers a constant."""
     sizes = {name: layer.weights.size for name, layer in stored.layers.items()}
-    return sizes | {name: each.values.size for name, each in stored.constants.items()}
+    return sizes | {name: constant.values.size for name, constant in stored.constants.items()}
 
 
 def _timed(written: Artifact) -> tuple[Timed, ...]:
@@ -831,9 +844,9 @@ def _shared(samples: Samples, pipeline: Pipeline) -> int:
     calibration = pipeline.calibration
     if calibration is None or calibration.images is None:
         return 0
-    known = set(_digests(calibration.images))
+    calibrated = set(_digests(calibration.images))
     every = _fed(samples, np.arange(len(samples)))
-    return sum(digest in known for digest in _digests(every))
+    return sum(digest in calibrated for digest in _digests(every))
 
 
 def _digests(samples: feeds.Samples) -> Iterator[bytes]:

@@ -62,9 +62,9 @@ class Step:
         elif stored:
             self._content = rounded.on_integers(self._content, stored)
         self._opened = litert.interpreter(self._content, threads=threads)
-        self._ends = [detail["index"] for detail in self._opened.get_output_details()]
+        self._output_indices = [detail["index"] for detail in self._opened.get_output_details()]
         places = {detail["name"]: detail["index"] for detail in self._opened.get_input_details()}
-        self._entries = [places[name] for name in self.fed]
+        self._input_indices = [places[name] for name in self.fed]
         self._lengths = [length(graph, name) for name in self.fed]
         self._shapes = [graph.shape(name) for name in self.fed]
         outputs = self.operator.outputs
@@ -87,52 +87,52 @@ class Step:
             outside[name].real(values[name]) if name in outside else values[name]
             for name in self.fed
         ]
-        found = self._run(inputs)
+        arrays = self._run(inputs)
         for place, name in enumerate(self.operator.outputs):
             if name in outside:
-                self.doubtful |= bool(np.isnan(found[place]).any())
-                found[place] = outside[name].steps(found[place])
-        return found
+                self.doubtful |= bool(np.isnan(arrays[place]).any())
+                arrays[place] = outside[name].steps(arrays[place])
+        return arrays
 
     def _run(self, inputs: list[npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         count = len(inputs[0]) // self._lengths[0]
         batch = max(1, min(count, _RUN_BYTES // (self._bytes + 1)))
-        found: list[npt.NDArray[Any]] = []
+        arrays: list[npt.NDArray[Any]] = []
         start = 0
         while start < count:
             size = min(batch, count - start) if self._whole else 1
             if not self._resize(inputs, size):
                 self._whole = False
                 continue
-            for entry, array, length, shape in zip(
-                self._entries, inputs, self._lengths, self._shapes, strict=True
+            for index, array, length, shape in zip(
+                self._input_indices, inputs, self._lengths, self._shapes, strict=True
             ):
                 part = array[start * length : (start + size) * length]
-                self._opened.set_tensor(entry, part if shape else part.reshape(()))
+                self._opened.set_tensor(index, part if shape else part.reshape(()))
             litert.invoke(self._opened)
-            if not self._take(found, start, size, count):
+            if not self._take(arrays, start, size, count):
                 self._whole = False  # batch 1 is written into the operator: image by image
                 continue
             start += size
-        return found
+        return arrays
 
-    def _take(self, found: list[npt.NDArray[Any]], start: int, size: int, count: int) -> bool:
+    def _take(self, arrays: list[npt.NDArray[Any]], start: int, size: int, count: int) -> bool:
         """Put what was computed where it belongs, unless it is not of ``size`` samples."""
         # views: of the interpreter's memory there must be none when it runs again
-        ends = [np.atleast_1d(self._opened.tensor(end)()) for end in self._ends]
-        if size > 1 and any(len(end) != size for end in ends):
+        views = [np.atleast_1d(self._opened.tensor(index)()) for index in self._output_indices]
+        if size > 1 and any(len(view) != size for view in views):
             return False
         outputs = len(self.operator.outputs)
-        for watched in ends[outputs:]:
+        for watched in views[outputs:]:
             self.doubtful |= bool(np.isnan(watched).any())
-        lengths = [len(end) // size for end in ends[:outputs]]
-        if not found:
-            found += [
-                np.empty((count * length, *end.shape[1:]), end.dtype)
-                for length, end in zip(lengths, ends, strict=False)
+        lengths = [len(view) // size for view in views[:outputs]]
+        if not arrays:
+            arrays += [
+                np.empty((count * length, *view.shape[1:]), view.dtype)
+                for length, view in zip(lengths, views, strict=False)
             ]
-        for array, length, end in zip(found, lengths, ends, strict=False):
-            array[start * length : (start + size) * length] = end
+        for array, length, view in zip(arrays, lengths, views, strict=False):
+            array[start * length : (start + size) * length] = view
         return True
 
     def _resize(self, inputs: list[npt.NDArray[Any]], size: int) -> bool:
@@ -140,8 +140,8 @@ class Step:
             return True
         try:
             if size > 1:
-                for entry, array in zip(self._entries, inputs, strict=True):
-                    self._opened.resize_tensor_input(entry, (size, *array.shape[1:]))
+                for index, array in zip(self._input_indices, inputs, strict=True):
+                    self._opened.resize_tensor_input(index, (size, *array.shape[1:]))
                 self._opened.allocate_tensors()
         except (RuntimeError, ValueError):
             size = 0  # the inputs are resized, the rest is not
@@ -165,11 +165,11 @@ def samples(graph: Graph, feed: Mapping[str, npt.NDArray[Any]]) -> int:
 
 def picked(graph: Graph, feed: Values, places: npt.NDArray[np.int64]) -> Values:
     """Some of the samples of a feed."""
-    found = {}
+    samples_of = {}
     for name, values in feed.items():
-        each = values.reshape(-1, length(graph, name), *values.shape[1:])
-        found[name] = each[places].reshape(-1, *values.shape[1:])
-    return found
+        by_sample = values.reshape(-1, length(graph, name), *values.shape[1:])
+        samples_of[name] = by_sample[places].reshape(-1, *values.shape[1:])
+    return samples_of
 
 
 def fed(graph: Graph, operator: Operator) -> tuple[str, ...]:
@@ -180,11 +180,11 @@ def fed(graph: Graph, operator: Operator) -> tuple[str, ...]:
 
 def last_readers(graph: Graph) -> dict[str, int]:
     """Position of the operator after which a tensor is not needed any more; outputs are kept."""
-    found: dict[str, int] = {}
+    last: dict[str, int] = {}
     for position, operator in enumerate(graph.operators):
         for name in (*operator.inputs, *operator.outputs):
-            found[name] = position
-    return {name: end for name, end in found.items() if name not in graph.outputs}
+            last[name] = position
+    return {name: position for name, position in last.items() if name not in graph.outputs}
 
 
 def outputs(
@@ -207,12 +207,12 @@ def outputs(
     """
     change = change or (lambda _, values: values)
     values = {name: change(name, array) for name, array in feed.items()}
-    ends = last_readers(graph)
+    last_reader = last_readers(graph)
     for position, operator in enumerate(graph.operators):
-        found = Step(graph, position, threads=threads).run(values)
-        for name, array in zip(operator.outputs, found, strict=True):
+        arrays = Step(graph, position, threads=threads).run(values)
+        for name, array in zip(operator.outputs, arrays, strict=True):
             values[name] = change(name, array)
-        for name in [name for name in values if ends.get(name, position + 1) <= position]:
+        for name in [name for name in values if last_reader.get(name, position + 1) <= position]:
             del values[name]
     return {name: values[name] for name in graph.outputs}
 
@@ -241,23 +241,23 @@ def run(
     Returns:
         The flatbuffer's outputs ``[N, ...]``, in its order.
     """
-    several, each = divided(threads, samples(graph, feed))
+    several, threads_each = divided(threads, samples(graph, feed))
     parts = np.array_split(np.arange(samples(graph, feed)), several)
     lengths = {name: length(graph, name) for name in feed}
 
     def work(part: npt.NDArray[np.int64]) -> list[list[npt.NDArray[Any]]]:
-        opened = litert.interpreter(content, threads=each)
-        entries = {d["name"]: (d["index"], d["shape"]) for d in opened.get_input_details()}
-        ends = [detail["index"] for detail in opened.get_output_details()]
-        answers = []
+        opened = litert.interpreter(content, threads=threads_each)
+        inputs = {d["name"]: (d["index"], d["shape"]) for d in opened.get_input_details()}
+        output_indices = [detail["index"] for detail in opened.get_output_details()]
+        results = []
         for sample in part.tolist():
-            for name, (entry, shape) in entries.items():
+            for name, (index, shape) in inputs.items():
                 own = slice(sample * lengths[name], (sample + 1) * lengths[name])
-                opened.set_tensor(entry, feed[name][own].reshape(shape))
+                opened.set_tensor(index, feed[name][own].reshape(shape))
             litert.invoke(opened)
-            answers.append([np.atleast_1d(opened.get_tensor(end)) for end in ends])
-        return answers
+            results.append([np.atleast_1d(opened.get_tensor(index)) for index in output_indices])
+        return results
 
     with ThreadPoolExecutor(several) as pool:
-        found = [answer for answers in pool.map(work, parts) for answer in answers]
-    return [np.concatenate(ends) for ends in zip(*found, strict=True)]
+        by_sample = [outputs for results in pool.map(work, parts) for outputs in results]
+    return [np.concatenate(arrays) for arrays in zip(*by_sample, strict=True)]

@@ -129,20 +129,20 @@ def cached_parts(
     path = _path(canonical, images, prepare)
     if path.is_file():
         try:
-            found = CalibrationTable.load(path)
+            stored_table = CalibrationTable.load(path)
         except EdgekitError as exc:
             progress.say(f"warning: {exc}; calibrating again")
         else:
-            progress.say(f"calibration statistics of {found.count} samples: {path}")
-            return choose(replace(found, data=word), method), ()
+            progress.say(f"calibration statistics of {stored_table.count} samples: {path}")
+            return choose(replace(stored_table, data=word), method), ()
     sets = [images, *(feeds.take(images, places) for places in parts)]
     tables = _observe(
         canonical, images, parts, sets, prepare=prepare, method=method, word=word, progress=progress
     )
     try:
-        for one, table in zip(sets, tables, strict=True):
+        for part, table in zip(sets, tables, strict=True):
             content = choose(table, DEFAULT_METHOD).dumps()
-            outputs.write_text(_path(canonical, one, prepare), content, force=True)
+            outputs.write_text(_path(canonical, part, prepare), content, force=True)
     except OSError as exc:
         progress.say(f"warning: the calibration statistics were not cached: {exc}")
     return tables[0], tuple(tables[1:])
@@ -159,8 +159,11 @@ def _path(canonical: bytes, images: Samples, prepare: Preprocessing) -> Path:
 
 def choose(table: CalibrationTable, method: str) -> CalibrationTable:
     """The same statistics with the ranges of another method."""
-    found = {name: ranges.find(each, method) for name, each in table.statistics.items()}
-    return replace(table, method=method, ranges=found)
+    of_method = {
+        name: ranges.find(tensor_statistics, method)
+        for name, tensor_statistics in table.statistics.items()
+    }
+    return replace(table, method=method, ranges=of_method)
 
 
 def cache_folder() -> Path:
@@ -214,19 +217,22 @@ def _observe(
     progress: Progress,
 ) -> list[CalibrationTable]:
     """Tables of several sets by one pass: of all images, and of each part of them."""
-    for each in sets:
-        _expect_several(each)
+    for samples_of_set in sets:
+        _expect_several(samples_of_set)
     if loops := Graph(canonical).loops:
         raise InvalidModelError(
             f"{loops[0]} is a loop, whose inner values are not calibrated; unroll it, "
             f"e.g. with unroll=True of a recurrent layer, or export it in float32"
         )
-    probed = probe(canonical, samples=[max(64, SAMPLE // len(each)) for each in sets])
+    probed = probe(
+        canonical, samples=[max(64, SAMPLE // len(samples_of_set)) for samples_of_set in sets]
+    )
     specs = litert.signature(canonical).inputs
     feeds.check(images, specs)
     member = [np.isin(np.arange(len(images)), places) for places in parts]
     observers = [
-        _Observer(probed.places, each.name, len(each), number) for number, each in enumerate(sets)
+        _Observer(probed.places, samples_of_set.name, len(samples_of_set), number)
+        for number, samples_of_set in enumerate(sets)
     ]
     runs = _Runs(canonical, probed, images, prepare)
     with progress.task("calibrating", len(images)) as task:
@@ -238,8 +244,8 @@ def _observe(
                     observer.add(low[own], high[own], sample[own])
             task.advance(len(low))
     return [
-        _table(canonical, each.result(), own, prepare=prepare, method=method, word=word)
-        for each, own in zip(observers, sets, strict=True)
+        _table(canonical, observer.result(), own, prepare=prepare, method=method, word=word)
+        for observer, own in zip(observers, sets, strict=True)
     ]
 
 
@@ -266,13 +272,15 @@ class _Runs:
         opened = [litert.interpreter(probed.content, threads=threads) for _ in range(count)]
         self._batch = 1
         if self._whole:
-            self._batch = min(_batch(each, probed, len(images)) for each in opened)
+            self._batch = min(_batch(interpreter, probed, len(images)) for interpreter in opened)
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for each in opened:
-            self._free.put(each)
+        for interpreter in opened:
+            self._free.put(interpreter)
         self._count = count
         tensors = {detail["name"]: detail["index"] for detail in opened[0].get_input_details()}
-        self._entries = {name: tensors[t] for name, t in Graph(canonical).named_inputs.items()}
+        self._input_indices = {
+            name: tensors[t] for name, t in Graph(canonical).named_inputs.items()
+        }
 
     def __iter__(self) -> Iterator[tuple[int, list[Floats]]]:
         """(number of the first image, the probe's outputs) of one batch after the other."""
@@ -294,18 +302,18 @@ class _Runs:
 
     def _run(self, start: int) -> list[Floats]:
         size = min(self._batch, len(self._images) - start)
-        given = feeds.feed(self._images, self._specs, self._prepare, slice(start, start + size))
+        feed = feeds.feed(self._images, self._specs, self._prepare, slice(start, start + size))
         if not self._whole:
-            given = next(feeds.one_by_one(given, self._specs))
+            feed = next(feeds.one_by_one(feed, self._specs))
         opened = self._free.get()
         if size != self._batch:
             _resize(opened, size)
-        for name, values in given.items():
-            opened.set_tensor(self._entries[name], values)
+        for name, values in feed.items():
+            opened.set_tensor(self._input_indices[name], values)
         litert.invoke(opened)
-        found = [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()]
+        arrays = [opened.get_tensor(detail["index"]) for detail in opened.get_output_details()]
         self._free.put(opened)
-        return found
+        return arrays
 
 
 def _expect_several(images: Samples) -> None:
@@ -332,7 +340,10 @@ def _table(
         count=len(images),
         preprocessing=prepare,
         method=DEFAULT_METHOD,
-        ranges={name: ranges.find(each, DEFAULT_METHOD) for name, each in statistics.items()},
+        ranges={
+            name: ranges.find(tensor_statistics, DEFAULT_METHOD)
+            for name, tensor_statistics in statistics.items()
+        },
         statistics=statistics,
     )
     return table if method == DEFAULT_METHOD else choose(table, method)
@@ -344,8 +355,8 @@ def _batch(opened: Any, probed: Probe, count: int) -> int:
     The interpreter is left resized.
     """
     details = opened.get_tensor_details()
-    one = sum(4 * int(np.prod(detail["shape"])) for detail in details)
-    batch = max(1, min(count, _BATCH_BYTES // max(one, 1)))
+    sample_bytes = sum(4 * int(np.prod(detail["shape"])) for detail in details)
+    batch = max(1, min(count, _BATCH_BYTES // max(sample_bytes, 1)))
     if batch == 1 or not probed.batches:
         return 1
     try:
@@ -359,8 +370,8 @@ def _batch(opened: Any, probed: Probe, count: int) -> int:
 
 
 def _resize(opened: Any, batch: int) -> None:
-    for entry in opened.get_input_details():
-        opened.resize_tensor_input(entry["index"], (batch, *entry["shape"][1:]))
+    for detail in opened.get_input_details():
+        opened.resize_tensor_input(detail["index"], (batch, *detail["shape"][1:]))
     opened.allocate_tensors()
 
 
@@ -378,7 +389,7 @@ class _Observer:
         self._places = places
         self._columns = [place.samples[number] for place in places]
         self._name = name
-        self._seen = 0
+        self._counted = 0
         self._low: Floats = np.zeros(0, np.float32)
         self._high: Floats = np.zeros(0, np.float32)
         self._average: npt.NDArray[np.float64] | None = None
@@ -411,17 +422,17 @@ class _Observer:
             if not math.isfinite(float(values.sum(dtype=np.float64))):
                 self._refuse_bad(values, columns)
         lowest, highest = low.min(axis=0), high.max(axis=0)
-        if self._seen:
+        if self._counted:
             lowest, highest = np.minimum(lowest, self._low), np.maximum(highest, self._high)
         self._low, self._high = lowest, highest
         smallest = np.minimum.reduceat(low, self._low_starts, axis=1)
         largest = np.maximum.reduceat(high, self._high_starts, axis=1)
-        for one in np.concatenate([smallest, largest], axis=1).astype(np.float64):
+        for extremes in np.concatenate([smallest, largest], axis=1).astype(np.float64):
             if self._average is None:
-                self._average = one.copy()
-            self._average += SHARE * (one - self._average)
-        first = self._seen
-        self._seen += len(sample)
+                self._average = extremes.copy()
+            self._average += SHARE * (extremes - self._average)
+        first = self._counted
+        self._counted += len(sample)
         for i, (place, every) in enumerate(zip(self._places, self._every, strict=True)):
             values = np.ascontiguousarray(sample[-first % every :: every, self._columns[i]])
             if not values.size:
@@ -436,7 +447,7 @@ class _Observer:
             for place, own in zip(self._places, columns, strict=True):
                 if own is not None and not np.isfinite(row[own]).all():
                     raise InvalidDataError(
-                        f"{self._name}: image {self._seen + number} makes {place.name} NaN or "
+                        f"{self._name}: image {self._counted + number} makes {place.name} NaN or "
                         f"infinite, which has no int8 range; check the preprocessing, or export "
                         f"in float32 or float16 if the model itself discards such values"
                     )
@@ -448,7 +459,7 @@ class _Observer:
         averages = self._average.tolist()
         average_lows = iter(averages[: len(self._low_starts)])
         average_highs = averages[len(self._low_starts) :]
-        found = {}
+        statistics = {}
         for i, place in enumerate(self._places):
             high = self._high[place.high]
             if place.low is None:
@@ -457,7 +468,7 @@ class _Observer:
             else:
                 low, average_low = self._low[place.low], next(average_lows)
             least, most = float(low.min()), float(high.max())
-            found[place.name] = TensorStatistics(
+            statistics[place.name] = TensorStatistics(
                 min=least,
                 max=most,
                 average_min=min(max(average_low, least), most),
@@ -467,7 +478,7 @@ class _Observer:
                 channel_max=_short(high),
                 channel_mean=_short(self._totals[i] / self._rows[i]),
             )
-        return found
+        return statistics
 
 
 def _short(values: npt.NDArray[Any]) -> tuple[float, ...]:

@@ -230,32 +230,32 @@ def export_all(
         )
     pipeline = opened(model, files, options or Options(), progress)
     folder, name = out or Path("exports"), pipeline.source.model_id
-    places = {each: folder / "-".join((name, *each)) for each in files}
+    places = {file: folder / "-".join((name, *file)) for file in files}
     for place in places.values():
         outputs.check_free(place, force=force)
     if mix is not None:
         pipeline = mix.choose(pipeline, files)
     proved, refused = dict[File, Proved](), []
-    for each in files:
+    for file in files:
         try:
-            proved[each] = pipeline.proved(*each)
+            proved[file] = pipeline.proved(*file)
         except FidelityError as exc:
             refused.append(exc)
     if mix is not None:
         proved = mix.prove(proved)
     written = artifact.write_all(
-        {places[each]: (file.files, dict(file.manifest)) for each, file in proved.items()},
+        {places[file]: (result.files, dict(result.manifest)) for file, result in proved.items()},
         force=force,
     )
     if refused:
         older = [
-            str(place) for each, place in places.items() if each not in proved and place.exists()
+            str(place) for file, place in places.items() if file not in proved and place.exists()
         ]
         raise FidelityError(
             "; ".join(error.what for error in refused)
             + (f"; what {', '.join(older)} holds is of an earlier run" if older else ""),
             "; ".join(dict.fromkeys(error.fix for error in refused)),
-            [each.path for each in written],
+            [deployable.path for deployable in written],
         )
     return written
 
@@ -294,8 +294,8 @@ def opened(
                 f"got {precision}"
             )
     if source.encodings is not None and ranges:
-        for option, given in options.for_int8():
-            if given is not None and _decides(option):
+        for option, value in options.for_int8():
+            if value is not None and _decides(option):
                 raise InvalidOptionError(
                     f"{option} is for float models; {model} was trained with encodings of its own"
                 )
@@ -304,8 +304,8 @@ def opened(
 
 def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], options: Options) -> None:
     """Refuse options and files that an int8 ONNX source cannot have."""
-    for option, given in options.for_int8():
-        if given is not None and _decides(option):
+    for option, value in options.for_int8():
+        if value is not None and _decides(option):
             raise InvalidOptionError(
                 f"{option} is for float models; {model} is int8 already, and its integers are "
                 f"taken over; leave it out"
@@ -380,8 +380,8 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     ranges = any(SCHEMES[precision].ranges for _, precision in files)
     judged = any(SCHEMES[precision].integers for _, precision in files)
     watched = ("onnx", "float16") in files
-    for option, given in options.for_int8():
-        if given is None or ranges or (option in _JUDGING and judged):
+    for option, value in options.for_int8():
+        if value is None or ranges or (option in _JUDGING and judged):
             continue
         if option == "--correction" and judged and options.calibration is not None:
             continue
@@ -464,8 +464,8 @@ class Pipeline:
     @property
     def _with_images(self) -> _Calibration | None:
         """What has samples to run, which a table without its images has not."""
-        found = self.calibration
-        return None if found is None or found.images is None else found
+        calibration = self.calibration
+        return None if calibration is None or calibration.images is None else calibration
 
     @functools.cached_property
     def converted(self) -> Converted:
@@ -575,16 +575,16 @@ class Pipeline:
             floats: Tensors of :attr:`canonical`, and why each stays float.
             trial: Let a file be dead or poor.
         """
-        found = copy.copy(self)
+        pipeline = copy.copy(self)
         mixed = mixture.leave(self.quantized, self.canonical, floats)
-        found._decided = {**self._decided, "int8": mixed}
+        pipeline._decided = {**self._decided, "int8": mixed}
         after: dict[str, LayerPrecision] = dict.fromkeys(floats, "float32-after")
-        found._mixed = {**self._mixed, **after}
+        pipeline._mixed = {**self._mixed, **after}
         if self.calibration is not None and self.calibration.images is not None:
-            found.held = self.held  # of all mixtures, so that the float model runs once
+            pipeline.held = self.held  # of all mixtures, so that the float model runs once
         if trial:
-            found.options = replace(self.options, allow_dead=True, allow_poor=True)
-        return found
+            pipeline.options = replace(self.options, allow_dead=True, allow_poor=True)
+        return pipeline
 
     def deciding(self, floats: Mapping[str, str]) -> Pipeline:
         """The same with more tensors of int8 in float, and its integers decided anew for that, as
@@ -593,10 +593,10 @@ class Pipeline:
         Args:
             floats: As :meth:`leaving` takes it.
         """
-        found = copy.copy(self)
-        found._decided = {**self._decided, "int8": self._quantized("int8", floats)}
-        found._mixed = dict.fromkeys(floats, "float32")
-        return found
+        pipeline = copy.copy(self)
+        pipeline._decided = {**self._decided, "int8": self._quantized("int8", floats)}
+        pipeline._mixed = dict.fromkeys(floats, "float32")
+        return pipeline
 
     def _layers(self, precision: str) -> dict[str, LayerPrecision]:
         """The precision of layers that the user or a mixture chose, by name."""
@@ -733,15 +733,15 @@ class Pipeline:
             except EdgekitError:
                 continue
             whole.append(precision)
-        said = str(error)
+        sentence = str(error)
         if target == "onnx":
-            said = (
+            sentence = (
                 f"{error.path} cannot become int8 ONNX, whose integers are decided in TFLite's "
                 f"operators: {error.why}; replace it in the model"
             )
         if whole:
-            said += f", or export with --target onnx --precision {','.join(whole)}"
-        return InvalidModelError(said)
+            sentence += f", or export with --target onnx --precision {','.join(whole)}"
+        return InvalidModelError(sentence)
 
     def _judged(
         self, written: _Written, target: str, precision: str
@@ -802,8 +802,8 @@ class Pipeline:
         """Write a file of :attr:`canonical`."""
         if SCHEMES[precision].integers:
             has_encodings = self.source.encodings is not None or self.source.integers is not None
-            known = has_encodings or not self._by_samples(precision)
-            table = None if known else self.table
+            without_table = has_encodings or not self._by_samples(precision)
+            table = None if without_table else self.table
             return _make_int8(
                 self.source,
                 target,
@@ -898,9 +898,11 @@ def _other_than_in_onnx(source: Signature, tflite: Signature, record: Source) ->
                 f"{spec.name} has its channels last, {list(outputs[spec.name].shape)}; in the ONNX "
                 f"file it is {list(spec.shape)}"
             )
-    kept = [spec.name for spec in source.outputs if len(spec.shape) == 4 and spec.name not in last]
-    if turned and kept:
-        notes.append(f"{', '.join(kept)} keeps its channels where the ONNX file has them")
+    channels_first = [
+        spec.name for spec in source.outputs if len(spec.shape) == 4 and spec.name not in last
+    ]
+    if turned and channels_first:
+        notes.append(f"{', '.join(channels_first)} keeps its channels where the ONNX file has them")
     if record.layout == "keep":
         notes.append("inputs and outputs have the axes of the ONNX file (--layout keep)")
     for spec, written in [
@@ -934,7 +936,7 @@ def _halved(
     What would overflow is found by calibration samples; without them by random ones, as large as
     bytes are where the model runs on such numbers, which is not so if they become indices.
     """
-    keep, said = onnx_forms.relative(model), ""
+    keep, remark = onnx_forms.relative(model), ""
     if calibration is not None:
         assert calibration.images is not None  # export() has refused a table
         feeds.check(calibration.images, specs)
@@ -949,11 +951,11 @@ def _halved(
             feed = random(largest=255.0)
             converted = half.to_float16(model, feed, keep=keep)
         except ExecutionError:
-            said = "; random inputs are numbers from 0 to 1, since it does not run on larger ones"
+            remark = "; random inputs are numbers from 0 to 1, since it does not run on larger ones"
             feed = random()
             converted = half.to_float16(model, feed, keep=keep)
     half.check(model, converted)
-    return converted.model, converted.note(feeds.count(feed)) + said
+    return converted.model, converted.note(feeds.count(feed)) + remark
 
 
 def _tables(
@@ -1063,7 +1065,7 @@ def _samples(
     images: Samples,
     source: FloatModel,
     table: CalibrationTable,
-    known: CalibrationTable | None,
+    fitting_table: CalibrationTable | None,
     calibration: _Calibration,
 ) -> CalibrationSamples:
     """Divide the calibration samples into those to quantize with and those to judge with."""
@@ -1079,8 +1081,8 @@ def _samples(
         return _by_tensor(source, graph, specs, images, chosen)
 
     def observed(content: bytes, fitting_only: bool) -> CalibrationTable:
-        if fitting_only and content == canonical and known is not None:
-            return known
+        if fitting_only and content == canonical and fitting_table is not None:
+            return fitting_table
         run = cached if content == canonical else observe
         return run(
             content,
@@ -1178,25 +1180,26 @@ def _verdict(
     """
     samples = f"{judged[0].count} {'held-out ' if apart else ''}calibration samples"
     notes = [
-        f"{each.output} on {samples}: {each.level}, "
-        f"{each.sqnr_centred:.1f} dB of what varies, off by {each.max_error:.2g} at most"
-        + (f", {percent(each.error_share)} % of its range" if each.error_share else "")
-        + _weakest(each)
-        for each in judged
+        f"{output.output} on {samples}: {output.level}, "
+        f"{output.sqnr_centred:.1f} dB of what varies, off by {output.max_error:.2g} at most"
+        + (f", {percent(output.error_share)} % of its range" if output.error_share else "")
+        + _weakest(output)
+        for output in judged
     ]
     notes += [
-        f"the float model's {each.output} hardly varies over the samples; take others if it should"
-        for each in judged
-        if each.hardly_varies
+        f"the float model's {output.output} hardly varies over the samples; take others if it "
+        f"should"
+        for output in judged
+        if output.hardly_varies
     ]
     if not apart:
         notes.append(
             f"that is judged on the samples that the ranges come from, since {FEWEST_IMAGES} are "
             f"needed to hold some out; `python -m edgekit.compare` judges it on others"
         )
-    killed = [each for each in judged if each.level == "dead"]
+    killed = [output for output in judged if output.level == "dead"]
     if killed:
-        where = "; ".join(fidelity.named(each) for each in killed)
+        where = "; ".join(fidelity.named(output) for output in killed)
         sentence = f"dead in the {file} file, constant where the float model varies: {where}"
         if not dead:
             raise FidelityError(
@@ -1205,9 +1208,9 @@ def _verdict(
                 f"--allow-dead` writes it as it is",
             )
         notes.append(sentence)
-    low = [each for each in judged if each.level == "poor"]
+    low = [output for output in judged if output.level == "poor"]
     if low:
-        where = ", ".join(f"{each.output} {each.sqnr_centred:.1f} dB" for each in low)
+        where = ", ".join(f"{output.output} {output.sqnr_centred:.1f} dB" for output in low)
         sentence = (
             f"the {file} file is poor: of what varies over {samples} there is left {where}, "
             f"expected {fidelity.POOR:.0f} dB at least"

@@ -115,12 +115,12 @@ def resolve(canonical: bytes, lines: Sequence[Line], recipe: str = "") -> Choice
         return Choice({}, {})
     graph = Graph(canonical)
     graph.fold()
-    known = tensors.activations(graph)
-    labels = names.labels(graph, known)
+    activations = tensors.activations(graph)
+    labels = names.labels(graph, activations)
     last: dict[str, Line] = {}
     overruled: dict[tuple[Line, Line], list[str]] = {}
     for line in lines:
-        for name in names.tensors(graph, known, [line.pattern], option=line.option):
+        for name in names.tensors(graph, activations, [line.pattern], option=line.option):
             before = last.get(name)
             if (
                 before is not None
@@ -129,10 +129,10 @@ def resolve(canonical: bytes, lines: Sequence[Line], recipe: str = "") -> Choice
             ):
                 overruled.setdefault((before, line), []).append(labels[name])
             last[name] = line
-    why = {name: f"{ASKED_BY}{last[name].option}" for name in known if name in last}
+    why = {name: f"{ASKED_BY}{last[name].option}" for name in activations if name in last}
     return Choice(
-        {name: each for name, each in why.items() if last[name].precision == "float32"},
-        {name: each for name, each in why.items() if last[name].precision == "float32-after"},
+        {name: reason for name, reason in why.items() if last[name].precision == "float32"},
+        {name: reason for name, reason in why.items() if last[name].precision == "float32-after"},
         tuple(
             f"{line.option} {line.pattern}={line.precision} takes the place of the recipe's "
             f"{before.precision} for {', '.join(named)}"

@@ -84,7 +84,10 @@ class Options:
         return [
             *(self.recipe.lines() if self.recipe is not None else ()),
             *(Line(name, "float32", "--leave-float") for name in self.leave_float),
-            *(Line(name, each, "--precision-of") for name, each in self.precision_of),
+            *(
+                Line(name, layer_precision, "--precision-of")
+                for name, layer_precision in self.precision_of
+            ),
         ]
 
     def for_int8(self) -> tuple[tuple[str, object], ...]:

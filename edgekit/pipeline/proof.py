@@ -59,8 +59,9 @@ def check_stored(file: str, read: Stored, decided: Stored, *, biases: bool = Tru
     differing = differences(read, decided if biases else decided.without_biases())
     if differing:
         named = ", ".join(
-            f"{each.what} of {short_name(each.tensor)} ({each.count} by {each.largest:.3g})"
-            for each in differing[:3]
+            f"{difference.what} of {short_name(difference.tensor)} ({difference.count} by "
+            f"{difference.largest:.3g})"
+            for difference in differing[:3]
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise WriterError(
@@ -82,10 +83,10 @@ def check_products(model: Any, profile: DeviceProfile) -> None:
     if not profile.pair_bound or profile.onnx_activations != "uint8":
         return
     over = [
-        (found, pairs)
-        for found in onnx_integers.products(model)
-        if saturation.pairs_in_groups(found.groups, found.inputs, len(found.rows))
-        and (pairs := saturation.predict(found.name, found.rows).pairs)
+        (product, pairs)
+        for product in onnx_integers.products(model)
+        if saturation.pairs_in_groups(product.groups, product.inputs, len(product.rows))
+        and (pairs := saturation.predict(product.name, product.rows).pairs)
     ]
     if over:
         first, pairs = over[0]
@@ -98,7 +99,7 @@ def check_products(model: Any, profile: DeviceProfile) -> None:
 
 def execution(
     content: bytes,
-    found: Signature,
+    signature: Signature,
     source: FloatModel,
     target: str,
     precision: str,
@@ -109,7 +110,7 @@ def execution(
 
     Args:
         content: The model file.
-        found: Its signature.
+        signature: Its signature.
         source: Its float model.
         numbers: Number of weights and biases that were read back from it.
     """
@@ -129,9 +130,9 @@ def execution(
         note = f"not run: {profile.provider} is not on this machine"
         return Execution(profile.provider, isa, {}, (), numbers, note)
     feed = feeds.quantized(
-        feeds.random(found.inputs, source.preprocessing, 1, seed=0), found.inputs
+        feeds.random(signature.inputs, source.preprocessing, 1, seed=0), signature.inputs
     )
-    feed = next(feeds.one_by_one(feed, found.inputs))
+    feed = next(feeds.one_by_one(feed, signature.inputs))
     options = profile.options(target, precision)
     nodes = onnx.executed(content, feed, options=options)
     kernels: dict[str, int] = {}
@@ -147,7 +148,7 @@ def execution(
 
 def check_outputs(
     content: bytes,
-    found: Signature,
+    signature: Signature,
     canonical: bytes,
     source: FloatModel,
     target: str,
@@ -158,7 +159,7 @@ def check_outputs(
 
     Args:
         content: The model file.
-        found: Its signature.
+        signature: Its signature.
         canonical: The float graph: a flatbuffer, or the ONNX file that ``source`` is.
         samples: Preprocessed calibration samples by input name; default random ones.
 
@@ -170,20 +171,20 @@ def check_outputs(
             explains. How much int8 may differ is for :func:`judge`.
     """
     base = onnx.signature(source.model) if source.kind == "onnx" else None
-    given = (base or litert.signature(canonical)).inputs
+    source_inputs = (base or litert.signature(canonical)).inputs
     kind = "random inputs" if samples is None else "calibration samples"
-    values = samples or feeds.random(given, source.preprocessing, SAMPLES, seed=0)
+    values = samples or feeds.random(source_inputs, source.preprocessing, SAMPLES, seed=0)
     expected = of_source(source, canonical, values)
-    feed = feeds.quantized(values, found.inputs)
+    feed = feeds.quantized(values, signature.inputs)
     run = (
-        _as_source(_of_tflite(content, feed), found, source)
+        _as_source(_of_tflite(content, feed), signature, source)
         if target == "tflite"
-        else _of_onnx(content, feed, found)
+        else _of_onnx(content, feed, signature)
     )
     if source.integers is not None:
-        return _beside(found, run, expected, f"{feeds.count(values)} {kind}")
+        return _beside(signature, run, expected, f"{feeds.count(values)} {kind}")
     largest, beyond, where, odd, flat = -1.0, "", "", [], []
-    for spec in found.outputs:
+    for spec in signature.outputs:
         outputs, exact = spec.dequantize(run[spec.name]), expected[spec.name]
         whole = np.isfinite(exact)
         if not SCHEMES[precision].ranges and not whole.any():
@@ -237,14 +238,14 @@ def check_outputs(
 
 
 def _beside(
-    found: Signature,
+    signature: Signature,
     run: Mapping[str, npt.NDArray[Any]],
     expected: Mapping[str, npt.NDArray[Any]],
     samples: str,
 ) -> str:
     """Say in words how far the outputs of a file are from those of its int8 source."""
     sentences = []
-    for spec in found.outputs:
+    for spec in signature.outputs:
         exact, scale = expected[spec.name].astype(np.float64), spec.scale or 0.0
         off = np.abs(spec.dequantize(run[spec.name]).astype(np.float64) - exact)
         steps = np.rint(off / scale) if scale else off
@@ -258,7 +259,7 @@ def _beside(
 
 def judge(
     content: bytes,
-    found: Signature,
+    signature: Signature,
     source: FloatModel,
     target: str,
     precision: str,
@@ -270,7 +271,7 @@ def judge(
 
     Args:
         content: The model file.
-        found: Its signature.
+        signature: Its signature.
         source: What it was made from.
         target: ``tflite`` or ``onnx``.
         precision: Its precision.
@@ -282,18 +283,18 @@ def judge(
     Raises:
         ExecutionError: If an output is NaN or infinite.
     """
-    feed = feeds.quantized(samples, found.inputs)
+    feed = feeds.quantized(samples, signature.inputs)
     if target == "tflite":
-        run = _as_source(_of_tflite(content, feed), found, source)
+        run = _as_source(_of_tflite(content, feed), signature, source)
     else:
         options = profile.options(target, precision)
         free = SCHEMES[precision].multiplies_integers and not profile.cannot_saturate
         if free and environment.saturates(environment.describe()):
             options[environment.PRECISE] = "1"
-        run = _of_onnx(content, feed, found, options)
+        run = _of_onnx(content, feed, signature, options)
     real = {
         spec.name: spec.dequantize(run[spec.name]) if spec.is_real else run[spec.name]
-        for spec in found.outputs
+        for spec in signature.outputs
     }
     try:
         return judging.of({name: expected[name] for name in real}, real, feeds.count(samples))
@@ -325,9 +326,9 @@ def _judge(content: bytes, canonical: bytes, target: str, values: Feed) -> tuple
         else OnnxTensors(onnx.parse(content), graph, threads=1)
     )
     arranged = feeds.quantized(values, litert.signature(canonical).inputs)
-    given = {graph.named_inputs[name]: array for name, array in arranged.items()}
+    feed = {graph.named_inputs[name]: array for name, array in arranged.items()}
     try:
-        rows = measure.measure(right, wrong, measure.Sound(canonical), given, given, half=True)
+        rows = measure.measure(right, wrong, measure.Sound(canonical), feed, feed, half=True)
     except measure.NotFiniteError as exc:
         return True, str(exc)
     return _verdict(
@@ -346,32 +347,34 @@ def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, st
     names = [name for name in places[0] if name in places[1]]
     if not names:
         raise ExecutionError("no tensor of both files has a known size; export it in float32")
-    places = [{name: each[name] for name in names} for each in places]
+    places = [{name: placed[name] for name in names} for placed in places]
 
     def run(cut: bytes, fed: Feed) -> Feed:
         session = onnx.session(cut)
-        taken = {entry.name for entry in session.get_inputs()}
-        ends = [spec.name for spec in session.get_outputs()]
-        found = onnx.run(session, ends, {name: fed[name] for name in taken})
-        return dict(zip(ends, found, strict=True))
+        input_names = {spec.name for spec in session.get_inputs()}
+        output_names = [spec.name for spec in session.get_outputs()]
+        arrays = onnx.run(session, output_names, {name: fed[name] for name in input_names})
+        return dict(zip(output_names, arrays, strict=True))
 
     totals = {name: np.zeros(4) for name in names}
     for i in range(feeds.count(values)):
-        one = feeds.part(values, slice(i, i + 1))
+        sample = feeds.part(values, slice(i, i + 1))
         whole = [
-            run(onnx_tensors.watched(model, each), one)
-            for model, each in zip(models, places, strict=True)
+            run(onnx_tensors.watched(model, placed), sample)
+            for model, placed in zip(models, places, strict=True)
         ]
         held = measure.halved(whole[0])
         alone = [
             run(
-                onnx_tensors.cut(model, each),
-                one | {onnx_tensors.fed(p): p.own(held[n]) for n, p in each.items()},
+                onnx_tensors.cut(model, placed),
+                sample | {onnx_tensors.fed(p): p.own(held[n]) for n, p in placed.items()},
             )
-            for model, each in zip(models, places, strict=True)
+            for model, placed in zip(models, places, strict=True)
         ]
         for name in names:
-            right, wrong, exact, own = (each[name].astype(np.float64) for each in (*whole, *alone))
+            right, wrong, exact, own = (
+                outputs[name].astype(np.float64) for outputs in (*whole, *alone)
+            )
             whole_ones = np.isfinite(right) & np.isfinite(exact)  # e.g. not a mask of -infinity
             parts = (right, wrong, exact, own)
             right, wrong, exact, own = (
@@ -425,20 +428,22 @@ def of_source(source: FloatModel, canonical: bytes, values: Feed) -> dict[str, n
 
 
 def _of_onnx(
-    content: bytes, values: Feed, found: Signature, options: Mapping[str, str] | None = None
+    content: bytes, values: Feed, signature: Signature, options: Mapping[str, str] | None = None
 ) -> dict[str, npt.NDArray[Any]]:
-    names = [spec.name for spec in found.outputs]
+    names = [spec.name for spec in signature.outputs]
     opened = onnx.session(content, options=options)
-    each = feeds.batches if found.batch == -1 else feeds.one_by_one
-    parts = [onnx.run(opened, names, one) for one in each(values, found.inputs)]
-    return feeds.joined([dict(zip(names, each, strict=True)) for each in parts], found.outputs)
+    divided = feeds.batches if signature.batch == -1 else feeds.one_by_one
+    parts = [onnx.run(opened, names, part) for part in divided(values, signature.inputs)]
+    return feeds.joined(
+        [dict(zip(names, arrays, strict=True)) for arrays in parts], signature.outputs
+    )
 
 
 def _as_source(
-    run: Mapping[str, npt.NDArray[Any]], found: Signature, source: FloatModel
+    run: Mapping[str, npt.NDArray[Any]], signature: Signature, source: FloatModel
 ) -> dict[str, npt.NDArray[Any]]:
     """Outputs of a TFLite file with the axes of its source."""
-    turned = source.source.turned(found, "tflite")
+    turned = source.source.turned(signature, "tflite")
     return {name: np.moveaxis(v, -1, 1) if name in turned else v for name, v in run.items()}
 
 
@@ -447,5 +452,7 @@ def _of_tflite(content: bytes, values: Feed) -> dict[str, npt.NDArray[Any]]:
     opened = litert.interpreter(content, threads=environment.cores())
     runner = opened.get_signature_runner(litert.SIGNATURE_KEY)
     signature = litert.signature_of(opened)
-    found = [litert.invoke(runner, **one) for one in feeds.one_by_one(values, signature.inputs)]
-    return feeds.joined(found, signature.outputs)
+    outputs = [
+        litert.invoke(runner, **sample) for sample in feeds.one_by_one(values, signature.inputs)
+    ]
+    return feeds.joined(outputs, signature.outputs)

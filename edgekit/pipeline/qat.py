@@ -121,28 +121,30 @@ class QatTrainer(Trainer):
         """Frozen, 1, when the last part has been reached."""
         return int(step >= self._first_frozen)
 
-    def _loss(self, x: Any, y: Any) -> tuple[Any, Any]:
+    def _loss(self, images: Any, labels: Any) -> tuple[Any, Any]:
         tf = keras_format.tensorflow()
-        logits = self._fake.logits(x, training=self._phase == 0)
+        logits = self._fake.logits(images, training=self._phase == 0)
         loss = tf.constant(0.0)
         if self._distill < 1:
-            loss += (1 - self._distill) * tf.reduce_mean(self.cross_entropy(logits, y))
+            loss += (1 - self._distill) * tf.reduce_mean(self.cross_entropy(logits, labels))
         if self._distill > 0:
-            loss += self._distill * self._to_teacher(x, logits)
+            loss += self._distill * self._to_teacher(images, logits)
         return loss, logits
 
-    def _to_teacher(self, x: Any, logits: Any) -> Any:
+    def _to_teacher(self, images: Any, logits: Any) -> Any:
         """Mean KL divergence from the teacher's outputs, times the squared temperature."""
         tf = keras_format.tensorflow()
         recipe = self.recipe
         assert isinstance(recipe, QatRecipe)
-        predictions = tf.stop_gradient(self._teacher(x, training=False))
+        predictions = tf.stop_gradient(self._teacher(images, training=False))
         # of probabilities the logarithm is as good as the logits were: softmax ignores a constant
-        given = tf.math.log(predictions + 1e-12) if self._fake.ends_in_softmax else predictions
-        wanted = tf.nn.log_softmax(given / recipe.temperature)
-        found = tf.nn.log_softmax(logits / recipe.temperature)
-        each = tf.reduce_sum(tf.exp(wanted) * (wanted - found), axis=-1)
-        return recipe.temperature**2 * tf.reduce_mean(each)
+        teacher_logits = (
+            tf.math.log(predictions + 1e-12) if self._fake.ends_in_softmax else predictions
+        )
+        teacher_logs = tf.nn.log_softmax(teacher_logits / recipe.temperature)
+        student_logs = tf.nn.log_softmax(logits / recipe.temperature)
+        divergences = tf.reduce_sum(tf.exp(teacher_logs) * (teacher_logs - student_logs), axis=-1)
+        return recipe.temperature**2 * tf.reduce_mean(divergences)
 
     def _apply(self, gradients: list[Any], rate: Any) -> None:
         super()._apply(gradients, rate)
@@ -359,8 +361,8 @@ def _split(images: data.ImageSet) -> tuple[data.ImageSet, data.ImageSet]:
             f"{images.name}: expected at least 10 images to train on, got {len(images)}"
         )
     held = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-    rest = np.setdiff1d(np.arange(len(images)), held)
-    return images.take(rest), images.take(held)
+    to_train = np.setdiff1d(np.arange(len(images)), held)
+    return images.take(to_train), images.take(held)
 
 
 def _check_data(images: data.ImageSet, source: float_model.FloatModel, recipe: QatRecipe) -> None:
@@ -424,14 +426,14 @@ def _look(
     predictions = outputs_of(tflite_integers.write(graph, stored), "tflite", values)
     trained = predicted(values)
     score = _score(predictions, trained, held.labels)
-    found = {"deployed_agreement": score.agreement}
-    said = f"deployed int8 predicts as trained {score.agreement:.2f} %"
+    metrics = {"deployed_agreement": score.agreement}
+    sentence = f"deployed int8 predicts as trained {score.agreement:.2f} %"
     if held.labels is not None:
         own = _score(trained, trained, held.labels).top1
         assert score.top1 is not None and own is not None
-        found |= {"deployed_top1": score.top1, "trained_top1": own}
-        said += f", top-1 {score.top1:.2f} % (as trained {own:.2f} %)"
-    return found, f"  {said} of {len(held)} images kept from training"
+        metrics |= {"deployed_top1": score.top1, "trained_top1": own}
+        sentence += f", top-1 {score.top1:.2f} % (as trained {own:.2f} %)"
+    return metrics, f"  {sentence} of {len(held)} images kept from training"
 
 
 def _scores(
@@ -448,7 +450,7 @@ def _scores(
     from edgekit.quantization import fake
 
     trained = predict(fake.load(trial.model_path), values)
-    found = {
+    scores = {
         "float32": _score(teacher, trained, labels),
         "fake-quantized": _score(trained, trained, labels),
     }
@@ -456,7 +458,7 @@ def _scores(
         runs = profile.provider == "CPUExecutionProvider"
         if not runs or "int8" not in profile.precisions.get(target, ()):
             continue
-        made = export(
+        exported = export(
             trial.path,
             Options(device=profile.name),
             target=target,
@@ -464,9 +466,9 @@ def _scores(
             out=trial.path.with_name(target),
             progress=progress,
         )
-        predictions = outputs_of(made.model_path, target, values)
-        found[f"{target} int8"] = _score(predictions, trained, labels)
-    return found
+        predictions = outputs_of(exported.model_path, target, values)
+        scores[f"{target} int8"] = _score(predictions, trained, labels)
+    return scores
 
 
 def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> int:
@@ -489,11 +491,11 @@ def _check_grid(trial: artifact.Artifact, fake: FakeQuantized, final: bytes) -> 
         else:
             stored = onnx_integers.read_stored(onnx.load(path), Graph(final))
         of_layers = stored.without((), (), stored.constants).without_biases()
-        found = differences(of_layers, trained)
-        if found:
+        differing = differences(of_layers, trained)
+        if differing:
             raise WriterError(
-                f"the {target} file differs from the grid of training in {len(found)} places, "
-                f"first {found[0].what} of {short_name(found[0].tensor)}"
+                f"the {target} file differs from the grid of training in {len(differing)} places, "
+                f"first {differing[0].what} of {short_name(differing[0].tensor)}"
             )
     return trained.numbers()
 
@@ -527,7 +529,7 @@ def predictor(model: Any) -> Callable[[Floats], Floats]:
     """Predictions of a Keras model with the weights that it has by then; its graph is built once,
     which takes longer than most uses of it."""
     tf = keras_format.tensorflow()
-    forward = tf.function(lambda x: model(x, training=False), reduce_retracing=True)
+    forward = tf.function(lambda values: model(values, training=False), reduce_retracing=True)
 
     def predicted(values: Floats) -> Floats:
         parts = (tf.constant(values[i : i + 250]) for i in range(0, len(values), 250))

@@ -104,7 +104,9 @@ class Recipe(schema.Document):
             ]
         if self.layers:
             lines += ["", "[layers]"]
-            lines += [f"{_quoted(name)} = {_quoted(each)}" for name, each in self.layers.items()]
+            lines += [
+                f"{_quoted(name)} = {_quoted(precision)}" for name, precision in self.layers.items()
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -128,7 +130,9 @@ class RecipeFile:
 
     def lines(self) -> list[Line]:
         """The precision of layers."""
-        return [Line(name, each, self.option) for name, each in self.recipe.layers.items()]
+        return [
+            Line(name, precision, self.option) for name, precision in self.recipe.layers.items()
+        ]
 
     def applied(self, options: Options, *, typed: Collection[str] = ()) -> Options:
         """Options with what the recipe says.
@@ -137,7 +141,7 @@ class RecipeFile:
             options: Without it.
             typed: Names of options that win over the recipe; what they take the place of is noted.
         """
-        taken: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         overruled = []
         for name in _OPTIONS:
             value, own = getattr(self.recipe, name), getattr(options, name)
@@ -146,8 +150,8 @@ class RecipeFile:
             if name in typed:
                 overruled.append(f"--{name} {own} takes the place of the recipe's {value}")
             else:
-                taken[name] = value
-        return replace(options, recipe=self, overruled=tuple(overruled), **taken)
+                values[name] = value
+        return replace(options, recipe=self, overruled=tuple(overruled), **values)
 
 
 def load(path: Path) -> RecipeFile:
@@ -162,14 +166,14 @@ def load(path: Path) -> RecipeFile:
         raise InvalidOptionError(f"--recipe: {exc}") from None
     version = data.get("schema_version")
     if version != Recipe.VERSION or type(version) is not int:
-        said = "has none" if version is None else f"has {version!r}"
+        stated = "has none" if version is None else f"has {version!r}"
         raise InvalidOptionError(
-            f"--recipe: {path}: expected schema_version = {Recipe.VERSION}, the file {said}; write "
-            f"that line at its top"
+            f"--recipe: {path}: expected schema_version = {Recipe.VERSION}, the file {stated}; "
+            f"write that line at its top"
         )
-    given = data.get("layers")
-    if isinstance(given, dict):
-        for name, word in given.items():
+    words_of_layers = data.get("layers")
+    if isinstance(words_of_layers, dict):
+        for name, word in words_of_layers.items():
             if isinstance(word, dict):
                 raise InvalidOptionError(
                     f"--recipe: {path}: expected a precision of the layer {name!r}, got a table; "
