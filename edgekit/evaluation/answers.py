@@ -8,7 +8,7 @@ tasks (:mod:`edgekit.evaluation.metrics`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -22,7 +22,6 @@ from edgekit.records.fidelity import Fidelity
 from edgekit.records.predictions import BoxChanges, Confusion, Curve, MaskChanges
 from edgekit.records.results import Changes, Measurement, pack_bits
 from edgekit.tasks import kind
-from edgekit.tasks.kind import Right
 
 Outputs = npt.NDArray[np.float32]
 
@@ -193,15 +192,3 @@ def _paired(
         "mcnemar_p": stats.mcnemar(base_right, right),
         "images_needed": Measurement(needed, "images", count),
     }
-
-
-def reader(right: Right, loss: Loss) -> Callable[[Outputs], Answers]:
-    """What makes answers of outputs ``[N, M]``, by what is known of the task.
-
-    Args:
-        right: The task, settled, and what is right.
-        loss: The loss that has to be noticed.
-    """
-    if right.task == "classification":
-        return lambda outputs: Classes.of(outputs, right.labels, loss)
-    return lambda outputs: Numbers(outputs, right.truth)

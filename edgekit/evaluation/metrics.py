@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from edgekit import data
 from edgekit.data import feeds
-from edgekit.evaluation import answers, conditions, verdicts
-from edgekit.evaluation.answers import Loss
+from edgekit.evaluation import conditions, reading, verdicts
 from edgekit.evaluation.options import SAMPLES, Options
 from edgekit.evaluation.recording import Facts
 from edgekit.evaluation.samples import Samples
@@ -96,7 +95,7 @@ def report(
     """
     images = samples.images
     reference = measured[0].outputs
-    read = answers.reader(samples.right, Loss(options.bound, options.power))
+    read = reading.reader(samples, sizes, options)
     # One number for all that are compared, so that it is the same part of a round.
     common = max((_slow(each) for each in measured if timed_here(each)), default=0)
     float32 = {

@@ -20,6 +20,7 @@ from edgekit.evaluation import mistakes
 from edgekit.evaluation.options import Options
 from edgekit.records import stats
 from edgekit.records.artifact import Artifact, Manifest
+from edgekit.records.decoding import Decoding
 from edgekit.records.results import LabelFit
 from edgekit.records.signature import Preprocessing
 from edgekit.runtimes import model_file
@@ -41,6 +42,8 @@ class Samples:
         images: Images, or records with a field for each input.
         right: What outputs are, and which are right; the reference's outputs settle what is open.
         prepare: From pixels to model inputs.
+        names: Names of the classes of boxes or masks; empty where nobody knows them.
+        decoding: How a detector's outputs become boxes; None where nothing says it.
         unsure: Whether neither the user nor the manifest says what the outputs are.
         fit: Whether labels fit the reference; None without any, and before it has run.
         warnings: Classic mistakes, and what became of labels that have no use; a sentence each.
@@ -51,6 +54,8 @@ class Samples:
     right: Right
     prepare: Preprocessing
     unsure: bool
+    names: tuple[str, ...] = ()
+    decoding: Decoding | None = None
     fit: LabelFit | None = None
     warnings: tuple[str, ...] = ()
 
@@ -78,7 +83,16 @@ class Samples:
             )
         unsure = tasks.declared(manifest, options.task) is None
         unused = (right.unused,) if right.unused else ()
-        return cls(dataset, images, right, manifest.preprocessing, unsure, warnings=unused)
+        return cls(
+            dataset,
+            images,
+            right,
+            manifest.preprocessing,
+            unsure,
+            names=manifest.class_names or images.class_names,
+            decoding=manifest.decoding,
+            warnings=unused,
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,6 +101,12 @@ class Samples:
     def first(self) -> npt.NDArray[Any]:
         """The first of them alone ``[1, ...]``."""
         return self.images.images[:1]
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.images.images.shape[1:3]
+        return height, width
 
     def settled(
         self, outputs: npt.NDArray[np.float32], worker: Worker | None, options: Options

@@ -572,6 +572,25 @@ def agreement(
     return values
 
 
+def unmatched(of: Boxes, among: Boxes) -> Flags:
+    """Which boxes of one model, with a score of at least 0.3, another model does not have.
+
+    Args:
+        of: Found boxes, K in all.
+        among: Found boxes of the same pictures; those with a score of at least 0.15 count.
+
+    Returns:
+        bool ``[K]``: nothing of the same class is at the same place, at an IoU of 0.5.
+    """
+    assert of.scores is not None
+    sure, other = _at_least(of, SURE), _at_least(among, HALF_SURE)
+    none = np.zeros(len(other.classes), bool)
+    greedy = _greedy(other, sure, none, none[None], np.array([0.5]), max(1, len(sure.classes)))
+    alone = np.zeros(len(of.classes), bool)
+    alone[np.flatnonzero(of.scores >= SURE)[greedy.order]] = greedy.partner[0, 0] < 0
+    return alone
+
+
 def _sums(pictures: Numbers, count: int, values: npt.NDArray[np.float32] | None = None) -> Floats:
     """Sums of values, or numbers of boxes, of each picture, ``[count]``."""
     return np.bincount(pictures, values, minlength=count).astype(np.float64)

@@ -337,7 +337,7 @@ def change(
 
 def agreement(
     before: npt.NDArray[np.float32], after: npt.NDArray[np.float32], layout: Layout
-) -> tuple[dict[str, Measurement], Numbers]:
+) -> tuple[dict[str, Measurement], Numbers, Floats]:
     """How many pixels of the outputs have the float model's class in another model, too.
 
     Pixels are those of the outputs, so that no labels are needed.
@@ -349,7 +349,8 @@ def agreement(
 
     Returns:
         ``pixel_agreement`` in %, with the interval of a bootstrap over pictures; pixels by the
-        float model's class and the other one, int64 ``[C, C]``.
+        float model's class and the other one, int64 ``[C, C]``; the share of each picture, of 1,
+        float64 ``[N]``.
     """
     classes, count = layout.classes, len(before)
     matrix = np.zeros((classes, classes), np.int64)
@@ -366,7 +367,22 @@ def agreement(
     drawn = bootstrap.weights(count, bootstrap.RESAMPLES, 0).astype(np.float64)
     value = 100 * float(shares.mean())
     measured = bootstrap.interval(value, 100 * (shares @ drawn) / count, "%", count)
-    return {"pixel_agreement": measured}, matrix
+    return {"pixel_agreement": measured}, matrix, shares
+
+
+def chosen(sample: npt.NDArray[np.float32], layout: Layout, number: int) -> npt.NDArray[np.uint8]:
+    """The class of each pixel of an output, uint8 ``[h, w]``.
+
+    Args:
+        sample: float32 ``[M]``.
+        layout: How it is read.
+        number: Number of the picture, for messages.
+
+    Raises:
+        InvalidDataError: If it holds NaN, or a class number that is none.
+    """
+    classes = _chosen(sample, layout, number).astype(np.uint8)
+    return classes.reshape(layout.height, layout.width)
 
 
 def _chosen(sample: npt.NDArray[np.float32], layout: Layout, number: int) -> npt.NDArray[np.intp]:
