@@ -160,6 +160,14 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help="preprocessing of files, as `edgekit export` takes it; an artifact has its own",
     )
     add("--task", choices=tasks.TASKS, help=tasks.HELP)
+    add(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="also compute a metric by a function of your own, f(predictions, labels), which is "
+        "imported; repeatable",
+    )
     for name, meaning in (
         ("dead", "outputs or channels vary in the float model and not in the deployable"),
         ("poor", "outputs are poor and no labels prove that it does not matter"),

@@ -47,7 +47,7 @@ class Function:
             InvalidOptionError: If it is not there.
             InvalidDataError: If it raises, or returns something else.
         """
-        called = _function(place)
+        called = imported(place)
         try:
             takes = "split" in inspect.signature(called).parameters
             returned = called(split=split) if takes else called()
@@ -75,7 +75,12 @@ class Function:
         return Source(place, entries, None, (), None)
 
 
-def _function(place: str) -> Any:
+def imported(place: str) -> Any:
+    """The function of a word ``module:function``; modules of the working directory count.
+
+    Raises:
+        InvalidOptionError: If it cannot be imported, or is no function.
+    """
     module, _, name = place.partition(":")
     here = str(Path.cwd())
     if here not in sys.path:

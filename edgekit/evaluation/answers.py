@@ -20,7 +20,7 @@ from edgekit.evaluation import changes
 from edgekit.records import stats
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.predictions import BoxChanges, Confusion, Curve, MaskChanges
-from edgekit.records.results import Changes, Measurement, pack_bits
+from edgekit.records.results import Changes, LabelFit, Measurement, pack_bits
 from edgekit.tasks import kind
 
 Outputs = npt.NDArray[np.float32]
@@ -70,6 +70,16 @@ class Answers(ABC):
     def correct(self) -> str:
         """As :attr:`ArtifactResult.correct`."""
         return ""
+
+    @property
+    @abstractmethod
+    def for_functions(self) -> tuple[Any, Any]:
+        """Predictions and labels, as :mod:`edgekit.evaluation.functions` describes them."""
+
+    def label_fit(self) -> LabelFit | None:
+        """Whether the labels are those of the samples, if this is the float model; None where it
+        was found out otherwise, or nobody knows."""
+        return None
 
     def shown(self, reference: Self, images: npt.NDArray[Any], pictures: int) -> Shown:
         """Where it predicts otherwise than the reference, as the page shows it.
@@ -124,6 +134,11 @@ class Classes(Answers):
         """As :attr:`ArtifactResult.correct`."""
         return "" if self.right is None else pack_bits(self.right)
 
+    @property
+    def for_functions(self) -> tuple[Any, Any]:
+        """Scores ``[N, C]`` and labels ``[N]``."""
+        return self.scores, self.labels
+
     def metrics(self, reference: Classes, judged: Sequence[Fidelity]) -> dict[str, Measurement]:
         """Share of equal predictions, and share of right ones if there are labels."""
         count = len(self.first)
@@ -161,6 +176,11 @@ class Numbers(Answers):
 
     outputs: Outputs
     truth: npt.NDArray[np.float32] | None
+
+    @property
+    def for_functions(self) -> tuple[Any, Any]:
+        """Outputs ``[N, M]`` and the right numbers ``[N, M]``."""
+        return self.outputs, self.truth
 
     def metrics(self, reference: Numbers, judged: Sequence[Fidelity]) -> dict[str, Measurement]:
         """Differences from the right numbers, if they are known, and from the reference's."""

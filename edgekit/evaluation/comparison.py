@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edgekit.base.errors import InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
-from edgekit.evaluation import fleet, metrics, shards, timing
+from edgekit.evaluation import fleet, functions, metrics, reading, shards, timing
 from edgekit.evaluation import parity as parity_of
 from edgekit.evaluation.evaluator import Evaluator
 from edgekit.evaluation.options import DEFAULTS, Options
@@ -68,6 +68,7 @@ def compare(
     check_one_source(candidates)
     pair = parity_of.pair_of(candidates) if options.parity else None
     first = _representative(candidates)
+    own = functions.load(options.metric)
     samples = Samples.open(first, options, progress)
     machine = environment.describe()
     with shards.Work(options.work, progress) as kept, contextlib.ExitStack() as stack:
@@ -83,10 +84,13 @@ def compare(
             evaluated = evaluator.each(subjects, devices, task)
             right = next(evaluated)
             samples = samples.settled(right.outputs, right.worker, options)
+            sizes = _sizes(outputs, right.outputs.shape[1])
+            read = reading.reader(samples, sizes, options)
+            answers = read(right.outputs)
+            samples = samples.judged(answers, options)
             measured = [right, *evaluated]
         watched = timing.take_latency(measured, samples.first, options.rounds, progress)
         timing.take_energy(measured, samples.first)
-        sizes = _sizes(outputs, right.outputs.shape[1])
         if options.record is not None:
             recording = recording_of(
                 base, right, first, samples.images, machine, sizes, options.command
@@ -107,6 +111,9 @@ def compare(
             machine,
             options,
             sizes=sizes,
+            read=read,
+            reference=answers,
+            functions=own,
             model_id=base.path.stem if isinstance(first, ModelFile) else first.manifest.model_id,
             safe=[artifact.name for artifact in candidates if cannot_saturate(artifact)],
             assumed=assumed,

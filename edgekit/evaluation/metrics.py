@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from edgekit import data
 from edgekit.data import feeds
-from edgekit.evaluation import conditions, reading, verdicts
+from edgekit.evaluation import conditions, verdicts
+from edgekit.evaluation.answers import Answers
+from edgekit.evaluation.functions import Function
 from edgekit.evaluation.options import SAMPLES, Options
 from edgekit.evaluation.recording import Facts
 from edgekit.evaluation.samples import Samples
@@ -70,6 +72,9 @@ def report(
     options: Options,
     *,
     sizes: Mapping[str, tuple[int, ...]],
+    read: Callable[[npt.NDArray[np.float32]], Answers],
+    reference: Answers,
+    functions: Sequence[Function],
     model_id: str,
     safe: Collection[str],
     assumed: Sequence[str],
@@ -86,6 +91,9 @@ def report(
         machine: The machine of the comparison.
         options: Options of the comparison.
         sizes: Sizes of one sample of each output, in order.
+        read: What makes answers of outputs ``[N, M]``.
+        reference: Answers of the reference.
+        functions: Metrics of the user.
         model_id: Name of the model of the first artifact.
         safe: Names of artifacts whose int8 sums cannot saturate.
         assumed: Assumptions about files, one sentence each.
@@ -94,8 +102,6 @@ def report(
         resumed: Number of shards that an earlier run left.
     """
     images = samples.images
-    reference = measured[0].outputs
-    read = reading.reader(samples, sizes, options)
     # One number for all that are compared, so that it is the same part of a round.
     common = max((_slow(each) for each in measured if timed_here(each)), default=0)
     float32 = {
@@ -103,21 +109,22 @@ def report(
         for subject, each in zip(subjects, measured, strict=True)
         if subject.precision == "float32" and timed_here(each)
     }
-    base = read(reference)
     results: list[ArtifactResult] = []
     for subject, each in zip(subjects, measured, strict=True):
         unquantized = float32.get(subject.format) if timed_here(each) else None
         slow = common if timed_here(each) else _slow(each)
-        judged = fidelity.judge(reference, each.outputs, sizes)
-        own = read(each.outputs) if results else base  # the first result is the reference
-        metrics = own.metrics(base, judged)
-        metrics["sqnr"] = stats.sqnr(reference, each.outputs)
+        judged = fidelity.judge(measured[0].outputs, each.outputs, sizes)
+        own = read(each.outputs) if results else reference  # which is the first result
+        metrics = own.metrics(reference, judged)
+        for function in functions:
+            metrics[function.name] = function.measure(*own.for_functions, len(each.outputs))
+        metrics["sqnr"] = stats.sqnr(measured[0].outputs, each.outputs)
         metrics |= _of_outputs(judged)
         metrics["size"] = Measurement(subject.size, "bytes", 1)
         metrics |= {**each.metrics, **_times(each, slow, unquantized)}
         result = _result(subject, each, metrics, own.correct, slow)
         result = replace(result, fidelity=judged, unstable=_unstable(result))
-        shown = own.shown(base, images.images, options.pictures)
+        shown = own.shown(reference, images.images, options.pictures)
         results.append(replace(result, **shown.fields()))
     few = _too_few(results[1:], options, feeds.unit(images.images))
     compared = Report(
@@ -281,8 +288,10 @@ def _too_few(results: Sequence[ArtifactResult], options: Options, unit: Unit) ->
     if not short:
         return []
     value, name, count = max(short)
+    known = results[0].metrics
+    metric = "mAP" if "map" in known else "mIoU" if "miou" in known else "top-1"
     return [
-        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of top-1 with "
+        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of {metric} with "
         f"power {options.power:g} in {len(short)} of {len(results)} artifacts; "
         f"{name} needs {value:,.0f}"
     ]

@@ -186,8 +186,10 @@ def label_fit(choices: npt.NDArray[np.integer[Any]], labels: npt.NDArray[np.int6
     return LabelFit(accuracy.value, 100 * chance, p, problem)
 
 
-def of_fit(fit: LabelFit, count: int, *, whose: str = "the model") -> list[Finding]:
-    """What is wrong with labels, in words."""
+def of_fit(
+    fit: LabelFit, count: int, *, whose: str = "the model", metric: str = ""
+) -> list[Finding]:
+    """What is wrong with labels, in words; ``metric`` is what stands in for the accuracy."""
     if fit.problem == "one class":
         return [
             Finding(
@@ -199,13 +201,15 @@ def of_fit(fit: LabelFit, count: int, *, whose: str = "the model") -> list[Findi
         ]
     if not fit.problem:
         return []
+    right = f"{whose} is right on {fit.accuracy:.1f} % of {count:,}"
+    if metric:
+        right = f"{metric} of {whose} is {fit.accuracy:.2g} % on {count:,}"
     return [
         Finding(
             "labels",
-            f"the labels do not fit the samples: {whose} is right on {fit.accuracy:.1f} % of "
-            f"{count:,}, {fit.chance:.1f} % are by chance (p = {fit.p:.2g}); check that labels are "
-            f"in the order of the samples and number the classes as the model does, and the "
-            f"preprocessing",
+            f"the labels do not fit the samples: {right}, {fit.chance:.2g} % are by chance "
+            f"(p = {fit.p:.2g}); check that labels are in the order of the samples and number the "
+            f"classes as the model does, and the preprocessing",
         )
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +59,8 @@ class Options:
         preprocessing: How the inputs of files are made, name or JSON file; default as those of the
             artifacts beside them, or of the reference.
         task: What the outputs are; default what manifests, labels or outputs say.
+        metric: Functions of the user, ``module:function``, that compute metrics of their own; see
+            :mod:`edgekit.evaluation.functions`. They are imported.
         allow_chance: Go on where the float model is no better than chance, without a verdict on
             accuracy.
         command: Recorded in the report.
@@ -83,6 +85,7 @@ class Options:
     trust: bool = False
     preprocessing: str | None = None
     task: Task | None = None
+    metric: Sequence[str] = ()
     allow_chance: bool = False
     command: str = ""
 

@@ -17,6 +17,7 @@ from edgekit.base.progress import Progress
 from edgekit.data import feeds
 from edgekit.data.images import checked_labels, checked_truth, is_truth
 from edgekit.evaluation import mistakes
+from edgekit.evaluation.answers import Answers
 from edgekit.evaluation.options import Options
 from edgekit.records import stats
 from edgekit.records.artifact import Artifact, Manifest
@@ -132,6 +133,25 @@ class Samples:
             )
         sentences = (f"{finding.kind}: {finding.said}" for finding in findings)
         return replace(self, right=right, fit=fit, warnings=(*self.warnings, *sentences))
+
+    def judged(self, answers: Answers, options: Options) -> Samples:
+        """The same once the reference's outputs were read: whether boxes or masks fit it.
+
+        Args:
+            answers: The reference's.
+            options: Options of the comparison.
+
+        Raises:
+            InvalidDataError: If it is no better than chance on them.
+        """
+        fit = answers.label_fit()
+        if fit is None:
+            return self
+        metric = "mAP50" if self.right.task == "detection" else "mIoU"
+        findings = mistakes.of_fit(fit, len(self.images), whose="the float model", metric=metric)
+        _check_chance(fit, findings, options.allow_chance, unsure=False)
+        sentences = (f"{finding.kind}: {finding.said}" for finding in findings)
+        return replace(self, fit=fit, warnings=(*self.warnings, *sentences))
 
     def _right(self, outputs: npt.NDArray[np.float32]) -> Right:
         """What is right, decided by the reference's outputs; labels are of its classes."""

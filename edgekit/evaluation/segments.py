@@ -14,9 +14,10 @@ from edgekit.data.boxes import Views
 from edgekit.data.masks import VOID, Masks
 from edgekit.evaluation.answers import Answers, Loss, Outputs, Shown
 from edgekit.evaluation.changes import picture
+from edgekit.records import stats
 from edgekit.records.fidelity import Fidelity
 from edgekit.records.predictions import Confusion, MaskChanges, MaskPicture, pack_classes
-from edgekit.records.results import Measurement
+from edgekit.records.results import LabelFit, Measurement
 from edgekit.tasks import bootstrap, segmentation
 from edgekit.tasks.bootstrap import Resampled
 from edgekit.tasks.segmentation import Layout
@@ -66,6 +67,29 @@ class Segments(Answers):
     @cached_property
     def _resampled(self) -> Resampled | None:
         return None if self._confused is None else segmentation.resample(self._confused)
+
+    @property
+    def for_functions(self) -> tuple[Any, Any]:
+        """Class maps, predicted and right, of the output's size."""
+        maps = _Maps(self.outputs, self.truth)
+        return maps, None if self.truth.masks is None else _Right(maps)
+
+    def label_fit(self) -> LabelFit | None:
+        """Whether more pixels are right than if classes lay anywhere, as often as they do; mIoU in
+        % in place of the accuracy."""
+        confused, resampled = self._confused, self._resampled
+        if confused is None or resampled is None or confused.matrix.shape[0] < 2:
+            return None
+        if len(confused.sums) < 2:
+            return None
+        shares = confused.matrix / confused.matrix.sum()
+        right, predicted = shares.sum(axis=1), shares.sum(axis=0)
+        both = right * predicted
+        there = right + predicted > 0
+        chance = float((both[there] / (right + predicted - both)[there]).mean())
+        p = float((1 + (resampled.values["miou"] <= chance).sum()) / (1 + bootstrap.RESAMPLES))
+        unfit = p > stats.SIGNIFICANT
+        return LabelFit(100 * confused.miou(), 100 * chance, p, "chance" if unfit else "")
 
     def metrics(self, reference: Segments, judged: Sequence[Fidelity]) -> dict[str, Measurement]:
         """mIoU and its change, if the right classes are known, and pixels with the same class."""
@@ -132,6 +156,35 @@ class Segments(Answers):
             agreement=round(100 * share, 4),
             picture=picture(image),
         )
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """Predicted class maps, made one by one."""
+
+    outputs: Outputs
+    truth: Truth
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        return segmentation.chosen(self.outputs[index], self.truth.layout, index)
+
+
+@dataclass(frozen=True)
+class _Right:
+    """The right class maps of the same size."""
+
+    like: _Maps
+
+    def __len__(self) -> int:
+        return len(self.like)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.uint8]:
+        truth = self.like.truth
+        assert truth.masks is not None
+        return _seen(truth.masks[index], truth.views, index, self.like[index])
 
 
 def _seen(
