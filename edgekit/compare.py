@@ -36,6 +36,7 @@ from edgekit.reporting import layer_table, tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 from edgekit.tasks import kind as tasks
+from edgekit.tasks import presets
 
 __all__ = ["Options", "compare", "main", "parser"]
 
@@ -160,6 +161,11 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help="preprocessing of files, as `edgekit export` takes it; an artifact has its own",
     )
     add("--task", choices=tasks.TASKS, help=tasks.HELP)
+    add(
+        "--decoding",
+        metavar="NAME|FILE",
+        help=f"{presets.HELP}; an artifact of a detector has its own",
+    )
     for name, meaning in (
         ("dead", "outputs or channels vary in the float model and not in the deployable"),
         ("poor", "outputs are poor and no labels prove that it does not matter"),

@@ -10,7 +10,7 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import shards, verdicts
 from edgekit.records import signature
 from edgekit.records.signature import Preprocessing
-from edgekit.tasks.kind import Task
+from edgekit.tasks.kind import Task, of_decoding
 
 #: Samples of latency that a round takes of each model.
 SAMPLES = 20
@@ -59,6 +59,9 @@ class Options:
         preprocessing: How the inputs of files are made, name or JSON file; default as those of the
             artifacts beside them, or of the reference.
         task: What the outputs are; default what manifests, labels or outputs say.
+        decoding: How outputs of a detector become boxes, as
+            :func:`edgekit.tasks.presets.decoding_for` takes it; default as the manifest says. The
+            task is detection then.
         allow_chance: Go on where the float model is no better than chance, without a verdict on
             accuracy.
         command: Recorded in the report.
@@ -83,10 +86,12 @@ class Options:
     trust: bool = False
     preprocessing: str | None = None
     task: Task | None = None
+    decoding: str | None = None
     allow_chance: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", of_decoding(self.task, self.decoding))
         if self.rounds < 0:
             raise InvalidOptionError(f"expected a number of rounds >= 0, got {self.rounds}")
         if self.pictures < 0:
