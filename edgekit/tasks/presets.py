@@ -40,6 +40,10 @@ class _Misfit(Exception):
     """Outputs that a preset is not for; says what it expects."""
 
 
+class _NearMiss(_Misfit):
+    """Outputs that a preset is for, but for something that the user has to say."""
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a preset has to go by.
@@ -199,7 +203,7 @@ def _class_and_score(same: list[str], asked: _Asked, *, first: bool) -> tuple[st
                 other = same[1 - same.index(names[0])]
                 return (names[0], other) if role == "classes" else (other, names[0])
     if not first:  # not in the operator's order
-        raise _Misfit(
+        raise _NearMiss(
             f"to know which of {' and '.join(same)} has the scores; add "
             f"#scores={same[0]} or #scores={same[1]}"
         )
@@ -287,7 +291,7 @@ def _ssd(asked: _Asked) -> Decoding:
     boxes, scores, count = asked.apart(1)
     anchors = asked.anchors or _ssd_anchors(asked.size)
     if anchors.count != count:
-        raise _Misfit(
+        raise _NearMiss(
             f"{anchors.count:,} boxes, as many as anchors, got {count:,}; add #anchors=FILE.json"
         )
     return Decoding((boxes,), (scores,), anchors=anchors, activation="sigmoid", background="first")
@@ -328,7 +332,7 @@ def _efficientdet(asked: _Asked) -> Decoding:
     if len(asked.outputs) == 2:
         boxes, scores, count = asked.apart(0)
         if count != anchors.count:
-            raise _Misfit(f"{anchors.count:,} boxes, those of strides 8 to 128, got {count:,}")
+            raise _NearMiss(f"{anchors.count:,} boxes, those of strides 8 to 128, got {count:,}")
         return Decoding((boxes,), (scores,), **how)
     of_boxes = asked.maps(9, lambda k: k == 4)
     of_scores = asked.maps(9, lambda k: k == (asked.classes or k))
@@ -422,21 +426,45 @@ def decoding_for(
     if isinstance(head, Decoding):
         decoding = head if anchors is None else replace(head, anchors=anchors)
     else:
-        asked = _Asked(sizes, input_size, classes, options, anchors)
-        try:
-            decoding = _PRESETS[head](asked)
-        except _Misfit as exc:
-            if not {"boxes", "scores"} <= options.keys():
-                raise InvalidDataError(
-                    f"--decoding {word}: expected {exc}; got {_shapes(sizes)}{_others(head, asked)}"
-                ) from None
-            decoding = Decoding(options["boxes"], options["scores"])
+        decoding = _of_preset(word, head, _Asked(sizes, input_size, classes, options, anchors))
     try:
         decoding = replace(decoding, **options)
     except InvalidOptionError as exc:
         raise InvalidOptionError(f"--decoding {word}: {exc}") from None
     check(decoding, outputs, classes, word)
     return decoding
+
+
+def _of_preset(word: str, name: str, asked: _Asked) -> Decoding:
+    """The decoding of a preset, also of outputs with other classes than the data."""
+    if {"boxes", "scores"} <= asked.options.keys():
+        return _with_outputs(word, name, asked)
+    try:
+        return _PRESETS[name](asked)
+    except _Misfit as exc:
+        misfit = exc
+    try:
+        return _PRESETS[name](replace(asked, classes=None))
+    except _Misfit:
+        others = "" if isinstance(misfit, _NearMiss) else _others(name, asked)
+        raise InvalidDataError(
+            f"--decoding {word}: expected {misfit}; got {_shapes(asked.outputs)}{others}"
+        ) from None
+
+
+def _with_outputs(word: str, name: str, asked: _Asked) -> Decoding:
+    """The decoding of a preset, of outputs that the user names."""
+    read = (*asked.options["boxes"], *asked.options["scores"])
+    read += tuple(asked.options[key] for key in ("classes", "count") if key in asked.options)
+    unknown = [each for each in read if each not in asked.outputs]
+    if unknown:
+        raise InvalidDataError(
+            f"--decoding {word}: expected outputs of {_shapes(asked.outputs)}, got {unknown[0]!r}"
+            f"{words.near(unknown[0], asked.outputs)}"
+        )
+    named = {each: asked.outputs[each] for each in dict.fromkeys(read)}
+    others = {key: value for key, value in asked.options.items() if key not in ("boxes", "scores")}
+    return _of_preset(word, name, replace(asked, outputs=named, options=others))
 
 
 def chosen(
