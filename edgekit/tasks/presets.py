@@ -443,13 +443,15 @@ def _of_preset(word: str, name: str, asked: _Asked) -> Decoding:
         return _PRESETS[name](asked)
     except _Misfit as exc:
         misfit = exc
-    try:
-        return _PRESETS[name](replace(asked, classes=None))
-    except _Misfit:
-        others = "" if isinstance(misfit, _NearMiss) else _others(name, asked)
-        raise InvalidDataError(
-            f"--decoding {word}: expected {misfit}; got {_shapes(asked.outputs)}{others}"
-        ) from None
+    if not _fitting(asked):
+        try:
+            return _PRESETS[name](replace(asked, classes=None))
+        except _Misfit:
+            pass
+    others = "" if isinstance(misfit, _NearMiss) else _others(name, asked)
+    raise InvalidDataError(
+        f"--decoding {word}: expected {misfit}; got {_shapes(asked.outputs)}{others}"
+    )
 
 
 def _with_outputs(word: str, name: str, asked: _Asked) -> Decoding:
@@ -523,22 +525,32 @@ def refused(outputs: Sequence[TensorSpec], input_size: tuple[int, int], classes:
 
 def _others(tried: str, asked: _Asked) -> str:
     """Which presets fit, or which were tried in vain."""
-    fits, misfits = [], []
+    fits = _fitting(asked)
+    if fits:
+        return f"; pass --decoding {' or '.join(fits)}, which such outputs can be of"
+    misfits = []
     for name, preset in _PRESETS.items():
-        if name == tried:
-            continue
         try:
             preset(asked)
         except _Misfit as exc:
-            misfits.append(f"{name} ({exc})")
-        else:
-            fits.append(name)
-    if fits:
-        return f"; pass --decoding {' or '.join(fits)}, which such outputs can be of"
+            misfits.append(f"{name} ({exc})" if name != tried else "")
+    misfits = [each for each in misfits if each]
     return (
         f"; no other preset fits: {', '.join(misfits)}; name the outputs with "
         f"#boxes=NAME,scores=NAME or in a FILE.json"
     )
+
+
+def _fitting(asked: _Asked) -> list[str]:
+    """Names of the presets that such outputs can be of."""
+    fits = []
+    for name, preset in _PRESETS.items():
+        try:
+            preset(asked)
+        except _Misfit:
+            continue
+        fits.append(name)
+    return fits
 
 
 def _shapes(outputs: Mapping[str, tuple[int, ...]]) -> str:
