@@ -36,6 +36,7 @@ from edgekit.reporting import layer_table, tables
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 from edgekit.tasks import kind as tasks
+from edgekit.tasks import presets
 
 __all__ = ["Options", "compare", "main", "parser"]
 
@@ -167,6 +168,11 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         metavar="MODULE:FUNCTION",
         help="also compute a metric by a function of your own, f(predictions, labels), which is "
         "imported; repeatable",
+    )
+    add(
+        "--decoding",
+        metavar="NAME|FILE",
+        help=f"{presets.HELP}; an artifact of a detector has its own",
     )
     for name, meaning in (
         ("dead", "outputs or channels vary in the float model and not in the deployable"),

@@ -62,6 +62,7 @@ from edgekit.records.schemes import PRECISIONS, SCHEMES
 from edgekit.sources import float_model
 from edgekit.tasks.kind import HELP as TASK_HELP
 from edgekit.tasks.kind import TASKS
+from edgekit.tasks.presets import HELP as DECODING_HELP
 
 __all__ = ["Budget", "Mixture", "Options", "export", "export_all", "main", "parser"]
 
@@ -210,6 +211,7 @@ python -m edgekit.export detector.onnx --shape 1,3,320,320 \\
     add("--allow-dead", action="store_true", help="for int8: write a file with dead outputs")
     add("--allow-poor", action="store_true", help="for int8: write a file below 10 dB")
     add("--task", choices=TASKS, help=TASK_HELP)
+    add("--decoding", metavar="NAME|FILE", help=DECODING_HELP)
     add(
         "--out",
         type=Path,

@@ -19,6 +19,7 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
 from edgekit.evaluation import fleet, functions, metrics, reading, shards, timing
 from edgekit.evaluation import parity as parity_of
+from edgekit.evaluation.answers import Loss
 from edgekit.evaluation.evaluator import Evaluator
 from edgekit.evaluation.options import DEFAULTS, Options
 from edgekit.evaluation.recording import is_recording
@@ -85,7 +86,7 @@ def compare(
             right = next(evaluated)
             samples = samples.settled(right.outputs, right.worker, options)
             sizes = _sizes(outputs, right.outputs.shape[1])
-            read = reading.reader(samples, sizes, options)
+            read = reading.reader(samples.right, Loss(options.bound, options.power))
             answers = read(right.outputs)
             samples = samples.judged(answers, options)
             measured = [right, *evaluated]

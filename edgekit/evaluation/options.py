@@ -10,7 +10,7 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import shards, verdicts
 from edgekit.records import signature
 from edgekit.records.signature import Preprocessing
-from edgekit.tasks.kind import Task
+from edgekit.tasks.kind import Task, of_decoding
 
 #: Samples of latency that a round takes of each model.
 SAMPLES = 20
@@ -61,6 +61,9 @@ class Options:
         task: What the outputs are; default what manifests, labels or outputs say.
         metric: Functions of the user, ``module:function``, that compute metrics of their own; see
             :mod:`edgekit.evaluation.functions`. They are imported.
+        decoding: How outputs of a detector become boxes, as
+            :func:`edgekit.tasks.presets.decoding_for` takes it; default as the manifest says. The
+            task is detection then.
         allow_chance: Go on where the float model is no better than chance, without a verdict on
             accuracy.
         command: Recorded in the report.
@@ -86,10 +89,12 @@ class Options:
     preprocessing: str | None = None
     task: Task | None = None
     metric: Sequence[str] = ()
+    decoding: str | None = None
     allow_chance: bool = False
     command: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", of_decoding(self.task, self.decoding))
         if self.rounds < 0:
             raise InvalidOptionError(f"expected a number of rounds >= 0, got {self.rounds}")
         if self.pictures < 0:

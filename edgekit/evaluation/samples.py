@@ -21,7 +21,6 @@ from edgekit.evaluation.answers import Answers
 from edgekit.evaluation.options import Options
 from edgekit.records import stats
 from edgekit.records.artifact import Artifact, Manifest
-from edgekit.records.decoding import Decoding
 from edgekit.records.results import LabelFit
 from edgekit.records.signature import Preprocessing
 from edgekit.runtimes import model_file
@@ -43,9 +42,6 @@ class Samples:
         images: Images, or records with a field for each input.
         right: What outputs are, and which are right; the reference's outputs settle what is open.
         prepare: From pixels to model inputs.
-        names: Names of the classes of boxes or masks; empty where nobody knows them.
-        decoding: How a detector's outputs become boxes; None where nothing says it.
-        unsure: Whether neither the user nor the manifest says what the outputs are.
         fit: Whether labels fit the reference; None without any, and before it has run.
         warnings: Classic mistakes, and what became of labels that have no use; a sentence each.
     """
@@ -55,8 +51,6 @@ class Samples:
     right: Right
     prepare: Preprocessing
     unsure: bool
-    names: tuple[str, ...] = ()
-    decoding: Decoding | None = None
     fit: LabelFit | None = None
     warnings: tuple[str, ...] = ()
 
@@ -71,7 +65,9 @@ class Samples:
         tasks.check(options.task, manifest.signature.outputs)
         dataset = options.dataset or model_file.default_data(artifact)
         images, as_array = _images(dataset, manifest, options.task, options.limit, progress)
-        right = tasks.right(images, manifest, options.task, as_array=as_array)
+        right = tasks.right(
+            images, manifest, options.task, as_array=as_array, decoding=options.decoding
+        )
         classes = tasks.scores(manifest.signature.outputs) >= 2 and right.task != "regression"
         if options.parity and not classes:
             raise InvalidOptionError(
@@ -84,16 +80,7 @@ class Samples:
             )
         unsure = tasks.declared(manifest, options.task) is None
         unused = (right.unused,) if right.unused else ()
-        return cls(
-            dataset,
-            images,
-            right,
-            manifest.preprocessing,
-            unsure,
-            names=manifest.class_names or images.class_names,
-            decoding=manifest.decoding,
-            warnings=unused,
-        )
+        return cls(dataset, images, right, manifest.preprocessing, unsure, warnings=unused)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -102,12 +89,6 @@ class Samples:
     def first(self) -> npt.NDArray[Any]:
         """The first of them alone ``[1, ...]``."""
         return self.images.images[:1]
-
-    @property
-    def picture(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        height, width = self.images.images.shape[1:3]
-        return height, width
 
     def settled(
         self, outputs: npt.NDArray[np.float32], worker: Worker | None, options: Options

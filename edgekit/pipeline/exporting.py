@@ -281,6 +281,8 @@ def opened(
     if source.integers is not None:
         _check_existing(model, files, options)
     check_task(options.task, source.outputs)
+    if (options.task or source.task) == "detection":
+        source.decoded(options.decoding)
     ranges = any(SCHEMES[precision].ranges for _, precision in files)
     if ranges and samples is None and source.encodings is None and source.integers is None:
         word = float_model.data_word(None, model, option="--calibration")
@@ -690,7 +692,7 @@ class Pipeline:
                 "model_file": f"model.{target}",
                 "signature": written.signature,
                 "preprocessing": source.preprocessing,
-                **source.judged(written.canonical, options.task),
+                **source.judged(written.canonical, options.task, options.decoding),
                 "source": source.source,
                 "device": profile.name,
                 "calibration": None
@@ -1152,7 +1154,10 @@ def _rescues(
 
 def _can_be_trained(source: FloatModel, options: Options, canonical: bytes) -> bool:
     """Whether `qat` takes a model, whose outputs are known to be classes."""
-    if source.kind != "keras" or source.judged(canonical, options.task)["task"] != "classification":
+    if (
+        source.kind != "keras"
+        or source.judged(canonical, options.task, options.decoding)["task"] != "classification"
+    ):
         return False
     from edgekit.pipeline import qat  # with TensorFlow, which has read the model
 

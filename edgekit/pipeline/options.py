@@ -11,7 +11,7 @@ from edgekit.quantization import profiles
 from edgekit.quantization.quantize import Correction
 from edgekit.records.artifact import LayerPrecision
 from edgekit.records.signature import Layout, Shapes
-from edgekit.tasks.kind import Task
+from edgekit.tasks.kind import Task, of_decoding
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class Options:
             axes. Default: channels last of pictures that are inputs, outputs as in the file.
         trust: Let code inside of the model's file run.
         task: What the outputs are, where neither the model's outputs nor its manifest say it.
+        decoding: How outputs of a detector become boxes, as
+            :func:`edgekit.tasks.presets.decoding_for` takes it; the task is detection then.
         command: Recorded in the manifest.
     """
 
@@ -71,7 +73,11 @@ class Options:
     layout: Layout = ""
     trust: bool = False
     task: Task | None = None
+    decoding: str | None = None
     command: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task", of_decoding(self.task, self.decoding))
 
     def lines(self) -> list[Line]:
         """The precision of layers, the recipe's first.

@@ -22,6 +22,7 @@ from edgekit.graph import flatbuffer, litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.records import signature
 from edgekit.records.artifact import Artifact, Source
+from edgekit.records.decoding import Decoding
 from edgekit.records.encodings import FILE, Encodings
 from edgekit.records.signature import Layout, Shapes, TensorSpec
 from edgekit.sources import (
@@ -38,6 +39,7 @@ from edgekit.sources import (
 from edgekit.sources.onnx_canonical import Converted
 from edgekit.sources.onnx_qdq import Dequantized
 from edgekit.tasks import kind as tasks
+from edgekit.tasks import presets
 
 Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
@@ -115,6 +117,7 @@ class FloatModel:
         kind: What it was read from.
         outputs: What it gives.
         task: What the outputs are, where its manifest says it.
+        decoding: How outputs become boxes, where its manifest says it.
         notes: What is other than in the file, a sentence each.
         integers: Of an ONNX file that is int8 already: its float form and its encodings, which
             deployables take over.
@@ -129,21 +132,29 @@ class FloatModel:
     kind: Kind = "keras"
     outputs: tuple[TensorSpec, ...] = ()
     task: tasks.Task | None = None
+    decoding: Decoding | None = None
     notes: tuple[str, ...] = ()
     integers: Dequantized | None = None
 
-    def judged(self, graph: bytes, asked: tasks.Task | None = None) -> dict[str, Any]:
-        """What its outputs are, as fields of a manifest: ``task`` and ``class_names``.
+    def judged(
+        self, graph: bytes, asked: tasks.Task | None = None, decoding: str | None = None
+    ) -> dict[str, Any]:
+        """What its outputs are, as fields of a manifest: ``task``, ``class_names``, ``decoding``.
 
         Args:
             graph: Graph of :meth:`canonical`, or an ONNX file's content.
             asked: What the user says.
+            decoding: ``--decoding``.
 
         Raises:
             InvalidOptionError: If the outputs cannot be for the task.
+            InvalidDataError: If they cannot be decoded so.
         """
         tasks.check(asked, self.outputs)
         task = asked or self.task
+        if task in ("detection", "segmentation"):
+            read = self.decoded(decoding) if task == "detection" else None
+            return {"task": task, "class_names": self.class_names, "decoding": read}
         scores = tasks.scores(self.outputs)
         if task is None and (self.class_names or (scores and _ends_in_scores(graph))):
             task = "classification"
@@ -151,6 +162,20 @@ class FloatModel:
         if task == "classification" and scores > 1:
             names = self.class_names or tasks.numbered(scores)
         return {"task": task or "", "class_names": names}
+
+    def decoded(self, word: str | None) -> Decoding:
+        """How the outputs of a detector become boxes.
+
+        Args:
+            word: ``--decoding``; default as the manifest says.
+
+        Raises:
+            InvalidOptionError: If the word is none.
+            InvalidDataError: If nothing says it, or the outputs cannot be read so.
+        """
+        return presets.chosen(
+            word, self.decoding, self.outputs, self.inputs, len(self.class_names) or None
+        )
 
     def canonical(self) -> bytes:
         """The canonical float graph.
@@ -478,6 +503,7 @@ def _load_artifact(path: Path, preprocessing: str | None) -> FloatModel:
         encodings=Encodings.load(path / FILE) if manifest.precision == "int8" else None,
         outputs=manifest.signature.outputs,
         task=tasks.declared(manifest, None),
+        decoding=manifest.decoding,
     )
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.base.blocks import blocks
 from edgekit.base.errors import InvalidDataError
 from edgekit.data.boxes import Boxes, Views, joined
 from edgekit.records.decoding import AnchorGrid, Decoding
@@ -29,7 +30,12 @@ _PIXELS = 4.0
 
 
 def decode(
-    outputs: Mapping[str, Floats], decoding: Decoding, views: Views, input_size: tuple[int, int]
+    outputs: Mapping[str, Floats],
+    decoding: Decoding,
+    views: Views,
+    input_size: tuple[int, int],
+    *,
+    first: int = 0,
 ) -> Boxes:
     """Boxes of the pictures that a detector saw.
 
@@ -38,6 +44,7 @@ def decode(
         decoding: How they are read.
         views: The part of its picture that each input showed, n of them.
         input_size: Height and width of the model's input.
+        first: Number of the first picture, for messages.
 
     Returns:
         Boxes of n pictures, in pixels of the picture and within it; scores descend in each.
@@ -60,8 +67,35 @@ def decode(
         rows = slice(start, min(count, start + step))
         block = {name: outputs[name][rows] for name in decoding.outputs}
         part = Views(views.regions[rows], views.sizes[rows])
-        parts.append(_block(block, decoding, part, input_size, start))
+        parts.append(_block(block, decoding, part, input_size, first + start))
     return parts[0] if len(parts) == 1 else joined(parts)
+
+
+def decode_all(
+    outputs: npt.NDArray[np.float32],
+    sizes: Mapping[str, tuple[int, ...]],
+    decoding: Decoding,
+    views: Views,
+    input_size: tuple[int, int],
+) -> Boxes:
+    """As :func:`decode`, of outputs one behind the other, also of more than memory holds.
+
+    Args:
+        outputs: float32 ``[n, M]``.
+        sizes: Sizes of one sample of each output, in order, by name.
+        decoding: How they are read.
+        views: n of them.
+        input_size: Height and width of the model's input.
+    """
+    parts = []
+    start = 0
+    for (block,) in blocks(outputs):
+        rows = slice(start, start + len(block))
+        part = Views(views.regions[rows], views.sizes[rows])
+        named = by_name(block, sizes)
+        parts.append(decode(named, decoding, part, input_size, first=start))
+        start += len(block)
+    return joined(parts) if parts else _none()
 
 
 def in_words(outputs: Mapping[str, Floats]) -> str:
@@ -89,6 +123,23 @@ def by_name(
         name: outputs[:, start:end].reshape(len(outputs), *size)
         for (name, size), start, end in zip(sizes.items(), starts, ends, strict=True)
     }
+
+
+def classes_of(outputs: Mapping[str, Floats], decoding: Decoding) -> int | None:
+    """How many classes outputs ``[n, ...]`` have scores for; None where they are class numbers.
+
+    Raises:
+        InvalidDataError: As :func:`decode`, of their shapes.
+    """
+    levels = _levels(outputs, decoding)
+    counts = {scores.shape[2] for _, scores in levels}
+    if len(counts) > 1:
+        raise InvalidDataError(
+            f"expected as many classes in each output with scores, got {in_words(outputs)}"
+        )
+    if decoding.classes:
+        return None
+    return int(counts.pop()) - decoding.objectness - (decoding.background != "none")
 
 
 @dataclass(frozen=True)
@@ -144,11 +195,6 @@ def _block(
         raw = boxes[part.pictures, part.rows]
         coded.append(_corners(raw, decoding, part.rows + start, input_size))
         start += boxes.shape[1]
-    if decoding.anchors is not None and start != decoding.anchors.count:
-        raise InvalidDataError(
-            f"expected {decoding.anchors.count:,} boxes, as many as anchors, got {start:,} in "
-            f"{in_words(outputs)}; correct the anchors of --decoding"
-        )
     corners = coded[0] if len(coded) == 1 else np.concatenate(coded)
     found = candidates[0] if len(candidates) == 1 else _joined(candidates)
     if np.isnan(corners).any():
@@ -237,6 +283,12 @@ def _levels(outputs: Mapping[str, Floats], decoding: Decoding) -> list[tuple[Flo
                 f"expected at least {least} columns of scores, got {scores.shape[2]} in "
                 f"{in_words(outputs)}"
             )
+    count = sum(boxes.shape[1] for boxes, _ in levels)
+    if anchors is not None and count != anchors.count:
+        raise InvalidDataError(
+            f"expected {anchors.count:,} boxes, as many as anchors, got {count:,} in "
+            f"{in_words(outputs)}; correct the anchors of --decoding"
+        )
     return levels
 
 
@@ -502,13 +554,7 @@ def _around(centre: Floats, size: Floats) -> Floats:
 def _against_anchors(raw: Floats, decoding: Decoding, numbers: Numbers, y_first: bool) -> Floats:
     """As :func:`_corners`, of boxes that are coded against anchors."""
     assert decoding.anchors is not None
-    boxes = decoding.anchors.boxes()
-    if len(numbers) and numbers.max() >= len(boxes):
-        raise InvalidDataError(
-            f"expected {len(boxes):,} boxes, as many as anchors, got more than {numbers.max():,}; "
-            f"correct the anchors of --decoding"
-        )
-    own = boxes[numbers][:, [1, 0, 3, 2]]  # cx, cy, w, h
+    own = decoding.anchors.boxes()[numbers][:, [1, 0, 3, 2]]  # cx, cy, w, h
     centre, size = own[:, :2], own[:, 2:]
     if decoding.coding == "distances":
         bins = raw.shape[1] // 4

@@ -583,12 +583,28 @@ def unmatched(of: Boxes, among: Boxes) -> Flags:
         bool ``[K]``: nothing of the same class is at the same place, at an IoU of 0.5.
     """
     assert of.scores is not None
-    sure, other = _at_least(of, SURE), _at_least(among, HALF_SURE)
-    none = np.zeros(len(other.classes), bool)
-    greedy = _greedy(other, sure, none, none[None], np.array([0.5]), max(1, len(sure.classes)))
     alone = np.zeros(len(of.classes), bool)
-    alone[np.flatnonzero(of.scores >= SURE)[greedy.order]] = greedy.partner[0, 0] < 0
+    alone[of.scores >= SURE] = partners(_at_least(of, SURE), _at_least(among, HALF_SURE)) < 0
     return alone
+
+
+def partners(before: Boxes, after: Boxes, iou: float = 0.5) -> Numbers:
+    """int64 ``[K]``: for each box of one model the number of the other's box that is the same
+    object, -1 without.
+
+    They are matched within picture and class, one to one, those with the highest score first.
+
+    Args:
+        before: Boxes of one model, with scores; K in all.
+        after: Boxes of the other model, of the same pictures.
+        iou: Least IoU.
+    """
+    none = np.zeros(len(after.classes), bool)
+    most = max(1, len(before.classes))
+    greedy = _greedy(after, before, none, none[None], np.array([iou]), most)
+    result = np.full(len(before.classes), -1, np.int64)
+    result[greedy.order] = greedy.partner[0, 0]
+    return result
 
 
 def _sums(pictures: Numbers, count: int, values: npt.NDArray[np.float32] | None = None) -> Floats:

@@ -1,9 +1,12 @@
-"""Task: whether the outputs of a model are classes or numbers, and what the labels are.
+"""Task: what the outputs of a model are, classes, numbers, boxes or pixels, and what is right.
 
 A shape ``[N, k]`` does not tell: scores of k classes look like a vector of k numbers. These tell,
 in this order: ``--task`` of the export or the comparison; class names; a softmax or sigmoid as the
 last layer; labels of the data (integers are classes, floats are numbers); rows of outputs that are
 probabilities. If nothing tells, the outputs are numbers.
+
+Outputs are boxes where a decoding says how they are read (:mod:`edgekit.tasks.presets`), and
+classes of pixels where the data has masks.
 """
 
 from __future__ import annotations
@@ -17,9 +20,14 @@ import numpy.typing as npt
 
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.data import ImageSet
+from edgekit.data.boxes import Boxes, Views
+from edgekit.data.masks import Masks
 from edgekit.records import stats
 from edgekit.records.artifact import Manifest
+from edgekit.records.decoding import Decoding
 from edgekit.records.signature import TensorSpec
+from edgekit.tasks import decode, presets, segmentation
+from edgekit.tasks.segmentation import Layout
 
 Task = Literal["classification", "regression", "detection", "segmentation"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -55,6 +63,27 @@ def check(task: str | None, outputs: Sequence[TensorSpec]) -> None:
         raise InvalidOptionError(
             f"--task classification: expected one output [N, classes], got {in_words(outputs)}"
         )
+    if task == "segmentation" and (len(outputs) != 1 or len(outputs[0].sample) not in (2, 3)):
+        raise InvalidOptionError(
+            f"--task segmentation: expected one output [N, h, w, classes], [N, classes, h, w] or "
+            f"[N, h, w], got {in_words(outputs)}"
+        )
+
+
+def of_decoding(task: Task | None, decoding: str | None) -> Task | None:
+    """The task that the user asks for: one who says how boxes are read has a detector.
+
+    Raises:
+        InvalidOptionError: If there is a decoding of another task, or it is none.
+    """
+    if decoding is None:
+        return task
+    if task not in (None, "detection"):
+        raise InvalidOptionError(
+            f"--decoding is of detectors; leave it out or leave out --task {task}"
+        )
+    presets.known(decoding)
+    return "detection"
 
 
 def in_words(outputs: Sequence[TensorSpec]) -> str:
@@ -73,6 +102,9 @@ class Right:
         truth: float32 ``[N, M]``: the right numbers; None where nobody knows.
         names: Names of the classes; empty where outputs are none for sure.
         unused: What became of labels that have no use; empty where there are none.
+        boxes: The right boxes of each picture; None where nobody knows.
+        masks: The right classes of pixels, a mask a picture; None where nobody knows.
+        pictures: How outputs and pictures belong together, of detection and segmentation.
     """
 
     task: Task | None
@@ -81,6 +113,37 @@ class Right:
     truth: npt.NDArray[np.float32] | None = None
     names: tuple[str, ...] = ()
     unused: str = ""
+    boxes: Boxes | None = None
+    masks: Masks | None = None
+    pictures: Pictures | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """How the outputs of a detector or a segmentation network belong to pictures.
+
+    Attributes:
+        views: The part of its picture that each input shows.
+        input_size: Height and width of the input.
+        sizes: Sizes of one sample of each output, by name, in order.
+        decoding: How outputs become boxes; None of segmentation.
+        layout: How the output holds classes of pixels; None of detection.
+    """
+
+    views: Views
+    input_size: tuple[int, int]
+    sizes: dict[str, tuple[int, ...]]
+    decoding: Decoding | None = None
+    layout: Layout | None = None
+
+    def boxes(self, outputs: npt.NDArray[np.float32]) -> Boxes:
+        """Boxes of all pictures, of outputs ``[N, M]``.
+
+        Raises:
+            InvalidDataError: As :func:`edgekit.tasks.decode.decode`.
+        """
+        assert self.decoding is not None
+        return decode.decode_all(outputs, self.sizes, self.decoding, self.views, self.input_size)
 
 
 def declared(manifest: Manifest, asked: Task | None) -> Task | None:
@@ -93,18 +156,29 @@ def declared(manifest: Manifest, asked: Task | None) -> Task | None:
     names = manifest.class_names
     if manifest.task:
         return manifest.task
+    if manifest.decoding is not None:
+        return "detection"
     return "classification" if names and names != numbered(len(names)) else None
 
 
 def names(manifest: Manifest, task: Task | None) -> tuple[str, ...]:
     """Names of the classes that outputs may be of; empty where they are none for sure."""
+    if task in ("detection", "segmentation"):
+        return manifest.class_names
     classes = scores(manifest.signature.outputs)
     if task == "regression" or classes < 2:
         return ()
     return manifest.class_names or numbered(classes)
 
 
-def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, as_array: bool) -> Right:
+def right(
+    images: ImageSet,
+    manifest: Manifest,
+    asked: Task | None,
+    *,
+    as_array: bool,
+    decoding: str | None = None,
+) -> Right:
     """Match what the data knows with what the model's outputs can be.
 
     Args:
@@ -113,12 +187,16 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, as_array:
         asked: ``--task``.
         as_array: Whether labels were given as an array, rather than implied by, say, the
             folders that pictures lie in.
+        decoding: ``--decoding``; default the manifest's.
 
     Raises:
-        InvalidDataError: If labels were given that do not fit the outputs.
+        InvalidDataError: If labels were given that do not fit the outputs; of a detector, if
+            nothing says how outputs become boxes, or if it has not the classes of the data.
     """
     outputs = manifest.signature.outputs
     task = declared(manifest, asked)
+    if images.boxes is not None or images.masks is not None or task in _OF_PICTURES:
+        return _of_pictures(images, manifest, task, decoding, asked=asked is not None)
     known = names(manifest, task)
     count = scores(outputs)
     undecided = Right(task, asked is not None, names=known)
@@ -152,6 +230,53 @@ def right(images: ImageSet, manifest: Manifest, asked: Task | None, *, as_array:
     return Right(task, undecided.asked, unused=f"{images.name}: {said} and are not used{fix}")
 
 
+_OF_PICTURES: dict[str, str] = {"detection": "boxes", "segmentation": "masks"}
+
+
+def _of_pictures(
+    images: ImageSet, manifest: Manifest, task: Task | None, decoding: str | None, *, asked: bool
+) -> Right:
+    """As :func:`right`, of detection and segmentation."""
+    specs = manifest.signature
+    has = "boxes" if images.boxes is not None else "masks" if images.masks is not None else ""
+    if task is None:
+        task = "detection" if has == "boxes" else "segmentation"
+        check(task, specs.outputs)
+    if has and _OF_PICTURES.get(task) != has:
+        raise InvalidDataError(
+            f"{images.name}: has {has}, which are not labels of {task} with "
+            f"{in_words(specs.outputs)}; pass data for {task}, or another --task"
+        )
+    unused = ""
+    if images.labels is not None or images.truth is not None:
+        unused = f"{images.name}: labels of whole images are of no use for {task}"
+    names = images.class_names if has and images.class_names else manifest.class_names
+    classes = len(names) or None
+    input_size = presets.input_size(specs.inputs)
+    sizes = {spec.name: tuple(spec.sample) for spec in specs.outputs}
+    views = images.views or Views.whole(len(images), *input_size)
+    how, layout = None, None
+    if task == "detection":
+        how = presets.chosen(decoding, manifest.decoding, specs.outputs, specs.inputs, classes)
+        classes = classes or presets.classes_of(how, specs.outputs)
+    else:
+        (spec,) = specs.outputs
+        classes = classes or segmentation.classes_of(spec.sample, input_size)
+        layout = segmentation.layout(spec.sample, classes)
+    if not names and classes is not None and has:
+        names = numbered(classes)
+    pictures = Pictures(views, input_size, sizes, how, layout)
+    return Right(
+        task,
+        asked,
+        names=names,
+        unused=unused,
+        boxes=images.boxes,
+        masks=images.masks,
+        pictures=pictures,
+    )
+
+
 def settle(known: Right, outputs: npt.NDArray[np.float32]) -> Right:
     """Decide by the reference's outputs what was open.
 
@@ -162,7 +287,7 @@ def settle(known: Right, outputs: npt.NDArray[np.float32]) -> Right:
     Raises:
         InvalidDataError: If there are right numbers, and not one for each output.
     """
-    if known.task in ("detection", "segmentation"):
+    if known.pictures is not None:
         return known
     size = outputs.shape[1]
     if known.truth is not None and known.truth.shape[1] != size:

@@ -86,6 +86,22 @@ def layout(size: Sequence[int], classes: int) -> Layout:
     )
 
 
+def classes_of(size: Sequence[int], input_size: tuple[int, int]) -> int:
+    """How many classes an output has, where the data does not say it: the axis beside height and
+    width, which are those of the input by the same factor; of class numbers 255.
+
+    Args:
+        size: Sizes of one sample.
+        input_size: Height and width of the input.
+    """
+    if len(size) != 3 or 1 in (size[0], size[2]):
+        return VOID
+    high, wide = input_size
+    last = abs(math.log(size[0] * wide / (size[1] * high)))
+    first = abs(math.log(size[1] * wide / (size[2] * high)))
+    return size[0] if first < last else size[2]
+
+
 @dataclass(frozen=True, eq=False)
 class Confusion:
     """Pixels by their right class and the predicted one.
