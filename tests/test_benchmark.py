@@ -9,7 +9,8 @@ from conftest import Done
 from exported import export_all
 
 from edgekit.benchmark import benchmark
-from edgekit.evaluation.operators import Island, Timed, islands
+from edgekit.evaluation.operators import Island, islands
+from edgekit.graph.timed import TimedOperator
 from edgekit.sources.keras import tf_keras
 
 
@@ -84,9 +85,11 @@ def test_a_float_island_is_listed_once_with_its_share_of_the_time(
     assert floats.document["operators"]
 
 
-def _ran(kind: str, ms: float, inputs: str, outputs: str, *, floats: bool, converts: bool) -> Timed:
+def _ran(
+    kind: str, ms: float, inputs: str, outputs: str, *, floats: bool, converts: bool
+) -> TimedOperator:
     moves = kind == "Reshape"
-    return Timed(
+    return TimedOperator(
         kind, f"the_{outputs}", ms, floats and not converts and not moves, floats, converts,
         tuple(inputs.split()), tuple(outputs.split()),
     )  # fmt: skip

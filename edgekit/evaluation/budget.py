@@ -44,13 +44,13 @@ from edgekit.base.errors import (
 from edgekit.base.progress import SILENT, Progress, Task
 from edgekit.data import feeds
 from edgekit.evaluation import operators, subjects
-from edgekit.evaluation.operators import Timed
 from edgekit.evaluation.options import SAMPLES as RUNS
 from edgekit.evaluation.options import Options
 from edgekit.evaluation.samples import Samples
 from edgekit.evaluation.timing import WARM_UP
 from edgekit.graph import kernels
 from edgekit.graph.flatbuffer import Graph
+from edgekit.graph.timed import TimedOperator
 from edgekit.pipeline.exporting import File, Mixing, Pipeline, Proved
 from edgekit.quantization import equalize, islands, mixture
 from edgekit.quantization.mixture import Costs
@@ -795,7 +795,7 @@ def _sizes(stored: Stored) -> dict[str, int]:
     return sizes | {name: constant.values.size for name, constant in stored.constants.items()}
 
 
-def _timed(written: Artifact) -> tuple[Timed, ...]:
+def _timed(written: Artifact) -> tuple[TimedOperator, ...]:
     """Each operator of a TFLite file alone.
 
     Raises:

@@ -95,30 +95,32 @@ def summarize(readings: Sequence[Reading]) -> Conditions:
     )
 
 
-def reasons(found: Conditions) -> list[str]:
+def reasons(conditions: Conditions) -> list[str]:
     """Why a metric may be unstable, one clause each; empty if nothing was seen."""
-    said = []
-    if found.clock_mhz is not None:
-        low, high = found.clock_mhz
+    clauses = []
+    if conditions.clock_mhz is not None:
+        low, high = conditions.clock_mhz
         if low < (1 - _CLOCK) * high:
-            said.append(f"the CPU's clock went from {low:,.0f} to {high:,.0f} MHz")
-    if found.other_load is not None and found.other_load > _LOAD:
-        said.append(f"other programs kept {found.other_load:.1f} cores busy")
-    if found.stolen is not None and found.stolen > _STEAL:
-        said.append(f"the hypervisor took {found.stolen:.0f} % of the CPU time")
-    if found.throttled:
-        where = "" if found.celsius is None else f", up to {found.celsius:.0f} °C"
-        said.append(f"the CPU was slowed down for its temperature {found.throttled} times{where}")
-    return said
+            clauses.append(f"the CPU's clock went from {low:,.0f} to {high:,.0f} MHz")
+    if conditions.other_load is not None and conditions.other_load > _LOAD:
+        clauses.append(f"other programs kept {conditions.other_load:.1f} cores busy")
+    if conditions.stolen is not None and conditions.stolen > _STEAL:
+        clauses.append(f"the hypervisor took {conditions.stolen:.0f} % of the CPU time")
+    if conditions.throttled:
+        where = "" if conditions.celsius is None else f", up to {conditions.celsius:.0f} °C"
+        clauses.append(
+            f"the CPU was slowed down for its temperature {conditions.throttled} times{where}"
+        )
+    return clauses
 
 
-def unread(found: Conditions) -> list[str]:
+def unread(conditions: Conditions) -> list[str]:
     """What this machine does not let one read, by name."""
     fields = {
-        "clock": found.clock_mhz,
-        "other load": found.other_load,
-        "stolen time": found.stolen,
-        "temperature": found.celsius,
+        "clock": conditions.clock_mhz,
+        "other load": conditions.other_load,
+        "stolen time": conditions.stolen,
+        "temperature": conditions.celsius,
     }
     return [name for name, value in fields.items() if value is None]
 

@@ -188,7 +188,7 @@ def suite(
     return Record(
         model_id=model_id,
         source_sha256=sha256,
-        models={precision: found.sha256 for precision, found in files.items()},
+        models={precision: file.sha256 for precision, file in files.items()},
         device=gpu if device == "cuda" and gpu is not None else Device("cpu", machine.cpu),
         environment=machine,
         measured=MEASURED,

@@ -99,12 +99,12 @@ def find(
     if pixels.dtype == np.uint8:
         for other in _others(prepare, pixels.shape[-1]):
             tried[other] = predict(other.apply(pixels)).argmax(axis=1)
-    best = _best(tried, labels, _Way(prepare, 0, declared))
+    best = _best(tried, labels, _Correction(prepare, 0, declared))
     return findings + ([] if best is None else _in_sentences(best, prepare, declared))
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Correction:
     """A preprocessing and a shift of the labels, and which images are right with them."""
 
     prepare: Preprocessing
@@ -121,26 +121,37 @@ class _Way:
 
 
 def _best(
-    tried: dict[Preprocessing, npt.NDArray[Any]], labels: npt.NDArray[np.int64], declared: _Way
-) -> _Way | None:
+    tried: dict[Preprocessing, npt.NDArray[Any]],
+    labels: npt.NDArray[np.int64],
+    declared: _Correction,
+) -> _Correction | None:
     """The correction that changes least among those as good as the best; None if none is better.
 
     A shift counts only where little is right without it: models do confuse neighbours.
     """
     better = []
     for prepare, choice in tried.items():
-        plain = _Way(prepare, 0, choice == labels)
-        shifted = [_Way(prepare, shift, choice == labels + shift) for shift in (1, -1)]
+        plain = _Correction(prepare, 0, choice == labels)
+        shifted = [_Correction(prepare, shift, choice == labels + shift) for shift in (1, -1)]
         corrections = [
             plain,
-            *(each for each in shifted if plain.right.mean() < 0.5 * each.right.mean()),
+            *(
+                correction
+                for correction in shifted
+                if plain.right.mean() < 0.5 * correction.right.mean()
+            ),
         ]
-        better += [each for each in corrections if _better(declared.right, each.right)]
+        better += [
+            correction for correction in corrections if _better(declared.right, correction.right)
+        ]
     if not better:
         return None
-    most = max(better, key=lambda each: int(each.right.sum()))
-    equal = [each for each in better if not _better(each.right, most.right)]
-    return min(equal, key=lambda each: (each.changes(declared.prepare), -int(each.right.sum())))
+    most = max(better, key=lambda correction: int(correction.right.sum()))
+    equal = [correction for correction in better if not _better(correction.right, most.right)]
+    return min(
+        equal,
+        key=lambda correction: (correction.changes(declared.prepare), -int(correction.right.sum())),
+    )
 
 
 def _better(before: Right, after: Right) -> bool:
@@ -232,23 +243,23 @@ def renumbered(
     """
     classes = int(max(choices.max(), labels.max())) + 1
     order = np.random.default_rng(0).permutation(len(labels))
-    one, other = order[::2], order[1::2]
-    if not len(other):
+    fitted_places, tested_places = order[::2], order[1::2]
+    if not len(tested_places):
         return []
     counts = np.zeros((classes, classes))
-    np.add.at(counts, (labels[one], choices[one]), 1)
+    np.add.at(counts, (labels[fitted_places], choices[fitted_places]), 1)
     assigned = _assigned(counts)
-    seen = counts.sum(axis=1) > 0
-    assigned = np.where(seen, assigned, np.arange(classes))
+    occurring = counts.sum(axis=1) > 0
+    assigned = np.where(occurring, assigned, np.arange(classes))
     moved = np.flatnonzero(assigned != np.arange(classes))
-    where = other[np.isin(labels[other], moved)]
+    where = tested_places[np.isin(labels[tested_places], moved)]
     before, after = choices == labels, choices == assigned[labels]
     if not len(where) or not _better(before[where], after[where]):
         return []
     if after[where].mean() <= 0.5 or before[where].mean() >= 0.5 * after[where].mean():
         return []
     real = len(names) == classes and names != tuple(map(str, range(classes)))
-    said = [
+    pairs = [
         f"{label} is the model's {assigned[label]} ({names[assigned[label]]})"
         if real
         else f"{label} is the model's {assigned[label]}"
@@ -263,7 +274,7 @@ def renumbered(
             "labels",
             f"they number the classes otherwise than the model: {_percent(after)} of "
             f"{len(labels):,} samples are right instead of {_percent(before)} where label "
-            f"{', '.join(said)}{more}{why}; number them as the model does",
+            f"{', '.join(pairs)}{more}{why}; number them as the model does",
         )
     ]
 
@@ -297,42 +308,42 @@ def _spread(values: tuple[float, ...]) -> tuple[float, ...]:
     return values[:1] if len(set(values)) == 1 else values
 
 
-def _in_sentences(best: _Way, prepare: Preprocessing, declared: Right) -> list[Finding]:
-    seen = (
+def _in_sentences(best: _Correction, prepare: Preprocessing, declared: Right) -> list[Finding]:
+    shares = (
         f"{_percent(declared)} of {len(declared)} images are right with preprocessing "
         f"{prepare.name!r} and the labels as they are, {_percent(best.right)}"
     )
     other = best.prepare
     findings = []
     if _rescaled(other, prepare):
-        said = (
-            f"{seen} with {_in_words(other)} ({other.name}) instead of {_in_words(prepare)}; "
+        sentence = (
+            f"{shares} with {_in_words(other)} ({other.name}) instead of {_in_words(prepare)}; "
             f"export the model again with the preprocessing that it was trained with"
         )
-        findings.append(Finding("scaling", said))
+        findings.append(Finding("scaling", sentence))
     if other.channels != prepare.channels:
-        said = (
-            f"{seen} in the order {other.channels.upper()} instead of {prepare.channels.upper()}; "
-            f"set channels={other.channels} in the preprocessing"
+        sentence = (
+            f"{shares} in the order {other.channels.upper()} instead of "
+            f"{prepare.channels.upper()}; set channels={other.channels} in the preprocessing"
         )
-        findings.append(Finding("channels", said))
+        findings.append(Finding("channels", sentence))
     if best.shift:
-        said = (
-            f"{seen} with every label {best.shift:+d}: classes are off by one; set "
+        sentence = (
+            f"{shares} with every label {best.shift:+d}: classes are off by one; set "
             f"class_offset={prepare.class_offset + best.shift} in the preprocessing"
         )
-        findings.append(Finding("classes", said))
+        findings.append(Finding("classes", sentence))
     return findings
 
 
 def _rescaled(other: Preprocessing, prepare: Preprocessing) -> bool:
     pairs = ((other.scale, prepare.scale), (other.offset, prepare.offset))
-    return any(_spread(one) != _spread(two) for one, two in pairs)
+    return any(_spread(values) != _spread(declared_values) for values, declared_values in pairs)
 
 
 def _range(values: npt.NDArray[Any], prepare: Preprocessing) -> list[Finding]:
     """Floats whose range is not that of the preprocessing they are said to have gone through."""
-    low, high = _ends(prepare)
+    low, high = _value_limits(prepare)
     least, most = float(values.min()), float(values.max())
     room = 0.05 * (high - low)
     if low - room <= least and most <= high + room and most - least > 0.55 * (high - low):
@@ -347,14 +358,14 @@ def _range(values: npt.NDArray[Any], prepare: Preprocessing) -> list[Finding]:
     ]
 
 
-def _ends(prepare: Preprocessing) -> tuple[float, float]:
+def _value_limits(prepare: Preprocessing) -> tuple[float, float]:
     black = np.asarray(prepare.offset, np.float64)
     extremes = np.append(black, black + 255 * np.asarray(prepare.scale))
     return float(extremes.min()), float(extremes.max())
 
 
 def _in_words(prepare: Preprocessing) -> str:
-    low, high = _ends(prepare)
+    low, high = _value_limits(prepare)
     return f"[{low:.4g}, {high:.4g}]"
 
 

@@ -20,6 +20,7 @@ from edgekit.data import feeds
 from edgekit.data.feeds import Feed
 from edgekit.graph import flatbuffer, litert, onnx, walk
 from edgekit.graph.flatbuffer import Graph
+from edgekit.graph.timed import TimedOperator
 from edgekit.records.signature import TensorSpec
 from edgekit.runtimes.litert import interpreter_options
 from edgekit.sources import one_sample
@@ -29,33 +30,6 @@ PROFILED_RUNS = 30
 #: Runs of an operator at the least, however little time there is.
 _FEWEST = 10
 _WARM_UP = 3
-_CONVERTING = ("QuantizeLinear", "DequantizeLinear")
-
-
-@dataclass(frozen=True)
-class Timed:
-    """An operator and its time.
-
-    Attributes:
-        kind: As the format calls it; of ONNX after onnxruntime has merged nodes.
-        name: Of an ONNX node, or of what a TFLite operator writes.
-        ms: Of a run.
-        computes_in_float: Whether it computes and writes real numbers; one that only moves or
-            converts them does not.
-        in_float: Whether it writes real numbers.
-        converts: Whether it makes real numbers of integers, or integers of real numbers.
-        inputs: Names of tensors; empty inside of the body of an ONNX node.
-        outputs: The same.
-    """
-
-    kind: str
-    name: str
-    ms: float
-    computes_in_float: bool
-    in_float: bool
-    converts: bool
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,14 +47,14 @@ class Island:
     ms: float
 
 
-def islands(operators: Sequence[Timed]) -> tuple[Island, ...]:
+def islands(operators: Sequence[TimedOperator]) -> tuple[Island, ...]:
     """The float islands of an int8 model, those first that take most time.
 
     Args:
         operators: In order of execution.
     """
     own: dict[str, int] = {}  # the island of each float tensor
-    members: dict[int, list[Timed]] = {}
+    members: dict[int, list[TimedOperator]] = {}
     for place, each in enumerate(operators):
         if not each.in_float or each.converts:
             continue
@@ -111,7 +85,7 @@ def islands(operators: Sequence[Timed]) -> tuple[Island, ...]:
 
 def of_onnx(
     model: Path, feed: Feed, *, threads: int, options: Mapping[str, str]
-) -> tuple[Timed, ...]:
+) -> tuple[TimedOperator, ...]:
     """onnxruntime's profile, a mean of :data:`PROFILED_RUNS` runs.
 
     Args:
@@ -123,21 +97,8 @@ def of_onnx(
     Raises:
         ExecutionError: If it cannot run.
     """
-    ran = onnx.executed(
+    return onnx.executed(
         model, feed, threads=threads, options=options, runs=PROFILED_RUNS, wired=True
-    )
-    return tuple(
-        Timed(
-            node.kind,
-            node.name,
-            node.ms / PROFILED_RUNS,
-            node.computes_in_float,
-            node.in_float,
-            node.kind in _CONVERTING,
-            node.inputs,
-            node.outputs,
-        )
-        for node in ran
     )
 
 
@@ -149,7 +110,7 @@ def of_tflite(
     threads: int,
     options: Mapping[str, str],
     seconds: float,
-) -> tuple[tuple[Timed, ...], float]:
+) -> tuple[tuple[TimedOperator, ...], float]:
     """Each operator alone at batch 1, the fastest of its runs.
 
     Args:
@@ -198,7 +159,7 @@ def of_tflite(
         for tensor in [each for each in values if last_readers.get(each, position + 1) <= position]:
             del values[tensor]
         timed.append(
-            Timed(
+            TimedOperator(
                 operator.kind,
                 names[position],
                 ms_alone,

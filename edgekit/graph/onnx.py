@@ -7,7 +7,7 @@ import json
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgekit.base.errors import (
 )
 from edgekit.base.quiet import quiet
 from edgekit.graph import safe
+from edgekit.graph.timed import TimedOperator
 from edgekit.records import environment
 from edgekit.records.signature import Signature, TensorSpec, batched
 
@@ -32,6 +33,8 @@ _FLOAT_NAMES = frozenset(("float", "float16"))
 WEIGHTED = frozenset("Conv ConvTranspose Gemm MatMul".split())
 #: The output has all values of the input as they are, in another shape or order.
 MOVED = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Identity".split())
+#: Operators that make integers of real numbers, or real numbers of integers.
+_CONVERTING = ("QuantizeLinear", "DequantizeLinear")
 #: onnxruntime operators that hand numbers on, store or read them: no computation. Any other one
 #: whose output is float in an int8 model is named.
 _MOVING = frozenset(
@@ -319,30 +322,6 @@ def run(opened: Any, names: Sequence[str] | None, feed: Mapping[str, Any]) -> li
         raise ExecutionError(f"the model cannot run on these inputs: {reason(exc)}") from None
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node that ran.
-
-    Attributes:
-        kind: Operator.
-        name: Name in the graph that was run, after onnxruntime fused it.
-        ms: Time of all runs together.
-        computes_in_float: Whether it is an operator that computes and wrote float.
-        in_float: Whether it wrote float, also by moving values.
-        inputs: Names of tensors; empty where nobody asked for them, and in the body of another
-            node.
-        outputs: The same.
-    """
-
-    kind: str
-    name: str
-    ms: float
-    computes_in_float: bool
-    in_float: bool
-    inputs: tuple[str, ...] = ()
-    outputs: tuple[str, ...] = ()
-
-
 def executed(
     model: Path | bytes,
     feed: Mapping[str, Any],
@@ -353,7 +332,7 @@ def executed(
     provider: str = CPU,
     provider_options: Mapping[str, str] | None = None,
     wired: bool = False,
-) -> tuple[Node, ...]:
+) -> tuple[TimedOperator, ...]:
     """Run a model under onnxruntime's profiler; the nodes that ran, in order.
 
     Args:
@@ -382,7 +361,7 @@ def executed(
         for _ in range(runs):
             run(opened, None, feed)
         events = json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
-        nodes = ran(events, provider)
+        nodes = ran(events, provider, runs)
         if wired:
             as_run = package().load(Path(folder) / "optimized.onnx", load_external_data=False)
             wires = {node.name: node for node in as_run.graph.node}
@@ -395,18 +374,19 @@ def executed(
     return nodes
 
 
-def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
+def ran(events: list[Any], provider: str, runs: int = 1) -> tuple[TimedOperator, ...]:
     """The nodes in a profile, in order.
 
     Args:
         events: The profile, as onnxruntime writes it.
         provider: Where they are expected to have run. Beside another provider than the CPU's, the
             CPU may run what writes integers only: onnxruntime leaves arithmetic of shapes there.
+        runs: How many the profile holds; a time is the mean of them.
 
     Raises:
         ExecutionError: If a node ran elsewhere.
     """
-    nodes: dict[str, Node] = {}
+    nodes: dict[str, TimedOperator] = {}
     elsewhere: dict[str, str] = {}
     for event in events:
         if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time"):
@@ -420,14 +400,15 @@ def ran(events: list[Any], provider: str) -> tuple[Node, ...]:
             elsewhere[name] = f"{kind} {name} on {where or 'none'}"
         ms = event["dur"] / 1e3 + (nodes[name].ms if name in nodes else 0.0)
         in_float = bool(dtypes & _FLOAT_NAMES)
-        nodes[name] = Node(kind, name, ms, in_float and kind not in _MOVING, in_float)
+        computes = in_float and kind not in _MOVING
+        nodes[name] = TimedOperator(kind, name, ms, computes, in_float, kind in _CONVERTING)
     if elsewhere:
         first = next(iter(elsewhere.values()))
         raise ExecutionError(
             f"expected every node on {provider}, got {len(elsewhere)} of {len(nodes)} elsewhere, "
             f"first {first}"
         )
-    return tuple(nodes.values())
+    return tuple(replace(node, ms=node.ms / runs) for node in nodes.values())
 
 
 def sort(model: Any) -> None:

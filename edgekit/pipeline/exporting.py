@@ -1262,8 +1262,8 @@ def _make_int8(
     """
     scheme = SCHEMES[precision]
     notes = [*_methods_tried(quantized)]
-    existing_ones = source.integers is not None
-    if existing_ones and quantized.saturating:
+    int8_source = source.integers is not None
+    if int8_source and quantized.saturating:
         notes.append(
             f"{len(quantized.saturating)} layers of the ONNX file can saturate in onnxruntime on "
             f"x86 without VNNI; TFLite's kernels cannot"
@@ -1290,7 +1290,7 @@ def _make_int8(
         proof.check_stored(
             f"{target} {precision}", tflite_integers.read_file(content), quantized.stored
         )
-        if existing_ones:
+        if int8_source:
             notes += _same_as_source(content, source)
         return _Written(
             content, litert.signature(content), canonical, quantized, table, tuple(notes)

@@ -375,10 +375,10 @@ def _judge_onnx(content: bytes, original: bytes, values: Feed) -> tuple[bool, st
             right, wrong, exact, own = (
                 outputs[name].astype(np.float64) for outputs in (*whole, *alone)
             )
-            whole_ones = np.isfinite(right) & np.isfinite(exact)  # e.g. not a mask of -infinity
+            finite = np.isfinite(right) & np.isfinite(exact)  # e.g. not a mask of -infinity
             parts = (right, wrong, exact, own)
             right, wrong, exact, own = (
-                np.where(np.isnan(part), np.inf, part)[whole_ones] for part in parts
+                np.where(np.isnan(part), np.inf, part)[finite] for part in parts
             )
             parts = (right, wrong - right, exact, own - exact)
             totals[name] += [float((part**2).sum()) for part in parts]

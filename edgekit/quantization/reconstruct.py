@@ -468,13 +468,13 @@ def _fit(
     for number, chosen in enumerate(np.split(np.arange(len(rows)), groups)):
         own_channels = slice(number * own, (number + 1) * own)
         exact_part = exact.reshape(len(exact), taps, -1)[..., own_channels]
-        seen_part = device_inputs.steps.reshape(len(exact), taps, -1)[..., own_channels]
+        device_part = device_inputs.steps.reshape(len(exact), taps, -1)[..., own_channels]
         parts.append(
             _solve(
                 rows[chosen],
                 bias[chosen],
                 exact_part.reshape(len(exact), -1),
-                DeviceInputs(seen_part.reshape(len(exact), -1), device_inputs.encoding),
+                DeviceInputs(device_part.reshape(len(exact), -1), device_inputs.encoding),
                 pair_bound=pair_bound,
                 bits=bits,
                 map_parts=map_parts,

@@ -186,7 +186,7 @@ LEVELS: tuple[Level, ...] = ("exact", "close", "far", "poor", "dead")
 
 def worst(fidelities: Sequence[Fidelity]) -> Level:
     """The worst level of several outputs."""
-    return max((each.level for each in fidelities), key=LEVELS.index, default="exact")
+    return max((fidelity.level for fidelity in fidelities), key=LEVELS.index, default="exact")
 
 
 def judge(
@@ -219,10 +219,10 @@ def judge(
         stop = start + math.prod(sizes)
         judges.append((_Judge(name, sizes or (1,)), slice(start, stop)))
         start = stop
-    for exact, found in blocks(reference, other):
-        for each, part in judges:
-            each.add(exact[:, part], found[:, part])
-    return tuple(each.result() for each, _ in judges)
+    for exact, deployed in blocks(reference, other):
+        for output_judge, part in judges:
+            output_judge.add(exact[:, part], deployed[:, part])
+    return tuple(output_judge.result() for output_judge, _ in judges)
 
 
 class _Judge:
@@ -243,9 +243,9 @@ class _Judge:
         self._high = {axis: np.full(sizes[axis], -np.inf) for axis in self._axes}
         self._moves = {axis: np.zeros(sizes[axis]) for axis in self._axes}
 
-    def add(self, exact: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> None:
+    def add(self, exact: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32]) -> None:
         """Take in samples ``[n, numbers]`` of the float model and of the deployable."""
-        values = [part.reshape(-1, *self._sizes).astype(np.float64) for part in (exact, found)]
+        values = [part.reshape(-1, *self._sizes).astype(np.float64) for part in (exact, deployed)]
         for part, whose in zip(values, ("float model", "deployable"), strict=True):
             if not np.isfinite(part).all():
                 raise InvalidDataError(

@@ -60,8 +60,8 @@ def keygen(path: Path, *, force: bool = False) -> Path:
     """
     serialization, ed25519 = _cryptography()
     public = path.with_name(path.name + PUBLIC_SUFFIX)
-    for each in (path, public):
-        outputs.check_free(each, force=force)
+    for file in (path, public):
+        outputs.check_free(file, force=force)
     key = ed25519.Ed25519PrivateKey.generate()
     private_bytes = key.private_bytes(
         serialization.Encoding.PEM,
@@ -204,8 +204,8 @@ def _unchanged(file: Path, content: bytes) -> None:
 
 
 def _nothing_added(artifact: Artifact) -> None:
-    known = {MANIFEST, MANIFEST + SUFFIX, *artifact.manifest.files}
-    added = sorted(file.name for file in artifact.path.iterdir() if file.name not in known)
+    named_files = {MANIFEST, MANIFEST + SUFFIX, *artifact.manifest.files}
+    added = sorted(file.name for file in artifact.path.iterdir() if file.name not in named_files)
     if added:
         raise SignatureError(
             f"{artifact.path} holds {added[0]}, which its manifest does not name; delete it, or "

@@ -167,18 +167,18 @@ def divergence(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32
 def sqnr(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
     """Signal to quantization noise ratio: 10 log10(sum r^2 / sum (r - o)^2), in dB."""
     signal = noise = 0.0
-    for clean, found in blocks(reference, other):
+    for clean, noisy in blocks(reference, other):
         exact = clean.astype(np.float64)
         signal += float((exact**2).sum())
-        noise += float(((exact - found) ** 2).sum())
+        noise += float(((exact - noisy) ** 2).sum())
     return Measurement(decibels(signal, noise), "dB", len(reference))
 
 
 def mse(reference: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> Measurement:
     """Mean squared error of the outputs of a regression, in the square of their unit."""
     total = 0.0
-    for exact, found in blocks(reference, other):
-        total += float(((exact.astype(np.float64) - found) ** 2).sum())
+    for exact, predicted in blocks(reference, other):
+        total += float(((exact.astype(np.float64) - predicted) ** 2).sum())
     return Measurement(total / reference.size, "unit^2", len(reference))
 
 
@@ -210,13 +210,13 @@ def truth(
     losses = np.empty((2, count))
     start = 0
     for exact, old, new in blocks(right, before, after):
-        errors = [each.astype(np.float64) - exact for each in (old, new)]
+        errors = [values.astype(np.float64) - exact for values in (old, new)]
         squared += float((errors[1] ** 2).sum())
         absolute += float(np.abs(errors[1]).sum())
         if varies.any():
             stop = start + len(exact)
-            for each, error in zip(losses, errors, strict=True):
-                each[start:stop] = (error[:, varies] ** 2 / power[varies]).mean(axis=1)
+            for losses_of_model, error in zip(losses, errors, strict=True):
+                losses_of_model[start:stop] = (error[:, varies] ** 2 / power[varies]).mean(axis=1)
             start = stop
     metrics = {
         "truth_mse": Measurement(squared / right.size, "unit^2", count),
@@ -251,7 +251,10 @@ def by_chance(
         labels: The right class, ``[N]``.
     """
     classes = int(max(choices.max(), labels.max())) + 1
-    shares = [np.bincount(each, minlength=classes) / len(labels) for each in (choices, labels)]
+    shares = [
+        np.bincount(classes_of_samples, minlength=classes) / len(labels)
+        for classes_of_samples in (choices, labels)
+    ]
     chance = min(1.0, float((shares[0] * shares[1]).sum()))
     right = int((choices == labels).sum())
     tested = _stats().binomtest(right, len(labels), chance, alternative="greater")

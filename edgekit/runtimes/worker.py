@@ -132,11 +132,13 @@ class Loaded:
             expected: Any = inputs[0].expected
             got: Any = list(images.shape[1:])
         else:
-            sizes = {each: images.dtype[each].shape for each in images.dtype.names}
-            known = {spec.name: spec for spec in inputs}
-            fit = set(sizes) == set(known) and all(known[n].fits(v) for n, v in sizes.items())
-            expected = ", ".join(f"{name} {spec.expected}" for name, spec in known.items())
-            got = ", ".join(f"{name} {list(found)}" for name, found in sizes.items())
+            sizes = {
+                input_name: images.dtype[input_name].shape for input_name in images.dtype.names
+            }
+            specs = {spec.name: spec for spec in inputs}
+            fit = set(sizes) == set(specs) and all(specs[n].fits(v) for n, v in sizes.items())
+            expected = ", ".join(f"{name} {spec.expected}" for name, spec in specs.items())
+            got = ", ".join(f"{name} {list(shape)}" for name, shape in sizes.items())
         return "" if fit else f"expected images {expected} as {name} takes, got {got}"
 
 

@@ -26,7 +26,7 @@ from edgekit.base.errors import (
 from edgekit.graph import onnx, onnx_forms
 from edgekit.records import signature
 from edgekit.records.signature import Shapes, Signature, TensorSpec
-from edgekit.sources import onnx_branches, onnx_qdq
+from edgekit.sources import onnx_branches, onnx_qdq, random_inputs
 
 #: onnxruntime runs operator sets from this one on.
 OLDEST = 7
@@ -414,15 +414,12 @@ def _spec(specs: tuple[TensorSpec, ...], name: str) -> TensorSpec:
 
 
 def random_feed(model_signature: Signature, *, seed: int) -> dict[str, npt.NDArray[Any]]:
-    """Random numbers for every input; a free batch is 1."""
-    drawn = np.random.default_rng(seed)
-    feed: _Feed = {}
-    for spec in model_signature.inputs:
-        sizes = [1 if size == -1 else size for size in spec.shape]
-        real = np.dtype(spec.dtype).kind == "f"
-        values = drawn.uniform(0, 1, sizes) if real else drawn.integers(0, 2, sizes)
-        feed[spec.name] = np.asarray(values).astype(spec.dtype)
-    return feed
+    """Numbers from 0 to 1 for every input, and 0 or 1 of integers; a free batch is 1."""
+    specs = model_signature.inputs
+    sizes = [[1 if size == -1 else size for size in spec.shape] for spec in specs]
+    dtypes = [spec.dtype for spec in specs]
+    arrays = random_inputs.draw(zip(sizes, dtypes, strict=True), seed=seed, least=0)
+    return {spec.name: values for spec, values in zip(specs, arrays, strict=True)}
 
 
 def _run(model: Any, feed: _Feed, names: list[str] | None = None) -> list[npt.NDArray[Any]]:

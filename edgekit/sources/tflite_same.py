@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from edgekit.base.errors import EdgekitError, InvalidModelError, reason
 from edgekit.graph import litert
+from edgekit.sources import random_inputs
 
 Array = npt.NDArray[Any]
 #: How far an output may lie from the other file's, as a part of its largest value.
@@ -55,14 +56,8 @@ def check(original: bytes, canonical: bytes, name: str) -> tuple[str, ...]:
 
 def random_feed(opened: Any) -> list[Array]:
     """An array for each input of an interpreter: numbers from -1 to 1, and 0 or 1 of integers."""
-    drawn = np.random.default_rng(0)
-    feed = []
-    for detail in opened.get_input_details():
-        shape, dtype = detail["shape"], detail["dtype"]
-        real = np.issubdtype(dtype, np.floating)
-        values: Array = drawn.uniform(-1, 1, shape) if real else drawn.integers(0, 2, shape)
-        feed.append(np.asarray(values).astype(dtype))
-    return feed
+    inputs = [(detail["shape"], detail["dtype"]) for detail in opened.get_input_details()]
+    return random_inputs.draw(inputs, seed=0, least=-1)
 
 
 def outputs(opened: Any, feed: Sequence[Array]) -> list[Array]:

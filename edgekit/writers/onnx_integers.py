@@ -644,11 +644,11 @@ def without_missing(
             f"integers in the ONNX file stand for",
         )
     left = decided.without({*tensors, *handed}, merged, constants)
-    float_ones = _float_biases(left, read, model, layers, outer_names)
-    if any(left.layers[name].bias.any() for name in float_ones):  # type: ignore[union-attr]
-        named = ", ".join(map(short_name, sorted(float_ones)[:3]))
-        sentences += (f"the ONNX file keeps {len(float_ones)} biases in float: {named}",)
-    return left.without_biases(float_ones), sentences
+    float_biases = _float_biases(left, read, model, layers, outer_names)
+    if any(left.layers[name].bias.any() for name in float_biases):  # type: ignore[union-attr]
+        named = ", ".join(map(short_name, sorted(float_biases)[:3]))
+        sentences += (f"the ONNX file keeps {len(float_biases)} biases in float: {named}",)
+    return left.without_biases(float_biases), sentences
 
 
 def _float_biases(
