@@ -22,6 +22,8 @@ from edgekit.tasks.detection import Matches
 
 #: Boxes of a picture that are shown, of each kind.
 _SHOWN = 50
+#: Longer edge of a picture of the page, at most: boxes of small objects are to be seen in it.
+_EDGE = 192
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class Detections(Answers):
                     right=() if self.truth.boxes is None else self._boxes(self.truth.boxes, int(i)),
                     lost=int(by_picture[0][i]),
                     new=int(by_picture[1][i]),
-                    picture=picture(images[i]),
+                    picture=picture(images[i], _EDGE),
                 )
                 for i in most
             ),

@@ -281,8 +281,10 @@ def _too_few(results: Sequence[ArtifactResult], options: Options, unit: Unit) ->
     if not short:
         return []
     value, name, count = max(short)
+    known = {metric for result in results for metric in result.metrics}
+    of = "mAP" if "map" in known else "mIoU" if "miou" in known else "top-1"
     return [
-        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of top-1 with "
+        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of {of} with "
         f"power {options.power:g} in {len(short)} of {len(results)} artifacts; "
         f"{name} needs {value:,.0f}"
     ]
