@@ -288,10 +288,10 @@ def _too_few(results: Sequence[ArtifactResult], options: Options, unit: Unit) ->
     if not short:
         return []
     value, name, count = max(short)
-    known = results[0].metrics
-    metric = "mAP" if "map" in known else "mIoU" if "miou" in known else "top-1"
+    known = {metric for result in results for metric in result.metrics}
+    of = "mAP" if "map" in known else "mIoU" if "miou" in known else "top-1"
     return [
-        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of {metric} with "
+        f"{count:,} {unit} are too few to see a loss of {options.bound:g} points of {of} with "
         f"power {options.power:g} in {len(short)} of {len(results)} artifacts; "
         f"{name} needs {value:,.0f}"
     ]

@@ -256,10 +256,11 @@ def _print_meanings(report: Report, shown: Sequence[_Column]) -> None:
     needs = [result.metrics.get("images_needed") for result in report.artifacts]
     need = max((each.value for each in needs if each is not None), default=None)
     if need is not None:
-        test = "McNemar" if report.reference.correct else "bootstrap"
+        of_classes = any("mcnemar_p" in result.metrics for result in report.artifacts)
+        test = f"McNemar, p < {stats.SIGNIFICANT:g}" if of_classes else "95 % interval"
         cli.console.print(
-            f"[dim]a loss of {report.settings['bound']:g} points is seen ({test}, p < "
-            f"{stats.SIGNIFICANT:g}, power {report.settings['power']:g}) with {need:,.0f} "
+            f"[dim]a loss of {report.settings['bound']:g} points is seen ({test}, "
+            f"power {report.settings['power']:g}) with {need:,.0f} "
             f"{report.data.unit}; these are {report.data.count:,}[/]"
         )
 
