@@ -842,6 +842,26 @@ def test_places_that_hold_none(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("folders", "word"),
+    [
+        (("images", "masks"), "masks:"),
+        (("JPEGImages", "SegmentationClass"), "masks:"),
+        (("JPEGImages", "SegmentationClass", "Annotations"), "voc:"),
+        (("JPEGImages", "Annotations"), "voc:"),
+        (("images", "labels"), "yolo:"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, folders: tuple[str, ...], word: str) -> None:
+    for folder in folders:
+        save(tmp_path / folder / "a.png", pixels(BOX))
+    with pytest.raises(InvalidDataError, match=f"pass it as {word}"):
+        load(f"folder:{tmp_path}")
+    write(tmp_path / "set.json", "{}")
+    with pytest.raises(InvalidOptionError, match="coco:FILE"):
+        load(str(tmp_path / "set.json"))
+
+
 def test_calibration_needs_no_boxes(tmp_path: Path) -> None:
     for word in (
         f"coco:{coco(tmp_path / 'coco', annotations=[])}",
