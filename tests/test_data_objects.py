@@ -292,7 +292,7 @@ def test_masks(tmp_path: Path) -> None:
 def test_masks_of_voc_by_list(tmp_path: Path) -> None:
     for name in "ab":
         save(tmp_path / "JPEGImages" / f"{name}.jpg", pixels(BOX))
-        save(tmp_path / "SegmentationClass" / f"{name}.png", np.ones((HIGH, WIDE), np.uint8))
+        save(tmp_path / "SegmentationClass" / f"{name}.png", np.eye(HIGH, WIDE, dtype=np.uint8))
     save(tmp_path / "JPEGImages" / "c.jpg", pixels(BOX))
     write(tmp_path / "ImageSets" / "Segmentation" / "val.txt", "b\nc\n")
     found = load(f"masks:{tmp_path}#split=val")
@@ -692,19 +692,22 @@ CAT = [{"id": 3, "name": "cat"}]
         ({"annotations": [note(1, 10**30, 3, [1, 2, 3, 4])]}, "expected image_id as an integer"),
         ({"annotations": [{"segments_info": []}]}, "panoptic"),
         ({"categories": CAT * 2}, "category id 3 is there twice"),
-        ({"categories": [*CAT, {"id": 90, "name": "cat"}]}, "class cat is there twice"),
+        ({"categories": [*CAT, {"id": 90, "name": "cat"}]}, "class cat is there 2 times"),
         ({"categories": [{"id": 3, "name": 5}]}, "expected a name"),
         ({"images": [{"id": 7, "file_name": "a.jpg"}] * 2}, "1 ids of images are there twice"),
         ({"images": [{"id": 7, "file_name": "../a.jpg"}]}, "a path below the folder"),
         ({"images": [{"id": 7, "file_name": "/etc/passwd"}]}, "a path below the folder"),
         ({"images": [{"id": 7, "file_name": "a\0.jpg"}]}, "a path below the folder"),
+        ({"images": [{"id": 7, "file_name": "a" * 300}]}, "a path below the folder"),
+        ({"images": [{"id": 7, "file_name": "a/" * 3000}]}, "a path below the folder"),
+        ({"images": [{"id": 7, "file_name": "\ud800.jpg"}]}, "none of its 1 pictures is in"),
         ({"images": [{"id": 7}]}, "a path below the folder"),
         ({"images": [{"id": 7, "file_name": "x.jpg"}]}, "none of its 1 pictures is in"),
         ({"images": [{"id": 7, "file_name": "a.jpg", "width": 1e9, "height": 2}]}, "as integers"),
         ({"images": [{"id": "7", "file_name": "a.jpg"}]}, "expected id as an integer"),
         (
             {"images": [{"id": i, "file_name": "a.jpg"} for i in (1, 2)]},
-            r"picture a\.jpg is there twice",
+            r"picture a\.jpg is there 2 times",
         ),
     ],
 )
@@ -839,6 +842,26 @@ def test_places_that_hold_none(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("folders", "word"),
+    [
+        (("images", "masks"), "masks:"),
+        (("JPEGImages", "SegmentationClass"), "masks:"),
+        (("JPEGImages", "SegmentationClass", "Annotations"), "voc:"),
+        (("JPEGImages", "Annotations"), "voc:"),
+        (("images", "labels"), "yolo:"),
+    ],
+)
+def test_folders_that_are_no_classes(tmp_path: Path, folders: tuple[str, ...], word: str) -> None:
+    for folder in folders:
+        save(tmp_path / folder / "a.png", pixels(BOX))
+    with pytest.raises(InvalidDataError, match=f"pass it as {word}"):
+        load(f"folder:{tmp_path}")
+    write(tmp_path / "set.json", "{}")
+    with pytest.raises(InvalidOptionError, match="coco:FILE"):
+        load(str(tmp_path / "set.json"))
+
+
 def test_calibration_needs_no_boxes(tmp_path: Path) -> None:
     for word in (
         f"coco:{coco(tmp_path / 'coco', annotations=[])}",
@@ -914,6 +937,13 @@ def test_binary_masks_are_named(tmp_path: Path) -> None:
     values = np.zeros((HIGH, WIDE), np.uint8)
     values[:15] = 255
     save(tmp_path / "masks" / "a.png", values)
+    assert load(f"masks:{tmp_path}").warnings == (
+        "masks show one class only, 0 and void, 255; if it stands for an object, write the number "
+        "of its class",
+    )
+    save(tmp_path / "masks" / "a.png", np.full_like(values, 255))
+    with pytest.raises(InvalidDataError, match="all pixels of all masks are void"):
+        load(f"masks:{tmp_path}")
     survey = describe.survey(data.open_word(f"masks:{tmp_path}", "calibration"))
     assert "if 255 stands for an object" in describe.describe(survey).warnings[-1]
 

@@ -388,6 +388,7 @@ def _split(word: str) -> tuple[str, dict[str, str]]:
 _INSTEAD = {
     ".npy": "; save the array with numpy.savez('FILE.npz', x=array)",
     ".csv": "; pass it as csv:FILE",
+    ".json": "; pass boxes of COCO as coco:FILE",
     **dict.fromkeys((".tfrecord", ".tfrecords"), "; pass it as tfrecord:GLOB"),
     **dict.fromkeys((".jpg", ".jpeg", ".png", ".bmp", ".webp"), "; pass the folder that it is in"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -162,9 +163,12 @@ class _Pictures:
                     f"{place}: image {ids[i]}: expected file_name as a path below the folder of "
                     f"pictures, got {visible(str(name)[:80])!r}"
                 )
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InvalidDataError(f"{place}: picture {visible(str(twice))} is there twice")
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise InvalidDataError(
+                f"{place}: picture {visible(str(name))} is there {count} times; expected one image "
+                f"for each"
+            )
         sizes = np.zeros((len(items), 2), np.int32)
         for i, item in enumerate(items):
             size = item.get("height", 0), item.get("width", 0)

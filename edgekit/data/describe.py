@@ -20,6 +20,7 @@ from edgekit.data.annotated import Annotated, settle
 from edgekit.data.boxes import Boxes
 from edgekit.data.decode import PictureError
 from edgekit.data.images import ImageSet
+from edgekit.data.masks import VOID
 from edgekit.data.shown import PICTURES, Drawn, Objects, of_boxes, of_masks
 from edgekit.data.shown import THUMB as shown_thumb
 from edgekit.data.shown import sheet as object_sheet
@@ -433,8 +434,8 @@ def _unseen(objects: Objects) -> list[str]:
     said = [f"{len(unseen)} classes are in no picture: {some(unseen)}"] if unseen else []
     if objects.void is not None and sum(count > 0 for count in objects.pictures.values()) < 2:
         said.append(
-            f"masks show one class only, and {objects.void:.1f} % void; if 255 stands for an "
-            f"object, write its class number"
+            f"masks show one class only, and {objects.void:.1f} % void; if {VOID} stands for an "
+            f"object, write the number of its class"
         )
     return said
 

@@ -40,6 +40,7 @@ class Folder:
         if not root.is_dir():
             problem = f"{place} is a file" if root.exists() else words.not_found(root)
             raise InvalidDataError(f"{problem}; expected a folder of class folders")
+        _refuse_objects(root, labels=labels)
         below, beside, skipped = _scan(root)
         loose = [path for path in beside if _is_picture(path)]
         skipped += [path for path in beside if not _is_picture(path)]
@@ -84,6 +85,31 @@ class Folder:
             tuple(warnings),
             tuple(sorted(skipped)),
         )
+
+
+#: Folders of sets with boxes or masks, and the word that reads them.
+_OBJECTS = (
+    ("voc", ("JPEGImages", "Annotations")),
+    ("masks", ("JPEGImages", "SegmentationClass")),
+    ("masks", ("images", "masks")),
+    ("yolo", ("images", "labels")),
+)
+
+
+def _refuse_objects(root: Path, *, labels: bool) -> None:
+    """Refuse a folder whose folders are no classes.
+
+    Pictures beside annotations that are none can be taken without labels.
+
+    Raises:
+        InvalidDataError: If it is one.
+    """
+    for word, names in _OBJECTS:
+        if all((root / name).is_dir() for name in names) and (labels or word == "masks"):
+            raise InvalidDataError(
+                f"{root}: expected a folder for each class, got {' and '.join(names)}; pass it as "
+                f"{word}:{root}"
+            )
 
 
 def _is_picture(path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -79,6 +80,8 @@ def inside(name: str) -> bool:
     path = PurePosixPath(name)
     return bool(
         name
+        and len(name) <= 1000
+        and all(len(part.encode("utf-8", "replace")) <= 255 for part in path.parts)
         and "\0" not in name
         and "\\" not in name
         and not path.is_absolute()
@@ -196,9 +199,11 @@ def checked_names(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     """
     if not names or not all(names):
         raise InvalidDataError(f"{visible(str(path))}: expected a name for each class")
-    doubled = [name for name in names if names.count(name) > 1]
-    if doubled:
-        raise InvalidDataError(f"{visible(str(path))}: class {visible(doubled[0])} is there twice")
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise InvalidDataError(
+            f"{visible(str(path))}: class {visible(name)} is there {count} times"
+        )
     return names
 
 

@@ -39,6 +39,8 @@ BACKGROUNDS = ("white", "black", "grey")
 NAMED = 3
 _BATCH = 64
 _DIGEST = 16
+_BINARY = "if it stands for an object, write the number of its class"
+#: Reads a mask.
 Mask = Callable[[], npt.NDArray[np.uint8]]
 
 
@@ -200,6 +202,7 @@ class _Spooled:
     frames: list[tuple[int, int, int]] = field(default_factory=list)
     regions: list[tuple[float, float, float, float]] = field(default_factory=list)
     masks: list[tuple[Mask, int, bytes]] = field(default_factory=list)
+    shown: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(256, np.bool_))
     broken: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
     bad_masks: list[str] = field(default_factory=list)
@@ -323,6 +326,7 @@ def images_of(
             )
     masks = None
     if table is not None:
+        warnings += _of_one_class(source.name, spooled.shown, class_names)
         masks = mask_files.FileMasks(
             [(mask, turn) for mask, turn, _ in spooled.masks],
             np.where(table < 0, VOID, table).astype(np.uint8),
@@ -394,11 +398,11 @@ class _Reader:
         try:
             if entry.mask is None:
                 raise PictureError("missing")
-            return _Read(fitted, mask=self._mask(entry.mask, fitted))
+            return self._with_mask(entry.mask, fitted)
         except PictureError as exc:
             return _Read(fitted, bad_mask=str(exc))
 
-    def _mask(self, mask: Mask, fitted: Fitted) -> tuple[Mask, int, bytes]:
+    def _with_mask(self, mask: Mask, fitted: Fitted) -> _Read:
         assert self.table is not None
         values = mask()
         size = values.shape[1], values.shape[0]
@@ -416,7 +420,8 @@ class _Reader:
                 f"such pixels void"
             )
         final = np.where(classes < 0, VOID, classes).astype(np.uint8)
-        return mask, turn, digest_of(mask_files.turned(final, turn))
+        digest = digest_of(mask_files.turned(final, turn))
+        return _Read(fitted, (mask, turn, digest), shown=np.bincount(final.ravel(), None, 256) > 0)
 
 
 @dataclass(frozen=True)
@@ -428,6 +433,7 @@ class _Read:
     broken: str = ""
     misfit: str = ""
     bad_mask: str = ""
+    shown: npt.NDArray[np.bool_] | None = None
 
 
 def _classes_of(entry: Entry) -> npt.NDArray[np.int64]:
@@ -461,6 +467,7 @@ def _spool(
             spooled.regions.append(fitted.region)
             if each.mask is not None:
                 spooled.masks.append(each.mask)
+                spooled.shown |= each.shown
             spooled.digests += hashlib.sha256(content).digest()[:_DIGEST]
             task.advance()
         spooled.seen += 1
@@ -504,6 +511,24 @@ def _of_misfits(misfits: Sequence[str], seen: int) -> list[str]:
         f"{len(misfits)} of {seen} pictures have another size than their annotation says and are "
         f"left out: {some(misfits)}"
     ]
+
+
+def _of_one_class(
+    name: str, shown: npt.NDArray[np.bool_], class_names: tuple[str, ...]
+) -> list[str]:
+    """A sentence where masks show one class only.
+
+    Raises:
+        InvalidDataError: If they show none.
+    """
+    classes = np.flatnonzero(shown[:VOID]).tolist()
+    if not classes:
+        raise InvalidDataError(f"{name}: all pixels of all masks are void, {VOID}; {_BINARY}")
+    if len(classes) > 1:
+        return []
+    what = class_names[classes[0]] if classes[0] < len(class_names) else str(classes[0])
+    beside = f" and void, {VOID}; {_BINARY}" if shown[VOID] else ""
+    return [f"masks show one class only, {visible(what)}{beside}"]
 
 
 def _of_twins(
