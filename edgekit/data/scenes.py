@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -115,9 +115,9 @@ def scenes(split: Split, count: int | None = None, *, masks: bool = False) -> Im
     pixels, classes, boxes = drawn.draw(count)
     name, names = f"scenes/{split}", fashion_mnist.CLASS_NAMES
     if masks:
-        names_ = ("background", *names)
-        return replace(images.make(f"{name}:masks", pixels, None, names_), masks=Stack(classes))
-    return replace(images.make(name, pixels, None, names), boxes=boxes)
+        names_of_pixels = ("background", *names)
+        return images.make(f"{name}:masks", pixels, None, names_of_pixels, masks=Stack(classes))
+    return images.make(name, pixels, None, names, boxes=boxes)
 
 
 class _Random:

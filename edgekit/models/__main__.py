@@ -1,5 +1,4 @@
-"""``python -m edgekit.models``: parameters and multiply-adds, counted and published, of MobileNetV2,
-of SSDLite and of DeepLabV3 on it.
+"""``python -m edgekit.models``: parameters and multiply-adds, counted and published.
 
 The published numbers come from the MobileNetV2 table of the TensorFlow research repository (1,000
 classes, multiply-adds cut off to whole millions, parameters without batch normalisation). ``python
@@ -10,12 +9,12 @@ it has 6.06M parameters and 582M multiply-adds with channels made divisible by 8
 cut off, 572M with channels rounded). 6.9M is 3.5M times 1.4 squared. But the classifier, a third of
 the network, has one side that does not grow: the 1,000 classes.
 
-Table 6 of the paper gives 4.3M / 0.8B for SSDLite on COCO, counted here with 81 scores an anchor, 80
-classes and a background; with the 91 of the category ids it is 4.45M. Table 7 gives 2.11M / 2.75B
-for DeepLabV3 at output stride 16 without ASPP, and 4.52M / 5.8B with it, at 513 x 513 and 21
-classes. Its parameters include batch normalisation's scale and offset, 0.03M, and a branch of image
-pooling, which the other count shows to be there; without it 1.87M remain. With ASPP we count fewer
-multiply-adds.
+Table 6 of the paper gives 4.3M / 0.8B for SSDLite on COCO at 320 x 320: counted here with 81 scores
+for each anchor, of 80 classes and a background (with 91, as many as there are category ids, it has
+4.50M). Table 7 gives 2.11M / 2.75B for DeepLabV3 at output stride 16 without ASPP, and 4.52M / 5.8B
+with it, of 513 x 513 pixels and 21 classes: batch normalisation's scales and offsets are counted
+there, and the head without ASPP has a branch of image pooling (1.87M without). With ASPP 5.36B
+multiply-adds are counted here; the paper does not say which others it counts.
 """
 
 from __future__ import annotations
@@ -72,8 +71,8 @@ def parser() -> cli.Parser:
     """Options of ``python -m edgekit.models``."""
     result = cli.Parser(
         "models",
-        description="Count parameters and multiply-adds of MobileNetV2, and of SSDLite and DeepLabV3 "
-        "on it, beside the published tables.",
+        description="Count parameters and multiply-adds of MobileNetV2, SSDLite and DeepLabV3 "
+        "beside the published tables.",
         examples="""
 python -m edgekit.models
 python -m edgekit.models --width 0.35 --width 1.0
