@@ -47,6 +47,8 @@ _RECORDED_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "ai-edge-litert",
+    "tflite-micro",
+    "ethos-u-vela",
 )
 
 
