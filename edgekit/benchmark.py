@@ -5,6 +5,11 @@ and what an int8 model computed in float, each float island with its name and it
 The times of onnxruntime are those of its own profile. LiteRT has none: there each operator is run
 alone. With ``--suite gpu`` it measures the float model on a GPU in float32 and float16 instead
 (:mod:`edgekit.evaluation.gpu_suite`).
+
+``--runtime tflm`` tells of a ``.tflite`` file what it takes on a microcontroller: the arena, the
+flash, the operators, and which of them compute other numbers in TensorFlow Lite Micro than in
+TFLite (:mod:`edgekit.evaluation.micro`). ``--npu`` adds what Vela estimates for an Ethos-U. Nothing
+is timed there.
 """
 
 from __future__ import annotations
@@ -18,10 +23,10 @@ from rich.table import Table
 
 from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
-from edgekit.evaluation import gpu_suite
+from edgekit.evaluation import gpu_suite, micro
 from edgekit.evaluation.benchmark import Benchmark, FloatIsland, benchmark
 from edgekit.records import signature as signatures
-from edgekit.runtimes import RUNTIMES, model_file
+from edgekit.runtimes import RUNTIMES, model_file, tflm, vela
 
 __all__ = ["benchmark", "main", "parser"]
 
@@ -83,6 +88,36 @@ def _print_islands(islands: Sequence[FloatIsland]) -> None:
     cli.say(f"float takes {share:.1f} % of the time, conversions included{more}")
 
 
+def _print_micro(measured: micro.MicroBenchmark) -> None:
+    """What a file takes on a microcontroller, and its operators."""
+    cli.say(f"{measured.name} on {measured.runtime.name} ({measured.runtime.provider})")
+    table = Table()
+    for column in ("metric", "value"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, metric in measured.metrics.items():
+        digits = 1 if metric.unit == "%" else 0
+        table.add_row(name, f"{metric.value:,.{digits}f} {metric.unit}")
+    cli.console.print(table)
+    by_kind = {each.kind: each for each in measured.differences}
+    title = "operators"
+    if by_kind:
+        title = f"operators, on {measured.samples} random samples; other numbers than TFLite's"
+    table = Table(title=title)
+    for column in ("operator", "nodes", "numbers", *(("reference", "xnnpack") if by_kind else ())):
+        table.add_column(column, justify="left" if column == "operator" else "right")
+    for kind, count in measured.operators.items():
+        each = by_kind.get(kind)
+        cells = [cli.plain(kind), str(count), "" if each is None else f"{each.numbers:,}"]
+        if each is not None:
+            for kernels in ("reference", "xnnpack"):
+                few, most = each.differing[kernels], each.largest[kernels]
+                cells.append(f"{few:,} by up to {most:.3g}" if few else "none")
+        table.add_row(*cells)
+    cli.console.print(table)
+    for note in measured.notes:
+        cli.say(f"note: {note}")
+
+
 def parser() -> cli.Parser:
     """Options of ``python -m edgekit.benchmark``."""
     result = cli.Parser(
@@ -94,6 +129,10 @@ python -m edgekit.benchmark \\
 python -m edgekit.benchmark build/mine --runtime litert --threads 2 \\
     --batch 8
 python -m edgekit.benchmark vendor_int8.tflite --preprocessing unit
+# a microcontroller:
+python -m edgekit.benchmark build/mine --runtime tflm
+python -m edgekit.benchmark vendor_int8.tflite --runtime tflm \\
+    --npu ethos-u55-128
 # the shipped model:
 python -m edgekit.benchmark --suite gpu --record gpu.json
 python -m edgekit.benchmark --suite gpu mine.keras --preprocessing unit
@@ -111,10 +150,17 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
     )
     add(
         "--runtime",
-        choices=sorted(RUNTIMES.values()),
-        help="runtime to measure (default: that of the artifact's format)",
+        choices=sorted((*RUNTIMES.values(), tflm.NAME)),
+        help="runtime to measure (default: that of the artifact's format); tflm: TensorFlow Lite "
+        "Micro, of which nothing is timed",
     )
-    add("--threads", type=words.positive_int, default=1, help="threads of the runtime (default: 1)")
+    add(
+        "--npu",
+        choices=vela.ACCELERATORS,
+        metavar="NAME",
+        help="with --runtime tflm: what Vela estimates for this NPU, as ethos-u55-128",
+    )
+    add("--threads", type=words.positive_int, help="threads of the runtime (default: 1)")
     add("--batch", type=words.positive_int, help="images per run (default: 1)")
     add("--seconds", type=float, help="how long to measure (default: 5)")
     add(
@@ -150,12 +196,24 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         raise InvalidOptionError(
             f"{options.artifact} has its own preprocessing; give --preprocessing only with a file"
         )
+    if options.npu is not None and options.runtime != tflm.NAME:
+        raise InvalidOptionError(f"--npu {options.npu} is for --runtime {tflm.NAME}")
     named = options.preprocessing
     prepare = None if named is None else signatures.preprocessing(named)
+    if options.runtime == tflm.NAME:
+        for name in ("threads", "batch", "seconds"):
+            if getattr(options, name) is not None:
+                raise InvalidOptionError(
+                    f"--{name} is for what is timed, and --runtime {tflm.NAME} times nothing; "
+                    f"leave it out"
+                )
+        taken = micro.benchmark(model_file.load(options.artifact, prepare), npu=options.npu)
+        _print_micro(taken)
+        return 0, taken
     measured = benchmark(
         model_file.load(options.artifact, prepare),
         runtime=options.runtime,
-        threads=options.threads,
+        threads=options.threads or 1,
         batch=options.batch or 1,
         seconds=5.0 if options.seconds is None else options.seconds,
     )
@@ -164,7 +222,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
 
 
 def _act_suite(options: argparse.Namespace) -> cli.Outcome:
-    for name in ("runtime", "batch", "seconds"):
+    for name in ("runtime", "npu", "batch", "seconds"):
         if getattr(options, name) is not None:
             raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
     if options.record is not None:
@@ -173,7 +231,7 @@ def _act_suite(options: argparse.Namespace) -> cli.Outcome:
         options.artifact,
         preprocessing=options.preprocessing,
         device=options.device or "cuda",
-        threads=options.threads,
+        threads=options.threads or 1,
         rounds=options.rounds or gpu_suite.ROUNDS,
         command=cli.command_line(),
         progress=cli.reporter,

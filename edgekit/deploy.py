@@ -33,7 +33,7 @@ from edgekit.gating import bounds as grammar
 from edgekit.gating.checks import Check
 from edgekit.gating.gate import check_answerable, gate
 from edgekit.pipeline import recipe as recipes
-from edgekit.pipeline.exporting import TARGETS, export_all
+from edgekit.pipeline.exporting import TARGETS, export_all, usual_targets
 from edgekit.pipeline.options import Options as ExportOptions
 from edgekit.pipeline.recipe import RecipeFile
 from edgekit.quantization import profiles
@@ -167,7 +167,7 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         "--target",
         type=cli.several(TARGETS),
         metavar="TARGET[,TARGET]",
-        help=f"formats (default: {','.join(TARGETS)})",
+        help=f"what is written: {', '.join(TARGETS)} (default: tflite,onnx)",
     )
     add(
         "--precision",
@@ -221,7 +221,7 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
     if recipe is not None:
         chosen = recipe.applied(chosen, typed=["device"] if device else [])
     profile = profiles.profile(chosen.device)
-    targets = options.target or table.target or [t for t in TARGETS if t in profile.precisions]
+    targets = options.target or table.target or usual_targets(profile)
     precisions = options.precision or table.precision
     if precisions is None:
         precisions = [

@@ -51,7 +51,7 @@ from edgekit.evaluation.timing import WARM_UP
 from edgekit.graph import kernels
 from edgekit.graph.flatbuffer import Graph
 from edgekit.graph.timed import TimedOperator
-from edgekit.pipeline.exporting import File, Mixing, Pipeline, Proved
+from edgekit.pipeline.exporting import File, Mixing, Pipeline, Proved, format_of
 from edgekit.quantization import equalize, islands, mixture
 from edgekit.quantization.mixture import Costs
 from edgekit.records import environment, stats
@@ -296,7 +296,7 @@ class Mixture(Mixing):
             FidelityError: If only a file without integers holds the budget.
         """
         budget, source = self._budget, pipeline.source
-        targets = [target for target, precision in files if precision == "int8"]
+        targets = [format_of(target) for target, precision in files if precision == "int8"]
         if not targets:
             raise InvalidOptionError(f"{budget} is for int8, got no --precision int8")
         if pipeline.options.strict:

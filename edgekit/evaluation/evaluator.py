@@ -96,7 +96,8 @@ class Evaluator:
             raise InvalidDataError(f"{self._images.name}: {misfit}")
         runtime = worker.loaded.runtime
         if runtime.emulated:
-            return Measured(self.outputs(worker, task.advance), runtime)
+            known = dict(worker.loaded.metrics)
+            return Measured(self.outputs(worker, task.advance), runtime, known)
         # Evaluation's batches differ between runtimes; memory is taken at batch 1.
         worker.latencies(images[:1], WARM_UP)
         metrics = {

@@ -32,7 +32,7 @@ from edgekit.data import feeds
 from edgekit.data.feeds import Feed, Inputs, Samples
 from edgekit.graph import litert, masks, onnx, onnx_forms
 from edgekit.graph.flatbuffer import Graph, short_name
-from edgekit.pipeline import layers, proof
+from edgekit.pipeline import layers, microcontroller, proof
 from edgekit.pipeline.calibration import (
     DEFAULT_METHOD,
     cache_folder,
@@ -75,7 +75,9 @@ from edgekit.sources.onnx_canonical import Converted
 from edgekit.tasks.kind import check as check_task
 from edgekit.writers import half, onnx_convert, onnx_dynamic, onnx_integers, tflite_integers
 
-TARGETS = ("tflite", "onnx")
+#: What is written; a target for a microcontroller is a TFLite file and C around it.
+TARGETS = ("tflite", "onnx", "tflite-micro")
+MICRO = "tflite-micro"
 #: Target and precision.
 File = tuple[str, str]
 #: What is exported when no model is named.
@@ -166,7 +168,7 @@ def export(
     Args:
         model: As :func:`edgekit.sources.float_model.load` takes it; default the shipped model.
         options: How it is written; default :class:`Options` as it is.
-        target: ``tflite`` or ``onnx``.
+        target: ``tflite``, ``onnx`` or ``tflite-micro``.
         precision: One of :data:`edgekit.records.schemes.PRECISIONS`.
         out: Folder; default ``exports/MODEL_ID-TARGET-PRECISION``.
         force: Replace ``out`` if it exists.
@@ -208,7 +210,7 @@ def export_all(
     Args:
         model: As :func:`export` takes it.
         options: How they are written; what is for int8 only is used for the int8 files.
-        targets: One or more of ``tflite`` and ``onnx``.
+        targets: One or more of ``tflite``, ``onnx`` and ``tflite-micro``.
         precisions: One or more of :data:`edgekit.records.schemes.PRECISIONS`.
         out: A folder for the artifacts, in which each is called ``MODEL_ID-TARGET-PRECISION``;
             default ``exports``.
@@ -258,6 +260,17 @@ def export_all(
             [deployable.path for deployable in written],
         )
     return written
+
+
+def format_of(target: str) -> str:
+    """Format of the model file of a target."""
+    return "tflite" if target == MICRO else target
+
+
+def usual_targets(profile: DeviceProfile) -> list[str]:
+    """What is written for a device where no target is named."""
+    known = [target for target in TARGETS if target in profile.precisions]
+    return [target for target in known if (target == MICRO) == (profile.name == MICRO)]
 
 
 def opened(
@@ -313,7 +326,7 @@ def _check_existing(model: Path | None, files: Sequence[tuple[str, str]], option
                 f"taken over; leave it out"
             )
     for target, precision in files:
-        if (target, precision) == ("tflite", "int8"):
+        if (format_of(target), precision) == ("tflite", "int8"):
             continue
         why = (
             "its activations are ranges and no operators any more, so that it has no float form; "
@@ -350,7 +363,7 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
     for target, precision in files:
         words.one_of("target", target, TARGETS)
         words.one_of("precision", precision, PRECISIONS)
-        why = SCHEMES[precision].refused.get(target)
+        why = SCHEMES[precision].refused.get(format_of(target))
         if why is not None:
             raise InvalidOptionError(
                 f"expected another --target for {precision}, got {target}: {why}"
@@ -364,7 +377,7 @@ def _checked(files: Sequence[tuple[str, str]], options: Options) -> DeviceProfil
             f"--strict lets no operator compute in float, and {floats[0].option} "
             f"{floats[0].pattern} asks for some; leave one of them out"
         )
-    if options.layout and all(target != "tflite" for target, _ in files):
+    if options.layout and all(format_of(target) != "tflite" for target, _ in files):
         raise InvalidOptionError(
             f"--layout {options.layout} is for TFLite made of an .onnx file, got --target "
             f"{files[0][0]}, which keeps the axes of its source; leave it out"
@@ -653,6 +666,7 @@ class Pipeline:
             InvalidModelError: If the model has no form in the target; names what can be exported.
         """
         source, profile, options = self.source, self.profile, self.options
+        whole, target = target, format_of(target)
         try:
             written = self._written(target, precision)
         except NoTfliteFormError as exc:
@@ -683,6 +697,18 @@ class Pipeline:
         files: dict[str, bytes | Path] = {f"model.{target}": written.content}
         if quantized is not None:
             files[encodings.FILE] = quantized.encodings.dumps().encode()
+        micro = None
+        if whole == MICRO:
+            samples = None if self._with_images is None else self.held[0]
+            beside, micro, said = microcontroller.files(
+                written.content,
+                written.signature,
+                source.preprocessing,
+                samples,
+                name=f"{source.model_id} {precision}",
+            )
+            files |= beside
+            sentences += said
         return Proved(
             files,
             {
@@ -713,6 +739,7 @@ class Pipeline:
                 if options.recipe is None
                 else RecipeRecord(options.recipe.path, options.recipe.sha256, overruled),
                 "execution": execution,
+                "micro": micro,
                 "runtime_options": profile.options(target, precision),
                 "command": options.command,
                 "notes": (

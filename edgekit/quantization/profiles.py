@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from edgekit.base import words
-from edgekit.graph import kernels
+from edgekit.graph import kernels, micro
 from edgekit.quantization.equalize import Evened
 from edgekit.records import environment
 from edgekit.records.results import Environment
@@ -39,6 +39,7 @@ class DeviceProfile:
             the device adds them there with saturation (edgekit.quantization.saturation).
         provider: The execution provider of onnxruntime that serves it.
         runtime_options: Options which the runtime needs, by target.
+        lacks: Operators of TFLite that edgekit writes and that have no kernel there.
     """
 
     name: str
@@ -54,6 +55,7 @@ class DeviceProfile:
     pair_bound: bool = False
     provider: str = "CPUExecutionProvider"
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lacks: frozenset[str] = frozenset()
 
     @property
     def cannot_saturate(self) -> bool:
@@ -95,6 +97,9 @@ _CPU = {
     target: tuple(precision for precision in PRECISIONS if target not in SCHEMES[precision].refused)
     for target in ("tflite", "onnx")
 }
+#: TensorFlow Lite Micro has no kernels of float16, of 4-bit weights in all layers, and of int8
+#: weights beside float activations.
+_MICRO = {"tflite-micro": ("float32", "int8", "int16x8")}
 
 PROFILES: dict[str, DeviceProfile] = {
     profile.name: profile
@@ -102,7 +107,7 @@ PROFILES: dict[str, DeviceProfile] = {
         DeviceProfile(
             "generic",
             "any CPU; nothing saturates, with or without VNNI",
-            _CPU,
+            _CPU | _MICRO,
             pair_bound=True,
         ),
         DeviceProfile(
@@ -124,6 +129,12 @@ PROFILES: dict[str, DeviceProfile] = {
             onnx_activations="int8",
             # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
             runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},
+        ),
+        DeviceProfile(
+            "tflite-micro",
+            "microcontrollers through TensorFlow Lite Micro: products are added in 32 bits",
+            {"tflite": _MICRO["tflite-micro"], **_MICRO},
+            lacks=kernels.INTEGER - micro.RESOLVER.keys(),
         ),
         DeviceProfile(
             "cuda",

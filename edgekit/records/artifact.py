@@ -47,6 +47,8 @@ _RECORDED_PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "ai-edge-litert",
+    "tflite-micro",
+    "ethos-u-vela",
 )
 
 
@@ -181,6 +183,25 @@ class Execution:
 
 
 @dataclass(frozen=True)
+class MicroRecord:
+    """What a file for TensorFlow Lite Micro takes.
+
+    Attributes:
+        operators: How many operators of each kind it has; ``resolver.h`` links their kernels.
+        flash: Bytes of the model as an aligned constant, without the code of kernels.
+        golden: What computed the outputs of the test vectors in ``golden.h``.
+        arena: Bytes of the arena, with 64-bit pointers; None if tflite-micro was not installed.
+        arena_persistent: Those of them that are not shared by activations; None as above.
+    """
+
+    operators: dict[str, int]
+    flash: int
+    golden: str
+    arena: int | None = None
+    arena_persistent: int | None = None
+
+
+@dataclass(frozen=True)
 class Manifest(schema.Document):
     """Everything that is needed to run an artifact and to know its origin.
 
@@ -207,6 +228,7 @@ class Manifest(schema.Document):
         notes: What a reader should know about the export, one sentence each.
         recipe: The recipe that it was exported by; None without one.
         decoding: How the outputs of a detector become boxes; None for any other model.
+        micro: What it takes on a microcontroller; None if it was not exported for one.
     """
 
     VERSION: ClassVar[int] = SCHEMA_VERSION
@@ -234,6 +256,7 @@ class Manifest(schema.Document):
     task: Literal["", "classification", "regression", "detection", "segmentation"] = ""
     recipe: RecipeRecord | None = None
     decoding: Decoding | None = None
+    micro: MicroRecord | None = None
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:

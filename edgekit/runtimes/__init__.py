@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, Self
 
 import numpy.typing as npt
 
 from edgekit.base.errors import InvalidOptionError
-from edgekit.records.results import Runtime
+from edgekit.records.results import Measurement, Runtime
 from edgekit.records.signature import Shapes, Signature
 
 Feed = Mapping[str, npt.NDArray[Any]]
@@ -33,6 +34,7 @@ class Runner(Protocol):
     signature: Signature
     batch: int
     parameters: int | None = None
+    metrics: Mapping[str, Measurement] = MappingProxyType({})
 
     def run(self, feed: Feed) -> dict[str, npt.NDArray[Any]]:
         """Run one feed; arrays by name, in the model's own dtypes."""
@@ -80,7 +82,8 @@ def open_runner(
         options: Runtime options of the manifest: session config entries of onnxruntime,
             ``kernels`` of LiteRT, or ``data_format`` of Keras.
         batch: Images a run; default what the runtime does best.
-        device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``.
+        device: ``cpu``; for ``onnx`` also ``cuda`` or ``emulated``, for ``keras`` also ``gpu``, for
+            ``tflite`` also ``tflm``, the kernels of TensorFlow Lite Micro.
         precision: Precision of a Keras model's layers: ``float32``, ``mixed_float16`` or
             ``bfloat16``.
         trust: Run code inside of a Keras file, and operators of a SavedModel that reach beyond it.
@@ -93,11 +96,20 @@ def open_runner(
             device.
         ExecutionError: If something else than the device would run the model.
     """
-    known = {"onnx": ("cpu", "cuda", "emulated"), "keras": ("cpu", "gpu")}.get(format, ("cpu",))
+    devices = {
+        "onnx": ("cpu", "cuda", "emulated"),
+        "keras": ("cpu", "gpu"),
+        "tflite": ("cpu", "tflm"),
+    }
+    known = devices.get(format, ("cpu",))
     if device not in known:
         raise InvalidOptionError(f"{format} runs on {', '.join(known)}, got {device!r}")
     if format == "keras" and set(options or {}) - {"data_format"}:
         raise InvalidOptionError(f"runtime keras takes data_format, got {dict(options or {})}")
+    if device == "tflm":
+        from edgekit.runtimes.tflm import TflmRunner
+
+        return TflmRunner(model, options=options)
     if format == "tflite":
         from edgekit.runtimes.litert import LiteRtRunner
 

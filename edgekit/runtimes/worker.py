@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -40,7 +40,7 @@ from edgekit.base.errors import (
 )
 from edgekit.data import feeds
 from edgekit.records.artifact import Artifact
-from edgekit.records.results import Runtime
+from edgekit.records.results import Measurement, Runtime
 from edgekit.records.signature import Preprocessing, Shapes, Signature, TensorSpec
 from edgekit.runtimes import open_runner
 
@@ -107,6 +107,7 @@ class Loaded:
         baseline_memory: Largest resident size before loading, in bytes: Python and the runtime.
         signature: As the model's file has it.
         parameters: As :class:`edgekit.runtimes.Runner` has it.
+        metrics: The same.
     """
 
     load_ms: float
@@ -114,6 +115,7 @@ class Loaded:
     runtime: Runtime
     signature: Signature
     parameters: int | None = None
+    metrics: dict[str, Measurement] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -387,7 +389,14 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
             shapes=job.shapes,
         )
         load_ms = 1e3 * (time.perf_counter() - started)
-        loaded = Loaded(load_ms, baseline, runner.describe(), runner.signature, runner.parameters)
+        loaded = Loaded(
+            load_ms,
+            baseline,
+            runner.describe(),
+            runner.signature,
+            runner.parameters,
+            metrics=dict(runner.metrics),
+        )
         pipe.send(("done", loaded))
         commands: dict[str, Callable[..., Any]] = {
             "outputs": _outputs,
