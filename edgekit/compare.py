@@ -29,7 +29,7 @@ from edgekit import data
 from edgekit.base import cli, outputs, words
 from edgekit.base.errors import InvalidOptionError
 from edgekit.diagnosis import options as layer_options
-from edgekit.evaluation import fleet, shards, verdicts
+from edgekit.evaluation import fleet, functions, shards, verdicts
 from edgekit.evaluation.comparison import compare
 from edgekit.evaluation.options import DEFAULT_POWER, PICTURES, SAMPLES, Options
 from edgekit.reporting import layer_table, tables
@@ -161,14 +161,7 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         help="preprocessing of files, as `edgekit export` takes it; an artifact has its own",
     )
     add("--task", choices=tasks.TASKS, help=tasks.HELP)
-    add(
-        "--metric",
-        action="append",
-        default=[],
-        metavar="MODULE:FUNCTION",
-        help="also compute a metric by a function of your own, f(predictions, labels), which is "
-        "imported; repeatable",
-    )
+    functions.add_metric(result)
     add(
         "--decoding",
         metavar="NAME|FILE",

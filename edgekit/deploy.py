@@ -7,9 +7,9 @@ and judges the report by bounds and a baseline. Everything is in one folder:
 
 ``[tool.edgekit.deploy]`` of the nearest pyproject.toml that has it keeps the options of a project:
 ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
-``layout``, ``recipe`` and ``out``. The command line overrides them. Bounds and the baseline come
-from ``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that a deployable is dead
-or poor, or misses a bound. An int8 file that is not worth writing is named and left out: the others
+``layout``, ``recipe``, ``task``, ``decoding`` and ``out``. The command line overrides them. Bounds
+and the baseline come from ``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that
+a deployable is dead or poor, or misses a bound. An int8 file that is not worth writing is named and left out: the others
 are written, compared and judged, and the exit status is 1.
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 from edgekit import data
 from edgekit.base import cli, outputs, words
 from edgekit.base.errors import FidelityError, InvalidInputError, InvalidOptionError
-from edgekit.evaluation import verdicts
+from edgekit.evaluation import functions, verdicts
 from edgekit.evaluation.comparison import compare
 from edgekit.evaluation.options import Options as CompareOptions
 from edgekit.gating import bounds as grammar
@@ -44,6 +44,9 @@ from edgekit.records.signature import Layout
 from edgekit.reporting import gate_table, tables
 from edgekit.reporting.page import report as page_of
 from edgekit.sources import float_model
+from edgekit.tasks import presets
+from edgekit.tasks.kind import HELP as TASK_HELP
+from edgekit.tasks.kind import TASKS, Task
 
 __all__ = ["Settings", "main", "parser", "settings"]
 
@@ -70,6 +73,8 @@ class Settings:
     layout: Layout | None = None
     out: Path | None = None
     recipe: Path | None = None
+    task: Task | None = None
+    decoding: str | None = None
 
 
 def settings(start: Path | None = None) -> Settings:
@@ -113,6 +118,11 @@ def _read(path: Path, table: Any) -> Settings:
         if not several and not _is_word(value):
             raise InvalidOptionError(f"{path}: expected {key} to be text, got {value!r}")
         read[key] = tuple(listed) if several else value
+    if (task := read.get("task")) is not None and task not in TASKS:
+        raise InvalidOptionError(
+            f"{path}: expected task as one of {', '.join(TASKS)}, got {task!r}"
+            f"{words.near(task, TASKS)}"
+        )
     for key in ("model", "out", "recipe"):
         if key in read:
             read[key] = path.parent / read[key]
@@ -187,6 +197,13 @@ python -m edgekit.deploy mine.keras --preprocessing symmetric \\
         metavar="FILE.toml",
         help="how integers are chosen, as `edgekit export --recipe` takes it; without a budget",
     )
+    add("--task", choices=TASKS, help=TASK_HELP)
+    add(
+        "--decoding",
+        metavar="NAME|FILE",
+        help=f"{presets.HELP}; an artifact of a detector has its own",
+    )
+    functions.add_metric(result)
     add("--limit", type=words.positive_int, help="compare on the first N images only")
     add(
         "--rounds",
@@ -248,6 +265,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         preprocessing=options.preprocessing or (None if named else table.preprocessing),
         shapes=float_model.shapes_of(options.shape),
         layout=layout,
+        task=options.task or (None if named else table.task),
+        decoding=options.decoding or (None if named else table.decoding),
         trust=options.trust,
         command=cli.command_line(),
     )
@@ -283,6 +302,9 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         rounds=options.rounds,
         parity=parity,
         reference=model if model is not None and model.exists() else None,
+        task=written.task,
+        decoding=written.decoding,
+        metric=options.metric,
         trust=options.trust,
         command=cli.command_line(),
     )

@@ -143,7 +143,7 @@ def test_the_command_of_several(place: Path, tmp_path: Path, capfd: pytest.Captu
     assert export_main(call) == 2  # they are there
     assert "two" in capfd.readouterr().err
     for wrong, said in (
-        ("tflite,tvm", "expected tflite, onnx, got 'tvm'"),
+        ("tflite,tvm", "expected tflite, onnx, tflite-micro, got 'tvm'"),
         ("tflite,tflite", "expected each target and precision once"),
     ):
         call[call.index("--target") + 1] = wrong

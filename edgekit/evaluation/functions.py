@@ -14,6 +14,7 @@ Labels are None where the data has none.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,18 @@ class Function:
             return Measurement(float(returned), "own", count)
         drawn = bootstrap.weights(count, bootstrap.RESAMPLES, 0).astype(np.float64)
         return bootstrap.interval(float(returned.mean()), returned @ drawn / count, "own", count)
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    """The option ``--metric``."""
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="also compute a metric by a function of your own, f(predictions, labels), which is "
+        "imported; repeatable",
+    )
 
 
 def load(words: Sequence[str]) -> tuple[Function, ...]:
