@@ -9,8 +9,8 @@ and judges the report by bounds and a baseline. Everything is in one folder:
 ``model``, ``preprocessing``, ``calibration``, ``data``, ``target``, ``precision``, ``device``,
 ``layout``, ``recipe``, ``task``, ``decoding`` and ``out``. The command line overrides them. Bounds
 and the baseline come from ``[tool.edgekit.gate]``, as the gate reads them. Exit status 1 means that
-a deployable is dead or poor, or misses a bound. An int8 file that is not worth writing is named and left out: the others
-are written, compared and judged, and the exit status is 1.
+a deployable is dead or poor, or misses a bound. An int8 file that is not worth writing is named and
+left out: the others are written, compared and judged, and the exit status is 1.
 """
 
 from __future__ import annotations

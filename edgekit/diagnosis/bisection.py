@@ -19,6 +19,8 @@ from edgekit.records import stats
 
 #: float32 ``[N, ...]``, one an output.
 Outputs = list[npt.NDArray[np.float32]]
+#: From outputs of the reference and others to predictions that both have, in %.
+Agreement = Callable[[Outputs, Outputs], float]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Bound:
 
     Attributes:
         value: The least.
-        unit: ``dB``, SQNR of each output, or ``%``, the same class as the reference's.
+        unit: ``dB``, SQNR of each output, or ``%``, the same predictions as the reference's.
     """
 
     value: float
@@ -40,15 +42,20 @@ class Bound:
         """Whether a value of this unit is enough."""
         return found >= self.value
 
-    def of(self, reference: Outputs, outputs: Outputs) -> float:
-        """The outputs' value in this unit; of several outputs that of the worst."""
+    def of(self, reference: Outputs, outputs: Outputs, agreement: Agreement) -> float:
+        """The outputs' value in this unit; in dB, of several outputs that of the worst."""
         if self.unit == "dB":
             pairs = zip(reference, outputs, strict=True)
             return min(stats.sqnr(*pair).value for pair in pairs)
-        first, second = (
-            values.reshape(len(values), -1).argmax(axis=1) for (values,) in (reference, outputs)
-        )
-        return 100 * float((first == second).mean())
+        return agreement(reference, outputs)
+
+
+def same_classes(reference: Outputs, outputs: Outputs) -> float:
+    """Samples with the same class in both, in %, of the one output of a classifier."""
+    first, second = (
+        values.reshape(len(values), -1).argmax(axis=1) for (values,) in (reference, outputs)
+    )
+    return 100 * float((first == second).mean())
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ def bisect(
     bound: Bound,
     *,
     rows: Sequence[LayerRow] = (),
+    agreement: Agreement = same_classes,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Bisection:
     """Find the smallest set of layers which, left in float, brings the outputs within a bound.
@@ -104,13 +112,15 @@ def bisect(
         suspect_feed: The same.
         bound: What the outputs have to reach.
         rows: Rows of :func:`measure`; layers to blame are tried first.
+        agreement: What a bound in % is of.
         advance: Called after each evaluation.
 
     Raises:
         InvalidOptionError: If no output is a float, or agreement is asked of several.
     """
     judged = [name for name in sound.graph.outputs if name in sound.kinds]
-    if not judged or (bound.unit == "%" and len(judged) > 1):
+    several = len(judged) > 1 and bound.unit == "%" and agreement is same_classes
+    if not judged or several:
         raise InvalidOptionError(
             f"--bisect {bound}: expected {'one' if judged else 'an'} output of real numbers, got "
             f"{len(judged)} of {len(sound.graph.outputs)}"
@@ -126,12 +136,12 @@ def bisect(
         nonlocal evaluations
         evaluations += 1
         outputs = network.outputs(frozenset(left))
-        value_now = bound.of(right_outputs, [outputs[name] for name in judged])
+        value_now = bound.of(right_outputs, [outputs[name] for name in judged], agreement)
         advance(1)
         return value_now
 
     own = suspect.run(suspect_feed)
-    actual = bound.of(right_outputs, [own[name] for name in judged])
+    actual = bound.of(right_outputs, [own[name] for name in judged], agreement)
     names = network.names
     before = value(())
 

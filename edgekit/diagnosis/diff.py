@@ -11,9 +11,17 @@ from typing import Any
 from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
 from edgekit.data import feeds
+from edgekit.data.boxes import Views
 from edgekit.data.feeds import Samples
 from edgekit.data.images import Split
-from edgekit.diagnosis.bisection import Bisection, Bound, bisect
+from edgekit.diagnosis.bisection import (
+    Agreement,
+    Bisection,
+    Bound,
+    Outputs,
+    bisect,
+    same_classes,
+)
 from edgekit.diagnosis.measure import (
     ISOLATED,
     MODES,
@@ -37,6 +45,7 @@ from edgekit.records.signature import Preprocessing, TensorSpec
 from edgekit.runtimes import model_file
 from edgekit.runtimes.model_file import ModelFile
 from edgekit.sources import float_model, keras, saved_model
+from edgekit.tasks import decode, detection, presets, segmentation
 
 IMAGES = 32
 #: Images by whose values Keras tensors are found.
@@ -236,6 +245,7 @@ def diff(
                 suspect_feed,
                 bisect_bound,
                 rows=rows,
+                agreement=_agreement(manifest),
                 advance=task.advance,
             )
     return LayerDiff.of(
@@ -252,6 +262,40 @@ def diff(
         graph_id=wrong.graph_id,
         through_lite=one.artifact is None and isinstance(right, TfLiteTensors),
     )
+
+
+def _agreement(manifest: Manifest) -> Agreement:
+    """What ``--bisect 99%`` is of: boxes of a detector (IoU 0.5), pixels, or classes of samples."""
+    specs = manifest.signature
+    sizes = {spec.name: tuple(spec.sample) for spec in specs.outputs}
+    decoding = manifest.decoding
+    if decoding is not None:
+        height, width = presets.input_size(specs.inputs)
+
+        def same_boxes(reference: Outputs, outputs: Outputs) -> float:
+            views = Views.whole(len(reference[0]), height, width)
+            before, after = (
+                decode.decode(
+                    dict(zip(sizes, values, strict=True)), decoding, views, (height, width)
+                )
+                for values in (reference, outputs)
+            )
+            return detection.agreement(before, after)["matched50"].value
+
+        return same_boxes
+    if manifest.task != "segmentation":
+        return same_classes
+    (size,) = sizes.values()
+    count = len(manifest.class_names)
+    layout = segmentation.layout(
+        size, count or segmentation.classes_of(size, presets.input_size(specs.inputs))
+    )
+
+    def same_pixels(reference: Outputs, outputs: Outputs) -> float:
+        before, after = (values.reshape(len(values), -1) for (values,) in (reference, outputs))
+        return segmentation.agreement(before, after, layout)[0]["pixel_agreement"].value
+
+    return same_pixels
 
 
 def _unjudged(rows: Sequence[LayerRow], sound: Sound) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_bound,
         metavar="BOUND",
         help="find the layers to leave in float so that the outputs reach e.g. 30dB, or 99.5%% "
-        "agreement",
+        "of predictions: of classes, of a detector's boxes, of pixels",
     )
     add("--images", type=words.positive_int, help=f"use the first N samples (default: {IMAGES})")
     add("--all", action="store_true", help=f"show all layers, not only the worst {SHOWN}")
@@ -106,6 +106,8 @@ def run(options: argparse.Namespace, progress: Progress) -> LayerDiff:
         ("record", "compare without --layers"),
         ("power", "compare without --layers"),
         ("task", "compare without --layers"),
+        ("decoding", "an artifact has its own"),
+        ("metric", "compare without --layers"),
         ("allow_dead", "pass --bound to be told of a low layer"),
         ("allow_poor", "pass --bound to be told of a low layer"),
         ("allow_chance", "labels are not used there"),
