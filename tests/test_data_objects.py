@@ -871,6 +871,14 @@ def test_calibration_needs_no_boxes(tmp_path: Path) -> None:
         assert len(found) == 2 and found.boxes is None
 
 
+def test_a_calibration_table_may_name_them(tmp_path: Path) -> None:
+    root = voc(tmp_path, {"a": xml(("cat", BOX))})
+    opened = data.open_word(f"voc:{root}", "calibration", read_from=Path("table.json"))
+    assert opened.source.count == 1
+    assert data.path_of(f"voc:{root}#samples=1") == root
+    assert data.path_of("coco:a/b.json#images=c") == Path("a/b.json")
+
+
 # describe
 
 

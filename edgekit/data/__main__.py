@@ -1,10 +1,11 @@
 """``python -m edgekit.data``: look at images before a model sees them, and check that the two fit.
 
-``describe`` counts classes, sizes, colours, duplicates and files that cannot be read. With a second
-set it also counts the pictures that are in both. ``--sheet`` draws a contact sheet. ``check`` runs
-a classifier on images and names the classic mistakes: scaling, RGB for BGR, classes that are off by
-one or in another order, labels that do not fit at all. Exit status 1 means that it found one. It
-says so too if the scores are no probabilities, as a hint.
+``describe`` counts classes, boxes or masks, sizes, colours, duplicates and files that cannot be
+read. With a second set it also counts the pictures that are in both. ``--sheet`` draws a contact
+sheet, with boxes or masks. ``check`` runs a classifier on images and names the classic mistakes:
+scaling, RGB for BGR, classes that are off by one or in another order, labels that do not fit at
+all. Exit status 1 means that it found one. It says so too if the scores are no probabilities, as a
+hint.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ python -m edgekit.data check mine.keras \\
     look = actions.add_parser(
         "describe",
         help="say what is in a set of images",
-        description="Say what is in a set: classes, sizes, colours, duplicates, broken files.",
+        description="Say what is in a set: classes, boxes or masks, sizes, colours, duplicates, "
+        "broken files.",
     )
     look.add_argument("data", metavar="IMAGES", help=f"{data.WORDS}; or a folder")
     look.add_argument(

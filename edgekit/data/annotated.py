@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -73,7 +73,7 @@ def settle(
     """
     boxes = annotated.boxes.take(pictures)
     sizes = annotated.sizes[pictures]
-    upright = np.where((turns >= 5)[:, None], stored[:, ::-1], stored)
+    upright = upright_sizes(stored, turns)
     in_stored, unclear = _frames(sizes, stored, upright, turns, annotated.frame)
     rows = boxes.pictures()
     corners = boxes.corners.astype(np.float64)
@@ -121,6 +121,13 @@ def settle(
         None if boxes.areas is None else boxes.areas[kept],
     )
     return Settled(final, tuple(said))
+
+
+def upright_sizes(
+    stored: npt.NDArray[np.int32], turns: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.int32]:
+    """int32 ``[n, 2]``: height and width of pictures when EXIF has turned them."""
+    return np.where((turns >= 5)[:, None], stored[:, ::-1], stored).astype(np.int32)
 
 
 def _frames(
@@ -172,9 +179,3 @@ def built(
     """Boxes of pictures one behind the other; ``counts`` of each; no crowd where there is none."""
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Boxes(offsets, corners, classes, None, crowd if crowd.any() else None, areas)
-
-
-def renumbered(annotated: Annotated, table: npt.NDArray[np.int64]) -> Annotated:
-    """The same boxes with class numbers looked up in a table."""
-    boxes = annotated.boxes
-    return replace(annotated, boxes=replace(boxes, classes=table[boxes.classes].astype(np.int32)))

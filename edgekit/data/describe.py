@@ -24,7 +24,7 @@ from edgekit.data.masks import VOID
 from edgekit.data.shown import PICTURES, Drawn, Objects, of_boxes, of_masks
 from edgekit.data.shown import THUMB as shown_thumb
 from edgekit.data.shown import sheet as object_sheet
-from edgekit.data.source import NAMED, Entry, Source, parallel, some
+from edgekit.data.source import Entry, Source, named, parallel, some
 
 #: Entries of a list in the document, at most; its length is always told.
 LISTED = 100
@@ -333,17 +333,13 @@ def objects_of(pictures: Survey) -> tuple[Boxes | None, Objects | None, tuple[st
         return None, of_masks(np.array(pictures.masks), source.names), ()
     frames = np.array(pictures.frames, np.int32)
 
-    def names(rows: npt.NDArray[np.int64]) -> str:
-        first = [visible(source.where(pictures.numbers[row])) for row in rows[:NAMED].tolist()]
-        return some(first, len(rows))
-
     settled = settle(
         source.objects,
         np.array(pictures.numbers, np.int64),
         frames[:, 1::-1],
         frames[:, 2].astype(np.uint8),
         number=lambda classes: classes,
-        name=names,
+        name=lambda rows: named(lambda row: source.where(pictures.numbers[row]), rows),
     )
     return settled.boxes, of_boxes(settled.boxes, source.names), settled.warnings
 

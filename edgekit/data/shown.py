@@ -172,7 +172,7 @@ def _name(names: Sequence[str], number: int) -> str:
 
 def _latin(text: str) -> bytes:
     """Text that Pillow's own font can show."""
-    return text.encode("latin-1", "replace")
+    return text.replace("…", "..").encode("latin-1", "replace")
 
 
 def _boxed(picture: Any, size: tuple[int, int], boxes: Boxes, names: Sequence[str]) -> Any:
@@ -200,10 +200,10 @@ def _boxed(picture: Any, size: tuple[int, int], boxes: Boxes, names: Sequence[st
 
 
 def _tinted(picture: Any, mask: npt.NDArray[np.uint8]) -> Any:
-    """Classes from 1 on in their colours, void in white, over a picture."""
+    """Classes from 1 on in their colours, void in white, over a picture that is grey there."""
     table = np.array([colour(i) for i in range(256)], np.float32)
     table[VOID] = 255
     pixels = np.asarray(picture, np.float32)
-    share = np.where(mask == 0, 0.0, 0.55)[..., None]
-    blended = pixels * (1 - share) + table[mask] * share
+    grey = pixels @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    blended = np.where((mask == 0)[..., None], pixels, 0.4 * grey + 0.6 * table[mask])
     return decode.pillow().fromarray(np.rint(blended).astype(np.uint8))

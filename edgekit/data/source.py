@@ -27,7 +27,7 @@ from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress, Task
 from edgekit.base.text import visible
 from edgekit.data import decode, images, mask_files
-from edgekit.data.annotated import Annotated, settle
+from edgekit.data.annotated import Annotated, settle, upright_sizes
 from edgekit.data.boxes import Boxes, Views
 from edgekit.data.decode import Content, PictureError, Pixels
 from edgekit.data.masks import VOID, digest_of
@@ -303,19 +303,15 @@ def images_of(
     warnings += _of_twins(np.frombuffer(spooled.digests, f"S{_DIGEST}"), labels, where)
     frames = np.array(spooled.frames, np.int32)
     stored, turns = frames[:, 1::-1], frames[:, 2].astype(np.uint8)
-    upright = np.where((turns >= 5)[:, None], stored[:, ::-1], stored)
     boxes: Boxes | None = None
     if number is not None and source.objects is not None:
-        number = _checked(source, number, class_names)
         settled = settle(
             source.objects,
             numbers(),
             stored,
             turns,
-            number=number,
-            name=lambda rows: some(
-                [visible(where(row)) for row in rows[:NAMED].tolist()], len(rows)
-            ),
+            number=_checked(source, number, class_names),
+            name=lambda rows: named(where, rows),
         )
         boxes = settled.boxes
         warnings += settled.warnings
@@ -340,8 +336,13 @@ def images_of(
         tuple(warnings),
         boxes=boxes,
         masks=masks,
-        views=Views(np.array(spooled.regions, np.float32), upright.astype(np.int32)),
+        views=Views(np.array(spooled.regions, np.float32), upright_sizes(stored, turns)),
     )
+
+
+def named(where: Callable[[int], str], rows: npt.NDArray[np.int64]) -> str:
+    """Names of the first of some pictures, and how many more there are."""
+    return some([visible(where(row)) for row in rows[:NAMED].tolist()], len(rows))
 
 
 def _checked(
