@@ -209,6 +209,7 @@ def test_distances_to_the_sides(bins: int) -> None:
         order="xyxy",
         anchors=anchors,
         coding="distances",
+        bins=bins,
         activation="sigmoid",
         iou_threshold=None,
         max_boxes=1000,
@@ -306,14 +307,14 @@ def test_nms_is_that_of_a_loop(count: int, groups: int, threshold: float, seed: 
     corners = np.concatenate([start, start + rng.integers(1, 8, (count, 2))], axis=1)
     corners = corners.astype(np.float32)
     numbers = np.sort(rng.integers(0, groups, count))
-    kept = nms(corners, numbers, threshold, count + 1)
+    kept = nms(corners.T, numbers, threshold, count + 1)
     expected = [
         int(first) + i
         for first in np.flatnonzero(np.diff(numbers, prepend=-1))
         for i in plain_nms(corners[numbers == numbers[first]][:], threshold)
     ]
     assert kept.tolist() == sorted(expected)
-    assert len(nms(corners, numbers, threshold, 1)) == len(np.unique(numbers))
+    assert len(nms(corners.T, numbers, threshold, 1)) == len(np.unique(numbers))
 
 
 def test_nms_goes_by_score_then_by_number_within_a_class() -> None:
@@ -327,6 +328,24 @@ def test_nms_goes_by_score_then_by_number_within_a_class() -> None:
     np.testing.assert_array_equal(equal.corners, boxes[:1])  # the first of equal scores
     most = run({"boxes": boxes[None], "scores": scores[None]}, replace(how, max_boxes=2))
     np.testing.assert_allclose(most.scores, [0.9, 0.6])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12))
+def test_boxes_without_a_chance_may_be_dropped_early(seed: int, most: int) -> None:
+    """The best of each picture are the same as after an NMS of all boxes."""
+    rng = np.random.default_rng(seed)
+    count, classes = 150, 3
+    start = rng.uniform(0, 40, (2, count, 2))
+    corners = np.concatenate([start, start + rng.uniform(2, 20, start.shape)], axis=2)
+    scores = rng.integers(0, 40, (2, count, classes)) / 40  # many are equal
+    outputs = {"boxes": corners, "scores": scores}
+    how = replace(PLAIN, iou_threshold=0.4, score_threshold=0.0)
+    every = run(outputs, replace(how, max_boxes=1000))
+    few = run(outputs, replace(how, max_boxes=most))
+    for own, all_of_it in zip(few, every, strict=True):
+        np.testing.assert_array_equal(own.corners, all_of_it.corners[:most])
+        np.testing.assert_array_equal(own.classes, all_of_it.classes[:most])
 
 
 def random_outputs(count: int, seed: int) -> dict[str, np.ndarray]:

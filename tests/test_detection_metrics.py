@@ -275,7 +275,7 @@ def test_a_resample_is_what_its_pictures_give() -> None:
 def test_changes_have_the_interval_of_the_same_resamples() -> None:
     truth = random_truth(200, 8)
     good = detection.match(truth, detected(truth, 9, 20, CLASSES, 0.03), CLASSES)
-    worse = detection.match(truth, detected(truth, 9, 20, CLASSES, 0.08), CLASSES)
+    worse = detection.match(truth, detected(truth, 9, 20, CLASSES, 0.2), CLASSES)
     both = detection.resample(good), detection.resample(worse)
     changes = detection.change(good, worse, both)
     for name in ("map_change", "map50_change"):

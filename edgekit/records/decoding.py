@@ -152,13 +152,14 @@ class Decoding:
         coding: Of boxes with anchors. ``ssd``: offsets of centre and logarithms of sizes.
             ``yolov5``: a sigmoid each; the centre within 1.5 cells, sizes up to four times the
             anchor's. ``distances``: from the anchor's centre to left, top, right, bottom, counted
-            in its size; each a number, or logits of 0, 1, 2, ... (DFL of YOLOv8).
+            in its size; each a number, or ``bins`` logits of 0, 1, 2, ... (DFL of YOLOv8).
         best_class: Whether a box has one class only, that with the highest score; otherwise it
             counts once for each class above the threshold.
         candidates: Boxes of a picture that the NMS looks at, at most: those with the highest
             scores.
         channels: Where outputs have the numbers of one box; empty: told by the shapes. The longer
             axis counts boxes where nothing else tells.
+        bins: Of ``distances``: logits of each; 1 where they are numbers.
     """
 
     boxes: tuple[str, ...]
@@ -178,6 +179,7 @@ class Decoding:
     best_class: bool = False
     candidates: int = 1000
     channels: Channels = ""
+    bins: int = 1
 
     def __post_init__(self) -> None:
         for name, known in _CHOICES.items():
@@ -201,9 +203,13 @@ class Decoding:
             raise InvalidOptionError(
                 f"expected iou_threshold above 0 and up to 1, got {self.iou_threshold:g}"
             )
-        for name in ("max_boxes", "candidates"):
+        for name in ("max_boxes", "candidates", "bins"):
             if getattr(self, name) < 1:
                 raise InvalidOptionError(f"expected {name} >= 1, got {getattr(self, name)}")
+        if self.bins > 1 and (self.anchors is None or self.coding != "distances"):
+            raise InvalidOptionError(
+                "expected bins of a decoding with coding=distances and anchors"
+            )
         if self.classes and (len(self.boxes) != 1 or self.anchors or self.objectness):
             raise InvalidOptionError(
                 "expected an output with class numbers for boxes that are decoded already: one "

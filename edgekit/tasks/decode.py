@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,12 @@ import numpy.typing as npt
 from edgekit.base.blocks import blocks
 from edgekit.base.errors import InvalidDataError
 from edgekit.data.boxes import Boxes, Views, joined
-from edgekit.records.decoding import AnchorGrid, Decoding
+from edgekit.records.decoding import AnchorGrid, Anchors, Decoding
 
 Floats = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.int64]
 #: Numbers of all outputs of a block of pictures, at the most.
-_BLOCK = 1 << 23
+_BLOCK = 1 << 20
 #: Scores may leave 0..1 by this much: float16, and steps of integers.
 _TOLERANCE = 0.01
 #: Boxes in pixels are larger than this, boxes in parts of the input smaller, most of them.
@@ -148,7 +148,7 @@ class _Candidates:
 
     Attributes:
         pictures: int64 ``[K]``.
-        rows: int64 ``[K]``: number of the anchor in its level.
+        rows: int64 ``[K]``: number of the anchor; of a level alone, in it.
         classes: int64 ``[K]``.
         scores: float32 ``[K]``.
     """
@@ -183,67 +183,95 @@ def _block(
     first: int,
 ) -> Boxes:
     """Boxes of a few pictures; ``first`` is the number of the first of them, for messages."""
-    candidates, coded = [], []
-    start = 0
-    for boxes, scores in _levels(outputs, decoding):
+    levels = _levels(outputs, decoding)
+    parts, start = [], 0
+    for boxes, scores in levels:
         part = (
             _of_numbers(outputs, decoding, scores, first)
             if decoding.classes
             else _above(scores, decoding, first)
         )
-        candidates.append(part)
-        raw = boxes[part.pictures, part.rows]
-        coded.append(_corners(raw, decoding, part.rows + start, input_size))
+        parts.append(replace(part, rows=part.rows + start) if start else part)
         start += boxes.shape[1]
-    corners = coded[0] if len(coded) == 1 else np.concatenate(coded)
-    found = candidates[0] if len(candidates) == 1 else _joined(candidates)
+    found = parts[0] if len(parts) == 1 else _joined(parts)
+    found = _best(found, decoding.candidates, len(views))
+    corners = _corners(_raw(levels, found), decoding, found.rows, input_size)
     if np.isnan(corners).any():
-        bad = int(found.pictures[np.isnan(corners).any(axis=1)][0])
+        bad = int(found.pictures[np.isnan(corners).any(axis=0)].min())
         raise InvalidDataError(f"boxes of picture {first + bad} are NaN; the model is broken")
     _check_unit(corners, decoding)
     corners = _in_picture(corners, found.pictures, views)
-    real = (corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])
+    real = (corners[2] > corners[0]) & (corners[3] > corners[1])
     if not real.all():
-        found, corners = found.take(real), corners[real]
-    found, corners = _best(found, corners, decoding.candidates, len(views))
+        found, corners = found.take(real), corners[:, real]
     if decoding.iou_threshold is not None:
         kept = _suppressed(found, corners, decoding.iou_threshold, decoding.max_boxes)
-        found, corners = found.take(kept), corners[kept]
-    order = np.lexsort((-found.scores, found.pictures))
-    found, corners = found.take(order), corners[order]
-    rank = _rank(found.pictures, len(views))
-    if (rank >= decoding.max_boxes).any():
-        most = rank < decoding.max_boxes
-        found, corners = found.take(most), corners[most]
+        found, corners = found.take(kept), corners[:, kept]
+    order = _by_score(found.pictures, found)
+    order = order[_rank(found.pictures[order], len(views)) < decoding.max_boxes]
+    found = found.take(order)
     counts = np.bincount(found.pictures, minlength=len(views))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Boxes(offsets, corners, found.classes.astype(np.int32), found.scores)
+    rows = np.ascontiguousarray(corners[:, order].T)
+    return Boxes(offsets, rows, found.classes.astype(np.int32), found.scores)
 
 
 def _joined(parts: Sequence[_Candidates]) -> _Candidates:
-    """Candidates of several levels; rows are numbers of the level no more."""
-    return _Candidates(
+    """Candidates of several levels, in the order of picture, anchor, class."""
+    every = _Candidates(
         *(
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("pictures", "rows", "classes", "scores")
         )
     )
+    return every.take(np.argsort(every.pictures, kind="stable"))
 
 
-def _rank(pictures: Numbers, count: int) -> Numbers:
-    """Place of each box in its picture, from 0; those of a picture lie together."""
-    counts = np.bincount(pictures, minlength=count)
-    return np.arange(len(pictures)) - np.repeat(np.cumsum(counts) - counts, counts)
+def _raw(levels: Sequence[tuple[Floats, Floats]], found: _Candidates) -> Floats:
+    """The numbers of the candidates' boxes, as outputs have them, ``[K, 4 or 4 * bins]``."""
+    if len(levels) == 1:
+        return levels[0][0][found.pictures, found.rows]
+    raw = np.empty((len(found.rows), levels[0][0].shape[2]), np.float32)
+    start = 0
+    for boxes, _ in levels:
+        own = np.flatnonzero((found.rows >= start) & (found.rows < start + boxes.shape[1]))
+        raw[own] = boxes[found.pictures[own], found.rows[own] - start]
+        start += boxes.shape[1]
+    return raw
 
 
-def _best(found: _Candidates, corners: Floats, most: int, count: int) -> tuple[_Candidates, Floats]:
+def _rank(groups: Numbers, count: int) -> Numbers:
+    """Place of each in its group, from 0; those of a group lie together.
+
+    Args:
+        groups: int64 ``[K]``, from 0, ascending.
+        count: Number of groups.
+    """
+    counts = np.bincount(groups, minlength=count)
+    return np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _by_score(groups: Numbers, found: _Candidates) -> Numbers:
+    """Their order by group, falling score, and number."""
+    # Bits of floats from 0 to 1 are in the order of the floats.
+    return np.argsort((groups << 32) - found.scores.view(np.int32), kind="stable")
+
+
+def _best(found: _Candidates, most: int, count: int) -> _Candidates:
     """The highest scores of each picture; of equal ones the first."""
     counts = np.bincount(found.pictures, minlength=count)
     if counts.max(initial=0) <= most:
-        return found, corners
-    order = np.lexsort((-found.scores, found.pictures))
-    order = np.sort(order[_rank(found.pictures[order], count) < most])
-    return found.take(order), corners[order]
+        return found
+    ends = np.cumsum(counts)
+    kept = np.ones(len(found.pictures), bool)
+    for picture in np.flatnonzero(counts > most):
+        part = slice(ends[picture] - counts[picture], ends[picture])
+        scores = found.scores[part]
+        least = np.partition(scores, len(scores) - most)[len(scores) - most]
+        kept[part] = scores > least
+        equal = np.flatnonzero(scores == least)[: most - np.count_nonzero(kept[part])]
+        kept[part.start + equal] = True
+    return found.take(kept)
 
 
 # --- What the outputs hold -----------------------------------------------------------------------
@@ -266,10 +294,10 @@ def _levels(outputs: Mapping[str, Floats], decoding: Decoding) -> list[tuple[Flo
         rows = total if grid is None else grid.count
         if name == of_scores:
             both = arranged(outputs, name, grid, rows, decoding, None)
-            columns = _columns_of_box(both.shape[2], decoding)
+            columns = 4 * decoding.bins
             levels.append((both[..., :columns], both[..., columns:]))
             continue
-        boxes = arranged(outputs, name, grid, rows, decoding, 4)
+        boxes = arranged(outputs, name, grid, rows, decoding, 4 * decoding.bins)
         levels.append((boxes, arranged(outputs, of_scores, grid, boxes.shape[1], decoding, None)))
     for boxes, scores in levels:
         if boxes.shape[1] != scores.shape[1]:
@@ -290,14 +318,6 @@ def _levels(outputs: Mapping[str, Floats], decoding: Decoding) -> list[tuple[Flo
             f"{in_words(outputs)}; correct the anchors of --decoding"
         )
     return levels
-
-
-def _columns_of_box(columns: int, decoding: Decoding) -> int:
-    """Columns of the box in an output that holds scores too.
-
-    Logits of distances (DFL) come in 16 bins a side, as YOLOv8 has them.
-    """
-    return 64 if decoding.coding == "distances" and decoding.anchors and columns > 64 else 4
 
 
 def arranged(
@@ -527,67 +547,73 @@ def _check_range(scores: Floats, decoding: Decoding) -> None:
 
 
 def _corners(
-    raw: Floats, decoding: Decoding, anchors: Numbers, input_size: tuple[int, int]
+    raw: Floats, decoding: Decoding, numbers: Numbers, input_size: tuple[int, int]
 ) -> Floats:
-    """Left, top, right, bottom ``[K, 4]`` as parts of the input's size, of rows of outputs."""
-    y_first = decoding.order in ("yxyx", "cycxhw")
+    """Left, top, right, bottom ``[4, K]`` as parts of the input's size.
+
+    Args:
+        raw: Numbers of the boxes, as outputs have them, ``[K, 4 or 4 * bins]``.
+        decoding: How they are read.
+        numbers: The anchor of each, ``[K]``.
+        input_size: Height and width of the model's input.
+    """
+    bins = decoding.bins if decoding.anchors is not None else 1
+    if raw.shape[1] != 4 * bins:
+        raise InvalidDataError(f"expected {4 * bins} numbers a box, got {raw.shape[1]}")
+    if bins > 1:
+        raw = _expected(raw.reshape(len(raw), 4, bins))
+    columns = np.ascontiguousarray(raw.T)
+    if decoding.order in ("yxyx", "cycxhw"):
+        columns = columns[[1, 0, 3, 2]]
     if decoding.anchors is not None:
-        return _against_anchors(raw, decoding, anchors, y_first)
-    if raw.shape[1] != 4:
-        raise InvalidDataError(f"expected 4 numbers a box, got {raw.shape[1]}")
-    boxes = raw[:, [1, 0, 3, 2]] if y_first else raw
+        return _against_anchors(columns, decoding, decoding.anchors, numbers)
     if decoding.unit == "pixels":
         height, width = input_size
-        boxes = np.divide(boxes, np.array([width, height, width, height]), dtype=np.float32)
+        sides = np.array([[width], [height], [width], [height]], np.float32)
+        columns = np.divide(columns, sides, dtype=np.float32)
     if decoding.order in ("cxcywh", "cycxhw"):
-        return _around(boxes[:, :2], boxes[:, 2:])
-    return np.ascontiguousarray(boxes)
+        return _around(columns[:2], columns[2:])
+    return columns
+
+
+def _expected(logits: Floats) -> Floats:
+    """The mean of 0, 1, 2, ... ``[K, 4]`` by the softmax of logits ``[K, 4, bins]``."""
+    powers = np.exp(logits - logits.max(axis=2, keepdims=True, initial=-np.inf))
+    return np.asarray(
+        powers @ np.arange(logits.shape[2], dtype=np.float32) / powers.sum(axis=2), np.float32
+    )
 
 
 def _around(centre: Floats, size: Floats) -> Floats:
-    """Corners of boxes with a centre x, y and a width, height."""
+    """Corners ``[4, K]`` of boxes with a centre x, y ``[2, K]`` and a width, height ``[2, K]``."""
     half = size / 2
     with np.errstate(invalid="ignore"):
-        return np.concatenate([centre - half, centre + half], axis=1)
+        return np.concatenate([centre - half, centre + half])
 
 
-def _against_anchors(raw: Floats, decoding: Decoding, numbers: Numbers, y_first: bool) -> Floats:
-    """As :func:`_corners`, of boxes that are coded against anchors."""
-    assert decoding.anchors is not None
-    own = decoding.anchors.boxes()[numbers][:, [1, 0, 3, 2]]  # cx, cy, w, h
-    centre, size = own[:, :2], own[:, 2:]
+def _against_anchors(
+    columns: Floats, decoding: Decoding, anchors: Anchors, numbers: Numbers
+) -> Floats:
+    """As :func:`_corners`, of boxes ``[4, K]`` that are coded against anchors, x first."""
+    own = np.ascontiguousarray(anchors.boxes()[:, [1, 0, 3, 2]].T)[:, numbers]
+    centre, size = own[:2], own[2:]  # cx, cy and w, h
     if decoding.coding == "distances":
-        bins = raw.shape[1] // 4
-        sides = raw.reshape(len(raw), 4, bins)
-        if bins > 1:
-            powers = np.exp(sides - sides.max(axis=2, keepdims=True, initial=-np.inf))
-            shares = powers / powers.sum(axis=2, keepdims=True)
-            distances = shares @ np.arange(bins, dtype=np.float32)
-        else:
-            distances = sides[..., 0]
-        if y_first:
-            distances = distances[:, [1, 0, 3, 2]]
-        near, far = distances[:, :2] * size, distances[:, 2:] * size
-        return np.concatenate([centre - near, centre + far], axis=1)
-    if raw.shape[1] != 4:
-        raise InvalidDataError(f"expected 4 numbers a box, got {raw.shape[1]}")
-    if y_first:
-        raw = raw[:, [1, 0, 3, 2]]
+        return np.concatenate([centre - columns[:2] * size, centre + columns[2:] * size])
     if decoding.coding == "yolov5":
-        shares = _sigmoid(raw)
-        cells = decoding.anchors.cells()[numbers][:, ::-1]
-        return _around(centre + (2 * shares[:, :2] - 1) * cells, (2 * shares[:, 2:]) ** 2 * size)
-    ty, tx, th, tw = decoding.anchors.scales
-    raw = np.divide(raw, np.array([tx, ty, tw, th]), dtype=np.float32)
+        shares = _sigmoid(columns)
+        cells = np.ascontiguousarray(anchors.cells()[:, ::-1].T)[:, numbers]
+        return _around(centre + (2 * shares[:2] - 1) * cells, (2 * shares[2:]) ** 2 * size)
+    ty, tx, th, tw = anchors.scales
+    scaled = np.divide(columns, np.array([[tx], [ty], [tw], [th]]), dtype=np.float32)
     with np.errstate(over="ignore"):
-        return _around(centre + raw[:, :2] * size, np.exp(raw[:, 2:]) * size)
+        return _around(centre + scaled[:2] * size, np.exp(scaled[2:]) * size)
 
 
 def _check_unit(corners: Floats, decoding: Decoding) -> None:
-    """Refuse boxes whose unit is obviously the other one."""
-    if decoding.anchors is not None or len(corners) < 10:
+    """Refuse boxes ``[4, K]`` whose unit is obviously the other one."""
+    if decoding.anchors is not None or corners.shape[1] < 10:
         return
-    middle = float(np.median(np.abs(corners[:, 2:])))
+    middle = float(np.median(np.abs(corners[2:])))
     if decoding.unit == "relative" and middle > _PIXELS:
         raise InvalidDataError(
             f"expected boxes in parts of the input's size, half of them end beyond {middle:.3g} "
@@ -602,12 +628,18 @@ def _check_unit(corners: Floats, decoding: Decoding) -> None:
 
 
 def _in_picture(corners: Floats, pictures: Numbers, views: Views) -> Floats:
-    """From parts of the input's size to pixels of the picture, cut off at its edges."""
-    origin, extent = views.regions[:, :2], views.regions[:, 2:]
-    edges = views.sizes[:, ::-1].astype(np.float32)[pictures]
-    scaled = corners.reshape(-1, 2, 2) * extent[pictures][:, None] + origin[pictures][:, None]
-    clipped: Floats = np.clip(scaled, 0, edges[:, None], dtype=np.float32)
-    return clipped.reshape(-1, 4)
+    """From parts of the input's size to pixels of the picture, cut off at its edges; ``[4, K]``."""
+    left, top, width, height = views.regions.T[:, pictures]
+    high, wide = views.sizes.T.astype(np.float32)[:, pictures]
+    result = np.empty_like(corners)
+    for side, start, extent, edge in (
+        (0, left, width, wide),
+        (1, top, height, high),
+        (2, left, width, wide),
+        (3, top, height, high),
+    ):
+        np.clip(corners[side] * extent + start, 0, edge, out=result[side])
+    return result
 
 
 # --- NMS -----------------------------------------------------------------------------------------
@@ -615,45 +647,79 @@ def _in_picture(corners: Floats, pictures: Numbers, views: Views) -> Floats:
 
 def _suppressed(found: _Candidates, corners: Floats, threshold: float, most: int) -> Numbers:
     """Numbers of the boxes that stay, by picture and class."""
-    groups = found.pictures * (int(found.classes.max(initial=0)) + 1) + found.classes
-    order = np.lexsort((-found.scores, groups))
-    kept = nms(corners[order], groups[order], threshold, most)
-    return np.sort(order[kept])
+    classes = int(found.classes.max(initial=0)) + 1
+    groups = found.pictures * classes + found.classes
+    order = _by_score(groups, found)
+    scores, pictures = found.scores[order], found.pictures[order]
+    return np.sort(
+        order[nms(corners[:, order], groups[order], threshold, most, (scores, pictures))]
+    )
 
 
-def nms(corners: Floats, groups: Numbers, threshold: float, most: int) -> Numbers:
+def nms(
+    corners: Floats,
+    groups: Numbers,
+    threshold: float,
+    most: int,
+    scored: tuple[Floats, Numbers] | None = None,
+) -> Numbers:
     """Greedy non-maximum suppression, of all groups at once.
 
     In each round every group keeps its first box that is left, and drops those that overlap it.
 
     Args:
-        corners: float32 ``[K, 4]``, those of a group together, in the order of preference.
+        corners: float32 ``[4, K]``, those of a group together, in the order of preference.
         groups: int64 ``[K]``, ascending.
         threshold: IoU above which a box is dropped.
         most: Boxes of a group, at most.
+        scored: Score and picture of each box, where only the ``most`` highest scores of a picture
+            are of use.
 
     Returns:
         Numbers of the boxes that stay, ascending.
     """
-    left, top, right, bottom = np.ascontiguousarray(corners.T)
-    areas = (right - left) * (bottom - top)
-    alive = np.arange(len(corners))
+    sizes = (corners[2] - corners[0]) * (corners[3] - corners[1])
+    own = np.concatenate([corners, sizes[None]])
+    number = np.arange(len(groups))
     kept = []
-    for _ in range(most):
-        if not len(alive):
+    for turn in range(most):
+        if not len(number):
             break
-        own = groups[alive]
-        new = np.ones(len(own), bool)
-        np.not_equal(own[1:], own[:-1], out=new[1:])
+        new = np.ones(len(number), bool)
+        np.not_equal(groups[1:], groups[:-1], out=new[1:])
         heads = np.flatnonzero(new)
-        kept.append(alive[heads])
-        others = alive[~new]
-        if not len(others):
-            break
-        sizes = np.diff(heads, append=len(own)) - 1
-        head = np.repeat(alive[heads], sizes)
-        width = np.minimum(right[head], right[others]) - np.maximum(left[head], left[others])
-        height = np.minimum(bottom[head], bottom[others]) - np.maximum(top[head], top[others])
+        kept.append(number[heads])
+        counts = np.diff(heads, append=len(number)) - 1
+        of_heads = own[:, heads].repeat(counts, axis=1)
+        rest = np.flatnonzero(~new)
+        own = own[:, rest]
+        width = np.minimum(own[2], of_heads[2]) - np.maximum(own[0], of_heads[0])
+        height = np.minimum(own[3], of_heads[3]) - np.maximum(own[1], of_heads[1])
         shared = np.maximum(width, 0) * np.maximum(height, 0)
-        alive = others[shared <= threshold * (areas[head] + areas[others] - shared)]
+        left = shared <= threshold * (own[4] + of_heads[4] - shared)
+        rest = rest[left]
+        number, groups, own = number[rest], groups[rest], own[:, left]
+        if scored is not None and turn % _PRUNE == _PRUNE - 1 and len(number):
+            useful = _useful(np.concatenate(kept), number, scored, most)
+            number, groups, own = number[useful], groups[useful], own[:, useful]
     return np.sort(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+
+
+#: Rounds of the NMS after which boxes are dropped that have no chance.
+_PRUNE = 4
+
+
+def _useful(
+    kept: Numbers, number: Numbers, scored: tuple[Floats, Numbers], most: int
+) -> npt.NDArray[np.bool_]:
+    """Which boxes can be among the ``most`` of their picture, beside those that are kept."""
+    scores, pictures = scored
+    counts = np.bincount(pictures[kept])
+    least = np.zeros(int(pictures.max()) + 1, np.float32)
+    full = np.flatnonzero(counts >= most)
+    if not len(full):
+        return np.ones(len(number), bool)
+    order = np.lexsort((-scores[kept], pictures[kept]))
+    starts = np.cumsum(counts) - counts
+    least[full] = scores[kept[order[starts[full] + most - 1]]]
+    return scores[number] >= least[pictures[number]]

@@ -232,6 +232,7 @@ def _yolov8(asked: _Asked) -> Decoding:
             order="xyxy",
             anchors=Anchors(grids),
             coding="distances",
+            bins=_BINS,
             activation="sigmoid",
             iou_threshold=0.7,
         )
@@ -643,7 +644,7 @@ def _value(word: str, name: str, text: str) -> Any:
     """The value of a field."""
     if name in ("boxes", "scores"):
         return tuple(text.split("+"))
-    if name in ("max_boxes", "candidates"):
+    if name in ("max_boxes", "candidates", "bins"):
         return words.integer(f"--decoding {word}", {name: text}, name, least=1)
     if name in ("objectness", "best_class"):
         if text not in ("true", "false"):
