@@ -123,8 +123,9 @@ def test_a_class_and_a_function_can_be_bounded() -> None:
     for text in ("iou=60", "iou:=60", "metric=1", "metric:=1", "map50:=1", "iou.a=1"):
         with pytest.raises(InvalidOptionError, match="unknown metric"):
             parse("min", text)
-    with pytest.raises(InvalidOptionError, match="did you mean 'miou'"):
-        parse("min", "mious=60")
+    for text, near in (("mious", "miou"), ("iou", "miou"), ("mAP@0.5", "map50"), ("AP", "map")):
+        with pytest.raises(InvalidOptionError, match=f"did you mean '{near}'"):
+            parse("min", f"{text}=60")
     with pytest.raises(InvalidOptionError, match="higher iou:a is better; use min"):
         parse("max", "iou:a=60")
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,110 +36,9 @@ from edgekit.records.results import (
 )
 from edgekit.records.schemes import PRECISIONS, USUAL
 from edgekit.records.stats import discordant
-from edgekit.reporting import charts, mixtures, regions
+from edgekit.reporting import charts, columns, mixtures, regions
 from edgekit.reporting.regions import signed as _signed
 
-#: Metric: column title, unit, format, factor.
-_COLUMNS: dict[str, tuple[str, str, str, float]] = {
-    "top1": ("top-1", "%", ".2f", 1),
-    "top5": ("top-5", "%", ".2f", 1),
-    "agreement": ("agrees", "%", ".2f", 1),
-    "top1_change": ("change", "points", "+.2f", 1),
-    "mcnemar_p": ("p", "McNemar", ".3f", 1),
-    "images_needed": ("needs", "images", ",.0f", 1),
-    "kl": ("KL", "nats", ".1e", 1),
-    "r2": ("R²", "%", ".2f", 1),
-    "r2_change": ("change of R²", "points", "+.2f", 1),
-    "truth_mae": ("MAE", "unit", ".3g", 1),
-    "truth_mse": ("MSE", "unit²", ".3g", 1),
-    "map": ("mAP", "%", ".2f", 1),
-    "map50": ("mAP50", "%", ".2f", 1),
-    "map75": ("mAP75", "%", ".2f", 1),
-    "map_small": ("mAP small", "%", ".2f", 1),
-    "map_medium": ("mAP medium", "%", ".2f", 1),
-    "map_large": ("mAP large", "%", ".2f", 1),
-    "map_change": ("change of mAP", "points", "+.2f", 1),
-    "map50_change": ("change of mAP50", "points", "+.2f", 1),
-    "matched50": ("same boxes", "% at IoU 0.5", ".2f", 1),
-    "matched90": ("same boxes", "% at IoU 0.9", ".2f", 1),
-    "score_error": ("score error", "of 1", ".2g", 1),
-    "miou": ("mIoU", "%", ".2f", 1),
-    "pixel_accuracy": ("right pixels", "%", ".2f", 1),
-    "miou_change": ("change of mIoU", "points", "+.2f", 1),
-    "pixel_agreement": ("same pixels", "%", ".2f", 1),
-    "sqnr": ("SQNR", "dB", ".1f", 1),
-    "sqnr_centred": ("SQNR of what varies", "dB", ".1f", 1),
-    "mse": ("distance²", "unit²", ".3g", 1),
-    "max_error": ("largest error", "unit", ".3g", 1),
-    "max_error_share": ("largest error", "% of range", ".2g", 1),
-    "size": ("size", "MB", ".2f", 1e-6),
-    "peak_memory": ("peak memory", "MB", ".0f", 1e-6),
-    "load_time": ("load", "ms", ".1f", 1),
-    "latency_p50": ("p50", "ms", ".3f", 1),
-    "latency_p90": ("p90", "ms", ".3f", 1),
-    "latency_p99": ("p99", "ms", ".3f", 1),
-    "latency_ratio": ("ratio", "x float32", ".2f", 1),
-    "energy": ("energy", "mJ per sample", ".3f", 1),
-}
-#: Metric: what it says, for those who do not know it.
-_MEANINGS = {
-    "top1": "Share of images whose most probable class is the right one; below it the 95 % "
-    "interval (Wilson)",
-    "top5": "Share of images with the right class among the five most probable",
-    "agreement": "Share of images with the same prediction as the float model, right or wrong",
-    "top1_change": "Top-1 minus the top-1 of the float model; below it the 95 % interval "
-    "from the paired images (Agresti and Min 2005)",
-    "r2": "Share of the variance of the labels that is explained; mean over the numbers of a "
-    "sample",
-    "r2_change": "R² minus the R² of the float model; below it the 95 % interval from the paired "
-    "samples",
-    "truth_mae": "Mean absolute difference from the labels",
-    "truth_mse": "Mean squared difference from the labels",
-    "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
-    "energy": "Energy of the device for one sample",
-    "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
-    "test on the same images); below 0.05 it is taken for real",
-    "kl": "Distance of the probabilities from those of the float model; 0: they are equal",
-    "map": "Mean over the classes and over IoU 0.5, 0.55 … 0.95 of the average precision (COCO); "
-    "below it the 95 % interval",
-    "map50": "The same at IoU 0.5: a box is right if it covers its object that well",
-    "map75": "The same at IoU 0.75",
-    "map_small": "mAP of objects of less than 32² pixels",
-    "map_medium": "mAP of objects of 32² to 96² pixels",
-    "map_large": "mAP of objects of more than 96² pixels",
-    "map_change": "mAP minus the mAP of the float model; below it the 95 % interval from the "
-    "paired images",
-    "map50_change": "mAP at IoU 0.5 minus that of the float model; below it the 95 % interval from "
-    "the paired images",
-    "matched50": "Share of the boxes of the float model that are found too: same class, IoU of 0.5 "
-    "or more",
-    "matched90": "Share of the boxes of the float model that are found too: same class, IoU of 0.9 "
-    "or more",
-    "score_error": "Mean difference of the scores of boxes that both find",
-    "miou": "Mean over the classes of pixels that are right, of all that are or should be of the "
-    "class; below it the 95 % interval",
-    "pixel_accuracy": "Share of the pixels with the right class",
-    "miou_change": "mIoU minus the mIoU of the float model; below it the 95 % interval from the "
-    "paired images",
-    "pixel_agreement": "Share of the pixels with the same class as the float model, right or wrong",
-    "metric": "What a function of the user computes",
-    "sqnr": "Power of the outputs over the power of their error; with 10 dB more, the error power "
-    "is a tenth",
-    "sqnr_centred": "SQNR of the values that vary between the samples: their mean is subtracted "
-    "before. With several outputs, the lowest",
-    "mse": "Mean squared difference from the float model's numbers, in their own unit",
-    "max_error": "Largest difference of a number from the float model's, in its own unit. With "
-    "several outputs, that of the output with the largest",
-    "max_error_share": "Largest difference of a number from the float model's, in % of the range "
-    "of its output. With several outputs, that of the output with the largest",
-    "size": "Bytes of the model file",
-    "peak_memory": "Highest memory of the process that ran the model",
-    "load_time": "Time from opening the file until it is ready for the first image",
-    "latency_p50": "Time for one sample: half of the samples were faster",
-    "latency_p90": "Time for one sample: nine of ten samples were faster",
-    "latency_p99": "Time for one sample: 99 of 100 samples were faster",
-    "latency_ratio": "Time divided by the time of float32 in the same runtime; below 1 is faster",
-}
 _VERDICTS: dict[Verdict, str] = {
     "dead": "dead outputs",
     "worse": "less accurate",
@@ -292,12 +191,12 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
     )
     results = (source.reference, *source.artifacts)
     lines = [_Line.of(result, source) for result in source.artifacts]
-    shown = _shown(_COLUMNS, results)
+    shown = _shown(columns.COLUMNS, results)
     of_outputs = (OF_OUTPUT, CENTRED_OF_OUTPUT)
     shown += sorted({n for r in results for n in r.metrics if n.startswith(of_outputs)})
     shown += sorted({n for r in results for n in r.metrics if n.startswith(OF_FUNCTION)})
     words, accuracy = source.reference_in_words, _accuracy(source)
-    meanings = {name: _against(text, words) for name, text in _MEANINGS.items()}
+    meanings = {name: _against(text, words) for name, text in columns.MEANINGS.items()}
     style, script = (
         (_TEMPLATES / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")
     )
@@ -336,7 +235,7 @@ def report(source: Report, *, layers: Sequence[Layer] = ()) -> str:
         ],
         changes=_changes(source),
         shown=shown,
-        head=lambda name: _head(name, meanings),
+        head=lambda name: columns.head(name, meanings),
         cell=_cell,
         decibels=lambda value, count: _cell("sqnr", Measurement(value, "dB", count)),
         meanings=meanings,
@@ -400,21 +299,6 @@ def _in_verdicts(source: Report) -> list[str]:
         "numbers": _IN_VERDICTS_OF_NUMBERS,
     }[judged_by]
     return _shown(names, source.artifacts)
-
-
-def _column(name: str) -> tuple[str, str, str, float]:
-    """Title, unit, format and factor of a metric; ``sqnr:NAME`` is the SQNR of an output."""
-    if name.startswith(OF_FUNCTION):
-        return (name.removeprefix(OF_FUNCTION), "", ".4g", 1)
-    kind, colon, output = name.partition(":")
-    title, unit, form, factor = _COLUMNS[kind]
-    return (f"{title} {output}" if colon else title, unit, form, factor)
-
-
-def _head(name: str, meanings: Mapping[str, str]) -> tuple[str, str, str]:
-    """Title, unit and meaning of a metric, for the head of its column."""
-    title, unit, _, _ = _column(name)
-    return title, unit, meanings[name.partition(":")[0]]
 
 
 def _against(text: str, reference: str) -> str:
@@ -524,7 +408,7 @@ def _summary(source: Report) -> list[str]:
         having = [result for result in source.artifacts if metric in result.metrics]
         if having:
             least = min(having, key=lambda result: result.metrics[metric].value)
-            unit = _COLUMNS[metric][1]
+            unit = columns.COLUMNS[metric][1]
             value = _cell(metric, least.metrics[metric]).value
             value = value if value == "exact" else f"{value} {unit}"
             sentences.append(f"{title}: {value} ({_short(least, source)})")
@@ -719,7 +603,7 @@ class _Cell(NamedTuple):
 def _cell(name: str, measured: Measurement | None) -> _Cell:
     if measured is None:
         return _Cell("–")
-    _, unit, form, factor = _column(name)
+    _, unit, form, factor = columns.column(name)
     if math.isinf(measured.value):
         exact = unit == "dB" and measured.value > 0
         sort = "Infinity" if measured.value > 0 else "-Infinity"
