@@ -184,7 +184,7 @@ def test_confused_pixels_are_shares_of_the_right_class() -> None:
 
 def test_large_pictures_stay_below_two_megabytes() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
-    picture, places = png_text(noise), noise[:, :, 0] % 20
+    picture, places = png_text(noise), np.kron(noise[:40, :40, 0] % 20, np.ones((4, 4), np.uint8))
     boxes = tuple(Box(0.1, 0.1, 0.4, 0.4, 1, 0.5) for _ in range(100))
     of_boxes = BoxChanges(
         50, 1, 1, 0.3,
@@ -207,6 +207,19 @@ def test_the_raw_data_are_without_pictures() -> None:
         page = page_of(made)
         (raw,) = re.findall("<pre tabindex.*?</pre>", page, re.DOTALL)
         assert f"{name}_changes" in raw and "iVBOR" not in raw and "pictures&#34;" not in raw
+
+
+def test_a_report_of_many_classes_is_a_page(tmp_path: Path) -> None:
+    """As of COCO: 80 classes and four deployables."""
+    names = tuple(f"class {i}" for i in range(80))
+    curve = reports.curves(6)[0]
+    curves = tuple(dataclasses.replace(curve, number=i) for i in range(80))
+    of_classes = {f"map50:{name}": measured(50.0) for name in names}
+    several = [result(f"a{i}", of_detector(60, -2, **of_classes), curves=curves) for i in range(4)]
+    float_model = result("m", of_detector(62, **of_classes), curves=curves)
+    page = page_of(report(float_model, *several, data=Data("d", "00", COUNT, names)))
+    assert len(page.encode()) < 2_000_000
+    assert "without pictures, curves</summary>" in page
 
 
 def test_metrics_of_the_user_are_columns_and_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -916,31 +916,43 @@ def _changed(result: ArtifactResult, source: Report, room: int) -> dict[str, Any
 def _raw(source: Report, escape: Any) -> dict[str, Any]:
     """The report as JSON, without pictures; without samples and records where it is too long."""
 
-    def shown(leave_out: Sequence[str]) -> str:
-        document = schema.to_json(source)
-        for result in (document["reference"], *document["artifacts"]):
-            if result["changes"]:
-                for image in result["changes"]["images"]:
-                    del image["picture"]
-            for kind in ("box_changes", "mask_changes"):
-                if result[kind]:
-                    del result[kind]["pictures"]
-            for name in leave_out:
+    document = schema.to_json(_without_pictures(source))
+    results = (document["reference"], *document["artifacts"])
+    for result in results:
+        for image in result["changes"]["images"] if result["changes"] else ():
+            del image["picture"]
+        for kind in ("box_changes", "mask_changes"):
+            if result[kind]:
+                del result[kind]["pictures"]
+    left_out = ["pictures"]
+    for names in ((), ("curves",), ("correct", "latency_ms"), ("changes", "confusion")):
+        left_out += [name for name in names if any(result[name] for result in results)]
+        for result in results:
+            for name in names:
                 del result[name]
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-        return re.sub(r"\[\s+([-\d.,\se+]+?)\s+\]", _one_line, text)
+        text = re.sub(r"\[\s+([-\d.,\se+]+?)\s+\]", _one_line, text)
+        if len(text) <= _RAW:
+            return {"text": escape(visible_lines(text)), "left_out": left_out}
+    return {"text": "", "left_out": ["all: too long for a page"]}
 
-    left_out: list[str] = []
-    text = shown(left_out)
-    if len(text) > _RAW:
-        left_out = ["correct", "latency_ms"]
-        text = shown(left_out)
-    if len(text) > _RAW:
-        left_out = [*left_out, "changes", "curves", "confusion"]
-        text = shown(left_out)
-    if len(text) > _RAW:
-        return {"text": "", "left_out": ["all: too long for a page"]}
-    return {"text": escape(visible_lines(text)), "left_out": ["pictures", *left_out]}
+
+def _without_pictures(source: Report) -> Report:
+    """The report without the boxes and class maps of single pictures, which are long."""
+
+    def short(result: ArtifactResult) -> ArtifactResult:
+        boxes, masks = result.box_changes, result.mask_changes
+        return replace(
+            result,
+            box_changes=None if boxes is None else replace(boxes, pictures=()),
+            mask_changes=None if masks is None else replace(masks, pictures=()),
+        )
+
+    return replace(
+        source,
+        reference=short(source.reference),
+        artifacts=tuple(map(short, source.artifacts)),
+    )
 
 
 def _one_line(list_of_numbers: re.Match[str]) -> str:
