@@ -94,7 +94,7 @@ def of_detector(
             "map50_change": measured(change / 2, "points", spread),
             "matched50": measured(97.3),
             "matched90": measured(81.2),
-            "score_error": measured(0.021, "unit"),
+            "score_error": measured(2.1, "points"),
         }
     return metrics | more
 

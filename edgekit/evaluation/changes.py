@@ -69,8 +69,8 @@ def _share(probability: np.float32) -> float:
     return round(min(1.0, max(0.0, float(probability))), 4)
 
 
-def picture(image: npt.NDArray[Any]) -> str:
-    """Base64 of a PNG of ``[H, W, C]``, no edge longer than 64; empty unless C is 1 or 3.
+def picture(image: npt.NDArray[Any], edge: int = EDGE) -> str:
+    """Base64 of a PNG of ``[H, W, C]``, no edge longer than ``edge``; empty unless C is 1 or 3.
 
     Floats are scaled from the image's own least and greatest value.
     """
@@ -80,18 +80,18 @@ def picture(image: npt.NDArray[Any]) -> str:
     if image.dtype != np.uint8:
         low, high = pixels.min(), pixels.max()
         pixels = (pixels - low) * (255 / (high - low) if high > low else 0)
-    small = _shrunk(pixels)
+    small = _shrunk(pixels, edge)
     return base64.b64encode(png(np.rint(small).astype(np.uint8))).decode("ascii")
 
 
-def _shrunk(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Means of areas, where the longer edge has more than 64 pixels."""
+def _shrunk(pixels: npt.NDArray[np.float64], edge: int) -> npt.NDArray[np.float64]:
+    """Means of areas, where the longer edge has more than so many pixels."""
     longer = max(pixels.shape[:2])
-    if longer <= EDGE:
+    if longer <= edge:
         return pixels
     for axis in (0, 1):
         length = pixels.shape[axis]
-        short = max(1, round(length * EDGE / longer))
+        short = max(1, round(length * edge / longer))
         edges = np.arange(short + 1) * length // short
         sums = np.add.reduceat(pixels, edges[:-1], axis=axis)
         sizes = np.diff(edges).reshape([-1 if each == axis else 1 for each in range(3)])

@@ -26,6 +26,8 @@ _SHOWN = 50
 #: Pictures on which labels are tried, how often with those of other pictures, and mAP50 in % from
 #: which on they fit whatever chance would be.
 _FITTED, _SHIFTS, _UNFIT = 200, 20, 20.0
+#: Longer edge of a picture of the page, at most: boxes of small objects are to be seen in it.
+_EDGE = 192
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Detections(Answers):
                     right=() if self.truth.boxes is None else self._boxes(self.truth.boxes, int(i)),
                     lost=int(by_picture[0][i]),
                     new=int(by_picture[1][i]),
-                    picture=picture(images[i]),
+                    picture=picture(images[i], _EDGE),
                 )
                 for i in most
             ),

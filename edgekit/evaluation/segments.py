@@ -22,7 +22,7 @@ from edgekit.tasks import bootstrap, segmentation
 from edgekit.tasks.bootstrap import Resampled
 from edgekit.tasks.segmentation import Layout
 
-#: Longer edge of a class map of the page, at most.
+#: Longer edge of a class map and of a picture of the page, at most.
 _EDGE = 96
 
 
@@ -154,7 +154,7 @@ class Segments(Answers):
             now=pack_classes(np.ascontiguousarray(maps[1])),
             right=right,
             agreement=round(100 * share, 4),
-            picture=picture(image),
+            picture=picture(image, _EDGE),
         )
 
 

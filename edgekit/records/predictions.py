@@ -42,9 +42,9 @@ class Box:
     """A box of an object in a picture.
 
     Attributes:
-        left: Left edge, as a share of the picture's width: 0 is its left edge, 1 its right one.
-            A box may reach beyond the picture.
-        top: Upper edge, as a share of the picture's height.
+        left: Left edge, as a share of the shown picture's width: 0 is its left edge, 1 its right
+            one. A box may reach beyond the picture.
+        top: Upper edge, as a share of the shown picture's height.
         right: Right edge.
         bottom: Lower edge.
         number: Class, from 0.
@@ -77,14 +77,14 @@ class BoxPicture:
 
     Attributes:
         index: Index in the evaluation set, from 0.
-        width: Width of the picture in pixels, upright and before it was made small.
+        width: Width of what is shown of the picture, in pixels before it was made small.
         height: Its height.
         before: Boxes of the float model, highest score first.
         now: Boxes of the artifact, highest score first.
         right: The right boxes; empty without labels.
         lost: Boxes of the float model that the artifact does not find.
         new: Boxes of the artifact that the float model does not find.
-        picture: Base64 of a small PNG of the whole picture; empty if it cannot be shown.
+        picture: Base64 of a small PNG of what the model saw; empty if it cannot be shown.
     """
 
     index: int
@@ -142,7 +142,7 @@ class MaskPicture:
         now: Classes that the artifact predicts.
         right: The right classes, 255 where none is; empty without labels.
         agreement: Pixels of the picture, at its own size, with the same class in both, in %.
-        picture: Base64 of a small PNG of the whole picture; empty if it cannot be shown.
+        picture: Base64 of a small PNG of what the model saw; empty if it cannot be shown.
     """
 
     index: int

@@ -446,7 +446,7 @@ def place_labels(
                 inside = box[0] >= frame[0] and box[2] <= frame[2]
                 if inside and box[1] >= frame[1] and box[3] <= frame[3]:
                     away = math.hypot(max(box[0] - x, x - box[2], 0), bottom + height / 2 - y)
-                    covered = sum(_overlap(box, other) for other in taken)
+                    covered = sum(overlap(box, other) for other in taken)
                     candidates.append((covered, away, box))
         if candidates:
             _, _, best = min(candidates)
@@ -457,7 +457,8 @@ def place_labels(
     return places
 
 
-def _overlap(first: Box, second: Box) -> float:
+def overlap(first: Box, second: Box) -> float:
+    """Area that two boxes share."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     return max(width, 0.0) * max(height, 0.0)

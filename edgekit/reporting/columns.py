@@ -29,7 +29,7 @@ COLUMNS: dict[str, tuple[str, str, str, float]] = {
     "map50_change": ("change of mAP50", "points", "+.2f", 1),
     "matched50": ("same boxes", "% at IoU 0.5", ".2f", 1),
     "matched90": ("same boxes", "% at IoU 0.9", ".2f", 1),
-    "score_error": ("score error", "of 1", ".2g", 1),
+    "score_error": ("score error", "points", ".2f", 1),
     "miou": ("mIoU", "%", ".2f", 1),
     "pixel_accuracy": ("right pixels", "%", ".2f", 1),
     "miou_change": ("change of mIoU", "points", "+.2f", 1),
@@ -62,7 +62,7 @@ MEANINGS = {
     "samples",
     "truth_mae": "Mean absolute difference from the labels",
     "truth_mse": "Mean squared difference from the labels",
-    "images_needed": "Images with which the McNemar test finds a loss of the size that matters",
+    "images_needed": "Images with which a loss of the size that matters is found",
     "energy": "Energy of the device for one sample",
     "mcnemar_p": "How often chance alone makes a difference as large as this one (exact McNemar "
     "test on the same images); below 0.05 it is taken for real",

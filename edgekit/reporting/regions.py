@@ -7,6 +7,7 @@ the boxes or the classes of pixels that the float model and a deployable find, s
 from __future__ import annotations
 
 import base64
+import colorsys
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.base.text import shortened
+from edgekit.data.masks import VOID
 from edgekit.evaluation.changes import png
 from edgekit.records.predictions import Box, BoxPicture, Curve, MaskPicture
 from edgekit.records.results import (
@@ -33,13 +35,16 @@ _CHARTS = 12
 _MATRIX, _PAIRS = 16, 24
 #: Longer edge of a picture with boxes, in the unit of its drawing, in which letters are 11 high.
 _EDGE = 220.0
+#: Width of a letter beside a box, on the wide side, and height of a line.
+_LETTER, _HIGH = 6.3, 12.0
 #: Characters of a class's name beside a box.
 _LABEL = 16
 #: Boxes and classes that the text of a picture names.
 _SAID = 12
 #: Characters of the page that a drawn box takes, about.
 _BOX = 330
-_VOID = 255
+#: Part of the circle of hues from a class to the next: the golden section, which repeats none.
+_GOLDEN = 0.618034
 
 
 def sections(source: Report, short: Name, room: int, markup: Any) -> dict[str, Any]:
@@ -337,11 +342,7 @@ def _box_picture(each: BoxPicture, source: Report, ident: str) -> dict[str, Any]
             {
                 "kind": kind,
                 "said": _boxes_said(boxes, kind, source),
-                # what is alone is drawn over what is not, and a high score over a low one
-                "boxes": [
-                    _drawn(box, kind, width, height, source)
-                    for box in sorted(boxes, key=lambda box: (box.alone, box.score or 0.0))
-                ],
+                "boxes": _drawn(boxes, kind, width, height, source),
             }
             for kind, boxes in panels
         ],
@@ -354,22 +355,42 @@ def _became(box: Box, kind: Panel) -> str:
     return {"before": "lost", "now": "new"}[kind] if box.alone else "kept"
 
 
-def _drawn(box: Box, kind: Panel, width: float, height: float, source: Report) -> dict[str, Any]:
-    """A box, cut to a hair beyond the picture, so that edges which lie outside are not seen."""
-    left, right = (min(max(each, -0.02), 1.02) * width for each in (box.left, box.right))
-    top, bottom = (min(max(each, -0.02), 1.02) * height for each in (box.top, box.bottom))
-    label = shortened(class_name(box.number, source), _LABEL)
-    if box.score is not None:
-        label += f" {100 * box.score:.0f}"
-    low = top < 11  # no room above it
-    wide = len(label) * 5.6
-    return {
-        "became": _became(box, kind),
-        "path": f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z",
-        "label": label,
-        "x": f"{min(max(left, 2.0), max(2.0, width - wide)):.1f}",
-        "y": f"{(max(top, 0.0) + 11.5) if low else (top - 2.5):.1f}",
-    }
+def _drawn(
+    boxes: Sequence[Box], kind: Panel, width: float, height: float, source: Report
+) -> list[dict[str, Any]]:
+    """Boxes in the unit of a drawing, with labels that cover each other as little as can be.
+
+    What is alone is drawn over what is not, and a high score over a low one.
+    """
+    taken: list[charts.Box] = []
+    drawn = []
+    for box in sorted(boxes, key=lambda box: (not box.alone, -(box.score or 0.0))):
+        # A hair beyond the picture, so that edges which lie outside are not seen
+        left, right = (min(max(each, -0.02), 1.02) * width for each in (box.left, box.right))
+        top, bottom = (min(max(each, -0.02), 1.02) * height for each in (box.top, box.bottom))
+        label = shortened(class_name(box.number, source), _LABEL)
+        if box.score is not None:
+            label += f" {100 * box.score:.0f}"
+        wide = len(label) * _LETTER
+        x = min(max(left, 2.0), max(2.0, width - wide))
+        places = [  # feet of the letters: above the box, inside at its top and bottom, below it
+            (x, y, x + wide, y + _HIGH)
+            for y in (top - _HIGH - 1, top + 1, bottom - _HIGH - 1, bottom + 1)
+            if 0 <= y <= height - _HIGH
+        ]
+        covered = [sum(charts.overlap(place, other) for other in taken) for place in places]
+        best = places[covered.index(min(covered))] if places else (x, 0.0, x + wide, _HIGH)
+        taken.append(best)
+        drawn.append(
+            {
+                "became": _became(box, kind),
+                "path": f"M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z",
+                "label": label,
+                "x": f"{best[0]:.1f}",
+                "y": f"{best[3] - 2:.1f}",
+            }
+        )
+    return drawn[::-1]
 
 
 def _boxes_said(boxes: Sequence[Box], kind: Panel, source: Report) -> str:
@@ -385,13 +406,14 @@ def _boxes_said(boxes: Sequence[Box], kind: Panel, source: Report) -> str:
 
 
 def palette() -> npt.NDArray[np.uint8]:
-    """uint8 ``[256, 3]``: the colours of Pascal VOC, in which 0 is black and VOID is pale."""
-    numbers = np.arange(256)
+    """uint8 ``[256, 3]``: a colour for each class, far from those of the classes beside it and
+    bright, so that all are seen on black, which class 0 has; VOID is pale."""
     colours = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            on = (numbers >> (3 * bit + channel)) & 1
-            colours[:, channel] |= (on << (7 - bit)).astype(np.uint8)
+    for number in range(1, 256):
+        saturation, value = ((0.85, 1.0), (0.45, 1.0), (0.75, 0.7))[number % 3]
+        red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, saturation, value)
+        colours[number] = round(255 * red), round(255 * green), round(255 * blue)
+    colours[VOID] = 230
     return colours
 
 
@@ -431,7 +453,7 @@ def _masks(source: Report, short: Name, room: int) -> dict[str, Any] | None:
         "artifacts": artifacts,
         "key": [
             {
-                "name": "no class" if number == _VOID else class_name(number, source),
+                "name": "no class" if number == VOID else class_name(number, source),
                 "colour": "#{:02x}{:02x}{:02x}".format(*palette()[number]),
             }
             for number in sorted(seen)
@@ -475,7 +497,7 @@ def _classes_said(classes: npt.NDArray[np.uint8], source: Report) -> str:
     numbers, counts = np.unique(classes, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     words = [
-        f"{'no class' if numbers[i] == _VOID else class_name(int(numbers[i]), source)} "
+        f"{'no class' if numbers[i] == VOID else class_name(int(numbers[i]), source)} "
         f"{100 * counts[i] / classes.size:.0f} %"
         for i in order[:_SAID]
     ]
