@@ -10,17 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgekit import data
 from edgekit.base import outputs, words
 from edgekit.base.errors import InvalidDataError, InvalidOptionError
 from edgekit.base.progress import SILENT, Progress
+from edgekit.data.boxes import Views
 from edgekit.records import artifact, environment
 from edgekit.records.decoding import Decoding
 from edgekit.records.signature import Preprocessing, preprocessing
 from edgekit.sources import arrange
 from edgekit.sources import keras as keras_format
 from edgekit.sources.float_model import FloatModel, data_word
+from edgekit.tasks import detection, segmentation
+from edgekit.tasks.decode import decode
 from edgekit.training import finetune, networks, recipes
 from edgekit.training import replicas as many
 from edgekit.training.detection import DetectionTrainer
@@ -338,7 +342,35 @@ def measured(
     if task == "classification":
         top1, top5 = accuracy(model, images, prepare)
         return {"top1": top1, "top5": top5}
-    return {}
+    outputs = _outputs(model, images, prepare)
+    height, width = images.images.shape[1:3]
+    if decoding is None:
+        assert images.masks is not None
+        (logits,) = outputs.values()
+        layout = segmentation.layout(logits.shape[1:], logits.shape[-1])
+        flat = logits.reshape(len(logits), -1)
+        confusion = segmentation.confusion(flat, layout, images.masks, images.views)
+        return {"miou": 100 * confusion.miou()}
+    assert images.boxes is not None
+    views = images.views or Views.whole(len(images), height, width)
+    boxes = decode(outputs, decoding, views, (height, width))
+    classes = outputs[decoding.scores[0]].shape[-1]
+    score = detection.score(detection.match(images.boxes, boxes, classes))
+    return {"map50": 100 * score.mean(0.5), "map": 100 * score.mean()}
+
+
+def _outputs(
+    model: Any, images: data.ImageSet, prepare: Preprocessing
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Outputs of all images, float32 ``[N, ...]`` by name."""
+    tf = keras_format.tensorflow()
+    forward = tf.function(lambda x: model(x, training=False))
+    names, parts = model.output_names, []
+    for start in range(0, len(images), 100):
+        values = forward(tf.constant(prepare.apply(images.images[start : start + 100])))
+        parts.append([each.numpy() for each in tf.nest.flatten(values)])
+    joined = [np.concatenate(each) for each in zip(*parts, strict=True)]
+    return dict(zip(names, joined, strict=True))
 
 
 def accuracy(model: Any, images: data.ImageSet, prepare: Preprocessing) -> tuple[float, float]:

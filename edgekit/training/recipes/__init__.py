@@ -202,7 +202,13 @@ class Network:
 
 
 #: Metrics of :class:`Expected` in words.
-METRICS = {"top1": "top-1", "top5": "top-5", "map50": "mAP@0.5", "miou": "mIoU"}
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "map50": "mAP@0.5",
+    "map": "mAP@[.5:.95]",
+    "miou": "mIoU",
+}
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ class Expected:
         top1: Percent.
         top5: Percent, where it was published.
         map50: Mean average precision at IoU 0.5 of a detector, percent.
+        map: The mean of those at IoU 0.5 to 0.95, percent.
         miou: Mean IoU of a segmenter, percent.
     """
 
@@ -223,6 +230,7 @@ class Expected:
     top1: float | None = None
     top5: float | None = None
     map50: float | None = None
+    map: float | None = None
     miou: float | None = None
 
     def __post_init__(self) -> None:
