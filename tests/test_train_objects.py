@@ -99,16 +99,18 @@ def test_anchors_in_a_crowd_do_not_count() -> None:
     assert not positive[inside].any()
 
 
-def test_losses_are_those_of_the_papers() -> None:
-    logits = np.array([-3.0, -0.5, 0.0, 2.0], np.float32)
-    for right in (0.0, 1.0):
-        p = 1 / (1 + np.exp(-logits))
-        p, alpha = (p, 0.25) if right else (1 - p, 0.75)
-        expected = -alpha * (1 - p) ** 2 * np.log(p)
-        found = np.asarray(detection.focal(logits, np.full(4, right, np.float32)))
-        assert found == pytest.approx(expected, rel=1e-5)
+def test_smooth_l1_is_that_of_the_paper() -> None:
     errors = np.array([-2.0, -0.5, 0.0, 1.0], np.float32)
     assert np.asarray(detection.smooth_l1(errors)).tolist() == [1.5, 0.125, 0.0, 0.5]
+
+
+def test_three_negatives_count_for_an_object_those_with_the_largest_loss() -> None:
+    losses = np.arange(40, dtype=np.float32)[None] + np.zeros((2, 1), np.float32)
+    positive, counted = np.zeros((2, 40), bool), np.ones((2, 40), bool)
+    positive[0, :5], counted[0, 39] = True, False
+    chosen = np.asarray(detection.hardest(losses, positive, counted))
+    assert np.flatnonzero(chosen[0]).tolist() == [*range(5), *range(24, 39)]
+    assert np.flatnonzero(chosen[1]).tolist() == list(range(30, 40))
 
 
 def square(top: int, left: int, bottom: int, right: int) -> tuple[Any, Any, Any]:
@@ -246,12 +248,12 @@ def epochs(stepped: Trainer, count: int) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_a_network_learns_and_the_seed_decides_how(task: recipes.Task) -> None:
-    images = scenes.scenes("calibration", 32, masks=task == "segmentation")
-    first = epochs(trainer(task, images), 4)
+    images = scenes.scenes("calibration", 24, masks=task == "segmentation")
+    first = epochs(trainer(task, images), 3)
     again = epochs(trainer(task, images), 1)
     other = epochs(trainer(task, images, seed=1), 1)
     assert first[0] == again[0] != other[0]
-    assert first[-1][0] < 0.8 * first[0][0]
+    assert first[-1][0] < 0.9 * first[0][0]
 
 
 def test_void_pixels_do_not_count() -> None:
@@ -293,7 +295,7 @@ def test_a_model_that_is_no_mobilenet_gives_no_backbone(tmp_path: Path) -> None:
         [keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(2)]
     )
     model.save(path)
-    with pytest.raises(EdgekitError, match="expected a MobileNetV2, 52 convolutions"):
+    with pytest.raises(EdgekitError, match="expected a MobileNetV2, 51 convolutions"):
         networks.backbone(path, "unit")
     wide = mobilenet_v2(width=0.35, input_shape=(32, 32, 3), classes=2)
     wide.save(path)
@@ -409,7 +411,7 @@ def test_a_segmenter_of_pictures_with_masks_is_trained(
     ("arguments", "said"),
     [
         (("--task", "detection", "--data", "STRIPES"), "expected images with boxes for --task"),
-        (("--task", "segmentation", "--data", "scenes#count=8"), "expected images with masks"),
+        (("--task", "segmentation", "--data", "STRIPES"), "expected images with masks"),
         (("--task", "detection", "--recipe", "small"), "expected a recipe for it, as ssdlite"),
         (("--task", "detection", "--recipe", "deeplab"), "which is for segmentation"),
         (("--task", "detection", "--input", "stream"), "leave out --input stream"),

@@ -2,9 +2,10 @@
 
 An anchor stands for the object that it overlaps most, if their IoU is at least 0.5; each object
 gets the anchor that overlaps it most, whatever the IoU (Liu et al. 2016, "SSD", section 2.2). The
-loss of scores is the sigmoid focal loss, that of boxes smooth L1; both are summed and divided by
-the number of anchors that stand for an object (Lin et al. 2017, "Focal Loss for Dense Object
-Detection", section 4.1; anchors with an IoU from 0.4 to 0.5 do not count).
+loss of scores is the sigmoid cross entropy of these anchors and of the negatives with the largest
+loss, three for each of them (section 2.2, "hard negative mining"; the authors of MobileNetV2 take
+sigmoid for softmax); that of boxes is smooth L1. Both are summed and divided by the number of
+anchors that stand for an object. An anchor with an IoU from 0.4 to 0.5 is no negative.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from edgekit.training.trainer import Trainer
 
 #: IoU from which on an anchor stands for an object, and below which for the background.
 MATCHED, UNMATCHED = 0.5, 0.4
-#: Of the focal loss: weight of right classes, and exponent.
-ALPHA, GAMMA = 0.25, 2.0
+#: Negatives that count for each anchor that stands for an object; and in any image, at least.
+NEGATIVES, LEAST = 3, 10
 #: Classes of rows that hold no object, and of groups that do not count.
 NONE, CROWD = -1, -2
 
@@ -146,13 +147,20 @@ def _coded(anchors: Anchors, at: Any, boxes: Any) -> Any:
     return tf.stack(codes, axis=-1) * tf.constant(anchors.scales)
 
 
-def focal(logits: Any, right: Any) -> Any:
-    """Sigmoid focal loss of each score (Lin et al. 2017, equation 5)."""
+def hardest(losses: Any, positive: Any, counted: Any) -> Any:
+    """Which anchors count in the loss of scores, bool ``[N, A]``.
+
+    Args:
+        losses: float32 ``[N, A]``, of the scores of each anchor.
+        positive: bool ``[N, A]``: stand for an object.
+        counted: bool ``[N, A]``: stand for an object, or may count as negatives.
+    """
     tf = keras_format.tensorflow()
-    loss = tf.nn.sigmoid_cross_entropy_with_logits(right, logits)
-    # 1 - p_t is the sigmoid of the logit that speaks against the right answer
-    wrong = tf.sigmoid(logits * (1 - 2 * right))
-    return loss * wrong**GAMMA * (ALPHA * right + (1 - ALPHA) * (1 - right))
+    negative = counted & ~positive
+    order = tf.argsort(tf.where(negative, losses, -1.0), axis=1, direction="DESCENDING")
+    ranks = tf.argsort(order, axis=1)
+    objects = tf.reduce_sum(tf.cast(positive, tf.int32), axis=1, keepdims=True)
+    return positive | (negative & (ranks < tf.maximum(NEGATIVES * objects, LEAST)))
 
 
 def smooth_l1(errors: Any) -> Any:
@@ -202,7 +210,10 @@ class DetectionTrainer(Trainer):
         codes, scores, positive, counted = y
         boxes, logits = (tf.cast(each, tf.float32) for each in self._logits(x, training=True))
         objects = tf.maximum(tf.reduce_sum(tf.cast(positive, tf.float32)), 1.0)
-        of_scores = tf.where(counted[..., None], focal(logits, scores), 0.0)
+        of_scores = tf.nn.sigmoid_cross_entropy_with_logits(scores, logits)
+        of_scores = tf.reduce_sum(of_scores, axis=-1)
+        chosen = hardest(tf.stop_gradient(of_scores), positive, counted)
+        of_scores = tf.where(chosen, of_scores, 0.0)
         of_boxes = tf.where(positive[..., None], smooth_l1(boxes - codes), 0.0)
         return (tf.reduce_sum(of_scores) + tf.reduce_sum(of_boxes)) / objects, logits
 

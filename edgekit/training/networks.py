@@ -112,10 +112,12 @@ def backbone(path: Path, preprocessing: str | None) -> Backbone:
     if original.encodings is not None:
         raise InvalidModelError(f"{path} was trained with fake quantization; pass the float model")
     layers = _backbone(original.model)
-    convolutions = layers[::2]
-    projected = [layer.filters for layer in convolutions[1:] if hasattr(layer, "filters")]
-    # of each bottleneck but the first there are an expansion and a projection
-    width = mobilenet_v2.width_of([convolutions[0].filters, projected[0], *projected[2::2]])
+    depthwise = keras_format.tf_keras().layers.DepthwiseConv2D
+    stem, first, *rest = (
+        layer.filters for layer in layers[::2] if not isinstance(layer, depthwise)
+    )
+    # the first bottleneck has a projection, each other one an expansion and a projection
+    width = mobilenet_v2.width_of([stem, first, *rest[1::2]])
     if width is None:
         raise InvalidModelError(
             f"{path}: no width multiplier gives its channels; expected a MobileNetV2 of edgekit or "
