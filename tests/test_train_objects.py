@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Done
+from conftest import ROOT, Done
 from PIL import Image
 
 from edgekit.base.errors import EdgekitError, InvalidDataError, InvalidOptionError
@@ -246,6 +249,7 @@ def epochs(stepped: Trainer, count: int) -> list[tuple[float, float]]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["detection", "segmentation"])
 def test_a_network_learns_and_the_seed_decides_how(task: recipes.Task) -> None:
     images = scenes.scenes("calibration", 24, masks=task == "segmentation")
@@ -372,8 +376,22 @@ def test_a_detector_of_coco_pictures_is_trained_and_resumed(
     command = ("train", "--task", "detection", "--size", "64", "--batch", "8", "--towers", "1")
     command += ("--data", f"coco:{folder / 'notes.json'}#images={folder / 'images'}")
     command += ("--from", "--validation", "0.2", "--crop", "0.7", "--out", tmp_path / "m")
-    done = edgekit(*command, "--epochs", "2")
+    command += ("--epochs", "3")
+    running = subprocess.Popen(
+        [sys.executable, "-m", f"edgekit.{command[0]}", *map(str, command[1:])],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = tmp_path / "m.checkpoints" / "log.jsonl"
+    deadline = time.monotonic() + 300
+    while not log.exists() and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.kill()
+    running.wait()
+    done = edgekit(*command, "--resume")
     assert done.status == 0, done.stderr
+    assert "resumed at step" in done.stderr
     written = Artifact.load(tmp_path / "m").manifest
     assert written.task == "detection" and written.class_names == scenes.fashion_mnist.CLASS_NAMES
     assert written.decoding is not None and written.decoding.anchors is not None
@@ -386,9 +404,9 @@ def test_a_detector_of_coco_pictures_is_trained_and_resumed(
     assert written.training["from"] == "fashion_mnist_mobilenet_v2_035"
     assert written.training["images"] == 32
     assert 0 <= written.training["validation_map50"] <= 100
-    log = [json.loads(line) for line in (tmp_path / "m" / "training.jsonl").open()]
-    assert [row["step"] for row in log] == [4, 8]
-    assert {"loss", "augmented_anchors"} <= set(log[0])
+    rows = [json.loads(line) for line in (tmp_path / "m" / "training.jsonl").open()]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert {"loss", "augmented_anchors"} <= set(rows[0])
 
 
 @pytest.mark.slow
