@@ -12,7 +12,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.base.errors import InvalidOptionError
@@ -75,6 +75,7 @@ def compare(
     with shards.Work(options.work, progress) as kept, contextlib.ExitStack() as stack:
         base = reference.subject(candidates, samples, options, stack)
         outputs = _outputs(base, first, trust=options.trust)
+        samples = replace(samples, right=samples.right.beside(outputs))
         if options.record is not None:
             check_recordable(base, first, outputs)
         compared = [subject_of(each, options.threads) for each in candidates]

@@ -12,7 +12,7 @@ classes of pixels where the data has masks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -117,6 +117,16 @@ class Right:
     masks: Masks | None = None
     pictures: Pictures | None = None
 
+    def beside(self, outputs: Sequence[TensorSpec]) -> Right:
+        """The same for outputs as the reference gives them, in its order and layout.
+
+        Args:
+            outputs: Those of the reference, each with a partner of the same name or sizes.
+        """
+        if self.pictures is None:
+            return self
+        return replace(self, pictures=self.pictures.beside(outputs))
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -135,6 +145,25 @@ class Pictures:
     sizes: dict[str, tuple[int, ...]]
     decoding: Decoding | None = None
     layout: Layout | None = None
+
+    def beside(self, outputs: Sequence[TensorSpec]) -> Pictures:
+        """As :meth:`Right.beside`."""
+        sizes = {spec.name: tuple(spec.sample) for spec in outputs}
+        if sizes == self.sizes and list(sizes) == list(self.sizes):
+            return self
+        layout, decoding = self.layout, self.decoding
+        if layout is not None:
+            layout = segmentation.layout(next(iter(sizes.values())), layout.classes)
+        if decoding is not None and set(sizes) != set(self.sizes):
+            left = dict(self.sizes)
+            names = {}
+            for name, size in sizes.items():
+                own = next((each for each in left if left[each] == size), None)
+                if own is not None:
+                    names[own] = name
+                    del left[own]
+            decoding = decoding.renamed(names)
+        return replace(self, sizes=sizes, layout=layout, decoding=decoding)
 
     def boxes(self, outputs: npt.NDArray[np.float32]) -> Boxes:
         """Boxes of all pictures, of outputs ``[N, M]``.
