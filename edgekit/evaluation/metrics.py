@@ -121,7 +121,7 @@ def report(
         metrics["sqnr"] = stats.sqnr(measured[0].outputs, each.outputs)
         metrics |= _of_outputs(judged)
         metrics["size"] = Measurement(subject.size, "bytes", 1)
-        metrics |= {**each.metrics, **_times(each, slow, unquantized)}
+        metrics |= {**subject.known, **each.metrics, **_times(each, slow, unquantized)}
         result = _result(subject, each, metrics, own.correct, slow)
         result = replace(result, fidelity=judged, unstable=_unstable(result))
         shown = own.shown(reference, images.images, options.pictures)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgekit import data
@@ -12,8 +12,8 @@ from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.evaluation.recording import Recording
 from edgekit.evaluation.reference import onnx_artifact, profile_of
 from edgekit.quantization.profiles import PROFILES
-from edgekit.records.artifact import Artifact
-from edgekit.records.results import BudgetRecord
+from edgekit.records.artifact import Artifact, MicroRecord
+from edgekit.records.results import BudgetRecord, Measurement
 from edgekit.records.signature import Preprocessing, TensorSpec
 from edgekit.runtimes import model_file
 from edgekit.runtimes import spec as runners
@@ -29,6 +29,7 @@ class Subject:
     Attributes:
         job: The job that a worker loads; None for a recording, which is not run.
         budget: How its mixture of int8 and float tensors was found, if it has one.
+        known: Metrics that its manifest tells, of a file for a microcontroller.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Subject:
     manifest_sha256: str = ""
     recording: Recording | None = None
     budget: BudgetRecord | None = None
+    known: Mapping[str, Measurement] = field(default_factory=dict)
 
     @property
     def runnable(self) -> Job:
@@ -347,7 +349,20 @@ def subject_of(artifact: Artifact, threads: int) -> Subject:
         artifact.size,
         artifact.manifest_sha256,
         budget=None if quantization is None else quantization.budget,
+        known=_known(artifact.manifest.micro),
     )
+
+
+def _known(micro: MicroRecord | None) -> dict[str, Measurement]:
+    """What the manifest of a file for a microcontroller tells of it."""
+    if micro is None:
+        return {}
+    sizes = {
+        "arena": micro.arena,
+        "arena_persistent": micro.arena_persistent,
+        "flash": micro.flash,
+    }
+    return {name: Measurement(size, "bytes", 1) for name, size in sizes.items() if size is not None}
 
 
 def cannot_saturate(artifact: Artifact) -> bool:

@@ -337,12 +337,12 @@ class ArtifactResult:
         runtime: The runtime that ran it.
         metrics: Measurements by name: ``top1 top5 agreement top1_change mcnemar_p images_needed kl
             r2 r2_change truth_mse truth_mae sqnr sqnr_centred mse max_error max_error_share
-            sqnr:OUTPUT sqnr_centred:OUTPUT size parameters peak_memory load_time latency_p50
-            latency_p90 latency_p99 latency_ratio energy``; of a detector ``map map50 map75
-            map_small map_medium map_large map50:CLASS map_change map50_change matched50 matched90
-            score_error``; of a segmentation network ``miou pixel_accuracy iou:CLASS miou_change
-            pixel_agreement``; ``metric:NAME`` of a function of the user. A metric that was not
-            measured is left out.
+            sqnr:OUTPUT sqnr_centred:OUTPUT size arena arena_persistent flash sram npu_share
+            npu_cycles parameters peak_memory load_time latency_p50 latency_p90 latency_p99
+            latency_ratio energy``; of a detector ``map map50 map75 map_small map_medium map_large
+            map50:CLASS map_change map50_change matched50 matched90 score_error``; of a segmentation
+            network ``miou pixel_accuracy iou:CLASS miou_change pixel_agreement``; ``metric:NAME``
+            of a function of the user. A metric that was not measured is left out.
         correct: Base64 of the packed bits "top-1 right", image by image; empty without labels or
             classes.
         latency_ms: Raw samples at batch 1, in the order in which they were measured.

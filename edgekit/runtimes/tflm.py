@@ -53,17 +53,15 @@ class Arena:
     """RAM that the interpreter takes, in bytes.
 
     Attributes:
+        total: The least ``tensor_arena`` that the model loads in; more than it uses where planning
+            needs room for a moment.
         persistent: What lives as long as the interpreter: structures of the graph, data of kernels.
-        temporary: What is planned for activations and scratch buffers, which share it.
+        shared: What activations and scratch buffers share.
     """
 
+    total: int
     persistent: int
-    temporary: int
-
-    @property
-    def total(self) -> int:
-        """The least ``tensor_arena`` that holds both."""
-        return self.persistent + self.temporary
+    shared: int
 
 
 class TflmRunner(Runner):
@@ -111,16 +109,16 @@ class TflmRunner(Runner):
                 for spec in self.signature.inputs
             }
         )
-        arena = _recorded(self._interpreter)
+        arena = _arena(self._interpreter, content)
         self.metrics = {
             "arena": Measurement(arena.total, "bytes", 1),
             "arena_persistent": Measurement(arena.persistent, "bytes", 1),
             "flash": Measurement(micro.flash(model.read_bytes()), "bytes", 1),
         }
-        self._notes: tuple[str, ...] = (NOTE,)
+        self._notes: tuple[str, ...] = (NOTE, *_wrong(content))
         if npu is not None:
             estimate = vela.estimate(model, npu)
-            self._notes = (NOTE, estimate.note)
+            self._notes += (estimate.note,)
             self.metrics |= {
                 "sram": Measurement(estimate.sram, "bytes", 1),
                 "npu_share": Measurement(estimate.share, "%", sum(operators.counts.values())),
@@ -154,6 +152,24 @@ class TflmRunner(Runner):
     def close(self) -> None:
         """Let go of the model."""
         del self._interpreter
+
+
+def _wrong(content: bytes) -> tuple[str, ...]:
+    """What a kernel is known to compute wrongly without saying so."""
+    graph = flatbuffer.Graph(content, distinct=True)
+    several = [
+        operator.outputs[0]
+        for operator in graph.operators
+        if operator.kind == "DEQUANTIZE"
+        and (known := graph.quantization(operator.inputs[0])) is not None
+        and len(known.scale) > 1
+    ]
+    if not several:
+        return ()
+    return (
+        f"{len(several)} DEQUANTIZE have a scale for each channel, and TensorFlow Lite Micro takes "
+        f"one for all of them without an error: the outputs are wrong on a device too; export int8",
+    )
 
 
 def fitting(content: bytes, *, keep: bool = False) -> Any:
@@ -196,17 +212,39 @@ def fitting(content: bytes, *, keep: bool = False) -> Any:
         size *= 2
 
 
-def _recorded(interpreter: Any) -> Arena:
-    """What the allocator recorded of a run; no smaller arena holds the model, and this one does."""
+def _arena(interpreter: Any, content: bytes) -> Arena:
+    """What the allocator recorded of a run, and by bisection the least arena that holds it."""
     with _heard() as said:
         interpreter.print_allocations()
-        found = dict(_RECORDED.findall(said()))
+        found = {part: int(size) for part, size in _RECORDED.findall(said())}
     if set(found) != {"head", "tail"}:
         raise ExecutionError(
             "expected the allocator of tflite-micro to say head and tail of the arena, got "
             f"{', '.join(found) or 'neither'}; install the version of requirements.lock"
         )
-    return Arena(persistent=int(found["tail"]), temporary=int(found["head"]))
+    least = -(-sum(found.values()) // micro.ALIGNMENT)
+    short, enough = least - 1, least
+    while not _holds(content, micro.ALIGNMENT * enough):
+        short, enough = enough, 2 * enough
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        if _holds(content, micro.ALIGNMENT * middle):
+            enough = middle
+        else:
+            short = middle
+    return Arena(micro.ALIGNMENT * enough, found["tail"], found["head"])
+
+
+def _holds(content: bytes, size: int) -> bool:
+    """Whether a model that loads in a large arena loads in one of this size."""
+    from tflite_micro.python.tflite_micro import runtime
+
+    with _heard():
+        try:
+            runtime.Interpreter.from_bytes(content, arena_size=size)
+        except RuntimeError:
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -82,8 +82,8 @@ def header(name: str, arena: int | None) -> str:
     said = (
         "/* Not known: tflite-micro was not installed where this was written. Define it. */"
         if arena is None
-        else "/* Bytes of the arena with TensorFlow Lite Micro's reference kernels and 64-bit pointers."
-        "\n   A 32-bit CPU needs less; kernels that are made for a CPU may need more. */"
+        else "/* Bytes of the arena with the reference kernels of TensorFlow Lite Micro and 64-bit "
+        "pointers.\n   A 32-bit CPU needs less; kernels that are made for a CPU may need more. */"
         f"\n#ifndef MODEL_ARENA_BYTES\n#define MODEL_ARENA_BYTES {arena}\n#endif"
     )
     return f"""/* {_plain(name)}, written by edgekit. */
@@ -162,7 +162,8 @@ def golden(
     """``golden.h``: inputs as the model stores them, and the outputs that they give."""
     count = len(next(iter(vectors.inputs.values())))
     parts = [
-        f"/* Test vectors of {_plain(name)}. The outputs are those of {_plain(vectors.kernels)}. */",
+        f"/* Test vectors of {_plain(name)}.\n   The outputs are those of "
+        f"{_plain(vectors.kernels)}. */",
         "#ifndef EDGEKIT_GOLDEN_H_\n#define EDGEKIT_GOLDEN_H_\n\n#include <stdint.h>\n",
         f"#define GOLDEN_COUNT {count}",
         f"#define GOLDEN_INPUTS {len(inputs)}\n#define GOLDEN_OUTPUTS {len(outputs)}\n",
@@ -218,7 +219,7 @@ def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9 _.,:;()\[\]/=-]", "_", text).replace("//", "/")
 
 
-_MAIN = r"""// Runs the model on the test vectors. The exit status is the number of samples with other outputs.
+_MAIN = r"""// Runs the model on the test vectors; the exit status is how many have other outputs.
 #include <cstdio>
 #include <cstdint>
 #include <cstring>
