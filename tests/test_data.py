@@ -114,7 +114,7 @@ def test_a_cut_npz(tmp_path: Path) -> None:
 
 
 def test_unknown_words(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOptionError, match="fashion_mnist, FILE.npz, folder:DIR"):
+    with pytest.raises(InvalidOptionError, match="fashion_mnist, scenes, scenes:masks, FILE.npz"):
         data.load("mnist", "test")
     with pytest.raises(InvalidDataError, match="not found"):
         data.load(str(tmp_path / "none.npz"), "test")
