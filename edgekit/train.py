@@ -1,4 +1,7 @@
-"""``python -m edgekit.train``: train MobileNetV2 and write the float model as a Keras artifact.
+"""``python -m edgekit.train``: train a network and write the float model as a Keras artifact.
+
+``--task`` says what it learns: classes of images (MobileNetV2), boxes of objects (SSDLite on it) or
+classes of pixels (DeepLabV3 on it).
 
 A recipe (edgekit.training.recipes) gives optimizer, schedule, augmentation and network, and says
 which accuracy is expected. Single options override it. The default is a short training on small
@@ -8,7 +11,9 @@ the average is written.
 
 Images are held in memory. They are streamed from disk if they do not fit, or if each picture is
 cropped at its own size (edgekit.training.stream). The verb says which of the two it does.
-``--from`` fine-tunes a trained model on other classes: first a new classifier, then all layers.
+``--from`` fine-tunes a trained model on other classes: first a new classifier, then all layers. A
+detector or segmenter begins with its layers up to the last bottleneck. Their images are held in
+memory.
 
 The artifact is NHWC and float32, in whatever layout and precision the model was trained. With
 ``--strategy multiworker`` every process of TF_CONFIG gets the same command, and the first one
@@ -44,13 +49,16 @@ def parser() -> cli.Parser:
     """Options of ``python -m edgekit.train``."""
     result = cli.Parser(
         "train",
-        description="Train MobileNetV2 on a data set and write the float model as an artifact.",
+        description="Train a classifier, a detector or a segmentation network on a data set and "
+        "write the float model as an artifact.",
         examples="""
 python -m edgekit.train --out exports/mine  # Fashion-MNIST, width 0.35
 python -m edgekit.train --out exports/mine --resume  # after a kill
 # x uint8 [N,H,W,C], y [N]:
 python -m edgekit.train --data images.npz --width 0.5 --out m
 python -m edgekit.train --recipes  # what there is, and what to expect
+python -m edgekit.train --task detection --from --size 160 \\
+    --data coco:boxes.json --out mine
 # on GPUs:
 python -m edgekit.train --recipe paper --data imagenet-tfrecord:DIR \\
     --size 224 --precision mixed_float16 --data-format NCHW \\
@@ -77,7 +85,8 @@ python -m edgekit.train --from MODEL --data folder:photos --size 96 \\
         type=Path,
         metavar="MODEL",
         help="start from a trained model, a Keras artifact or .keras file, and give it a new "
-        "classifier (without MODEL: the shipped one)",
+        "classifier; detection and segmentation begin with its MobileNetV2 (without MODEL: the "
+        "shipped one)",
     )
     add(
         "--channels",

@@ -21,7 +21,10 @@ def test_the_default_is_what_the_classes_say() -> None:
 
 
 def test_named_recipes_are_what_was_published() -> None:
-    assert recipes.names() == ("small", "finetune", "paper", "seed", "slim")
+    assert recipes.names() == (
+        *("small", "deeplab", "finetune", "paper"),
+        *("seed", "slim", "ssdlite"),
+    )
     seed, paper, slim = (recipes.load(name) for name in ("seed", "paper", "slim"))
     assert (seed.recipe.optimizer, seed.recipe.steps) == ("sgd", 1_000_000)
     assert seed.expected is not None
@@ -91,7 +94,7 @@ def test_a_file_that_does_not_fit_is_refused(text: str, message: str, tmp_path: 
 
 
 def test_unknown_recipes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOptionError, match="expected one of small, finetune, paper"):
+    with pytest.raises(InvalidOptionError, match="expected one of small, deeplab, finetune, paper"):
         recipes.load("papr")
     with pytest.raises(InvalidOptionError, match="not found"):
         recipes.load(str(tmp_path / "none.toml"))

@@ -433,6 +433,8 @@ def test_a_segmenter_of_pictures_with_masks_is_trained(
         (("--task", "detection", "--recipe", "small"), "expected a recipe for it, as ssdlite"),
         (("--task", "detection", "--recipe", "deeplab"), "which is for segmentation"),
         (("--task", "detection", "--input", "stream"), "leave out --input stream"),
+        (("--task", "detection", "--data-format", "NCHW"), "expected --data-format NHWC, got NCHW"),
+        (("--task", "detection", "--channels", "3"), "channels is for fine-tuning a classifier"),
         (("--task", "detection", "--head-epochs", "2"), "head_epochs is not for detection"),
         (("--task", "detection", "--augmentation", "inception"), "expected augmentation small"),
     ],
@@ -446,3 +448,20 @@ def test_what_does_not_fit_a_task_is_one_line(
     done = edgekit("train", *words, "--out", tmp_path / "m")
     assert done.status == 2 and said in done.error, done.stderr
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "metric", "least"),
+    [
+        ("scenes_ssdlite_035", "detection", "test_map50", 80.0),
+        ("scenes_deeplab_035", "segmentation", "test_miou", 65.0),
+    ],
+)
+def test_the_shipped_networks(name: str, task: str, metric: str, least: float) -> None:
+    shipped = Artifact.load(ROOT / "exports" / name)
+    manifest = shipped.manifest
+    assert manifest.task == task and shipped.size <= 2_000_000
+    assert manifest.training is not None and manifest.training[metric] >= least
+    assert (manifest.decoding is not None) == (task == "detection")
+    rows = (shipped.path / "training.jsonl").read_text().splitlines()
+    assert len(rows) == manifest.training["recipe"]["epochs"]

@@ -1,8 +1,8 @@
 """Scenes: several items of Fashion-MNIST on one grey canvas, with boxes, classes and masks.
 
 What detection and segmentation are shown, tested and trained with where there are no pictures of
-the user's own. An item is scaled to 20 to 48 pixels and may hide up to half of another one; a few
-scenes are empty. The three parts have no item in common.
+the user's own. An item is scaled to 28 to 56 pixels and may hide up to a third of another one; a
+few scenes are empty. The three parts have no item in common.
 
 The same bytes everywhere: all numbers are integers, drawn from the raw output of PCG64, which numpy
 keeps the same in all versions.
@@ -28,9 +28,9 @@ Pixels = npt.NDArray[np.uint8]
 #: Height and width of a scene.
 SIZE = 96
 #: Heights and widths that an item is scaled to, at least and at most.
-LEAST, MOST = 20, 48
+LEAST, MOST = 28, 56
 #: Items of a scene, at most; one scene of so many is empty.
-ITEMS, ONE_EMPTY_OF = 5, 25
+ITEMS, ONE_EMPTY_OF = 4, 25
 #: Scenes of each part where nothing else is asked for.
 COUNTS: Mapping[Split, int] = {"train": 40_000, "test": 1_000, "calibration": 500}
 _SEEDS: Mapping[Split, int] = {"train": 2018, "test": 2019, "calibration": 2020}
@@ -198,7 +198,7 @@ class _Canvases:
                 where = (slice(y, y + size), slice(x, x + size))
                 below = np.bincount(owners.ravel(), minlength=len(whole))
                 below -= np.bincount(owners[where][inside], minlength=len(whole))
-                if all(2 * rest >= all_ for rest, all_ in zip(below[1:], whole[1:], strict=True)):
+                if all(3 * rest >= 2 * all_ for rest, all_ in zip(below[1:], whole[1:], strict=True)):
                     break
             else:
                 continue

@@ -74,14 +74,16 @@ def train(
     command: str = "",
     progress: Progress = SILENT,
 ) -> artifact.Artifact | None:
-    """Train MobileNetV2, or fine-tune a model, and write the averaged weights as a Keras artifact.
+    """Train a network, or fine-tune a model, and write the averaged weights as a Keras artifact.
 
     Args:
         out: Folder of the artifact; its name is the model id.
-        dataset: What :func:`edgekit.data.open_word` takes, with labels; pictures need a ``size``.
-            Default for a network of edgekit's, and for the shipped model: ``fashion_mnist``.
+        dataset: What :func:`edgekit.data.open_word` takes, with labels, boxes or masks, as the
+            preset's task needs; pictures need a ``size``. Default for a network of edgekit's, and
+            with the shipped model as ``start``: ``fashion_mnist``, ``scenes`` or ``scenes:masks``.
         preset: Recipe and network; the default is for small data, with ``start`` for fine-tuning.
-        start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken.
+        start: Model to fine-tune: a Keras artifact or ``.keras`` file; its network is taken, of
+            a detector or segmenter the layers of MobileNetV2 up to the last bottleneck.
         size: Height and width that pictures are resized to.
         prepare: Preprocessing name or file; default the preset's, or what ``start`` brings.
         channels: Channels of the input, with ``start``: 1 or 3; default that of ``start``, or 3 if
@@ -111,12 +113,15 @@ def train(
     """
     preset = preset or recipes.load(recipes.DEFAULT if start is None else recipes.FINE_TUNING)
     recipe, task = preset.recipe, preset.task
-    dataset = dataset or _WORDS.get(task) or data_word(dataset, start)
+    own = data_word(dataset, start)
+    dataset = dataset or _WORDS.get(task, own)
     outputs.check_free(out, force=force)
     checkpoints = checkpoints_of(out, checkpoints, resume=resume)
     if channels is not None and (start is None or task != "classification"):
         raise InvalidOptionError("channels is for fine-tuning a classifier; pass --from MODEL")
     arrange.check(data_format, precision)
+    if task != "classification" and data_format != "NHWC":
+        raise InvalidOptionError(f"{task}: expected --data-format NHWC, got {data_format}")
     tf = keras_format.tensorflow()
     device = "/GPU:0" if tf.config.list_physical_devices("GPU") else "/CPU:0"
     towers = towers or _towers(device, strategy, replicas)
