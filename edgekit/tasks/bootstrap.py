@@ -13,7 +13,7 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.records.results import Measurement
 
 #: Resamples, unless others are asked for.
-RESAMPLES = 1000
+RESAMPLES = 500
 INTERVAL = "bootstrap 95 %"
 
 

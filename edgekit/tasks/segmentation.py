@@ -248,19 +248,28 @@ def _taps(first: int, stop: int, start: float, extent: float, size: int) -> _Tap
 
 def _highest(
     planes: npt.NDArray[np.float32], y: _Taps, x: _Taps, number: int
-) -> npt.NDArray[np.uint16]:
+) -> npt.NDArray[np.integer[Any]]:
     """The class of the highest logit at each pixel; of equal ones the first."""
     wide = _between(planes, x, 2)
-    rows, columns = len(y[0]), len(x[0])
-    best = _between(wide[0], y, 0)
-    chosen = np.zeros((rows, columns), np.uint16)
-    for each in range(1, len(planes)):
-        plane = _between(wide[each], y, 0)
-        np.copyto(chosen, np.uint16(each), where=plane > best)
+    return _first_highest([_between(plane, y, 0) for plane in wide], number)
+
+
+def _first_highest(
+    planes: Sequence[npt.NDArray[np.float32]], number: int
+) -> npt.NDArray[np.integer[Any]]:
+    """The class of the highest of the planes at each pixel; of equal ones the first.
+
+    By whole planes: several times faster than ``numpy.argmax`` over the first axis.
+    """
+    best = planes[0].copy()
+    for plane in planes[1:]:
         np.maximum(best, plane, out=best)  # a maximum with NaN is NaN
-    if np.isnan(best).any():
-        _refuse_nan(best, number)
-    return chosen
+    _refuse_nan(best, number)
+    kind = np.uint8 if len(planes) < 256 else np.uint16
+    later = np.zeros(best.shape, kind)
+    for place, plane in enumerate(reversed(planes), 1):
+        np.maximum(later, (plane == best) * kind(place), out=later)
+    return np.asarray(len(planes) - later, kind)
 
 
 def _between(values: npt.NDArray[np.float32], taps: _Taps, axis: int) -> npt.NDArray[np.float32]:
@@ -268,7 +277,7 @@ def _between(values: npt.NDArray[np.float32], taps: _Taps, axis: int) -> npt.NDA
     low, high, part = taps
     if not part.any():  # every place is one of the output's own
         if len(low) == values.shape[axis] and (low == np.arange(len(low))).all():
-            return values.copy()
+            return values
         return np.take(values, low, axis)
     shape = [1] * values.ndim
     shape[axis] = len(part)
@@ -404,9 +413,9 @@ def chosen(sample: npt.NDArray[np.float32], layout: Layout, number: int) -> npt.
 def _chosen(sample: npt.NDArray[np.float32], layout: Layout, number: int) -> npt.NDArray[np.intp]:
     """The class of each pixel of an output, ``[h * w]``."""
     planes = layout.planes(sample)
-    _refuse_nan(planes, number)
     if not layout.chosen:
-        return np.asarray(planes.reshape(layout.classes, -1).argmax(axis=0))
+        return _first_highest(list(planes), number).astype(np.intp).ravel()
+    _refuse_nan(planes, number)
     numbers: npt.NDArray[np.intp] = np.rint(planes).astype(np.intp).ravel()
     if not 0 <= numbers.min() <= numbers.max() < layout.classes:
         raise InvalidDataError(
