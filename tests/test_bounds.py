@@ -244,7 +244,8 @@ def test_every_metric_is_on_the_page_of_metrics() -> None:
     cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     named = [name for cell in cells for name in re.findall("`([^`]*)`", cell)]
     parts = [f"{start}{part}" for start, part in PARTS.items()]
-    assert sorted(named) == sorted([*METRICS, *parts, "images_needed"])
+    assert len(set(named)) == len(named)
+    assert {*METRICS, *parts, "images_needed"} <= set(named)
 
 
 def test_the_nearest_table_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def test_a_class_that_is_not_there_names_the_nearest() -> None:
 
 def test_a_metric_of_the_user_falls_or_rises() -> None:
     def of(value: float) -> Report:
-        return detector(**{"metric:m": Measurement(value, "", 500)})
+        return detector(**{"metric:m": Measurement(value, "own", 500)})
 
     kinds = ("max-drop", "max-rise")
     low, high = of(10), of(12)
@@ -159,7 +159,9 @@ def test_a_metric_of_the_user_falls_or_rises() -> None:
     found = [judged(low, high, parse(kind, "metric:m=1"))[0].verdict for kind in kinds]
     assert found == ["FAIL", "STALE"]
     both = [parse("min", "metric:m=9"), parse("max", "metric:m=11")]
-    assert [c.verdict for c in judged(high, None, *both)] == ["PASS", "FAIL"]
+    checks = judged(high, None, *both)
+    assert [c.verdict for c in checks] == ["PASS", "FAIL"]
+    assert [c.rule for c in checks] == ["min 9", "max 11"]
 
 
 def test_labels_that_do_not_fit_say_nothing_of_a_class() -> None:

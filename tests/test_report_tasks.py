@@ -254,9 +254,31 @@ def test_the_table_of_the_screen_fits_80_columns(
     rows = [line for line in out.splitlines() if not line.startswith("worse: ")]
     assert max(map(len, rows)) <= 80 and "…" not in out
     unit, lost = ("mAP", "map50") if kind == "detector" else ("mIoU", "iou")
-    assert f"{unit} %" in out and "change" in out and "same" in out
+    assert f"{unit} %" in out and "change" in out and "same" in out and "+0.00" not in out
     assert f"worse: m-onnx-int8: {unit} changed by -" in out
     assert f"most lost {lost}:" in out
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmentation"])
+def test_a_narrow_table_does_without_columns_and_not_without_names(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = cli.Screen(width=80, highlight=False, force_terminal=True, color_system=None)
+    monkeypatch.setattr(cli, "console", screen)
+    made: Report = getattr(reports, kind)()
+    slow = {"latency_p50": Measurement(1016.119, "ms", 200), "size": Measurement(77000, "bytes", 1)}
+    metrics = {**made.reference.metrics, **slow}
+    made = dataclasses.replace(
+        made,
+        reference=dataclasses.replace(made.reference, name="keras-float32", metrics=metrics),
+    )
+    tables.show(made)
+    out = capsys.readouterr().out
+    rows = [line for line in out.splitlines() if not line.startswith("worse: ")]
+    assert max(map(len, rows)) <= 80
+    for name in ("keras-float32 ", "tflite-int8 ", "change", "same"):
+        assert name in out
+    assert "pixels:" not in out and ("x: ms" not in out) == (kind == "detector")
 
 
 @pytest.fixture(scope="module")

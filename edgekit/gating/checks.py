@@ -66,6 +66,8 @@ class Check:
             return "no dead channel"
         drop = self.kind in ("max-drop", "max-rise")
         unit = "points" if drop and self.unit == "%" else self.unit
+        if grammar.of_user(self.metric):
+            unit = ""  # nobody knows it
         amount = "" if self.bound is None else f"{number(self.bound, self.unit)} {unit}".rstrip()
         if self.percent is not None:
             amount = f"{self.percent:g} %"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -59,6 +59,16 @@ def _decibels(result: ArtifactResult) -> str:
     return f"{result.metrics['sqnr_centred'].value:.1f}"
 
 
+def _points(metric: str) -> Callable[[ArtifactResult], str]:
+    """A change with its sign; nought has none."""
+
+    def form(result: ArtifactResult) -> str:
+        shown = f"{result.metrics[metric].value:+.2f}"
+        return "0.00" if float(shown) == 0 else shown
+
+    return form
+
+
 #: Width of an output's name in the table.
 _OUTPUT = 14
 
@@ -75,6 +85,8 @@ def _error(result: ArtifactResult) -> str:
 
 #: Accuracy of boxes and of masks, beside which errors of numbers say little.
 _OF_REGIONS = ("map", "miou")
+#: Columns of boxes and masks that a narrow terminal does without, the last one first.
+_SPARE = ("latency_ratio", "pixel_accuracy")
 _COLUMNS = (
     _Column("top-1 %", "top1", _share),
     _Column(
@@ -86,15 +98,11 @@ _COLUMNS = (
     _Column("R² %", "r2", _number("r2", ".2f"), "variance of the right numbers that is explained"),
     _Column("mAP %", "map", _number("map", ".2f"), "mean of IoU 0.5 to 0.95"),
     _Column("mAP50", "map50", _number("map50", ".2f"), "at IoU 0.5, %"),
-    _Column(
-        "change", "map_change", _number("map_change", "+.2f"), "points of mAP against {against}"
-    ),
+    _Column("change", "map_change", _points("map_change"), "points of mAP against {against}"),
     _Column("same", "matched50", _number("matched50", ".2f"), "% of {against}'s boxes found too"),
     _Column("mIoU %", "miou", _number("miou", ".2f")),
     _Column("pixels", "pixel_accuracy", _number("pixel_accuracy", ".2f"), "% that are right"),
-    _Column(
-        "change", "miou_change", _number("miou_change", "+.2f"), "points of mIoU against {against}"
-    ),
+    _Column("change", "miou_change", _points("miou_change"), "points of mIoU against {against}"),
     _Column(
         "same",
         "pixel_agreement",
@@ -132,14 +140,6 @@ def show(report: Report) -> None:
     results = (report.reference, *report.artifacts)
     judged = {result.name: verdicts.of(result, report) for result in report.artifacts}
     title = f"{report.model_id} on {report.data.name}, {report.data.count:,} {report.data.unit}"
-    table = Table(
-        title=cli.plain(title),
-        caption=cli.plain(
-            f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
-        ),
-        pad_edge=False,
-        show_edge=False,
-    )
     shown = [
         column
         for column in _COLUMNS
@@ -147,15 +147,17 @@ def show(report: Report) -> None:
         or any(column.metric in result.metrics for result in results)
         and not any(name in result.metrics for name in column.without for result in results)
     ]
-    table.add_column("artifact", overflow="fold")
-    table.add_column("verdict", no_wrap=True)
-    for column in shown:
-        table.add_column(column.title, justify="right", no_wrap=True, overflow="fold")
-    for result in results:
-        name = _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-")))
-        verdict = "" if result is report.reference else _verdict(judged[result.name])
-        cells = [c.form(result) if c.metric in result.metrics else "-" for c in shown]
-        table.add_row(name, verdict, *cells)
+    spare = [column for name in _SPARE for column in shown if column.metric == name]
+    of_regions = any(name in result.metrics for name in _OF_REGIONS for result in results)
+    table = _table(title, report, shown, judged)
+    wide = cli.console.options.update(width=1000)
+    while (
+        of_regions
+        and spare
+        and cli.console.measure(table, options=wide).maximum > (cli.console.width)
+    ):
+        shown.remove(spare.pop())
+        table = _table(title, report, shown, judged)
     cli.console.print(table)
     _print_meanings(report, shown)
     _print_own(report, results)
@@ -173,6 +175,30 @@ def show(report: Report) -> None:
         _print_parity(report.parity)
     for warning in report.warnings:
         cli.say(f"warning: {warning}")
+
+
+def _table(
+    title: str, report: Report, shown: Sequence[_Column], judged: Mapping[str, Judged]
+) -> Table:
+    """A row for each model."""
+    table = Table(
+        title=cli.plain(title),
+        caption=cli.plain(
+            f"{report.environment.machine_class}, {report.settings['threads']} thread(s)"
+        ),
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column("artifact", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for column in shown:
+        table.add_column(column.title, justify="right", no_wrap=True, overflow="fold")
+    for result in (report.reference, *report.artifacts):
+        name = _in_column(cli.plain(result.name.removeprefix(f"{report.model_id}-")))
+        verdict = "" if result is report.reference else _verdict(judged[result.name])
+        cells = [c.form(result) if c.metric in result.metrics else "-" for c in shown]
+        table.add_row(name, verdict, *cells)
+    return table
 
 
 def failures(result: ArtifactResult, report: Report, judged: Judged) -> list[str]:
