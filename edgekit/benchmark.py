@@ -21,7 +21,7 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import gpu_suite
 from edgekit.evaluation.benchmark import Benchmark, FloatIsland, benchmark
 from edgekit.records import signature as signatures
-from edgekit.runtimes import RUNTIMES, model_file
+from edgekit.runtimes import RUNTIMES, model_file, places
 
 __all__ = ["benchmark", "main", "parser"]
 
@@ -114,6 +114,7 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
         choices=sorted(RUNTIMES.values()),
         help="runtime to measure (default: that of the artifact's format)",
     )
+    add("--on", metavar="PLACE", help=f"where it runs: {', '.join(places.KINDS)} (default: here)")
     add("--threads", type=words.positive_int, default=1, help="threads of the runtime (default: 1)")
     add("--batch", type=words.positive_int, help="images per run (default: 1)")
     add("--seconds", type=float, help="how long to measure (default: 5)")
@@ -150,6 +151,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         raise InvalidOptionError(
             f"{options.artifact} has its own preprocessing; give --preprocessing only with a file"
         )
+    place = places.HERE if options.on is None else places.parse(options.on)
+    place.check_times()
     named = options.preprocessing
     prepare = None if named is None else signatures.preprocessing(named)
     measured = benchmark(
@@ -158,13 +161,14 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         threads=options.threads,
         batch=options.batch or 1,
         seconds=5.0 if options.seconds is None else options.seconds,
+        place=place,
     )
     _print(measured)
     return 0, measured
 
 
 def _act_suite(options: argparse.Namespace) -> cli.Outcome:
-    for name in ("runtime", "batch", "seconds"):
+    for name in ("runtime", "batch", "seconds", "on"):
         if getattr(options, name) is not None:
             raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
     if options.record is not None:

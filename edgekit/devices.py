@@ -72,9 +72,7 @@ def _sub_parser(*, prog: str, **options: Any) -> cli.Parser:
         "list": "python -m edgekit.devices list",
         "install": f"python -m edgekit.devices install {qemu.WORD}",
     }
-    return cli.Parser(
-        verb, description=options["description"], examples=examples[verb.split()[-1]]
-    )
+    return cli.Parser(verb, description=options["description"], examples=examples[verb.split()[-1]])
 
 
 def _show(places: Sequence[At]) -> None:
@@ -83,7 +81,8 @@ def _show(places: Sequence[At]) -> None:
         table.add_column(column, no_wrap=column != "at hand")
     for each in places:
         said = "\n".join(each.facts) if each.ready else f"no: {each.missing}"
-        table.add_row(cli.plain(each.place), "yes" if each.times else "no", escape(visible_lines(said)))
+        times = "yes" if each.times else "no"
+        table.add_row(cli.plain(each.place), times, escape(visible_lines(said)))
     cli.console.print(table)
 
 

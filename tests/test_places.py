@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,15 @@ from edgekit.base.errors import (
     InvalidOptionError,
     ProcessDiedError,
 )
+from edgekit.compare import Options, compare
+from edgekit.evaluation import machines
+from edgekit.evaluation.benchmark import benchmark
+from edgekit.gate import gate
+from edgekit.records.artifact import Artifact
 from edgekit.runtimes import channel, places, qemu
 from edgekit.runtimes.channel import FrameError
 from edgekit.runtimes.places import KINDS, Kind, Launch, PlaceSpec
-from edgekit.runtimes.worker import Job, Worker
+from edgekit.runtimes.worker import Worker
 
 
 @dataclass(frozen=True)
@@ -233,7 +238,9 @@ def test_the_device_end_imports_no_framework() -> None:
         "import sys, edgekit.runtimes.device\n"
         "print(sorted({name.partition('.')[0] for name in sys.modules}))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     for package in ("tensorflow", "tf_keras", "onnx", "rich", "scipy", "jinja2", "flatbuffers"):
         assert f"'{package}'" not in done.stdout, package
 
@@ -313,9 +320,12 @@ sys.exit(device.main())
             r"^tflite-int8: \\x1b\]0;owned\\x07x+…x+$",
         ),
         ("if not arrays: said['value']['loaded']['load_ms'] = 'x'", "expected a number"),
-        ("if not arrays: said['value']['loaded']['signature']['inputs'][0]['dtype'] = 'object'", "hold one of"),
+        (
+            "if not arrays: said['value']['loaded']['signature']['inputs'][0]['dtype'] = 'object'",
+            "hold one of",
+        ),
         ("if not arrays: said['value'] = None", "expected an object"),
-        ("if not arrays: arrays = [np.zeros(1 << 20)]", "expected up to 1048576 bytes of JSON and 0"),
+        ("if not arrays: arrays = [np.zeros(1 << 20)]", "expected up to 1048576 bytes of JSON"),
     ],
 )  # fmt: skip
 def test_hostile_devices(
@@ -373,9 +383,100 @@ def test_the_device_end_refuses_another_version_and_paths(artifacts: dict[str, P
     assert "names of files without folders" in asked(lambda o: o.update(model="/etc/x"))
 
 
+# In a comparison
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place whose device end is a process of this machine, and whose times mean nothing."""
+    monkeypatch.setitem(
+        KINDS, "loop", Kind("loop", "an imitation", times=False, launch=lambda _: Local().launch())
+    )
+    return "loop"
+
+
+def test_a_comparison_at_two_places(loop: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
+    paths = [artifacts["tflite-int8"], artifacts["onnx-int8"]]
+    options = Options(limit=60, rounds=1, shard=20, parity=True, work=tmp_path, on=("here", loop))
+    report = compare(paths, options)
+    rows = {result.name: result for result in report.artifacts}
+    assert list(rows) == [
+        "tflite-int8", "tflite-int8 on loop", "onnx-int8", "onnx-int8 on loop"
+    ]  # fmt: skip
+    for name in ("tflite-int8", "onnx-int8"):
+        here, there = rows[name], rows[f"{name} on loop"]
+        assert not here.places and here.latency_ms
+        (place,) = there.places
+        assert (place.host, place.shards, place.versions["wire"]) == ("loop", 3, "1")
+        assert there.runtime.emulated and not there.latency_ms
+        assert there.correct == here.correct and there.fidelity == here.fidelity
+        times = {"latency_p50", "load_time", "peak_memory", "latency_ratio", "energy"}
+        assert not times & set(there.metrics)
+    assert report.parity is not None
+    pairs = {(pair.left, pair.right): pair for pair in report.parity.pairs}
+    assert len(pairs) == 6
+    for runtime in ("XNNPACK", "onnxruntime"):
+        same = pairs[runtime, f"{runtime} on loop"]
+        assert same.mean_lsb.value == 0 and same.agreement.value == 100
+    assert ("XNNPACK on loop", "onnxruntime on loop") in pairs
+    # all shards of both places are there, and of no other
+    assert compare(paths, options).settings["shards_resumed"] == 18
+    assert compare(paths, replace(options, on=(), parity=False)).settings["shards_resumed"] == 9
+
+
+def test_the_gate_refuses_times_of_a_place(loop: str, artifacts: dict[str, Path]) -> None:
+    report = compare([artifacts["tflite-int8"]], Options(limit=30, rounds=0, on=(loop,)))
+    for metric in ("latency_p50", "peak_memory", "load_time"):
+        (check,) = gate(report, maximum={metric: 1e9})
+        assert check.verdict == "REFUSED"
+        assert check.reason.startswith(f"tflite-int8 on loop ran on loop, where {metric} means no")
+    (check,) = gate(report, maximum={"size": 1e9})
+    assert check.verdict == "PASS"
+
+
+def test_places_of_a_comparison_that_cannot_be(loop: str, artifacts: dict[str, Path]) -> None:
+    with pytest.raises(InvalidOptionError, match="--on says where deployables run, and so does"):
+        Options(on=(loop,), cluster="tcp://nowhere:1")
+    with pytest.raises(InvalidOptionError, match="tflm runs tflite files, onnx-int8 is onnx"):
+        compare([artifacts["onnx-int8"]], Options(limit=10, on=("tflm",)))
+    with pytest.raises(InvalidOptionError, match="loop is an imitation: its times and its memory"):
+        benchmark(Artifact.load(artifacts["onnx-int8"]), place=places.parse(loop))
+
+
+def test_the_verbs_say_it_in_one_line(edgekit: Any, artifacts: dict[str, Path]) -> None:
+    done = edgekit("benchmark", artifacts["onnx-int8"], "--on", "qemu:arm64")
+    assert done.status == 2 and "its times and its memory are not those of a device" in done.error
+    done = edgekit("compare", artifacts["onnx-int8"], "--on", "qemu:arm46")
+    assert done.status == 2 and "did you mean 'qemu:arm64'" in done.error
+
+
+def test_what_is_at_hand(tmp_path: Path) -> None:
+    here, *others = machines.at_hand()
+    assert here.ready and here.place == "here" and here.times
+    assert [each.place for each in others] == [name for name in KINDS if name != "here"]
+    assert all(each.ready or "install" in each.missing for each in others)
+
+
+@pytest.mark.parametrize(
+    ("governor", "known", "said"),
+    [
+        ("performance", "performance powersave", "governor: performance; the clock is fixed"),
+        ("schedutil", "schedutil", "governor: schedutil; the clock cannot be fixed"),
+        ("powersave", "performance powersave", "fix the clock with the governor performance"),
+        (None, "", "governor: cannot be read"),
+    ],
+)
+def test_whether_the_clock_can_be_fixed(
+    governor: str | None, known: str, said: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sys/devices/system/cpu/cpu0/cpufreq"
+    folder.mkdir(parents=True)
+    if governor is not None:
+        (folder / "scaling_governor").write_text(f"{governor}\n")
+        (folder / "scaling_available_governors").write_text(f"{known}\n")
+    assert any(said in fact for fact in machines.this_machine(tmp_path))
+
+
 def test_every_kind_says_what_it_needs() -> None:
     for kind in KINDS.values():
         assert kind.about and (kind.needs or kind.head == "here")
-
-
-assert Job  # what the helper of test_runtimes makes

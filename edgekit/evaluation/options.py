@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,9 @@ class Options:
         trust: Let code inside of the float model run, as ``export --trust`` does.
         preprocessing: How the inputs of files are made, name or JSON file; default as those of the
             artifacts beside them, or of the reference.
+        on: Where deployables run, ``PLACE`` for all or ``ARTIFACT=PLACE`` for one, as
+            :func:`edgekit.runtimes.places.assigned` reads them; default this machine. With several
+            places each of them gets a row.
         task: What the outputs are; default what manifests, labels or outputs say.
         allow_chance: Go on where the float model is no better than chance, without a verdict on
             accuracy.
@@ -82,6 +85,7 @@ class Options:
     resources: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
     preprocessing: str | None = None
+    on: Sequence[str] = ()
     task: Task | None = None
     allow_chance: bool = False
     command: str = ""
@@ -94,6 +98,10 @@ class Options:
         if self.cluster and self.parity:
             raise InvalidOptionError(
                 "--parity is about one machine's kernels; leave it out or leave out --cluster"
+            )
+        if self.cluster and self.on:
+            raise InvalidOptionError(
+                "--on says where deployables run, and so does --cluster; leave one of them out"
             )
 
     @property

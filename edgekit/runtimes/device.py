@@ -17,7 +17,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from edgekit.base import errors, schema
@@ -62,7 +61,9 @@ class Order:
     @classmethod
     def of(cls, job: Job, files: tuple[str, ...]) -> Order:
         """The order of a job."""
-        own = {each.name: getattr(job, each.name) for each in fields(cls) if hasattr(job, each.name)}
+        own = {
+            each.name: getattr(job, each.name) for each in fields(cls) if hasattr(job, each.name)
+        }
         shapes = None if job.shapes is None else dict(job.shapes)
         return cls(
             **{**own, "model": job.model.name, "shapes": shapes, "options": dict(job.options)},
@@ -71,7 +72,9 @@ class Order:
 
     def job(self, folder: Path) -> Job:
         """The job, with the model in a folder of this machine."""
-        own = {name: value for name, value in vars(self).items() if name not in ("files", "version")}
+        own = {
+            name: value for name, value in vars(self).items() if name not in ("files", "version")
+        }
         return Job(**{**own, "model": folder / self.model})
 
 
@@ -125,9 +128,7 @@ def _load(request: Frame) -> tuple[Any, Job, Hello]:
         job = order.job(Path(folder))
         runner, loaded = worker.opened(job)
     machine = environment.describe()
-    place = Place(
-        socket.gethostname(), "", machine.machine_class, machine.isa, machine.versions
-    )
+    place = Place(socket.gethostname(), "", machine.machine_class, machine.isa, machine.versions)
     return runner, job, Hello(loaded, place)
 
 

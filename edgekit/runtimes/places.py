@@ -12,54 +12,11 @@ not, none are measured, and the gate refuses bounds on them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgekit.base import words
 from edgekit.base.errors import InvalidOptionError
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of place.
-
-    Attributes:
-        head: The word without options.
-        about: What it is, for people.
-        needs: What has to be there; empty for nothing.
-        times: Whether times and memory there are those of a device.
-        options: What may follow ``#``, as ``key=value``.
-        formats: Formats of model files that it runs.
-    """
-
-    head: str
-    about: str
-    needs: str = ""
-    times: bool = True
-    options: tuple[str, ...] = ()
-    formats: tuple[str, ...] = ("tflite", "onnx")
-
-
-KINDS: dict[str, Kind] = {
-    kind.head: kind
-    for kind in (
-        Kind("here", "this machine", formats=("tflite", "onnx", "keras", "saved_model")),
-        Kind(
-            "qemu:arm64",
-            "a 64-bit ARM CPU imitated by qemu",
-            "qemu-user-static, and edgekit.devices install qemu:arm64",
-            times=False,
-            options=("cpu",),
-        ),
-        Kind(
-            "tflm",
-            "the kernels of TensorFlow Lite Micro",
-            "pip install 'edgekit[micro]'",
-            times=False,
-            formats=("tflite",),
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -75,6 +32,77 @@ class Launch:
     command: tuple[str, ...]
     environment: Mapping[str, str]
     versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def _qemu_options(word: str, options: Mapping[str, str]) -> dict[str, str]:
+    from edgekit.runtimes import qemu
+
+    cpu = options.get("cpu", qemu.DEFAULT)
+    words.one_of("cpu", cpu, tuple(qemu.CPUS))
+    return {"cpu": cpu}
+
+
+def _qemu_launch(options: Mapping[str, str]) -> Launch:
+    from edgekit.runtimes import qemu
+
+    return qemu.launch(options["cpu"])
+
+
+def _none(word: str, options: Mapping[str, str]) -> dict[str, str]:
+    return dict(options)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of place.
+
+    Attributes:
+        head: The word without options.
+        about: What it is, for people.
+        needs: What has to be there; empty for nothing.
+        times: Whether times and memory there are those of a device.
+        options: What may follow ``#``, as ``key=value``.
+        read: Checks the values of options of a word, and gives them with defaults.
+        formats: Formats of model files that it runs.
+        launch: How its device end is started; None where this machine's own runtimes run it.
+        device: What runs it on this machine, as :func:`edgekit.runtimes.open_runner` takes it; None
+            for what a job says.
+    """
+
+    head: str
+    about: str
+    needs: str = ""
+    times: bool = True
+    options: tuple[str, ...] = ()
+    read: Callable[[str, Mapping[str, str]], dict[str, str]] = _none
+    formats: tuple[str, ...] = ("tflite", "onnx")
+    launch: Callable[[Mapping[str, str]], Launch] | None = None
+    device: str | None = None
+
+
+KINDS: dict[str, Kind] = {
+    kind.head: kind
+    for kind in (
+        Kind("here", "this machine", formats=("tflite", "onnx", "keras", "saved_model")),
+        Kind(
+            "qemu:arm64",
+            "a 64-bit ARM CPU imitated by qemu",
+            "qemu-user-static, and edgekit.devices install qemu:arm64",
+            times=False,
+            options=("cpu",),
+            read=_qemu_options,
+            launch=_qemu_launch,
+        ),
+        Kind(
+            "tflm",
+            "the kernels of TensorFlow Lite Micro",
+            "pip install 'edgekit[micro]'",
+            times=False,
+            formats=("tflite",),
+            device="tflm",
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +122,12 @@ class PlaceSpec:
     @property
     def is_here(self) -> bool:
         """Whether a process of this machine runs it, through a runtime that is installed here."""
-        return self.kind.head in ("here", "tflm")
+        return self.kind.launch is None
+
+    @property
+    def device(self) -> str | None:
+        """As :attr:`Kind.device`."""
+        return self.kind.device
 
     def check_times(self) -> None:
         """Refuse to measure what means nothing.
@@ -125,9 +158,8 @@ class PlaceSpec:
         Raises:
             InvalidOptionError: If that is not there; says how to get it.
         """
-        from edgekit.runtimes import qemu
-
-        return qemu.launch(self.options["cpu"])
+        assert self.kind.launch is not None  # a worker here starts no device end
+        return self.kind.launch(self.options)
 
 
 def parse(word: str) -> PlaceSpec:
@@ -145,11 +177,7 @@ def parse(word: str) -> PlaceSpec:
     if not kind.options and options:
         raise InvalidOptionError(f"{head} takes no options, got {word!r}")
     words.refuse_unknown(word, options, kind.options)
-    if head == "qemu:arm64":
-        from edgekit.runtimes import qemu
-
-        options = {"cpu": options.get("cpu", qemu.DEFAULT)}
-        words.one_of("cpu", options["cpu"], tuple(qemu.CPUS))
+    options = kind.read(word, options)
     return PlaceSpec(words.join(head, **options), kind, options)
 
 

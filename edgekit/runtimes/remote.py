@@ -100,6 +100,7 @@ class RemoteEnd:
 
     def poll(self, seconds: float) -> bool:
         """Whether it says something within this time, be it that it ended."""
+        assert self._process.stdout is not None
         return bool(select.select([self._process.stdout], [], [], seconds)[0])
 
     def send(self, command: str, *arguments: Any) -> None:
@@ -123,7 +124,7 @@ class RemoteEnd:
             if command == "outputs":
                 (values,) = self._reply(arrays=1).arrays
                 return self._checked(values, count)
-            value = self._reply(arrays=0).said.get("value")
+            value: Any = self._reply(arrays=0).said.get("value")
             if command == "load":
                 return self._hello(value)
             if command == "latencies":
@@ -250,9 +251,10 @@ class RemoteEnd:
             self._process.wait(5)
         self._listener.join(1)
         said = visible(last_words(self._stderr.decode(errors="replace")))
+        how = ending(self._process.poll())
         error = ProcessDiedError(
-            f"{self._job.name}: the process at {self._place.word} {ending(self._process.poll())}; out "
-            f"of memory, or a crash there{f'; its last words: {said}' if said else ''}"
+            f"{self._job.name}: the process at {self._place.word} {how}; out of memory, or a crash "
+            f"there{f'; its last words: {said}' if said else ''}"
         )
         error.detail = self._detail()
         return error

@@ -45,7 +45,7 @@ from edgekit.records.artifact import Artifact
 from edgekit.records.results import Place, Runtime
 from edgekit.records.signature import Preprocessing, Shapes, Signature, TensorSpec
 from edgekit.runtimes import Runner, open_runner
-from edgekit.runtimes.places import HERE, PlaceSpec
+from edgekit.runtimes.places import HERE, PlaceSpec, named
 
 #: What the stderr of a worker starts with, once it has begun.
 _BEGUN = b"\0begun\0"
@@ -101,6 +101,16 @@ class Job:
             batch,
             turned=() if source is None else source.turned(manifest.signature, manifest.format),
         )
+
+    def at(self, place: PlaceSpec) -> Job:
+        """The same job at a place, which its name says.
+
+        Raises:
+            InvalidOptionError: If the place does not run files of this format.
+        """
+        place.check_format(self.name, self.format)
+        job = replace(self, name=named(self.name, place), place=place)
+        return job if place.device is None else replace(job, device=place.device)
 
 
 @dataclass(frozen=True)
