@@ -65,6 +65,7 @@ class RemoteEnd:
         self._number = 0
         self._asked = ("load", 0)
         self._stderr = b""
+        self._loader: threading.Thread | None = None
         try:
             self._process = subprocess.Popen(
                 list(self._launch.command),
@@ -134,6 +135,9 @@ class RemoteEnd:
     def close(self) -> None:
         """End the process; it has a moment to leave by itself."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        if self._loader is not None and self._loader.is_alive():  # it reads no more of the model
+            self._process.kill()
+            self._loader.join()
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
@@ -150,7 +154,10 @@ class RemoteEnd:
             paths += onnx.beside(self._job.model)
         order = device.Order.of(self._job, tuple(path.name for path in paths))
         contents = tuple(np.frombuffer(path.read_bytes(), np.uint8) for path in paths)
-        self._send("load", {"job": schema.to_json(order)}, contents)
+        request = self._request("load", {"job": schema.to_json(order)}, contents)
+        # A device end takes seconds to begin to read; who starts several does not wait for each.
+        self._loader = threading.Thread(target=self._write_all, args=(request,), daemon=True)
+        self._loader.start()
 
     def _hello(self, value: Any) -> Loaded:
         """What the device says once it has loaded the model."""
@@ -183,18 +190,22 @@ class RemoteEnd:
     def _send(
         self, command: str, said: dict[str, Any], arrays: tuple[npt.NDArray[Any], ...]
     ) -> None:
-        assert self._process.stdin is not None
+        self._write_all(self._request(command, said, arrays))
+
+    def _request(
+        self, command: str, said: dict[str, Any], arrays: tuple[npt.NDArray[Any], ...]
+    ) -> list[bytes]:
         self._number += 1
-        try:
-            for piece in channel.packed(
-                {"number": self._number, "command": command, **said}, arrays
-            ):
+        return channel.packed({"number": self._number, "command": command, **said}, arrays)
+
+    def _write_all(self, pieces: list[bytes]) -> None:
+        """Write a request. A device that is gone is seen when its reply is read."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            for piece in pieces:
                 view = memoryview(piece)
                 while view:
                     view = view[os.write(self._process.stdin.fileno(), view) :]
-        except BrokenPipeError:
-            if not self.poll(0):  # nothing is left that says why
-                raise self._death() from None
 
     def _reply(self, *, arrays: int) -> Frame:
         """The reply to the last request."""
