@@ -25,6 +25,7 @@ from edgekit.compare import Options, compare
 from edgekit.evaluation import machines
 from edgekit.evaluation.benchmark import benchmark
 from edgekit.gate import gate
+from edgekit.gating.bounds import Bound
 from edgekit.records.artifact import Artifact
 from edgekit.runtimes import channel, places, qemu
 from edgekit.runtimes.channel import FrameError
@@ -39,6 +40,7 @@ class Local(PlaceSpec):
     word: str = "local"
     kind: Kind = field(default_factory=lambda: Kind("local", "a process of this machine"))
     command: tuple[str, ...] = (sys.executable, "-m", "edgekit.runtimes.device")
+    is_here = False
 
     def launch(self) -> Launch:
         return Launch(self.command, dict(os.environ), {"wire": "1"})
@@ -427,10 +429,10 @@ def test_a_comparison_at_two_places(loop: str, artifacts: dict[str, Path], tmp_p
 def test_the_gate_refuses_times_of_a_place(loop: str, artifacts: dict[str, Path]) -> None:
     report = compare([artifacts["tflite-int8"]], Options(limit=30, rounds=0, on=(loop,)))
     for metric in ("latency_p50", "peak_memory", "load_time"):
-        (check,) = gate(report, maximum={metric: 1e9})
+        (check,) = gate(report, bounds=[Bound("max", metric, 1e9)])
         assert check.verdict == "REFUSED"
         assert check.reason.startswith(f"tflite-int8 on loop ran on loop, where {metric} means no")
-    (check,) = gate(report, maximum={"size": 1e9})
+    (check,) = gate(report, bounds=[Bound("max", "size", 1e9)])
     assert check.verdict == "PASS"
 
 

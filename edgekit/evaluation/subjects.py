@@ -359,4 +359,4 @@ def subject_of(artifact: Artifact, threads: int, place: PlaceSpec = HERE) -> Sub
 def cannot_saturate(artifact: Artifact) -> bool:
     """Whether an artifact was made for a device whose numbers are exact on every CPU."""
     profile = PROFILES.get(artifact.manifest.device)
-    return profile is not None and profile.cannot_saturate
+    return profile is not None and profile.cannot_saturate(artifact.manifest.precision)
