@@ -26,7 +26,7 @@ from edgekit.base.errors import InvalidOptionError
 from edgekit.evaluation import gpu_suite, micro
 from edgekit.evaluation.benchmark import Benchmark, FloatIsland, benchmark
 from edgekit.records import signature as signatures
-from edgekit.runtimes import RUNTIMES, model_file, tflm, vela
+from edgekit.runtimes import RUNTIMES, model_file, places, tflm, vela
 
 __all__ = ["benchmark", "main", "parser"]
 
@@ -160,6 +160,7 @@ python -m edgekit.benchmark --suite gpu --device cpu  # a trial without a GPU
         metavar="NAME",
         help="with --runtime tflm: what Vela estimates for this NPU, as ethos-u55-128",
     )
+    add("--on", metavar="PLACE", help=f"where it runs: {', '.join(places.KINDS)} (default: here)")
     add("--threads", type=words.positive_int, help="threads of the runtime (default: 1)")
     add("--batch", type=words.positive_int, help="images per run (default: 1)")
     add("--seconds", type=float, help="how long to measure (default: 5)")
@@ -198,6 +199,8 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         )
     if options.npu is not None and options.runtime != tflm.NAME:
         raise InvalidOptionError(f"--npu {options.npu} is for --runtime {tflm.NAME}")
+    place = places.HERE if options.on is None else places.parse(options.on)
+    place.check_times()
     named = options.preprocessing
     prepare = None if named is None else signatures.preprocessing(named)
     if options.runtime == tflm.NAME:
@@ -216,13 +219,14 @@ def _act(options: argparse.Namespace) -> cli.Outcome:
         threads=options.threads or 1,
         batch=options.batch or 1,
         seconds=5.0 if options.seconds is None else options.seconds,
+        place=place,
     )
     _print(measured)
     return 0, measured
 
 
 def _act_suite(options: argparse.Namespace) -> cli.Outcome:
-    for name in ("runtime", "npu", "batch", "seconds"):
+    for name in ("runtime", "npu", "batch", "seconds", "on"):
         if getattr(options, name) is not None:
             raise InvalidOptionError(f"--suite gpu takes no --{name}; its cases are fixed")
     if options.record is not None:

@@ -33,6 +33,7 @@ from edgekit.evaluation import fleet, functions, shards, verdicts
 from edgekit.evaluation.comparison import compare
 from edgekit.evaluation.options import DEFAULT_POWER, PICTURES, SAMPLES, Options
 from edgekit.reporting import layer_table, tables
+from edgekit.runtimes import places
 from edgekit.runtimes import spec as runners
 from edgekit.sources import float_model
 from edgekit.tasks import kind as tasks
@@ -70,6 +71,7 @@ python -m edgekit.compare build/mine --reference gpu.rec  # anywhere
 python -m edgekit.compare build/mine --reference emulated:float16
 python -m edgekit.compare mine.keras exports/mine-onnx-int8 --layers \\
     --bisect 30dB
+python -m edgekit.compare build/mine --on here --on qemu:arm64
 python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
     --resources mine=device:pi5
 """,
@@ -138,6 +140,14 @@ python -m edgekit.compare build/mine --cluster tcp://10.0.0.2:8786 \\
         metavar="ARTIFACT=RESOURCE",
         help="with --cluster: the worker resource that an artifact needs, as device:pi5; any for "
         "any worker, local for this machine; repeatable",
+    )
+    add(
+        "--on",
+        action="append",
+        default=[],
+        metavar="[ARTIFACT=]PLACE",
+        help=f"where artifacts run: {', '.join(places.KINDS)} (default: here); repeatable, each "
+        f"place gets rows of its own; edgekit.devices list says what each needs",
     )
     add(
         "--parity",

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit.base.errors import EdgekitError, FidelityError
 from edgekit.compare import Options, compare
-from edgekit.evaluation import parity
+from edgekit.evaluation import parity, subjects
 from edgekit.graph import litert, onnx
 from edgekit.graph.flatbuffer import Graph
 from edgekit.quantization import saturation
@@ -404,7 +404,9 @@ def _dense(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("device, bound", [("generic", True), ("x86-vnni", False)])
+@pytest.mark.parametrize(
+    "device, bound", [("generic", True), ("x86-vnni", False), ("arm64", False)]
+)
 def test_products_of_integers_cannot_saturate_where_the_device_could(
     tmp_path: Path, device: str, bound: bool
 ) -> None:
@@ -425,6 +427,7 @@ def test_products_of_integers_cannot_saturate_where_the_device_could(
     assert (largest <= saturation.LIMIT) == bound
     assert (files[1].manifest.quantization.saturating == {}) is False
     assert files[1].manifest.execution.floats == ()
+    assert subjects.cannot_saturate(files[1]) == bound
     x = _drawn(7, 1, 7, 32)
     (exact,) = onnx.session(path).run(None, {"x": x})
     # a file for VNNI may saturate where there is none
@@ -440,7 +443,7 @@ def test_a_device_whose_kernels_were_not_tried_is_refused(small: Path, tmp_path:
             target="onnx",
             precision="int8-dynamic",
             preprocessing="unit",
-            device="arm64",
+            device="tensorrt",
             out=tmp_path / "out",
         )
 

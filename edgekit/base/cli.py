@@ -62,6 +62,7 @@ VERBS: dict[str, str] = {
     "compare": "measure accuracy, agreement and latency against the float model; write a report",
     "parity": "prove that a TFLite and an ONNX int8 file hold the same numbers",
     "benchmark": "measure latency, memory and operators of one artifact on one runtime",
+    "devices": "list the places where deployables can run; install what a place needs",
     "gate": "judge a report against a baseline; exit status 1 on a regression",
     "report": "turn a report into one self-contained HTML page",
     "sign": "sign artifacts, reports and baselines with a key; verify signatures",

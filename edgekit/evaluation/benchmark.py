@@ -16,6 +16,7 @@ from edgekit.records.artifact import Artifact
 from edgekit.records.results import Conditions, Environment, Measurement, Runtime
 from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes import RUNTIMES
+from edgekit.runtimes.places import HERE, PlaceSpec
 from edgekit.runtimes.worker import Job, Worker
 
 WARM_UP = 10
@@ -89,6 +90,7 @@ def benchmark(
     threads: int = 1,
     batch: int = 1,
     seconds: float = 5.0,
+    place: PlaceSpec = HERE,
 ) -> Benchmark:
     """Measure one artifact.
 
@@ -98,11 +100,14 @@ def benchmark(
         threads: Threads inside an operator.
         batch: Images a run.
         seconds: How long to sample latency.
+        place: Where it runs.
 
     Raises:
-        InvalidOptionError: If the runtime does not run this format.
+        InvalidOptionError: If the runtime does not run this format, or times at the place mean
+            nothing.
         EdgekitError: If the model cannot be loaded or run.
     """
+    place.check_times()
     manifest = artifact.manifest
     fitting = RUNTIMES[manifest.format]
     if runtime not in (None, fitting):

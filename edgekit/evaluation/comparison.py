@@ -40,7 +40,7 @@ from edgekit.records import environment, stats
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Report
 from edgekit.records.signature import TensorSpec
-from edgekit.runtimes import model_file
+from edgekit.runtimes import model_file, places
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.model_file import ModelFile
 
@@ -68,6 +68,9 @@ def compare(
     candidates = open_all(artifacts, reference.model, options.prepared())
     check_one_source(candidates)
     pair = parity_of.pair_of(candidates) if options.parity else None
+    spots = places.assigned(options.on, [each.name for each in candidates])
+    candidates = [each for each in candidates for _ in spots[each.name]]
+    where = [place for name in spots for place in spots[name]]
     first = _representative(candidates)
     own = functions.load(options.metric)
     samples = Samples.open(first, options, progress)
@@ -78,7 +81,10 @@ def compare(
         samples = replace(samples, right=samples.right.beside(outputs))
         if options.record is not None:
             check_recordable(base, first, outputs)
-        compared = [subject_of(each, options.threads) for each in candidates]
+        compared = [
+            subject_of(each, options.threads, place)
+            for each, place in zip(candidates, where, strict=True)
+        ]
         subjects, assumed = in_one_order([base, *compared], candidates, outputs)
         devices = _devices(subjects, candidates, options, runner=reference.runner is not None)
         evaluator = Evaluator(samples.images, kept, stack, machine, options)
@@ -104,8 +110,9 @@ def compare(
                 subject.name: each.outputs for subject, each in zip(subjects, measured, strict=True)
             }
             parity = parity_of.outputs(
-                pair, known, len(samples), evaluator.outputs, machine, options.threads, progress
-            )
+                pair, known, len(samples), evaluator.outputs, machine, options.threads, progress,
+                on=spots,
+            )  # fmt: skip
         return metrics.report(
             subjects,
             measured,

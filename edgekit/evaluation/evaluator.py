@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgekit.evaluation.options import Options
 from edgekit.evaluation.replay import replayed
 from edgekit.evaluation.subjects import Subject
 from edgekit.evaluation.timing import WARM_UP
-from edgekit.records.results import Environment, Measurement
+from edgekit.records.results import Environment, Measurement, Place
 from edgekit.runtimes.worker import Job, Worker
 
 
@@ -75,14 +76,24 @@ class Evaluator:
 
     def outputs(self, worker: Worker, advance: Callable[[int], None]) -> npt.NDArray[np.float32]:
         """A worker's outputs for all samples ``[N, M]``, with others like it that join in."""
-        return shards.evaluate(
-            self._kept.open(self._run(worker.job), self._accepts),
+        return self._outputs(worker, advance)[0]
+
+    def _outputs(
+        self, worker: Worker, advance: Callable[[int], None]
+    ) -> tuple[npt.NDArray[np.float32], tuple[Place, ...]]:
+        """The outputs, and where they were made if that is another place than this machine."""
+        there = worker.loaded.place
+        accepts = self._accepts if there is None else functools.partial(shards.alike, there)
+        store = self._kept.open(self._run(worker.job), accepts)
+        values = shards.evaluate(
+            store,
             worker,
             self._images.images,
             processes=1 if worker.loaded.runtime.device == "gpu" else self._options.at_once,
-            place=self._place,
+            place=there or self._place,
             advance=advance,
         )
+        return values, () if there is None else store.places()
 
     def _run(self, job: Job, device: str = "") -> shards.Run:
         images, shard = self._images, self._options.shard
@@ -97,7 +108,9 @@ class Evaluator:
         runtime = worker.loaded.runtime
         if runtime.emulated:
             known = dict(worker.loaded.metrics)
-            return Measured(self.outputs(worker, task.advance), runtime, known)
+            values, places = self._outputs(worker, task.advance)
+            worker.close()  # nothing else is asked of it
+            return Measured(values, runtime, known, places=places)
         # Evaluation's batches differ between runtimes; memory is taken at batch 1.
         worker.latencies(images[:1], WARM_UP)
         metrics = {

@@ -58,6 +58,9 @@ class Options:
         trust: Let code inside of the float model run, as ``export --trust`` does.
         preprocessing: How the inputs of files are made, name or JSON file; default as those of the
             artifacts beside them, or of the reference.
+        on: Where deployables run, ``PLACE`` for all or ``ARTIFACT=PLACE`` for one, as
+            :func:`edgekit.runtimes.places.assigned` reads them; default this machine. With several
+            places each of them gets a row.
         task: What the outputs are; default what manifests, labels or outputs say.
         metric: Functions of the user, ``module:function``, that compute metrics of their own; see
             :mod:`edgekit.evaluation.functions`. They are imported.
@@ -87,6 +90,7 @@ class Options:
     resources: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
     preprocessing: str | None = None
+    on: Sequence[str] = ()
     task: Task | None = None
     metric: Sequence[str] = ()
     decoding: str | None = None
@@ -102,6 +106,10 @@ class Options:
         if self.cluster and self.parity:
             raise InvalidOptionError(
                 "--parity is about one machine's kernels; leave it out or leave out --cluster"
+            )
+        if self.cluster and self.on:
+            raise InvalidOptionError(
+                "--on says where deployables run, and so does --cluster; leave one of them out"
             )
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from edgekit.records.encodings import Difference, Encodings, Stored
 from edgekit.records.results import Environment, Measurement, Parity, ParityPair
 from edgekit.records.schemes import SCHEMES
 from edgekit.runtimes.model_file import ModelFile
+from edgekit.runtimes.places import HERE, PlaceSpec, named
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.writers import onnx_integers, tflite_integers
 from edgekit.writers.onnx_dynamic import joined
@@ -191,8 +192,11 @@ def outputs(
     machine: Environment,
     threads: int,
     progress: Progress = SILENT,
+    *,
+    on: Mapping[str, Sequence[PlaceSpec]] | None = None,
 ) -> Parity:
-    """Outputs of the same integers on three kernels that do not saturate, two at a time.
+    """Outputs of the same integers on three kernels that do not saturate, two at a time; those of
+    another place beside the same runtime's here, and beside each other.
 
     Args:
         pair: Pair of :func:`pair_of`.
@@ -202,32 +206,42 @@ def outputs(
         machine: Whose kernels.
         threads: Inside an operator.
         progress: Hears how far it is.
+        on: Where the artifacts ran, by name; default this machine.
     """
     stored = numbers(*pair)
     ours, theirs = pair
+    on = on or {each.name: (HERE,) for each in pair}
 
     def run(job: Job) -> npt.NDArray[np.float32]:
         with Worker(job) as worker, progress.task("parity", count, note=job.name) as task:
             return evaluate(worker, task.advance)
 
     plain = replace(Job.of(ours, threads=threads), options={"kernels": "reference"})
-    kernels = {
-        "XNNPACK": known[ours.name],
-        "reference": run(replace(plain, name=f"{ours.name}, reference kernels")),
-    }
-    if environment.saturates(machine) and not subjects.cannot_saturate(theirs):
-        job = Job.of(theirs, threads=threads)
-        options = {**job.options, environment.PRECISE: "1"}
-        kernels["onnxruntime, precise"] = run(replace(job, options=options))
-    else:
-        kernels["onnxruntime"] = known[theirs.name]
+    kernels = {"XNNPACK": known[ours.name]} if HERE in on[ours.name] else {}
+    kernels["reference"] = run(replace(plain, name=f"{ours.name}, reference kernels"))
+    if HERE in on[theirs.name]:
+        if environment.saturates(machine) and not subjects.cannot_saturate(theirs):
+            job = Job.of(theirs, threads=threads)
+            options = {**job.options, environment.PRECISE: "1"}
+            kernels["onnxruntime, precise"] = run(replace(job, options=options))
+        else:
+            kernels["onnxruntime"] = known[theirs.name]
+    here, there = list(kernels), []
+    for artifact, runtime in ((ours, "XNNPACK"), (theirs, "onnxruntime")):
+        at_home = next((each for each in here if each.startswith(runtime)), "reference")
+        for place in on[artifact.name]:
+            if place != HERE:
+                kernels[named(runtime, place)] = known[named(artifact.name, place)]
+                there.append((at_home, named(runtime, place)))
+    both = [place for place in on[ours.name] if place in on[theirs.name] and place != HERE]
+    there += [(named("XNNPACK", place), named("onnxruntime", place)) for place in both]
     scale = ours.manifest.signature.outputs[0].scale or 1.0
     return Parity(
         stored.compared,
         sum(each.count for each in stored.differences),
         tuple(
             _hold(one, kernels[one], other, kernels[other], scale)
-            for one, other in itertools.combinations(kernels, 2)
+            for one, other in [*itertools.combinations(here, 2), *there]
         ),
     )
 

@@ -36,6 +36,7 @@ from edgekit.records import environment
 from edgekit.records.encodings import FAKE_QUANT_FILE
 from edgekit.records.results import Environment, Place, Runtime
 from edgekit.records.signature import Preprocessing
+from edgekit.runtimes.places import HERE
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import saved_model
 
@@ -69,6 +70,7 @@ class Run:
         gpu: Name and driver of the GPU that it runs on here; empty for a CPU.
         outputs: Names of the outputs, if there are several, in the order in which they are kept.
         shapes: Sizes of inputs with free axes.
+        at: The place that it runs at; empty for this machine.
     """
 
     name: str
@@ -86,6 +88,7 @@ class Run:
     gpu: str = ""
     outputs: tuple[str, ...] = ()
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    at: str = ""
 
     @classmethod
     def of(cls, job: Job, *, data: str, count: int, shard: int, device: str = "") -> Run:
@@ -107,6 +110,7 @@ class Run:
             gpu=f"{gpu.name}, driver {gpu.driver}" if gpu else "",
             outputs=job.outputs,
             shapes=dict(job.shapes or {}),
+            at="" if job.place == HERE else job.place.word,
         )
 
     @property

@@ -18,6 +18,7 @@ from edgekit.records.signature import Preprocessing, TensorSpec
 from edgekit.runtimes import model_file
 from edgekit.runtimes import spec as runners
 from edgekit.runtimes.model_file import ModelFile
+from edgekit.runtimes.places import HERE, PlaceSpec
 from edgekit.runtimes.worker import Job
 from edgekit.sources import float_model, saved_model
 
@@ -336,13 +337,18 @@ def paired(
     return tuple(names), f"{name}: outputs are paired by size and order: {pairs}"
 
 
-def subject_of(artifact: Artifact, threads: int) -> Subject:
-    """The subject of an artifact, run as its manifest says."""
+def subject_of(artifact: Artifact, threads: int, place: PlaceSpec = HERE) -> Subject:
+    """The subject of an artifact at a place, run as its manifest says.
+
+    Raises:
+        InvalidOptionError: If the place does not run its format.
+    """
     quantization = artifact.manifest.quantization
+    job = Job.of(artifact, threads=threads).at(place)
     return Subject(
-        artifact.name,
+        job.name,
         artifact.manifest.format,
-        Job.of(artifact, threads=threads),
+        job,
         artifact.model_path if isinstance(artifact, ModelFile) else artifact.path,
         artifact.manifest.precision,
         artifact.sha256,
@@ -368,4 +374,4 @@ def _known(micro: MicroRecord | None) -> dict[str, Measurement]:
 def cannot_saturate(artifact: Artifact) -> bool:
     """Whether an artifact was made for a device whose numbers are exact on every CPU."""
     profile = PROFILES.get(artifact.manifest.device)
-    return profile is not None and profile.cannot_saturate
+    return profile is not None and profile.cannot_saturate(artifact.manifest.precision)

@@ -244,6 +244,13 @@ def _judge(
     if now is None or new is None:
         if now is None:
             return check("FAIL", "the artifact is missing from the report")
+        if metric in (*grammar.TIMES, *grammar.OF_THE_MACHINE) and now.runtime.emulated:
+            where = ", ".join(place.host for place in now.places) or "an imitation of a device"
+            return check(
+                "REFUSED",
+                f"{name} ran on {where}, where {metric} means nothing and is not measured; measure "
+                f"it on the device, or drop that bound",
+            )
         hint = "; compare it with its float32 artifact" if metric == "latency_ratio" else ""
         start, _ = grammar.part(metric)
         if start:

@@ -288,7 +288,7 @@ def judge(
         run = _as_source(_of_tflite(content, feed), signature, source)
     else:
         options = profile.options(target, precision)
-        free = SCHEMES[precision].multiplies_integers and not profile.cannot_saturate
+        free = SCHEMES[precision].multiplies_integers and not profile.cannot_saturate(precision)
         if free and environment.saturates(environment.describe()):
             options[environment.PRECISE] = "1"
         run = _of_onnx(content, feed, signature, options)

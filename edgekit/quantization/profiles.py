@@ -57,10 +57,12 @@ class DeviceProfile:
     runtime_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lacks: frozenset[str] = frozenset()
 
-    @property
-    def cannot_saturate(self) -> bool:
+    def cannot_saturate(self, precision: str) -> bool:
         """Whether onnxruntime computes the exact sums on x86 without VNNI too: pairs of products
-        are kept within int16, or activations stay int8 there, whose kernels add in 32 bits."""
+        are kept within int16, or activations stay int8 there, whose kernels add in 32 bits. Those
+        of int8-dynamic are uint8, on whatever device."""
+        if SCHEMES[precision].dynamic:
+            return self.pair_bound
         stays = self.runtime_options.get("onnx", {}).get("session.qdqisint8allowed") == "1"
         return self.pair_bound or (self.onnx_activations == "int8" and stays)
 
@@ -123,9 +125,10 @@ PROFILES: dict[str, DeviceProfile] = {
         ),
         DeviceProfile(
             "arm64",
-            "64-bit ARM: int8 activations in ONNX too, as its kernels prefer",
-            # onnxruntime rounds to uint8 when it runs, whose kernels were not tried on ARM
-            _CPU | {"onnx": tuple(name for name in _CPU["onnx"] if not SCHEMES[name].dynamic)},
+            "64-bit ARM, with or without dot product: nothing saturates; int8 activations in ONNX",
+            # Run as Cortex-A76 and A72 by qemu: onnxruntime has QLinear kernels of uint8 and of
+            # int8 activations there, and of int8-dynamic, and all of them add in 32 bits.
+            _CPU,
             onnx_activations="int8",
             # on ARM the default; elsewhere onnxruntime would compute int8 activations in float
             runtime_options={"onnx": {"session.qdqisint8allowed": "1"}},

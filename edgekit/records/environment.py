@@ -30,6 +30,23 @@ _ISA = (
     "i8mm",
     "sve",
 )
+#: CPUs of ARM by the number of their part; Linux shows no name.
+_ARM_PARTS = {
+    "0xd03": "Cortex-A53",
+    "0xd05": "Cortex-A55",
+    "0xd07": "Cortex-A57",
+    "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73",
+    "0xd0a": "Cortex-A75",
+    "0xd0b": "Cortex-A76",
+    "0xd0c": "Neoverse-N1",
+    "0xd0d": "Cortex-A77",
+    "0xd40": "Neoverse-V1",
+    "0xd41": "Cortex-A78",
+    "0xd49": "Neoverse-N2",
+    "0xd4f": "Neoverse-V2",
+}
+_ARM = "0x41"
 #: Names flags that a wrapper hides from the runtimes: metrics are then those of a lesser CPU.
 HIDDEN = "EDGEKIT_HIDDEN_ISA"
 #: onnxruntime's option for int8 kernels on x86 that do not saturate.
@@ -138,10 +155,10 @@ def _cpu() -> tuple[str, frozenset[str]]:
     info = Path("/proc/cpuinfo")
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = frozenset(value.split())
+        lines = (line.partition(":") for line in info.read_text(errors="replace").splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in lines}
+        model = fields.get("model name", model)
+        if "model name" not in fields and fields.get("CPU implementer") == _ARM:
+            model = _ARM_PARTS.get(fields.get("CPU part", ""), model)
+        flags = frozenset(fields.get("flags", fields.get("Features", "")).split())
     return model, flags

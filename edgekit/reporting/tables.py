@@ -306,11 +306,12 @@ def _print_own(report: Report, results: Sequence[ArtifactResult]) -> None:
 
 
 def _print_parity(parity: Parity) -> None:
+    sets = len({name for pair in parity.pairs for name in (pair.left, pair.right)})
     table = Table(
-        title="the same integers, run with three sets of kernels",
+        title=f"the same integers, run with {'three' if sets == 3 else sets} sets of kernels",
         caption=f"{parity.differing:,} of {parity.numbers:,} stored numbers differ",
     )
-    table.add_column("pair", no_wrap=True)
+    table.add_column("pair", overflow="fold", min_width=28)
     for column in ("agree %", "mean LSB", "0", "1", "2", "3+"):
         table.add_column(column, justify="right", no_wrap=True)
     for pair in parity.pairs:

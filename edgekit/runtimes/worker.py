@@ -1,8 +1,10 @@
 """A runner in a process of its own, so that runtimes do not affect each other, and memory is that
 of one model.
 
-The parent process imports no framework. Workers ignore Ctrl-C, which the terminal sends to all
-processes of the group; the parent ends them.
+A process on this machine is :class:`LocalEnd`, one at another place
+:class:`edgekit.runtimes.remote.RemoteEnd`; a :class:`Worker` talks to either. The parent process
+imports no framework. Workers ignore Ctrl-C, which the terminal sends to all processes of the group;
+the parent ends them.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any, Self, cast
+from typing import IO, Any, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,9 +42,10 @@ from edgekit.base.errors import (
 )
 from edgekit.data import feeds
 from edgekit.records.artifact import Artifact
-from edgekit.records.results import Measurement, Runtime
+from edgekit.records.results import Measurement, Place, Runtime
 from edgekit.records.signature import Preprocessing, Shapes, Signature, TensorSpec
-from edgekit.runtimes import open_runner
+from edgekit.runtimes import Runner, open_runner
+from edgekit.runtimes.places import HERE, PlaceSpec, named
 
 #: What the stderr of a worker starts with, once it has begun.
 _BEGUN = b"\0begun\0"
@@ -65,6 +68,7 @@ class Job:
         shapes: Sizes of inputs with free axes, by name; None of an artifact, which has none.
         turned: Outputs whose channels lie last, and first in the model that it was made from; the
             outputs have them as in that model.
+        place: Where it runs.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Job:
     outputs: tuple[str, ...] = ()
     shapes: Shapes | None = None
     turned: tuple[str, ...] = ()
+    place: PlaceSpec = HERE
 
     @classmethod
     def of(cls, artifact: Artifact, *, threads: int, batch: int | None = None) -> Job:
@@ -97,6 +102,16 @@ class Job:
             turned=() if source is None else source.turned(manifest.signature, manifest.format),
         )
 
+    def at(self, place: PlaceSpec) -> Job:
+        """The same job at a place, which its name says.
+
+        Raises:
+            InvalidOptionError: If the place does not run files of this format.
+        """
+        place.check_format(self.name, self.format)
+        job = replace(self, name=named(self.name, place), place=place)
+        return job if place.device is None else replace(job, device=place.device)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -108,6 +123,7 @@ class Loaded:
         signature: As the model's file has it.
         parameters: As :class:`edgekit.runtimes.Runner` has it.
         metrics: The same.
+        place: The machine that loaded it; None if it is this one.
     """
 
     load_ms: float
@@ -116,6 +132,7 @@ class Loaded:
     signature: Signature
     parameters: int | None = None
     metrics: dict[str, Measurement] = field(default_factory=dict)
+    place: Place | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -144,16 +161,47 @@ class Loaded:
         return "" if fit else f"expected images {expected} as {name} takes, got {got}"
 
 
+class End(Protocol):
+    """The parent's end of a process that runs a job.
+
+    Attributes:
+        process: Number of the process on this machine.
+    """
+
+    @property
+    def process(self) -> int: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+
+    def poll(self, seconds: float) -> bool:
+        """Whether the process says something within this time, be it that it ended."""
+
+    def send(self, command: str, *arguments: Any) -> None:
+        """Ask for something; :meth:`receive` has to come before the next."""
+
+    def receive(self) -> Any:
+        """The reply to what was asked; of loading, without being asked.
+
+        Raises:
+            EdgekitError: What the process says of it, or that it died.
+        """
+
+    def close(self) -> None:
+        """End the process."""
+
+
 class Worker:
     """Parent's end of a worker process; a context manager.
 
     Args:
-        job: What it loads.
+        job: What it loads, and where.
         wait: Until it has loaded; else :meth:`ready` does.
 
     Raises:
         InvalidInputError: If the worker cannot use the model; the type that it raised.
-        InvalidOptionError: If the runtime cannot take an option.
+        InvalidOptionError: If the runtime cannot take an option, or the place cannot be used.
         ExecutionError: If the runtime failed, or its process died.
     """
 
@@ -166,41 +214,33 @@ class Worker:
                 f"does under `{_GUARD}`"
             )
         self.job = job
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._pipe: Connection[Any, Any] = ours
-        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        self._end = _end_of(job)
         try:
-            with _deaf_to_ctrl_c(), _stderr_into(self._stderr):
-                self._process.start()
-            theirs.close()
             if wait:
                 self.ready()
         except BaseException:
-            self._end()
+            self._end.close()
             raise
 
     def ready(self) -> Loaded:
         """Wait until the model is loaded, if it was not yet."""
         if not hasattr(self, "loaded"):
-            self.loaded = cast(Loaded, self._receive())
+            self.loaded = cast(Loaded, self._end.receive())
         return self.loaded
 
     def poll(self, seconds: float) -> bool:
         """Whether the process says something within this time, be it that it ended."""
-        return self._pipe.poll(seconds)
+        return self._end.poll(seconds)
 
     @property
     def alive(self) -> bool:
         """Whether the process still runs."""
-        return self._process.is_alive()
+        return self._end.alive
 
     @property
     def process(self) -> int:
-        """Number of the process."""
-        assert self._process.pid is not None  # it was started
-        return self._process.pid
+        """Number of the process on this machine."""
+        return self._end.process
 
     def outputs(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Real-valued outputs float32 ``[N, M]`` for raw images ``[N, ...]``, or for records of
@@ -215,35 +255,102 @@ class Worker:
 
     def send(self, images: npt.NDArray[Any]) -> None:
         """The first half of :meth:`outputs`; nothing else may be asked before the second."""
-        self._send("outputs", images)
+        self._end.send("outputs", images)
 
     def receive(self) -> npt.NDArray[np.float32]:
         """The second half of :meth:`outputs`."""
-        return cast("npt.NDArray[np.float32]", self._receive())
+        return cast("npt.NDArray[np.float32]", self._end.receive())
 
     def latencies(self, image: npt.NDArray[Any], count: int) -> list[float]:
-        """Milliseconds of ``count`` runs on one feed, prepared beforehand."""
+        """Milliseconds of ``count`` runs on one feed, prepared beforehand.
+
+        Raises:
+            InvalidOptionError: If times at the place mean nothing.
+        """
+        self.job.place.check_times()
         return cast("list[float]", self._ask("latencies", image, count))
 
     def peak_memory(self) -> int:
-        """Largest resident size of the process so far, in bytes."""
+        """Largest resident size of the process so far, in bytes.
+
+        Raises:
+            InvalidOptionError: If that means nothing at the place, as times do not.
+        """
+        self.job.place.check_times()
         return int(self._ask("peak_memory"))
 
     def close(self) -> None:
         """End the process."""
-        self._end()
+        self._end.close()
 
     def _ask(self, command: str, *arguments: Any) -> Any:
-        self._send(command, *arguments)
-        return self._receive()
+        self._end.send(command, *arguments)
+        return self._end.receive()
 
-    def _send(self, command: str, *arguments: Any) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.close()
+
+
+def _end_of(job: Job) -> End:
+    if job.place.is_here:
+        return LocalEnd(job)
+    from edgekit.runtimes.remote import RemoteEnd
+
+    return RemoteEnd(job)
+
+
+class LocalEnd:
+    """A process of this machine, over a pipe that pickles.
+
+    Args:
+        job: What it loads.
+
+    Raises:
+        ExecutionError: If the process died.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._name = job.name
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._pipe: Connection[Any, Any] = ours
+        self._process = context.Process(target=_serve, args=(theirs, job), daemon=True)
+        try:
+            with _deaf_to_ctrl_c(), _stderr_into(self._stderr):
+                self._process.start()
+            theirs.close()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def process(self) -> int:
+        """Number of the process."""
+        assert self._process.pid is not None  # it was started
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.is_alive()
+
+    def poll(self, seconds: float) -> bool:
+        """Whether the process says something within this time, be it that it ended."""
+        return self._pipe.poll(seconds)
+
+    def send(self, command: str, *arguments: Any) -> None:
+        """Ask for something."""
         try:
             self._pipe.send((command, *arguments))
         except OSError:
             raise self._death() from None
 
-    def _receive(self) -> Any:
+    def receive(self) -> Any:
+        """The reply."""
         try:
             kind, value = self._pipe.recv()
         except (EOFError, OSError):
@@ -254,27 +361,35 @@ class Worker:
             raise error
         return value
 
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._stderr.close()
+        if self._process.pid is None:  # not even started
+            return
+        self._process.join(0.5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
     def _death(self) -> ProcessDiedError:
         """Why the process is gone, as far as that can be told."""
         self._process.join(5)
-        code, name = self._process.exitcode, self.job.name
         begun, written = self._written()
-        how = f"ended with code {code}"
-        if code is not None and code < 0:
-            how = f"was ended by {_signal(-code)}"
+        how = ending(self._process.exitcode)
         script = None if begun else _script()
         if begun:
             said = last_words(written)
             error = ProcessDiedError(
-                f"{name}: the runtime's process {how}; out of memory, or a crash in the runtime"
-                f"{f'; its last words: {said}' if said else ''}"
+                f"{self._name}: the runtime's process {how}; out of memory, or a crash in the "
+                f"runtime{f'; its last words: {said}' if said else ''}"
             )
         else:
             said = last_words(written, 1) or "nothing was said"
             error = ProcessDiedError(
-                f"{name}: the runtime's process {how} before it began: {said}"
+                f"{self._name}: the runtime's process {how} before it began: {said}"
                 if script is None
-                else f"{name}: the runtime's process starts by importing {script}, and {how} "
+                else f"{self._name}: the runtime's process starts by importing {script}, and {how} "
                 f"there: {said}; put what {script} does under `{_GUARD}`"
             )
         error.detail = f"stderr of the process:\n{written}\n"
@@ -287,21 +402,12 @@ class Worker:
         first = max(len(_BEGUN) if begun else 0, os.fstat(number).st_size - _KEPT)
         return begun, os.pread(number, _KEPT, first).decode(errors="replace")
 
-    def _end(self) -> None:
-        self._pipe.close()
-        self._stderr.close()
-        if self._process.pid is None:  # not even started
-            return
-        self._process.join(0.5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
+def ending(code: int | None) -> str:
+    """How a process ended, as a part of a sentence."""
+    if code is not None and code < 0:
+        return f"was ended by {_signal(-code)}"
+    return f"ended with code {code}"
 
 
 @contextlib.contextmanager
@@ -374,34 +480,12 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
     os.lseek(2, 0, os.SEEK_SET)
     os.write(2, _BEGUN)
     try:
-        _import_runtime(job.format)
-        baseline = _largest_resident()
-        started = time.perf_counter()
-        runner = open_runner(
-            job.model,
-            format=job.format,
-            threads=job.threads,
-            options=job.options,
-            batch=job.batch,
-            device=job.device,
-            precision=job.precision,
-            trust=job.trust,
-            shapes=job.shapes,
-        )
-        load_ms = 1e3 * (time.perf_counter() - started)
-        loaded = Loaded(
-            load_ms,
-            baseline,
-            runner.describe(),
-            runner.signature,
-            runner.parameters,
-            metrics=dict(runner.metrics),
-        )
+        runner, loaded = opened(job)
         pipe.send(("done", loaded))
         commands: dict[str, Callable[..., Any]] = {
-            "outputs": _outputs,
-            "latencies": _latencies,
-            "peak_memory": _peak_memory,
+            "outputs": outputs,
+            "latencies": latencies,
+            "peak_memory": peak_memory,
         }
         while True:
             command, *arguments = pipe.recv()
@@ -419,6 +503,34 @@ def _serve(pipe: Connection[Any, Any], job: Job) -> None:
 def _send_error(pipe: Connection[Any, Any], error: EdgekitError) -> None:
     """An error, with what the parent can show of where it came from."""
     pipe.send(("error", (error, f"in the runtime's process:\n{traceback.format_exc()}")))
+
+
+def opened(job: Job) -> tuple[Runner, Loaded]:
+    """Load a job's model in this process; what was seen of it."""
+    _import_runtime(job.format)
+    baseline = _largest_resident()
+    started = time.perf_counter()
+    runner = open_runner(
+        job.model,
+        format=job.format,
+        threads=job.threads,
+        options=job.options,
+        batch=job.batch,
+        device=job.device,
+        precision=job.precision,
+        trust=job.trust,
+        shapes=job.shapes,
+    )
+    load_ms = 1e3 * (time.perf_counter() - started)
+    loaded = Loaded(
+        load_ms,
+        baseline,
+        runner.describe(),
+        runner.signature,
+        runner.parameters,
+        metrics=dict(runner.metrics),
+    )
+    return runner, loaded
 
 
 def _import_runtime(format: str) -> None:
@@ -442,25 +554,26 @@ def _import_runtime(format: str) -> None:
             raise MissingDependencyError("ai-edge-litert", "runtime") from None
 
 
-def _outputs(runner: Any, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    inputs, outputs = runner.signature.inputs, _asked(runner.signature.outputs, job)
+def outputs(runner: Runner, job: Job, images: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """As :meth:`Worker.outputs`, of a runner of this process."""
+    inputs, specs = runner.signature.inputs, _asked(runner.signature.outputs, job)
     feed = _feed(inputs, job, images)
     if runner.batch == 1:
         runs = [runner.run(each) for each in feeds.one_by_one(feed, inputs)]
-        outputs = [  # without a batch axis all of it is of one sample
+        specs = [  # without a batch axis all of it is of one sample
             replace(spec, batched=spec.batched and runs[0][spec.name].shape[:1] == (1,))
-            for spec in outputs
+            for spec in specs
         ]
     else:
-        runs = _in_batches(runner, feed, outputs, len(images))
+        runs = _in_batches(runner, feed, specs, len(images))
     try:
-        whole = feeds.joined(runs, outputs)
+        whole = feeds.joined(runs, specs)
     except InvalidModelError as exc:
         raise InvalidModelError(f"{job.name}: {exc}") from None
     whole = {n: np.moveaxis(v, -1, 1) if n in job.turned else v for n, v in whole.items()}
     count = len(images)
     values: npt.NDArray[np.float32] = np.concatenate(
-        [spec.dequantize(whole[spec.name][:count]).reshape(count, -1) for spec in outputs], axis=1
+        [spec.dequantize(whole[spec.name][:count]).reshape(count, -1) for spec in specs], axis=1
     )
     if not np.isfinite(values).all():
         first = int(np.argwhere(~np.isfinite(values))[0][0])
@@ -514,7 +627,8 @@ def _asked(outputs: Sequence[TensorSpec], job: Job) -> list[TensorSpec]:
     return [known[name] for name in job.outputs or known]
 
 
-def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
+def latencies(runner: Runner, job: Job, images: npt.NDArray[Any], count: int) -> list[float]:
+    """As :meth:`Worker.latencies`, of a runner of this process."""
     specs = runner.signature.inputs
     feed = _feed(specs, job, images)
     if runner.batch == 1:
@@ -528,7 +642,8 @@ def _latencies(runner: Any, job: Job, images: npt.NDArray[Any], count: int) -> l
     return samples
 
 
-def _peak_memory(runner: Any, job: Job) -> int:
+def peak_memory(runner: Runner, job: Job) -> int:
+    """As :meth:`Worker.peak_memory`, of this process."""
     return _largest_resident()
 
 
