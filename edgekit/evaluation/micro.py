@@ -20,13 +20,13 @@ from edgekit.graph.flatbuffer import Graph
 from edgekit.records import environment
 from edgekit.records.artifact import Artifact
 from edgekit.records.results import Environment, Measurement, Runtime
-from edgekit.records.signature import Preprocessing, Signature
+from edgekit.records.signature import Signature
 from edgekit.runtimes import tflm
 from edgekit.runtimes.litert import KERNELS, interpreter_options
 from edgekit.runtimes.worker import Job, Worker
 from edgekit.sources import one_sample
 
-#: Random samples that operators are compared on.
+#: Random samples that operators are compared on, unless told otherwise.
 SAMPLES = 8
 
 
@@ -77,12 +77,15 @@ class MicroBenchmark:
     notes: tuple[str, ...] = ()
 
 
-def benchmark(artifact: Artifact, *, npu: str | None = None) -> MicroBenchmark:
+def benchmark(
+    artifact: Artifact, *, npu: str | None = None, samples: int = SAMPLES
+) -> MicroBenchmark:
     """Load a file in TensorFlow Lite Micro, and run it.
 
     Args:
         artifact: A TFLite artifact, or file.
         npu: One of :data:`edgekit.runtimes.vela.ACCELERATORS`.
+        samples: Random samples that its operators are compared on.
 
     Raises:
         InvalidOptionError: If the file is none of TFLite, or the NPU is unknown.
@@ -111,7 +114,8 @@ def benchmark(artifact: Artifact, *, npu: str | None = None) -> MicroBenchmark:
     notes = loaded.runtime.notes
     differences: tuple[OperatorDifference, ...] = ()
     try:
-        differences = differences_of(content, artifact.name, loaded.signature, job.preprocessing)
+        feed = feeds.random(loaded.signature.inputs, job.preprocessing, samples, seed=0)
+        differences = differences_of(content, artifact.name, loaded.signature, feed)
     except (ExecutionError, InvalidModelError) as exc:
         notes = (*notes, f"operators were not compared: {exc}")
     return MicroBenchmark(
@@ -124,21 +128,21 @@ def benchmark(artifact: Artifact, *, npu: str | None = None) -> MicroBenchmark:
         operators=asked.counts,
         resolver=asked.calls,
         differences=differences,
-        samples=SAMPLES,
+        samples=samples,
         notes=notes,
     )
 
 
 def differences_of(
-    content: bytes, name: str, signature: Signature, prepare: Preprocessing
+    content: bytes, name: str, signature: Signature, samples: feeds.Feed
 ) -> tuple[OperatorDifference, ...]:
-    """Hold each operator against TFLite's, on :data:`SAMPLES` random samples.
+    """Hold each operator against TFLite's.
 
     Args:
         content: A TFLite file that TensorFlow Lite Micro loads.
         name: Name of the file, for messages.
         signature: Of the file.
-        prepare: How random pixels become its inputs.
+        samples: Preprocessed samples by input name.
 
     Raises:
         InvalidModelError: If an operator does not run without the others, e.g. a loop.
@@ -147,8 +151,7 @@ def differences_of(
     content = one_sample.single(content, name)
     graph = Graph(flatbuffer.signed(content, name, key=litert.SIGNATURE_KEY), distinct=True)
     places = {tensor: place for place, tensor in enumerate(graph.tensors)}
-    feed = feeds.random(signature.inputs, prepare, SAMPLES, seed=0)
-    stored = feeds.quantized(feed, signature.inputs)
+    stored = feeds.quantized(samples, signature.inputs)
     kept: list[dict[str, npt.NDArray[np.generic]]] = []
     whole = tflm.fitting(content, keep=True)
     wanted = {

@@ -76,6 +76,7 @@ HIGHER_IS_BETTER = (
     "pixel_agreement",
     "sqnr",
     "sqnr_centred",
+    "npu_share",
 )
 LOWER_IS_BETTER = (
     "kl",
@@ -87,6 +88,7 @@ LOWER_IS_BETTER = (
     "score_error",
     "size",
     "arena",
+    "arena_persistent",
     "flash",
     "sram",
     "npu_cycles",
