@@ -396,6 +396,10 @@ def test_a_bare_file_needs_a_decoding(files: Path) -> None:
         compare([bare], how)
     (result,) = compare([bare], replace(how, decoding="yolov8#max_boxes=20")).artifacts
     assert result.metrics["matched50"].value == 100
+    (artifact,) = files.glob("foreign-onnx-float32")  # as a reference it says it for the file
+    (again,) = compare([bare], replace(how, reference=artifact, preprocessing=None)).artifacts
+    assert again.metrics["matched50"].value == 100
+    assert again.metrics["map"].value == result.metrics["map"].value
 
 
 def test_export_refuses_a_decoding_that_does_not_fit(files: Path) -> None:

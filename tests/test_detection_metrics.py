@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +20,7 @@ from edgekit.tasks import bootstrap, detection
 
 CLASSES = 5
 #: 364 photographs of blood cells, where they are.
-BCCD = Path(os.environ.get("EDGEKIT_BCCD", "/work/shared/data/bccd")) / "BCCD" / "Annotations"
+BCCD = ROOT.parent / "shared" / "data" / "bccd" / "BCCD" / "Annotations"
 
 
 def boxes_of(

@@ -12,7 +12,7 @@ from edgekit.base.errors import InvalidModelError, InvalidOptionError
 from edgekit.evaluation.recording import Recording
 from edgekit.evaluation.reference import onnx_artifact, profile_of
 from edgekit.quantization.profiles import PROFILES
-from edgekit.records.artifact import Artifact, MicroRecord
+from edgekit.records.artifact import Artifact, Manifest, MicroRecord
 from edgekit.records.results import BudgetRecord, Measurement
 from edgekit.records.signature import Preprocessing, TensorSpec
 from edgekit.runtimes import model_file
@@ -66,7 +66,9 @@ def open_all(
     Args:
         paths: Folders and files.
         reference: The float model, as the user named it; None for another reference.
-        prepare: Preprocessing of files; default that of the artifacts, else of the reference.
+        prepare: Preprocessing of files; default that of the artifacts, else of the reference. What
+            outputs of files alone are is taken from the reference, too, where it has boxes or
+            pixels.
 
     Raises:
         EdgekitError: If one cannot be loaded, or the preprocessing is missing or given twice.
@@ -79,9 +81,24 @@ def open_all(
         )
     if prepare is None and folders:
         prepare = next(iter(folders.values())).manifest.preprocessing
-    if prepare is None and reference is not None and _is_artifact(reference):
-        prepare = Artifact.load(reference).manifest.preprocessing
-    return [folders[path] if path in folders else model_file.load(path, prepare) for path in paths]
+    known = Artifact.load(reference) if reference is not None and _is_artifact(reference) else None
+    if prepare is None and known is not None:
+        prepare = known.manifest.preprocessing
+    opened = [model_file.load(path, prepare) if path in files else folders[path] for path in paths]
+    if known is None or folders or known.manifest.task not in ("detection", "segmentation"):
+        return opened
+    return [_read_as(each, known.manifest) for each in opened]
+
+
+def _read_as(artifact: Artifact, reference: Manifest) -> Artifact:
+    """A file whose outputs are boxes or pixels as those of its reference are."""
+    own = artifact.manifest
+    outputs = reference.signature.outputs
+    names, _ = paired(outputs, own.signature.outputs, artifact.name)
+    by_name = dict(zip((spec.name for spec in outputs), names, strict=True))
+    decoding = None if reference.decoding is None else reference.decoding.renamed(by_name)
+    read = replace(own, task=reference.task, class_names=reference.class_names, decoding=decoding)
+    return replace(artifact, manifest=read)
 
 
 def _is_artifact(path: Path) -> bool:
