@@ -35,7 +35,14 @@ def test_help_shows_examples_both_ways(verb: str, edgekit: Callable[..., Done]) 
     assert run(verb, "--help").stdout == done.stdout
 
 
-ACTIONS = ("data describe", "data check", "models import-slim", "sign keygen", "sign sign")
+ACTIONS = (
+    "data describe",
+    "data check",
+    "models import-slim",
+    "sign keygen",
+    "sign sign",
+    "devices install",
+)
 
 
 @pytest.mark.parametrize("verb", [*VERBS, *ACTIONS, "sign verify"])

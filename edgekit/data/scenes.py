@@ -198,7 +198,9 @@ class _Canvases:
                 where = (slice(y, y + size), slice(x, x + size))
                 below = np.bincount(owners.ravel(), minlength=len(whole))
                 below -= np.bincount(owners[where][inside], minlength=len(whole))
-                if all(3 * rest >= 2 * all_ for rest, all_ in zip(below[1:], whole[1:], strict=True)):
+                if all(
+                    3 * rest >= 2 * all_ for rest, all_ in zip(below[1:], whole[1:], strict=True)
+                ):
                     break
             else:
                 continue

@@ -231,8 +231,9 @@ def outputs(
         at_home = next((each for each in here if each.startswith(runtime)), "reference")
         for place in on[artifact.name]:
             if place != HERE:
-                kernels[named(runtime, place)] = known[named(artifact.name, place)]
-                there.append((at_home, named(runtime, place)))
+                label = place.word if place.device else named(runtime, place)
+                kernels[label] = known[named(artifact.name, place)]
+                there.append(("reference" if place.device else at_home, label))
     both = [place for place in on[ours.name] if place in on[theirs.name] and place != HERE]
     there += [(named("XNNPACK", place), named("onnxruntime", place)) for place in both]
     scale = ours.manifest.signature.outputs[0].scale or 1.0
