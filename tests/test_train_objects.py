@@ -454,7 +454,7 @@ def test_what_does_not_fit_a_task_is_one_line(
     ("name", "task", "metric", "least"),
     [
         ("scenes_ssdlite_035", "detection", "test_map50", 80.0),
-        ("scenes_deeplab_035", "segmentation", "test_miou", 65.0),
+        ("scenes_deeplab_035", "segmentation", "test_miou", 55.0),
     ],
 )
 def test_the_shipped_networks(name: str, task: str, metric: str, least: float) -> None:
