@@ -206,8 +206,7 @@ def test_a_worker_that_dies_is_said(artifacts: dict[str, Path]) -> None:
     manifest = artifact.manifest
     job = Job("victim", artifact.model_path, "onnx", manifest.preprocessing, 1, {})
     with Worker(job) as worker:
-        assert worker._process.pid is not None
-        os.kill(worker._process.pid, signal.SIGKILL)
+        os.kill(worker.process, signal.SIGKILL)
         with pytest.raises(ExecutionError, match="victim.*was ended by SIGKILL; out of memory"):
             worker.outputs(np.zeros((1, 28, 28, 1), np.uint8))
 

@@ -251,7 +251,9 @@ def test_the_gate_of_numbers(several: tuple[Path, Report]) -> None:
 
     old = only("sqnr")  # a report of before
     assert [c.rule for c in gate(old, baseline=old)] == 2 * ["max-drop 3 dB"]
-    with pytest.raises(InvalidOptionError, match="neither top1, r2 nor sqnr.*pass a bound"):
+    with pytest.raises(
+        InvalidOptionError, match="neither top1, r2, map, miou nor sqnr.*pass a bound"
+    ):
         gate(report, baseline=only())
     assert gate(only(), baseline=report)[0].verdict == "FAIL"
 

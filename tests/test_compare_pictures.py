@@ -288,8 +288,9 @@ def test_a_function_of_the_user(
     assert total.low is None
     assert report.reference.metrics["metric:each"].low is not None
     for word, said in (("bad", "expected a number, or one for each of 80"), ("nan", "NaN")):
+        (function,) = load([f"mine_of_boxes:{word}"])
         with pytest.raises(InvalidDataError, match=said):
-            detected(place, "rounded", metric=[f"mine_of_boxes:{word}"])
+            function.measure(None, None, COUNT)
     for wrong in ("mine_of_boxes", "no_such_module:f", "mine_of_boxes:absent"):
         with pytest.raises(InvalidOptionError):
             load([wrong])

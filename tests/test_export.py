@@ -326,7 +326,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         name: (["net.keras", *UNIT, "--calibration", file], message)
         for name, file, message in [
             ("missing calibration", "none.npz", "none.npz not found"),
-            ("no such word", "cifar", "samples as fashion_mnist, FILE.npz"),
+            ("no such word", "cifar", "samples as fashion_mnist, scenes, "),
             ("empty calibration", "empty.npz", "the set is empty"),
             ("wrong shape", "shape.npz", "expected images [28, 28, 1]"),
             ("NaN", "nan.npz", "image 1 holds NaN or Inf"),
@@ -535,7 +535,9 @@ def test_a_model_without_a_fixed_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_api_names_what_it_expects(place: Path) -> None:
-    with pytest.raises(InvalidOptionError, match="expected target tflite or onnx, got 'tvm'"):
+    with pytest.raises(
+        InvalidOptionError, match="expected target tflite, onnx, tflite-micro, got 'tvm'"
+    ):
         export(place / "net.keras", target="tvm", precision="int8", preprocessing="unit")
     with pytest.raises(InvalidOptionError, match="expected precision .*got 'int3'"):
         export(place / "net.keras", target="onnx", precision="int3", preprocessing="unit")

@@ -162,6 +162,7 @@ def test_what_a_search_found_is_exported_again_with_the_same_bytes(
     assert _record(again[0]).floats.keys() == _record(found[0]).floats.keys()
 
 
+@pytest.mark.slow
 def test_the_recipe_of_a_budget_needs_no_search(small: Path, tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     pixels = random.integers(0, 256, (600, 12, 12, 3), dtype=np.uint8)
@@ -321,6 +322,7 @@ def test_float_files_take_no_layers(small: Path, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_typed_budget_wins_over_the_recipes(
     small: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

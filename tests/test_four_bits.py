@@ -337,6 +337,7 @@ def test_a_file_alone_tells_its_precision(written: dict[str, Artifact], target: 
         assert model_file.precision_of(path) == precision
 
 
+@pytest.mark.slow
 def test_verbs_take_them_or_say_why_not(
     written: dict[str, Artifact], small: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:

@@ -413,6 +413,7 @@ def test_wrong_preprocessing_in_a_manifest_is_named(
     assert "--all shows" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_net_with_branches_and_a_softmax_inside_a_layer(
     small: Path, tmp_path: Path, edgekit: Callable[..., Done]
 ) -> None:
@@ -478,6 +479,7 @@ def test_a_model_trained_with_fake_quantization_is_held_against_its_own_weights(
     assert {row.accumulated.sqnr for row in same if row.accumulated} == {math.inf}
 
 
+@pytest.mark.slow
 def test_a_file_of_any_maker_is_a_suspect(small: Path, tmp_path: Path) -> None:
     written = export(
         small / "small.keras", target="tflite", precision="int8", preprocessing="unit",

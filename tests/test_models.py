@@ -137,6 +137,7 @@ def test_output_stride_by_dilation(stride: int, side: int) -> None:
     assert model.get_layer("block0_depthwise").dilation_rate == (1, 1)
 
 
+@pytest.mark.slow
 def test_a_dilated_network_computes_as_the_strided_one_where_that_looks() -> None:
     """With the same weights, every second position of a map is the position of the strided map."""
     shape, wide = (64, 64, 1), Segmenter(output_stride=32, pooling=False, upsample=False)

@@ -401,6 +401,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> str:
     return "loop"
 
 
+@pytest.mark.slow
 def test_a_comparison_at_two_places(loop: str, artifacts: dict[str, Path], tmp_path: Path) -> None:
     paths = [artifacts["tflite-int8"], artifacts["onnx-int8"]]
     options = Options(limit=60, rounds=1, shard=20, parity=True, work=tmp_path, on=("here", loop))

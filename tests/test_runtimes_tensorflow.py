@@ -25,7 +25,7 @@ import numpy as np
 
 from edgekit.sources.keras import tensorflow
 from edgekit.runtimes import open_runner
-from edgekit.runtimes.worker import Job, _latencies, _outputs
+from edgekit.runtimes.worker import Job, latencies, outputs
 from edgekit.records.signature import preprocessing
 
 tensorflow()
@@ -50,9 +50,9 @@ for word in sys.argv[1:]:
     runner = open_runner(model, format=kind, threads=1)
     job = Job(model.name, model, kind, preprocessing("unit"), 1, {})
     counts.append(traced)
-    _outputs(runner, job, images)
+    outputs(runner, job, images)
     counts.append(traced)
-    _latencies(runner, job, images[:1], 10)
+    latencies(runner, job, images[:1], 10)
     counts.append(traced)
     found[model.name] = {
         "loaded": counts[1] - counts[0],
