@@ -14,10 +14,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 demo: $(VENV)/installed  ## export, compare, report and gate on the three shipped models
 	$(BIN)/python -m edgekit.deploy --parity --baseline exports/baseline.json --force --out $(DEMO)
-	$(BIN)/python -m edgekit.deploy exports/scenes_ssdlite_035 --calibration scenes --data scenes \
-		--min map50=80 --min map_change=-0.5 --force --out $(DEMO)/detection
-	$(BIN)/python -m edgekit.deploy exports/scenes_deeplab_035 --calibration scenes:masks \
-		--data scenes:masks --min miou=50 --min miou_change=-0.5 --force --out $(DEMO)/segmentation
+	$(BIN)/python -m edgekit.deploy exports/scenes_ssdlite_035 --min map50=80 \
+		--min map_change=-0.5 --force --out $(DEMO)/detection
+	$(BIN)/python -m edgekit.deploy exports/scenes_deeplab_035 --min miou=50 \
+		--min miou_change=-0.5 --force --out $(DEMO)/segmentation
 
 test: $(VENV)/installed  ## the test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -48,3 +48,10 @@ def test_the_shipped_model_and_what_is_made_from_it_bring_their_images(
         float_model.data_word(None, *shipped, small / "small.keras")
     # what does not exist is for the verb to refuse
     assert float_model.data_word(None, Path("none.keras")) == "fashion_mnist"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("scenes_ssdlite_035", "scenes"), ("scenes_deeplab_035", "scenes:masks")]
+)
+def test_each_shipped_network_brings_its_data(name: str, word: str) -> None:
+    assert float_model.data_word(None, float_model.SHIPPED.parent / name) == word

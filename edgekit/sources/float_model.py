@@ -45,6 +45,12 @@ Kind = Literal["keras", "saved_model", "tflite", "onnx"]
 
 #: The model that ships with the repository.
 SHIPPED = shipped.folder("exports", "fashion_mnist_mobilenet_v2_035")
+#: Data of each shipped model, by its folder.
+_SHIPPED_DATA = {
+    SHIPPED.name: "fashion_mnist",
+    "scenes_ssdlite_035": "scenes",
+    "scenes_deeplab_035": "scenes:masks",
+}
 _SUFFIXES: dict[str, Kind] = {
     ".keras": "keras",
     ".h5": "keras",
@@ -341,20 +347,25 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def is_shipped(path: Path | None) -> bool:
-    """Whether a model is the shipped one, or an artifact that was made from it; None is."""
+def shipped_data(path: Path | None) -> str | None:
+    """The ``--data`` word of a shipped model, or of an artifact that was made from it; that of the
+    first one for None; None for a model of the user's own."""
     if path is None or path.resolve() == SHIPPED.resolve():
-        return True
+        return _SHIPPED_DATA[SHIPPED.name]
     if not path.is_dir() or saved_model.is_saved_model(path):
-        return False
+        return None
     artifact = Artifact.load(path)
     source = artifact.manifest.source
     sha256 = artifact.sha256 if source is None else source.sha256
-    return sha256 == Artifact.load(SHIPPED).sha256
+    for name, word in _SHIPPED_DATA.items():
+        folder = shipped.folder("exports", name)
+        if folder.is_dir() and Artifact.load(folder).sha256 == sha256:
+            return word
+    return None
 
 
 def data_word(word: str | None, *models: Path | None, option: str = "--data") -> str:
-    """The ``--data`` word of a verb: the shipped model's images where none is given for it.
+    """The ``--data`` word of a verb: the data of a shipped model where none is given for it.
 
     Args:
         word: The word of the user, or None.
@@ -366,14 +377,14 @@ def data_word(word: str | None, *models: Path | None, option: str = "--data") ->
     """
     if word is not None:
         return word
-    existing = [model for model in models if model is not None and model.exists()]
-    own = [model for model in existing if not is_shipped(model)]
+    known = {model: shipped_data(model) for model in models if model is not None and model.exists()}
+    own = [model for model, its in known.items() if its is None]
     if own:
         raise InvalidOptionError(
             f"expected {option} IMAGES for your own model, got none for {own[0]}; Fashion-MNIST "
-            f"belongs to the shipped model: pass {option} {data.WORDS}"
+            f"and its scenes belong to the shipped models: pass {option} {data.WORDS}"
         )
-    return "fashion_mnist"
+    return next((its for its in known.values() if its is not None), _SHIPPED_DATA[SHIPPED.name])
 
 
 def load(
