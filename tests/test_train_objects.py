@@ -465,3 +465,13 @@ def test_the_shipped_networks(name: str, task: str, metric: str, least: float) -
     assert (manifest.decoding is not None) == (task == "detection")
     rows = (shipped.path / "training.jsonl").read_text().splitlines()
     assert len(rows) == manifest.training["recipe"]["epochs"]
+
+
+def test_classes_that_no_anchor_has_the_size_of_are_named() -> None:
+    images = scenes.scenes("test", 40)
+    fitting = Anchors((AnchorGrid(6, 6, ((0.4, 0.4), (0.3, 0.3), (0.5, 0.3))),))
+    assert detection.misfits(fitting, images) == []
+    tiny = Anchors((AnchorGrid(6, 6, ((0.05, 0.05),)),))
+    said = detection.misfits(tiny, images)
+    assert len(said) == len(images.class_names)
+    assert "Bag: 100 % of its boxes have the size of no anchor" in " ".join(said)

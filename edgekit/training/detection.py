@@ -80,6 +80,39 @@ def relative(boxes: Boxes, images: ImageSet) -> npt.NDArray[np.float32]:
     return np.stack(parts, axis=1).astype(np.float32)
 
 
+def misfits(anchors: Anchors, images: ImageSet) -> list[str]:
+    """A sentence for each class most of whose boxes no anchor has the size of.
+
+    Such a class is learned badly, since no anchor overlaps its boxes by :data:`MATCHED` even where
+    it lies best.
+
+    Args:
+        anchors: Those of the detector.
+        images: With boxes.
+    """
+    assert images.boxes is not None
+    boxes = relative(images.boxes, images)
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)
+    sizes = np.unique(anchors.boxes()[:, 2:], axis=0)
+    shared = np.minimum(sides[:, None], sizes[None]).prod(axis=2)
+    union = sides.prod(axis=1)[:, None] + sizes.prod(axis=1)[None] - shared
+    reached = (shared / union).max(axis=1) >= MATCHED
+    sentences = []
+    for number in np.unique(images.boxes.classes):
+        own = images.boxes.classes == number
+        if reached[own].mean() >= 0.5:
+            continue
+        name = images.class_names[number] if images.class_names else str(number)
+        side = np.median(np.sqrt(sides[own].prod(axis=1)))
+        least, most = (float(f(np.sqrt(sizes.prod(axis=1)))) for f in (np.min, np.max))
+        sentences.append(
+            f"{name}: {100 * (1 - reached[own].mean()):.0f} % of its boxes have the size of no "
+            f"anchor; their side is {side:.2g} of the image, anchors have {least:.2g} to "
+            f"{most:.2g}; pass a recipe with other scales in [detector]"
+        )
+    return sentences
+
+
 def targets(anchors: Anchors, boxes: Any, classes: Any, count: int) -> tuple[Any, Any, Any, Any]:
     """What a detector should say of some images.
 

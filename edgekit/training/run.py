@@ -27,7 +27,7 @@ from edgekit.tasks import detection, segmentation
 from edgekit.tasks.decode import decode
 from edgekit.training import finetune, networks, recipes
 from edgekit.training import replicas as many
-from edgekit.training.detection import DetectionTrainer
+from edgekit.training.detection import DetectionTrainer, misfits
 from edgekit.training.inputs import (
     InputOptions,
     Inputs,
@@ -309,6 +309,8 @@ def _trainer(
         return kind(model, recipe, stream=training, progress=progress, **settings)
     if decoding is not None:
         assert decoding.anchors is not None
+        for sentence in misfits(decoding.anchors, training):
+            progress.say(f"warning: {sentence}")
         return DetectionTrainer(
             model, recipe, images=training, anchors=decoding.anchors, **settings
         )
