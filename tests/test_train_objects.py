@@ -469,7 +469,7 @@ def test_the_shipped_networks(name: str, task: str, metric: str, least: float) -
 
 def test_classes_that_no_anchor_has_the_size_of_are_named() -> None:
     images = scenes.scenes("test", 40)
-    fitting = Anchors((AnchorGrid(6, 6, ((0.4, 0.4), (0.3, 0.3), (0.5, 0.3))),))
+    fitting = Anchors((AnchorGrid(6, 6, ((0.4, 0.4), (0.5, 0.3), (0.5, 0.2), (0.25, 0.5))),))
     assert detection.misfits(fitting, images) == []
     tiny = Anchors((AnchorGrid(6, 6, ((0.05, 0.05),)),))
     said = detection.misfits(tiny, images)

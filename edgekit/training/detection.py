@@ -108,7 +108,7 @@ def misfits(anchors: Anchors, images: ImageSet) -> list[str]:
         sentences.append(
             f"{name}: {100 * (1 - reached[own].mean()):.0f} % of its boxes have the size of no "
             f"anchor; their side is {side:.2g} of the image, anchors have {least:.2g} to "
-            f"{most:.2g}; pass a recipe with other scales in [detector]"
+            f"{most:.2g}; pass a recipe with other scales or ratios in [detector]"
         )
     return sentences
 
