@@ -30,7 +30,7 @@ from edgekit.training import recipes
 from edgekit.training.finetune import FineTuner, start
 from edgekit.training.inputs import InputOptions, Mode, in_colour, inputs
 from edgekit.training.loop import fit
-from edgekit.training.recipes import Recipe
+from edgekit.training.recipes import Preset, Recipe
 from edgekit.training.run import _begun, _trainer
 from edgekit.training.stream import StreamTrainer
 
@@ -159,7 +159,10 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     def run(name: str, *, resume: bool = False, stop: bool = False) -> list[np.ndarray]:
         found = inputs(f"folder:{photos}", wanted)
         model = begun.build(2, dropout=0.0, seed=0)
-        made = _trainer(found, model, recipe, fine_tuned=True, prepare=begun.prepare, towers=1)
+        preset = Preset("fine", "", recipe=recipe)
+        made = _trainer(
+            found, model, preset, None, fine_tuned=True, prepare=begun.prepare, towers=1
+        )
         assert isinstance(made, StreamTrainer) == (input == "stream")
 
         def watch() -> dict[str, float]:
